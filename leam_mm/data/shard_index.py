@@ -1,0 +1,243 @@
+"""The format of a final shard folder: tar files, an index beside each, a manifest, and the Merkle root that names it.
+
+Everything here is torch-free, so that the programs in data_tools write exactly what the loader reads. Tar members follow
+the WebDataset convention (``key.extension``; all members of a sample lie together), in the plain ustar form.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from leam_mm.errors import UserError
+
+BLOCK = 512
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One line of the manifest.
+
+    Args:
+        shard: File name of the tar inside the folder.
+        sha256: Digest of the whole tar file.
+        bytes: Its size.
+        samples: How many samples it holds.
+    """
+
+    shard: str
+    sha256: str
+    bytes: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where each sample of one shard lies: keys, byte offset and size of all its members, and their digest."""
+
+    keys: list[str]
+    offset: np.ndarray
+    size: np.ndarray
+    sha256: list[str]
+
+
+def merkle_root(entries: list[ShardEntry]) -> str:
+    """Hash the shards' digests pairwise up to one root (RFC 6962: leaves and nodes carry different prefixes)."""
+    level = [hashlib.sha256(b"\x00" + bytes.fromhex(entry.sha256)).digest() for entry in entries]
+    if not level:
+        return hashlib.sha256(b"").hexdigest()
+    while len(level) > 1:
+        paired = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
+        level = paired + ([level[-1]] if len(level) % 2 else [])
+    return level[0].hex()
+
+
+def _member(name: str, content: bytes) -> bytes:
+    """One tar member, header and padding included, with nothing in it that depends on the clock or the user."""
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    header.mode = 0o644
+    return header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
+
+
+def parse_sample(raw: bytes) -> dict[str, bytes]:
+    """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
+    members: dict[str, bytes] = {}
+    position = 0
+    while position + BLOCK <= len(raw):
+        try:
+            header = tarfile.TarInfo.frombuf(raw[position : position + BLOCK], "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise UserError(
+                f"broken tar header at byte {position} of the sample: {error}; download the shard again"
+            ) from None
+        start = position + BLOCK
+        if start + header.size > len(raw):
+            raise UserError(f"member {header.name!r} is longer than its sample; download the shard again")
+        if header.isreg():
+            members[header.name.rpartition("/")[2].partition(".")[2]] = raw[start : start + header.size]
+        position = start + header.size + (-header.size % BLOCK)
+    return members
+
+
+class ShardWriter:
+    """Writes samples into numbered tar files; the folder appears under its name only when everything is in it.
+
+    Args:
+        folder: The final folder; while writing, ``folder.partial`` grows beside it.
+        samples_per_shard: Samples in each tar (the last may hold fewer).
+        resume: Keep finished shards of an interrupted run in ``folder.partial``; ask ``.finished`` how many samples they hold.
+    """
+
+    def __init__(self, folder: Path, samples_per_shard: int, resume: bool = False) -> None:
+        """Open the partial folder; see the class for the arguments."""
+        if samples_per_shard < 1:
+            raise UserError(f"samples_per_shard is {samples_per_shard}: give at least 1")
+        self.folder, self.samples_per_shard, self.resume = Path(folder), samples_per_shard, resume
+        self.partial = self.folder.with_name(self.folder.name + ".partial")
+        self.entries: list[ShardEntry] = []
+        if self.partial.exists() and resume and (self.partial / MANIFEST).exists():
+            self.entries = [
+                ShardEntry(**json.loads(line)) for line in (self.partial / MANIFEST).read_text().splitlines()
+            ]
+        elif self.partial.exists():
+            shutil.rmtree(self.partial)
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self.finished = sum(entry.samples for entry in self.entries)
+        self._rows: list[tuple[str, int, int, str]] = []
+        self._chunks = io.BytesIO()
+
+    def __enter__(self) -> "ShardWriter":
+        """Start writing."""
+        return self
+
+    def write(self, key: str, members: dict[str, bytes]) -> None:
+        """Append one sample; members are written in the given order as ``key.extension``."""
+        if not key or "/" in key or "." in key:
+            raise UserError(f"sample key {key!r} must be non-empty, without '/' and '.'")
+        raw = b"".join(_member(f"{key}.{extension}", content) for extension, content in members.items())
+        self._rows.append((key, self._chunks.tell(), len(raw), hashlib.sha256(raw).hexdigest()))
+        self._chunks.write(raw)
+        if len(self._rows) == self.samples_per_shard:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._rows:
+            return
+        name = f"{len(self.entries):05d}"
+        tar = self._chunks.getvalue() + b"\0" * (2 * BLOCK)
+        (self.partial / f"{name}.tar").write_bytes(tar)
+        keys, offset, size, digest = zip(*self._rows, strict=True)
+        table = pa.table(
+            {"key": keys, "offset": pa.array(offset, pa.int64()), "size": pa.array(size, pa.int64()), "sha256": digest}
+        )
+        pq.write_table(table, self.partial / f"{name}.index.parquet")
+        self.entries.append(ShardEntry(f"{name}.tar", hashlib.sha256(tar).hexdigest(), len(tar), len(self._rows)))
+        # The line goes in last: a shard counts as finished only when tar and index are both there.
+        temporary = self.partial / (MANIFEST + ".tmp")
+        temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in self.entries))
+        os.replace(temporary, self.partial / MANIFEST)
+        self._rows, self._chunks = [], io.BytesIO()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the last shard and give the folder its name; after an error leave nothing that looks finished."""
+        if kind is not None:
+            if not self.resume:
+                shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        self._flush()
+        if not self.entries:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            raise UserError(f"no sample was written to {self.folder}: the input holds nothing usable")
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        os.replace(self.partial, self.folder)
+
+
+class ShardFolder:
+    """A finished shard folder, opened by its manifest.
+
+    Args:
+        path: The folder that holds ``manifest.jsonl``.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Read the manifest; see the class for the arguments."""
+        self.path = Path(path)
+        manifest = self.path / MANIFEST
+        if not manifest.is_file():
+            raise UserError(
+                f"{self.path} is no shard folder: {MANIFEST} is missing; build it with data_tools/download_shards.py"
+            )
+        try:
+            self.shards = [ShardEntry(**json.loads(line)) for line in manifest.read_text().splitlines() if line.strip()]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{manifest}: a line is not a shard entry ({error}); rebuild the folder") from None
+        for entry in self.shards:
+            # Names come from a file that strangers may have written: they must stay inside the folder.
+            if Path(entry.shard).name != entry.shard or not entry.shard.endswith(".tar"):
+                raise UserError(f"{manifest}: shard name {entry.shard!r} leaves the folder; do not use this data set")
+        self.samples = sum(entry.samples for entry in self.shards)
+        if not self.samples:
+            raise UserError(f"{manifest} names no sample; rebuild the folder")
+
+    @property
+    def merkle_root(self) -> str:
+        """The name of the data set: changes with any byte of any shard."""
+        return merkle_root(self.shards)
+
+    def tar(self, number: int) -> Path:
+        """Path of one tar; says so when it is missing or cut short."""
+        path = self.path / self.shards[number].shard
+        size = path.stat().st_size if path.is_file() else -1
+        if size != self.shards[number].bytes:
+            found = "is missing" if size < 0 else f"has {size} bytes"
+            raise UserError(
+                f"{path} {found}, the manifest says {self.shards[number].bytes}: copy or build the shard again"
+            )
+        return path
+
+    def index(self, number: int) -> ShardIndex:
+        """Read the index that lies beside one tar."""
+        path = self.path / (self.shards[number].shard.removesuffix(".tar") + ".index.parquet")
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy the whole folder, index files included")
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path} is no readable parquet file ({error}); copy or build the folder again") from None
+        missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
+        if missing or table.num_rows != self.shards[number].samples:
+            raise UserError(
+                f"{path} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); build the folder again"
+            )
+        return ShardIndex(
+            table["key"].to_pylist(),
+            table["offset"].to_numpy(),
+            table["size"].to_numpy(),
+            table["sha256"].to_pylist(),
+        )
+
+
+def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Walk all samples of a shard folder in the order of the manifest."""
+    folder = ShardFolder(path)
+    for number in range(len(folder.shards)):
+        index = folder.index(number)
+        with open(folder.tar(number), "rb") as file:
+            for key, offset, size in zip(index.keys, index.offset, index.size, strict=True):
+                file.seek(int(offset))
+                yield key, parse_sample(file.read(int(size)))
