@@ -1,0 +1,60 @@
+"""What every diffusion process answers: how data becomes noise, what the network learns, and how samples flow back.
+
+Time runs from 0 (data) to 1 (noise) everywhere. Nothing here draws a random number: noise and uniform numbers are
+handed in, so that the n-th sample's randomness can be a pure function of (seed, n).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""Network with its condition bound: (x_t (B, ...), time (B,)) -> prediction (B, ...)."""
+
+
+def expand_time(value: Tensor, like: Tensor) -> Tensor:
+    """Return the (B,) values shaped (B, 1, ..., 1), so that they broadcast over `like` (B, ...)."""
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+class DiffusionProcess(ABC):
+    """A path from clean data to Gaussian noise; subclasses state it in six short methods, all on (B, ...) tensors."""
+
+    @abstractmethod
+    def time(self, uniform: Tensor) -> Tensor:
+        """Turn uniform numbers (B,) in (0, 1) into training times (B,) in [0, 1]."""
+
+    @abstractmethod
+    def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return x_t, the point of the path between `clean` and `noise` at `time` (B,)."""
+
+    @abstractmethod
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return what the network should predict at x_t."""
+
+    @abstractmethod
+    def to_clean(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
+        """Return the clean data that the prediction implies."""
+
+    @abstractmethod
+    def to_velocity(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
+        """Return dx/dt of the probability flow, which the samplers integrate from t = 1 down to t = 0."""
+
+    @abstractmethod
+    def times(self, steps: int) -> Tensor:
+        """Return the falling grid (steps + 1,) from 1 to 0 on which a sampler evaluates the velocity."""
+
+    def weight(self, time: Tensor) -> Tensor:
+        """Return the weight (B,) of each sample's error; 1 unless a process says otherwise."""
+        return time.new_ones(time.shape)
+
+    def loss_at(self, denoise: Denoise, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return the weighted mean squared error (B,) of each sample at the given times (B,)."""
+        prediction = denoise(self.corrupt(clean, noise, time), time)
+        error = prediction.float() - self.target(clean, noise, time).float()
+        return self.weight(time).float() * error.square().flatten(1).mean(1)
+
+    def loss(self, denoise: Denoise, clean: Tensor, noise: Tensor, time_uniform: Tensor) -> Tensor:
+        """Return the training loss (B,) of each sample; `time_uniform` (B,) in (0, 1) decides its time."""
+        return self.loss_at(denoise, clean, noise, self.time(time_uniform))

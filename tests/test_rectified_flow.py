@@ -1,0 +1,52 @@
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_loss_weighting_for_sd3
+
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+
+
+def test_ends_of_the_path_and_constant_velocity() -> None:
+    clean, noise = torch.randn(2, 2, 3, 4, 4)
+    flow = RectifiedFlow()
+    assert torch.equal(flow.corrupt(clean, noise, torch.zeros(2)), clean)
+    assert torch.equal(flow.corrupt(clean, noise, torch.ones(2)), noise)
+    for end in (torch.zeros(2), torch.ones(2)):
+        target = flow.target(clean, noise, end)
+        assert torch.equal(flow.to_velocity(flow.corrupt(clean, noise, end), target, end), noise - clean)
+
+
+def test_loss_equals_diffusers_sd3_recipe() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    generator = torch.Generator().manual_seed(1)
+    latent, noise = torch.randn(2, 5, 4, 8, 8, generator=generator)
+    index = torch.tensor([3, 200, 500, 800, 999])
+    sigma = scheduler.sigmas[index]
+    noisy = (1.0 - sigma.view(-1, 1, 1, 1)) * latent + sigma.view(-1, 1, 1, 1) * noise
+    prediction = torch.tanh(noisy) * 0.5
+    weighting = compute_loss_weighting_for_sd3("none", sigma.view(-1, 1, 1, 1))
+    theirs = (weighting.float() * (prediction.float() - (noise - latent).float()) ** 2).reshape(5, -1).mean(1)
+    # The uniform number that RectifiedFlow turns into sigma: shift and logit-normal undone.
+    unshifted = sigma.double() / (3 - 2 * sigma.double())
+    uniform = torch.special.ndtr(torch.logit(unshifted))
+    flow = RectifiedFlow(shift=3.0)
+    ours = flow.loss(lambda x_t, time: torch.tanh(x_t) * 0.5, latent, noise, uniform)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.4)])
+def test_time_is_logit_normal(mean: float, std: float) -> None:
+    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    logit = torch.logit(RectifiedFlow(time_mean=mean, time_std=std).time(uniform))
+    assert logit.mean().item() == pytest.approx(mean, abs=1e-3)
+    assert logit.std().item() == pytest.approx(std, abs=1e-3)
+
+
+def test_time_stays_in_range_at_extreme_numbers() -> None:
+    time = RectifiedFlow(time_std=5.0).time(torch.tensor([0.0, 1e-7, 1 - 1e-7, 1.0]))
+    assert ((time >= 0) & (time <= 1)).all()
+
+
+def test_a_spread_of_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="time_std"):
+        RectifiedFlow(time_std=0.0)
