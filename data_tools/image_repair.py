@@ -1,0 +1,158 @@
+"""Turn a stranger's bytes into an honest RGB image: decodable, upright, 8 bit, within limits, or say why not.
+
+An image that is already so keeps its bytes. Pillow decodes; 16-bit grey is scaled (img2dataset's own decoder turns it
+white), transparency is laid on white, the EXIF orientation is applied, and metadata does not survive re-encoding.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
+EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
+ORIENTATION = 0x0112
+
+
+class ImageFault(Exception):
+    """An image that is not kept: the rule, the value it looked at, the reason in words."""
+
+    def __init__(self, rule: str, value: str, reason: str) -> None:
+        """Keep rule and value for the ledger."""
+        super().__init__(reason)
+        self.rule, self.value, self.reason = rule, value, reason
+
+
+@dataclass(frozen=True)
+class ImageRule:
+    """What an image must be, and what is done to it.
+
+    Args:
+        size: Side in pixels that ``resize`` aims at.
+        resize: ``no``; ``keep_ratio`` (shorter side down to size); ``keep_ratio_largest`` (longer side down to size);
+            ``center_crop`` (exactly size x size, cut); ``border`` (exactly size x size, padded white).
+        format: ``png``, ``jpg`` or ``webp``, for images that must be encoded again.
+        max_pixels: Largest width times height that is decoded.
+        max_bytes: Largest file that is decoded.
+        min_side: Smallest side that is kept, in pixels.
+    """
+
+    size: int = 256
+    resize: str = "no"
+    format: str = "png"
+    max_pixels: int = 89_000_000
+    max_bytes: int = 50_000_000
+    min_side: int = 1
+
+
+@dataclass(frozen=True)
+class RepairedImage:
+    """The image as it will be stored, and what was done to it."""
+
+    extension: str
+    content: bytes
+    sha256: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
+    transforms: list[str]
+
+
+def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
+    """Decode, check and, where needed, mend one image.
+
+    Raises:
+        ImageFault: It is no image, is broken, or lies outside the limits.
+    """
+    if len(raw) > rule.max_bytes:
+        raise ImageFault("bytes", str(len(raw)), f"larger than {rule.max_bytes} bytes")
+    Image.MAX_IMAGE_PIXELS = None  # our own limit below comes before any pixel is decoded
+    try:
+        image = Image.open(io.BytesIO(raw), formats=DECODERS)
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile headers
+        raise ImageFault("decode", raw[:16].hex(), f"not an image we read: {_first_line(error)}") from None
+    source_format, original = str(image.format), image.size
+    pixels = original[0] * original[1]
+    if pixels > rule.max_pixels:
+        raise ImageFault("pixels", str(pixels), f"more than {rule.max_pixels} pixels")
+    if min(original) < rule.min_side:
+        raise ImageFault("side", str(min(original)), f"a side shorter than {rule.min_side} pixels")
+    try:
+        upright, transforms = _decode(image, raw)
+    except Exception as error:  # the same for broken bodies
+        raise ImageFault("decode", source_format, f"broken image: {_first_line(error)}") from None
+    resized = resize_image(upright, rule)
+    if resized is not upright:
+        transforms.append(f"resize:{rule.resize}:{rule.size}")
+    content, extension = raw, EXTENSIONS.get(source_format, "")
+    if transforms or not extension:
+        extension = rule.format
+        content = encode_image(resized, extension)
+        transforms.append(f"encode:{extension}")
+    return RepairedImage(extension, content, hashlib.sha256(raw).hexdigest(), *resized.size, *original, transforms)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
+def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
+    """All pixels in RGB, upright; and the names of the steps that changed them."""
+    transforms: list[str] = []
+    if getattr(image, "n_frames", 1) > 1:
+        transforms.append("first_frame")
+    image.load()
+    orientation = image.getexif().get(ORIENTATION, 1)
+    deep = image.format == "PNG" and len(raw) > 24 and raw[24] == 16  # bit depth in the IHDR chunk
+    if image.mode.startswith("I"):
+        value = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.clip(np.rint(value / 257), 0, 255).astype(np.uint8), "L")
+    if deep:
+        transforms.append("depth:16")
+    if image.has_transparency_data:
+        cover = image.convert("RGBA")
+        white = Image.new("RGBA", cover.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, cover).convert("RGB")
+        transforms.append("flatten")
+    elif image.mode != "RGB":
+        transforms.append(f"rgb:{image.mode}")
+        image = image.convert("RGB")
+    if orientation in range(2, 9):
+        image.getexif()[ORIENTATION] = orientation
+        image = ImageOps.exif_transpose(image)
+        transforms.append(f"orientation:{orientation}")
+    return image, transforms
+
+
+def resize_image(image: Image.Image, rule: ImageRule) -> Image.Image:
+    """Resize as the rule says; the very same object comes back when nothing is to be done."""
+    width, height = image.size
+    side, target = rule.size, (rule.size, rule.size)
+    if rule.resize == "no" or (rule.resize in ("center_crop", "border") and image.size == target):
+        return image
+    if rule.resize == "center_crop":
+        return ImageOps.fit(image, target, Image.Resampling.LANCZOS)
+    if rule.resize == "border":
+        return ImageOps.pad(image, target, Image.Resampling.LANCZOS, color=(255, 255, 255))
+    reference = min(width, height) if rule.resize == "keep_ratio" else max(width, height)
+    if reference <= side:
+        return image
+    smaller = (max(1, round(width * side / reference)), max(1, round(height * side / reference)))
+    return image.resize(smaller, Image.Resampling.LANCZOS)
+
+
+def encode_image(image: Image.Image, extension: str) -> bytes:
+    """Encode without any metadata; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    clean = Image.frombytes("RGB", image.size, image.tobytes())
+    if extension == "jpg":
+        clean.save(buffer, "JPEG", quality=95)
+    elif extension == "webp":
+        clean.save(buffer, "WEBP", quality=95)
+    else:
+        clean.save(buffer, "PNG")
+    return buffer.getvalue()

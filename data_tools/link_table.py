@@ -1,0 +1,192 @@
+"""Tables of image links: read them, check their columns, and decide which addresses may be asked for at all.
+
+A link may be refused before anything is fetched (its scheme, its host, an empty caption) and again when it is fetched,
+because names resolve and servers redirect; both places ask the same ``address_fault``.
+"""
+
+import hashlib
+import ipaddress
+import json
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from leam_mm.errors import UserError
+
+REQUIRED = ("url", "caption")
+OPTIONAL = ("captions", "licence", "legal_basis", "page_url", "attribution", "metadata", "consent", "language")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
+
+
+class LinkRefused(Exception):
+    """A row that must not be fetched: the rule that says so, the value it looked at, and the reason in words."""
+
+    def __init__(self, rule: str, value: str, reason: str) -> None:
+        """Keep rule and value for the ledger."""
+        super().__init__(reason)
+        self.rule, self.value, self.reason = rule, value, reason
+
+
+def read_links(path: Path) -> pa.Table:
+    """Read a parquet, csv or jsonl table; all columns come back as strings, unknown columns are left out.
+
+    Raises:
+        UserError: The file is missing, unreadable, empty, or lacks ``url`` or ``caption``.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give --table a parquet, csv or jsonl file of links")
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+        elif path.suffix == ".csv":
+            names = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())
+            parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+            options = pyarrow.csv.ConvertOptions(column_types=names)
+            table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
+        elif path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise ValueError("a line is not a JSON object")
+            present = [name for name in (*REQUIRED, *OPTIONAL) if any(name in row for row in rows)]
+            table = pa.table({name: [_text(row.get(name)) for row in rows] for name in present})
+        else:
+            raise UserError(f"{path}: the ending {path.suffix!r} is not known; use .parquet, .csv or .jsonl")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again") from None
+    for name in REQUIRED:
+        if name not in table.column_names:
+            found = ", ".join(table.column_names[:12])
+            raise UserError(f"{path} has no column {name!r} (found: {found}); rename or add that column")
+    if not table.num_rows:
+        raise UserError(f"{path} holds no row; give a table with at least one link")
+    table = table.select([name for name in (*REQUIRED, *OPTIONAL) if name in table.column_names])
+    try:
+        return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: a column is not text ({error}); store url, captions and metadata as strings") from None
+
+
+def _text(value: object) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def folder_links(folder: Path) -> pa.Table:
+    """Make a table of links from a folder: each image with the caption in the ``.txt`` file beside it.
+
+    A ``captions.parquet``, ``.csv`` or ``.jsonl`` in the folder is used instead; its ``url`` holds the file names.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: give --folder a folder of images")
+    for name in ("captions.parquet", "captions.csv", "captions.jsonl"):
+        if (folder / name).is_file():
+            table = read_links(folder / name)
+            names = [value if ":" in (value or ":") else "file:" + quote(value) for value in table["url"].to_pylist()]
+            return table.set_column(table.column_names.index("url"), "url", pa.array(names, pa.string()))
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    captions = {path: path.with_suffix(".txt") for path in images}
+    missing = [path for path in images if not captions[path].is_file()]
+    if not images:
+        raise UserError(f"{folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give another --folder")
+    if missing:
+        raise UserError(
+            f"{missing[0]} has no caption file {captions[missing[0]].name} beside it ({len(missing)} of {len(images)} "
+            "images lack one); write the captions, or use --table"
+        )
+    root = folder.resolve()
+    for path in images:
+        if not path.resolve().is_relative_to(root):
+            raise UserError(f"{path} is a link that leads out of {folder}; copy the image instead")
+    return pa.table(
+        {
+            "url": ["file:" + quote(path.relative_to(folder).as_posix()) for path in images],
+            "caption": [captions[path].read_text("utf-8").strip() for path in images],
+        }
+    )
+
+
+def address_fault(address: str) -> str | None:
+    """Say why an IP address is not one of the public internet, or nothing when it is one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
+        ip = inner or ip
+    if ip.is_loopback:
+        return f"{address} is a loopback address"
+    if ip.is_link_local:
+        return f"{address} is a link-local address"
+    if ip.is_multicast or not ip.is_global:
+        return f"{address} is a private address"
+    return None
+
+
+def check_link(url: str | None, base: Path, allow_file: bool, allow_private: list[str]) -> tuple[str, str, str]:
+    """Decide whether a link may be fetched.
+
+    Args:
+        url: The link as it stands in the table. ``file:name`` without slashes is relative to ``base``.
+        base: Folder of the table, from which relative files count.
+        allow_file: Whether files of this machine may be read.
+        allow_private: Hosts that are trusted although their addresses are not public.
+
+    Returns:
+        The address to fetch (ASCII), the address to publish (files inside ``base`` lose the path of this machine), and
+        the domain ("" for files).
+
+    Raises:
+        LinkRefused: With the rule, the value and the reason.
+    """
+    try:
+        parts = urlsplit((url or "").strip())
+        host, port = (parts.hostname or ""), parts.port
+    except ValueError as error:
+        raise LinkRefused("url", str(url), f"not a valid address: {error}") from None
+    if parts.scheme == "file":
+        if not allow_file:
+            raise LinkRefused("scheme", "file", "files are read only with --allow-file")
+        if host not in ("", "localhost"):
+            raise LinkRefused("host", host, "a file address with another machine's name")
+        path = (base / unquote(parts.path)).resolve()
+        inside = path.is_relative_to(base.resolve())
+        if not inside and not parts.path.startswith("/"):
+            raise LinkRefused("path", parts.path, "a relative file address that leads out of the table's folder")
+        public = quote(path.relative_to(base.resolve()).as_posix() if inside else path.name)
+        return path.as_uri(), "file:" + public, ""
+    if parts.scheme not in ("http", "https"):
+        raise LinkRefused("scheme", parts.scheme, "only http and https are fetched")
+    if not host:
+        raise LinkRefused("host", "", "the address names no host")
+    if parts.username or parts.password:
+        raise LinkRefused("host", host, "the address carries a user name or password")
+    try:
+        host = host.encode("idna").decode() if not host.isascii() else host
+    except UnicodeError as error:
+        raise LinkRefused("host", host, f"not a valid host name: {error}") from None
+    if host not in allow_private:
+        if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
+            raise LinkRefused("private_address", host, "a name of a private network; see --allow-private")
+        try:
+            fault = address_fault(host)
+        except ValueError:
+            fault = None  # a name: its addresses are checked when the connection is made
+        if fault:
+            raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
+    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
+    fetch = urlunsplit((parts.scheme, netloc, quote(parts.path, URL_SAFE), quote(parts.query, URL_SAFE), ""))
+    return fetch, (url or "").strip(), host
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 over all values of a table of strings, independent of the file format it came from."""
+    digest = hashlib.sha256()
+    for name in sorted(table.column_names):
+        digest.update(name.encode() + b"\0")
+        for value in table[name].to_pylist():
+            raw = b"" if value is None else value.encode("utf-8", "surrogatepass")
+            digest.update(b"-" if value is None else len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()
