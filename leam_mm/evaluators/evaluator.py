@@ -1,4 +1,4 @@
-"""What an evaluation is: a base class, the context it runs in, the number it returns, and the two kinds of interval used.
+"""What an evaluation is: a base class, the context it runs in, the number it returns, and the two kinds of interval.
 
 A number comes with its interval, its unit and how many samples it rests on; a number that was not measured is None.
 """

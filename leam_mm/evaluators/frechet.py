@@ -1,0 +1,198 @@
+"""Distances between two sets of features: Fréchet, kernel (KID), precision and recall. Pure maths in float64.
+
+Fréchet distance (Heusel et al. 1706.08500, eq. 6), kernel distance (Bińkowski et al. 1801.01401, section 4), improved
+precision and recall (Kynkäänniemi et al. 1904.06991, eq. 1 and 2). tr sqrt(S1 S2) is computed as the nuclear norm of
+F1' F2 with S = F F': real, never negative, and exact where there are fewer samples than features, unlike a matrix root.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureMoments:
+    """Count, mean and centred second moment of features; merges in any order and grouping (Chan et al. 1979).
+
+    Args:
+        count: Number of samples.
+        mean: (D,) float64.
+        moment: (D, D) float64, sum of the outer products of the centred samples.
+    """
+
+    count: int
+    mean: Tensor
+    moment: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "FeatureMoments":
+        """Moments of (B, D) features, B >= 1."""
+        features = features.double()
+        mean = features.mean(dim=0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: "FeatureMoments") -> "FeatureMoments":
+        """Moments of both sets together."""
+        count = self.count + other.count
+        step = other.mean - self.mean
+        mean = self.mean + step * (other.count / count)
+        moment = self.moment + other.moment + torch.outer(step, step) * (self.count * other.count / count)
+        return FeatureMoments(count, mean, moment)
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D) unbiased covariance; needs two samples."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two samples, there is {self.count}")
+        return self.moment / (self.count - 1)
+
+    def factor(self) -> Tensor:
+        """(D, R) matrix F with F F' = covariance."""
+        value, vector = torch.linalg.eigh(self.covariance)
+        # Eigenvalues that are round-off would enter under a square root and come out 1e8 times larger.
+        value = torch.where(value > value[-1] * len(value) * torch.finfo(value.dtype).eps, value, 0.0)
+        return vector * value.sqrt()
+
+
+def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
+    """Squared Fréchet distance of the Gaussians with these moments; biased upwards by about 1 / count.
+
+    Args:
+        first: Moments of one set, two samples at least.
+        second: Moments of the other.
+    """
+    return _distance(first.mean, first.factor(), second.mean, second.factor())
+
+
+def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
+    """Squared Fréchet distance of two feature sets (B, D); exact also where there are fewer samples than features."""
+    first, second = first.double(), second.double()
+    return _distance(first.mean(dim=0), _sample_factor(first), second.mean(dim=0), _sample_factor(second))
+
+
+def _sample_factor(features: Tensor) -> Tensor:
+    count, size = features.shape
+    if count < 2:
+        raise ValueError(f"a covariance needs two samples, there is {count}")
+    if count > size:
+        return FeatureMoments.of(features).factor()
+    return (features - features.mean(dim=0)).T / (count - 1) ** 0.5
+
+
+def _distance(mean1: Tensor, factor1: Tensor, mean2: Tensor, factor2: Tensor) -> float:
+    root = torch.linalg.svdvals(factor1.T @ factor2).sum()
+    value = (mean1 - mean2).square().sum() + factor1.square().sum() + factor2.square().sum() - 2 * root
+    return max(0.0, float(value))
+
+
+def kernel_distance(
+    first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> float:
+    """Kernel distance: unbiased squared MMD with the kernel (x'y / D + 1)^3, mean over random subsets.
+
+    Args:
+        first: (B, D) features.
+        second: (B', D) features.
+        subsets: Number of subsets.
+        subset_size: Samples in each, at most as many as there are.
+        seed: Of the choice; the generator and its order of draws are torch-fidelity's, so equal seeds choose alike.
+
+    Returns:
+        The distance; it may be a little below 0, since it is unbiased.
+    """
+    size = min(subset_size, len(first), len(second))
+    if size < 2:
+        raise ValueError(f"a kernel distance needs two samples, there are {size}")
+    chosen = numpy.random.RandomState(seed)
+    values = []
+    for _ in range(subsets):
+        rows1 = chosen.choice(len(first), size, replace=False)
+        rows2 = chosen.choice(len(second), size, replace=False)
+        values.append(polynomial_mmd(first[rows1], second[rows2]))
+    return float(numpy.mean(values))
+
+
+def polynomial_mmd(first: Tensor, second: Tensor) -> float:
+    """Unbiased squared MMD of (B, D) and (B', D) features with the kernel (x'y / D + 1)^3 (eq. 4 of 1801.01401)."""
+    first, second = first.double(), second.double()
+    size = first.shape[1]
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / size + 1) ** 3
+
+    within = [
+        (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1)) for k in (kernel(first, first), kernel(second, second))
+    ]
+    return float(within[0] + within[1] - 2 * kernel(first, second).mean())
+
+
+def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3, chunk: int = 1024) -> tuple[float, float]:
+    """Share of generated samples near the real ones, and of real samples near the generated ones.
+
+    Near means inside the ball of one of the other set's samples, whose radius is the distance to its k-th neighbour.
+
+    Args:
+        real: (B, D) features.
+        generated: (B', D) features.
+        neighbours: k; each set needs more than k samples.
+        chunk: Rows of the distance matrix held at once.
+
+    Returns:
+        Precision and recall, in [0, 1].
+    """
+    if min(len(real), len(generated)) <= neighbours:
+        raise ValueError(f"precision needs more than {neighbours} samples, there are {len(real)} and {len(generated)}")
+    real, generated = real.double(), generated.double()
+    return _covered(generated, real, neighbours, chunk), _covered(real, generated, neighbours, chunk)
+
+
+def _covered(query: Tensor, centre: Tensor, neighbours: int, chunk: int) -> float:
+    # Distance zero to itself is the smallest, so the (k + 1)-th smallest is the k-th neighbour. The exact form, not the
+    # one by matrix product: duplicates must have distance zero.
+    radius = torch.cat([_distances(part, centre).kthvalue(neighbours + 1).values for part in centre.split(chunk)])
+    inside = [(_distances(part, centre) <= radius).any(dim=1) for part in query.split(chunk)]
+    return float(torch.cat(inside).double().mean())
+
+
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def half_sample_interval(
+    first: Tensor,
+    second: Tensor,
+    statistic: Callable[[Tensor, Tensor], float],
+    value: float,
+    seed: int = 0,
+    repeats: int = 20,
+) -> tuple[float, float]:
+    """Interval of a distance from random halves of both sets (delete-half jackknife, Shao and Wu 1989).
+
+    Halves spread as much as the whole would over new data; their common shift, the bias of a smaller sample, is taken
+    out. A bootstrap would draw samples twice, and a duplicate is its own nearest neighbour and its own kernel.
+
+    Args:
+        first: (B, D) features.
+        second: (B', D) features.
+        statistic: Function of two such sets.
+        value: The statistic of the whole sets, which the interval is put around.
+        seed: Of the draws.
+        repeats: Number of draws, two at least.
+
+    Returns:
+        Ends of a 95 % interval (normal form: few draws do not give percentiles).
+    """
+    if repeats < 2:
+        raise ValueError(f"half_sample_interval: repeats is {repeats}, needs two at least")
+    generator = torch.Generator().manual_seed(seed)
+    draws = []
+    for _ in range(repeats):
+        half1 = torch.randperm(len(first), generator=generator)[: len(first) // 2]
+        half2 = torch.randperm(len(second), generator=generator)[: len(second) // 2]
+        draws.append(statistic(first[half1], second[half2]))
+    half_width = 1.96 * float(numpy.std(draws, ddof=1))
+    return value - half_width, value + half_width

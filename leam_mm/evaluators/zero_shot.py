@@ -1,0 +1,206 @@
+"""Zero-shot classification in many languages (Radford et al. 2103.00020, section 3.1.4: averaged prompts).
+
+- class_path: leam_mm.evaluators.zero_shot.ZeroShot
+  init_args: {name: scenes, shards: runs/quickstart/shards/test, classes: runs/quickstart/scenes/classes.json}
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, read_pictures
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.language_summary import language_metrics
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class LanguageClasses:
+    """The classes of one language.
+
+    Args:
+        prompts: For each class of the file, its texts; empty where the language has no name for it.
+        group: (C,) classes with equal numbers are right for one another: names that mean both, or are spelled alike.
+    """
+
+    prompts: list[list[str]]
+    group: list[int]
+
+
+class ZeroShot(Evaluator):
+    """Classify the pictures of a shard folder by the class names of each language.
+
+    Ties count against the encoder: a class is right within the top k if fewer than k wrong classes score at least as
+    high. Classes that a language spells alike, or lists as ambiguous, are right for one another. A picture whose class
+    has no name in a language is not measured in that language; mean and min compare all languages over the classes that
+    every one of them names, so that no language has fewer alternatives to choose from.
+
+    Args:
+        shards: Final shard folder; samples whose metadata has a `class_id` of the class file are used.
+        classes: Class file with templates and names in each language.
+        languages: Codes to measure; None takes all of the class file.
+        limit: At most so many samples, spread evenly over the folder; None takes all.
+        batch_size: Pictures or texts in one forward pass.
+        name: Start of the metrics' names.
+    """
+
+    def __init__(
+        self,
+        shards: Path,
+        classes: Path,
+        languages: list[str] | None = None,
+        limit: int | None = None,
+        batch_size: int = 256,
+        name: str = "zero_shot",
+    ) -> None:
+        """Keep the settings; nothing is opened before `run`."""
+        self.shards, self.classes, self.languages = Path(shards), Path(classes), languages
+        self.limit, self.batch_size, self.name = limit, batch_size, name
+
+    @torch.inference_mode()
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Measure top-1 and top-5 in each language."""
+        class_ids, languages = read_classes(self.classes, self.languages)
+        place = {class_id: number for number, class_id in enumerate(class_ids)}
+        pictures = self._pictures(place)
+        target = torch.tensor([place[str(picture.class_id)] for picture in pictures])
+        module = context.require_clip()
+        image = embed_images(module, pictures, self.batch_size, context.device)
+        named = torch.tensor([[bool(texts) for texts in entry.prompts] for entry in languages.values()])
+        common = named.all(dim=0)
+        rank, paired, slices = [], [], {}
+        for code, known in zip(languages, named, strict=True):
+            text = self._class_embedding(module, languages[code], context.device)
+            group = torch.tensor(languages[code].group)
+            ranks, predicted = rank_of_target(image, text, target, group, known)
+            rank.append(ranks)
+            same = bool(torch.equal(known, common))
+            paired.append(ranks if same else rank_of_target(image, text, target, group, common)[0])
+            slices[code] = {"confusions": confusions(target, predicted, ranks, class_ids), "classes": int(known.sum())}
+        metrics = []
+        for top in (1, 5):
+            if len(class_ids) > top:
+                note = f"chance {top / len(class_ids):.2%} with {len(class_ids)} classes"
+                if not bool(named.all()):
+                    note += f"; languages are compared over the {int(common.sum())} classes that all of them name"
+                hits, compared = (_hits(torch.stack(ranks, dim=1), top) for ranks in (rank, paired))
+                metrics += language_metrics(
+                    f"{self.name}/top{top}", hits, list(languages), note, compared, slices if top == 1 else None
+                )
+        return metrics
+
+    def _pictures(self, place: dict[str, int]) -> list[Picture]:
+        pictures = list(read_pictures(self.shards, self.limit, lambda picture: picture.class_id in place))
+        if not pictures:
+            raise UserError(f"{self.shards}: no sample has a metadata.class_id that {self.classes} lists")
+        return pictures
+
+    def _class_embedding(self, module: Any, entry: LanguageClasses, device: torch.device) -> Tensor:
+        """(C, D): for each class the normalised mean over its texts' normalised embeddings; zero where it has none."""
+        texts = [text for prompts in entry.prompts for text in prompts]
+        owner = torch.tensor([number for number, prompts in enumerate(entry.prompts) for _ in prompts])
+        if not texts:
+            raise UserError(
+                f"{self.classes}: one of the languages names no class at all; leave it out with `languages`"
+            )
+        embedding = embed_texts(module, texts, self.batch_size, device).double()
+        total = torch.zeros(len(entry.prompts), embedding.shape[1], dtype=torch.float64).index_add_(0, owner, embedding)
+        return torch.nn.functional.normalize(total, dim=-1).float()
+
+
+def read_classes(path: Path, languages: list[str] | None) -> tuple[list[str], dict[str, LanguageClasses]]:
+    """Read a class file.
+
+    Args:
+        path: JSON with `classes` and `languages` (templates, names, and optionally ambiguous: lists of class ids).
+        languages: Codes to take; None takes all.
+
+    Returns:
+        The class ids, and for each language its texts and groups.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        class_ids = [str(class_id) for class_id in content["classes"]]
+        found = content["languages"]
+        missing = sorted(set(languages or []) - set(found))
+        if missing:
+            raise UserError(f"{path}: has no language {', '.join(missing)}; it has {', '.join(sorted(found))}")
+        return class_ids, {code: _language(class_ids, found[code]) for code in (languages or sorted(found))}
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); write it with the program that made the links"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: is no class file ({type(error).__name__}: {error}); write it again") from None
+
+
+def _language(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
+    names = [[str(name) for name in entry["names"].get(class_id) or []] for class_id in class_ids]
+    # format() would let a name or a template reach attributes; replacing braces cannot.
+    prompts = [[t.replace("{}", name) for name in own for t in entry.get("templates") or ["{}"]] for own in names]
+    parent = list(range(len(class_ids)))
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    place = {class_id: number for number, class_id in enumerate(class_ids)}
+    spelled: dict[frozenset[str], list[int]] = {}
+    for number, own in enumerate(names):
+        if own:
+            spelled.setdefault(frozenset(name.casefold() for name in own), []).append(number)
+    ambiguous = [[place[str(c)] for c in group if str(c) in place] for group in entry.get("ambiguous") or []]
+    for group in [*ambiguous, *spelled.values()]:
+        for number in group[1:]:
+            parent[root(number)] = root(group[0])
+    return LanguageClasses(prompts, [root(number) for number in range(len(class_ids))])
+
+
+def rank_of_target(image: Tensor, text: Tensor, target: Tensor, group: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of the right class, ties against it.
+
+    Args:
+        image: (B, D) embeddings.
+        text: (C, D) class embeddings.
+        target: (B,) right class.
+        group: (C,) classes of equal number are right for one another.
+        known: (C,) classes that may be chosen.
+
+    Returns:
+        (B,) number of wrong classes that score at least as high as the best right one, -1 where the target is not
+        known; and (B,) the class chosen.
+    """
+    ranks, predicted = [], []
+    for start in range(0, len(image), CHUNK):
+        score = (image[start : start + CHUNK] @ text.T).masked_fill(~known, -torch.inf)
+        own = target[start : start + CHUNK]
+        right = (group[own][:, None] == group[None, :]) & known
+        best = score.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        rank = ((score >= best) & ~right & known).sum(dim=1)
+        ranks.append(torch.where(known[own], rank, -1))
+        wrong = score.masked_fill(right, -torch.inf).argmax(dim=1)
+        predicted.append(torch.where(rank > 0, wrong, score.masked_fill(~right, -torch.inf).argmax(dim=1)))
+    return torch.cat(ranks), torch.cat(predicted)
+
+
+def confusions(target: Tensor, predicted: Tensor, rank: Tensor, class_ids: list[str], most: int = 10) -> list[dict]:
+    """The most frequent mistakes: right class, class chosen instead, and how often."""
+    wrong = (rank > 0).tolist()
+    pairs = Counter(
+        (t, p) for t, p, mistaken in zip(target.tolist(), predicted.tolist(), wrong, strict=True) if mistaken
+    )
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]
+    return [{"true": class_ids[t], "predicted": class_ids[p], "count": count} for (t, p), count in ordered]
+
+
+def _hits(rank: Tensor, top: int) -> numpy.ndarray:
+    return torch.where(rank < 0, torch.nan, (rank < top).double()).numpy()
