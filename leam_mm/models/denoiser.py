@@ -1,0 +1,199 @@
+"""The one door to diffusers' denoisers.
+
+All take (latent, time, caption_state, caption_mask); their weights keep diffusers' names.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import PRXTransformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+from leam_mm.errors import UserError
+
+UNET_TIME_FACTOR = 1000  # U-Nets of diffusers embed training steps; so does every scheduler in a released pipeline
+KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
+
+
+class Denoiser(nn.Module, ABC):
+    """A network that looks at noisy latents and captions and predicts what its diffusion process asks for.
+
+    Args:
+        model: diffusers' own object, whose weights and config are what gets released.
+        in_channels: C of the latents.
+        context_dim: D of the caption states.
+        patch_size: The latents' height and width must be multiples of it.
+    """
+
+    model: Any  # PRXTransformer2DModel | UNet2DConditionModel, whose methods diffusers hides from type checkers
+
+    def __init__(self, model: nn.Module, in_channels: int, context_dim: int, patch_size: int) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.model = model
+        self.in_channels = in_channels
+        self.context_dim = context_dim
+        self.patch_size = patch_size
+
+    @abstractmethod
+    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
+        """Predict.
+
+        Args:
+            latent: (B, C, h, w), noisy.
+            time: (B,) in [0, 1], 0 data, 1 noise.
+            caption_state: (B, L, D).
+            caption_mask: (B, L) bool, True at real tokens; what stands at the others has no influence.
+
+        Returns:
+            (B, C, h, w).
+        """
+
+
+class PRXDenoiser(Denoiser):
+    """Photoroom's PRX transformer: image tokens attend to themselves and the caption; rotary positions, any resolution.
+
+    The output layer starts at zero, as in DiT (section 3.2 of 2212.09748); diffusers leaves it random.
+
+    Args:
+        in_channels: C of the latents.
+        context_dim: D of the caption states.
+        hidden_size: E, a multiple of num_heads.
+        depth: Number of blocks.
+        num_heads: K.
+        patch_size: Latent positions per side of a token.
+        mlp_ratio: Hidden width of the feed-forward part over E.
+        axes_dim: Channels of a head that carry the row and the column; even, their sum is E / K. None halves.
+        gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        context_dim: int,
+        hidden_size: int = 256,
+        depth: int = 6,
+        num_heads: int = 4,
+        patch_size: int = 2,
+        mlp_ratio: float = 3.5,
+        axes_dim: list[int] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """See the class for the arguments."""
+        head_size = hidden_size // num_heads
+        axes = axes_dim if axes_dim is not None else [head_size // 2, head_size - head_size // 2]
+        if hidden_size % num_heads or sum(axes) != head_size or any(size % 2 for size in axes):
+            raise UserError(
+                f"PRXDenoiser: hidden_size {hidden_size} over num_heads {num_heads} gives heads of {head_size} "
+                f"channels and axes_dim {axes}: choose a multiple, with two even axes_dim that sum up to it"
+            )
+        model: Any = PRXTransformer2DModel(
+            in_channels=in_channels,
+            patch_size=patch_size,
+            context_in_dim=context_dim,
+            hidden_size=hidden_size,
+            mlp_ratio=mlp_ratio,
+            num_heads=num_heads,
+            depth=depth,
+            axes_dim=axes,
+        )
+        modulation = model.final_layer.adaLN_modulation[-1]
+        for layer in (model.final_layer.linear, modulation):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        super().__init__(model, in_channels, context_dim, patch_size)
+
+    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
+        """Predict; see Denoiser for the shapes."""
+        _check_latent(latent, self.patch_size)
+        return self.model(
+            hidden_states=latent,
+            timestep=time,
+            encoder_hidden_states=caption_state,
+            attention_mask=caption_mask,
+            return_dict=False,
+        )[0]
+
+
+class UNetDenoiser(Denoiser):
+    """The convolutional network of latent diffusion (2112.10752) with attention to the caption, the baseline.
+
+    The output layer starts at zero, as in DDPM's code; diffusers leaves it random.
+
+    Args:
+        in_channels: C of the latents.
+        context_dim: D of the caption states.
+        block_channels: Channels at each resolution, from fine to coarse; the latents halve between them.
+        layers_per_block: Residual blocks at each resolution.
+        num_heads: K, the same everywhere (diffusers' config calls it attention_head_dim).
+        attention: At which resolutions the network attends; None attends at all.
+        norm_groups: Groups of the group norms; each entry of block_channels is a multiple.
+        gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        context_dim: int,
+        block_channels: list[int],
+        layers_per_block: int = 1,
+        num_heads: int = 4,
+        attention: list[bool] | None = None,
+        norm_groups: int = 32,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        """See the class for the arguments."""
+        attends = attention if attention is not None else [True] * len(block_channels)
+        if len(attends) != len(block_channels):
+            raise UserError(
+                f"UNetDenoiser: attention has {len(attends)} entries, block_channels {len(block_channels)}: "
+                "give as many"
+            )
+        if any(channels % norm_groups or channels % num_heads for channels in block_channels):
+            raise UserError(
+                f"UNetDenoiser: each of block_channels {block_channels} must be a multiple of norm_groups "
+                f"{norm_groups} and of num_heads {num_heads}"
+            )
+        model: Any = UNet2DConditionModel(
+            in_channels=in_channels,
+            out_channels=in_channels,
+            down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+            up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+            block_out_channels=tuple(block_channels),
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_groups,
+            cross_attention_dim=context_dim,
+            attention_head_dim=num_heads,
+        )
+        nn.init.zeros_(model.conv_out.weight)
+        nn.init.zeros_(model.conv_out.bias)
+        if gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        super().__init__(model, in_channels, context_dim, patch_size=1)
+
+    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
+        """Predict; see Denoiser for the shapes."""
+        missing = -caption_state.shape[1] % KEY_ALIGNMENT
+        if torch.is_autocast_enabled(latent.device.type):
+            # The model derives the mask's type from the latent's; kernels want it to be that of the autocast keys.
+            latent = latent.to(torch.get_autocast_dtype(latent.device.type))
+        return self.model(
+            latent,
+            time * UNET_TIME_FACTOR,
+            encoder_hidden_states=F.pad(caption_state, (0, 0, 0, missing)),
+            encoder_attention_mask=F.pad(caption_mask, (0, missing)),
+            return_dict=False,
+        )[0]
+
+
+def _check_latent(latent: Tensor, patch_size: int) -> None:
+    height, width = latent.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise UserError(
+            f"latents of {height} x {width} do not divide into patches of {patch_size}: "
+            "set the denoiser's patch_size to a divisor"
+        )

@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from leam_mm.errors import UserError
+from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+
+CASES = ["prx", "unet"]
+
+
+def build(kind: str, **changes: object) -> Denoiser:
+    torch.manual_seed(0)
+    if kind == "prx":
+        return PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, **changes)  # type: ignore[arg-type]
+    return UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8, **changes)  # type: ignore[arg-type]
+
+
+def wake(denoiser: Denoiser) -> Denoiser:
+    """Give the layers that start at zero some weights, so that everything has an influence."""
+    for value in denoiser.parameters():
+        if not value.any():
+            nn.init.normal_(value, std=0.1)
+    return denoiser.eval()
+
+
+def inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    latent = torch.randn(batch, 4, size, size, generator=generator)
+    mask = torch.arange(length) < torch.tensor([2, 6, 4])[:batch, None]
+    return latent, torch.tensor([0.1, 0.5, 1.0])[:batch], torch.randn(batch, length, 12, generator=generator), mask
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("size", [4, 8])
+def test_starts_at_zero_and_keeps_the_shape(kind: str, size: int) -> None:
+    latent, time, state, mask = inputs(size)
+    prediction = build(kind)(latent, time, state, mask)
+    assert torch.equal(prediction, torch.zeros_like(latent))
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_padding_has_no_influence_and_captions_and_time_have(kind: str) -> None:
+    denoiser = wake(build(kind))
+    latent, time, state, mask = inputs()
+    with torch.no_grad():
+        first = denoiser(latent, time, state, mask)
+        torch.testing.assert_close(denoiser(latent, time, state.masked_fill(~mask[..., None], 7.0), mask), first)
+        longer = denoiser(latent, time, nn.functional.pad(state, (0, 0, 0, 5)), nn.functional.pad(mask, (0, 5)))
+        torch.testing.assert_close(longer, first)
+        assert not torch.allclose(denoiser(latent, time, state + 1, mask), first)
+        assert not torch.allclose(denoiser(latent, time / 2, state, mask), first)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_samples_do_not_see_each_other(kind: str) -> None:
+    denoiser = wake(build(kind))
+    parts = inputs()
+    with torch.no_grad():
+        together = denoiser(*parts)
+        alone = torch.cat([denoiser(*(part[i : i + 1] for part in parts)) for i in range(3)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
+    latent, time, state, mask = inputs(length=8)
+    prx, unet = wake(build("prx")), wake(build("unet"))
+    with torch.no_grad():
+        theirs = prx.model(latent, timestep=time, encoder_hidden_states=state, attention_mask=mask).sample
+        assert torch.equal(prx(latent, time, state, mask), theirs)
+        theirs = unet.model(latent, time * 1000, encoder_hidden_states=state, encoder_attention_mask=mask).sample
+        assert torch.equal(unet(latent, time, state, mask), theirs)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
+    parts = inputs(size=4)
+    slopes = []
+    for checkpointing in (False, True):
+        denoiser = wake(build(kind, gradient_checkpointing=checkpointing)).train()
+        denoiser(*parts).square().sum().backward()
+        slopes.append([value.grad for value in denoiser.parameters() if value.grad is not None])
+    assert len(slopes[0]) == len(slopes[1]) > 10
+    for plain, recomputed in zip(*slopes, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_half_precision_autocast_runs(kind: str) -> None:
+    denoiser = wake(build(kind))
+    parts = inputs(size=4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        half = denoiser(*parts)
+    with torch.no_grad():
+        torch.testing.assert_close(half.float(), denoiser(*parts), rtol=0.1, atol=0.1)
+
+
+def test_sizes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(UserError, match="axes_dim"):
+        PRXDenoiser(4, 12, hidden_size=32, depth=1, num_heads=2, axes_dim=[8, 6])
+    with pytest.raises(UserError, match="norm_groups 32"):
+        UNetDenoiser(4, 12, block_channels=[16, 32])
+    with pytest.raises(UserError, match="attention has 1"):
+        UNetDenoiser(4, 12, block_channels=[32, 32], attention=[True])
+    latent, time, state, mask = inputs(size=5)
+    with pytest.raises(UserError, match="5 x 5"):
+        build("prx")(latent, time, state, mask)
