@@ -1,0 +1,116 @@
+"""Checkpoints that rebuild themselves: the resolved config is inside, and weights_only loading suffices."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+
+from leam_mm.errors import UserError
+
+EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
+Module = TypeVar("Module", bound=LightningModule)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it, so that a kill leaves the old one whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write to ``path.tmp``, flush to the disk, rename."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """A checkpoint file from its own path or from a run folder that holds ``checkpoints/last.ckpt``."""
+    path = Path(path)
+    for candidate in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run folder with checkpoints/last.ckpt")
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Load a checkpoint without unpickling code; damage and foreign files are one-line errors."""
+    file = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds for damaged, foreign or hostile files
+        reason = str(error).split("\n", 1)[0][:200]
+        raise UserError(f"{file} cannot be read as a checkpoint ({reason}); use an intact file of train.py") from None
+    if not isinstance(checkpoint, dict) or EVIDENCE not in checkpoint:
+        raise UserError(f"{file} was not written by train.py: its config is missing, so no model can be rebuilt from it")
+    return checkpoint
+
+
+def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The resolved config that the checkpoint was trained with."""
+    return yaml.safe_load(checkpoint[EVIDENCE]["config"])
+
+
+def file_sha256(path: Path) -> str:
+    """Digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def build_module(section: dict[str, Any]) -> LightningModule:
+    """Build a module from the ``model:`` section of a config."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    return parser.instantiate_classes(parser.parse_object({"model": section})).model
+
+
+def load_module(path: Path | str, expected: type[Module] = LightningModule) -> Module:  # type: ignore[assignment]
+    """Rebuild a trained module from its checkpoint alone.
+
+    Args:
+        path: A .ckpt file or a run folder.
+        expected: The class it must be.
+
+    Returns:
+        The module in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, samples_seen, data).
+
+    Raises:
+        UserError: Damaged file, other model, or weights that do not fit the config inside.
+    """
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file)
+    section = checkpoint_config(checkpoint)["model"]
+    try:
+        module = build_module(section)
+    except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
+        reason = str(error).strip().split("\n")[-1][:300]
+        raise UserError(f"{file}: its model {section.get('class_path')} cannot be rebuilt here ({reason})") from None
+    if not isinstance(module, expected):
+        raise UserError(
+            f"{file} holds a {type(module).__name__}, but a {expected.__name__} is needed here: "
+            "give the checkpoint of that training"
+        )
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[-1][:200]
+        raise UserError(f"{file}: weights and config inside do not fit ({reason}); the file was edited") from None
+    module.checkpoint_evidence = {
+        "path": str(file),
+        "sha256": file_sha256(file),
+        **{name: value for name, value in checkpoint[EVIDENCE].items() if name != "config"},
+    }
+    return module.eval()
+
+

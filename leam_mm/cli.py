@@ -1,0 +1,155 @@
+"""The command line of train.py: LightningCLI with one complete YAML per run, checkpoints that rebuild themselves, exact resume."""
+
+import logging
+import os
+import platform
+import warnings
+from pathlib import Path
+from typing import Any
+
+# Nothing phones home: these are read when the libraries are imported.
+for _name, _value in {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
+    os.environ.setdefault(_name, _value)
+
+import lightning
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, read_checkpoint
+from leam_mm.data.batch import SamplePosition
+from leam_mm.errors import UserError
+from leam_mm.training.energy_meter import EnergyRecord
+from leam_mm.training.metrics_log import MetricsLog
+from leam_mm.training.preemption import Preemption
+from leam_mm.training.throughput import Throughput
+
+
+class ConfigInCheckpoint(SaveConfigCallback):
+    """Writes config.yaml into the run folder and the same text, with data and versions, into each checkpoint."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the resolved config beside the checkpoints' folder, replaced as a whole."""
+        if stage == "fit":
+            target = Path(trainer.default_root_dir) / "config.yaml"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name("config.yaml.tmp")
+            temporary.write_text(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
+            os.replace(temporary, target)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the module and says what it was trained on."""
+        plan = getattr(trainer.datamodule, "train_plan", None)  # type: ignore[attr-defined]
+        positions = [callback for callback in trainer.callbacks if isinstance(callback, SamplePosition)]  # type: ignore[attr-defined]
+        checkpoint[EVIDENCE] = {
+            "config": self.parser.dump(self.config, skip_none=False, skip_link_targets=False),
+            "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
+            "data": plan.roots() if plan is not None else {},
+            "samples_seen": positions[0].samples_seen if positions else None,
+            "versions": {"torch": str(torch.__version__), "lightning": lightning.__version__, "python": platform.python_version()},
+        }
+
+
+class LeamCLI(LightningCLI):
+    """fit and validate, with the callbacks that every run needs as named sections."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Named sections: checkpoint, throughput, energy; and the length of the training in samples."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        # One file per run, replaced by renaming: `ckpt_path: last` then always means this one.
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "last",
+                "checkpoint.save_top_k": 1,
+                "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": True,
+            }
+        )
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(EnergyRecord, "energy")
+        parser.add_argument(
+            "--max_samples", type=int | None, default=None, help="Length of the training in samples seen; sets trainer.max_steps."
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only what is supported."""
+        return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
+
+    def before_instantiate_classes(self) -> None:
+        """Derive steps from samples, and the checkpoint folder from the run folder."""
+        config = self.config[self.subcommand]
+        if config.max_samples is not None:
+            batch = config.data.init_args.batch_size
+            if config.max_samples % batch:
+                raise UserError(f"max_samples {config.max_samples} is no multiple of data.init_args.batch_size {batch}")
+            config.trainer.max_steps = config.max_samples // batch
+        run = Path(config.trainer.default_root_dir or ".")
+        if config.checkpoint.dirpath is None:
+            config.checkpoint.dirpath = str(run / "checkpoints")
+        if self.subcommand == "fit" and config.ckpt_path == "last":
+            self._check_resume(Path(config.checkpoint.dirpath) / "last.ckpt", config)
+
+    def _check_resume(self, path: Path, config: Any) -> None:
+        """A run folder of another model must not be continued."""
+        if path.is_dir() or not path.exists():
+            return
+        found = read_checkpoint(path)[EVIDENCE]["model_class"]
+        if found != config.model.class_path:
+            raise UserError(
+                f"{path} is a checkpoint of {found}, this recipe trains {config.model.class_path}: "
+                "set trainer.default_root_dir to another folder or remove that one"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the parts that no recipe may forget."""
+        config = self.config_init[self.subcommand].trainer
+        plugins = config.plugins if isinstance(config.plugins, list) else [p for p in [config.plugins] if p is not None]
+        if "ModelParallel" not in str(type(config.strategy)) and "ModelParallel" not in str(config.strategy):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        if config.logger is not False:
+            # What the recipe names (W&B, say) comes on top of the two that every run has.
+            named = self._loggers(self.config_init[self.subcommand].trainer.logger)
+            run = config.default_root_dir or "."
+            kwargs["logger"] = [MetricsLog(run), TensorBoardLogger(run, name="", version="tensorboard"), *named]
+        trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
+        trainer.callbacks[:0] = [SamplePosition(), Preemption()]  # type: ignore[attr-defined]
+        return trainer
+
+    @staticmethod
+    def _loggers(logger: Any) -> list[Any]:
+        if logger is None or isinstance(logger, bool):
+            return []
+        return list(logger) if isinstance(logger, list | tuple) else [logger]
+
+
+# Warnings that are answered by the design: the sampler resumes, the averaged copy stays in eval mode.
+QUIET = (
+    r".*there is no last checkpoint available.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*ended before the epoch ended and your dataloader is not resumable.*",
+    r".*Total length of `list` across ranks is zero.*",
+    r".*does not have many workers.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def main(args: list[str] | None = None) -> LeamCLI:
+    """Run the command line; tests call it in process with their own arguments."""
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+    return LeamCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=ConfigInCheckpoint,
+        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+        seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1},
+        args=args,
+    )

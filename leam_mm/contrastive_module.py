@@ -1,0 +1,109 @@
+"""Training of CLIP-style encoders."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from leam_mm.data.captions import Tokenizer
+from leam_mm.distributed import gather
+from leam_mm.errors import UserError
+from leam_mm.losses.contrastive import ContrastiveLoss
+from leam_mm.models.dual_encoder import DualEncoder
+from leam_mm.training.ema import Ema
+from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+
+
+class ContrastiveModule(LightningModule):
+    """Pulls the embeddings of an image and its caption together.
+
+    Args:
+        encoder: The two towers.
+        loss: Of the gathered embeddings.
+        tokenizer: Folder of the tokenizer the captions were encoded with.
+        optimizer: Built over the parameters in two groups, with and without weight decay.
+        warmup_steps: Optimizer steps of the linear rise.
+        final_rate: Share of the learning rate left at the end of the cosine.
+        max_scale: Upper bound of the inverse temperature (100 in 2103.00020).
+        ema_decay: Per optimizer step, in [0, 1); None keeps no average.
+    """
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        loss: ContrastiveLoss,
+        tokenizer: str,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        warmup_steps: int = 100,
+        final_rate: float = 0.0,
+        max_scale: float = 100.0,
+        ema_decay: float | None = None,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.encoder, self.loss, self.optimizer = encoder, loss, optimizer
+        self.warmup_steps, self.final_rate, self.max_scale = warmup_steps, final_rate, max_scale
+        self.ema = Ema(encoder, ema_decay) if ema_decay is not None else None
+        self.tokenizer_path = tokenizer
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, opened when it is first asked for."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer(self.tokenizer_path, self.encoder.context_length)
+        return self._tokenizer
+
+    def ema_encoder(self) -> DualEncoder:
+        """The averaged encoder where one is kept, else the trained one."""
+        return self.ema.model if self.ema is not None else self.encoder  # type: ignore[return-value]
+
+    def setup(self, stage: str) -> None:
+        """Check what the recipe states twice before the first step."""
+        if self.tokenizer.vocabulary != self.encoder.text.vocab_size:
+            raise UserError(
+                f"model.encoder.text.vocab_size is {self.encoder.text.vocab_size}, but the tokenizer in "
+                f"{self.tokenizer_path} has {self.tokenizer.vocabulary} tokens: write that number into the recipe"
+            )
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Embed the images and texts of a batch: two (B, D) of unit length."""
+        image = self.encoder.encode_image(self.encoder.normalise(batch["image"]))
+        return image, self.encoder.encode_text(batch["text"], batch["text_length"])
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of the embeddings of all ranks."""
+        image, text = (gather(features.float()) for features in self(batch))
+        loss = self.loss(image, text, self.encoder.scale, self.encoder.bias)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/scale", self.encoder.scale)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and in-batch accuracy on held-out pairs."""
+        encoder = self.ema_encoder()
+        image = encoder.encode_image(encoder.normalise(batch["image"]))
+        text = encoder.encode_text(batch["text"], batch["text_length"])
+        loss = self.loss(image, text, encoder.scale, encoder.bias)
+        right = ((image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)).float().mean()
+        self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(image))
+        self.log("val/in_batch_top1", right, sync_dist=True, batch_size=len(image))
+
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, bound the temperature, then average the weights."""
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.encoder.clip.logit_scale.clamp_(0, math.log(self.max_scale))
+        if self.ema is not None:
+            self.ema.update(self.encoder)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The recipe's optimizer with warm-up and cosine."""
+        optimizer = build_optimizer(self.optimizer, self.encoder)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

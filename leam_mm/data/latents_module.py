@@ -1,0 +1,66 @@
+"""Latents with caption states, as data_tools/encode_latents.py wrote them, for generators."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from leam_mm.data.batch import Sample, Source
+from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.sample_order import sample_generator
+from leam_mm.errors import UserError
+
+
+def read_array(members: dict[str, bytes], extension: str) -> np.ndarray:
+    """One ``.npy`` member, never unpickled."""
+    if extension not in members:
+        raise UserError(f"the sample has no {extension}, only {sorted(members)}: these are no latent shards")
+    return np.load(io.BytesIO(members[extension]), allow_pickle=False)
+
+
+class LatentsModule(PlannedModule):
+    """Batches of ``latent`` (B, C, h, w), ``caption_state`` (B, L, D), ``caption_length``, ``caption``, ``key``.
+
+    Args:
+        train: Latent shard folder, or several with weights.
+        batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
+        validation: Latent shard folder walked in order, or None.
+        validation_samples: Upper bound for validation.
+        workers: Loader processes per rank; changes speed, never order.
+        seed: Of order and caption choice.
+    """
+
+    def __init__(
+        self,
+        train: Path | list[Source],
+        batch_size: int,
+        validation: Path | None = None,
+        validation_samples: int = 1024,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__(train, validation, batch_size, validation_samples, workers, seed)
+
+    def _decode(self, key: str, members: dict[str, bytes], index: int, seed: int) -> Sample:
+        captions = json.loads(members["json"])["caption_states"]
+        chosen = int(sample_generator(seed, index, "caption").integers(len(captions)))
+        return {
+            "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),
+            "caption_state": torch.from_numpy(read_array(members, "caption_state.npy")[chosen].astype(np.float32)),
+            "caption_length": torch.tensor(int(captions[chosen]["length"])),
+            "caption": captions[chosen]["text"],
+            "language": captions[chosen]["language"],
+            "key": key,
+            "sample_index": torch.tensor(index),
+        }
+
+    def decode_train(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """The caption is drawn from (seed, index)."""
+        return self._decode(key, members, index, self.seed)
+
+    def decode_validation(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """The caption depends on the index only."""
+        return self._decode(key, members, index, seed=0)

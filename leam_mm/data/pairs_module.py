@@ -1,0 +1,83 @@
+"""Images with captions, for contrastive encoders, codecs, and generators that encode on the fly."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from leam_mm.data.batch import Sample, Source
+from leam_mm.data.captions import Tokenizer, choose_caption
+from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.sample_order import sample_generator
+
+
+class PairsModule(PlannedModule):
+    """Batches of ``image`` (B, 3, H, W) uint8, ``text`` (B, L), ``text_length``, ``caption``, ``language``, ``key``.
+
+    Args:
+        train: Shard folder, or several with weights.
+        image: Size and augmentation of training images; validation takes the size only.
+        batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
+        validation: Shard folder walked in order, or None.
+        tokenizer: Folder of the tokenizer; None leaves ``text`` out (codecs need none).
+        context_length: L, tokens per caption.
+        languages: Draw captions of these only, where a sample has any.
+        language_weights: Relative chance of each language of a sample; 1 where not named.
+        validation_samples: Upper bound for validation.
+        workers: Loader processes per rank; changes speed, never order.
+        seed: Of order, crops and caption choice.
+    """
+
+    def __init__(
+        self,
+        train: Path | list[Source],
+        image: ImageDecoding,
+        batch_size: int,
+        validation: Path | None = None,
+        tokenizer: Path | None = None,
+        context_length: int = 77,
+        languages: list[str] | None = None,
+        language_weights: dict[str, float] | None = None,
+        validation_samples: int = 2048,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__(train, validation, batch_size, validation_samples, workers, seed)
+        self.image, self.languages, self.language_weights = image, languages, language_weights
+        self.tokenizer_path, self.context_length = tokenizer, context_length
+        self._tokenizer: Tokenizer | None = None
+
+    @property
+    def image_size(self) -> int:
+        """H = W of the images."""
+        return self.image.image_size
+
+    def _decode(self, key: str, members: dict[str, bytes], index: int, decoding: ImageDecoding, seed: int) -> Sample:
+        generator = sample_generator(seed, index, "crop")
+        captions = json.loads(members["json"])["captions"]
+        caption = choose_caption(
+            captions, sample_generator(seed, index, "caption"), self.languages, self.language_weights
+        )
+        sample: Sample = {
+            "image": decoding(image_member(members), generator),
+            "caption": caption["text"],
+            "language": caption["language"],
+            "key": key,
+            "sample_index": torch.tensor(index),
+        }
+        if self.tokenizer_path is not None:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
+            text, length = self._tokenizer.encode([str(caption["text"])])
+            sample["text"], sample["text_length"] = text[0], length[0]
+        return sample
+
+    def decode_train(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """Crop, caption and language are drawn from (seed, index)."""
+        return self._decode(key, members, index, self.image, self.seed)
+
+    def decode_validation(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """No augmentation; the caption depends on the index only."""
+        return self._decode(key, members, index, self.image.evaluation(), seed=0)

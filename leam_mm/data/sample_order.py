@@ -1,0 +1,168 @@
+"""Which sample is seen n-th, and the randomness that belongs to it: pure functions of (manifest, seed, n).
+
+An epoch permutes the shards; groups of K neighbouring shards form a block; a keyed permutation orders the rows inside
+a block. So n -> (epoch, block, row) -> (shard, row) is arithmetic: it depends on no rank, worker or restart, and at
+most K shards are open at a time. The permutation is a Feistel network with cycle walking (Black and Rogaway 2002,
+"Ciphers with arbitrary finite domains"), the random numbers are Philox counters (Salmon et al. 2011).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leam_mm.errors import UserError
+
+ROUNDS = 4
+UNITS = 1 << 20  # mixture weights are counted in these parts of one, so that floors are exact integers
+
+
+def _key(*parts: object) -> int:
+    """A 64-bit key from any printable parts, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+
+def _mix(values: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): spreads every input bit over the whole word."""
+    mixed = values.astype(np.uint64) + key
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
+    """Map each index in [0, size) to its place in a keyed permutation of [0, size).
+
+    Args:
+        index: Any shape, integers in [0, size).
+        size: Length of the permuted range.
+        key: Which permutation.
+    """
+    if size <= 1:
+        return np.zeros_like(index)
+    half = max(1, (int(size - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    values = np.asarray(index).astype(np.uint64)
+    todo = np.ones(values.shape, dtype=bool)
+    with np.errstate(over="ignore"):
+        keys = [np.uint64(_key("feistel", key, number)) for number in range(ROUNDS)]
+        while todo.any():
+            left, right = values[todo] >> np.uint64(half), values[todo] & mask
+            for round_key in keys:
+                left, right = right, left ^ (_mix(right, round_key) & mask)
+            values[todo] = (left << np.uint64(half)) | right
+            todo[todo] = values[todo] >= size
+    return values.astype(np.int64)
+
+
+class SampleOrder:
+    """The order of one data set.
+
+    Args:
+        shard_samples: How many samples each shard holds, in the order of the manifest.
+        seed: Names the order.
+        block_shards: K, how many shards are mixed with each other (and open) at a time.
+        shuffle: False walks the manifest in its own order, epoch after epoch.
+    """
+
+    def __init__(self, shard_samples: Sequence[int], seed: int, block_shards: int = 8, shuffle: bool = True) -> None:
+        """See the class for the arguments."""
+        self.shard_samples = np.asarray(shard_samples, dtype=np.int64)
+        self.samples = int(self.shard_samples.sum())
+        if self.samples == 0:
+            raise UserError("a data set without samples has no order: rebuild its shards")
+        self.seed, self.block_shards, self.shuffle = seed, block_shards, shuffle
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards in this epoch's order, and the position at which each begins (one more entry at the end)."""
+        if epoch not in self._epochs:
+            shards = np.arange(len(self.shard_samples))
+            if self.shuffle:
+                shards = permute(shards, len(shards), _key("shards", self.seed, epoch))
+            begin = np.concatenate([[0], np.cumsum(self.shard_samples[shards])])
+            self._epochs = {epoch: (shards, begin)}
+        return self._epochs[epoch]
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Shard number and row of the sample that is seen ``index``-th."""
+        epoch, position = divmod(int(index), self.samples)
+        shards, begin = self._epoch(epoch)
+        place = int(np.searchsorted(begin, position, side="right")) - 1
+        if self.shuffle:
+            block = place // self.block_shards
+            first, last = block * self.block_shards, min((block + 1) * self.block_shards, len(shards))
+            start, size = begin[first], begin[last] - begin[first]
+            key = _key("rows", self.seed, epoch, block)
+            position = int(start + permute(np.array([position - start]), int(size), key)[0])
+            place = int(np.searchsorted(begin, position, side="right")) - 1
+        return int(shards[place]), int(position - begin[place])
+
+
+class MixtureOrder:
+    """Several data sets in fixed proportions: exact in every block of M samples, shuffled inside it.
+
+    Args:
+        weights: One positive weight per source; they are normalised to one.
+        seed: Names the order.
+        block: M, the samples over which the proportions hold exactly (to less than one sample).
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, block: int = 1024) -> None:
+        """See the class for the arguments."""
+        share = np.asarray(weights, dtype=np.float64)
+        if len(share) == 0 or not np.all(np.isfinite(share)) or np.any(share <= 0):
+            raise UserError(f"mixture weights {list(weights)} must all be positive numbers")
+        self.upper = np.round(np.cumsum(share / share.sum()) * UNITS).astype(np.int64)
+        self.upper[-1] = UNITS
+        if np.any(np.diff(np.concatenate([[0], self.upper])) * block < 2 * UNITS):
+            raise UserError(f"mixture weights {list(weights)}: each source needs two places in {block} samples; drop it")
+        self.seed, self.block = seed, block
+
+    def _before(self, block: int) -> np.ndarray:
+        """How many samples of each source lie before a block: differences of floors, so the sum is exact."""
+        edges = np.array([block * self.block * int(upper) // UNITS for upper in self.upper])
+        return np.diff(np.concatenate([[0], edges]))
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Source of the sample seen ``index``-th, and how many samples of that source were seen before it."""
+        block, slot = divmod(int(index), self.block)
+        before = self._before(block)
+        ends = np.cumsum(self._before(block + 1) - before)
+        place = int(permute(np.array([slot]), self.block, _key("mixture", self.seed, block))[0])
+        source = int(np.searchsorted(ends, place, side="right"))
+        return source, int(before[source] + place - (ends[source - 1] if source else 0))
+
+
+def sample_generator(seed: int, index: int, stream: str) -> np.random.Generator:
+    """The random numbers of one purpose (``stream``) of the ``index``-th sample."""
+    key = np.array([_key("seed", seed), _key("stream", stream)], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], dtype=np.uint64)))
+
+
+def sample_noise(seed: int, sample_index: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of each sample, whatever batch, rank or device it is on.
+
+    Args:
+        seed: Of the run.
+        sample_index: (B,) int64, the numbers of the samples.
+        stream: Name of the purpose; other names give independent numbers.
+        shape: Of one sample's noise.
+
+    Returns:
+        (B, *shape) float32 on the device of sample_index.
+    """
+    noise = [
+        sample_generator(seed, int(index), stream).standard_normal(tuple(shape), dtype=np.float32)
+        for index in sample_index.tolist()
+    ]
+    return torch.from_numpy(np.stack(noise)).to(sample_index.device)
+
+
+def sample_uniform(seed: int, sample_index: Tensor, stream: str) -> Tensor:
+    """One uniform number in (0, 1) per sample: (B,) float32 on the device of sample_index."""
+    numbers = [sample_generator(seed, int(index), stream).random() for index in sample_index.tolist()]
+    # The open interval: processes put these through an inverse normal distribution function.
+    return torch.tensor(numbers, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7).to(sample_index.device)

@@ -1,0 +1,90 @@
+"""A CSV of all logged metrics that a resumed run continues instead of deleting.
+
+Lightning's own CSVLogger empties its folder when a run is started again. Here rows from after the resumed step are
+dropped (they will be written again, equal), the others stay.
+"""
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsLog(Logger):
+    """Writes ``metrics.csv``: a column ``step``, then one per metric; empty where a metric was not logged.
+
+    Args:
+        save_dir: Run folder.
+    """
+
+    def __init__(self, save_dir: str) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self._columns: list[str] | None = None
+
+    @property
+    def name(self) -> str:
+        """Nothing: the file lies in the run folder itself."""
+        return ""
+
+    @property
+    def version(self) -> str:
+        """Nothing: one run, one folder."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    @property
+    def log_dir(self) -> str:
+        """The run folder."""
+        return str(self.path.parent)
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.path.is_file():
+            return []
+        with open(self.path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".csv.tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.path)
+        self._columns = columns
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row; full precision, so that two runs can be compared bit by bit."""
+        number = step or 0
+        row = {"step": str(number), **{name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}}
+        if self._columns is None:
+            # A row torn by a kill has no step or too few cells; one of a later step will be logged again.
+            old = [found for found in self._rows() if (found.get("step") or "").isdigit() and None not in found.values()]
+            kept = [
+                found
+                for found in old
+                if int(found["step"]) < number
+                or (int(found["step"]) == number and not any(found.get(name) for name in row if name != "step"))
+            ]
+            self._rewrite(kept, list(kept[0]) if kept else ["step"])
+        assert self._columns is not None
+        if new := [name for name in row if name not in self._columns]:
+            self._rewrite(self._rows(), self._columns + new)
+        with open(self.path, "a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerow(row)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""

@@ -1,0 +1,57 @@
+"""Leaving in good order: USR1 or TERM saves at the next step boundary and exits with its own code.
+
+Lightning saves inside the signal handler, wherever the step happens to be; collectives there can hang. Here the
+handler sets a flag only. All ranks agree on it after each optimizer step, save together, and leave with exit code 75
+(EX_TEMPFAIL of sysexits.h: "try again later"), which a Slurm script turns into ``scontrol requeue``.
+"""
+
+import logging
+import signal
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from leam_mm.distributed import any_rank
+
+EXIT_CODE = 75
+log = logging.getLogger(__name__)
+
+
+class Preemption(Callback):
+    """Save and leave at a step boundary after USR1 or TERM."""
+
+    def __init__(self) -> None:
+        """No signal seen yet."""
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._steps = 0
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers, over Lightning's own."""
+        self._steps = trainer.global_step
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step, leave if any rank was told to."""
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        if not any_rank(self.received is not None, pl_module.device):
+            return
+        path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
+        trainer.save_checkpoint(f"{path}/last.ckpt")
+        log.warning("signal received: saved %s/last.ckpt at step %d, leaving with exit code %d", path, self._steps, EXIT_CODE)
+        raise SystemExit(EXIT_CODE)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the handlers back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
