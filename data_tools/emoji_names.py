@@ -56,6 +56,17 @@ SAME_GROUP = {
     "1f46d": "1f9d1-200d-1f91d-200d-1f9d1",
 }
 
+PROMPT_LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
+# Recognisable from afar, in one or two colours; never held out, so that a generator has seen them.
+# fmt: off
+PROMPT_EMOJI = (
+    "1f34e", "1f34c", "1f353", "1f955", "1f355", "1f354", "1f382", "2615", "1f339", "1f33b",
+    "1f333", "1f335", "1f436", "1f431", "1f981", "1f418", "1f427", "1f422", "1f98b", "1f41d",
+    "1f41f", "1f3e0", "1f697", "1f6b2", "1f680", "1f682", "26f5", "1f3b8", "26bd", "1f4d6",
+    "1f511", "1f451", "1f3a9", "2764", "2b50", "1f319", "1f308", "2744", "1f525", "1f600",
+)
+# fmt: on
+
 
 @dataclass
 class Names:
@@ -215,3 +226,16 @@ def make_classes(classes: list[str], names: Mapping[str, Names]) -> dict[str, ob
             "ambiguous": [codes for codes in same.values() if len(codes) > 1],
         }
     return {"classes": classes, "languages": languages}
+
+
+def make_prompts(classes: Iterable[str], names: Mapping[str, Names], size: int) -> dict[str, object]:
+    """Return prompts for a generator: well-known emoji by name, the same ones in every language."""
+    known = set(classes)
+    languages = [language for language in PROMPT_LANGUAGES if language in names]
+    codes = [code for code in PROMPT_EMOJI if code in known and all(code in names[lang].name for lang in languages)]
+    prompts = [
+        {"language": language, "text": names[language].name[code], "class_id": code, "kind": "single"}
+        for code in codes
+        for language in languages
+    ]
+    return {"size": size, "prompts": prompts}

@@ -5,19 +5,23 @@ A package is read without being unpacked: no path inside it ever becomes a path 
 
 import hashlib
 import io
+import json
 import logging
 import os
 import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import resvg_py
 from PIL import Image
 
+from data_tools.emoji_names import code_of_file
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -27,10 +31,15 @@ WANTED_BYTES = 512 * 2**20
 MEMBERS = 100_000
 PICTURE_PIXELS = 4096 * 4096
 SECONDS_PER_FETCH = 600
+NPM_OPTIONS = ("--ignore-scripts", "--no-update-notifier", "--loglevel=error")
 # An SVG that loads something, sets type from the system's fonts or defines entities is not drawn.
 UNSAFE_SVG = re.compile(
     rb"<!DOCTYPE|<!ENTITY|<image|<feImage|<text|<script|@import|href\s*=\s*[\"'](?!#)", re.IGNORECASE
 )
+
+
+# Code of the emoji to style to (kind of file, content).
+Pictures = dict[str, dict[str, tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
             )
         partial = cache.with_name(f"{cache.name}.tmp-{os.getpid()}")
         partial.mkdir(parents=True, exist_ok=True)
-        command = [npm, "pack", f"{package.name}@{package.version}", "--ignore-scripts", "--silent"]
+        command = [npm, "pack", f"{package.name}@{package.version}", *NPM_OPTIONS]
         try:
             done = subprocess.run(
                 [*command, "--pack-destination", str(partial)],
@@ -173,7 +182,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
                 cwd=partial,
             )
             if done.returncode or not (partial / path.name).is_file():
-                reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+                reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[0]
                 raise UserError(
                     f"npm could not fetch {package.name}@{package.version} ({reason}); check the network, or give a "
                     f"folder with {path.name} by --packages"
@@ -252,7 +261,7 @@ def _read_tarball(package: Package, path: Path) -> dict[str, bytes]:
                 content[name] = file.read(MEMBER_BYTES) if file else b""
     except tarfile.FilterError as error:
         raise UserError(f"{path}: a member that is not safe to unpack ({error}); fetch the package anew") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path}: not a whole tarball ({error}); fetch the package anew") from error
     return content
 
@@ -280,6 +289,31 @@ def _name_in(package: Package) -> Callable[[str], str | None]:
         return next((group for group in match.groups() if group), None) if match else None
 
     return name_in
+
+
+def read_pictures(contents: Mapping[str, Mapping[str, bytes]]) -> Pictures:
+    """Sort the files of all styles by what they show; of two files for one emoji in one style the first counts."""
+    pictures: Pictures = defaultdict(dict)
+    for style, files in contents.items():
+        for name, content in files.items():
+            stem, _, kind = name.rpartition(".")
+            code = code_of_file(stem) if kind in ("svg", "png", "webp") else None
+            if code:
+                pictures[code].setdefault(style, (kind, content))
+    return dict(pictures)
+
+
+def read_authors(content: bytes | None) -> dict[str, str]:
+    """Return who drew each picture of OpenMoji, by code; empty where the package does not say."""
+    if content is None:
+        log.warning("openmoji: no data/openmoji.json, so its pictures are attributed to the project, not to persons")
+        return {}
+    try:
+        entries = json.loads(content)
+        authors = {code_of_file(str(entry["hexcode"])): str(entry["openmoji_author"]) for entry in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"openmoji: data/openmoji.json is not readable ({error}); fetch the package anew") from error
+    return {code: author for code, author in authors.items() if code}
 
 
 def draw(content: bytes, kind: str, size: int) -> bytes | None:

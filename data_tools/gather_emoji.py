@@ -16,7 +16,7 @@ import os
 import random
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import starmap
@@ -31,36 +31,55 @@ from rich.progress import track
 from data_tools.emoji_names import (
     EU_LANGUAGES,
     NEIGHBOUR_LANGUAGES,
+    PROMPT_EMOJI,
     Names,
     base_of,
     captions_of,
-    code_of_file,
     emoji_of,
     group_of,
     make_classes,
+    make_prompts,
     read_names,
 )
-from data_tools.emoji_pictures import NAMES, STYLES, Package, draw, fetch_package, find_package, read_package
+from data_tools.emoji_pictures import (
+    NAMES,
+    STYLES,
+    Package,
+    Pictures,
+    draw,
+    fetch_package,
+    find_package,
+    read_authors,
+    read_package,
+    read_pictures,
+    sha512_of,
+)
 from leam_mm.errors import UserError, run
 
 log = logging.getLogger(__name__)
 
 STYLES_PER_CLASS = 3
 UNSEEN_SHARE = 0.05
-PROMPT_LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
-# Recognisable from afar, in one or two colours; never held out, so that a generator has seen them.
-# fmt: off
-PROMPT_EMOJI = (
-    "1f34e", "1f34c", "1f353", "1f955", "1f355", "1f354", "1f382", "2615", "1f339", "1f33b",
-    "1f333", "1f335", "1f436", "1f431", "1f981", "1f418", "1f427", "1f422", "1f98b", "1f41d",
-    "1f41f", "1f3e0", "1f697", "1f6b2", "1f680", "1f682", "26f5", "1f3b8", "26bd", "1f4d6",
-    "1f511", "1f451", "1f3a9", "2764", "2b50", "1f319", "1f308", "2744", "1f525", "1f600",
-)
-# fmt: on
+Pair = tuple[str, str]  # code, style
 COLUMNS = ("url", "caption", "captions", "licence", "legal_basis", "page_url", "attribution", "metadata")
 
-# Code point string to style to (kind of file, content).
-Pictures = dict[str, dict[str, tuple[str, bytes]]]
+
+@dataclass(frozen=True)
+class Sources:
+    """What was read of the packages.
+
+    Attributes:
+        pictures: Every drawing, by code and style.
+        names: Language to its names.
+        authors: Code to who drew it for OpenMoji.
+        evidence: Per package the sha512 of the tarball read (null for an unpacked folder), and which version that is
+            (null where the bytes are not those this program was written for).
+    """
+
+    pictures: Pictures
+    names: dict[str, Names]
+    authors: dict[str, str]
+    evidence: list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -74,10 +93,10 @@ class Selection:
     """
 
     classes: list[str]
-    splits: dict[str, list[tuple[str, str]]]
+    splits: dict[str, list[Pair]]
     left_out: int
 
-    def pairs(self) -> list[tuple[str, str]]:
+    def pairs(self) -> list[Pair]:
         """Return every (code, style) of all splits, sorted."""
         return sorted(pair for pairs in self.splits.values() for pair in pairs)
 
@@ -116,7 +135,7 @@ def select(
     draw_from = random.Random(f"{seed}/unseen")
     unseen = set(draw_from.sample(candidates, min(len(candidates), round(UNSEEN_SHARE * len(groups)))))
 
-    splits: dict[str, list[tuple[str, str]]] = {"train": [], "test": [], "unseen": []}
+    splits: dict[str, list[Pair]] = {"train": [], "test": [], "unseen": []}
     left_out = 0
     for code in codes:
         for style in sorted(pictures[code]):
@@ -133,39 +152,12 @@ def select(
     return Selection([code for code in bases if group_of(code) not in unseen], splits, left_out)
 
 
-def read_pictures(contents: Mapping[str, Mapping[str, bytes]]) -> Pictures:
-    """Sort the files of all styles by what they show; of two files for one emoji in one style the first counts."""
-    pictures: Pictures = defaultdict(dict)
-    for style, files in contents.items():
-        for name, content in files.items():
-            stem, _, kind = name.rpartition(".")
-            code = code_of_file(stem) if kind in ("svg", "png", "webp") else None
-            if code:
-                pictures[code].setdefault(style, (kind, content))
-    return dict(pictures)
-
-
-def read_authors(content: bytes | None) -> dict[str, str]:
-    """Return who drew each picture of OpenMoji, by code; empty where the package does not say."""
-    if content is None:
-        log.warning("openmoji: no data/openmoji.json, so its pictures are attributed to the project, not to persons")
-        return {}
-    try:
-        entries = json.loads(content)
-        authors = {code_of_file(str(entry["hexcode"])): str(entry["openmoji_author"]) for entry in entries}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"openmoji: data/openmoji.json is not readable ({error}); fetch the package anew") from error
-    return {code: author for code, author in authors.items() if code}
-
-
-def draw_all(
-    pictures: Pictures, pairs: list[tuple[str, str]], size: int, workers: int, folder: Path
-) -> set[tuple[str, str]]:
+def draw_all(pictures: Pictures, pairs: list[Pair], size: int, workers: int, folder: Path) -> set[Pair]:
     """Draw the pictures into folder/<style>/<code>.png and return the pairs that could not be drawn."""
     for style in {style for _, style in pairs}:
         (folder / style).mkdir(parents=True, exist_ok=True)
     tasks = [(content, kind, size) for kind, content in (pictures[code][style] for code, style in pairs)]
-    failed: set[tuple[str, str]] = set()
+    failed: set[Pair] = set()
 
     def write(drawn: Iterator[bytes | None]) -> None:
         shown = track(zip(pairs, drawn, strict=True), "drawing", len(pairs), console=Console(stderr=True))
@@ -215,19 +207,6 @@ def make_row(
     }
 
 
-def make_prompts(classes: Iterable[str], names: Mapping[str, Names], size: int) -> dict[str, object]:
-    """Return prompts for a generator: well-known emoji by name, the same ones in every language."""
-    known = set(classes)
-    languages = [language for language in PROMPT_LANGUAGES if language in names]
-    codes = [code for code in PROMPT_EMOJI if code in known and all(code in names[lang].name for lang in languages)]
-    prompts = [
-        {"language": language, "text": names[language].name[code], "class_id": code, "kind": "single"}
-        for code in codes
-        for language in languages
-    ]
-    return {"size": size, "prompts": prompts}
-
-
 def summarise(tables: Mapping[str, list[dict[str, str]]]) -> dict[str, object]:
     """Count what the tables hold, per split: images, and images or captions by style, licence and language."""
     counts: dict[str, object] = {}
@@ -255,27 +234,38 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
-def gather(arguments: argparse.Namespace) -> None:
-    """Run the whole program on parsed arguments."""
-    output: Path = arguments.output
-    languages = list(dict.fromkeys(arguments.languages))
-    if "en" not in languages:
-        raise UserError("--languages: en is missing; the tables' caption column is English, so add en")
+def read_sources(arguments: argparse.Namespace) -> Sources:
+    """Fetch or find all packages and read what is needed of them."""
     if arguments.packages and not arguments.packages.is_dir():
         raise UserError(f"--packages {arguments.packages}: no such folder; leave it out to fetch by npm")
+    evidence: list[dict[str, object]] = []
 
     def content_of(package: Package) -> dict[str, bytes]:
-        by_hand = arguments.packages
-        return read_package(
-            package, find_package(package, by_hand) if by_hand else fetch_package(package, output / "packages")
-        )
+        if arguments.packages:
+            path = find_package(package, arguments.packages)
+        else:
+            path = fetch_package(package, arguments.output / "packages")
+        sha512 = sha512_of(path) if path.is_file() else None
+        evidence.append({"name": package.name, "sha512": sha512, "is_version": None})
+        if sha512 == package.sha512:
+            evidence[-1]["is_version"] = package.version
+        return read_package(package, path)
 
     contents = {style: content_of(source.package) for style, source in STYLES.items()}
     annotations = {name: content for package in NAMES for name, content in content_of(package).items()}
-    authors = read_authors(contents["openmoji"].get("data/openmoji.json"))
-    names = read_names(annotations, languages)
-    pictures = read_pictures(contents)
-    required = [lang for lang in languages if lang in EU_LANGUAGES and lang not in arguments.may_lack]
+    return Sources(
+        read_pictures(contents),
+        read_names(annotations, arguments.languages),
+        read_authors(contents["openmoji"].get("data/openmoji.json")),
+        evidence,
+    )
+
+
+def gather(arguments: argparse.Namespace) -> None:
+    """Run the whole program on parsed arguments."""
+    sources = read_sources(arguments)
+    pictures, names = sources.pictures, sources.names
+    required = [language for language in names if language in EU_LANGUAGES and language not in arguments.may_lack]
 
     def choose() -> Selection:
         chosen = select(pictures, names, required, arguments.held_out_style, arguments.variants, arguments.seed)
@@ -283,27 +273,30 @@ def gather(arguments: argparse.Namespace) -> None:
             raise UserError("no emoji has three drawing styles and a name in every language; see --may-lack")
         return chosen
 
+    output: Path = arguments.output
     staging = output / f"gathered.tmp-{os.getpid()}"
     try:
         staging.mkdir(parents=True)
-        chosen = choose()
-        failed = draw_all(pictures, chosen.pairs(), arguments.size, arguments.workers, staging / "images")
+        chosen, drawn, failed = choose(), set[Pair](), set[Pair]()
+        # a picture that cannot be drawn may cost its emoji the third style, so the choice is made again without it
+        while missing := [pair for pair in chosen.pairs() if pair not in drawn]:
+            lost = draw_all(pictures, missing, arguments.size, arguments.workers, staging / "images")
+            for code, style in lost:
+                del pictures[code][style]
+            drawn |= set(missing) - lost
+            failed |= lost
+            chosen = choose()
+        for code, style in drawn - set(chosen.pairs()):
+            (staging / "images" / style / f"{code}.png").unlink()
         if failed:
             log.warning("%d pictures could not be drawn safely and are left out, first %s", len(failed), min(failed))
-            for code, style in failed:
-                del pictures[code][style]
-            before = set(chosen.pairs())
-            chosen = choose()  # an emoji may have too few styles now
-            for code, style in before - failed - set(chosen.pairs()):
-                (staging / "images" / style / f"{code}.png").unlink()
         tables = {
-            split: [make_row(*pair, names, authors, arguments.base_url, arguments.seed) for pair in pairs]
+            split: [make_row(*pair, names, sources.authors, arguments.base_url, arguments.seed) for pair in pairs]
             for split, pairs in chosen.splits.items()
         }
         for split, rows in tables.items():
             schema = pa.schema([(column, pa.string()) for column in COLUMNS])
             pq.write_table(pa.Table.from_pylist(rows, schema), staging / f"{split}.parquet", compression="zstd")
-        classes = make_classes(chosen.classes, names)
         summary = {
             "splits": summarise(tables),
             "classes": len(chosen.classes),
@@ -311,16 +304,13 @@ def gather(arguments: argparse.Namespace) -> None:
             "size": arguments.size,
             "seed": arguments.seed,
             "variants": arguments.variants,
-            "languages": languages,
+            "languages": list(names),
             "languages_that_may_lack_names": sorted(set(arguments.may_lack)),
             "pictures_not_drawn": sorted(f"{style}/{code}" for code, style in failed),
             "variant_pictures_of_held_out_style_left_out": chosen.left_out,
-            "packages": [
-                {"name": package.name, "version": package.version, "sha512": package.sha512}
-                for package in (*(source.package for source in STYLES.values()), *NAMES)
-            ],
-            "packages_checked": "by sha512" if not arguments.packages else "given by hand",
+            "packages": sources.evidence,
         }
+        classes = make_classes(chosen.classes, names)
         prompts = make_prompts(chosen.classes, names, arguments.size)
         for name, value in (("classes", classes), ("prompts", prompts), ("summary", summary)):
             text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
@@ -330,9 +320,7 @@ def gather(arguments: argparse.Namespace) -> None:
         shutil.rmtree(staging, ignore_errors=True)
     for split, rows in tables.items():
         print(f"{output / split}.parquet: {len(rows)} images")
-    print(
-        f"{output}: {len(chosen.classes)} classes, {len(languages)} languages, classes.json prompts.json summary.json"
-    )
+    print(f"{output}: {len(chosen.classes)} classes, {len(names)} languages, classes.json prompts.json summary.json")
 
 
 def _put_in_place(staging: Path, output: Path) -> None:
@@ -364,6 +352,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     address = urlsplit(parsed.base_url)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"--base-url {parsed.base_url}: give an http or https address, such as http://127.0.0.1:8000/")
+    parsed.languages = list(dict.fromkeys(parsed.languages))
+    if "en" not in parsed.languages:
+        raise UserError("--languages: en is missing; the tables' caption column is English, so add en")
+    if parsed.workers < 1:
+        raise UserError(f"--workers {parsed.workers}: give at least 1")
     parsed.base_url = parsed.base_url.rstrip("/") + "/"
     return parsed
 
