@@ -6,7 +6,7 @@ changes the default of the whole process; nothing here does.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,13 @@ Wanted = Literal["auto", "xformers", "sdpa"]
 ALIGNMENT = 8  # rows of a bias must start at a multiple of this
 
 
-def choose_attention(model: nn.Module, device: torch.device, dtype: torch.dtype, wanted: Wanted = "auto") -> str:
+def choose_attention(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Wanted = "auto",
+    copies: Sequence[nn.Module] = (),
+) -> str:
     """Set the attention of one of diffusers' denoisers, say in one log line what runs and why, and return its name.
 
     Args:
@@ -35,6 +41,7 @@ def choose_attention(model: nn.Module, device: torch.device, dtype: torch.dtype,
         device: On which it will run.
         dtype: In which its attention will run: bfloat16 under bf16-mixed.
         wanted: `auto` takes xformers where the probe succeeds.
+        copies: Of the model, such as its average; they get the same.
 
     Returns:
         `xformers` or `sdpa`.
@@ -49,7 +56,8 @@ def choose_attention(model: nn.Module, device: torch.device, dtype: torch.dtype,
             "set model.init_args.attention to auto or sdpa, or install the xformers build of your torch"
         )
     chosen = "sdpa" if reason else "xformers"
-    _use_sdpa(model) if reason else _use_xformers(model)
+    for one in (model, *copies):
+        _use_sdpa(one) if reason else _use_xformers(one)
     logger.info(attention_report(model, device, dtype, chosen, reason))
     return chosen
 

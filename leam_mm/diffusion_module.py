@@ -1,0 +1,310 @@
+"""Training of latent generators that draw what a caption says."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module
+from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.diffusion.guidance import guide
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.diffusion.samplers import sample_euler, sample_heun
+from leam_mm.errors import UserError
+from leam_mm.models.attention import choose_attention
+from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.denoiser import Denoiser
+from leam_mm.models.latent_codec import LatentCodec
+from leam_mm.training.ema import Ema
+from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
+
+VALIDATION_TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
+VALIDATION_SEED = 0  # another training seed must not change what is measured
+DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+Caption = tuple[Tensor, Tensor]
+
+
+class LatentDiffusionModule(LightningModule):
+    """Teaches a denoiser to turn noise into latents that fit a caption.
+
+    The n-th sample's noise, time and caption drop follow from (seed, n) alone: its loss does not depend on the batch,
+    rank or run that it comes in. The text encoder and the codec are frozen, stay in their own files and are opened when
+    they are needed; a checkpoint records their paths and digests and refuses others.
+
+    Args:
+        denoiser: The network that is trained.
+        process: How data becomes noise, and what the network predicts.
+        latent_size: h = w of the latents to sample.
+        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions. Needed for caption
+            dropout, for sampling, and for batches of images.
+        codec: Checkpoint or run folder of the LatentCodecModule. Needed for sampling and for batches of images.
+        latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
+        optimizer: Built over the parameters in two groups, with and without weight decay.
+        seed: Of noise, times and caption drops.
+        caption_dropout: Share of samples that see the empty caption, for classifier-free guidance (0.1 in 2207.12598).
+        ema_decay: Per optimizer step, in [0, 1); None keeps no average.
+        warmup_steps: Optimizer steps of the linear rise.
+        schedule: What follows it.
+        attention: auto takes xformers where it works; see models/attention.py.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        process: DiffusionProcess,
+        latent_size: int,
+        clip: str | None = None,
+        codec: str | None = None,
+        latents: str | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        seed: int = 0,
+        caption_dropout: float = 0.1,
+        ema_decay: float | None = 0.999,
+        warmup_steps: int = 100,
+        schedule: Literal["constant", "cosine"] = "constant",
+        attention: Literal["auto", "xformers", "sdpa"] = "auto",
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.denoiser, self.process, self.optimizer = denoiser, process, optimizer
+        self.ema = Ema(denoiser, ema_decay) if ema_decay is not None else None
+        self.latent_size, self.seed, self.caption_dropout = latent_size, seed, caption_dropout
+        self.warmup_steps, self.schedule, self.attention = warmup_steps, schedule, attention
+        self.paths = {"clip": clip, "codec": codec}
+        self.latents = latents
+        self._frozen: dict[str, Any] = {}  # a plain dict: not in the state_dict, not moved, not trained
+        self._empty: Caption | None = None
+
+    def ema_denoiser(self) -> Denoiser:
+        """The averaged network where an average is kept, else the trained one."""
+        return self.ema.model if self.ema is not None else self.denoiser  # type: ignore[return-value]
+
+    @property
+    def caption_encoder(self) -> CaptionEncoder:
+        """The frozen text tower, on this module's device."""
+        if "clip" not in self._frozen:
+            from leam_mm.contrastive_module import ContrastiveModule
+
+            encoder = CaptionEncoder.from_module(self._load("clip", ContrastiveModule))
+            if encoder.encoder.text.width != self.denoiser.context_dim:
+                raise UserError(
+                    f"the text tower of {self.paths['clip']} has {encoder.encoder.text.width} channels, the denoiser "
+                    f"expects {self.denoiser.context_dim}: set model.init_args.denoiser.init_args.context_dim to it"
+                )
+            self._frozen["clip"] = encoder
+        return self._frozen["clip"].to(self.device)
+
+    @property
+    def codec(self) -> LatentCodec:
+        """The frozen codec, normalising as the latents were, on this module's device."""
+        if "codec" not in self._frozen:
+            from leam_mm.codec_module import LatentCodecModule
+
+            codec = self._load("codec", LatentCodecModule).codec.requires_grad_(False).eval()
+            if "latents" in self.frozen_record():
+                codec.load_statistics(self.frozen_record()["latents"]["statistics"])
+            if codec.channels != self.denoiser.in_channels:
+                raise UserError(
+                    f"the codec of {self.paths['codec']} has {codec.channels} channels, the denoiser takes "
+                    f"{self.denoiser.in_channels}: set model.init_args.denoiser.init_args.in_channels to it"
+                )
+            self._frozen["codec"] = codec
+        return self._frozen["codec"].to(self.device)
+
+    def setup(self, stage: str) -> None:
+        """Miss what is missing before the first step."""
+        self.frozen_record()
+        if stage == "fit" and self.caption_dropout > 0:
+            self.empty_caption()
+
+    def on_fit_start(self) -> None:
+        """Choose the attention kernel, now that the device is known."""
+        dtype = DTYPES.get(str(self.trainer.precision).split("-")[0], torch.float32)
+        copies = [self.ema_denoiser().model] if self.ema is not None else []
+        choose_attention(self.denoiser.model, self.device, dtype, self.attention, copies)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Mean loss of the batch."""
+        loss = self.sample_losses(batch).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["sample_index"]))
+        return loss
+
+    def sample_losses(self, batch: dict[str, Any]) -> Tensor:
+        """Training loss (B,) of each sample, a function of the sample, its number and the weights."""
+        latent, caption = self._inputs(batch)
+        index = batch["sample_index"]
+        state, mask = self._drop_captions(caption, index)
+        noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
+        uniform = sample_uniform(self.seed, index, "time").to(latent)
+        return self.process.loss(lambda x_t, time: self.denoiser(x_t, time, state, mask), latent, noise, uniform)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss of the averaged network at four fixed times, with each sample's own fixed noise."""
+        latent, (state, mask) = self._inputs(batch)
+        noise = sample_noise(VALIDATION_SEED, batch["sample_index"], "validation", latent.shape[1:]).to(latent)
+        network, losses = self.ema_denoiser(), []
+        for place, moment in enumerate(VALIDATION_TIMES):
+            time = latent.new_full((len(latent),), moment)
+            losses.append(
+                self.process.loss_at(lambda x_t, time: network(x_t, time, state, mask), latent, noise, time).mean()
+            )
+            self.log(f"val/loss_t{place}", losses[-1], sync_dist=True, batch_size=len(latent))
+        self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, sync_dist=True, batch_size=len(latent))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then average the weights: Lightning calls this once per optimizer step, however much is accumulated."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.denoiser)
+
+    def configure_optimizers(self) -> Any:
+        """The recipe's optimizer with its schedule."""
+        optimizer = build_optimizer(self.optimizer, self.denoiser)
+        if self.schedule == "cosine":
+            rate = warmup_cosine(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
+        else:
+            rate = warmup_constant(optimizer, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: list[str],
+        seed: int,
+        steps: int = 20,
+        guidance: float = 3.0,
+        method: Literal["euler", "heun"] = "euler",
+        first_index: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Draw one picture for each prompt with the averaged weights.
+
+        Args:
+            prompts: B texts, any language.
+            seed: With the prompt's number it names the noise, so that neither batch nor neighbours matter.
+            steps: Of the sampler.
+            guidance: Strength of classifier-free guidance; 1 or less is off.
+            method: `euler` is what the released pipeline runs; `heun` calls the network twice a step.
+            first_index: Number of the first prompt.
+            batch_size: Prompts at a time; changes the memory, not the pictures.
+
+        Returns:
+            (B, 3, H, W) float in [0, 1].
+        """
+        pictures = [
+            self._sample_batch(prompts[start : start + batch_size], seed, steps, guidance, method, first_index + start)
+            for start in range(0, len(prompts), batch_size)
+        ]
+        return torch.cat(pictures)
+
+    def _sample_batch(
+        self, prompts: list[str], seed: int, steps: int, guidance: float, method: str, first_index: int
+    ) -> Tensor:
+        numbers = torch.arange(first_index, first_index + len(prompts))
+        shape = (self.denoiser.in_channels, self.latent_size, self.latent_size)
+        noise = sample_noise(seed, numbers, "sample", shape).to(self.device)
+        network = self.ema_denoiser()
+        denoise = guide(network, self.caption_encoder.encode(prompts), self.empty_caption(), guidance)
+        training = network.training
+        network.eval()
+        latent = (sample_heun if method == "heun" else sample_euler)(
+            lambda x, time: self.process.to_velocity(x, denoise(x, time), time), noise, self.process.times(steps)
+        )
+        network.train(training)
+        return (self.codec.decode(latent).float() / 2 + 0.5).clamp(0, 1)
+
+    def empty_caption(self) -> Caption:
+        """State (1, L, D) and mask (1, L) of "", the released pipeline's negative prompt."""
+        if self._empty is None:
+            self._empty = self.caption_encoder.encode([""])
+        state, mask = self._empty
+        self._empty = state.to(self.device), mask.to(self.device)
+        return self._empty
+
+    def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Caption]:
+        """Latents and captions of a batch, encoded here if it holds pictures and texts."""
+        if "latent" not in batch:
+            with torch.no_grad():
+                latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
+            return latent, self.caption_encoder.encode(batch["caption"])
+        state = batch["caption_state"]
+        if batch["latent"].shape[1] != self.denoiser.in_channels or state.shape[-1] != self.denoiser.context_dim:
+            raise UserError(
+                f"latents have {batch['latent'].shape[1]} channels and caption states {state.shape[-1]}, the denoiser "
+                f"expects {self.denoiser.in_channels} and {self.denoiser.context_dim}: set its in_channels, context_dim"
+            )
+        mask = torch.arange(state.shape[1], device=state.device) < batch["caption_length"][:, None]
+        return batch["latent"], (state, mask)
+
+    def _drop_captions(self, caption: Caption, index: Tensor) -> Caption:
+        """Replace the captions of a share of the samples by the empty one."""
+        if self.caption_dropout <= 0:
+            return caption
+        state, mask = caption
+        dropped = sample_uniform(self.seed, index, "caption_dropout").to(state.device) < self.caption_dropout
+        empty_state, empty_mask = (_fit(part, state.shape[1]) for part in self.empty_caption())
+        state = torch.where(dropped[:, None, None], empty_state.to(state.dtype), state)
+        return state, torch.where(dropped[:, None], empty_mask, mask)
+
+    def frozen_record(self) -> dict[str, Any]:
+        """Path and digest of the frozen parts' files, and the latents' statistics: what the training depends on."""
+        trained_with = getattr(self, "checkpoint_evidence", {}).get("frozen")
+        if trained_with is None:
+            files = {name: find_checkpoint(path) for name, path in self.paths.items() if path is not None}
+            trained_with = {name: {"path": str(file), "sha256": file_sha256(file)} for name, file in files.items()}
+            if self.latents is not None:
+                trained_with["latents"] = _read_statistics(Path(self.latents))
+            self.checkpoint_evidence = {**getattr(self, "checkpoint_evidence", {}), "frozen": trained_with}
+        return trained_with
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the frozen parts beside the rest of the evidence."""
+        checkpoint.setdefault(EVIDENCE, {})["frozen"] = self.frozen_record()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with other frozen parts than before."""
+        before, now = checkpoint.get(EVIDENCE, {}).get("frozen", {}), self.frozen_record()
+        for name in sorted(before.keys() & now.keys()):
+            if before[name]["sha256"] != now[name]["sha256"]:
+                raise UserError(
+                    f"the checkpoint was trained with another {name} ({before[name]['path']}) than is there now "
+                    f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
+                )
+
+    def _load(self, name: str, expected: type[LightningModule]) -> Any:
+        """Load a frozen part and compare its digest with the record."""
+        path = self.paths[name]
+        if path is None:
+            raise UserError(f"this needs the {name}, but model.init_args.{name} is empty: name its checkpoint")
+        module = load_module(path, expected)
+        evidence: Any = module.checkpoint_evidence
+        found, recorded = evidence["sha256"], self.frozen_record()[name]["sha256"]
+        if found != recorded:
+            raise UserError(
+                f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "
+                f"{recorded[:12]}): put the old {name} back, or train the generator again"
+            )
+        return module
+
+
+def _fit(part: Tensor, length: int) -> Tensor:
+    """Cut or pad dimension 1 to `length`; the empty caption is two tokens long, so only padding is cut."""
+    padded = part.new_zeros(part.shape[0], length, *part.shape[2:])
+    kept = min(length, part.shape[1])
+    padded[:, :kept] = part[:, :kept]
+    return padded
+
+
+def _read_statistics(folder: Path) -> dict[str, Any]:
+    file = folder / "codec_statistics.json"
+    try:
+        statistics = json.loads(file.read_text(encoding="utf-8"))
+        return {"path": str(file), "sha256": file_sha256(file), "statistics": statistics}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): encode the latents with data_tools/encode_latents.py"
+        ) from None

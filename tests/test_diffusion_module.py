@@ -1,0 +1,248 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from leam_mm.checkpoint import EVIDENCE
+from leam_mm.data.batch import collate_samples
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion.variance_preserving import VariancePreserving
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
+from leam_mm.models.denoiser import PRXDenoiser
+
+LENGTH, WIDTH = 6, 12
+
+
+class FakeCaptions(nn.Module):
+    """States that depend on the text alone."""
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        state = torch.stack([torch.full((LENGTH, WIDTH), len(text) / 10 - 1.0) for text in captions])
+        length = torch.tensor([min(LENGTH, 2 + len(text.split())) for text in captions])
+        return state, torch.arange(LENGTH) < length[:, None]
+
+
+class FakeCodec(nn.Module):
+    """Latents are the first channels of the picture, repeated; decode takes them back."""
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([image, image[:, :1]], dim=1)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent[:, :3].clamp(-1, 1)
+
+
+class Latents(Dataset[dict[str, Any]]):
+    """Samples whose latent is one constant, of which a network can learn the sign from the caption."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        sign = 1.0 if number % 2 else -1.0
+        return {
+            "latent": torch.full((4, 4, 4), sign),
+            "caption_state": torch.full((LENGTH, WIDTH), sign),
+            "caption_length": torch.tensor(3),
+            "sample_index": torch.tensor(number),
+        }
+
+
+def build(**changes: Any) -> LatentDiffusionModule:
+    torch.manual_seed(0)
+    denoiser = PRXDenoiser(4, WIDTH, hidden_size=32, depth=1, num_heads=2)
+    arguments: dict[str, Any] = {"latent_size": 4, "warmup_steps": 0, "caption_dropout": 0.5, "ema_decay": 0.9}
+    arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+    process = changes.pop("process", RectifiedFlow())
+    module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
+    module._frozen = {"clip": FakeCaptions(), "codec": FakeCodec()}
+    return module
+
+
+def wake(module: LatentDiffusionModule) -> LatentDiffusionModule:
+    """Give the output layer weights, in the average as well."""
+    torch.manual_seed(1)
+    for value, average in zip(module.denoiser.parameters(), module.ema_denoiser().parameters(), strict=True):
+        nn.init.normal_(value, std=0.2)
+        average.data.copy_(value)
+    return module
+
+
+def train(module: LatentDiffusionModule, folder: Path, steps: int, **changes: Any) -> Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **quiet, **changes)
+    trainer.fit(module, DataLoader(Latents(4096), batch_size=16, collate_fn=collate_samples))
+    return trainer
+
+
+@pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving()])
+def test_loss_falls(process: Any, tmp_path: Path) -> None:
+    module = build(process=process, caption_dropout=0.1)
+    batch = collate_samples([Latents(64)[number] for number in range(64)])
+    with torch.no_grad():
+        before = module.sample_losses(batch).mean()
+    train(module, tmp_path, 40)
+    with torch.no_grad():
+        assert module.sample_losses(batch).mean() < 0.7 * before
+
+
+def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
+    module = wake(build())
+    samples = [Latents(8)[number] for number in range(8)]
+    with torch.no_grad():
+        together = module.sample_losses(collate_samples(samples))
+        swapped = module.sample_losses(collate_samples(samples[::-1])).flip(0)
+        alone = torch.cat([module.sample_losses(collate_samples([sample])) for sample in samples])
+    torch.testing.assert_close(swapped, together)
+    torch.testing.assert_close(alone, together)
+    assert together.unique().numel() == 8  # noise and time differ from sample to sample
+
+
+def test_another_seed_is_another_training() -> None:
+    batch = collate_samples([Latents(8)[number] for number in range(8)])
+    with torch.no_grad():
+        one, two = (wake(build(seed=seed)).sample_losses(batch) for seed in (0, 1))
+    assert not torch.isclose(one, two).any()
+
+
+def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
+    module = build(caption_dropout=0.3)
+    index = torch.arange(2000)
+    state, mask = torch.full((2000, LENGTH, WIDTH), 5.0), torch.ones(2000, LENGTH, dtype=torch.bool)
+    new_state, new_mask = module._drop_captions((state, mask), index)
+    dropped = (new_state != 5.0).flatten(1).all(1)
+    assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
+    empty_state, empty_mask = module.empty_caption()
+    assert torch.equal(new_state[dropped], empty_state.expand(int(dropped.sum()), -1, -1))
+    assert torch.equal(new_mask[dropped], empty_mask.expand(int(dropped.sum()), -1))
+    assert new_mask[~dropped].all() and (new_state[~dropped] == 5.0).all()
+
+
+@pytest.mark.parametrize("length", [3, 9])
+def test_the_empty_caption_fits_any_length_of_batch(length: int) -> None:
+    module = build(caption_dropout=1.0)
+    state, mask = torch.ones(2, length, WIDTH), torch.ones(2, length, dtype=torch.bool)
+    new_state, new_mask = module._drop_captions((state, mask), torch.arange(2))
+    assert new_state.shape == state.shape
+    assert new_mask.sum(1).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_the_average_moves_once_per_optimizer_step(accumulated: int, tmp_path: Path) -> None:
+    module = build()
+    trainer = train(module, tmp_path, 3, accumulate_grad_batches=accumulated)
+    assert trainer.global_step == 3
+    assert module.ema is not None and int(module.ema.updates) == 3
+
+
+def test_two_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
+    runs = [build(), build()]
+    for module in runs:
+        torch.manual_seed(len(str(id(module))))  # the global generator must not matter
+        train(module, tmp_path, 2)
+    first, second = (module.state_dict() for module in runs)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_pictures_and_texts_are_encoded_on_the_fly() -> None:
+    module = wake(build())
+    image = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
+    captions = ["ein Kreis", "zwei rote Kreise", "κύκλος"]
+    index = torch.arange(3)
+    state, mask = module.caption_encoder.encode(captions)
+    latent = module.codec.encode(image.float() / 127.5 - 1)
+    encoded = {"latent": latent, "caption_state": state, "caption_length": mask.sum(1), "sample_index": index}
+    with torch.no_grad():
+        from_pictures = module.sample_losses({"image": image, "caption": captions, "sample_index": index})
+        torch.testing.assert_close(from_pictures, module.sample_losses(encoded))
+
+
+def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
+    module = wake(build())
+    prompts = ["ein Kreis", "zwei rote Kreise", "κύκλος", "квадрат", "a b c"]
+    together = module.sample(prompts, seed=3, steps=4)
+    assert together.shape == (5, 3, 4, 4) and together.min() >= 0 and together.max() <= 1
+    torch.testing.assert_close(module.sample(prompts, seed=3, steps=4, batch_size=2), together)
+    torch.testing.assert_close(module.sample(prompts[3:], seed=3, steps=4, first_index=3), together[3:])
+    assert not torch.allclose(module.sample(prompts, seed=4, steps=4), together)
+    assert not torch.allclose(module.sample(prompts, seed=3, steps=4, guidance=1.0), together)
+    assert not torch.allclose(module.sample(prompts, seed=3, steps=4, method="heun"), together)
+
+
+def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
+    module = wake(build())
+    state = torch.get_rng_state()
+    first = module.sample(["x"], seed=0, steps=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    nn.init.zeros_(next(module.denoiser.parameters()))
+    assert torch.equal(module.sample(["x"], seed=0, steps=2), first)
+
+
+def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
+    module = wake(build())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    results = [
+        trainer.validate(module, DataLoader(Latents(12), batch_size=size, collate_fn=collate_samples), verbose=False)[0]
+        for size in (12, 5)
+    ]
+    assert set(results[0]) == {"val/loss", "val/loss_t0", "val/loss_t1", "val/loss_t2", "val/loss_t3"}
+    for name, value in results[0].items():
+        assert results[1][name] == pytest.approx(value, rel=1e-5)
+    assert results[0]["val/loss"] == pytest.approx(sum(results[0][f"val/loss_t{place}"] for place in range(4)) / 4)
+
+
+def test_frozen_parts_stay_out_of_the_state() -> None:
+    module = build()
+    module.empty_caption()
+    assert {name.split(".")[0] for name in module.state_dict()} == {"denoiser", "ema"}
+
+
+def test_missing_parts_are_named() -> None:
+    module = build(clip="nowhere/clip", codec=None)
+    with pytest.raises(UserError, match="nowhere/clip"):
+        module.setup("fit")
+    module = build()
+    module._frozen = {}
+    with pytest.raises(UserError, match=r"model\.init_args\.codec is empty"):
+        _ = module.codec
+    with pytest.raises(UserError, match=r"model\.init_args\.clip is empty"):
+        module.setup("fit")
+    with pytest.raises(UserError, match=r"codec_statistics\.json cannot be read"):
+        build(latents="nowhere").setup("fit")
+
+
+def test_channels_that_do_not_fit_are_named() -> None:
+    batch = collate_samples([Latents(2)[number] for number in range(2)])
+    batch["latent"] = batch["latent"][:, :3]
+    with pytest.raises(UserError, match="3 channels"):
+        build().sample_losses(batch)
+
+
+def test_a_checkpoint_records_its_frozen_parts_and_refuses_others(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.ckpt"
+    clip.write_bytes(b"one")
+    (tmp_path / "codec_statistics.json").write_text(json.dumps({"shift": 0.0, "scale": 2.0}))
+    module = build(clip=str(clip), latents=str(tmp_path))
+    checkpoint: dict[str, Any] = {EVIDENCE: {"config": "x"}}
+    module.on_save_checkpoint(checkpoint)
+    frozen = checkpoint[EVIDENCE]["frozen"]
+    assert frozen["clip"]["path"] == str(clip) and len(frozen["clip"]["sha256"]) == 64
+    assert frozen["latents"]["statistics"] == {"shift": 0.0, "scale": 2.0}
+    build(clip=str(clip), latents=str(tmp_path)).on_load_checkpoint(checkpoint)
+    clip.write_bytes(b"two")
+    with pytest.raises(UserError, match="another clip"):
+        build(clip=str(clip)).on_load_checkpoint(checkpoint)
