@@ -50,7 +50,9 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         reason = str(error).split("\n", 1)[0][:200]
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}); use an intact file of train.py") from None
     if not isinstance(checkpoint, dict) or EVIDENCE not in checkpoint:
-        raise UserError(f"{file} was not written by train.py: its config is missing, so no model can be rebuilt from it")
+        raise UserError(
+            f"{file} was not written by train.py: its config is missing, so no model can be rebuilt from it"
+        )
     return checkpoint
 
 
@@ -112,5 +114,3 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
         **{name: value for name, value in checkpoint[EVIDENCE].items() if name != "config"},
     }
     return module.eval()
-
-

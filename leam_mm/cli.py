@@ -48,7 +48,11 @@ class ConfigInCheckpoint(SaveConfigCallback):
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": plan.roots() if plan is not None else {},
             "samples_seen": positions[0].samples_seen if positions else None,
-            "versions": {"torch": str(torch.__version__), "lightning": lightning.__version__, "python": platform.python_version()},
+            "versions": {
+                "torch": str(torch.__version__),
+                "lightning": lightning.__version__,
+                "python": platform.python_version(),
+            },
         }
 
 
@@ -70,7 +74,10 @@ class LeamCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(EnergyRecord, "energy")
         parser.add_argument(
-            "--max_samples", type=int | None, default=None, help="Length of the training in samples seen; sets trainer.max_steps."
+            "--max_samples",
+            type=int | None,
+            default=None,
+            help="Length of the training in samples seen; sets trainer.max_steps.",
         )
 
     @staticmethod
@@ -86,6 +93,8 @@ class LeamCLI(LightningCLI):
             if config.max_samples % batch:
                 raise UserError(f"max_samples {config.max_samples} is no multiple of data.init_args.batch_size {batch}")
             config.trainer.max_steps = config.max_samples // batch
+        elif self.subcommand == "fit" and config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None):
+            raise UserError("the recipe does not say how long to train: set max_samples (samples seen in all)")
         run = Path(config.trainer.default_root_dir or ".")
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(run / "checkpoints")
@@ -141,7 +150,9 @@ def main(args: list[str] | None = None) -> LeamCLI:
     """Run the command line; tests call it in process with their own arguments."""
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()
+    )
     return LeamCLI(
         LightningModule,
         LightningDataModule,
@@ -150,6 +161,6 @@ def main(args: list[str] | None = None) -> LeamCLI:
         save_config_callback=ConfigInCheckpoint,
         save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
         seed_everything_default=0,
-        trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1},
+        trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1},
         args=args,
     )

@@ -92,7 +92,6 @@ class ContrastiveModule(LightningModule):
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(image))
         self.log("val/in_batch_top1", right, sync_dist=True, batch_size=len(image))
 
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, bound the temperature, then average the weights."""
         super().optimizer_step(*args, **kwargs)

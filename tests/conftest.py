@@ -39,7 +39,12 @@ def write_toy_shards(folder: Path, samples: int = 96, samples_per_shard: int = 2
             colour = sorted(COLOURS)[number % 4]
             captions = [
                 {"text": f"a {colour} square", "language": "en", "source": "generated", "machine_translated": False},
-                {"text": f"Quadrat, {GERMAN[colour]}", "language": "de", "source": "generated", "machine_translated": False},
+                {
+                    "text": f"Quadrat, {GERMAN[colour]}",
+                    "language": "de",
+                    "source": "generated",
+                    "machine_translated": False,
+                },
             ]
             record = {
                 "captions": captions,
@@ -66,7 +71,8 @@ def write_toy_tokenizer(folder: Path, context_length: int = 12) -> Path:
     texts = [f"a {colour} square" for colour in COLOURS] + [f"quadrat, {word}" for word in GERMAN.values()]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=298, initial_alphabet=alphabet, special_tokens=["<pad>"], show_progress=False)
+        texts,
+        trainers.BpeTrainer(vocab_size=298, initial_alphabet=alphabet, special_tokens=["<pad>"], show_progress=False),
     )
     tokenizer.add_special_tokens(["<bos>", "<eos>"])
     begin, end = tokenizer.token_to_id("<bos>"), tokenizer.token_to_id("<eos>")
@@ -74,8 +80,12 @@ def write_toy_tokenizer(folder: Path, context_length: int = 12) -> Path:
         single="<bos> $A <eos>", special_tokens=[("<bos>", begin), ("<eos>", end)]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
-        model_max_length=context_length, padding_side="right",
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        model_max_length=context_length,
+        padding_side="right",
     )
     fast.save_pretrained(folder)
     return folder
@@ -124,7 +134,13 @@ def clip_recipe(run: Path, shards: Path, tokenizer: Path, max_samples: int = 64,
                 "encoder": {
                     "embed_dim": 16,
                     "vision": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-                    "text": {"context_length": 12, "vocab_size": toy_vocabulary(tokenizer), "width": 32, "heads": 2, "layers": 1},
+                    "text": {
+                        "context_length": 12,
+                        "vocab_size": toy_vocabulary(tokenizer),
+                        "width": 32,
+                        "heads": 2,
+                        "layers": 1,
+                    },
                 },
                 "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
                 "tokenizer": str(tokenizer),

@@ -73,7 +73,10 @@ def assert_same_run(first: Path, second: Path) -> None:
 
 
 def killed(recipe: dict, step: int, number: int = 9) -> dict:
-    trainer = {**recipe["trainer"], "callbacks": [{"class_path": "killer.Killer", "init_args": {"step": step, "signal_number": number}}]}
+    trainer = {
+        **recipe["trainer"],
+        "callbacks": [{"class_path": "killer.Killer", "init_args": {"step": step, "signal_number": int(number)}}],
+    }
     return {**recipe, "trainer": trainer}
 
 

@@ -5,7 +5,7 @@ of workers changes nothing. A resumed run starts its sampler at the position tha
 """
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +96,28 @@ class SamplePlan:
         return {str(reader.folder.path): reader.folder.merkle_root for reader in self.readers}
 
 
+class Decoding:
+    """Turns the members of a stored sample into one sample of a batch; a plain object that workers can copy.
+
+    Args:
+        seed: All randomness of a sample is derived from it and the sample's number.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """See the class for the arguments."""
+        self.seed = seed
+
+    def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """Decode the sample that is seen ``index``-th."""
+        raise NotImplementedError(f"{type(self).__name__} must say how a sample is decoded")
+
+
 class PlannedBatches(Dataset[dict[str, Any]]):
     """Batch k of one rank.
 
     Args:
         plan: Which sample is n-th.
-        decode: (key, members, n) -> one sample.
-        collate: Samples -> batch.
+        decode: Members of a stored sample -> one sample.
         batch_size: Of all ranks together, per micro-batch.
         rank: Of this process.
         world_size: Number of ranks.
@@ -112,8 +127,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
     def __init__(
         self,
         plan: SamplePlan,
-        decode: Callable[[str, dict[str, bytes], int], Sample],
-        collate: Callable[[list[Sample]], dict[str, Any]],
+        decode: Decoding,
         batch_size: int,
         rank: int,
         world_size: int,
@@ -122,7 +136,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         """See the class for the arguments."""
         if batch_size % world_size:
             raise UserError(f"data.batch_size {batch_size} is not divisible by {world_size} ranks: choose a multiple")
-        self.plan, self.decode, self.collate, self.limit = plan, decode, collate, limit
+        self.plan, self.decode, self.limit = plan, decode, limit
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -130,7 +144,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         local = self.batch_size // self.world_size
         first = number * self.batch_size + self.rank * local
         last = first + local if self.limit is None else min(first + local, self.limit)
-        return self.collate([self.decode(*self.plan.read(index), index) for index in range(first, last)])
+        return collate_samples([self.decode(*self.plan.read(index), index) for index in range(first, last)])
 
 
 class FromPosition(Sampler[int]):
@@ -169,7 +183,6 @@ def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="forkserver" if workers else None,
     )
 
 

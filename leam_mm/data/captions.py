@@ -29,7 +29,9 @@ class Tokenizer:
         self.vocabulary = len(self._tokenize.tokenizer)
         self.end = int(self._tokenize.tokenizer.eos_token_id)
         if self.end != self.vocabulary - 1:
-            raise UserError(f"{path}: the end token has id {self.end}, not the highest ({self.vocabulary - 1}): retrain it")
+            raise UserError(
+                f"{path}: the end token has id {self.end}, not the highest ({self.vocabulary - 1}): retrain it"
+            )
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize captions.

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leam_mm.data.batch import Sample, Source
+from leam_mm.data.batch import Decoding, Sample, Source
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
@@ -18,6 +18,24 @@ def read_array(members: dict[str, bytes], extension: str) -> np.ndarray:
     if extension not in members:
         raise UserError(f"the sample has no {extension}, only {sorted(members)}: these are no latent shards")
     return np.load(io.BytesIO(members[extension]), allow_pickle=False)
+
+
+class LatentDecoding(Decoding):
+    """A stored latent and the states of one of its captions."""
+
+    def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """The caption is drawn from (seed, index)."""
+        captions = json.loads(members["json"])["caption_states"]
+        chosen = int(sample_generator(self.seed, index, "caption").integers(len(captions)))
+        return {
+            "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),
+            "caption_state": torch.from_numpy(read_array(members, "caption_state.npy")[chosen].astype(np.float32)),
+            "caption_length": torch.tensor(int(captions[chosen]["length"])),
+            "caption": captions[chosen]["text"],
+            "language": captions[chosen]["language"],
+            "key": key,
+            "sample_index": torch.tensor(index),
+        }
 
 
 class LatentsModule(PlannedModule):
@@ -42,25 +60,6 @@ class LatentsModule(PlannedModule):
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
-        super().__init__(train, validation, batch_size, validation_samples, workers, seed)
-
-    def _decode(self, key: str, members: dict[str, bytes], index: int, seed: int) -> Sample:
-        captions = json.loads(members["json"])["caption_states"]
-        chosen = int(sample_generator(seed, index, "caption").integers(len(captions)))
-        return {
-            "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),
-            "caption_state": torch.from_numpy(read_array(members, "caption_state.npy")[chosen].astype(np.float32)),
-            "caption_length": torch.tensor(int(captions[chosen]["length"])),
-            "caption": captions[chosen]["text"],
-            "language": captions[chosen]["language"],
-            "key": key,
-            "sample_index": torch.tensor(index),
-        }
-
-    def decode_train(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """The caption is drawn from (seed, index)."""
-        return self._decode(key, members, index, self.seed)
-
-    def decode_validation(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """The caption depends on the index only."""
-        return self._decode(key, members, index, seed=0)
+        super().__init__(
+            train, validation, batch_size, validation_samples, workers, LatentDecoding(seed), LatentDecoding(0)
+        )

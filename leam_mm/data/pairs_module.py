@@ -5,11 +5,66 @@ from pathlib import Path
 
 import torch
 
-from leam_mm.data.batch import Sample, Source
+from leam_mm.data.batch import Decoding, Sample, Source
 from leam_mm.data.captions import Tokenizer, choose_caption
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.errors import UserError
+
+
+class PairDecoding(Decoding):
+    """An image and one of its captions.
+
+    Args:
+        image: Decoding and augmentation of the image.
+        tokenizer: Folder of the tokenizer; None leaves ``text`` out.
+        context_length: L, tokens per caption.
+        languages: Draw captions of these only, where a sample has any.
+        language_weights: Relative chance of each language of a sample; 1 where not named.
+        seed: Of crops and caption choice.
+    """
+
+    def __init__(
+        self,
+        image: ImageDecoding,
+        tokenizer: Path | None,
+        context_length: int,
+        languages: list[str] | None,
+        language_weights: dict[str, float] | None,
+        seed: int,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__(seed)
+        self.image, self.languages, self.language_weights = image, languages, language_weights
+        self.tokenizer_path, self.context_length = tokenizer, context_length
+        self._tokenizer: Tokenizer | None = None
+
+    def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
+        """Crop, caption and language are drawn from (seed, index)."""
+        caption = choose_caption(
+            json.loads(members["json"])["captions"],
+            sample_generator(self.seed, index, "caption"),
+            self.languages,
+            self.language_weights,
+        )
+        try:
+            image = self.image(image_member(members), sample_generator(self.seed, index, "crop"))
+        except UserError as error:
+            raise UserError(f"key {key}: {error}") from None
+        sample: Sample = {
+            "image": image,
+            "caption": caption["text"],
+            "language": caption["language"],
+            "key": key,
+            "sample_index": torch.tensor(index),
+        }
+        if self.tokenizer_path is not None:
+            if self._tokenizer is None:
+                self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
+            text, length = self._tokenizer.encode([str(caption["text"])])
+            sample["text"], sample["text_length"] = text[0], length[0]
+        return sample
 
 
 class PairsModule(PlannedModule):
@@ -44,40 +99,8 @@ class PairsModule(PlannedModule):
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
-        super().__init__(train, validation, batch_size, validation_samples, workers, seed)
-        self.image, self.languages, self.language_weights = image, languages, language_weights
-        self.tokenizer_path, self.context_length = tokenizer, context_length
-        self._tokenizer: Tokenizer | None = None
-
-    @property
-    def image_size(self) -> int:
-        """H = W of the images."""
-        return self.image.image_size
-
-    def _decode(self, key: str, members: dict[str, bytes], index: int, decoding: ImageDecoding, seed: int) -> Sample:
-        generator = sample_generator(seed, index, "crop")
-        captions = json.loads(members["json"])["captions"]
-        caption = choose_caption(
-            captions, sample_generator(seed, index, "caption"), self.languages, self.language_weights
-        )
-        sample: Sample = {
-            "image": decoding(image_member(members), generator),
-            "caption": caption["text"],
-            "language": caption["language"],
-            "key": key,
-            "sample_index": torch.tensor(index),
-        }
-        if self.tokenizer_path is not None:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
-            text, length = self._tokenizer.encode([str(caption["text"])])
-            sample["text"], sample["text_length"] = text[0], length[0]
-        return sample
-
-    def decode_train(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """Crop, caption and language are drawn from (seed, index)."""
-        return self._decode(key, members, index, self.image, self.seed)
-
-    def decode_validation(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """No augmentation; the caption depends on the index only."""
-        return self._decode(key, members, index, self.image.evaluation(), seed=0)
+        text = (tokenizer, context_length, languages, language_weights)
+        decode = PairDecoding(image, *text, seed)
+        plain = PairDecoding(image.evaluation(), *text, seed=0)
+        super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain)
+        self.image_size = image.image_size

@@ -8,14 +8,13 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from leam_mm.data.batch import (
+    Decoding,
     FromPosition,
     PlannedBatches,
-    Sample,
     SamplePlan,
     SamplePosition,
     Source,
     batch_loader,
-    collate_samples,
 )
 from leam_mm.errors import UserError
 
@@ -29,7 +28,8 @@ class PlannedModule(LightningDataModule):
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation_samples: Upper bound for validation.
         workers: Loader processes per rank; changes speed, never order.
-        seed: Of order and of each sample's randomness.
+        decode: Of training samples; its seed names the order too.
+        decode_validation: Of validation samples.
     """
 
     def __init__(
@@ -39,22 +39,16 @@ class PlannedModule(LightningDataModule):
         batch_size: int,
         validation_samples: int,
         workers: int,
-        seed: int,
+        decode: Decoding,
+        decode_validation: Decoding,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.train_sources: Sequence[Source] = [Source(train)] if isinstance(train, Path) else train
         self.validation, self.validation_samples = validation, validation_samples
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.batch_size, self.workers, self.seed = batch_size, workers, decode.seed
+        self.decode, self.decode_validation = decode, decode_validation
         self.train_plan: SamplePlan | None = None
-
-    def decode_train(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """One training sample from its members; all randomness from (seed, index)."""
-        raise NotImplementedError(f"{type(self).__name__} must say how a training sample is decoded")
-
-    def decode_validation(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """One validation sample, without randomness of the run."""
-        raise NotImplementedError(f"{type(self).__name__} must say how a validation sample is decoded")
 
     @property
     def micro_batch_size(self) -> int:
@@ -90,9 +84,7 @@ class PlannedModule(LightningDataModule):
                 f"the checkpoint was written after {seen} samples, which is no multiple of the micro-batch "
                 f"{self.micro_batch_size}: resume with a batch size that divides it"
             )
-        batches = PlannedBatches(
-            self.train_plan, self.decode_train, collate_samples, self.micro_batch_size, rank, world
-        )
+        batches = PlannedBatches(self.train_plan, self.decode, self.micro_batch_size, rank, world)
         return batch_loader(batches, FromPosition(seen // self.micro_batch_size, total), self.workers)
 
     def val_dataloader(self) -> Any:
@@ -105,5 +97,5 @@ class PlannedModule(LightningDataModule):
         size = min(self.micro_batch_size, max(world, limit // world * world))
         # Ranks must make the same number of steps with work for each, so several ranks leave the short batch out.
         whole = limit // size if world > 1 else math.ceil(limit / size)
-        batches = PlannedBatches(plan, self.decode_validation, collate_samples, size, rank, world, limit)
+        batches = PlannedBatches(plan, self.decode_validation, size, rank, world, limit)
         return batch_loader(batches, FromPosition(0, whole), min(self.workers, 1))

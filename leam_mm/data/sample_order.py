@@ -118,7 +118,9 @@ class MixtureOrder:
         self.upper = np.round(np.cumsum(share / share.sum()) * UNITS).astype(np.int64)
         self.upper[-1] = UNITS
         if np.any(np.diff(np.concatenate([[0], self.upper])) * block < 2 * UNITS):
-            raise UserError(f"mixture weights {list(weights)}: each source needs two places in {block} samples; drop it")
+            raise UserError(
+                f"mixture weights {list(weights)}: each source needs two places in {block} samples; drop it"
+            )
         self.seed, self.block = seed, block
 
     def _before(self, block: int) -> np.ndarray:

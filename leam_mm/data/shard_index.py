@@ -1,7 +1,7 @@
 """The format of a final shard folder: tar files, an index beside each, a manifest, and the Merkle root that names it.
 
-Everything here is torch-free, so that the programs in data_tools write exactly what the loader reads. Tar members follow
-the WebDataset convention (``key.extension``; all members of a sample lie together), in the plain ustar form.
+Everything here is torch-free, so that the programs in data_tools write exactly what the loader reads. Tar members
+follow the WebDataset convention (``key.extension``; all members of a sample lie together), in the plain ustar form.
 """
 
 import hashlib
@@ -83,7 +83,8 @@ def parse_sample(raw: bytes) -> dict[str, bytes]:
                 f"broken tar header at byte {position} of the sample: {error}; download the shard again"
             ) from None
         start = position + BLOCK
-        if start + header.size > len(raw):
+        # A header can also spell a negative size, which would make this loop walk backwards for ever.
+        if header.size < 0 or start + header.size > len(raw):
             raise UserError(f"member {header.name!r} is longer than its sample; download the shard again")
         if header.isreg():
             members[header.name.rpartition("/")[2].partition(".")[2]] = raw[start : start + header.size]
@@ -97,7 +98,7 @@ class ShardWriter:
     Args:
         folder: The final folder; while writing, ``folder.partial`` grows beside it.
         samples_per_shard: Samples in each tar (the last may hold fewer).
-        resume: Keep finished shards of an interrupted run in ``folder.partial``; ask ``.finished`` how many samples they hold.
+        resume: Keep finished shards of an interrupted run in ``folder.partial``; ``.finished`` counts their samples.
     """
 
     def __init__(self, folder: Path, samples_per_shard: int, resume: bool = False) -> None:
@@ -114,6 +115,12 @@ class ShardWriter:
         elif self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
+        odd = next((entry for entry in self.entries if entry.samples != samples_per_shard), None)
+        if odd:
+            raise UserError(
+                f"{self.partial / odd.shard} holds {odd.samples} samples, not {samples_per_shard}: go on with the old "
+                "number, or delete that folder"
+            )
         self.finished = sum(entry.samples for entry in self.entries)
         self._rows: list[tuple[str, int, int, str]] = []
         self._chunks = io.BytesIO()
@@ -124,8 +131,8 @@ class ShardWriter:
 
     def write(self, key: str, members: dict[str, bytes]) -> None:
         """Append one sample; members are written in the given order as ``key.extension``."""
-        if not key or "/" in key or "." in key:
-            raise UserError(f"sample key {key!r} must be non-empty, without '/' and '.'")
+        if not key or "/" in key or "." in key or len(key.encode()) > 80:  # a ustar name ends at 100 bytes
+            raise UserError(f"sample key {key!r} must be non-empty, without '/' and '.', and at most 80 bytes long")
         raw = b"".join(_member(f"{key}.{extension}", content) for extension, content in members.items())
         self._rows.append((key, self._chunks.tell(), len(raw), hashlib.sha256(raw).hexdigest()))
         self._chunks.write(raw)
@@ -162,9 +169,12 @@ class ShardWriter:
         if not self.entries:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(f"no sample was written to {self.folder}: the input holds nothing usable")
+        # Aside, not away: a kill between the two renames must not cost both the old and the new folder.
+        old = self.folder.with_name(f"{self.folder.name}.old-{os.getpid()}")
         if self.folder.exists():
-            shutil.rmtree(self.folder)
+            os.replace(self.folder, old)
         os.replace(self.partial, self.folder)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 class ShardFolder:
@@ -184,7 +194,11 @@ class ShardFolder:
             )
         try:
             self.shards = [ShardEntry(**json.loads(line)) for line in manifest.read_text().splitlines() if line.strip()]
-        except (TypeError, ValueError) as error:
+            for entry in self.shards:
+                if len(bytes.fromhex(entry.sha256)) != 32 or min(int(entry.bytes), int(entry.samples)) < 1:
+                    raise ValueError(f"{entry} has an impossible digest or count")
+                entry.shard.encode()
+        except (TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{manifest}: a line is not a shard entry ({error}); rebuild the folder") from None
         for entry in self.shards:
             # Names come from a file that strangers may have written: they must stay inside the folder.
@@ -217,19 +231,20 @@ class ShardFolder:
             raise UserError(f"{path} is missing: copy the whole folder, index files included")
         try:
             table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is no readable parquet file ({error}); copy or build the folder again") from None
         missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
         if missing or table.num_rows != self.shards[number].samples:
             raise UserError(
-                f"{path} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); build the folder again"
+                f"{path} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); "
+                "build the folder again"
             )
-        return ShardIndex(
-            table["key"].to_pylist(),
-            table["offset"].to_numpy(),
-            table["size"].to_numpy(),
-            table["sha256"].to_pylist(),
-        )
+        offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+        if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
+            raise UserError(f"{path}: offset or size is no place in a tar; build the folder again")
+        if (offset + size).max() > self.shards[number].bytes:
+            raise UserError(f"{path}: a sample lies beyond the end of its tar; build the folder again")
+        return ShardIndex(table["key"].to_pylist(), offset, size, table["sha256"].to_pylist())
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:

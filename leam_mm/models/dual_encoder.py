@@ -65,9 +65,7 @@ class TextTower:
 
 def _differing(tower: ImageTower | TextTower) -> dict[str, object]:
     """What open_clip must be told; a timm tower's silent vision-transformer settings stay out."""
-    return {
-        field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None
-    }
+    return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
 
 
 class DualEncoder(nn.Module):

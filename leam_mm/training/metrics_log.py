@@ -71,7 +71,9 @@ class MetricsLog(Logger):
         row = {"step": str(number), **{name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}}
         if self._columns is None:
             # A row torn by a kill has no step or too few cells; one of a later step will be logged again.
-            old = [found for found in self._rows() if (found.get("step") or "").isdigit() and None not in found.values()]
+            old = [
+                found for found in self._rows() if (found.get("step") or "").isdigit() and None not in found.values()
+            ]
             kept = [
                 found
                 for found in old

@@ -47,7 +47,9 @@ class Preemption(Callback):
             return
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
         trainer.save_checkpoint(f"{path}/last.ckpt")
-        log.warning("signal received: saved %s/last.ckpt at step %d, leaving with exit code %d", path, self._steps, EXIT_CODE)
+        log.warning(
+            "signal received: saved %s/last.ckpt at step %d, leaving with exit code %d", path, self._steps, EXIT_CODE
+        )
         raise SystemExit(EXIT_CODE)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
