@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.batch import collate_samples
+from leam_mm.data.sample_order import sample_noise
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -181,6 +182,36 @@ def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
     assert not torch.allclose(module.sample(prompts, seed=4, steps=4), together)
     assert not torch.allclose(module.sample(prompts, seed=3, steps=4, guidance=1.0), together)
     assert not torch.allclose(module.sample(prompts, seed=3, steps=4, method="heun"), together)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
+
+    module = wake(build(process=RectifiedFlow(shift=2.0)))
+    module.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]  # nothing is clamped
+    ours = module.sample(["zwei rote Kreise"], seed=3, steps=9, guidance=guidance)
+    pipeline: Any = PRXPipeline(
+        module.ema_denoiser().model, FlowMatchEulerDiscreteScheduler(shift=2.0), text_encoder=None, tokenizer=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    state, mask = module.caption_encoder.encode(["zwei rote Kreise"])
+    empty_state, empty_mask = module.empty_caption()
+    theirs = pipeline(
+        latents=sample_noise(3, torch.arange(1), "sample", (4, 4, 4)),
+        prompt_embeds=state,
+        prompt_attention_mask=mask,
+        negative_prompt_embeds=empty_state,
+        negative_prompt_attention_mask=empty_mask,
+        num_inference_steps=9,
+        guidance_scale=guidance,
+        height=32,
+        width=32,
+        use_resolution_binning=False,
+        output_type="latent",
+    ).images
+    assert theirs.abs().max() < 100
+    torch.testing.assert_close(ours, theirs[:, :3] / 200 + 0.5, rtol=0, atol=1e-6)
 
 
 def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
