@@ -60,13 +60,8 @@ def _star() -> list[Point]:
 
 def _cross() -> list[Point]:
     arm, end = 0.33, 0.96
-    quarter = [(arm, -end), (arm, -arm), (end, -arm)]
-    corners = []
-    for turn in range(4):
-        corners += quarter
-        quarter = [(-y, x) for x, y in quarter]
-        del turn
-    return corners
+    upper = [(-arm, -end), (arm, -end), (arm, -arm), (end, -arm), (end, arm), (arm, arm)]
+    return upper + [(-x, -y) for x, y in upper]
 
 
 def _heart() -> list[Point]:
@@ -105,7 +100,7 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radiu
         outer = 0.94 * radius
         draw.ellipse((x - outer, y - outer, x + outer, y + outer), fill=fill)
         if shape == "ring":
-            inner = 0.52 * radius
+            inner = 0.55 * radius
             draw.ellipse((x - inner, y - inner, x + inner, y + inner), fill=0)
         return
     draw.polygon([(x + radius * a, y + radius * b) for a, b in _outline(shape)], fill=fill)

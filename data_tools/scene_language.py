@@ -13,7 +13,10 @@ import yaml
 from leam_mm.errors import UserError
 
 WORDS = Path(__file__).with_name("scene_words.yaml")
-LANGUAGES = tuple("bg cs da de el en es et fi fr ga hr hu it lt lv mt nl pl pt ro sk sl sv".split())
+LANGUAGES = (
+    *("bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "ga", "hr"),
+    *("hu", "it", "lt", "lv", "mt", "nl", "pl", "pt", "ro", "sk", "sl", "sv"),
+)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 RELATIONS = ("left_of", "right_of", "above", "below")
@@ -50,7 +53,9 @@ class SceneLanguage:
             self.numerals = {number: self._genders(row) for number, row in table["count"].items()}
             self.relations = {name: table["relation"][name].split(": ", 1) for name in RELATIONS}
         except (KeyError, ValueError, AttributeError) as error:
-            raise UserError(f"{WORDS.name}: section {code!r} is broken near {error}; compare it with another language") from None
+            raise UserError(
+                f"{WORDS.name}: section {code!r} is broken near {error}; compare it with another language"
+            ) from None
 
     def _genders(self, row: str) -> dict[str, str]:
         """One form for each gender; a single form serves all of them."""
@@ -125,5 +130,7 @@ def scene_languages() -> dict[str, SceneLanguage]:
     table = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     missing = set(LANGUAGES) ^ set(table)
     if missing:
-        raise UserError(f"{WORDS.name}: expected one section for each of the 24 languages, differs in {sorted(missing)}")
+        raise UserError(
+            f"{WORDS.name}: expected one section for each of the 24 languages, differs in {sorted(missing)}"
+        )
     return {code: SceneLanguage(code, table[code]) for code in LANGUAGES}

@@ -1,0 +1,175 @@
+"""Does a generator draw what the prompt says? Colour, shape, count and relation are read back from the pixels.
+
+The idea is that of GenEval (Ghosh et al. 2310.11513), without a detector network: the scenes of make_scenes are simple
+enough to be read by arithmetic, and the reader's own accuracy on real scenes is reported beside.
+
+- class_path: leam_mm.evaluators.compositional.Compositional
+  init_args: {scenes: runs/quickstart/scenes, real_shards: runs/quickstart/shards/test}
+"""
+
+import io
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from leam_mm.data.shard_index import read_samples
+from leam_mm.errors import UserError
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, wilson_interval
+from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.evaluators.verdict_sheet import draw_verdicts
+
+log = logging.getLogger(__name__)
+# What a kind of prompt is asked about; other keys of a verdict say nothing there.
+ASKED = {
+    "single": ("colour", "shape", "colour_shape", "count"),
+    "pair": ("both_objects", "relation", "count"),
+    "count": ("count", "colour_shape"),
+}
+
+
+class Compositional(Evaluator):
+    """Accuracy of composition: on real scenes for the reader itself, then on generated ones.
+
+    Args:
+        scenes: Folder with scenes.json and shapes.npz, written by data_tools/make_scenes.py.
+        real_shards: Final shard folder of scenes to measure the reader on; None leaves that out.
+        prompts_per_kind: At most so many prompts of each kind (single, pair, count), spread evenly over the file.
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+        seed: Seed of the generated pictures.
+        batch_size: Pictures in one sampling call.
+        real_limit: At most so many real scenes are read.
+    """
+
+    name = "compositional"
+
+    def __init__(
+        self,
+        scenes: Path,
+        real_shards: Path | None = None,
+        prompts_per_kind: int = 64,
+        steps: int = 20,
+        guidance: float = 3.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        real_limit: int = 1000,
+    ) -> None:
+        """Keep the settings; files are opened in run."""
+        for key, value in (("prompts_per_kind", prompts_per_kind), ("steps", steps), ("batch_size", batch_size)):
+            if value < 1:
+                raise UserError(f"Compositional: {key} is {value}; give at least 1")
+        self.scenes, self.real_shards, self.prompts_per_kind = Path(scenes), real_shards, prompts_per_kind
+        self.steps, self.guidance, self.seed, self.batch_size = steps, guidance, seed, batch_size
+        self.real_limit = real_limit
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Measure the reader on real scenes and, where there is a generator, the generator.
+
+        Args:
+            context: Its generator is asked for pictures; compositional.png goes to its output folder.
+
+        Returns:
+            Fractions with Wilson intervals; those of the generator first.
+        """
+        reader = SceneReader(self.scenes)
+        generated = self._generated(reader, context) if context.generator is not None else []
+        return generated + (self._real(reader) if self.real_shards is not None else [])
+
+    def _real(self, reader: SceneReader) -> list[Metric]:
+        tally = _Tally()
+        for prompt, picture in self._real_scenes():
+            verdict = score(reader.read(picture), prompt)
+            for key in ASKED[prompt["kind"]]:
+                tally.add(f"{self.name}/real/{key}", verdict[key], {"kind": prompt["kind"]})
+        return tally.metrics("reader against the drawn truth; an upper bound for what follows from pixels")
+
+    def _real_scenes(self) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+        found = 0
+        for key, members in read_samples(Path(self.real_shards or "")):
+            metadata = json.loads(members.get("json", b"{}")).get("metadata", {})
+            raw = next((members[extension] for extension in ("png", "webp", "jpg") if extension in members), None)
+            if raw is None or not isinstance(metadata, dict) or metadata.get("kind") not in ASKED:
+                continue
+            try:
+                picture = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+            except OSError as error:
+                raise UserError(f"{self.real_shards}: sample {key} holds no readable picture ({error})") from None
+            yield metadata, picture
+            found += 1
+            if found == self.real_limit:
+                return
+        if not found:
+            raise UserError(
+                f"{self.real_shards} holds no scenes of make_scenes: no sample's metadata has a known `kind`"
+            )
+
+    def _generated(self, reader: SceneReader, context: EvaluationContext) -> list[Metric]:
+        prompts = self._choose(reader.prompts)
+        generator = context.require_generator()
+        tally, shown = _Tally(), []
+        for start in range(0, len(prompts), self.batch_size):
+            chunk = prompts[start : start + self.batch_size]
+            # Each call gets its own seed: equal noise in every call would make the pictures, and the errors, dependent.
+            sampled = generator.sample(
+                [prompt["text"] for prompt in chunk], seed=self.seed + start, steps=self.steps, guidance=self.guidance
+            )
+            pictures = (sampled.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+            for prompt, picture in zip(chunk, pictures, strict=True):
+                verdict = score(reader.read(picture), prompt)
+                asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
+                for key, right in asked.items():
+                    slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
+                    tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
+                shown.append((picture, prompt, asked))
+        context.output.mkdir(parents=True, exist_ok=True)
+        draw_verdicts(shown, context.output / f"{self.name}.png")
+        log.info("compositional: %d generated pictures judged, see %s", len(shown), context.output / f"{self.name}.png")
+        return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
+
+    def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        chosen = []
+        for kind in ASKED:
+            of_kind = [prompt for prompt in prompts if prompt["kind"] == kind]
+            count = min(self.prompts_per_kind, len(of_kind))
+            # A seeded permutation rather than a stride: the file alternates languages, and a stride would miss some.
+            order = np.random.default_rng([self.seed, 4]).permutation(len(of_kind))[:count]
+            chosen += [of_kind[k] for k in sorted(order)]
+        if not chosen:
+            raise UserError(f"{self.scenes / 'scenes.json'} holds no prompts of a known kind; run make_scenes again")
+        return chosen
+
+
+class _Tally:
+    """Successes and trials by metric, whole and in slices."""
+
+    def __init__(self) -> None:
+        self.hits: dict[str, list[bool]] = defaultdict(list)
+        self.slices: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, name: str, right: bool, slices: dict[str, str]) -> None:
+        self.hits[name].append(right)
+        for dimension, value in slices.items():
+            self.slices[name][f"{dimension}={value}"].append(right)
+
+    def metrics(self, note: str) -> list[Metric]:
+        return [
+            Metric(
+                name,
+                sum(hits) / len(hits),
+                *wilson_interval(sum(hits), len(hits)),
+                unit="fraction",
+                samples=len(hits),
+                slices={
+                    key: {"value": sum(part) / len(part), "samples": len(part)}
+                    for key, part in sorted(self.slices[name].items())
+                },
+                note=note,
+            )
+            for name, hits in self.hits.items()
+        ]

@@ -1,0 +1,50 @@
+"""A sheet of generated pictures with prompt and verdict under each, for the eye that does not trust a number."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]], path: Path, limit: int = 48) -> None:
+    """Write a sheet of pictures with prompt and verdict under each.
+
+    Args:
+        shown: Picture (H, W, 3) uint8, prompt, verdict by key.
+        path: PNG to write.
+        limit: At most so many pictures, spread evenly.
+    """
+    chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, min(limit, len(shown))).round().astype(int)]
+    columns, cell, text = 6, 192, 58
+    rows = -(-len(chosen) // columns)
+    sheet = Image.new("RGB", (columns * (cell + 12) + 12, rows * (cell + text) + 12), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = _font()
+    for k, (picture, prompt, verdict) in enumerate(chosen):
+        x, y = 12 + k % columns * (cell + 12), 12 + k // columns * (cell + text)
+        sheet.paste(Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
+        words, lines = f"{prompt['language']}: {prompt['text']}".split(), [""]
+        for word in words:
+            longer = f"{lines[-1]} {word}".strip()
+            if draw.textlength(longer, font=font) <= cell or not lines[-1]:
+                lines[-1] = longer
+            else:
+                lines.append(word)
+        draw.multiline_text((x, y + cell + 2), "\n".join(lines[:3]), fill="black", font=font, spacing=1)
+        wrong = [key for key, right in verdict.items() if not right]
+        answer = "right" if not wrong else "wrong: " + ", ".join(wrong)
+        draw.text((x, y + cell + 42), answer, fill=(20, 130, 50) if not wrong else (190, 30, 30), font=font)
+    temporary = path.with_name(f"{path.name}.tmp")
+    sheet.save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font with Greek and Cyrillic letters: matplotlib brings DejaVu along; else Pillow's own (Latin)."""
+    try:
+        from matplotlib import get_data_path
+
+        return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
+    except (ImportError, OSError):
+        return ImageFont.load_default()
