@@ -29,15 +29,11 @@ def test_pixels_crop_the_centre() -> None:
     assert Picture("a", encoded(image), {}).pixels(16).shape == (3, 16, 16)
 
 
-def test_transparent_becomes_white() -> None:
-    assert (Picture("a", encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 0))), {}).pixels(8) == 255).all()
-
-
 def test_broken_or_huge_picture_is_one_line() -> None:
-    with pytest.raises(UserError, match="sample a: the picture cannot be read"):
+    with pytest.raises(UserError, match="sample a: unreadable image"):
         Picture("a", b"GIF89a nothing", {}).pixels(8)
-    with pytest.raises(UserError, match="the limit is"):
-        Picture("a", encoded(Image.new("1", (9000, 9000))), {}).pixels(8)
+    with pytest.raises(UserError, match="exceeds the limit"):
+        Picture("a", encoded(Image.new("1", (9600, 9600))), {}).pixels(8)
 
 
 def test_record_access() -> None:
@@ -62,7 +58,7 @@ def test_limit_takes_samples_evenly(tmp_path: Path) -> None:
 def test_sample_without_picture_is_named(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "s", 4) as writer:
         writer.write("k", {"txt": b"", "json": b"{}"})
-    with pytest.raises(UserError, match="sample k: has members"):
+    with pytest.raises(UserError, match="sample k: the sample has no image"):
         list(read_pictures(tmp_path / "s"))
 
 

@@ -1,8 +1,6 @@
 """Pictures of a shard folder, and their embeddings: what zero-shot, retrieval and generation share."""
 
-import io
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +8,12 @@ from typing import Any
 
 import numpy
 import torch
-from einops import rearrange
-from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
+from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError
-
-IMAGE_EXTENSIONS = ("png", "jpg", "webp")
-MAX_PIXELS = 64_000_000
 
 
 @dataclass(frozen=True)
@@ -42,32 +36,15 @@ class Picture:
         return None if found is None else str(found)
 
     def pixels(self, size: int) -> Tensor:
-        """Decode to (3, size, size) uint8: shorter side resized (bicubic, antialiased), centre cropped, on white.
+        """Decode to (3, size, size) uint8, as training does without its randomness.
 
         Raises:
-            UserError: The bytes are no picture, or it has more than 64 million pixels.
+            UserError: The bytes are no picture, or it has too many pixels.
         """
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image: Image.Image = Image.open(io.BytesIO(self.encoded), formats=("PNG", "JPEG", "WEBP"))
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(
-                        f"sample {self.key}: {image.width}x{image.height} pixels, the limit is {MAX_PIXELS}"
-                    )
-                if image.mode in ("RGBA", "LA", "PA", "P"):
-                    image = image.convert("RGBA")
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-                image = image.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"sample {self.key}: the picture cannot be read ({error}); vet the shards again") from None
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = (width - size) // 2, (height - size) // 2
-        array = numpy.array(image.crop((left, top, left + size, top + size)))
-        return rearrange(torch.from_numpy(array), "h w c -> c h w").contiguous()
+            return ImageDecoding(size)(self.encoded, numpy.random.default_rng(0))
+        except UserError as error:
+            raise UserError(f"sample {self.key}: {error}") from None
 
 
 def read_pictures(
@@ -99,9 +76,12 @@ def read_pictures(
 
 
 def _picture(key: str, members: dict[str, bytes]) -> Picture:
-    encoded = next((members[extension] for extension in IMAGE_EXTENSIONS if extension in members), None)
-    if encoded is None or "json" not in members:
-        raise UserError(f"sample {key}: has members {sorted(members)}, needs json and one of {list(IMAGE_EXTENSIONS)}")
+    if "json" not in members:
+        raise UserError(f"sample {key}: has no json, only {sorted(members)}; build the shards again")
+    try:
+        encoded = image_member(members)
+    except UserError as error:
+        raise UserError(f"sample {key}: {error}") from None
     try:
         record = json.loads(members["json"])
     except ValueError as error:

@@ -1,0 +1,72 @@
+"""Measure a trained encoder, a generator or both, and write results.jsonl and report.html.
+
+python evaluate.py --config configs/evaluate_quickstart.yaml
+python evaluate.py --config configs/evaluate_emoji.yaml --clip runs/emoji/clip --output runs/emoji/evaluation
+"""
+
+import logging
+import time
+from argparse import ArgumentError
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+
+from leam_mm import errors
+from leam_mm.checkpoint import find_checkpoint
+from leam_mm.errors import UserError
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
+from leam_mm.evaluators.report import write_report
+from leam_mm.evaluators.results import RESULTS, append_results, evidence
+
+
+def evaluate(
+    evaluators: list[Evaluator],
+    output: Path,
+    clip: Path | None = None,
+    generator: Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> None:
+    """Run evaluators one after the other; every result is on disk before the next one starts.
+
+    Args:
+        evaluators: What to measure, by dotted path.
+        output: Folder for results.jsonl (new lines are added), pictures and report.html.
+        clip: Checkpoint or run folder of the encoder.
+        generator: Checkpoint or run folder of the generator.
+        device: Where to run; auto takes the GPU where there is one.
+    """
+    if not evaluators:
+        raise UserError("no evaluator is given: list them under `evaluators:` in the file of --config")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
+    for path in (clip, generator):
+        if path is not None:
+            find_checkpoint(path)  # a wrong path must not cost an hour of measuring first
+    name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    context = EvaluationContext(clip, generator, output, torch.device(name))
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True, highlight=False)
+    for number, evaluator in enumerate(evaluators, start=1):
+        console.print(f"{number}/{len(evaluators)} {type(evaluator).__name__} on {name}")
+        start = time.monotonic()
+        metrics = evaluator.run(context)
+        append_results(output, metrics, evidence(context, evaluator, time.monotonic() - start))
+    write_report(output, output / "report.html", title=f"Evaluation {output.name}")
+    print(f"wrote {output / RESULTS} and {output / 'report.html'}")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parse the command line and evaluate; what jsonargparse says in many lines becomes one."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        auto_cli(evaluate, args=args, as_positional=False, exit_on_error=False)
+    except ArgumentError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines()]
+        raise UserError("; ".join(line for line in lines if line).replace(":;", ":")) from None
+
+
+if __name__ == "__main__":
+    errors.run(main)

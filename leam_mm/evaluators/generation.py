@@ -1,0 +1,242 @@
+"""Generated pictures: their distance to real ones, and a grid of them for prompts in many languages.
+
+- class_path: leam_mm.evaluators.generation.Generation
+init_args:
+reference: runs/quickstart/shards/train
+prompts_from: runs/quickstart/shards/test
+features: {class_path: leam_mm.evaluators.image_features.EfficientNetLite0}
+samples: 512
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import Picture, read_pictures
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.frechet import (
+    frechet_distance_of_features,
+    half_sample_interval,
+    kernel_distance,
+    precision_recall,
+)
+from leam_mm.evaluators.image_features import ImageFeatures
+
+
+class Generation(Evaluator):
+    """Fréchet and kernel distance, precision and recall of generated pictures against real ones.
+
+    The real pictures are split into two halves. Generated pictures are compared with the first half; the second half,
+    compared with the first in the same way, shows what a perfect generator would get: names that end in `real`. All
+    three sets have the same size, since these numbers depend on it.
+
+    Args:
+        reference: Shard folder of real pictures.
+        prompts_from: Shard folder whose captions are the prompts.
+        features: The network that the pictures are compared with.
+        samples: Pictures to generate; at most half as many as there are real ones.
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+        seed: Of the pictures' noise.
+        batch_size: Pictures in one forward pass.
+        languages: Codes of the prompts, taken in turn; a caption is chosen in the next language that the sample has.
+        name: Start of the metrics' names.
+    """
+
+    def __init__(
+        self,
+        reference: Path,
+        prompts_from: Path,
+        features: ImageFeatures,
+        samples: int = 1000,
+        steps: int = 28,
+        guidance: float = 4.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        languages: list[str] = ["en"],  # noqa: B006 (never changed; jsonargparse shows it in --help)
+        name: str = "generation",
+    ) -> None:
+        """Keep the settings; nothing is opened before `run`."""
+        self.reference, self.prompts_from, self.features = Path(reference), Path(prompts_from), features
+        self.samples, self.steps, self.guidance, self.seed = samples, steps, guidance, seed
+        self.batch_size, self.languages, self.name = batch_size, languages, name
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Generate, extract features of all three sets, and compare."""
+        self.features.to(context.device)
+        pictures = list(read_pictures(self.reference, 2 * self.samples))
+        count = min(self.samples, len(pictures) // 2)
+        if count < 8:
+            raise UserError(f"{self.reference}: has {len(pictures)} pictures; 16 at least are needed for two halves")
+        prompts = self._prompts(count)
+        module = context.require_generator()
+        made, texts = [], [text for _, text in prompts]
+        for start in track(range(0, count, self.batch_size), description="generating", transient=True):
+            part = texts[start : start + self.batch_size]
+            made.append(generate(module, part, self.seed + start, self.steps, self.guidance))
+        generated = torch.cat(made)
+        save_grid(context.output / "generated.png", generated[:64], [text for _, text in prompts[:64]], columns=8)
+        size = generated.shape[-1]
+        # Halves are taken in turn: neighbours in a folder often have one source.
+        halves = [self._extract_real(pictures[half : 2 * count : 2], size) for half in (0, 1)]
+        own = torch.cat([self.features.extract(part) for part in generated.split(self.batch_size)])
+        return self._compare("generated", halves[0], own) + self._compare("real", halves[0], halves[1])
+
+    def _prompts(self, count: int) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        for picture in read_pictures(self.prompts_from, count):
+            turn = len(found) % len(self.languages)
+            for language in self.languages[turn:] + self.languages[:turn]:
+                if captions := picture.captions(language):
+                    found.append((language, captions[0]))
+                    break
+        if not found:
+            raise UserError(f"{self.prompts_from}: no sample has a caption in {', '.join(self.languages)}")
+        # Fewer captions than pictures: they are used again, each time with another noise.
+        return [found[number % len(found)] for number in range(count)]
+
+    def _extract_real(self, pictures: list[Picture], size: int) -> Tensor:
+        parts = []
+        for start in track(range(0, len(pictures), self.batch_size), description="real pictures", transient=True):
+            batch = torch.stack([picture.pixels(size) for picture in pictures[start : start + self.batch_size]])
+            parts.append(self.features.extract(batch))
+        return torch.cat(parts)
+
+    def _compare(self, kind: str, real: Tensor, other: Tensor) -> list[Metric]:
+        count, size = other.shape
+        against = "generated against real" if kind == "generated" else "real against other real pictures: the floor"
+        note = f"{against}; {count} pictures each; {self.features.protocol}"
+        if kind == "generated":
+            note += f"; {self.steps} steps, guidance {self.guidance}, seed {self.seed}"
+        frechet_note = note
+        if count < 2 * size:
+            frechet_note += f"; indicative only: {count} pictures are fewer than twice the {size} features"
+
+        def kernel(a: Tensor, b: Tensor) -> float:
+            return kernel_distance(a, b, subsets=1, subset_size=min(len(a), len(b)))
+
+        statistics: list[tuple[str, str, Any, str]] = [
+            ("frechet_distance", "distance", frechet_distance_of_features, frechet_note),
+            ("kernel_distance", "distance", kernel, note),
+            ("precision", "fraction", lambda a, b: precision_recall(a, b)[0], note),
+            ("recall", "fraction", lambda a, b: precision_recall(a, b)[1], note),
+        ]
+        metrics = []
+        for name, unit, statistic, text in statistics:
+            value = statistic(real, other)
+            low, high = half_sample_interval(real, other, statistic, value, self.seed)
+            if name != "kernel_distance":  # the unbiased one may be below zero
+                low, high = max(low, 0.0), (min(high, 1.0) if unit == "fraction" else high)
+            metrics.append(Metric(f"{self.name}/{name}/{kind}", value, low, high, unit, count, note=text))
+        return metrics
+
+
+class PromptGrid(Evaluator):
+    """Pictures for prompts in several languages: what a reader of the report looks at first.
+
+    Writes `prompts.png` (one row for each concept, one column for each language), the single pictures under `prompts/`,
+    and `prompts.json` that tells which is which.
+
+    Args:
+        prompts: JSON file {"prompts": [{"language", "text", ...}]}; prompts that differ only in language and text are
+            one concept.
+        languages: Columns; None takes all of the file.
+        per_language: Concepts, those first that most languages have.
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+        seed: Of the pictures' noise.
+        batch_size: Pictures in one forward pass.
+    """
+
+    def __init__(
+        self,
+        prompts: Path,
+        languages: list[str] | None = None,
+        per_language: int = 4,
+        steps: int = 28,
+        guidance: float = 4.0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> None:
+        """Keep the settings; nothing is opened before `run`."""
+        self.prompts, self.languages, self.per_language = Path(prompts), languages, per_language
+        self.steps, self.guidance, self.seed, self.batch_size = steps, guidance, seed, batch_size
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Generate and write the pictures."""
+        languages, rows = choose_prompts(self.prompts, self.languages, self.per_language)
+        chosen = [(row, code, texts[code]) for row, texts in enumerate(rows) for code in languages if code in texts]
+        module = context.require_generator()
+        parts = []
+        for start in track(range(0, len(chosen), self.batch_size), description="prompts", transient=True):
+            texts = [text for _, _, text in chosen[start : start + self.batch_size]]
+            parts.append(generate(module, texts, self.seed + start, self.steps, self.guidance))
+        images = torch.cat(parts)
+        folder = context.output / "prompts"
+        folder.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, (row, code, text) in enumerate(chosen):
+            save_png(folder / f"{number:03d}.png", Image.fromarray(images[number].permute(1, 2, 0).numpy()))
+            entries.append({"row": row, "language": code, "text": text, "image": f"prompts/{number:03d}.png"})
+        content = json.dumps({"languages": languages, "pictures": entries}, ensure_ascii=False, indent=1)
+        temporary = context.output / f"prompts.json.tmp-{os.getpid()}"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, context.output / "prompts.json")
+        labels = [f"{code}: {text}" for _, code, text in chosen]
+        save_grid(context.output / "prompts.png", images, labels, columns=len(languages))
+        note = f"{len(rows)} concepts in {len(languages)} languages; {self.steps} steps, guidance {self.guidance}"
+        return [Metric("prompts/pictures", float(len(chosen)), None, None, "count", len(chosen), note=note)]
+
+
+def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[list[str], list[dict[str, str]]]:
+    """The languages, and for each concept the text of each language; concepts that most languages have come first."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))["prompts"]
+        concepts: dict[str, dict[str, str]] = {}
+        for prompt in content:
+            concept = {key: value for key, value in prompt.items() if key not in ("language", "text")}
+            if languages is None or prompt["language"] in languages:
+                # Without any description of the scene every prompt would be one concept: then the text is the concept.
+                key = json.dumps(concept, sort_keys=True) if concept else str(prompt["text"])
+                concepts.setdefault(key, {}).setdefault(str(prompt["language"]), str(prompt["text"]))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); it is written with the data set") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: is no file of prompts ({type(error).__name__}: {error})") from None
+    if not concepts:
+        raise UserError(f"{path}: has no prompt in {', '.join(languages or ['any language'])}")
+    found = languages or sorted({code for texts in concepts.values() for code in texts})
+    complete = sorted(concepts.values(), key=lambda texts: -len(texts))
+    return [code for code in found if any(code in texts for texts in complete[:most])], complete[:most]
+
+
+def generate(module: Any, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
+    """(B, 3, H, W) uint8 on the CPU; rounded, not cut off, as diffusers does when it makes PIL pictures."""
+    with torch.inference_mode():
+        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance)
+    if not torch.isfinite(images).all():
+        raise UserError("the generator gives pixels that are not finite: the checkpoint diverged")
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
+    """Write a captioned grid of (B, 3, H, W) uint8 pictures, enlarged until they can be seen."""
+    from leam_mm.training.sample_grid import draw_grid
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale = max(1, 96 // images.shape[-1])
+    save_png(path, draw_grid(images, labels, columns=columns, scale=scale))
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Write beside and rename."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    image.save(temporary, "PNG")
+    os.replace(temporary, path)

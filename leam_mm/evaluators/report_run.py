@@ -1,0 +1,154 @@
+"""What the report shows of a run itself: generated pictures, training curves, energy and time, how to repeat it."""
+
+import base64
+import csv
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from leam_mm.errors import UserError
+from leam_mm.evaluators.chart import line_chart, short
+from leam_mm.evaluators.report_number import MISSING, Row, duration, language, plain, table
+
+MAX_PICTURE_BYTES = 8_000_000
+STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
+
+
+def pictures(evaluation: Path) -> str:
+    """Generated pictures by concept and language, then every other PNG of the evaluation folder."""
+    parts, index = [], evaluation / "prompts.json"
+    if index.is_file():
+        parts.append(_prompt_table(evaluation, index))
+    for path in sorted(evaluation.glob("*.png")):
+        if not (path.name == "prompts.png" and parts):
+            heading = (
+                "Pictures generated for captions of the test set" if path.stem == "generated" else plain(path.stem)
+            )
+            parts.append(f"<h3>{escape(heading)}</h3>{_image(path, heading, 'sheet')}")
+    return "".join(parts)
+
+
+def _prompt_table(evaluation: Path, index: Path) -> str:
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        codes = [str(code) for code in content["languages"]]
+        cells: dict[int, dict[str, Row]] = {}
+        for entry in content["pictures"]:
+            # Only the file's own name is used: a path from inside a file is not trusted.
+            path = evaluation / "prompts" / Path(str(entry["image"])).name
+            cells.setdefault(int(entry["row"]), {})[str(entry["language"])] = {"path": path, "text": str(entry["text"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{index}: is damaged ({type(error).__name__}); run the evaluator PromptGrid again") from None
+    lines = []
+    for _, row in sorted(cells.items()):
+        figures = [_figure(code, row[code]) if code in row else "" for code in codes]
+        lines.append("<tr>" + "".join(f"<td>{figure}</td>" for figure in figures) + "</tr>")
+    note = "<p>One row is one description, one column one language. None of the pictures was chosen by hand.</p>"
+    return note + table([language(code) for code in codes], lines, kind="prompts")
+
+
+def _figure(code: str, cell: Row) -> str:
+    caption = f'<figcaption lang="{escape(code)}">{escape(cell["text"])}</figcaption>'
+    return f"<figure>{_image(cell['path'], cell['text'], '')}{caption}</figure>"
+
+
+def _image(path: Path, text: str, kind: str) -> str:
+    if not path.is_file() or path.stat().st_size > MAX_PICTURE_BYTES:
+        return f'<span class="missing">{escape(path.name)} is missing or too large to embed</span>'
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError):
+        raise UserError(f"{path}: is no PNG picture; remove it or run the evaluation again") from None
+    names = " ".join(name for name in (kind, "pixel" if max(width, height) <= 96 else "") if name)
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    size = f'width="{width}" height="{height}"'
+    return f'<img class="{names}" {size} alt="{escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def curves(folder: Path) -> str:
+    """Losses of each stage against samples seen, from the metrics.csv of its training."""
+    figures = []
+    for name, label in STAGES.items():
+        for path in sorted((folder / name).rglob("metrics.csv")):
+            series, axis = _read_curves(path)
+            if chart := line_chart(series, axis, f"{label}: loss"):
+                figures.append(f"<figure><figcaption>{escape(label)}</figcaption>{chart}</figure>")
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _read_curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], str]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as CSV ({error})") from None
+    columns = list(rows[0]) if rows else []
+    seen = next((column for column in columns if column and column.rpartition("/")[2] == "samples_seen"), None)
+    losses = [column for column in columns if column and "loss" in column.rpartition("/")[2] and "_step" not in column]
+    series: dict[str, list[tuple[float, float]]] = {column: [] for column in losses[:4]}
+    position = 0.0
+    for row in rows:
+        # A row of validation may lack the counter: it belongs where training stood.
+        position = _float(row.get(seen or "step")) if _float(row.get(seen or "step")) is not None else position  # type: ignore[assignment]
+        for column, points in series.items():
+            value = _float(row.get(column))
+            if value is not None:
+                points.append((position, value))
+    return series, "samples seen" if seen else "steps"
+
+
+def costs(stages: list[Row]) -> str:
+    """Time and energy of each stage."""
+    lines = []
+    for stage in stages:
+        energy = stage.get("energy") or {}
+        seconds, joules = stage.get("seconds"), energy.get("joules")
+        time = duration(seconds) if isinstance(seconds, int | float) else MISSING
+        used = f"{short(joules / 3600)} Wh" if isinstance(joules, int | float) else MISSING
+        source = escape(str(energy.get("source") or ""))
+        lines.append(
+            f'<tr><th scope="row">{escape(plain(str(stage.get("name", ""))))}</th><td class="number">{time}</td>'
+            f'<td class="number">{used}</td><td class="note wrap">{source}</td></tr>'
+        )
+    columns = ["Stage", "Time|number", "Energy|number", "How it was measured"]
+    return table(columns, lines) if stages else ""
+
+
+def repeat(stages: list[Row], results: Mapping[str, Row]) -> str:
+    """The commands, the checkpoints' digests and the versions."""
+    commands = [command for command in (_command(stage.get("command")) for stage in stages) if command]
+    parts = [f"<pre>{escape(chr(10).join(commands))}</pre>"] if commands else []
+    lines = {}
+    for row in results.values():
+        for name, evidence in (row.get("checkpoints") or {}).items():
+            if isinstance(evidence, dict):
+                lines[str(evidence.get("sha256"))] = (name, evidence)
+    for digest, (name, evidence) in lines.items():
+        seen = f"; {evidence['samples_seen']} samples seen" if evidence.get("samples_seen") is not None else ""
+        parts.append(
+            f'<p class="note digest">{escape(str(name))}: <code>{escape(str(evidence.get("path")))}</code>'
+            f"{escape(seen)}<br>sha256 <code>{escape(digest)}</code></p>"
+        )
+    versions = {
+        json.dumps(row["versions"], sort_keys=True): row["versions"] for row in results.values() if row.get("versions")
+    }
+    for entry in versions.values():
+        text = ", ".join(f"{key} {value}" for key, value in entry.items())
+        parts.append(f'<p class="note">Measured with {escape(text)}.</p>')
+    return "".join(parts)
+
+
+def _command(command: Any) -> str:
+    return " ".join(str(part) for part in command) if isinstance(command, list) else str(command or "")
+
+
+def _float(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
