@@ -3,10 +3,10 @@
     python data_tools/download_shards.py --table links.parquet --output shards --agent-contact https://lab.example/bot
     python data_tools/download_shards.py --folder images --output shards
 
-Two passes. img2dataset fetches the original bytes into ``OUTPUT.work`` (data_tools/image_fetch.py); a killed run goes on
-there. Then every image is checked and mended (data_tools/image_repair.py) and the shards are written in the order of the
-table. A sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte for
-byte: therefore ``fetched_at`` stands in ledger.parquet, and in the samples only with --record-time.
+Two passes. img2dataset fetches the original bytes into ``OUTPUT.work`` (data_tools/image_fetch.py); a killed run goes
+on there. Then every image is checked and mended (data_tools/image_repair.py) and the shards are written in the order of
+the table. A sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte
+for byte: therefore ``fetched_at`` stands in ledger.parquet, and in the samples only with --record-time.
 ``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why.
 A proxy named in the environment is used; its own address must then be public, or be named by --allow-private.
 """
@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_repair import RESIZE_MODES, ImageRule
 from data_tools.link_table import LinkRefused, check_link, folder_links, read_links, table_digest
-from data_tools.raw_part import Fetched, fetch_parts, repaired_rows
+from data_tools.raw_part import fetch_parts, repaired_rows
+from data_tools.sample_record import json_fault, sample_record
 from leam_mm.data.shard_index import ShardWriter, merkle_root
 from leam_mm.errors import UserError, run
 
@@ -51,7 +52,9 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder of the final shards; must not exist yet")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     rule = ImageRule()
-    parser.add_argument("--size", type=int, default=rule.size, help="side in pixels that --resize aims at (%(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=rule.size, help="side in pixels that --resize aims at (%(default)s)"
+    )
     parser.add_argument("--resize", choices=RESIZE_MODES, default=rule.resize, help="how (%(default)s)")
     parser.add_argument(
         "--format", choices=("png", "jpg", "webp"), default=rule.format, help="of images encoded again (%(default)s)"
@@ -86,21 +89,27 @@ def screen_rows(table: pa.Table, base: Path, settings: argparse.Namespace) -> li
     """Judge every row before anything is fetched: one ledger row each, those to fetch have ``fetch`` set."""
     width = max(7, len(str(table.num_rows - 1)))
     allow_file = settings.allow_file or settings.folder is not None
+    texts = [name for name in ("captions", "metadata", "consent") if name in table.column_names]
     rows = []
     for number, (url, caption) in enumerate(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)):
         row: dict[str, Any] = dict.fromkeys(LEDGER.names) | {"key": f"{number:0{width}d}", "url": url, "kept": False}
         try:
             row["fetch"], row["url"], row["domain"] = check_link(url, base, allow_file, settings.allow_private)
-            if not (caption or "").strip():
-                row["fetch"] = None
+            cells = {column: table[column][number].as_py() for column in texts}
+            for column, text in cells.items():
+                if fault := json_fault(column, text):
+                    raise LinkRefused(column, str(text)[:80], fault)
+            if not (caption or "").strip() and (cells.get("captions") or "[]").strip() == "[]":
                 raise LinkRefused("caption", "", "the caption is empty")
         except LinkRefused as refused:
-            row.update(rule=refused.rule, value=refused.value, reason=refused.reason)
+            row.update(fetch=None, rule=refused.rule, value=refused.value, reason=refused.reason)
         rows.append(row)
-    public = next((row for row in rows if row.get("fetch") and row["domain"] not in ("", *settings.allow_private)), None)
+    public = next(
+        (row for row in rows if row.get("fetch") and row["domain"] not in ("", *settings.allow_private)), None
+    )
     if public and not settings.agent_contact:
         raise UserError(
-            f"--agent-contact is missing: the owner of {public['domain']} must be able to reach you (a page or an address)"
+            f"--agent-contact is missing: give a page or address where the owner of {public['domain']} can reach you"
         )
     return rows
 
@@ -143,48 +152,6 @@ def open_work(output: Path, wanted: FetchSetting, digest: str) -> tuple[Path, Fe
     return work, replace(wanted, rows_per_part=part_size, links=links, output=raw), lock
 
 
-def sample_record(
-    source: dict[str, str | None], row: dict[str, Any], fetched: Fetched, settings: argparse.Namespace
-) -> dict[str, Any]:
-    """The json member of one sample; see the contract in leam_mm/data/shard_index.py."""
-    image = fetched.image
-    assert image is not None
-    alt = {"text": source["caption"], "language": source.get("language") or "und", "source": "alt"}
-    captions = _json(source, "captions", list) or [alt | {"machine_translated": False}]
-    record: dict[str, Any] = {"captions": captions, "url": row["url"], "page_url": source.get("page_url")}
-    record |= {"domain": row["domain"], "licence": source.get("licence"), "legal_basis": source.get("legal_basis")}
-    record |= {"attribution": source.get("attribution"), "crawler": settings.agent_name}
-    record |= {"fetched_at": fetched.fetched_at if settings.record_time else None}
-    record |= {"sha256": image.sha256, "pdq": None, "width": image.width, "height": image.height}
-    record |= {"original_width": image.original_width, "original_height": image.original_height}
-    record |= {"transforms": image.transforms, "consent": _json(source, "consent", dict) or {}}
-    return record | {"metadata": _json(source, "metadata", dict) or {}}
-
-
-def _json(source: dict[str, str | None], column: str, kind: type) -> Any:
-    text = source.get(column)
-    if not text:
-        return None
-    value = json.loads(text)
-    if not isinstance(value, kind):
-        raise ValueError(f"{column} is no JSON {'list' if kind is list else 'object'}")
-    if column == "captions" and not all(isinstance(item, dict) and str(item.get("text") or "").strip() for item in value):
-        raise ValueError("captions holds an entry without text")
-    return value
-
-
-def screen_text(table: pa.Table, rows: list[dict[str, Any]]) -> None:
-    """Refuse rows whose JSON columns cannot be read, before their images are fetched."""
-    for column, kind in (("captions", list), ("metadata", dict), ("consent", dict)):
-        if column in table.column_names:
-            for text, row in zip(table[column].to_pylist(), rows, strict=True):
-                try:
-                    _json({column: text}, column, kind)
-                except ValueError as error:
-                    if row.get("fetch"):
-                        row.update(fetch=None, rule=column, value=str(text)[:80], reason=f"{column}: {error}")
-
-
 def write_ledger(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the fate of every row."""
     pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in LEDGER.names} for row in rows], LEDGER), path)
@@ -202,6 +169,7 @@ def write_shards(
     rule = ImageRule(**{name: getattr(settings, name) for name in names})
     output: Path = settings.output
     failed_ledger = output.with_name(output.name + ".failed-ledger.parquet")
+    crawler = settings.agent_name
     expected = [number for number, row in enumerate(rows) if row.get("fetch")]
     with ShardWriter(output, settings.samples_per_shard) as writer:
         for number, fetched in repaired_rows(Path(setting.output), expected, setting, rule, settings.processes):
@@ -211,7 +179,11 @@ def write_shards(
                 row.update(rule=fetched.rule, value=fetched.value, reason=fetched.reason)
                 continue
             source = {name: table[name][number].as_py() for name in table.column_names}
-            record = json.dumps(sample_record(source, row, fetched, settings), ensure_ascii=False, sort_keys=True)
+            record = json.dumps(
+                sample_record(source, row, image, crawler, fetched.fetched_at if settings.record_time else None),
+                ensure_ascii=False,
+                sort_keys=True,
+            )
             writer.write(row["key"], {image.extension: image.content, "json": record.encode()})
             row.update(rule="kept", kept=True, value=";".join(image.transforms), reason="")
             row.update(width=image.width, height=image.height, licence=source.get("licence"))
@@ -219,9 +191,10 @@ def write_shards(
         if kept < settings.min_success * len(rows) or not kept:
             write_ledger(rows, failed_ledger)
             reasons = Counter(row["rule"] for row in rows if not row["kept"]).most_common(8)
+            told = ", ".join(f"{name} {count}" for name, count in reasons)
             raise UserError(
-                f"only {kept} of {len(rows)} rows could be kept ({kept / len(rows):.1%}, --min-success {settings.min_success}): "
-                f"{', '.join(f'{name} {count}' for name, count in reasons)}; see {failed_ledger}"
+                f"only {kept} of {len(rows)} rows could be kept ({kept / len(rows):.1%}, --min-success "
+                f"{settings.min_success}): {told}; see {failed_ledger}"
             )
         write_ledger(rows, writer.partial / "ledger.parquet")
     failed_ledger.unlink(missing_ok=True)
@@ -237,13 +210,14 @@ def main(args: list[str] | None = None) -> None:
     begin = time.perf_counter()
     table = read_links(settings.table) if settings.table else folder_links(settings.folder)
     rows = screen_rows(table, settings.folder or settings.table.parent, settings)
-    screen_text(table, rows)
     names = ("agent_name", "agent_contact", "allow_private", "max_bytes", "timeout", "processes", "threads", "retries")
     wanted = FetchSetting("", "", **{name: getattr(settings, name) for name in names})
     allow_file = settings.allow_file or settings.folder is not None
     count = sum(bool(row.get("fetch")) for row in rows)
     part_size = min(1000, max(20, -(-count // (4 * settings.processes))))
-    wanted = replace(wanted, allow_file=allow_file, rows_per_part=part_size, allow_private=sorted(settings.allow_private))
+    wanted = replace(
+        wanted, allow_file=allow_file, rows_per_part=part_size, allow_private=sorted(settings.allow_private)
+    )
     work, setting, lock = open_work(output, wanted, table_digest(table))
     with lock:
         if count:

@@ -1,9 +1,9 @@
-"""The process that runs img2dataset (https://github.com/rom1504/img2dataset), behind a careful front door to the network.
+"""The process that runs img2dataset (https://github.com/rom1504/img2dataset), behind a careful door to the network.
 
 img2dataset asks for images through ``urllib.request.urlopen``; its worker processes import this module first, and it
-installs an opener there that (1) refuses private addresses after the name is resolved, on redirects too, (2) knows only
-http and https, and files when allowed, (3) stops at a number of bytes and of seconds per image, (4) gives our own name as
-user agent, where img2dataset pretends to be a browser, and (5) honours ``TDM-Reservation: 1``.
+installs an opener there that (1) refuses private addresses after the name is resolved, on redirects too, (2) knows
+only http and https, and files when allowed, (3) stops at a number of bytes and of seconds per image, (4) gives our own
+name as user agent, where img2dataset pretends to be a browser, and (5) honours ``TDM-Reservation: 1``.
 Images come back exactly as they were sent: decoding is done later, by data_tools/image_repair.py.
 """
 
@@ -68,14 +68,14 @@ class FetchSetting:
 class _Guard:
     """One thread per process: ends connections that drip for ever, counts answers, leaves when the parent is gone."""
 
-    def __init__(self, setting: FetchSetting) -> None:
-        self.setting, self.answers, self.parent = setting, 0, os.getppid()
+    def __init__(self, setting: FetchSetting, parent: int | None) -> None:
+        self.setting, self.answers, self.parent = setting, 0, parent
         self.deadlines: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
         self.lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def connect(self, address: tuple[str, int], timeout: Any, source: Any = None) -> socket.socket:
-        """Resolve, check every address, then connect to one that was checked, so that names cannot change in between."""
+        """Resolve, check every address, connect to one that was checked: names cannot change in between."""
         host, port = address
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if host not in self.setting.allow_private:
@@ -101,7 +101,7 @@ class _Guard:
         progress, last = Path(self.setting.output + ".progress"), 0
         while True:
             time.sleep(0.3)
-            if os.getppid() != self.parent:
+            if self.parent is not None and os.getppid() != self.parent:
                 os._exit(1)
             with self.lock:
                 late = [item for item, deadline in self.deadlines.items() if time.monotonic() > deadline]
@@ -136,9 +136,14 @@ class _Response(http.client.HTTPResponse):
         return b"".join(parts)
 
 
-def build_opener(setting: FetchSetting) -> urllib.request.OpenerDirector:
-    """Make the opener described above; it can be used without img2dataset."""
-    guard = _Guard(setting)
+def build_opener(setting: FetchSetting, parent: int | None = None) -> urllib.request.OpenerDirector:
+    """Make the opener described above; it can be used without img2dataset.
+
+    Args:
+        setting: Limits, names and permissions.
+        parent: Process without which this one has nothing left to do; it ends when that one is gone.
+    """
+    guard = _Guard(setting, parent)
     agent = setting.agent_name + (f" (+{setting.agent_contact})" if setting.agent_contact else "")
     response_class = type("LimitedResponse", (_Response,), {"max_bytes": setting.max_bytes})
 
@@ -199,7 +204,7 @@ def build_opener(setting: FetchSetting) -> urllib.request.OpenerDirector:
 def _prepare_process() -> FetchSetting:
     """Run in every process before img2dataset is imported there."""
     setting = FetchSetting(**json.loads(Path(sys.argv[1]).read_text()))
-    urllib.request.install_opener(build_opener(setting))
+    urllib.request.install_opener(build_opener(setting, os.getppid()))
     os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled")
     # img2dataset imports these at start, for telemetry and for re-encoding, which are both off here. Leaving them out
     # saves three seconds in every process, and what is not there cannot phone home. None makes an import fail, which

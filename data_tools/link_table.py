@@ -69,7 +69,9 @@ def read_links(path: Path) -> pa.Table:
     try:
         return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
     except pa.ArrowException as error:
-        raise UserError(f"{path}: a column is not text ({error}); store url, captions and metadata as strings") from None
+        raise UserError(
+            f"{path}: a column is not text ({error}); store url, captions and metadata as strings"
+        ) from None
 
 
 def _text(value: object) -> str | None:

@@ -1,5 +1,6 @@
-"""img2dataset's raw parts: have them fetched, make sure every row came back, and read them again in the table's order."""
+"""img2dataset's raw parts: have them fetched, make sure every row came back, read them again in the table's order."""
 
+import itertools
 import json
 import logging
 import multiprocessing
@@ -93,8 +94,8 @@ def fetch_parts(work: Path, setting: FetchSetting, links: list[tuple[int, str]])
         missing = _missing_parts(raw, len(links), setting.rows_per_part)
     if missing:
         raise UserError(
-            f"img2dataset (exit code {code}) did not bring back {len(missing)} of {-(-len(links) // setting.rows_per_part)} "
-            f"parts, the first is {missing[0]:05d}: read {journal}, mend the cause, and start the same command again"
+            f"img2dataset (exit code {code}) did not bring back {len(missing)} parts of {setting.rows_per_part} "
+            f"rows, the first is {missing[0]:05d}: read {journal}, mend the cause, and start the same command again"
         )
 
 
@@ -142,17 +143,21 @@ def _repair_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetched]]:
 def _judge(row: dict, rule: ImageRule, moment: str) -> Fetched:
     raw = row["jpg"]
     if row["status"] != "success" or raw is None:
-        message = str(row["error_message"] or row["status"]).splitlines()[0][:200].removeprefix("<urlopen error ").rstrip(">")
-        kinds = (("refused:", "private_address"), ("too many bytes", "bytes"), ("rights reserved", "reservation"))
-        kinds += (("Use of image disallowed", "reservation"),)
-        kind = next((name for start, name in kinds if message.startswith(start)), "download")
+        message = (
+            str(row["error_message"] or row["status"]).splitlines()[0][:200].removeprefix("<urlopen error ").rstrip(">")
+        )
+        kinds = {"refused:": "private_address", "too many bytes": "bytes"}
+        kinds |= {"rights reserved": "reservation", "Use of image disallowed": "reservation"}
+        kind = next((name for start, name in kinds.items() if message.startswith(start)), "download")
         return Fetched(None, moment, rule=kind, value=message, reason=message)
     try:
         image = repair_image(raw, rule)
     except ImageFault as fault:
         return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, fault.reason)
     if image.sha256 != row["sha256"]:
-        return Fetched(None, moment, len(raw), row["sha256"], "sha256", image.sha256, "bytes changed since the download")
+        return Fetched(
+            None, moment, len(raw), row["sha256"], "sha256", image.sha256, "bytes changed since the download"
+        )
     return Fetched(image, moment, len(raw), image.sha256)
 
 
@@ -190,13 +195,15 @@ def _repaired_parts(
         coming = iter(parts)
         try:
             while True:
-                while len(waiting) <= processes and (path := next(coming, None)) is not None:
+                for path in itertools.islice(coming, processes + 1 - len(waiting)):
                     waiting.append((path, pool.submit(_repair_part, path, rule)))
                 if not waiting:
                     return
                 path, future = waiting.pop(0)
                 yield path, future.result()
         except BrokenProcessPool:
-            raise UserError(f"decoding {path} brought a process down: look for memory limits, then start again") from None
+            raise UserError(
+                f"decoding {path} brought a process down: look for memory limits, then start again"
+            ) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
