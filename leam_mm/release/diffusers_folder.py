@@ -1,0 +1,155 @@
+"""A generator as a folder that ``DiffusionPipeline.from_pretrained`` loads without us and without remote code.
+
+The pipeline is diffusers' own PRXPipeline. Our text tower becomes a CLIPTextModel of transformers: the same weights
+under other names, so captions give the same hidden states. The scheduler's grid is the one our sampler walks.
+"""
+
+import copy
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion.samplers import TRAINING_STEPS
+from leam_mm.errors import UserError
+from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.denoiser import Denoiser, PRXDenoiser
+from leam_mm.models.dual_encoder import DualEncoder
+from leam_mm.models.latent_codec import LatentCodec
+from leam_mm.release.open_clip_folder import plain_weights
+
+if TYPE_CHECKING:
+    from leam_mm.diffusion_module import LatentDiffusionModule
+
+# open_clip's names inside a block of the text tower -> those of transformers; in_proj is split apart.
+BLOCK_NAMES = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> None:
+    """Write the generator (the averaged denoiser where an average is kept) in diffusers' layout.
+
+    Args:
+        generator: The trained module, with its codec and caption encoder.
+        folder: A new or empty folder.
+    """
+    codec = generator.codec
+    size = generator.latent_size * codec.downscale
+    pipeline = build_pipeline(generator.ema_denoiser(), generator.process, generator.caption_encoder, codec, size)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+def build_pipeline(
+    denoiser: Denoiser, process: DiffusionProcess, captions: CaptionEncoder, codec: LatentCodec, image_size: int
+) -> Any:
+    """Put copies of our parts together as diffusers' PRXPipeline, on the CPU.
+
+    Args:
+        denoiser: A PRXDenoiser.
+        process: A RectifiedFlow.
+        captions: The frozen text side that the denoiser was trained with.
+        codec: The autoencoder; its statistics become scaling_factor and shift_factor.
+        image_size: H = W in pixels of a picture where the caller names no size.
+
+    Returns:
+        The PRXPipeline (diffusers hides its methods from type checkers).
+
+    Raises:
+        UserError: diffusers has no pipeline that would sample this generator as it was trained.
+    """
+    if not isinstance(denoiser, PRXDenoiser):
+        raise UserError(
+            f"a {type(denoiser).__name__} cannot be released for diffusers: its pipelines for U-Nets attend to the "
+            "padding of captions, ours never does, so pictures would differ; train a PRXDenoiser to release one"
+        )
+    if not isinstance(process, RectifiedFlow):
+        raise UserError(
+            f"a generator trained with {type(process).__name__} cannot be released for diffusers: its PRXPipeline "
+            "integrates straight paths only; train with RectifiedFlow to release one"
+        )
+    for part, model in [("denoiser", denoiser), ("codec", codec), ("text tower", captions.encoder)]:
+        try:
+            plain_weights(model)
+        except UserError as error:
+            raise UserError(f"{part}: {error}") from None
+    autoencoder = copy.deepcopy(codec.autoencoder).to("cpu")
+    autoencoder.register_to_config(**codec.export_config())
+    return PRXPipeline(
+        transformer=copy.deepcopy(denoiser.model).to("cpu"),
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=process.shift),
+        text_encoder=clip_text_model(captions.encoder, captions.tokenizer.path),
+        tokenizer=load_tokenizer(captions.tokenizer.path, captions.encoder.context_length),
+        vae=autoencoder,
+        default_sample_size=image_size,
+    )
+
+
+def load_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer, told the length to which the pipeline pads."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    tokenizer.model_max_length = context_length
+    return tokenizer
+
+
+def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel:
+    """Our text tower as transformers' CLIPTextModel; its last hidden states are our ``text_states``.
+
+    Args:
+        encoder: The towers.
+        tokenizer_path: Their tokenizer, for the ids of the special tokens.
+    """
+    tokenizer = load_tokenizer(tokenizer_path, encoder.context_length)
+    weights = plain_weights(encoder.clip)
+    width = encoder.text.width
+    config = CLIPTextConfig(
+        vocab_size=encoder.text.vocab_size,
+        hidden_size=width,
+        intermediate_size=weights["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        projection_dim=encoder.embed_dim,
+        num_hidden_layers=encoder.text.layers,
+        num_attention_heads=encoder.text.heads,
+        max_position_embeddings=encoder.context_length,
+        hidden_act="gelu",  # open_clip's default is the exact one; transformers' is quick_gelu
+        layer_norm_eps=encoder.clip.ln_final.eps,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = CLIPTextModel(config)
+    model.load_state_dict(text_weights(weights))
+    return model.eval()
+
+
+def text_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the text tower's weights from open_clip to transformers; the projection stays behind.
+
+    Args:
+        weights: State of an open_clip CLIP, whatever else is in it.
+    """
+    renamed = {
+        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
+        "final_layer_norm.weight": weights["ln_final.weight"],
+        "final_layer_norm.bias": weights["ln_final.bias"],
+    }
+    for name, value in weights.items():
+        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
+        if block is None:
+            continue
+        layer, part, kind = f"encoder.layers.{block[1]}", block[2], block[3]
+        if part == "attn.in_proj":
+            for projection, piece in zip("qkv", value.chunk(3), strict=True):  # rows of q, k and v stand in this order
+                renamed[f"{layer}.self_attn.{projection}_proj.{kind}"] = piece.clone()
+        else:
+            renamed[f"{layer}.{BLOCK_NAMES[part]}.{kind}"] = value
+    return renamed

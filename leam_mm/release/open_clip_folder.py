@@ -1,0 +1,85 @@
+"""An encoder as a folder that open_clip loads without us: config, safetensors, tokenizer files.
+
+open_clip.create_model_and_transforms("local-dir:FOLDER")
+open_clip.get_tokenizer("local-dir:FOLDER")
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.errors import UserError
+from leam_mm.models.dual_encoder import DualEncoder
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
+# Plain JSON only: a tokenizer folder may hold code, which must never travel.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -> None:
+    """Write the encoder (the averaged one where an average is kept) in open_clip's own layout.
+
+    Args:
+        module: The trained module.
+        folder: A new or empty folder.
+        name: Where the tokenizer will be found once the folder is on a hub (owner/name); any other name serves on disk.
+            It must not be empty: open_clip would silently take its English vocabulary.
+    """
+    if not name:
+        raise UserError("the release needs a name: without one open_clip would take its English vocabulary")
+    encoder = module.ema_encoder()
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(open_clip_config(encoder, name), indent=2)
+    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    save_file(plain_weights(encoder.clip), str(folder / WEIGHTS), metadata={"format": "pt"})
+    copy_tokenizer(module.tokenizer.path, folder)
+
+
+def open_clip_config(encoder: DualEncoder, name: str) -> dict[str, Any]:
+    """The content of open_clip_config.json: how to build the model and how to prepare a picture for it."""
+    model = json.loads(json.dumps(encoder.config()))
+    model["text_cfg"]["hf_tokenizer_name"] = name
+    # open_clip's vision transformers drop patches only while they train; a released one starts from zero.
+    model["vision_cfg"].pop("patch_dropout", None)
+    picture = {
+        "size": encoder.image_size,
+        "mode": "RGB",
+        "mean": _decimals(encoder.get_buffer("image_mean")),
+        "std": _decimals(encoder.get_buffer("image_std")),
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    return {"model_cfg": model, "preprocess_cfg": picture}
+
+
+def plain_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model as separate, contiguous tensors on the CPU, as safetensors wants them."""
+    weights = {name: value.detach().to("cpu").clone().contiguous() for name, value in model.state_dict().items()}
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(
+                f"weight {name} holds numbers that are not finite: the training diverged, release another one"
+            )
+    return weights
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the files of a tokenizer, and nothing else that may lie beside them."""
+    missing = [name for name in TOKENIZER_FILES[:2] if not (source / name).is_file()]
+    if missing:
+        raise UserError(f"{source} lacks {', '.join(missing)}: give the tokenizer of data_tools/train_tokenizer.py")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _decimals(values: Tensor) -> list[float]:
+    """Floats as they were written in the recipe: the shortest decimals that give the same float32."""
+    return [float(str(value)) for value in values.to("cpu", torch.float32).numpy()]

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_open_clip_folder import run_without_us, tiny_module
+
+from leam_mm.data.sample_order import sample_noise
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion.variance_preserving import VariancePreserving
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
+from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
+from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec
+from leam_mm.release.diffusers_folder import clip_text_model, write_diffusers_folder
+
+PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κόκκινο τετράγωνο"]
+STEPS, GUIDANCE, SEED = 4, 3.0, 7
+
+
+def tiny_generator(tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0) -> LatentDiffusionModule:
+    """A generator with random weights; its frozen parts are handed in, not loaded from checkpoints."""
+    clip = tiny_module(tokenizer, seed=seed)
+    denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
+    for parameter in [*denoiser.parameters(), *codec.parameters()]:
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
+    module = LatentDiffusionModule(denoiser, RectifiedFlow(shift=shift), latent_size=8)
+    module._frozen = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
+    return module.eval()
+
+
+def tiny_kl() -> LatentCodec:
+    return KLCodec(latent_channels=4, widths=[16, 16, 32], layers=1, norm_groups=8)
+
+
+def tiny_dc() -> LatentCodec:
+    return DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
+
+
+def test_text_states_are_those_of_clip_text_model(toy_tokenizer: Path) -> None:
+    module = tiny_module(toy_tokenizer)
+    model = clip_text_model(module.ema_encoder(), module.tokenizer.path)
+    text, length = module.tokenizer.encode([*PROMPTS, "", "long " * 40])
+    with torch.no_grad():
+        ours, theirs = module.ema_encoder().text_states(text), model(input_ids=text)
+    assert torch.allclose(ours, theirs.last_hidden_state, atol=1e-5)
+    pooled = ours[torch.arange(len(ours)), length - 1]
+    assert torch.allclose(pooled, theirs.pooler_output, atol=1e-5)
+
+
+def test_diffusers_draws_our_pictures_without_us(toy_tokenizer: Path, tmp_path: Path) -> None:
+    generators = {
+        "dc": tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0),
+        "kl": tiny_generator(toy_tokenizer, tiny_kl(), shift=3.0, seed=1),
+    }
+    noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
+    for name, generator in generators.items():
+        write_diffusers_folder(generator, tmp_path / name)
+        assert not [file for file in (tmp_path / name).rglob("*") if file.suffix not in ("", ".json", ".safetensors")]
+    save_file({"noise": noise}, tmp_path / "noise.safetensors")
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    code = f"""
+import json, torch
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
+prompts, noise = json.load(open("prompts.json")), load_file("noise.safetensors")["noise"]
+for name in {sorted(generators)}:
+    pipeline = DiffusionPipeline.from_pretrained(name, trust_remote_code=False)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = dict(num_inference_steps={STEPS}, use_resolution_binning=False, output_type="pt")
+    # With guidance, the pipeline of diffusers 0.42 takes one prompt at a time.
+    guided = torch.cat([pipeline(prompt, guidance_scale={GUIDANCE}, latents=latent[None], **settings).images
+                        for prompt, latent in zip(prompts, noise)])
+    plain = pipeline(prompts, guidance_scale=1.0, latents=noise, **settings).images
+    state, mask, empty, empty_mask = pipeline.encode_prompt(prompts)
+    found = dict(guided=guided, plain=plain, state=state, mask=mask, empty=empty, empty_mask=empty_mask)
+    save_file({{key: value.contiguous() for key, value in found.items()}}, name + ".safetensors")
+"""
+    run_without_us(code, tmp_path)
+    for name, generator in generators.items():
+        theirs = load_file(tmp_path / f"{name}.safetensors")
+        state, mask = generator.caption_encoder.encode(PROMPTS)
+        empty, empty_mask = generator.caption_encoder.encode([""] * len(PROMPTS))
+        assert torch.equal(theirs["mask"].bool(), mask) and torch.equal(theirs["empty_mask"].bool(), empty_mask)
+        assert torch.allclose(theirs["state"][mask], state[mask], atol=1e-5)
+        assert torch.allclose(theirs["empty"][empty_mask], empty[empty_mask], atol=1e-5)
+        guided, plain = (generator.sample(PROMPTS, SEED, STEPS, guidance) for guidance in (GUIDANCE, 1.0))
+        assert torch.allclose(theirs["guided"], guided, atol=1e-4)
+        assert torch.allclose(theirs["plain"], plain, atol=1e-4)
+        assert (guided - plain).abs().max() > 1e-3  # the captions matter, or equality would prove little
+        assert guided.std() > 0.01
+
+
+def test_codec_normalisation_is_in_the_config(toy_tokenizer: Path, tmp_path: Path) -> None:
+    generator = tiny_generator(toy_tokenizer, tiny_kl(), shift=3.0)
+    write_diffusers_folder(generator, tmp_path / "kl")
+    config = json.loads((tmp_path / "kl" / "vae" / "config.json").read_text())
+    assert config["scaling_factor"] == float(generator.codec.scale)
+    assert config["shift_factor"] == float(generator.codec.shift)
+    assert json.loads((tmp_path / "kl" / "scheduler" / "scheduler_config.json").read_text())["shift"] == 3.0
+    assert json.loads((tmp_path / "kl" / "model_index.json").read_text())["default_sample_size"] == 32
+
+
+def test_what_diffusers_cannot_sample_is_refused(toy_tokenizer: Path, tmp_path: Path) -> None:
+    generator = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)
+    generator.process = VariancePreserving()
+    with pytest.raises(UserError, match=r"VariancePreserving.*RectifiedFlow"):
+        write_diffusers_folder(generator, tmp_path / "out")
+    unet = UNetDenoiser(in_channels=4, context_dim=32, block_channels=[16, 16], num_heads=2, norm_groups=8)
+    generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema_decay=None)
+    generator._frozen = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)._frozen
+    with pytest.raises(UserError, match="padding of captions"):
+        write_diffusers_folder(generator, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_diverged_weights_are_refused(toy_tokenizer: Path, tmp_path: Path) -> None:
+    generator = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)
+    next(generator.ema_denoiser().parameters()).data.fill_(float("inf"))
+    with pytest.raises(UserError, match=r"denoiser: weight .* not finite"):
+        write_diffusers_folder(generator, tmp_path / "out")

@@ -1,0 +1,129 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from leam_mm.data.captions import Tokenizer
+from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.errors import UserError
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.release.open_clip_folder import CONFIG, TOKENIZER_FILES, WEIGHTS, plain_weights, write_open_clip_folder
+
+CAPTIONS = ["Ein rotes Quadrat", "l’oiseau «bleu»", "Ένα κόκκινο τετράγωνο", "a " * 40, "", "Червен КВАДРАТ &amp; кръг"]
+WITHOUT_US = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("leam_mm", "data_tools"):
+            raise ImportError(f"{name} must not be needed")
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run_without_us(code: str, folder: Path) -> str:
+    """Run code in a process that cannot import our package, offline, in the given folder."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_US + code]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def tiny_module(tokenizer: Path, init_bias: float | None = None, seed: int = 0) -> SimpleNamespace:
+    """The three members of a ContrastiveModule that a release needs, with random weights."""
+    torch.manual_seed(seed)
+    opened = Tokenizer(tokenizer, context_length=12)
+    encoder = DualEncoder(
+        embed_dim=16,
+        vision=ImageTower(image_size=32, patch_size=8, width=32, layers=2, head_width=16, patch_dropout=0.25),
+        text=TextTower(context_length=12, vocab_size=opened.vocabulary, width=32, heads=2, layers=2),
+        init_scale=20.0,
+        init_bias=init_bias,
+        image_mean=(0.5, 0.4, 0.3),
+        image_std=(0.2, 0.25, 0.3),
+    ).eval()
+    for parameter in encoder.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))  # so that no bias stays at zero
+    return SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=opened)
+
+
+def test_open_clip_gives_our_embeddings_without_us(toy_tokenizer: Path, tmp_path: Path) -> None:
+    modules = {"softmax": tiny_module(toy_tokenizer), "sigmoid": tiny_module(toy_tokenizer, init_bias=-10.0, seed=1)}
+    for name, module in modules.items():
+        write_open_clip_folder(module, tmp_path / name, "someone/a-name")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    code = """
+import json, open_clip, torch
+from PIL import Image
+from safetensors.torch import save_file
+for name in ["softmax", "sigmoid"]:
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:" + name)
+    tokenizer = open_clip.get_tokenizer("local-dir:" + name)
+    model.eval()
+    image = preprocess(Image.open("picture.png"))[None]
+    text = tokenizer(json.load(open("captions.json")))
+    with torch.no_grad():
+        save_file({"pixels": image, "text": text, "image_embedding": model.encode_image(image, normalize=True),
+                   "text_embedding": model.encode_text(text, normalize=True),
+                   "logits": model.get_logits(image, text)[0]}, name + ".safetensors")
+"""
+    run_without_us(code, tmp_path)
+    decoded = ImageDecoding(32)((tmp_path / "picture.png").read_bytes(), np.random.default_rng(0))[None]
+    for name, module in modules.items():
+        theirs, encoder = load_file(tmp_path / f"{name}.safetensors"), module.ema_encoder()
+        with torch.no_grad():
+            image = encoder.normalise(decoded)
+            text, length = module.tokenizer.encode(CAPTIONS)
+            image_embedding, text_embedding = encoder.encode_image(image), encoder.encode_text(text, length)
+            logits = encoder.scale * image_embedding @ text_embedding.T
+            logits += encoder.bias if encoder.bias is not None else 0.0
+        assert torch.allclose(theirs["pixels"], image, atol=1e-6)
+        assert torch.equal(theirs["text"], text)
+        assert torch.allclose(theirs["image_embedding"], image_embedding, atol=1e-5)
+        assert torch.allclose(theirs["text_embedding"], text_embedding, atol=1e-5)
+        assert torch.allclose(theirs["logits"], logits, atol=1e-3)
+
+
+def test_folder_holds_nothing_executable(toy_tokenizer: Path, tmp_path: Path) -> None:
+    module = tiny_module(toy_tokenizer)
+    extra = tmp_path / "tokenizer"
+    extra.mkdir()
+    for name in TOKENIZER_FILES:
+        if (toy_tokenizer / name).is_file():
+            (extra / name).write_bytes((toy_tokenizer / name).read_bytes())
+    (extra / "tokenization_evil.py").write_text("print('hello')")
+    module.tokenizer = Tokenizer(extra, context_length=12)
+    write_open_clip_folder(module, tmp_path / "clip", "name")
+    names = {file.name for file in (tmp_path / "clip").iterdir()}
+    assert {CONFIG, WEIGHTS, "tokenizer.json"} <= names <= {CONFIG, WEIGHTS, *TOKENIZER_FILES}
+
+
+def test_weights_and_config_say_what_the_encoder_says(toy_tokenizer: Path, tmp_path: Path) -> None:
+    module = tiny_module(toy_tokenizer, init_bias=-10.0)
+    write_open_clip_folder(module, tmp_path / "clip", "name")
+    weights = load_file(tmp_path / "clip" / WEIGHTS)
+    assert weights.keys() == module.ema_encoder().clip.state_dict().keys()
+    config = json.loads((tmp_path / "clip" / CONFIG).read_text())
+    assert config["preprocess_cfg"]["mean"] == [0.5, 0.4, 0.3]
+    assert config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "name"
+    assert "patch_dropout" not in config["model_cfg"]["vision_cfg"]
+
+
+def test_refusals_are_plain(toy_tokenizer: Path, tmp_path: Path) -> None:
+    module = tiny_module(toy_tokenizer)
+    with pytest.raises(UserError, match="English vocabulary"):
+        write_open_clip_folder(module, tmp_path / "clip", "")
+    module.ema_encoder().clip.logit_scale.data.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"logit_scale.*diverged"):
+        plain_weights(module.ema_encoder().clip)
