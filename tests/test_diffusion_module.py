@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from leam_mm.checkpoint import EVIDENCE
+from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -277,3 +278,47 @@ def test_a_checkpoint_records_its_frozen_parts_and_refuses_others(tmp_path: Path
     clip.write_bytes(b"two")
     with pytest.raises(UserError, match="another clip"):
         build(clip=str(clip)).on_load_checkpoint(checkpoint)
+
+
+def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> None:
+    codec_section = {
+        "class_path": "leam_mm.codec_module.LatentCodecModule",
+        "init_args": {
+            "codec": {
+                "class_path": "leam_mm.models.latent_codec.DCCodec",
+                "init_args": {"latent_channels": 4, "widths": [8, 8], "layers": [1, 1]},
+            }
+        },
+    }
+    section = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": {
+                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "init_args": {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 1, "num_heads": 2},
+            },
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.0}},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+            "latent_size": 4,
+            "codec": str(tmp_path / "codec.ckpt"),
+        },
+    }
+    for name, part in (("codec", codec_section), ("generator", section)):
+        module = build_module(part)
+        checkpoint: dict[str, Any] = {
+            "state_dict": module.state_dict(),
+            EVIDENCE: {"config": yaml.dump({"model": part})},
+        }
+        module.on_save_checkpoint(checkpoint)
+        torch.save(checkpoint, tmp_path / f"{name}.ckpt")
+    generator = load_module(tmp_path / "generator.ckpt", LatentDiffusionModule)
+    assert generator.process.shift == 2.0  # type: ignore[attr-defined]
+    generator._frozen["clip"] = FakeCaptions()
+    assert generator.sample(["ein Kreis"], seed=0, steps=2).shape == (1, 3, 8, 8)
+    generator._frozen = {}
+    torch.save({**torch.load(tmp_path / "codec.ckpt", weights_only=True), "more": 1}, tmp_path / "codec.ckpt")
+    with pytest.raises(UserError, match="has changed since"):
+        _ = generator.codec
+    (tmp_path / "codec.ckpt").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint at .*codec\.ckpt"):
+        _ = generator.codec
