@@ -103,6 +103,8 @@ def _first_line(error: Exception) -> str:
 def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
     """All pixels in RGB, upright; and the names of the steps that changed them."""
     transforms: list[str] = []
+    if image.format == "PNG":  # Pillow shows a PNG whose end or checksums are missing; verify() does not
+        Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
     if getattr(image, "n_frames", 1) > 1:
         transforms.append("first_frame")
     image.load()

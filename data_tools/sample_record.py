@@ -16,7 +16,7 @@ def json_fault(column: str, text: str | None) -> str | None:
         value = json.loads(text) if text else KINDS[column]()
     except (ValueError, RecursionError) as error:
         return f"{column} is no JSON ({error})"
-    if not isinstance(value, KINDS[column]):
+    if type(value) is not KINDS[column]:
         return f"{column} is no JSON {'list' if KINDS[column] is list else 'object'}"
     if column == "captions":
         for item in value:

@@ -438,6 +438,8 @@ def test_resize_modes(mode: str, size: tuple[int, int]) -> None:
         (b"", ImageRule(), "decode"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ImageRule(), "decode"),
         (encoded(picture())[:60], ImageRule(), "decode"),
+        (encoded(picture())[:-5], ImageRule(), "decode"),
+        (encoded(picture()).replace(b"IDAT", b"IDAT\0"), ImageRule(), "decode"),
         (encoded(picture()), ImageRule(max_pixels=959), "pixels"),
         (encoded(picture()), ImageRule(max_bytes=20), "bytes"),
         (encoded(picture()), ImageRule(min_side=25), "side"),

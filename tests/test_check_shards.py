@@ -1,0 +1,151 @@
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.check_shards import check_folder, main
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter
+from leam_mm.errors import UserError
+
+Members = dict[str, bytes]
+
+
+def png(mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sample(**changes: object) -> Members:
+    captions = [{"text": f"a {language}", "language": language} for language in ("en", "de")]
+    record = {"captions": captions, "url": "u", "domain": "d", "licence": "CC0-1.0", "legal_basis": "licensed"}
+    record |= {"sha256": "0", "width": 8, "height": 6, "metadata": {}} | changes
+    return {"png": png(), "json": json.dumps(record).encode()}
+
+
+def write(folder: Path, samples: list[Members]) -> Path:
+    with ShardWriter(folder, 4) as writer:
+        for number, members in enumerate(samples):
+            writer.write(f"{number:05d}", members)
+    return folder
+
+
+def flip(path: Path, position: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[position] ^= 255
+    path.write_bytes(raw)
+
+
+def test_sound_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    main([str(folder)])
+    out = capsys.readouterr().out
+    assert out.endswith("sound\n") and ShardFolder(folder).merkle_root in out
+    found = check_folder(folder)[1]
+    assert (found.samples, found.faults, dict(found.languages)) == (6, [], {"en": 6, "de": 6})
+    assert dict(found.sizes) == {"8x6": 6} and dict(found.licences) == {"CC0-1.0": 6}
+
+
+@pytest.mark.parametrize("position", [0, 600, 2000, -1])
+def test_any_changed_byte_is_found(position: int, tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    flip(folder / "00001.tar", position)
+    faults = check_folder(folder, decode=False)[1].faults
+    assert faults and all("00001.tar" in fault for fault in faults)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut tar": (lambda f: (f / "00000.tar").write_bytes((f / "00000.tar").read_bytes()[:3000]), "has 3000 bytes"),
+    "no tar": (lambda f: (f / "00000.tar").unlink(), "is missing"),
+    "no index": (lambda f: (f / "00000.index.parquet").unlink(), "is missing"),
+    "other index": (lambda f: (f / "00000.index.parquet").write_bytes((f / "00001.index.parquet").read_bytes()), "fit"),
+    "stray tar": (lambda f: (f / "00009.tar").write_bytes(b""), "not named in"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_ends_with_code_1_and_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    damage, word = DAMAGE[name]
+    damage(folder)
+    with pytest.raises(SystemExit) as ended:
+        main([str(folder)])
+    broken = [line for line in capsys.readouterr().out.splitlines() if line.startswith("broken: ")]
+    assert ended.value.code == 1 and len(broken) == 1 and word in broken[0]
+
+
+def test_swapped_shards_are_found(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", [sample(url=str(number)) for number in range(8)])
+    first, second = (folder / f"0000{n}.tar" for n in range(2))
+    a, b = first.read_bytes(), second.read_bytes()
+    assert len(a) == len(b) and a != b
+    first.write_bytes(b)
+    second.write_bytes(a)
+    assert len([fault for fault in check_folder(folder)[1].faults if MANIFEST in fault]) == 2
+
+
+@pytest.mark.parametrize(
+    ("members", "word"),
+    [
+        ({"png": png()}, "no json"),
+        ({"png": png(), "json": b"{"}, "breaks the contract"),
+        ({"png": png(), "json": b"[]"}, "breaks the contract"),
+        (sample(captions=[]), "no caption"),
+        (sample(captions=[{"text": " ", "language": "en"}]), "no caption, or an empty one"),
+        (sample(captions=[{"text": "x"}]), "language"),
+        ({"json": sample()["json"]}, "holds 0 images"),
+        (sample() | {"jpg": png()}, "holds 2 images"),
+        (sample() | {"png": png("L")}, "is L, should be RGB"),
+        (sample() | {"png": png()[:45]}, "cannot be decoded"),
+        (sample(width=9), "its json says"),
+        (sample() | {"json": b'{"captions": [{"text": "x", "language": "en"}], "url": "u"}'}, "lacks domain"),
+        ({"latent.npy": b"x", "caption_state.npy": b"x", "json": sample()["json"]}, "latent.npy cannot be read"),
+        ({"latent.npy": b"x", "json": sample()["json"]}, "latent.npy|caption_state.npy"),
+    ],
+)
+def test_samples_that_break_the_contract(members: Members, word: str, tmp_path: Path) -> None:
+    faults = check_folder(write(tmp_path / "a", [members, sample()]))[1].faults
+    assert len(faults) == 1 and "sample 00000" in faults[0]
+    assert any(part in faults[0] for part in word.split("|"))
+
+
+def test_fast_leaves_the_pixels_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write(tmp_path / "a", [sample() | {"png": b"no image"}])
+    main([str(folder), "--fast"])
+    assert "not decoded" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([str(folder)])
+
+
+def test_latents_must_be_finite(tmp_path: Path) -> None:
+    def latent(value: float) -> Members:
+        found = {}
+        for name, shape in (("latent.npy", (4, 2, 2)), ("caption_state.npy", (1, 3, 8))):
+            buffer = io.BytesIO()
+            np.save(buffer, np.full(shape, value, np.float16))
+            found[name] = buffer.getvalue()
+        return found | {"json": sample()["json"]}
+
+    assert check_folder(write(tmp_path / "a", [latent(0.5)]))[1].faults == []
+    assert "not finite" in check_folder(write(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
+
+
+def test_twice_the_same_key_is_found(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "a", 1) as writer:
+        writer.write("k", sample())
+        writer.write("k", sample())
+    assert "twice" in check_folder(tmp_path / "a")[1].faults[0]
+
+
+def test_no_shard_folder_ends_with_code_2(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no shard folder"):
+        main([str(tmp_path)])
+    program = Path(__file__).resolve().parent.parent / "data_tools/check_shards.py"
+    ended = subprocess.run([sys.executable, str(program), str(tmp_path)], capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
