@@ -22,8 +22,8 @@ from leam_mm.evaluators.results import read_results
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 INTRODUCTION = (
-    "Every number here was measured on samples that were kept out of training, and comes with a 95&#8239;% interval. "
-    "What was not measured says so. The weights and the commands that lead to this page are named at its end."
+    "What this run made, how good it is, and what it cost. Numbers come with a 95&#8239;% interval where one can be "
+    "given; what was not measured says so. The weights and the commands that lead here are named at the end."
 )
 
 
