@@ -158,7 +158,8 @@ class Draughtsman:
     obedient: bool = True
     calls: list[int] = field(default_factory=list)
 
-    def sample(self, prompts: list[str], seed: int, steps: int, guidance: float) -> torch.Tensor:
+    def sample(self, prompts: list[str], seed: int, steps: int, guidance: float, first_index: int) -> torch.Tensor:
+        assert first_index == sum(self.calls)
         self.calls.append(len(prompts))
         answers = {prompt["text"]: prompt for prompt in self.prompts}
         images = [np.asarray(draw_scene(self._things(answers[text]), 32)) for text in prompts]
@@ -180,6 +181,8 @@ def test_a_perfect_generator_gets_full_marks_and_a_deaf_one_does_not(folder: Pat
     evaluator = Compositional(folder, prompts_per_kind=16, batch_size=20)
     perfect = Draughtsman(prompts)
     metrics = {m.name: m for m in evaluator.run(EvaluationContext(None, perfect, tmp_path))}
+    unmeasured = metrics.pop("compositional/real")
+    assert (unmeasured.value, unmeasured.samples) == (None, 0)
     assert perfect.calls == [20, 20, 8]
     assert {f"compositional/generated/{name}" for name in (
         "single/colour", "single/shape", "single/colour_shape", "pair/relation", "pair/both_objects", "count/count"
@@ -208,6 +211,7 @@ def test_real_scenes_come_from_the_shards(folder: Path, tmp_path: Path) -> None:
             writer.write(f"{number:04d}", members)
     metrics = Compositional(folder, tmp_path / "test").run(EvaluationContext(None, None, tmp_path))
     values = {metric.name: metric.value for metric in metrics}
+    assert values.pop("compositional/generated") is None
     assert set(values) == {
         f"compositional/real/{k}" for k in ("colour", "shape", "colour_shape", "count", "both_objects", "relation")
     }

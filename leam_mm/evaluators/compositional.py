@@ -78,8 +78,16 @@ class Compositional(Evaluator):
             Fractions with Wilson intervals; those of the generator first.
         """
         reader = SceneReader(self.scenes)
-        generated = self._generated(reader, context) if context.generator is not None else []
-        return generated + (self._real(reader) if self.real_shards is not None else [])
+        return [
+            *(self._generated(reader, context) if context.generator is not None else [self._missing("generated")]),
+            *(self._real(reader) if self.real_shards is not None else [self._missing("real")]),
+        ]
+
+    def _missing(self, part: str) -> Metric:
+        """What is reported in place of a part whose input was not given."""
+        cause = {"generated": "no generator was given", "real": "real_shards was not given"}[part]
+        log.warning("compositional/%s is not measured: %s", part, cause)
+        return Metric(f"{self.name}/{part}", None, None, None, "fraction", 0, note=f"not measured: {cause}")
 
     def _real(self, reader: SceneReader) -> list[Metric]:
         tally = _Tally()
@@ -115,9 +123,13 @@ class Compositional(Evaluator):
         tally, shown = _Tally(), []
         for start in range(0, len(prompts), self.batch_size):
             chunk = prompts[start : start + self.batch_size]
-            # Each call gets its own seed: equal noise in every call would make the pictures, and the errors, dependent.
+            # first_index numbers the pictures through all calls: picture n is the same at any batch size.
             sampled = generator.sample(
-                [prompt["text"] for prompt in chunk], seed=self.seed + start, steps=self.steps, guidance=self.guidance
+                [prompt["text"] for prompt in chunk],
+                seed=self.seed,
+                steps=self.steps,
+                guidance=self.guidance,
+                first_index=start,
             )
             pictures = (sampled.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
             for prompt, picture in zip(chunk, pictures, strict=True):

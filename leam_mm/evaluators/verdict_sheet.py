@@ -16,14 +16,17 @@ def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]
         limit: At most so many pictures, spread evenly.
     """
     chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, min(limit, len(shown))).round().astype(int)]
-    columns, cell, text = 6, 192, 58
+    columns, cell, text, gap = 6, 192, 74, 12
     rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * (cell + 12) + 12, rows * (cell + text) + 12), "white")
+    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + text) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     font = _font()
     for k, (picture, prompt, verdict) in enumerate(chosen):
-        x, y = 12 + k % columns * (cell + 12), 12 + k // columns * (cell + text)
+        x, y = gap + k % columns * (cell + gap), gap + k // columns * (cell + text)
+        wrong = [key for key, right in verdict.items() if not right]
+        answer, colour = ("wrong: " + ", ".join(wrong), (190, 30, 30)) if wrong else ("right", (20, 130, 50))
         sheet.paste(Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
+        draw.rectangle((x - 2, y - 2, x + cell + 1, y + cell + 1), outline=colour, width=2)
         words, lines = f"{prompt['language']}: {prompt['text']}".split(), [""]
         for word in words:
             longer = f"{lines[-1]} {word}".strip()
@@ -31,10 +34,8 @@ def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]
                 lines[-1] = longer
             else:
                 lines.append(word)
-        draw.multiline_text((x, y + cell + 2), "\n".join(lines[:3]), fill="black", font=font, spacing=1)
-        wrong = [key for key, right in verdict.items() if not right]
-        answer = "right" if not wrong else "wrong: " + ", ".join(wrong)
-        draw.text((x, y + cell + 42), answer, fill=(20, 130, 50) if not wrong else (190, 30, 30), font=font)
+        draw.text((x, y + cell + 4), answer.replace("_", " "), fill=colour, font=font)
+        draw.multiline_text((x, y + cell + 19), "\n".join(lines[:3]), fill="black", font=font, spacing=2)
     temporary = path.with_name(f"{path.name}.tmp")
     sheet.save(temporary, "PNG")
     temporary.replace(path)
