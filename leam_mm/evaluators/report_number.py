@@ -34,6 +34,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def energy(joules: float) -> str:
+    """Joules in the units that people know from their bill."""
+    return f"{joules / 3600:.3g} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:,.3g} kWh"
+
+
 def in_unit(value: float, unit: str) -> str:
     """Percent for fractions, thousands separated for counts, three digits else."""
     if unit in ("fraction", "share"):

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.chart import line_chart, short
-from leam_mm.evaluators.report_number import MISSING, Row, duration, language, plain, table
+from leam_mm.evaluators.chart import line_chart
+from leam_mm.evaluators.report_number import MISSING, Row, duration, energy, language, plain, table
 
 MAX_PICTURE_BYTES = 8_000_000
 STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
@@ -106,11 +106,11 @@ def costs(stages: list[Row]) -> str:
     """Time and energy of each stage."""
     lines = []
     for stage in stages:
-        energy = stage.get("energy") or {}
-        seconds, joules = stage.get("seconds"), energy.get("joules")
+        reading = stage.get("energy") or {}
+        seconds, joules = stage.get("seconds"), reading.get("joules")
         time = duration(seconds) if isinstance(seconds, int | float) else MISSING
-        used = f"{short(joules / 3600)} Wh" if isinstance(joules, int | float) else MISSING
-        source = escape(str(energy.get("source") or ""))
+        used = energy(joules) if isinstance(joules, int | float) else MISSING
+        source = escape(str(reading.get("source") or ""))
         lines.append(
             f'<tr><th scope="row">{escape(plain(str(stage.get("name", ""))))}</th><td class="number">{time}</td>'
             f'<td class="number">{used}</td><td class="note wrap">{source}</td></tr>'

@@ -5,7 +5,18 @@ from collections.abc import Mapping
 from html import escape
 
 from leam_mm.evaluators.chart import interval_bar, short
-from leam_mm.evaluators.report_number import LANGUAGES, MISSING, Row, duration, interval, language, number, plain, table
+from leam_mm.evaluators.report_number import (
+    LANGUAGES,
+    MISSING,
+    Row,
+    duration,
+    energy,
+    interval,
+    language,
+    number,
+    plain,
+    table,
+)
 
 DISTANCES = {
     "frechet_distance": "Fréchet distance, less is better",
@@ -20,20 +31,23 @@ def key_figures(results: Mapping[str, Row], stages: list[Row]) -> str:
     figures = []
     for group in _groups(results, "/top1/mean"):
         mean, worst = results[f"{group}/top1/mean"], results.get(f"{group}/top1/min", {})
-        figures.append((f"Classification, {plain(group)}", number(mean), "top 1, mean over the languages"))
-        figures.append(("Worst language", number(worst), str(worst.get("note", "")).split(";")[0]))
+        count = len(_by_language(results, f"{group}/top1/"))
+        label = "Classification" if group == "zero_shot" else f"Classification, {plain(group)}"
+        figures.append((label, number(mean), f"top 1, mean of {count} languages"))
+        figures.append(("Worst language", number(worst), _worst(worst)))
     for group in _groups(results, "/frechet_distance/generated"):
         floor = results.get(f"{group}/frechet_distance/real", {})
         text = f"real against real: {short(floor['value'])}" if floor.get("value") is not None else ""
         figures.append(("Fréchet distance", number(results[f"{group}/frechet_distance/generated"]), text))
     if stages:
         seconds = [s["seconds"] for s in stages if isinstance(s.get("seconds"), int | float)]
-        joules = [(s.get("energy") or {}).get("joules") for s in stages]
+        joules = [(stage.get("energy") or {}).get("joules") for stage in stages]
         known = [j for j in joules if isinstance(j, int | float)]
-        energy = f"{sum(known) / 3.6e6:.3g} kWh" if known and len(known) == len(joules) else MISSING
-        figures.append(
-            ("Energy", energy, "all stages" if energy != MISSING else f"{len(known)} of {len(joules)} stages")
-        )
+        estimated = any("estimated" in str((stage.get("energy") or {}).get("source")) for stage in stages)
+        # A sum over some of the stages is a lower bound, and says so.
+        gaps = "" if len(known) == len(joules) else f"only {len(known)} of {len(joules)} stages"
+        text = ", ".join(part for part in ("estimated" if estimated else "measured", gaps) if part) if known else ""
+        figures.append(("Energy", energy(sum(known)) if known else MISSING, text))
         figures.append(("Time", duration(sum(seconds)) if seconds else MISSING, f"{len(stages)} stages"))
     cells = "".join(f"<div><dt>{escape(a)}</dt><dd>{b}<small>{escape(c)}</small></dd></div>" for a, b, c in figures)
     return f'<dl class="figures">{cells}</dl>' if cells else ""
@@ -63,7 +77,8 @@ def zero_shot(results: Mapping[str, Row]) -> str:
         columns = ["Language", "Top 1|number", "|drawn", "95 % interval|range wide-only"]
         columns += [*(["Top 5|number"] if top5 else []), "Pictures|number wide-only"]
         caption = f"{escape(note)}.{' The orange tick is chance.' if mark is not None else ''}"
-        parts.append(f"<h3>{escape(plain(group))}</h3>{_summary(results, f'{group}/top1')}")
+        heading = "" if group == "zero_shot" else f"<h3>{escape(plain(group).capitalize())}</h3>"
+        parts.append(heading + _summary(results, f"{group}/top1"))
         parts.append(table(columns, lines, caption) + _confusions(rows))
     return "".join(parts)
 
@@ -141,15 +156,13 @@ def others(results: Mapping[str, Row], prefixes: tuple[str, ...] | None) -> str:
         f'<td class="note wrap">{escape(str(row.get("note") or ""))}</td></tr>'
         for row in chosen
     ]
-    return (
-        table(["What", "Value|number", "95 % interval|range", "Samples|number wide-only", ""], lines) if lines else ""
-    )
+    columns = ["What", "Value|number", "95 % interval|range", "Samples|number wide-only", ""]
+    return table(columns, lines) + _slices(chosen, prefixes) if lines else ""
 
 
 def _summary(results: Mapping[str, Row], name: str) -> str:
     mean, worst, ratio = (results.get(f"{name}/{kind}", {}) for kind in ("mean", "min", "min_over_mean"))
-    code = re.search(r"worst language: (\w+)", str(worst.get("note", "")))
-    where = f" ({LANGUAGES.get(code.group(1), code.group(1))})" if code else ""
+    where = f" ({_worst(worst)})" if _worst(worst) else ""
     return (
         f"<p>Mean over the languages {number(mean)} ({interval(mean)}), worst {number(worst)}{escape(where)}; "
         f"worst over mean {number(ratio)} ({interval(ratio)}).</p>"
@@ -167,3 +180,24 @@ def _bylanguage(results: Mapping[str, Row], start: str) -> dict[str, Row]:
 
 def _named(name: str, prefixes: tuple[str, ...] | None) -> str:
     return " · ".join(plain(part) for part in name.split("/")[1 if prefixes and "/" in name else 0 :])
+
+
+def _worst(row: Row) -> str:
+    code = re.search(r"worst language: (\w+)", str(row.get("note", "")))
+    return LANGUAGES.get(code.group(1), code.group(1)) if code else ""
+
+
+def _slices(rows: list[Row], prefixes: tuple[str, ...] | None) -> str:
+    lines = []
+    for row in rows:
+        parts = row["slices"] if isinstance(row.get("slices"), dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, dict) and "value" in part:
+                own = {"unit": row.get("unit", "")} | part
+                lines.append(
+                    f'<tr><th scope="row">{escape(_named(row["name"], prefixes))}</th><td>{escape(plain(str(name)))}</td>'
+                    f'<td class="number">{number(own)}</td><td class="range">{interval(own)}</td>'
+                    f'<td class="number">{escape(str(own.get("samples", "")))}</td></tr>'
+                )
+    columns = ["What", "Part", "Value|number", "95 % interval|range", "Samples|number"]
+    return f"<details><summary>In parts</summary>{table(columns, lines)}</details>" if lines else ""
