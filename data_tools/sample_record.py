@@ -11,14 +11,14 @@ KINDS: dict[str, type] = {"captions": list, "metadata": dict, "consent": dict}
 
 def json_fault(column: str, text: str | None) -> str | None:
     """Say what is wrong with a JSON column of the table, or nothing; an empty cell is right."""
-    value: Any = None
+    kind = KINDS[column]
     try:
-        value = json.loads(text) if text else KINDS[column]()
+        value: Any = json.loads(text) if text else kind()
     except (ValueError, RecursionError) as error:
         return f"{column} is no JSON ({error})"
-    if type(value) is not KINDS[column]:
-        return f"{column} is no JSON {'list' if KINDS[column] is list else 'object'}"
-    if column == "captions":
+    if not isinstance(value, kind):
+        return f"{column} is no JSON {'list' if kind is list else 'object'}"
+    if isinstance(value, list):
         for item in value:
             if not isinstance(item, dict) or not all(
                 str(item.get(name) or "").strip() for name in ("text", "language")

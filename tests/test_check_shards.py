@@ -24,7 +24,13 @@ def png(mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
 
 def sample(**changes: object) -> Members:
     captions = [{"text": f"a {language}", "language": language} for language in ("en", "de")]
-    record = {"captions": captions, "url": "u", "domain": "d", "licence": "CC0-1.0", "legal_basis": "licensed"}
+    record: dict[str, object] = {
+        "captions": captions,
+        "url": "u",
+        "domain": "d",
+        "licence": "CC0-1.0",
+        "legal_basis": "licensed",
+    }
     record |= {"sha256": "0", "width": 8, "height": 6, "metadata": {}} | changes
     return {"png": png(), "json": json.dumps(record).encode()}
 

@@ -5,14 +5,12 @@ import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.parse
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,44 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from test_image_repair import deep_png, encoded, picture, rotated_jpeg
 
 from data_tools.check_shards import check_folder
 from data_tools.download_shards import main
 from data_tools.image_fetch import FetchSetting, build_opener
-from data_tools.image_repair import ImageFault, ImageRule, repair_image
-from data_tools.link_table import LinkRefused, address_fault, check_link, folder_links, read_links
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def picture(width: int = 40, height: int = 24) -> Image.Image:
-    """Red in the upper left corner, so that its orientation can be told."""
-    pixels = np.full((height, width, 3), (20, 60, 200), np.uint8)
-    pixels[: height // 2, : width // 2] = (220, 30, 30)
-    return Image.fromarray(pixels)
-
-
-def rotated_jpeg() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise when shown
-    return encoded(picture(), "JPEG", quality=95, exif=exif)
-
-
-def deep_png(channels: int, value: int) -> bytes:
-    """A 16-bit PNG of one value, 8 x 8 pixels, built by hand: Pillow writes no 16-bit RGB."""
-    row = b"\0" + struct.pack(">H", value) * 8 * channels
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, {1: 0, 3: 2}[channels], 0, 0, 0))]
-    parts += [(b"IDAT", zlib.compress(row * 8)), (b"IEND", b"")]
-    chunks = [struct.pack(">I", len(body)) + n + body + struct.pack(">I", zlib.crc32(n + body)) for n, body in parts]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -264,108 +233,6 @@ def test_folder_of_images(tmp_path: Path) -> None:
     assert all((record["width"], record["height"], record["domain"]) == (16, 16, "") for record in records)
 
 
-def test_private_addresses_in_every_spelling() -> None:
-    public = ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"]
-    private = [
-        "127.0.0.1",
-        "10.1.1.1",
-        "192.168.0.1",
-        "172.16.0.1",
-        "169.254.169.254",
-        "0.0.0.0",
-        "100.64.0.1",
-        "224.0.0.1",
-    ]
-    private += [
-        "::1",
-        "fe80::1%eth0",
-        "fc00::1",
-        "::ffff:10.0.0.1",
-        "::ffff:127.0.0.1",
-        "64:ff9b::7f00:1",
-        "2002:7f00:1::",
-    ]
-    assert [address for address in public if address_fault(address)] == []
-    assert [address for address in private if not address_fault(address)] == []
-
-
-@pytest.mark.parametrize(
-    ("url", "rule"),
-    [
-        ("file:///etc/passwd", "scheme"),
-        ("data:image/png;base64,AA", "scheme"),
-        ("gopher://example.org/", "scheme"),
-        ("", "scheme"),
-        (None, "scheme"),
-        ("http:///a.png", "host"),
-        ("http://user:word@example.org/a.png", "host"),
-        ("http://example.org:99999/a.png", "url"),
-        ("http://localhost/a.png", "private_address"),
-        ("http://printer.local/a.png", "private_address"),
-        ("http://[::1]/a.png", "private_address"),
-        ("http://169.254.169.254/latest", "private_address"),
-    ],
-)
-def test_links_that_are_refused(url: str | None, rule: str, tmp_path: Path) -> None:
-    with pytest.raises(LinkRefused) as refused:
-        check_link(url, tmp_path, allow_file=False, allow_private=["127.0.0.1"])
-    assert refused.value.rule == rule and refused.value.reason
-
-
-def test_links_that_pass(tmp_path: Path) -> None:
-    fetch, public, domain = check_link("http://bücher.example/ä b.png?q=ü#part", tmp_path, False, [])
-    assert (fetch, domain) == ("http://xn--bcher-kva.example/%C3%A4%20b.png?q=%C3%BC", "xn--bcher-kva.example")
-    assert public == "http://bücher.example/ä b.png?q=ü#part"
-    assert check_link("http://[::1]:80/a", tmp_path, False, ["::1"])[0] == "http://[::1]:80/a"
-    inside = check_link("file:a%20b.png", tmp_path, True, [])
-    assert inside == ((tmp_path / "a b.png").resolve().as_uri(), "file:a%20b.png", "")
-    with pytest.raises(LinkRefused, match="leads out"):
-        check_link("file:../secret.png", tmp_path, True, [])
-    assert check_link("file:///srv/x/a.png", tmp_path, True, [])[1] == "file:a.png"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "word"),
-    [
-        ("links.csv", "address,caption\nhttp://a.example/,x\n", "no column 'url'"),
-        ("links.csv", "url\nhttp://a.example/\n", "no column 'caption'"),
-        ("links.csv", "url,caption\n", "no row"),
-        ("links.csv", "", "cannot be read as csv"),
-        ("links.parquet", "not parquet", "cannot be read as parquet"),
-        ("links.jsonl", "{broken", "cannot be read as jsonl"),
-        ("links.jsonl", "[1]\n", "not a JSON object"),
-        ("links.xls", "x", "use .parquet, .csv or .jsonl"),
-    ],
-)
-def test_tables_that_cannot_be_used(name: str, content: str, word: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=word) as error:
-        read_links(tmp_path / name)
-    assert name in str(error.value) and "\n" not in str(error.value)
-
-
-def test_three_formats_hold_the_same_table(tmp_path: Path) -> None:
-    rows = {"url": ["http://a.example/1", "http://a.example/2"], "caption": ["007", "two, lines\nof text"]}
-    pq.write_table(pa.table(rows | {"unknown": [1, 2]}), tmp_path / "links.parquet")
-    (tmp_path / "links.csv").write_text(
-        'url,caption\nhttp://a.example/1,007\nhttp://a.example/2,"two, lines\nof text"\n'
-    )
-    lines = [json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
-    (tmp_path / "links.jsonl").write_text("\n".join(lines))
-    for name in ("links.parquet", "links.csv", "links.jsonl"):
-        assert read_links(tmp_path / name).to_pydict() == rows
-
-
-def test_folder_without_captions_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no image"):
-        folder_links(tmp_path)
-    (tmp_path / "a.png").write_bytes(encoded(picture()))
-    with pytest.raises(UserError, match=r"a\.txt"):
-        folder_links(tmp_path)
-    (tmp_path / "captions.csv").write_text("url,caption\na.png,text\n")
-    assert folder_links(tmp_path).to_pydict() == {"url": ["file:a.png"], "caption": ["text"]}
-
-
 def test_public_hosts_need_a_contact(tmp_path: Path) -> None:
     (tmp_path / "links.csv").write_text("url,caption\nhttp://museum.example/1.png,x\n")
     with pytest.raises(UserError, match=r"--agent-contact.*museum\.example"):
@@ -399,56 +266,6 @@ def test_dripping_answer_ends(server: Server, tmp_path: Path) -> None:
     with pytest.raises((OSError, http.client.HTTPException)):
         opener.open(f"{server.url}/drip", timeout=1).read()
     assert 4 < time.monotonic() - begin < 10  # six times the timeout, though every read came in time
-
-
-def test_repair_keeps_or_mends() -> None:
-    rule = ImageRule()
-    raw = encoded(picture(), "JPEG")
-    assert repair_image(raw, rule).content == raw and repair_image(raw, rule).transforms == []
-    assert repair_image(encoded(picture(), "GIF"), rule).extension == "png"
-    assert repair_image(encoded(picture(), "BMP"), ImageRule(format="webp")).extension == "webp"
-    again = [repair_image(rotated_jpeg(), rule) for _ in range(2)]
-    assert again[0] == again[1] and (again[0].width, again[0].height) == (24, 40)
-    assert (again[0].original_width, again[0].original_height) == (40, 24)
-    cmyk = repair_image(encoded(picture().convert("CMYK"), "JPEG"), rule)
-    assert Image.open(io.BytesIO(cmyk.content)).mode == "RGB"
-    assert "exif" not in Image.open(io.BytesIO(again[0].content)).info
-
-
-@pytest.mark.parametrize(
-    ("mode", "size"),
-    [
-        ("no", (40, 24)),
-        ("keep_ratio", (20, 12)),
-        ("keep_ratio_largest", (12, 7)),
-        ("center_crop", (12, 12)),
-        ("border", (12, 12)),
-    ],
-)
-def test_resize_modes(mode: str, size: tuple[int, int]) -> None:
-    image = repair_image(encoded(picture()), ImageRule(size=12, resize=mode))
-    assert (image.width, image.height) == size == Image.open(io.BytesIO(image.content)).size
-    bigger = repair_image(encoded(picture()), ImageRule(size=64, resize=mode))
-    assert (bigger.width, bigger.height) == ((64, 64) if mode in ("center_crop", "border") else (40, 24))
-
-
-@pytest.mark.parametrize(
-    ("raw", "rule", "name"),
-    [
-        (b"", ImageRule(), "decode"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ImageRule(), "decode"),
-        (encoded(picture())[:60], ImageRule(), "decode"),
-        (encoded(picture())[:-5], ImageRule(), "decode"),
-        (encoded(picture()).replace(b"IDAT", b"IDAT\0"), ImageRule(), "decode"),
-        (encoded(picture()), ImageRule(max_pixels=959), "pixels"),
-        (encoded(picture()), ImageRule(max_bytes=20), "bytes"),
-        (encoded(picture()), ImageRule(min_side=25), "side"),
-    ],
-)
-def test_images_that_are_not_kept(raw: bytes, rule: ImageRule, name: str) -> None:
-    with pytest.raises(ImageFault) as fault:
-        repair_image(raw, rule)
-    assert fault.value.rule == name and fault.value.reason
 
 
 def test_program_ends_with_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_tools.link_table import LinkRefused, address_fault, check_link, folder_links, read_links, table_digest
+from leam_mm.errors import UserError
+
+
+def test_private_addresses_in_every_spelling() -> None:
+    public = ["93.184.216.34", "2606:2800:220:1::1", "::ffff:93.184.216.34", "64:ff9b::5db8:d822"]
+    private = [
+        "127.0.0.1",
+        "10.1.1.1",
+        "192.168.0.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "0.0.0.0",
+        "100.64.0.1",
+        "224.0.0.1",
+    ]
+    private += [
+        "::1",
+        "fe80::1%eth0",
+        "fc00::1",
+        "::ffff:10.0.0.1",
+        "::ffff:127.0.0.1",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+    ]
+    assert [address for address in public if address_fault(address)] == []
+    assert [address for address in private if not address_fault(address)] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("file:///etc/passwd", "scheme"),
+        ("data:image/png;base64,AA", "scheme"),
+        ("gopher://example.org/", "scheme"),
+        ("", "scheme"),
+        (None, "scheme"),
+        ("http:///a.png", "host"),
+        ("http://user:word@example.org/a.png", "host"),
+        ("http://example.org:99999/a.png", "url"),
+        ("http://localhost/a.png", "private_address"),
+        ("http://printer.local/a.png", "private_address"),
+        ("http://[::1]/a.png", "private_address"),
+        ("http://169.254.169.254/latest", "private_address"),
+    ],
+)
+def test_links_that_are_refused(url: str | None, rule: str, tmp_path: Path) -> None:
+    with pytest.raises(LinkRefused) as refused:
+        check_link(url, tmp_path, allow_file=False, allow_private=["127.0.0.1"])
+    assert refused.value.rule == rule and refused.value.reason
+
+
+def test_links_that_pass(tmp_path: Path) -> None:
+    fetch, public, domain = check_link("http://bücher.example/ä b.png?q=ü#part", tmp_path, False, [])
+    assert (fetch, domain) == ("http://xn--bcher-kva.example/%C3%A4%20b.png?q=%C3%BC", "xn--bcher-kva.example")
+    assert public == "http://bücher.example/ä b.png?q=ü#part"
+    assert check_link("http://[::1]:80/a", tmp_path, False, ["::1"])[0] == "http://[::1]:80/a"
+    inside = check_link("file:a%20b.png", tmp_path, True, [])
+    assert inside == ((tmp_path / "a b.png").resolve().as_uri(), "file:a%20b.png", "")
+    with pytest.raises(LinkRefused, match="leads out"):
+        check_link("file:../secret.png", tmp_path, True, [])
+    assert check_link("file:///srv/x/a.png", tmp_path, True, [])[1] == "file:a.png"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        ("links.csv", "address,caption\nhttp://a.example/,x\n", "no column 'url'"),
+        ("links.csv", "url\nhttp://a.example/\n", "no column 'caption'"),
+        ("links.csv", "url,caption\n", "no row"),
+        ("links.csv", "", "cannot be read as csv"),
+        ("links.parquet", "not parquet", "cannot be read as parquet"),
+        ("links.jsonl", "{broken", "cannot be read as jsonl"),
+        ("links.jsonl", "[1]\n", "not a JSON object"),
+        ("links.xls", "x", "use .parquet, .csv or .jsonl"),
+    ],
+)
+def test_tables_that_cannot_be_used(name: str, content: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=word) as error:
+        read_links(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_three_formats_hold_the_same_table(tmp_path: Path) -> None:
+    rows = {"url": ["http://a.example/1", "http://a.example/2"], "caption": ["007", "two, lines\nof text"]}
+    pq.write_table(pa.table(rows | {"unknown": [1, 2]}), tmp_path / "links.parquet")
+    (tmp_path / "links.csv").write_text(
+        'url,caption\nhttp://a.example/1,007\nhttp://a.example/2,"two, lines\nof text"\n'
+    )
+    lines = [json.dumps(dict(zip(rows, values, strict=True))) for values in zip(*rows.values(), strict=True)]
+    (tmp_path / "links.jsonl").write_text("\n".join(lines))
+    for name in ("links.parquet", "links.csv", "links.jsonl"):
+        assert read_links(tmp_path / name).to_pydict() == rows
+
+
+def test_folder_without_captions_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no image"):
+        folder_links(tmp_path)
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a\.txt"):
+        folder_links(tmp_path)
+    (tmp_path / "captions.csv").write_text("url,caption\na.png,text\n")
+    assert folder_links(tmp_path).to_pydict() == {"url": ["file:a.png"], "caption": ["text"]}
+
+
+def test_digest_changes_with_any_value() -> None:
+    table = pa.table({"url": ["a", "b"], "caption": ["c", None]})
+    others = [{"url": ["b", "a"], "caption": ["c", None]}, {"url": ["a", "b"], "caption": ["c", ""]}]
+    others += [{"url": ["ab", ""], "caption": ["c", None]}, {"url": ["a", "b"], "other": ["c", None]}]
+    digests = {table_digest(table), *(table_digest(pa.table(other)) for other in others)}
+    assert len(digests) == 5 and table_digest(table.select(["caption", "url"])) in digests
