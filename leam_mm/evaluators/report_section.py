@@ -57,8 +57,8 @@ def zero_shot(results: Mapping[str, Row]) -> str:
     """A table of languages for each classification set, best first."""
     parts = []
     for group in _groups(results, "/top1/mean"):
-        rows = _bylanguage(results, f"{group}/top1/")
-        top5 = _bylanguage(results, f"{group}/top5/")
+        rows = _by_language(results, f"{group}/top1/")
+        top5 = _by_language(results, f"{group}/top5/")
         note = str(results[f"{group}/top1/mean"].get("note", ""))
         chance = re.search(r"chance ([\d.]+)%", note)
         mark = float(chance.group(1)) / 100 if chance else None
@@ -106,7 +106,7 @@ def retrieval(results: Mapping[str, Row]) -> str:
     parts = []
     for group in _groups(results, "/image_to_text/r1/mean"):
         columns = [f"{group}/{way}/r{top}" for way in ("image_to_text", "text_to_image") for top in (1, 5, 10)]
-        codes = list(_bylanguage(results, columns[0] + "/"))
+        codes = list(_by_language(results, columns[0] + "/"))
         codes.sort(key=lambda code: -(results[f"{columns[0]}/{code}"]["value"] or 0))
         lines = [_recall_line(results, columns, code, language(code), "") for code in codes]
         lines.append(_recall_line(results, columns, "mean", "Mean", "total"))
@@ -173,7 +173,7 @@ def _groups(results: Mapping[str, Row], ending: str) -> list[str]:
     return [name.removesuffix(ending) for name in results if name.endswith(ending)]
 
 
-def _bylanguage(results: Mapping[str, Row], start: str) -> dict[str, Row]:
+def _by_language(results: Mapping[str, Row], start: str) -> dict[str, Row]:
     rest = {name.removeprefix(start): row for name, row in results.items() if name.startswith(start)}
     return {code: row for code, row in rest.items() if code not in ("mean", "min", "min_over_mean")}
 
@@ -195,7 +195,8 @@ def _slices(rows: list[Row], prefixes: tuple[str, ...] | None) -> str:
             if isinstance(part, dict) and "value" in part:
                 own = {"unit": row.get("unit", "")} | part
                 lines.append(
-                    f'<tr><th scope="row">{escape(_named(row["name"], prefixes))}</th><td>{escape(plain(str(name)))}</td>'
+                    f'<tr><th scope="row">{escape(_named(row["name"], prefixes))}</th>'
+                    f"<td>{escape(plain(str(name)))}</td>"
                     f'<td class="number">{number(own)}</td><td class="range">{interval(own)}</td>'
                     f'<td class="number">{escape(str(own.get("samples", "")))}</td></tr>'
                 )
