@@ -9,7 +9,8 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from leam_mm.errors import UserError
 
@@ -30,6 +31,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """One file per run, ``checkpoints/last.ckpt``, replaced every few steps and written once more at the end.
+
+    Args:
+        every_n_train_steps: Optimizer steps between two checkpoints.
+        dirpath: Folder; None takes ``checkpoints`` in the run folder.
+    """
+
+    def __init__(self, every_n_train_steps: int = 1000, dirpath: str | None = None) -> None:
+        """See the class for the arguments."""
+        super().__init__(
+            dirpath=dirpath,
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            save_top_k=1,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the last steps too, when their number is no multiple of the interval."""
+        super().on_train_end(trainer, pl_module)
+        if self._last_global_step_saved != trainer.global_step:
+            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+            self._last_global_step_saved = trainer.global_step
 
 
 def find_checkpoint(path: Path | str) -> Path:

@@ -14,11 +14,10 @@ for _name, _value in {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_DISABLE_TELEMETRY
 import lightning
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from leam_mm.data.batch import SamplePosition
 from leam_mm.errors import UserError
 from leam_mm.training.energy_meter import EnergyRecord
@@ -61,16 +60,7 @@ class LeamCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Named sections: checkpoint, throughput, energy; and the length of the training in samples."""
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        # One file per run, replaced by renaming: `ckpt_path: last` then always means this one.
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "last",
-                "checkpoint.save_top_k": 1,
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.save_on_train_epoch_end": True,
-            }
-        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(EnergyRecord, "energy")
         parser.add_argument(

@@ -26,6 +26,7 @@ class Preemption(Callback):
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
         self._steps = 0
+        self._saved: str | None = None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
