@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -190,7 +191,10 @@ def _repaired_parts(
             yield path, _repair_part(path, rule)
         return
     # Spawned, because forking a process that has threads (the progress bar, pyarrow) may hang.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    # The keyboard's interrupt is for the program alone, which then ends its workers.
+    quiet = (signal.SIGINT, signal.SIG_IGN)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=signal.signal, initargs=quiet) as pool:
         waiting: list[tuple[Path, Future[list[tuple[int, Fetched]]]]] = []
         coming = iter(parts)
         try:

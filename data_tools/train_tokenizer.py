@@ -151,6 +151,10 @@ def save(tokenizer: Tokenizer, context_length: int, report: dict[str, object], f
             split_special_tokens=True,  # a caption that spells a special token stays text
         )
         fast.save_pretrained(temporary)
+        # transformers 5 writes its own new name of the class; the old one is understood by 4 and 5.
+        config = temporary / "tokenizer_config.json"
+        named = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config.write_text(json.dumps(named, indent=2) + "\n")
         (temporary / "tokenizer_report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
         if folder.exists():
             shutil.rmtree(folder)
@@ -161,8 +165,8 @@ def save(tokenizer: Tokenizer, context_length: int, report: dict[str, object], f
 
 def print_report(languages: dict[str, dict[str, object]], context_length: int) -> None:
     """Print the table of what each language pays."""
-    cut = f"cut at {context_length}"
-    table = Table("language", "captions", "tokens/word", "to English", "tokens/caption", "to English", cut)
+    table = Table("", "captions", "per word", "/ English", "per caption", "/ English", f"over {context_length}")
+    table.title = "tokens"
     for language, values in languages.items():
         relative = [values[f"{name}_relative_to_english"] for name in ("tokens_per_word", "tokens_per_caption")]
         told = ["not measured" if value is None else f"{value:.2f}" for value in relative]
