@@ -1,0 +1,202 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.errors import UserError
+from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
+from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentStatistics
+
+
+class Pictures(Dataset[dict[str, Any]]):
+    """Fixed random pictures with the number that the loader would give them."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.image = torch.randint(
+            0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.image[index], "sample_index": torch.tensor(index)}
+
+
+class RankPictures(Pictures):
+    """The pictures of this rank: consecutive slices of the global batch of four, as our own loader deals them."""
+
+    def __len__(self) -> int:
+        return len(self.image) // 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, place = divmod(index, 2)
+        return super().__getitem__(4 * step + 2 * torch.distributed.get_rank() + place)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def module(seed: int = 0, kind: str = "dc", critic: bool = False, **settings: Any) -> LatentCodecModule:
+    torch.manual_seed(seed)
+    codec: Any = (
+        DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
+        if kind == "dc"
+        else KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4)
+    )
+    discriminator = PatchDiscriminator(width=4) if critic else None
+    return LatentCodecModule(codec, sgd, discriminator=discriminator, **({"warmup_steps": 0} | settings))
+
+
+def fit(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **({"enable_checkpointing": False} | settings),
+    )
+    loader = DataLoader(RankPictures() if trainer.world_size > 1 else Pictures(), batch_size=batch_size)
+    trainer.fit(model, loader, DataLoader(Pictures(8), batch_size=4))
+    return trainer
+
+
+def weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["dc", "kl"])
+def test_training_moves_every_weight_and_logs(kind: str, tmp_path: Path) -> None:
+    model = module(kind=kind, kl_weight=1e-3 if kind == "kl" else 0.0)
+    before = weights(model.codec)
+    trainer = fit(model, tmp_path, steps=4)
+    unmoved = [name for name, value in model.codec.named_parameters() if torch.equal(value, before[name])]
+    assert not [name for name in unmoved if "to_k.bias" not in name]  # softmax does not see the keys' bias
+    assert trainer.global_step == 4
+    assert {"train/loss", "train/reconstruction", "val/l1", "val/psnr"} <= set(trainer.callback_metrics)
+    assert ("train/divergence" in trainer.callback_metrics) == (kind == "kl")
+
+
+def test_statistics_in_the_last_checkpoint_are_those_of_its_weights(tmp_path: Path) -> None:
+    for validated in (True, False):
+        model = module()
+        saver = ModelCheckpoint(tmp_path / str(validated), save_last=True, every_n_train_steps=2)
+        limits = {} if validated else {"limit_val_batches": 0}
+        trainer = fit(model, tmp_path, steps=4, enable_checkpointing=True, callbacks=[saver], **limits)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
+        reloaded = module(seed=1)
+        reloaded.load_state_dict(checkpoint["state_dict"])
+        # Validated: the 8 held-out pictures. Else: the last training batch, pictures 12 to 15.
+        seen = Pictures(8).image if validated else Pictures().image[12:]
+        expected = LatentStatistics.of(reloaded.codec.encode_raw(signed(seen)))
+        torch.testing.assert_close(reloaded.codec.latent_mean, expected.mean.float(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(reloaded.codec.latent_std, expected.std.float(), rtol=1e-4, atol=1e-6)
+        last = torch.load(tmp_path / str(validated) / "last.ckpt", weights_only=True)
+        assert int(last["state_dict"]["codec.latent_count"]) > 0
+
+
+def test_measured_statistics_do_not_depend_on_the_batches() -> None:
+    first, second = module(), module()
+    first.measure_statistics(DataLoader(Pictures(), batch_size=16))
+    second.measure_statistics(DataLoader(Pictures(), batch_size=3))
+    torch.testing.assert_close(first.codec.scale, second.codec.scale, rtol=1e-6, atol=0)
+    with pytest.raises(UserError, match="empty"):
+        first.measure_statistics([])
+
+
+def test_discriminator_gradient_never_reaches_the_codec_nor_the_reverse(tmp_path: Path) -> None:
+    # With the critic's weight at zero the codec must train as if there were none, though the critic itself learns.
+    alone, watched = module(), module(critic=True, adversarial_weight=0.0, adversarial_clip=1e9)
+    critic = weights(watched.discriminator)  # type: ignore[arg-type]
+    watched.codec.load_state_dict(alone.codec.state_dict())
+    fit(alone, tmp_path, steps=3)
+    trainer = fit(watched, tmp_path, steps=3)
+    for name, value in watched.codec.named_parameters():
+        torch.testing.assert_close(value, alone.codec.get_parameter(name), msg=name)
+    assert any(not torch.equal(value, critic[name]) for name, value in watched.discriminator.named_parameters())  # type: ignore[union-attr]
+    assert trainer.global_step == 3  # the critic's steps are not counted as the training's
+
+
+def test_codec_step_leaves_no_gradient_in_the_critic(tmp_path: Path) -> None:
+    model = module(critic=True, adversarial_weight=1.0)
+    seen: list[str] = []
+    step = model._step
+
+    def spy(optimizer: Any, loss: torch.Tensor, network: nn.Module) -> None:
+        other = model.codec if network is model.discriminator else model.discriminator
+        before = [None if p.grad is None else p.grad.clone() for p in other.parameters()]  # type: ignore[union-attr]
+        step(optimizer, loss, network)
+        for parameter, gradient in zip(other.parameters(), before, strict=True):  # type: ignore[union-attr]
+            assert (parameter.grad is None) == (gradient is None)
+            assert gradient is None or torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
+        seen.append(type(network).__name__)
+
+    model._step = spy  # type: ignore[method-assign]
+    fit(model, tmp_path, steps=2)
+    assert seen == ["DCCodec", "PatchDiscriminator"] * 2
+
+
+def test_critic_joins_after_its_samples(tmp_path: Path) -> None:
+    model = module(critic=True, adversarial_start_samples=8)
+    before = weights(model.discriminator)  # type: ignore[arg-type]
+    fit(model, tmp_path, steps=2)
+    assert all(torch.equal(value, before[name]) for name, value in model.discriminator.named_parameters())  # type: ignore[union-attr]
+    fit(model, tmp_path, steps=3)
+    assert any(not torch.equal(value, before[name]) for name, value in model.discriminator.named_parameters())  # type: ignore[union-attr]
+
+
+def test_perceptual_loss_changes_the_update(tmp_path: Path) -> None:
+    plain, perceptual = module(), module(perceptual=EfficientNetLoss(stages=(0,)), perceptual_weight=1.0)
+    fit(plain, tmp_path, steps=1)
+    fit(perceptual, tmp_path, steps=1)
+    name = "autoencoder.decoder.conv_in.weight"
+    assert not torch.equal(plain.codec.get_parameter(name), perceptual.codec.get_parameter(name))
+    assert not [key for key in perceptual.state_dict() if key.startswith("perceptual")]
+
+
+def test_posterior_noise_belongs_to_the_sample(tmp_path: Path) -> None:
+    # Two runs agree bit for bit whatever the global random state, since noise is derived from (seed, sample).
+    first = module(kind="kl", kl_weight=1e-3)
+    second = copy.deepcopy(first)
+    torch.manual_seed(1)
+    fit(first, tmp_path)
+    torch.manual_seed(2)
+    fit(second, tmp_path)
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no posterior"):
+        module(kl_weight=1.0)
+    with pytest.raises(UserError, match="bf16-mixed"):
+        model = module(critic=True)
+        model.trainer = type("T", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
+        model.on_fit_start()
+    with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
+        model = module(critic=True)
+        model.trainer = type("T", (), {"precision": "32-true", "world_size": 2, "strategy": DDPStrategy()})()  # type: ignore[assignment]
+        model.on_fit_start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("critic", [False, True])
+def test_two_ranks_train_as_one_process(critic: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"critic": critic, "adversarial_clip": 1e9} if critic else {}
+    one, two = module(**settings), module(**settings)
+    fit(one, tmp_path, steps=2, batch_size=4)
+    strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=critic)
+    fit(two, tmp_path, steps=2, batch_size=2, strategy=strategy, devices=2, use_distributed_sampler=False)
+    for (name, value), other in zip(two.named_parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=name)

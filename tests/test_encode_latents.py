@@ -1,0 +1,226 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import clip_recipe
+from rich.console import Console
+
+from data_tools import encode_latents as program
+from leam_mm.checkpoint import EVIDENCE, build_module
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
+from leam_mm.errors import UserError
+from leam_mm.models.latent_codec import DCCodec
+
+CODEC = {
+    "class_path": "leam_mm.codec_module.LatentCodecModule",
+    "init_args": {
+        "codec": {
+            "class_path": "leam_mm.models.latent_codec.DCCodec",
+            "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
+        }
+    },
+}
+
+
+def save_checkpoint(path: Path, model: dict[str, Any], size: int = 16) -> Path:
+    torch.manual_seed(0)
+    data = {"init_args": {"image": {"image_size": size}}}
+    config = yaml.safe_dump({"model": model, "data": data})
+    torch.save({EVIDENCE: {"config": config}, "state_dict": build_module(model).state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    clip = clip_recipe(folder, toy_shards, toy_tokenizer)["model"]
+    return {
+        "codec": save_checkpoint(folder / "codec.ckpt", CODEC),
+        "clip": save_checkpoint(folder / "clip.ckpt", clip),
+    }
+
+
+def encode(shards: Path, checkpoints: dict[str, Path], output: Path, *more: str) -> str:
+    given = {"shards": shards, "output": output, "batch-size": 7, **checkpoints}
+    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    console = Console(file=io.StringIO(), width=200)
+    program.encode_latents(program.parse([*arguments, *more]), console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def array(members: dict[str, bytes], name: str) -> np.ndarray:
+    return np.load(io.BytesIO(members[name]), allow_pickle=False)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, checkpoints: dict[str, Path]) -> Path:
+    output = tmp_path_factory.mktemp("encoded") / "latents"
+    said = encode(toy_shards, checkpoints, output)
+    assert "96 samples will take about" in said and "wrote 96 samples" in said
+    return output
+
+
+def test_samples_keep_their_order_and_their_record(encoded: Path, toy_shards: Path) -> None:
+    pairs = list(zip(read_samples(toy_shards), read_samples(encoded), strict=True))
+    assert len(pairs) == 96
+    for (key, original), (same_key, members) in pairs:
+        record, before = json.loads(members["json"]), json.loads(original["json"])
+        assert key == same_key
+        assert {name: record[name] for name in before} == before
+        assert record["latent"]["downscale"] == 4 and len(record["latent"]["codec_sha256"]) == 64
+    assert [entry.samples for entry in ShardFolder(encoded).shards] == [20, 20, 20, 20, 16]
+
+
+def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
+    latents = np.stack([array(members, "latent.npy") for _, members in read_samples(encoded)])
+    assert latents.shape == (96, 4, 4, 4) and latents.dtype == np.float16
+    assert np.isclose(np.square(latents.astype(np.float64)).mean(), 1, rtol=2e-3)
+    statistics = json.loads((encoded / "codec_statistics.json").read_text())
+    raw = latents.astype(np.float64) / statistics["scale"] + statistics["shift"]
+    np.testing.assert_allclose(raw.mean((0, 2, 3)), statistics["mean"], rtol=1e-2, atol=1e-4)
+    np.testing.assert_allclose(raw.std((0, 2, 3)), statistics["std"], rtol=1e-2)
+    assert statistics["count"] == 96 * 16 and statistics["shift"] == 0
+
+
+def test_latents_are_those_of_the_codec_with_the_stored_statistics(
+    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path]
+) -> None:
+    codec, _, size = program.load_codec(checkpoints["codec"])
+    codec.load_statistics(encoded)
+    assert size == 16
+    _, original = next(read_samples(toy_shards))
+    _, members = next(read_samples(encoded))
+    pixels = program.ImageDecoding(16)(original["png"], np.random.default_rng(0))[None]
+    with torch.no_grad():
+        expected = codec.encode(pixels.float() / 127.5 - 1)[0].numpy()
+    np.testing.assert_allclose(array(members, "latent.npy"), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_caption_states_are_the_encoders_and_end_with_the_caption(encoded: Path, checkpoints: dict[str, Path]) -> None:
+    captions = program.CaptionEncoder.from_module(program.load_module(checkpoints["clip"], program.ContrastiveModule))
+    for _, members in list(read_samples(encoded))[:3]:
+        entries, states = json.loads(members["json"])["caption_states"], array(members, "caption_state.npy")
+        assert states.dtype == np.float16 and states.shape[:2] == (len(entries), 12)
+        expected, _ = captions.encode([entry["text"] for entry in entries])
+        for entry, stored, state in zip(entries, states, expected.numpy(), strict=True):
+            length = entry["length"]
+            np.testing.assert_allclose(stored[:length], state[:length], rtol=2e-3, atol=2e-3)
+            assert not stored[length:].any() and stored[:length].any()
+
+
+def test_same_command_writes_the_same_bytes_or_nothing(
+    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    encode(toy_shards, checkpoints, tmp_path / "again")
+    assert ShardFolder(tmp_path / "again").merkle_root == ShardFolder(encoded).merkle_root
+    assert "nothing to do" in encode(toy_shards, checkpoints, tmp_path / "again")
+
+
+def test_interrupted_run_goes_on_and_ends_equal(
+    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = ShardWriter.write
+    done: list[str] = []
+
+    def stop_at_50(self: ShardWriter, key: str, members: dict[str, bytes]) -> None:
+        if len(done) == 50:
+            raise KeyboardInterrupt
+        done.append(key)
+        write(self, key, members)
+
+    output = tmp_path / "latents"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ShardWriter, "write", stop_at_50)
+        encode(toy_shards, checkpoints, output)
+    assert not output.exists()
+    with pytest.raises(UserError, match="other data or settings"):
+        encode(toy_shards, checkpoints, output, "--seed", "1")
+    assert "going on after 40 samples" in encode(toy_shards, checkpoints, output)
+    assert ShardFolder(output).merkle_root == ShardFolder(encoded).merkle_root
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_captions_are_spread_over_languages_and_drawn_from_seed_and_key() -> None:
+    captions = [{"text": f"{language}{i}", "language": language} for language in ("de", "en", "fi") for i in range(3)]
+    for key in map(str, range(20)):
+        chosen = program.choose_captions(captions, 3, 0, key)
+        assert {caption["language"] for caption in chosen} == {"de", "en", "fi"}
+        assert chosen == program.choose_captions(captions, 3, 0, key)
+    everything = program.choose_captions(captions, 99, 0, "a")
+    assert sorted(caption["text"] for caption in everything) == sorted(caption["text"] for caption in captions)
+    first = {program.choose_captions(captions, 1, 0, str(key))[0]["text"] for key in range(200)}
+    assert len(first) == 9
+    orders = {program.choose_captions(captions, 1, seed, "a")[0]["text"] for seed in range(50)}
+    assert len(orders) > 1
+
+
+def test_folder_of_diffusers_serves_as_codec(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1]).save(tmp_path / "vae")
+    given = {**checkpoints, "codec": tmp_path / "vae"}
+    with pytest.raises(UserError, match="give --image-size"):
+        encode(toy_shards, given, tmp_path / "latents")
+    encode(toy_shards, given, tmp_path / "latents", "--image-size", "8", "--captions-per-sample", "1")
+    _, members = next(read_samples(tmp_path / "latents"))
+    assert array(members, "latent.npy").shape == (4, 2, 2) and len(array(members, "caption_state.npy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--image-size", "18"], "multiple of 4"),
+        (["--captions-per-sample", "0"], "at least 1"),
+        (["--device", "cuda"], "no GPU"),
+    ],
+)
+def test_wrong_settings_are_refused(
+    more: list[str], reason: str, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    if "cuda" in more and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=reason):
+        encode(toy_shards, checkpoints, tmp_path / "latents", *more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exchanged_checkpoints_are_refused(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="LatentCodecModule is needed"):
+        encode(toy_shards, {"codec": checkpoints["clip"], "clip": checkpoints["clip"]}, tmp_path / "latents")
+
+
+def test_damaged_samples_are_named(checkpoints: dict[str, Path], toy_shards: Path, tmp_path: Path) -> None:
+    _, members = next(read_samples(toy_shards))
+    for name, broken, reason in [
+        ("picture", {**members, "png": b"no picture"}, "sample 7: unreadable"),
+        ("json", {**members, "json": b'{"captions": []}'}, "sample 7 has no json with captions"),
+    ]:
+        with ShardWriter(tmp_path / name, 1) as writer:
+            writer.write("7", broken)
+        with pytest.raises(UserError, match=reason):
+            encode(tmp_path / name, checkpoints, tmp_path / "latents")
+        assert not (tmp_path / "latents").exists()
+        for rest in tmp_path.glob("latents.partial/*"):
+            rest.unlink()
+        (tmp_path / "latents.partial").rmdir()
+
+
+@pytest.mark.slow
+def test_program_ends_with_one_line(tmp_path: Path) -> None:
+    root = Path(program.__file__).parents[1]
+    command = [sys.executable, "data_tools/encode_latents.py", "--shards", str(tmp_path), "--codec", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--clip", str(tmp_path), "--output", str(tmp_path / "out")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: no checkpoint at")
