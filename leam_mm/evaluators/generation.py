@@ -80,7 +80,7 @@ class Generation(Evaluator):
         made, texts = [], [text for _, text in prompts]
         for start in track(range(0, count, self.batch_size), description="generating", transient=True):
             part = texts[start : start + self.batch_size]
-            made.append(generate(module, part, self.seed + start, self.steps, self.guidance))
+            made.append(generate(module, part, self.seed, start, self.steps, self.guidance))
         generated = torch.cat(made)
         save_grid(context.output / "generated.png", generated[:64], [text for _, text in prompts[:64]], columns=8)
         size = generated.shape[-1]
@@ -177,7 +177,7 @@ class PromptGrid(Evaluator):
         parts = []
         for start in track(range(0, len(chosen), self.batch_size), description="prompts", transient=True):
             texts = [text for _, _, text in chosen[start : start + self.batch_size]]
-            parts.append(generate(module, texts, self.seed + start, self.steps, self.guidance))
+            parts.append(generate(module, texts, self.seed, start, self.steps, self.guidance))
         images = torch.cat(parts)
         folder = context.output / "prompts"
         folder.mkdir(parents=True, exist_ok=True)
@@ -217,10 +217,22 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
     return [code for code in found if any(code in texts for texts in complete[:most])], complete[:most]
 
 
-def generate(module: Any, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
-    """(B, 3, H, W) uint8 on the CPU; rounded, not cut off, as diffusers does when it makes PIL pictures."""
+def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float) -> Tensor:
+    """Pictures of one batch of prompts.
+
+    Args:
+        module: A LatentDiffusionModule.
+        prompts: B texts.
+        seed: With the number of a prompt it names the noise, so that the batch size changes nothing.
+        first: Number of the first prompt.
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+
+    Returns:
+        (B, 3, H, W) uint8 on the CPU; rounded, not cut off, as diffusers does when it makes PIL pictures.
+    """
     with torch.inference_mode():
-        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance)
+        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance, first_index=first)
     if not torch.isfinite(images).all():
         raise UserError("the generator gives pixels that are not finite: the checkpoint diverged")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

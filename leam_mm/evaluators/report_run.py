@@ -89,7 +89,8 @@ def _read_curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], str]
         raise UserError(f"{path}: cannot be read as CSV ({error})") from None
     columns = list(rows[0]) if rows else []
     seen = next((column for column in columns if column and column.rpartition("/")[2] == "samples_seen"), None)
-    losses = [column for column in columns if column and "loss" in column.rpartition("/")[2] and "_step" not in column]
+    # The losses proper; their parts at single times and the like would crowd the frame.
+    losses = [column for column in columns if column and column.rpartition("/")[2] == "loss"]
     series: dict[str, list[tuple[float, float]]] = {column: [] for column in losses[:4]}
     position = 0.0
     for row in rows:
