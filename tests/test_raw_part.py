@@ -74,7 +74,12 @@ def test_a_program_that_exits_well_with_nothing_done_is_told(
     setting: FetchSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    monkeypatch.setattr(raw_part, "_run_child", lambda *_: calls.append(1) or 0)
+
+    def do_nothing(*arguments: object) -> int:
+        calls.append(arguments)
+        return 0
+
+    monkeypatch.setattr(raw_part, "_run_child", do_nothing)
     with pytest.raises(UserError, match=r"exit code 0\) did not bring back 3 parts .*img2dataset\.log"):
         fetch_parts(tmp_path, setting, links())
     assert len(calls) == 2

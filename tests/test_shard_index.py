@@ -112,6 +112,17 @@ def test_resumed_writing_gives_the_same_bytes(tmp_path: Path) -> None:
     }
 
 
+def test_run_killed_just_before_the_end_is_finished(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole")
+    write(tmp_path / "a").rename(tmp_path / "a.partial")
+    with ShardWriter(tmp_path / "a", 3, resume=True) as writer:
+        assert writer.finished == 6
+        writer.write("00006", content(6))
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()
+    }
+
+
 @pytest.mark.parametrize("key", ["", "a/b", "a.b", "../x", "k" * 81, "ö" * 41])
 def test_keys_that_break_the_tar_are_refused(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sample key"), ShardWriter(tmp_path / "a", 2) as writer:
