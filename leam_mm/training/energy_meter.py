@@ -29,7 +29,7 @@ from leam_mm.training.energy_counter import (
     NvmlCounter,
     RaplCounter,
 )
-from leam_mm.training.throughput import batch_size
+from leam_mm.training.throughput import batch_size, sample_position
 
 log = logging.getLogger(__name__)
 JOULES_PER_KWH = 3.6e6
@@ -181,11 +181,13 @@ class EnergyRecord(pl.Callback):
         self.meter: EnergyMeter | None = None
         self.record = _empty_record()
         self._before, self._samples, self._logged = self.record, 0, -1
+        self._began_at: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count; what a checkpoint brought along stays as the base."""
         self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else ()).start()
         self._before, self._samples, self._logged = self.record, 0, trainer.global_step
+        self._began_at = sample_position(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -230,7 +232,10 @@ class EnergyRecord(pl.Callback):
         record["node_seconds"] += node
         record["measured_node_seconds"] += measured
         record["cpu_seconds"] += cpu
-        record["samples"] += self._samples
+        position = sample_position(trainer)
+        # The position is ahead of our own count while a preempted run saves within the batch.
+        known = position is not None and self._began_at is not None
+        record["samples"] += (position or 0) - (self._began_at or 0) if known else self._samples
         if measured:
             record["joules"] = (record["joules"] or 0.0) + joules
             record["source"], record["coverage"] = now.source, now.coverage

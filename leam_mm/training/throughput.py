@@ -16,6 +16,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from leam_mm.data.batch import SamplePosition
+
 
 def batch_size(batch: Any) -> int:
     """Samples in a batch of ours: the length of its first tensor or list."""
@@ -24,6 +26,12 @@ def batch_size(batch: Any) -> int:
         if isinstance(value, (torch.Tensor, list, tuple)):
             return len(value)
     raise ValueError(f"no tensor in a batch of type {type(batch).__name__}: cannot count its samples")
+
+
+def sample_position(trainer: pl.Trainer) -> int | None:
+    """Samples seen as the data's own position counts them; None where the trainer keeps none."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.samples_seen for callback in callbacks if isinstance(callback, SamplePosition)), None)
 
 
 class Throughput(pl.Callback):
@@ -85,7 +93,8 @@ class Throughput(pl.Callback):
     ) -> None:
         """Close the step when the optimizer has moved, and log."""
         now, size = self.clock(), batch_size(batch) * trainer.world_size
-        self.samples_seen += size
+        position = sample_position(trainer)
+        self.samples_seen = self.samples_seen + size if position is None else position
         self._samples += size
         self._ended = now
         if trainer.global_step == self._step:
