@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy
 from PIL import Image
 
 from leam_mm.errors import UserError
@@ -92,15 +93,18 @@ def _read_curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], str]
     # The losses proper; their parts at single times and the like would crowd the frame.
     losses = [column for column in columns if column and column.rpartition("/")[2] == "loss"]
     series: dict[str, list[tuple[float, float]]] = {column: [] for column in losses[:4]}
-    position = 0.0
-    for row in rows:
-        # A row of validation may lack the counter: it belongs where training stood.
-        position = _float(row.get(seen or "step")) if _float(row.get(seen or "step")) is not None else position  # type: ignore[assignment]
+    steps = [_float(row.get("step")) or 0.0 for row in rows]
+    known = [(step, _float(row.get(seen))) for step, row in zip(steps, rows, strict=True)] if seen else []
+    # The counter and a loss may stand in different rows of one step; where there is none the neighbours tell.
+    anchors = sorted({(0.0, 0.0), *((step, value) for step, value in known if value is not None and step > 0)})
+    at, count = (list(column) for column in zip(*anchors, strict=True))
+    place = numpy.interp(steps, at, count) if len(anchors) > 1 else numpy.array(steps)
+    for row, position in zip(rows, place, strict=True):
         for column, points in series.items():
             value = _float(row.get(column))
             if value is not None:
-                points.append((position, value))
-    return series, "samples seen" if seen else "steps"
+                points.append((float(position), value))
+    return series, "samples seen" if len(anchors) > 1 else "steps"
 
 
 def costs(stages: list[Row]) -> str:

@@ -1,0 +1,87 @@
+"""The program: results and report are written, mistakes are one line, nothing is measured before paths are checked."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+import evaluate
+from leam_mm import errors
+from leam_mm.errors import UserError
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+
+
+class Counting(Evaluator):
+    """Gives back what it was told.
+
+    Args:
+        value: The number.
+    """
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        return [Metric("counting/value", self.value, None, None, "count", 1, note="<b>told</b>")]
+
+
+def configure(folder: Path, **changes: object) -> list[str]:
+    evaluators = [{"class_path": "tests.test_evaluate.Counting", "init_args": {"value": 3.0}}]
+    config = {"evaluators": evaluators, "output": str(folder / "out"), "device": "cpu"} | changes
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return ["--config", str(folder / "config.yaml")]
+
+
+def one_line(arguments: list[str]) -> str:
+    with pytest.raises(UserError) as caught:
+        evaluate.main(arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_results_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main(configure(tmp_path))
+    evaluate.main(configure(tmp_path))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert [line["value"] for line in lines] == [3.0, 3.0]
+    assert lines[0]["settings"] == {"value": 3.0}
+    assert lines[0]["versions"]["torch"]
+    assert "<b>told" not in (tmp_path / "out" / "report.html").read_text()
+    assert "results.jsonl" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "results.jsonl"]
+
+
+def test_unknown_keys_are_one_line(tmp_path: Path) -> None:
+    evaluators = [{"class_path": "tests.test_evaluate.Counting", "init_args": {"valeu": 3.0}}]
+    assert "valeu" in one_line(configure(tmp_path, evaluators=evaluators))
+    assert "colour" in one_line(configure(tmp_path, colour=1))
+    assert "--evaluatrs" in one_line(["--output", str(tmp_path), "--evaluatrs", "x"])
+    assert "no evaluator" in one_line(configure(tmp_path, evaluators=[]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_checkpoint_is_found_before_anything_is_measured(tmp_path: Path) -> None:
+    assert "no checkpoint at" in one_line([*configure(tmp_path), "--clip", str(tmp_path / "nothing")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_program_exits_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        errors.run(lambda: evaluate.main(["--config", str(tmp_path / "none.yaml")]))
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+def test_recipes_parse_and_name_what_exists() -> None:
+    root = Path(evaluate.__file__).parent
+    found = sorted((root / "configs").glob("evaluate_*.yaml"))
+    assert found
+    for path in found:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--config", action="config")
+        parser.add_function_arguments(evaluate.evaluate, as_group=False)
+        parsed = parser.parse_args(["--config", str(path)])
+        built = parser.instantiate_classes(parsed)
+        assert all(isinstance(evaluator, Evaluator) for evaluator in built.evaluators)
