@@ -58,6 +58,7 @@ def test_nothing_unknown_becomes_a_number() -> None:
     assert "| clip | 10 | not measured |" in card
     assert "| clip | not measured | not measured | not measured | not measured |" in card
     assert "## Results\n\nNot measured." in card
+    assert "1.00 h | 2.00 h" in model_card(facts())
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def main(args: list[str] | None = None) -> None:
     if options.codec is not None and options.generator is None:
         parser.error("--codec belongs to a generator: give --generator too")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # no attention runs here, so its kernels do not matter
     from transformers.utils import logging as transformers_logging
 
     from leam_mm.release.release_folder import EVIDENCE_FILE, write_release  # seconds of imports, so not for --help

@@ -241,10 +241,10 @@ def _cost(facts: ReleaseFacts) -> str:
     rows = []
     for stage in facts.stages:
         record = stage.energy or {}
-        hours = f"{record['seconds'] / 3600:.2f}" if record else NOT_MEASURED
-        cpu = f"{record['cpu_seconds'] / 3600:.2f}" if record else NOT_MEASURED
-        rows.append((stage.kind, energy_words(record), record.get("source", NOT_MEASURED), hours, cpu))
-    header = ["part", "energy", "source", "hours", "processor core hours"]
+        wall = _time(record["seconds"]) if record else NOT_MEASURED
+        cpu = _time(record["cpu_seconds"]) if record else NOT_MEASURED
+        rows.append((stage.kind, energy_words(record), record.get("source", NOT_MEASURED), wall, cpu))
+    header = ["part", "energy", "source", "time", "processor time"]
     return "## Energy and time\n\nTraining runs only; storage, cooling and failed attempts are outside.\n\n" + table(
         header, rows
     )
@@ -283,6 +283,10 @@ def _interval(metric: dict[str, Any]) -> str:
         return "none"
     low, high = (in_unit(float(metric[end]), str(metric.get("unit", ""))) for end in ("low", "high"))
     return f"{low} to {high}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
 
 
 def _count(number: object) -> str:
