@@ -103,7 +103,7 @@ def test_prompt_grid_writes_pictures_with_their_texts(tmp_path: Path) -> None:
         if (colour, code) != ("255,0,0", "de")
     ]
     (tmp_path / "p.json").write_text(json.dumps({"prompts": prompts}))
-    grid = PromptGrid(tmp_path / "p.json", languages=["en", "de"], per_language=2, batch_size=3)
+    grid = PromptGrid(tmp_path / "p.json", languages=["en", "de"], per_language=2)
     metrics = grid.run(EvaluationContext(None, Generator(), tmp_path / "out"))
     assert metrics[0].value == 4
     content = json.loads((tmp_path / "out" / "prompts.json").read_text())
@@ -120,6 +120,11 @@ def test_choose_prompts_prefers_concepts_that_all_languages_have(tmp_path: Path)
     path = tmp_path / "p.json"
     path.write_text('{"prompts": [{"language": "en", "text": "a"}, {"language": "de", "text": "b"}]}')
     assert choose_prompts(path, None, 5) == (["de", "en"], [{"en": "a"}, {"de": "b"}])
+    names = {"a": ["x"], "b": ["y"], "c": ["z"]}
+    languages = {"en": {"templates": ["{}!", "{}"], "names": names}, "mt": {"templates": ["{}"], "names": {"b": ["w"]}}}
+    path.write_text(json.dumps({"classes": ["a", "b", "c"], "languages": languages}))
+    assert choose_prompts(path, None, 1) == (["en", "mt"], [{"en": "y!", "mt": "w"}])
+    assert choose_prompts(path, ["en"], 2) == (["en"], [{"en": "x!"}, {"en": "y!"}])
     for content in ("", "[]", '{"prompts": [3]}'):
         path.write_text(content)
         with pytest.raises(UserError, match="no file of prompts"):

@@ -145,14 +145,13 @@ class PromptGrid(Evaluator):
     and `prompts.json` that tells which is which.
 
     Args:
-        prompts: JSON file {"prompts": [{"language", "text", ...}]}; prompts that differ only in language and text are
-            one concept.
+        prompts: JSON file {"prompts": [{"language", "text", ...}]}, where prompts that differ only in language and text
+            are one concept; or a class file, where each class is a concept.
         languages: Columns; None takes all of the file.
-        per_language: Concepts, those first that most languages have.
+        per_language: Concepts, those first that most languages have, spread evenly over these.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance.
-        seed: Of the pictures' noise.
-        batch_size: Pictures in one forward pass.
+        seed: Of the pictures' noise; a concept has the same noise in all languages.
     """
 
     def __init__(
@@ -163,22 +162,24 @@ class PromptGrid(Evaluator):
         steps: int = 28,
         guidance: float = 4.0,
         seed: int = 0,
-        batch_size: int = 64,
     ) -> None:
         """Keep the settings; nothing is opened before `run`."""
         self.prompts, self.languages, self.per_language = Path(prompts), languages, per_language
-        self.steps, self.guidance, self.seed, self.batch_size = steps, guidance, seed, batch_size
+        self.steps, self.guidance, self.seed = steps, guidance, seed
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Generate and write the pictures."""
         languages, rows = choose_prompts(self.prompts, self.languages, self.per_language)
-        chosen = [(row, code, texts[code]) for row, texts in enumerate(rows) for code in languages if code in texts]
         module = context.require_generator()
-        parts = []
-        for start in track(range(0, len(chosen), self.batch_size), description="prompts", transient=True):
-            texts = [text for _, _, text in chosen[start : start + self.batch_size]]
-            parts.append(generate(module, texts, self.seed, start, self.steps, self.guidance))
-        images = torch.cat(parts)
+        columns = []
+        for code in track(languages, description="prompts", transient=True):
+            # The noise follows from a prompt's number: one row has one noise, so that only the language differs.
+            texts = [texts.get(code, "") for texts in rows]
+            columns.append(generate(module, texts, self.seed, 0, self.steps, self.guidance))
+        cells = [(row, column) for row in range(len(rows)) for column in range(len(languages))]
+        cells = [(row, column) for row, column in cells if languages[column] in rows[row]]
+        chosen = [(row, languages[column], rows[row][languages[column]]) for row, column in cells]
+        images = torch.stack([columns[column][row] for row, column in cells])
         folder = context.output / "prompts"
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -197,24 +198,37 @@ class PromptGrid(Evaluator):
 
 def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[list[str], list[dict[str, str]]]:
     """The languages, and for each concept the text of each language; concepts that most languages have come first."""
+    concepts: dict[str, dict[str, str]] = {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))["prompts"]
-        concepts: dict[str, dict[str, str]] = {}
-        for prompt in content:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if "classes" in content:
+            for class_id in content["classes"]:
+                for code, entry in content["languages"].items():
+                    if names := entry["names"].get(class_id):
+                        text = str(entry["templates"][0]).replace("{}", str(names[0]))
+                        concepts.setdefault(str(class_id), {})[code] = text
+        for prompt in [] if "classes" in content else content["prompts"]:
             concept = {key: value for key, value in prompt.items() if key not in ("language", "text")}
-            if languages is None or prompt["language"] in languages:
-                # Without any description of the scene every prompt would be one concept: then the text is the concept.
-                key = json.dumps(concept, sort_keys=True) if concept else str(prompt["text"])
-                concepts.setdefault(key, {}).setdefault(str(prompt["language"]), str(prompt["text"]))
+            # Without any description of the scene every prompt would be one concept: then the text is the concept.
+            key = json.dumps(concept, sort_keys=True) if concept else str(prompt["text"])
+            concepts.setdefault(key, {}).setdefault(str(prompt["language"]), str(prompt["text"]))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it is written with the data set") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: is no file of prompts ({type(error).__name__}: {error})") from None
-    if not concepts:
-        raise UserError(f"{path}: has no prompt in {', '.join(languages or ['any language'])}")
     found = languages or sorted({code for texts in concepts.values() for code in texts})
-    complete = sorted(concepts.values(), key=lambda texts: -len(texts))
-    return [code for code in found if any(code in texts for texts in complete[:most])], complete[:most]
+    rows = [{code: texts[code] for code in found if code in texts} for texts in concepts.values()]
+    if not any(rows):
+        raise UserError(f"{path}: has no prompt in {', '.join(languages or ['any language'])}")
+    widest = max(len(texts) for texts in rows)
+    complete = [texts for texts in rows if len(texts) == widest]
+    if len(complete) > most:
+        # One further each time: classes are often a product (colour by shape), and an even stride would meet one shape.
+        shift = 1 if most * most <= len(complete) else 0
+        complete = [complete[number * len(complete) // most + shift * number] for number in range(most)]
+    elif len(complete) < most:
+        complete = sorted(filter(None, rows), key=lambda texts: -len(texts))[:most]
+    return [code for code in found if any(code in texts for texts in complete)], complete
 
 
 def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float) -> Tensor:
