@@ -4,7 +4,8 @@
 
 Two passes: the first measures mean and deviation of the codec's latents over the whole data set, the second writes the
 latents normalised with them. The numbers lie beside the shards (codec_statistics.json), where training, sampling and
-release find them. An interrupted run goes on at the last finished shard when the same command is given again.
+release find them; held-out shards take those of the training set by ``--statistics run/latents``. An interrupted run
+goes on at the last finished shard when the same command is given again.
 """
 
 import argparse
@@ -50,6 +51,7 @@ class Encoding:
         captions_per_sample: K, caption states of each sample at most.
         seed: Of the choice of captions.
         dtype: Of the stored arrays.
+        statistics_sha256: Of the statistics taken from another folder; None measures them.
     """
 
     shards: str
@@ -59,6 +61,7 @@ class Encoding:
     captions_per_sample: int
     seed: int
     dtype: str
+    statistics_sha256: str | None
 
 
 @dataclass
@@ -220,6 +223,7 @@ def open_encoder(options: argparse.Namespace) -> Encoder:
             f"--image-size {size} does not fit the codec of {options.codec}: give a multiple of {codec.downscale}"
         )
     clip = load_module(options.clip, ContrastiveModule)
+    statistics = options.statistics and _statistics_file(options.statistics)
     encoding = Encoding(
         shards=ShardFolder(options.shards).merkle_root,
         codec_sha256=codec_sha256,
@@ -228,6 +232,7 @@ def open_encoder(options: argparse.Namespace) -> Encoder:
         captions_per_sample=options.captions_per_sample,
         seed=options.seed,
         dtype=options.dtype,
+        statistics_sha256=file_sha256(statistics) if statistics else None,
     )
     captions = CaptionEncoder.from_module(clip).to(device)
     return Encoder(codec.eval().requires_grad_(False).to(device), captions, encoding, device)
@@ -254,7 +259,8 @@ def announce_disk(encoder: Encoder, folder: ShardFolder, output: Path, console: 
     state, _ = encoder.captions.encode([""])
     side = encoder.encoding.image_size // encoder.codec.downscale
     values = encoder.codec.channels * side**2 + encoder.encoding.captions_per_sample * state[0].numel()
-    needed = folder.samples * (values * np.dtype(encoder.encoding.dtype).itemsize + 8192)  # tar headers and json: 8 KiB
+    record = len(next(read_samples(folder.path))[1].get("json", b"")) + 4096  # and the tar headers
+    needed = folder.samples * (values * np.dtype(encoder.encoding.dtype).itemsize + record)
     output.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(output.parent).free
     console.print(f"{folder.samples} samples will take about {needed / 1e6:,.0f} MB; {free / 1e6:,.0f} MB are free")
@@ -274,15 +280,23 @@ def encode_latents(options: argparse.Namespace, console: Console) -> None:
     per_shard = max(entry.samples for entry in folder.shards)
     with Progress(*columns, console=console) as progress, ShardWriter(options.output, per_shard, resume=True) as writer:
         _replace(writer.partial / SETTINGS, asdict(encoder.encoding))
-        if (writer.partial / STATISTICS).is_file():
-            encoder.codec.load_statistics(writer.partial)
+        begun = writer.partial / STATISTICS
+        if begun.is_file() or options.statistics:
+            encoder.codec.load_statistics(begun if begun.is_file() else _statistics_file(options.statistics))
         else:
             encoder.codec.set_statistics(measure(encoder, options.shards, options.batch_size, progress))
-            _replace(writer.partial / STATISTICS, encoder.codec.statistics())
+        _replace(begun, encoder.codec.statistics())
         if writer.finished:
             console.print(f"going on after {writer.finished} samples of an interrupted run")
         write(encoder, options.shards, writer, options.batch_size, progress)
     console.print(f"wrote {folder.samples} samples and {STATISTICS} to {options.output}")
+
+
+def _statistics_file(path: Path) -> Path:
+    file = path / STATISTICS if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"--statistics {path} names no {STATISTICS}: give the latent folder of the training set")
+    return file
 
 
 def _replace(path: Path, content: dict[str, Any]) -> None:
@@ -298,6 +312,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--codec", type=Path, required=True, help="run or checkpoint of a codec, or diffusers' folder")
     parser.add_argument("--clip", type=Path, required=True, help="run or checkpoint of a contrastive training")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--statistics", type=Path, help="latent folder whose statistics to take; by default measured")
     parser.add_argument("--captions-per-sample", type=int, default=4, help="caption states per sample, at most")
     parser.add_argument("--image-size", type=int, help="pixels; by default as in the codec's training")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of captions")

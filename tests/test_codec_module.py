@@ -4,12 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from conftest import clip_recipe
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from leam_mm.checkpoint import load_module
+from leam_mm.cli import main
 from leam_mm.codec_module import LatentCodecModule, signed
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
@@ -188,6 +192,47 @@ def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
         model = module(critic=True)
         model.trainer = type("T", (), {"precision": "32-true", "world_size": 2, "strategy": DDPStrategy()})()  # type: ignore[assignment]
         model.on_fit_start()
+
+
+def train(run: Path, shards: Path, tokenizer: Path, samples: int) -> LatentCodecModule:
+    recipe = clip_recipe(run, shards, tokenizer, max_samples=samples)
+    recipe["model"] = {
+        "class_path": "leam_mm.codec_module.LatentCodecModule",
+        "init_args": {
+            "codec": {
+                "class_path": "leam_mm.models.latent_codec.KLCodec",
+                "init_args": {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4},
+            },
+            "discriminator": {"width": 4},
+            "perceptual": {
+                "class_path": "leam_mm.losses.reconstruction.EfficientNetLoss",
+                "init_args": {"stages": [0]},
+            },
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
+            "kl_weight": 0.001,
+            "warmup_steps": 0,
+            "final_rate": 1.0,
+        },
+    }
+    run.mkdir(exist_ok=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    main(["fit", "--config", str(run / "recipe.yaml")])
+    return load_module(run, LatentCodecModule)
+
+
+def test_recipe_trains_and_its_checkpoint_rebuilds(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16)
+    assert trained.codec.statistics()["scale"] > 0
+    assert trained.discriminator is not None
+
+
+@pytest.mark.slow
+def test_resumed_training_equals_an_unbroken_one(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", toy_shards, toy_tokenizer, samples=32)
+    train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=16)
+    parts = train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=32)
+    unequal = [name for name, value in whole.state_dict().items() if not torch.equal(value, parts.state_dict()[name])]
+    assert not unequal
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
+from conftest import clip_recipe, write_toy_shards
 from rich.console import Console
 
 from data_tools import encode_latents as program
@@ -160,6 +160,19 @@ def test_captions_are_spread_over_languages_and_drawn_from_seed_and_key() -> Non
     assert len(first) == 9
     orders = {program.choose_captions(captions, 1, seed, "a")[0]["text"] for seed in range(50)}
     assert len(orders) > 1
+
+
+def test_held_out_shards_take_the_statistics_of_training(
+    encoded: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    held_out = write_toy_shards(tmp_path / "shards", samples=8, first=96)
+    encode(held_out, checkpoints, tmp_path / "latents", "--statistics", str(encoded))
+    names = [folder / "codec_statistics.json" for folder in (encoded, tmp_path / "latents")]
+    assert json.loads(names[0].read_text()) == json.loads(names[1].read_text())
+    with pytest.raises(UserError, match="other data or settings"):
+        encode(held_out, checkpoints, tmp_path / "latents")
+    with pytest.raises(UserError, match="names no codec_statistics"):
+        encode(held_out, checkpoints, tmp_path / "other", "--statistics", str(held_out))
 
 
 def test_folder_of_diffusers_serves_as_codec(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
