@@ -48,10 +48,13 @@ class Preemption(Callback):
             return
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
         trainer.save_checkpoint(f"{path}/last.ckpt")
-        log.warning(
-            "signal received: saved %s/last.ckpt at step %d, leaving with exit code %d", path, self._steps, EXIT_CODE
-        )
-        raise SystemExit(EXIT_CODE)
+        self._saved = f"{path}/last.ckpt"
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leave before the next batch: by now the loggers have written the last step's row."""
+        if self._saved is not None:
+            log.warning("signal received: saved %s, leaving with exit code %d", self._saved, EXIT_CODE)
+            raise SystemExit(EXIT_CODE)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the handlers back."""

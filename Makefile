@@ -1,0 +1,47 @@
+# Everything a reader needs: make help
+PYTHON ?= python3.11
+VENV ?= .venv
+# The environment is built anew whenever a pin changes; its marker carries the hash of all that decides what is installed.
+PINS := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+READY := $(VENV)/.ready-$(PINS)
+RUN := $(VENV)/bin/python
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help environment test check quickstart emoji bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY):
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; run: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	touch $@
+
+environment: $(READY) ## Build the environment with the pinned versions (about 3 minutes, 7 GB)
+	@$(RUN) -c 'import leam_mm, pathlib, sys; sys.exit(pathlib.Path(leam_mm.__file__).parent.parent != pathlib.Path.cwd())' \
+	  || $(RUN) -m pip install --quiet --no-deps -e .
+
+quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network (15 minutes)
+	$(RUN) -m leam_mm.corridor configs/corridor_quickstart.yaml
+
+emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (45 minutes, needs npm)
+	$(RUN) -m leam_mm.corridor configs/corridor_emoji.yaml
+
+test: environment ## All CPU tests
+	$(RUN) -m pytest
+
+check: environment ## Lint, types, tests
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest
+
+bench: environment ## Measure ours and peers side by side; writes runs/bench/*.json
+	$(RUN) -m pytest tests/benchmarks -m bench -s
+
+clean: ## Remove runs and the environment
+	rm -rf runs $(VENV)

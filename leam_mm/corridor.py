@@ -1,0 +1,230 @@
+"""Runs the stages of a corridor file one after the other: from data to release, resuming where it stopped.
+
+    python -m leam_mm.corridor configs/corridor_quickstart.yaml
+
+Each stage is one command that a reader can repeat by hand; it is printed before it runs. A finished stage is skipped
+as long as its command, the recipe it names, and all stages before it are what they were.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from leam_mm.errors import UserError, run
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Args:
+        name: One word; ``run/stages/NAME.json`` keeps its time and energy.
+        command: As a reader would type it; ``python`` is the interpreter in use.
+        makes: What it leaves behind, inside the run folder; removed before a changed stage runs again.
+        serve: Folder to offer on loopback while it runs, and the port.
+    """
+
+    name: str
+    command: str
+    makes: list[str]
+    serve: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Corridor:
+    """A corridor file: a run folder, a title, and stages."""
+
+    run: Path
+    title: str
+    stages: list[Stage]
+
+
+def read_corridor(path: Path) -> Corridor:
+    """Read and check a corridor file."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the corridor files lie in configs/corridor_*.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stages = [Stage(**stage) for stage in content.pop("stages")]
+        corridor = Corridor(Path(content.pop("run")), str(content.pop("title")), stages)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no corridor file ({error}); compare it with configs/corridor_quickstart.yaml"
+        ) from None
+    if content:
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a corridor has run, title and stages")
+    for stage in stages:
+        for made in stage.makes:
+            if corridor.run.resolve() not in Path(made).resolve().parents:
+                raise UserError(f"{path}: stage {stage.name} makes {made}, which lies outside {corridor.run}")
+    return corridor
+
+
+def fingerprint(stage: Stage, before: str) -> str:
+    """What a stage depends on: the stages before it, its command, and the content of the recipes it names."""
+    digest = hashlib.sha256(before.encode() + stage.command.encode() + json.dumps(stage.serve).encode())
+    for word in shlex.split(stage.command):
+        if word.endswith(".yaml") and Path(word).is_file():
+            digest.update(Path(word).read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def serving(folder: str, port: int) -> Iterator[None]:
+    """Offer a folder over HTTP on loopback, by the server that Python ships."""
+    command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
+    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]")
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            if server.poll() is not None:
+                raise UserError(
+                    f"port {port} on 127.0.0.1 is taken: stop what listens there, or change it in the corridor file"
+                )
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def run_stage(stage: Stage) -> dict[str, Any]:
+    """Run one command and measure it."""
+    from leam_mm.training.energy_meter import EnergyMeter
+
+    words = shlex.split(stage.command)
+    words = [sys.executable, *words[1:]] if words[0] == "python" else words
+    meter = EnergyMeter()
+    meter.start()
+    console.print(f"[bold]$ {stage.command}[/bold]")
+    # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if stage.serve:
+        with serving(**stage.serve):
+            code = subprocess.run(words, env=environment, check=False).returncode
+    else:
+        code = subprocess.run(words, env=environment, check=False).returncode
+    reading = meter.stop()
+    if code:
+        raise UserError(
+            f"stage {stage.name} ended with exit code {code}; mend what it says above and start the same command again"
+        )
+    return {
+        "name": stage.name,
+        "command": stage.command,
+        "seconds": reading.seconds,
+        "cpu_seconds": reading.cpu_seconds,
+        "energy": {"joules": reading.joules, "source": reading.source},
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A record of ours, or nothing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def walk(corridor: Corridor) -> list[dict[str, Any]]:
+    """Run what is not done yet; return the records of all stages."""
+    before, records = "", []
+    for number, stage in enumerate(corridor.stages, start=1):
+        before = fingerprint(stage, before)
+        done, begun = (corridor.run / "stages" / f"{stage.name}{end}" for end in (".json", ".begun"))
+        record = read_json(done)
+        heading = f"[bold cyan]{number}/{len(corridor.stages)} {stage.name}[/bold cyan]"
+        if record.get("fingerprint") == before and all(Path(made).exists() for made in stage.makes):
+            console.print(f"{heading} done in {record['seconds']:.0f} s, skipped\n[dim]$ {stage.command}[/dim]")
+            records.append(record)
+            continue
+        console.print(heading)
+        if read_json(begun).get("fingerprint") != before:
+            for made in stage.makes:
+                shutil.rmtree(made, ignore_errors=True) if Path(made).is_dir() else Path(made).unlink(missing_ok=True)
+        done.unlink(missing_ok=True)
+        write_json(begun, {"fingerprint": before})
+        record = {**run_stage(stage), "fingerprint": before}
+        write_json(done, record)
+        begun.unlink()
+        records.append(record)
+    return records
+
+
+def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of the report as one JSON object; what was not measured is null."""
+    from leam_mm.evaluators.results import read_results
+
+    results = read_results(corridor.run / "evaluation")
+
+    def numbers(prefix: str) -> dict[str, Any]:
+        return {
+            name.removeprefix(prefix): {key: row[key] for key in ("value", "low", "high", "samples")}
+            for name, row in results.items()
+            if name.startswith(prefix)
+        }
+
+    joules = [record["energy"]["joules"] for record in records]
+    return {
+        "zero_shot": numbers("zero_shot/"),
+        "retrieval": numbers("retrieval/"),
+        "compositional": numbers("compositional/"),
+        "frechet": numbers("generation/"),
+        "seconds": {record["name"]: round(record["seconds"], 1) for record in records},
+        "energy": {
+            "joules": None if any(value is None for value in joules) else sum(joules),
+            "by_stage": {record["name"]: record["energy"] for record in records},
+        },
+    }
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a corridor file."""
+    parser = argparse.ArgumentParser(prog="python -m leam_mm.corridor", description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "corridor", type=Path, help="YAML with run, title and stages, e.g. configs/corridor_quickstart.yaml"
+    )
+    corridor = read_corridor(parser.parse_args(args).corridor)
+    began = time.monotonic()
+    records = walk(corridor)
+    write_json(corridor.run / "summary.json", summarise(corridor, records))
+    from leam_mm.evaluators.report import write_report
+
+    write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
+    console.print(f"\n[bold]{corridor.title}[/bold]: {time.monotonic() - began:.0f} s")
+    console.print(f"numbers  {corridor.run / 'summary.json'}\nrelease  {corridor.run / 'release'}")
+    console.print(f"report   [bold green]{corridor.run / 'report.html'}[/bold green]")
+
+
+if __name__ == "__main__":
+    run(main)
