@@ -1,4 +1,4 @@
-"""The command line of train.py: LightningCLI with one complete YAML per run, checkpoints that rebuild themselves, exact resume."""
+"""The command line of train.py: LightningCLI with one complete YAML per run, checkpoints that rebuild themselves."""
 
 import logging
 import os
@@ -7,15 +7,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# Nothing phones home: these are read when the libraries are imported.
-for _name, _value in {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}.items():
-    os.environ.setdefault(_name, _value)
-
 import lightning
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from leam_mm.data.batch import SamplePosition
