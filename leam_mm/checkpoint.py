@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
@@ -124,7 +125,7 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     try:
         module = build_module(section)
     except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
-        reason = str(error).strip().split("\n")[-1][:300]
+        reason = innermost(str(error))
         raise UserError(f"{file}: its model {section.get('class_path')} cannot be rebuilt here ({reason})") from None
     if not isinstance(module, expected):
         raise UserError(
@@ -136,9 +137,10 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     except RuntimeError as error:
         reason = str(error).strip().split("\n")[-1][:200]
         raise UserError(f"{file}: weights and config inside do not fit ({reason}); the file was edited") from None
-    module.checkpoint_evidence = {
+    evidence = {
         "path": str(file),
         "sha256": file_sha256(file),
         **{name: value for name, value in checkpoint[EVIDENCE].items() if name != "config"},
     }
+    setattr(module, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
     return module.eval()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from leam_mm.data.captions import Tokenizer
@@ -15,6 +16,7 @@ from leam_mm.losses.contrastive import ContrastiveLoss
 from leam_mm.models.dual_encoder import DualEncoder
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+from leam_mm.training.sharding import shard_blocks
 
 
 class ContrastiveModule(LightningModule):
@@ -69,6 +71,12 @@ class ContrastiveModule(LightningModule):
                 f"{self.tokenizer_path} has {self.tokenizer.vocabulary} tokens: write that number into the recipe"
             )
 
+    def configure_model(self) -> None:
+        """Shard the towers and their average where the strategy asks for it."""
+        if self.device_mesh is not None:
+            for encoder in (self.encoder, self.ema_encoder()):
+                shard_blocks(encoder, self.device_mesh, methods=("encode_image", "encode_text"))
+
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embed the images and texts of a batch: two (B, D) of unit length."""
         image = self.encoder.encode_image(self.encoder.normalise(batch["image"]))
@@ -100,7 +108,7 @@ class ContrastiveModule(LightningModule):
         if self.ema is not None:
             self.ema.update(self.encoder)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer with warm-up and cosine."""
         optimizer = build_optimizer(self.optimizer, self.encoder)
         total = int(self.trainer.estimated_stepping_batches)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from leam_mm.errors import UserError
@@ -45,12 +45,14 @@ class ImageDecoding:
     def __call__(self, content: bytes, generator: np.random.Generator) -> Tensor:
         """Decode one image: bytes -> (3, H, W) uint8."""
         try:
-            image = Image.open(io.BytesIO(content))
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"image of {image.width} x {image.height} pixels exceeds the limit of {MAX_PIXELS}")
-            image.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
-            image = image.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            file = Image.open(io.BytesIO(content))
+            if file.width * file.height > MAX_PIXELS:
+                raise UserError(f"image of {file.width} x {file.height} pixels exceeds the limit of {MAX_PIXELS}")
+            file.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
+            image = file.convert("RGB")
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
             raise UserError(f"unreadable image ({error}); run data_tools/check_shards.py on the folder") from None
         pixels = self._augment(np.asarray(self._crop(image, generator)), generator)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -8,7 +8,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
@@ -80,6 +80,9 @@ class DualEncoder(nn.Module):
         image_mean: Per channel, in [0, 1].
         image_std: Per channel, in [0, 1].
     """
+
+    image_mean: Tensor
+    image_std: Tensor
 
     def __init__(
         self,

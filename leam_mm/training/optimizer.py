@@ -43,7 +43,8 @@ def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | 
     Returns:
         Groups for an optimizer; the second has ``weight_decay`` 0.
     """
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             without = parameter.ndim < 2 or (skip is not None and skip(name, parameter))
