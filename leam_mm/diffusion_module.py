@@ -21,6 +21,7 @@ from leam_mm.models.denoiser import Denoiser
 from leam_mm.models.latent_codec import LatentCodec
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
+from leam_mm.training.sharding import shard_blocks
 
 VALIDATION_TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
 VALIDATION_SEED = 0  # another training seed must not change what is measured
@@ -121,6 +122,12 @@ class LatentDiffusionModule(LightningModule):
         if stage == "fit" and self.caption_dropout > 0:
             self.empty_caption()
 
+    def configure_model(self) -> None:
+        """Shard the denoiser and its average where the strategy asks for it."""
+        if self.device_mesh is not None:
+            for denoiser in (self.denoiser, self.ema_denoiser()):
+                shard_blocks(denoiser, self.device_mesh)
+
     def on_fit_start(self) -> None:
         """Choose the attention kernel, now that the device is known."""
         dtype = DTYPES.get(str(self.trainer.precision).split("-")[0], torch.float32)
@@ -130,7 +137,7 @@ class LatentDiffusionModule(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Mean loss of the batch."""
         loss = self.sample_losses(batch).mean()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["sample_index"]))
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["sample_index"]))
         return loss
 
     def sample_losses(self, batch: dict[str, Any]) -> Tensor:

@@ -22,7 +22,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+        # A sum hands the same tensor to all of its terms: summing over ranks in place would change theirs as well.
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         first = dist.get_rank() * context.rows
         return total[first : first + context.rows]

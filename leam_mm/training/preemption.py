@@ -5,8 +5,10 @@ handler sets a flag only. All ranks agree on it after each optimizer step, save 
 (EX_TEMPFAIL of sysexits.h: "try again later"), which a Slurm script turns into ``scontrol requeue``.
 """
 
+import atexit
 import logging
 import signal
+import subprocess
 from types import FrameType
 from typing import Any
 
@@ -31,11 +33,19 @@ class Preemption(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """A USR1 before the first step must not kill the run, which is the signal's default."""
+        if stage == "fit":
+            self._install(signal.SIGUSR1)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers, over Lightning's own."""
         self._steps = trainer.global_step
-        for number in (signal.SIGUSR1, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
+        self._install(signal.SIGUSR1, signal.SIGTERM)
+
+    def _install(self, *numbers: int) -> None:
+        for number in numbers:
+            self._previous.setdefault(number, signal.signal(number, self._note))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,6 +56,8 @@ class Preemption(Callback):
         self._steps = trainer.global_step
         if not any_rank(self.received is not None, pl_module.device):
             return
+        # The other ranks can leave only after the save, in which all ranks meet.
+        _release_children(trainer)
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
         trainer.save_checkpoint(f"{path}/last.ckpt")
         self._saved = f"{path}/last.ckpt"
@@ -61,3 +73,11 @@ class Preemption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def _release_children(trainer: Trainer) -> None:
+    """Ranks that Lightning started may leave before the first without having it killed, but not stay behind it."""
+    children: list[subprocess.Popen] | None = getattr(trainer.strategy.launcher, "procs", None)
+    if children:
+        atexit.register(lambda ranks: [rank.wait() for rank in ranks], list(children))
+        children.clear()  # Lightning's observer reads this list and takes each exit code but 0 for a crash
