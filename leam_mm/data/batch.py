@@ -4,6 +4,7 @@ The loader hands each worker whole batches (k, k + W, ...) and Torch's DataLoade
 of workers changes nothing. A resumed run starts its sampler at the position that the checkpoint holds.
 """
 
+import json
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,14 +87,38 @@ class SamplePlan:
         self.mixture = MixtureOrder([source.weight for source in sources], seed) if len(sources) > 1 else None
         self.samples = sum(order.samples for order in self.orders)
 
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """Folder, shard and row of the sample that is seen ``index``-th."""
+        source, place = self.mixture.locate(index) if self.mixture else (0, index)
+        return source, *self.orders[source].locate(place)
+
     def read(self, index: int) -> tuple[str, dict[str, bytes]]:
         """Key and members of the sample that is seen ``index``-th."""
-        source, place = self.mixture.locate(index) if self.mixture else (0, index)
-        return self.readers[source].read(*self.orders[source].locate(place))
+        source, shard, row = self.locate(index)
+        return self.readers[source].read(shard, row)
+
+    def shard(self, index: int) -> Path:
+        """The tar that holds the sample that is seen ``index``-th, for messages."""
+        source, shard, _ = self.locate(index)
+        folder = self.readers[source].folder
+        return folder.path / folder.shards[shard].shard
 
     def roots(self) -> dict[str, str]:
         """Merkle root of each folder: the name of the data that a checkpoint was trained on."""
         return {str(reader.folder.path): reader.folder.merkle_root for reader in self.readers}
+
+
+def read_record(members: dict[str, bytes], field: str) -> list[dict[str, Any]]:
+    """The captions of a sample: the list under ``field`` of its json, which strangers may have written."""
+    try:
+        captions = json.loads(members["json"])[field]
+        if not captions or not all({"text", "language"} <= caption.keys() for caption in captions):
+            raise ValueError("an entry has no text or no language" if captions else "the list is empty")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"its json has no usable {field} ({type(error).__name__}: {error}); run data_tools/check_shards.py"
+        ) from None
+    return captions
 
 
 class Decoding:
@@ -144,7 +169,15 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         local = self.batch_size // self.world_size
         first = number * self.batch_size + self.rank * local
         last = first + local if self.limit is None else min(first + local, self.limit)
-        return collate_samples([self.decode(*self.plan.read(index), index) for index in range(first, last)])
+        return collate_samples([self.sample(index) for index in range(first, last)])
+
+    def sample(self, index: int) -> Sample:
+        """Load and decode one sample; what is wrong with it is told with its shard and key."""
+        key, members = self.plan.read(index)
+        try:
+            return self.decode(key, members, index)
+        except UserError as error:
+            raise UserError(f"{self.plan.shard(index)}, key {key}: {error}") from None
 
 
 class FromPosition(Sampler[int]):

@@ -64,6 +64,8 @@ def choose_caption(
         present.setdefault(str(caption["language"]), []).append(caption)
     names = sorted(present)
     weights = np.array([1.0 if language_weights is None else language_weights.get(name, 1.0) for name in names])
+    if not weights.any():  # the recipe wants none of them, but the sample has no other
+        weights = np.ones(len(names))
     edge = np.cumsum(weights) / weights.sum()
     chosen = present[names[min(int(np.searchsorted(edge, generator.random(), side="right")), len(names) - 1)]]
     return chosen[int(generator.integers(len(chosen)))]

@@ -1,13 +1,12 @@
 """Latents with caption states, as data_tools/encode_latents.py wrote them, for generators."""
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from leam_mm.data.batch import Decoding, Sample, Source
+from leam_mm.data.batch import Decoding, Sample, Source, read_record
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
@@ -17,7 +16,10 @@ def read_array(members: dict[str, bytes], extension: str) -> np.ndarray:
     """One ``.npy`` member, never unpickled."""
     if extension not in members:
         raise UserError(f"the sample has no {extension}, only {sorted(members)}: these are no latent shards")
-    return np.load(io.BytesIO(members[extension]), allow_pickle=False)
+    try:
+        return np.load(io.BytesIO(members[extension]), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{extension} cannot be read ({error}); run data_tools/check_shards.py on the folder") from None
 
 
 class LatentDecoding(Decoding):
@@ -25,7 +27,7 @@ class LatentDecoding(Decoding):
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """The caption is drawn from (seed, index)."""
-        captions = json.loads(members["json"])["caption_states"]
+        captions = read_record(members, "caption_states")
         chosen = int(sample_generator(self.seed, index, "caption").integers(len(captions)))
         return {
             "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),

@@ -1,16 +1,14 @@
 """Images with captions, for contrastive encoders, codecs, and generators that encode on the fly."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from leam_mm.data.batch import Decoding, Sample, Source
+from leam_mm.data.batch import Decoding, Sample, Source, read_record
 from leam_mm.data.captions import Tokenizer, choose_caption
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
-from leam_mm.errors import UserError
 
 
 class PairDecoding(Decoding):
@@ -43,17 +41,13 @@ class PairDecoding(Decoding):
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """Crop, caption and language are drawn from (seed, index)."""
         caption = choose_caption(
-            json.loads(members["json"])["captions"],
+            read_record(members, "captions"),
             sample_generator(self.seed, index, "caption"),
             self.languages,
             self.language_weights,
         )
-        try:
-            image = self.image(image_member(members), sample_generator(self.seed, index, "crop"))
-        except UserError as error:
-            raise UserError(f"key {key}: {error}") from None
         sample: Sample = {
-            "image": image,
+            "image": self.image(image_member(members), sample_generator(self.seed, index, "crop")),
             "caption": caption["text"],
             "language": caption["language"],
             "key": key,

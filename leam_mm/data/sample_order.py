@@ -102,12 +102,15 @@ class SampleOrder:
 
 
 class MixtureOrder:
-    """Several data sets in fixed proportions: exact in every block of M samples, shuffled inside it.
+    """Several data sets in fixed proportions, shuffled inside blocks of M samples.
+
+    At every block's end each source is less than one sample away from its share of all samples so far; over any single
+    block it is less than two away.
 
     Args:
         weights: One positive weight per source; they are normalised to one.
         seed: Names the order.
-        block: M, the samples over which the proportions hold exactly (to less than one sample).
+        block: M, samples per block.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, block: int = 1024) -> None:

@@ -1,0 +1,90 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from leam_mm.data.captions import Tokenizer, choose_caption, pad_text
+from leam_mm.data.sample_order import sample_generator
+from leam_mm.errors import UserError
+
+CAPTIONS = [
+    {"text": "ein Hund", "language": "de"},
+    {"text": "a dog", "language": "en"},
+    {"text": "a brown dog", "language": "en"},
+    {"text": "madra", "language": "ga"},
+]
+
+
+def drawn(count: int = 600, **settings: object) -> Counter[str]:
+    chosen = [choose_caption(CAPTIONS, sample_generator(0, n, "caption"), **settings) for n in range(count)]  # type: ignore[arg-type]
+    return Counter(str(caption["text"]) for caption in chosen)
+
+
+def test_language_first_then_caption() -> None:
+    counts = drawn()
+    english = counts["a dog"] + counts["a brown dog"]
+    assert all(abs(count / 600 - 1 / 3) < 0.06 for count in (counts["ein Hund"], english, counts["madra"]))
+    assert abs(counts["a dog"] / english - 0.5) < 0.12
+
+
+def test_language_weights_are_relative() -> None:
+    counts = drawn(language_weights={"de": 2.0, "ga": 0.0})
+    assert counts["madra"] == 0
+    assert abs(counts["ein Hund"] / 600 - 2 / 3) < 0.06
+
+
+def test_languages_limit_where_they_can() -> None:
+    assert set(drawn(50, languages=["ga"])) == {"madra"}
+    assert len(drawn(50, languages=["mt"])) > 1  # a sample without any of them keeps its captions
+
+
+def test_choice_is_a_function_of_seed_and_number() -> None:
+    generators = [sample_generator(3, n, "caption") for n in (5, 5, 6)]
+    first, again, _ = (choose_caption(CAPTIONS, generator) for generator in generators)
+    assert first == again
+    reordered = choose_caption(CAPTIONS[::-1], sample_generator(3, 5, "caption"))
+    assert reordered["language"] == first["language"]  # languages are sorted, whatever their place in the json
+
+
+def test_tokens_are_framed_padded_and_counted(toy_tokenizer: Path) -> None:
+    tokenizer = Tokenizer(toy_tokenizer, 12)
+    text, length = tokenizer.encode(["a red square", "", "Quadrat, grün", "x" * 100])
+    assert text.shape == (4, 12) and text.dtype == torch.int64 and length.dtype == torch.int64
+    assert length[1] == 2 and length[3] == 12
+    for row, count in zip(text, length.tolist(), strict=True):
+        assert row[0] == tokenizer.end - 1 and row[count - 1] == tokenizer.end
+        assert torch.all(row[count:] == 0) and torch.all(row[1 : count - 1] < tokenizer.end - 1)
+    assert tokenizer.vocabulary == tokenizer.end + 1
+
+
+def test_case_and_composition_do_not_matter(toy_tokenizer: Path) -> None:
+    tokenizer = Tokenizer(toy_tokenizer, 12)
+    text, _ = tokenizer.encode(["A RED square", "a red square", "gr\u00fcn", "gru\u0308n"])
+    assert torch.equal(text[0], text[1]) and torch.equal(text[2], text[3])
+
+
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_tokenizer"):
+        Tokenizer(tmp_path, 12)
+
+
+def test_end_token_must_be_the_highest(toy_tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    changed = AutoTokenizer.from_pretrained(toy_tokenizer)
+    changed.add_tokens(["<later>"])
+    changed.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="not the highest"):
+        Tokenizer(tmp_path, 12)
+
+
+def test_padding_is_cut_to_the_longest() -> None:
+    text = torch.arange(12).reshape(2, 6)
+    assert torch.equal(pad_text(text, torch.tensor([2, 4])), text[:, :4])
+
+
+def test_zero_weight_of_all_present_languages_still_gives_a_caption() -> None:
+    weights = {"de": 0.0, "en": 0.0, "ga": 0.0}
+    assert choose_caption(CAPTIONS, np.random.default_rng(0), language_weights=weights) in CAPTIONS

@@ -1,0 +1,88 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import toy_picture, write_toy_shards
+
+from leam_mm.data.batch import Source
+from leam_mm.data.captions import Tokenizer
+from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.shard_index import ShardWriter
+from leam_mm.errors import UserError, one_line
+
+
+def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
+    made = PairsModule(
+        shards,
+        ImageDecoding(16, crop_scale=(0.6, 1.0)),
+        settings.pop("batch_size", 12),
+        workers=settings.pop("workers", 0),
+        **settings,
+    )
+    made.setup("fit")
+    return next(iter(made.train_dataloader()))
+
+
+def test_batch_has_what_the_modules_take(toy_shards: Path, toy_tokenizer: Path) -> None:
+    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12)
+    assert batch["image"].shape == (12, 3, 16, 16) and batch["image"].dtype == torch.uint8
+    assert batch["sample_index"].tolist() == list(range(12))
+    text, length = Tokenizer(toy_tokenizer, 12).encode(batch["caption"])
+    assert torch.equal(batch["text"], text) and torch.equal(batch["text_length"], length)
+    assert set(batch["language"]) == {"de", "en"} and len(set(batch["key"])) == 12
+
+
+def test_caption_belongs_to_its_image(toy_shards: Path) -> None:
+    words = {"blue": "blau", "green": "grün", "red": "rot", "yellow": "gelb"}
+    batch = first_batch(toy_shards, batch_size=48)
+    for key, caption in zip(batch["key"], batch["caption"], strict=True):
+        colour = sorted(words)[int(key) % 4]
+        assert colour in caption or words[colour] in caption
+
+
+def test_without_tokenizer_there_is_no_text(toy_shards: Path) -> None:
+    assert "text" not in first_batch(toy_shards)
+
+
+def test_languages_choose(toy_shards: Path) -> None:
+    assert set(first_batch(toy_shards, languages=["de"])["language"]) == {"de"}
+    assert set(first_batch(toy_shards, language_weights={"de": 0.0})["language"]) == {"en"}
+
+
+def test_seed_names_order_crops_and_captions(toy_shards: Path) -> None:
+    one, again, other = (first_batch(toy_shards, seed=seed) for seed in (1, 1, 2))
+    assert (
+        one["key"] == again["key"] and one["caption"] == again["caption"] and torch.equal(one["image"], again["image"])
+    )
+    assert one["key"] != other["key"]
+
+
+def test_validation_is_not_augmented(toy_shards: Path) -> None:
+    plain = ImageDecoding(16)
+    for seed in (1, 2):
+        made = PairsModule(
+            toy_shards, ImageDecoding(16, crop_scale=(0.2, 0.4)), 4, validation=toy_shards, workers=0, seed=seed
+        )
+        made.setup("validate")
+        batch = next(iter(made.val_dataloader()))
+        picture = plain(toy_picture("blue", 0), None)  # type: ignore[arg-type]
+        assert batch["key"][0] == "000000" and torch.equal(batch["image"][0], picture)
+
+
+def test_fault_in_a_worker_is_one_line_with_shard_and_key(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "broken", 4) as writer:
+        writer.write("000000", {"png": b"no picture", "json": b'{"captions": [{"text": "a", "language": "en"}]}'})
+    with pytest.raises(UserError) as caught:
+        first_batch(tmp_path / "broken", batch_size=2, workers=1)
+    assert "Traceback" in str(caught.value)  # so torch hands it over
+    told = one_line(caught.value)
+    assert told.startswith(f"{tmp_path}/broken/00000.tar, key 000000: unreadable image")
+    assert "\n" not in told and "Traceback" not in told and told.endswith("on the folder")
+
+
+def test_two_sources_with_weights(toy_shards: Path, tmp_path: Path) -> None:
+    more = write_toy_shards(tmp_path / "more", samples=16, first=1000)
+    batch = first_batch([Source(toy_shards, 3.0), Source(more, 1.0)], batch_size=200)
+    assert 30 < sum(int(key) >= 1000 for key in batch["key"]) < 70  # exact over whole blocks: test_sample_order.py
