@@ -3,7 +3,10 @@
 import logging
 import os
 import platform
+import sys
 import warnings
+from argparse import ArgumentError
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
+from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition
 from leam_mm.errors import UserError
 from leam_mm.training.energy_meter import EnergyRecord
@@ -74,6 +78,7 @@ class LeamCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Derive steps from samples, and the checkpoint folder from the run folder."""
         config = self.config[self.subcommand]
+        _follow_slurm(config.trainer, os.environ)
         if config.max_samples is not None:
             batch = config.data.init_args.batch_size
             if config.max_samples % batch:
@@ -120,6 +125,25 @@ class LeamCLI(LightningCLI):
         return list(logger) if isinstance(logger, list | tuple) else [logger]
 
 
+def _follow_slurm(trainer: Any, environment: Mapping[str, str]) -> None:
+    """Inside a Slurm job its size is the truth, whatever the recipe says; elsewhere its plugin is refused."""
+    tasks = int(environment.get("SLURM_NTASKS", 0))
+    if not tasks or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        if "SLURMEnvironment" in str(trainer.plugins):
+            raise UserError(
+                "configs/overlay_slurm.yaml is for jobs of Slurm: sbatch configs/clusters/slurm.sh RECIPE.yaml, "
+                "or leave it out"
+            )
+        return
+    if tasks > 1 and "SLURM_STEP_ID" not in environment:
+        raise UserError(
+            f"this is one process in a Slurm job of {tasks} tasks and would wait for the others for ever: "
+            "start it with srun, as configs/clusters/slurm.sh does"
+        )
+    trainer.num_nodes = int(environment.get("SLURM_NNODES", 1))
+    trainer.devices = int(environment.get("SLURM_NTASKS_PER_NODE") or tasks // trainer.num_nodes)
+
+
 # Warnings that are answered by the design: the sampler resumes, the averaged copy stays in eval mode.
 QUIET = (
     r".*there is no last checkpoint available.*",
@@ -139,14 +163,21 @@ def main(args: list[str] | None = None) -> LeamCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-    return LeamCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=ConfigInCheckpoint,
-        save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-        seed_everything_default=0,
-        trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1},
-        args=args,
-    )
+    raising = {"exit_on_error": False}  # else jsonargparse prints a page of usage before the one line that matters
+    try:
+        return LeamCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=ConfigInCheckpoint,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1},
+            # Our modules build their own optimizer: a top-level `optimizer:` would be a second, silent truth.
+            auto_configure_optimizers=False,
+            parser_kwargs={**raising, **dict.fromkeys(LeamCLI.subcommands(), raising)},
+            args=args,
+        )
+    except ArgumentError as error:
+        raise UserError(explain(str(error), sys.argv[1:] if args is None else args)) from None

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ def read_corridor(path: Path) -> Corridor:
     if content:
         raise UserError(f"{path}: unknown key {next(iter(content))!r}; a corridor has run, title and stages")
     for stage in stages:
+        if not stage.name.isidentifier() or not shlex.split(stage.command):
+            raise UserError(f"{path}: stage {stage.name!r} needs a name of one word and a command")
         for made in stage.makes:
             if corridor.run.resolve() not in Path(made).resolve().parents:
                 raise UserError(f"{path}: stage {stage.name} makes {made}, which lies outside {corridor.run}")
@@ -121,11 +123,11 @@ def run_stage(stage: Stage) -> dict[str, Any]:
     console.print(f"[bold]$ {stage.command}[/bold]")
     # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    if stage.serve:
-        with serving(**stage.serve):
+    try:
+        with serving(**stage.serve) if stage.serve else nullcontext():
             code = subprocess.run(words, env=environment, check=False).returncode
-    else:
-        code = subprocess.run(words, env=environment, check=False).returncode
+    except OSError as error:
+        raise UserError(f"stage {stage.name}: {words[0]} cannot be started ({error.strerror}); install it") from None
     reading = meter.stop()
     if code:
         raise UserError(
