@@ -131,8 +131,9 @@ class DualEncoder(nn.Module):
                 f"images are {image.shape[-1]} x {image.shape[-2]} pixels, the encoder wants {self.image_size}: "
                 "set data.init_args.image.init_args.image_size"
             )
-        scaled = image.to(self.image_mean.dtype) / 255
-        return (scaled - self.image_mean[:, None, None]) / self.image_std[:, None, None]
+        scale, shift = 1 / (255 * self.image_std), self.image_mean / self.image_std
+        # (image / 255 - mean) / std in two passes over the batch and one allocation, instead of four and four.
+        return (image * scale[:, None, None]).sub_(shift[:, None, None])
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Embed normalised images: (B, 3, H, W) -> (B, D) of unit length."""
