@@ -87,6 +87,11 @@ class LatentCodecModule(LightningModule):
         """Reconstruct images (B, 3, H, W) uint8: float in [-1, 1]."""
         return self.codec.decode(self.codec.encode(signed(image)))
 
+    def configure_model(self) -> None:
+        """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""
+        if self.device_mesh is not None:
+            raise UserError("codecs are trained whole on every rank: leave overlay_fsdp2.yaml out, take strategy ddp")
+
     def on_fit_start(self) -> None:
         """Refuse the set-ups in which adversarial training would go wrong silently or hang."""
         if self.discriminator is None:
@@ -108,7 +113,7 @@ class LatentCodecModule(LightningModule):
         self._last_image = batch["image"]
         loss, reconstruction = self._codec_loss(image, batch)
         if self.discriminator is None:
-            self.log("train/loss", loss, prog_bar=True)
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             return loss
         self._adversarial_step(image, reconstruction, loss)
         return None
@@ -128,13 +133,13 @@ class LatentCodecModule(LightningModule):
             raw = self.codec.encode_raw(image)
         reconstruction = self.codec.decode_raw(raw).float()
         loss = self.reconstruction(reconstruction, image).mean()
-        self.log("train/reconstruction", loss)
+        self.log("train/reconstruction", loss, sync_dist=True)
         if self.perceptual is not None:
             distance = self.perceptual(reconstruction, image).mean()
-            self.log("train/perceptual", distance)
+            self.log("train/perceptual", distance, sync_dist=True)
             loss = loss + self.perceptual_weight * distance
         if divergence is not None:
-            self.log("train/divergence", divergence)
+            self.log("train/divergence", divergence, sync_dist=True)
             loss = loss + self.kl_weight * divergence
         return loss, reconstruction
 
@@ -147,14 +152,14 @@ class LatentCodecModule(LightningModule):
         critic.requires_grad_(False)
         if active:
             opinion = adversarial_loss(critic(reconstruction).float()).mean()
-            self.log("train/adversarial", opinion)
+            self.log("train/adversarial", opinion, sync_dist=True)
             loss = loss + self.adversarial_weight * opinion
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self._step(both[0], loss, self.codec)
         critic.requires_grad_(True)
         if active:
             verdict = discriminator_loss(critic(image).float(), critic(reconstruction.detach()).float()).mean()
-            self.log("train/discriminator", verdict)
+            self.log("train/discriminator", verdict, sync_dist=True)
             # The bare optimizer, since Lightning counts each wrapped step and the codec's alone are the training's.
             self._step(both[1].optimizer, verdict, critic)
         for schedule in cast(list[Any], self.lr_schedulers()):

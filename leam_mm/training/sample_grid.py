@@ -69,11 +69,16 @@ class SampleGrid(Callback):
     ) -> None:
         """Draw after every n-th optimizer step, once."""
         step = trainer.global_step
-        if step % self.every_n_steps or step in (0, self._drawn_at) or not trainer.is_global_zero:
+        if step % self.every_n_steps or step in (0, self._drawn_at):
             return
         self._drawn_at = step
+        # Sharded weights are gathered for each layer, so all ranks draw; one of them keeps the pictures.
+        if not trainer.is_global_zero and pl_module.device_mesh is None:
+            return
         draw: Any = pl_module.sample
         images = draw(self.chosen, seed=self.seed, steps=self.steps, guidance=self.guidance)
+        if not trainer.is_global_zero:
+            return
         grid = draw_grid(images, self.chosen, self.columns, self.scale)
         save_image(grid, Path(trainer.default_root_dir) / "samples" / f"step_{step:08d}.png")
         for logger in trainer.loggers:

@@ -1,0 +1,236 @@
+"""One process and several ranks are the same training: gradients in fp64, whole runs through the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from conftest import clip_recipe
+from test_resume import KILLER, ROOT, checkpoint
+from test_resume import losses as step_losses
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from leam_mm.distributed import any_rank, gather, world_size
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, SigmoidLoss
+from leam_mm.training.preemption import EXIT_CODE
+
+BATCH = 12  # of all ranks together
+
+
+class Shared(ContrastiveLoss):
+    """A sum hands the very same gradient tensor to both of its terms, so that neither may be changed in place."""
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        return scale * (image + text).square().sum()
+
+
+class Towers(nn.Module):
+    """Two linear towers, a scale and a bias, in fp64."""
+
+    def __init__(self, loss: ContrastiveLoss) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.image, self.text = nn.Linear(7, 5).double(), nn.Linear(9, 5).double()
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.bias = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+        self.loss = loss
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        features = (gather(nn.functional.normalize(part, dim=-1)) for part in (self.image(image), self.text(text)))
+        # InfoNCE leaves the bias out; DDP wants every parameter to take part.
+        return self.loss(*features, self.scale.exp(), self.bias) + 0 * self.bias
+
+
+def losses() -> dict[str, ContrastiveLoss]:
+    return {"InfoNCE": InfoNCE(0.1), "SigmoidLoss": SigmoidLoss(), "Shared": Shared()}
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(BATCH, size, generator=generator, dtype=torch.float64) for size in (7, 9))  # type: ignore[return-value]
+
+
+def gradients(network: nn.Module, image: Tensor, text: Tensor) -> dict[str, Tensor]:
+    loss = network(image, text)
+    loss.backward()
+    named = {name.removeprefix("module."): parameter.grad for name, parameter in network.named_parameters()}
+    return {"loss": loss.detach(), **named}  # type: ignore[dict-item]
+
+
+def rank_gradients(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    assert world_size() == world
+    votes = [any_rank(rank == world - 1, torch.device("cpu")), any_rank(False, torch.device("cpu"))]
+    found = {"votes": torch.tensor(votes)}
+    image, text = (part.chunk(world)[rank] for part in inputs())
+    for name, loss in losses().items():
+        found |= {
+            f"{name}.{key}": g for key, g in gradients(DistributedDataParallel(Towers(loss)), image, text).items()
+        }
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_gathered_losses_have_the_gradients_of_one_process(world: int, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(rank_gradients, args=(world, str(tmp_path)), nprocs=world)
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    for name, loss in losses().items():
+        whole = gradients(Towers(loss), *inputs())
+        assert whole["loss"] > 0 and whole["scale"].abs() > 0
+        assert (whole["bias"].abs() > 0) == (name == "SigmoidLoss")
+        for rank in ranks:
+            for key, expected in whole.items():
+                error = (rank[f"{name}.{key}"] - expected).abs().max()
+                assert error <= 1e-12 * expected.abs().max(), f"{name}.{key}: off by {error:.2e}"
+    assert all(rank["votes"].tolist() == [True, False] for rank in ranks)
+
+
+RECORDER = """
+    from lightning.pytorch import Callback
+
+    class Recorder(Callback):
+        '''Writes the keys of each batch, one file a rank.'''
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            with open(f"{trainer.default_root_dir}/keys.{trainer.global_rank}", "a") as file:
+                file.write(" ".join(batch["key"]) + "\\n")
+"""
+
+
+def fit(recipe: dict, *overlays: str, stop_at: int | None = None) -> Path:
+    """Run train.py to its end, or to a USR1 during the given step, with the Recorder; returns the run folder."""
+    run = Path(recipe["trainer"]["default_root_dir"])
+    run.mkdir(exist_ok=True)
+    (run / "recorder.py").write_text(textwrap.dedent(RECORDER))
+    (run / "killer.py").write_text(textwrap.dedent(KILLER))
+    callbacks: list[dict] = [{"class_path": "recorder.Recorder"}]
+    if stop_at is not None:
+        arguments = {"step": stop_at, "signal_number": int(signal.SIGUSR1)}
+        callbacks.append({"class_path": "killer.Killer", "init_args": arguments})
+    (run / "recipe.yaml").write_text(
+        yaml.safe_dump({**recipe, "trainer": {**recipe["trainer"], "callbacks": callbacks}})
+    )
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(run / "recipe.yaml")]
+    for overlay in overlays:
+        command += ["--config", str(ROOT / "configs" / overlay)]
+    environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == (0 if stop_at is None else EXIT_CODE), done.stderr
+    return run
+
+
+def toy_recipe(run: Path, shards: Path, tokenizer: Path, **changes: Any) -> dict:
+    recipe = clip_recipe(run, shards, tokenizer, **changes)
+    # Adam divides rounding errors by themselves where a gradient is zero in theory (the keys' biases) and eps is tiny.
+    recipe["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1e-4
+    return recipe
+
+
+def keys(run: Path) -> list[str]:
+    """All samples in the order of the global batches, whatever the number of ranks that wrote a line."""
+    files = [path.read_text().splitlines() for path in sorted(run.glob("keys.*"))]
+    alone = len(files[0]) - min(map(len, files))  # lines of the first rank from before the others joined
+    together = zip(*[lines[alone:] if rank == 0 else lines for rank, lines in enumerate(files)], strict=True)
+    return " ".join(files[0][:alone] + [" ".join(parts) for parts in together]).split()
+
+
+def curve(run: Path) -> list[float]:
+    return [float(loss) for _, loss in step_losses(run)]
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Same samples in the same order, and losses and weights that agree to rounding."""
+    assert keys(one) == keys(two)
+    assert curve(two) == pytest.approx(curve(one), rel=1e-5)
+    first, second = checkpoint(one), checkpoint(two)
+    assert first["global_step"] == second["global_step"] == len(curve(one))
+    assert first["leam_mm"]["samples_seen"] == second["leam_mm"]["samples_seen"] == len(keys(one))
+    for name, value in first["state_dict"].items():
+        torch.testing.assert_close(second["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_ranks_by_overlay_train_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    one = fit(toy_recipe(tmp_path / "one", toy_shards, toy_tokenizer))
+    two = fit(toy_recipe(tmp_path / "two", toy_shards, toy_tokenizer), "overlay_two_ranks.yaml")
+    assert len(list(two.glob("keys.*"))) == 2
+    assert_same_training(one, two)
+
+
+@pytest.mark.slow
+def test_resume_with_another_number_of_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    def recipe(name: str) -> dict:
+        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        made["checkpoint"] = {"every_n_train_steps": 1000}
+        return made
+
+    whole = fit(recipe("whole"))
+    fit(recipe("grown"), stop_at=3)
+    stopped = len(curve(tmp_path / "grown"))
+    assert 3 <= stopped < len(curve(whole))
+    assert_same_training(whole, fit(recipe("grown"), "overlay_two_ranks.yaml"))
+    # And back: two ranks first, then one.
+    shrunk = fit(recipe("shrunk"), "overlay_two_ranks.yaml", stop_at=3)
+    for path in shrunk.glob("keys.*"):
+        path.rename(path.with_name(path.name.replace("keys", "first")))
+    fit(recipe("shrunk"))
+    assert keys(shrunk) == keys(whole)[8 * len((shrunk / "first.0").read_text().splitlines()) :]
+    assert curve(shrunk) == pytest.approx(curve(whole), rel=1e-5)
+
+
+def codec_section() -> dict:
+    codec = {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4}
+    return {
+        "class_path": "leam_mm.codec_module.LatentCodecModule",
+        "init_args": {
+            "codec": {"class_path": "leam_mm.models.latent_codec.KLCodec", "init_args": codec},
+            "kl_weight": 0.001,
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+        },
+    }
+
+
+def generator_section(clip: Path, codec: Path) -> dict:
+    denoiser = {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 1}
+    return {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": denoiser},
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "latent_size": 4,
+            "clip": str(clip),
+            "codec": str(codec),
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-4}},
+            "warmup_steps": 0,
+            "caption_dropout": 0.3,
+            "ema_decay": 0.9,
+        },
+    }
+
+
+@pytest.mark.slow
+def test_codec_and_generator_on_two_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    clip = fit(toy_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16))
+
+    def runs(kind: str, model: dict) -> list[Path]:
+        made = []
+        for name, overlays in ((f"{kind}_one", ()), (f"{kind}_two", ("overlay_two_ranks.yaml",))):
+            recipe = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
+            made.append(fit({**recipe, "model": model}, *overlays))
+        return made
+
+    codec, codec_two = runs("codec", codec_section())
+    assert keys(codec) == keys(codec_two)
+    assert curve(codec_two) == pytest.approx(curve(codec), rel=1e-5)
+    generator, generator_two = runs("generator", generator_section(clip, codec))
+    assert len(curve(generator)) == 4
+    assert_same_training(generator, generator_two)
