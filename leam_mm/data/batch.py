@@ -136,6 +136,10 @@ class Decoding:
         """Decode the sample that is seen ``index``-th."""
         raise NotImplementedError(f"{type(self).__name__} must say how a sample is decoded")
 
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        """Make a batch of decoded samples; what is cheaper for all at once than one by one belongs here."""
+        return collate_samples(samples)
+
 
 class PlannedBatches(Dataset[dict[str, Any]]):
     """Batch k of one rank.
@@ -169,7 +173,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         local = self.batch_size // self.world_size
         first = number * self.batch_size + self.rank * local
         last = first + local if self.limit is None else min(first + local, self.limit)
-        return collate_samples([self.sample(index) for index in range(first, last)])
+        return self.decode.collate([self.sample(index) for index in range(first, last)])
 
     def sample(self, index: int) -> Sample:
         """Load and decode one sample; what is wrong with it is told with its shard and key."""
