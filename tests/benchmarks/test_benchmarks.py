@@ -1,0 +1,31 @@
+"""Runs every benchmark: make bench. Each raises when the two sides do different work."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = (
+    "contrastive_step",
+    "loader",
+    "shard_building",
+    "ema_update",
+    "sampling",
+    "contrastive_exactness",
+)
+
+
+@pytest.mark.bench
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmark(name: str) -> None:
+    for path in importlib.import_module(name).main([]):
+        result = json.loads(path.read_text())
+        assert result["same_work"] and all(entry["difference"] <= entry["limit"] for entry in result["same_work"])
+        assert result["hardware"]["cores"] and result["versions"]["torch"] and result["command"]
+
+
+def test_every_benchmark_is_run() -> None:
+    files = {path.stem for path in Path(__file__).parent.glob("*.py")}
+    assert files - {"measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
