@@ -174,7 +174,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
         command = [npm, "pack", f"{package.name}@{package.version}", *NPM_OPTIONS]
         try:
             done = subprocess.run(
-                [*command, "--pack-destination", str(partial)],
+                [*command, "--pack-destination", str(partial.resolve())],
                 capture_output=True,
                 text=True,
                 timeout=SECONDS_PER_FETCH,
