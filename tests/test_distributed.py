@@ -124,7 +124,7 @@ def fit(recipe: dict, *overlays: str, stop_at: int | None = None) -> Path:
     for overlay in overlays:
         command += ["--config", str(ROOT / "configs" / overlay)]
     environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == (0 if stop_at is None else EXIT_CODE), done.stderr
     return run
 
@@ -167,6 +167,7 @@ def test_two_ranks_by_overlay_train_as_one(tmp_path: Path, toy_shards: Path, toy
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_resume_with_another_number_of_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     def recipe(name: str) -> dict:
         made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
@@ -218,6 +219,7 @@ def generator_section(clip: Path, codec: Path) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_codec_and_generator_on_two_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     clip = fit(toy_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16))
 

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from leam_mm.distributed import any_rank
 
 EXIT_CODE = 75
+LAST_SECONDS = 60  # in which a rank that has saved must have ended
 log = logging.getLogger(__name__)
 
 
@@ -29,6 +30,9 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
         self._steps = 0
         self._saved: str | None = None
+        self._children: list[subprocess.Popen] = []
+        # Registered before the process group's own end, hence called after it: ending a group takes all ranks.
+        atexit.register(self._wait_for_children)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
@@ -57,10 +61,25 @@ class Preemption(Callback):
         if not any_rank(self.received is not None, pl_module.device):
             return
         # The other ranks can leave only after the save, in which all ranks meet.
-        _release_children(trainer)
+        self._release_children(trainer)
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
         trainer.save_checkpoint(f"{path}/last.ckpt")
         self._saved = f"{path}/last.ckpt"
+
+    def _release_children(self, trainer: Trainer) -> None:
+        """Ranks that Lightning started may leave before this one without having it killed for that."""
+        children: list[subprocess.Popen] | None = getattr(trainer.strategy.launcher, "procs", None)
+        if children:
+            self._children = list(children)
+            children.clear()  # Lightning's observer reads this list and takes each exit code but 0 for a crash
+
+    def _wait_for_children(self) -> None:
+        """Whoever started this process may start the next run as soon as it has ended: leave nobody behind."""
+        for rank in self._children:
+            try:
+                rank.wait(timeout=LAST_SECONDS)
+            except subprocess.TimeoutExpired:
+                rank.kill()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave before the next batch: by now the loggers have written the last step's row."""
@@ -73,11 +92,3 @@ class Preemption(Callback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-def _release_children(trainer: Trainer) -> None:
-    """Ranks that Lightning started may leave before the first without having it killed, but not stay behind it."""
-    children: list[subprocess.Popen] | None = getattr(trainer.strategy.launcher, "procs", None)
-    if children:
-        atexit.register(lambda ranks: [rank.wait() for rank in ranks], list(children))
-        children.clear()  # Lightning's observer reads this list and takes each exit code but 0 for a crash

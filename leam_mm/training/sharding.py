@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -54,7 +53,8 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
     blocks = _blocks(module)
     for block in blocks:
         fully_shard(block, mesh=ranks, ignored_params=scalars)
-    fully_shard(module, mesh=ranks, ignored_params=scalars)
+    # Torch leaves the outermost group whole after a forward pass, and then the average would move the wrong copy.
+    fully_shard(module, mesh=ranks, ignored_params=scalars, reshard_after_forward=True)
     for method in methods:
         register_fsdp_forward_method(module, method)
     log.info("%s: %d blocks over %d ranks", type(module).__name__, len(blocks), ranks.size())
@@ -106,7 +106,7 @@ class ShardedStrategy(ModelParallelStrategy):
         """The whole state as plain torch would write it; empty on all ranks but the first."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.model is not None
-        named = get_optimizer_state_dict(self.model, plain, options=WHOLE)
+        named: Any = get_optimizer_state_dict(self.model, plain, options=WHOLE)
         if self.global_rank != 0:
             return {}
         names = self._names(plain)

@@ -1,0 +1,121 @@
+"""TERM and USR1: one save at a step boundary, then exit code 75, on every rank even if only one was told."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import clip_recipe
+from test_resume import ROOT, assert_same_run, checkpoint
+
+from leam_mm.training.preemption import EXIT_CODE
+
+PROBE = """
+    import os
+    from lightning.pytorch import Callback
+
+    class Probe(Callback):
+        '''Sends a signal to one rank after a step, and writes down each save.'''
+
+        def __init__(self, step: int, number: int, rank: int) -> None:
+            self.step, self.number, self.rank = step, number, rank
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == self.step and trainer.global_rank == self.rank:
+                os.kill(os.getpid(), self.number)
+
+        def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+            with open(f"{trainer.default_root_dir}/saves.{trainer.global_rank}", "a") as file:
+                file.write(f"{trainer.global_step}\\n")
+"""
+
+
+def probed(run: Path, shards: Path, tokenizer: Path, number: int, rank: int) -> list[str]:
+    """A run of 8 steps whose given rank gets the signal in the third; the command that starts it."""
+    recipe = clip_recipe(run, shards, tokenizer)
+    recipe["checkpoint"] = {"every_n_train_steps": 1000}
+    probe = {"class_path": "probe.Probe", "init_args": {"step": 3, "number": int(number), "rank": rank}}
+    recipe["trainer"]["callbacks"] = [probe]
+    run.mkdir()
+    (run / "probe.py").write_text(textwrap.dedent(PROBE))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(run / "recipe.yaml")]
+
+
+def start(command: list[str], run: Path, **more: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1", **more}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> int:
+    """Exit code of a process; one that hangs is killed and fails the test with what it said."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise AssertionError(f"hangs: {process.communicate()[0]}") from None
+    print(output)
+    return process.returncode
+
+
+def saves(run: Path, ranks: int) -> list[list[int]]:
+    return [[int(step) for step in (run / f"saves.{rank}").read_text().split()] for rank in range(ranks)]
+
+
+def test_term_saves_once_and_leaves_with_75(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    run = tmp_path / "run"
+    process = start(probed(run, toy_shards, toy_tokenizer, signal.SIGTERM, rank=0), run)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == EXIT_CODE, output
+    assert "Traceback" not in output and "leaving with exit code 75" in output
+    assert saves(run, 1) == [[checkpoint(run)["global_step"]]]
+    assert checkpoint(run)["global_step"] in (3, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_one_rank_makes_both_save_once_and_leave(
+    number: int, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    run = tmp_path / "run"
+    command = probed(run, toy_shards, toy_tokenizer, number, rank=1)
+    command += ["--config", str(ROOT / "configs" / "overlay_two_ranks.yaml")]
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    # LOCAL_RANK tells Lightning that somebody else starts the ranks, so that both exit codes can be seen here.
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    processes = [start(command, run, LOCAL_RANK=str(rank), **place) for rank in range(2)]
+    assert [finish(process) for process in processes] == [EXIT_CODE] * 2
+    step = checkpoint(run)["global_step"]
+    assert step in (3, 4)
+    assert saves(run, 2) == [[step]] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ranks_that_lightning_started_leave_with_the_first(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    # Lightning's observer kills the first rank when another one leaves with a code other than 0.
+    overlay = ["--config", str(ROOT / "configs" / "overlay_two_ranks.yaml")]
+    run = tmp_path / "run"
+    assert finish(start([*probed(run, toy_shards, toy_tokenizer, signal.SIGUSR1, rank=1), *overlay], run)) == EXIT_CODE
+    assert finish(start([*probed_again(run), *overlay], run)) == 0
+    whole = probed(tmp_path / "whole", toy_shards, toy_tokenizer, signal.SIGUSR1, rank=9)
+    assert finish(start([*whole, *overlay], run)) == 0
+    assert_same_run(tmp_path / "whole", run)
+
+
+def probed_again(run: Path) -> list[str]:
+    """The same run without a signal."""
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["trainer"]["callbacks"][0]["init_args"]["rank"] = 9
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(run / "recipe.yaml")]

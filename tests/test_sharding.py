@@ -1,0 +1,129 @@
+"""A sharded run is the run on one device: same losses, same checkpoint file, either resumes the other."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_distributed import assert_same_training, curve, fit, generator_section, toy_recipe
+from test_resume import checkpoint
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from leam_mm.checkpoint import load_module
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.training.ema import Ema
+from leam_mm.training.sharding import shard_blocks
+
+FSDP2 = "overlay_fsdp2.yaml"
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    """One rank, enough to see what is sharded and that the computation is still the same."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dist.destroy_process_group()
+
+
+def encoder() -> DualEncoder:
+    torch.manual_seed(0)
+    vision = ImageTower(image_size=16, patch_size=8, width=32, layers=3, head_width=16)
+    text = TextTower(context_length=12, vocab_size=50, width=32, heads=2, layers=2)
+    return DualEncoder(16, vision, text, init_bias=-10.0)
+
+
+def denoiser(kind: str) -> Denoiser:
+    torch.manual_seed(0)
+    if kind == "prx":
+        return PRXDenoiser(4, 12, hidden_size=32, depth=3, num_heads=2)
+    return UNetDenoiser(4, 12, [8, 16], num_heads=2, norm_groups=4)
+
+
+def test_towers_are_sharded_by_block_and_compute_the_same(mesh: DeviceMesh) -> None:
+    module, image, text = encoder(), torch.rand(3, 3, 16, 16), torch.randint(1, 50, (3, 12))
+    length = torch.tensor([5, 12, 7])
+    plain = module.encode_image(image), module.encode_text(text, length)
+    for _ in range(2):  # the second call finds everything done
+        shard_blocks(module, mesh, methods=("encode_image", "encode_text"))
+    for expected, found in zip(plain, (module.encode_image(image), module.encode_text(text, length)), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert sum(isinstance(part, FSDPModule) for part in module.modules()) == 1 + 3 + 2
+    whole = {name for name, value in module.named_parameters() if not isinstance(value, DTensor)}
+    assert whole == {"clip.logit_scale", "clip.logit_bias"}
+
+
+@pytest.mark.parametrize(("kind", "parts"), [("prx", 1 + 3), ("unet", 1 + 2 + 2 + 3)])
+def test_denoisers_and_their_average_are_sharded_alike(kind: str, parts: int, mesh: DeviceMesh) -> None:
+    module = denoiser(kind)
+    average = Ema(module, 0.5, ramp=False)
+    for one in (module, average.model):
+        shard_blocks(one, mesh)
+        assert sum(isinstance(part, FSDPModule) for part in one.modules()) == parts
+        assert all(isinstance(value, DTensor) for value in one.parameters())
+    inputs = torch.rand(2, 4, 4, 4), torch.rand(2), torch.rand(2, 8, 12), torch.ones(2, 8, dtype=torch.bool)
+    average.model(*inputs)
+    module(*inputs).square().mean().backward()
+    assert all(value.grad is None or isinstance(value.grad, DTensor) for value in module.parameters())
+    before = {name: value.full_tensor().clone() for name, value in average.model.named_parameters()}
+    with torch.no_grad():
+        for value in module.parameters():
+            value.add_(1.0)
+    average.update(module)
+    for name, value in average.model.named_parameters():
+        torch.testing.assert_close(value.full_tensor(), before[name] + 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sharded_encoder_trains_as_one_and_either_resumes_the_other(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    def recipe(name: str) -> dict:
+        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        made["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "val_check_interval": 4}
+        made["trainer"]["check_val_every_n_epoch"] = None
+        made["checkpoint"] = {"every_n_train_steps": 1000}
+        made["data"]["init_args"] |= {"validation": str(toy_shards), "validation_samples": 16}
+        made["model"]["init_args"]["loss"] = {"class_path": "leam_mm.losses.contrastive.SigmoidLoss"}
+        made["model"]["init_args"]["encoder"] |= {"init_scale": 10.0, "init_bias": -10.0}
+        return made
+
+    whole = fit(recipe("whole"))
+    sharded = fit(recipe("sharded"), FSDP2)
+    assert_same_training(whole, sharded)
+    assert load_module(sharded, ContrastiveModule).ema is not None
+    groups = [
+        [state["params"] for state in checkpoint(run)["optimizer_states"][0]["param_groups"]]
+        for run in (whole, sharded)
+    ]
+    assert groups[0] == groups[1]
+    fit(recipe("grown"), stop_at=3)
+    assert_same_training(whole, fit(recipe("grown"), FSDP2))
+    fit(recipe("shrunk"), FSDP2, stop_at=3)
+    shrunk = fit(recipe("shrunk"))
+    assert curve(shrunk) == pytest.approx(curve(whole), rel=1e-5)
+    for name, value in checkpoint(whole)["state_dict"].items():
+        torch.testing.assert_close(checkpoint(shrunk)["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sharded_generator_trains_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    def recipe(name: str, samples: int = 32) -> dict:
+        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+
+    from test_distributed import codec_section
+
+    clip = fit(recipe("clip", 8))
+    codec = fit({**recipe("codec", 8), "model": codec_section()})
+    runs = []
+    for name, overlays in (("one", ()), ("sharded", (FSDP2,))):
+        made = {**recipe(name), "model": generator_section(clip, codec)}
+        made["trainer"]["gradient_clip_val"] = 1.0
+        runs.append(fit(made, *overlays))
+    assert_same_training(*runs)
