@@ -33,6 +33,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.fsync(file.fileno())
         os.replace(temporary, target)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be a stranger's."""
+        return read_checkpoint(path)
+
 
 class RunCheckpoint(ModelCheckpoint):
     """One file per run, ``checkpoints/last.ckpt``, replaced every few steps and written once more at the end.
@@ -121,12 +125,11 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     """
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
-    section = checkpoint_config(checkpoint)["model"]
     try:
-        module = build_module(section)
+        module = build_module(checkpoint_config(checkpoint)["model"])
     except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
         reason = innermost(str(error))
-        raise UserError(f"{file}: its model {section.get('class_path')} cannot be rebuilt here ({reason})") from None
+        raise UserError(f"{file}: the model of its config cannot be rebuilt here ({reason})") from None
     if not isinstance(module, expected):
         raise UserError(
             f"{file} holds a {type(module).__name__}, but a {expected.__name__} is needed here: "

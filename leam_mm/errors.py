@@ -16,12 +16,22 @@ def one_line(error: UserError) -> str:
     return " ".join(text.split())
 
 
+def beneath(error: BaseException | None) -> UserError | None:
+    """The UserError that another exception was raised from, if any: jsonargparse wraps what constructors say."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
 def run(main: Callable[[], object]) -> None:
     """Call a program's main function and turn a UserError into one line on stderr and exit code 2."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+    except Exception as error:
+        told = beneath(error)
+        if told is None:
+            raise
+        print(f"error: {one_line(told)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("error: interrupted by the keyboard; start the same command again to go on", file=sys.stderr)

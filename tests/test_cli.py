@@ -1,0 +1,178 @@
+import csv
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import clip_recipe
+
+from leam_mm.checkpoint import build_module, checkpoint_config, load_module, read_checkpoint
+from leam_mm.cli import LeamCLI, main
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.errors import UserError
+
+
+def fit(recipe: dict[str, Any], folder: Path, *words: str) -> LeamCLI:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return main(["fit", "--config", str(folder / "recipe.yaml"), *words])
+
+
+def steps(run: Path) -> list[int]:
+    with open(run / "metrics.csv", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def test_print_config_is_complete_and_trains_nothing(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    with pytest.raises(SystemExit) as caught:
+        fit(recipe, tmp_path, "--print_config", "--data.init_args.seed=77")
+    assert caught.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["data"]["init_args"]["seed"] == 77  # the command line comes last
+    assert printed["max_samples"] == 64 and printed["trainer"]["gradient_clip_val"] is None
+    assert printed["model"]["init_args"]["max_scale"] == 100.0  # defaults are written out
+    assert printed["checkpoint"]["every_n_train_steps"] == 2 and "window" in printed["throughput"]
+    assert "optimizer" not in printed  # the model's own optimizer is the only one
+    assert isinstance(build_module(printed["model"]), ContrastiveModule)
+    assert not (tmp_path / "run").exists()
+
+
+def test_printed_config_is_a_recipe_that_prints_itself(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            fit(recipe, tmp_path, "--print_config")
+        texts.append(capsys.readouterr().out)
+        recipe = yaml.safe_load(texts[-1])
+    assert texts[0] == texts[1]
+
+
+def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(clip_recipe(run, toy_shards, toy_tokenizer, max_samples=24), tmp_path)
+    assert steps(run) == [0, 1, 2]
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert list((run / "tensorboard").glob("events*"))
+    assert not list(run.rglob("*.tmp*"))
+    checkpoint = read_checkpoint(run)
+    assert checkpoint["leam_mm"]["samples_seen"] == 24 and checkpoint["global_step"] == 3
+    assert list(checkpoint["leam_mm"]["data"]) == [str(toy_shards)]
+    assert checkpoint_config(checkpoint)["model"] == yaml.safe_load((run / "config.yaml").read_text())["model"]
+
+
+def test_finished_run_is_not_trained_again(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24)
+    fit(recipe, tmp_path)
+    before = read_checkpoint(tmp_path / "run")
+    fit(recipe, tmp_path)
+    after = read_checkpoint(tmp_path / "run")
+    assert after["global_step"] == 3 and after["leam_mm"]["samples_seen"] == 24
+    assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
+    assert steps(tmp_path / "run") == [0, 1, 2]
+
+
+def test_raised_max_samples_goes_on_to_the_new_length(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24)
+    fit(recipe, tmp_path)
+    short = read_checkpoint(tmp_path / "run")["state_dict"]
+    fit(recipe, tmp_path, "--max_samples=56")
+    longer = read_checkpoint(tmp_path / "run")
+    assert longer["global_step"] == 7 and longer["leam_mm"]["samples_seen"] == 56
+    assert steps(tmp_path / "run") == list(range(7))
+    assert any(not torch.equal(value, longer["state_dict"][name]) for name, value in short.items())
+    assert checkpoint_config(longer)["max_samples"] == 56
+
+
+def test_extension_with_a_constant_rate_equals_the_long_run(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    def recipe(name: str, samples: int) -> dict[str, Any]:
+        made = clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+        made["model"]["init_args"].update(final_rate=1.0)
+        return made
+
+    fit(recipe("whole", 48), tmp_path)
+    fit(recipe("parts", 24), tmp_path)
+    fit(recipe("parts", 48), tmp_path)
+    whole, parts = (read_checkpoint(tmp_path / name)["state_dict"] for name in ("whole", "parts"))
+    assert all(torch.equal(value, parts[name]) for name, value in whole.items())
+
+
+def test_recipe_without_length_is_refused(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    del recipe["max_samples"]
+    with pytest.raises(UserError, match="does not say how long to train: set max_samples"):
+        fit(recipe, tmp_path)
+
+
+def test_max_samples_must_be_whole_batches(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"max_samples 30 is no multiple of data\.init_args\.batch_size 8"):
+        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=30), tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.init_args.warm_up=3"], r"the command line: unknown key 'model\.init_args\.warm_up'"),
+        (["--max_samples=many"], r"the command line: max_samples: .*int.*many"),
+        (["--config=/no/such.yaml"], r"/no/such\.yaml: cannot be read"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str], told: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer), tmp_path, *words)
+    assert "\n" not in str(caught.value)
+
+
+def test_vocabulary_of_another_tokenizer_is_told_before_the_first_step(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    recipe["model"]["init_args"]["encoder"]["text"]["vocab_size"] = 999
+    with pytest.raises(UserError, match=r"vocab_size is 999, but the tokenizer .* write that number into the recipe"):
+        fit(recipe, tmp_path)
+
+
+def test_validate_measures_a_checkpoint(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=16)
+    recipe["data"]["init_args"].update(validation=str(toy_shards), validation_samples=16)
+    fit(recipe, tmp_path)
+    before = read_checkpoint(tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    cli = main(["validate", "--config", str(tmp_path / "recipe.yaml"), "--ckpt_path", str(checkpoint)])
+    encoder = load_module(tmp_path / "run", ContrastiveModule).ema_encoder()
+    trained = cli.model.ema_encoder()
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in trained.state_dict().items())
+    assert 0 <= float(cli.trainer.callback_metrics["val/in_batch_top1"]) <= 1
+    assert read_checkpoint(tmp_path / "run")["global_step"] == before["global_step"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is an option that is not installed")
+def test_one_line_adds_wandb_and_keeps_the_other_loggers(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
+    recipe["trainer"]["logger"] = "lightning.pytorch.loggers.WandbLogger"
+    cli = fit(recipe, tmp_path)
+    kinds = [type(logger).__name__ for logger in cli.trainer.loggers]
+    assert kinds == ["MetricsLog", "TensorBoardLogger", "WandbLogger"]
+    assert steps(tmp_path / "run") == [0] and list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_logger_can_be_switched_off(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
+    recipe["trainer"]["logger"] = False
+    assert fit(recipe, tmp_path).trainer.loggers == []
+    assert not (tmp_path / "run" / "metrics.csv").exists()

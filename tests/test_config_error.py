@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from leam_mm.config_error import config_files, explain, find_key, innermost
+
+NESTED = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning.pytorch.core.module.LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Parser key "warmup_steps":
+        Expected a <class 'int'>. Got value: many
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {'init_args': {'warmup_steps': 'many'}}"""
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> list[str]:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("model: {init_args: {warmup_steps: 3, inner: [{deep: 1}]}}\n")
+    second.write_text("model: {init_args: {warmup_steps: many}}\n")
+    return ["fit", "--config", str(first), f"--config={second}", "--data.init_args.seed", "x"]
+
+
+def test_files_come_in_the_order_of_the_command_line(args: list[str], tmp_path: Path) -> None:
+    assert config_files([*args, "-c", "third.yaml"]) == [
+        str(tmp_path / "first.yaml"),
+        str(tmp_path / "second.yaml"),
+        "third.yaml",
+    ]
+    assert config_files(["fit", "--config"]) == []
+
+
+def test_last_place_of_a_key_wins(args: list[str], tmp_path: Path) -> None:
+    second = str(tmp_path / "second.yaml")
+    assert find_key("warmup_steps", args) == (second, "model.init_args.warmup_steps")
+    assert find_key("init_args.warmup_steps", args) == (second, "model.init_args.warmup_steps")
+    assert find_key("deep", args) == (str(tmp_path / "first.yaml"), "model.init_args.inner.deep")
+    assert find_key("seed", args) == ("the command line", "data.init_args.seed")
+    assert find_key("nowhere", args) == (f"{tmp_path / 'first.yaml'}, {second}", "nowhere")
+
+
+def test_wrong_type_is_told_with_file_key_and_value(args: list[str], tmp_path: Path) -> None:
+    assert innermost(NESTED) == "warmup_steps: Expected a int. Got value: many"
+    told = explain(NESTED, args)
+    assert told == f"{tmp_path / 'second.yaml'}: model.init_args.warmup_steps: Expected a int. Got value: many"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Option 'deep' is not accepted",
+        "Subcommand 'fit' does not accept option 'inner.deep'",
+        "Group 'x' does not accept option 'deep'",
+    ],
+)
+def test_unknown_key_is_told_with_file_and_cure(message: str, args: list[str], tmp_path: Path) -> None:
+    told = explain(f'Parser key "model":\n  Errors:\n    - {message}\n', args)
+    assert told.startswith(f"{tmp_path / 'first.yaml'}: unknown key 'model.init_args.inner.deep': remove it")
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [("", "holds no keys"), ("words", "holds no keys"), ("a: [1", "is no YAML"), (None, "cannot be read")],
+)
+def test_file_that_is_no_recipe_is_named(tmp_path: Path, content: str | None, fault: str) -> None:
+    file = tmp_path / "x.yaml"
+    if content is not None:
+        file.write_text(content)
+    told = explain("Problems parsing config:\n  somewhere", ["fit", "--config", str(file)])
+    assert told.startswith(f"{file}: {fault}") and "\n" not in told
+
+
+def test_other_messages_stay_in_one_line() -> None:
+    assert explain("the following\narguments are required: model", []) == (
+        "the command line: the following; arguments are required: model"
+    )

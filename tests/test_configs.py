@@ -1,0 +1,124 @@
+"""Every file in configs/ is read by the program that it is for; the training recipes of a corridor run end to end."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import toy_vocabulary
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+import evaluate
+from data_tools import encode_latents
+from leam_mm.checkpoint import read_checkpoint
+from leam_mm.cli import main
+from leam_mm.corridor import read_corridor
+
+FOLDER = Path(__file__).parent.parent / "configs"
+
+
+def kind(path: Path) -> str:
+    if path.stem.startswith(("corridor_", "evaluate_")):
+        return path.stem.partition("_")[0]
+    return "recipe" if "model" in yaml.safe_load(path.read_text(encoding="utf-8")) else "overlay"
+
+
+FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "corridor", "evaluate")}
+for _path in sorted(FOLDER.rglob("*.yaml")):
+    FILES[kind(_path)].append(_path)
+
+
+def named(group: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", FILES[group], ids=lambda path: path.stem)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *files: Path) -> dict[str, Any]:
+    """What --print_config says."""
+    capsys.readouterr()
+    words = [word for file in files for word in ("--config", str(file))]
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", *words, "--print_config"])
+    assert caught.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_kind_is_there() -> None:
+    assert all(FILES.values()), FILES
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_first_line_says_what_it_is(path: Path) -> None:
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("# ") and len(first) > 30
+
+
+@named("recipe")
+def test_recipe_parses_and_says_what_it_needs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed(capsys, path)
+    assert config["max_samples"] % config["data"]["init_args"]["batch_size"] == 0
+    assert config["ckpt_path"] == "last"  # the same command starts and resumes
+    assert config["trainer"]["default_root_dir"].startswith("runs/")
+    assert isinstance(config["seed_everything"], int)
+    text = config["model"]["init_args"].get("encoder", {}).get("text")
+    if text:
+        assert text["context_length"] == config["data"]["init_args"]["context_length"]
+        assert config["model"]["init_args"]["tokenizer"] == config["data"]["init_args"]["tokenizer"]
+
+
+@named("overlay")
+def test_overlay_parses_on_top_of_a_recipe(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = FOLDER / "scenes_clip.yaml"
+    below, above = printed(capsys, recipe), printed(capsys, recipe, path)
+    assert below != above and below["model"] == above["model"]
+
+
+@named("corridor")
+def test_corridor_names_files_that_exist(path: Path) -> None:
+    corridor = read_corridor(path)
+    words = [word for stage in corridor.stages for word in stage.command.split()]
+    for word in words:
+        if word.startswith(("configs/", "data_tools/")) or word in ("train.py", "evaluate.py"):
+            assert (FOLDER.parent / word).is_file(), word
+    assert len({stage.name for stage in corridor.stages}) == len(corridor.stages)
+
+
+@named("evaluate")
+def test_evaluation_parses(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(evaluate.evaluate, as_positional=False)
+    settings = parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert settings.evaluators and os.fspath(settings.output).startswith("runs/")
+
+
+def train(recipe: Path, run: Path, changes: dict[str, Any]) -> None:
+    """Two steps of a recipe as it is, but for data, length and place."""
+    quiet = {"default_root_dir": str(run), "accelerator": "cpu", "logger": False}
+    quiet.update(enable_progress_bar=False, enable_model_summary=False)
+    changes["data"]["init_args"].update(batch_size=4, workers=0)
+    content = {"max_samples": 8, "trainer": quiet, **changes}
+    run.mkdir()
+    (run / "overlay.yaml").write_text(yaml.safe_dump(content))
+    main(["fit", "--config", str(recipe), "--config", str(run / "overlay.yaml")])
+    assert read_checkpoint(run)["global_step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("corpus", ["scenes", "emoji"])
+def test_recipes_of_a_corridor_train_one_after_the_other(
+    corpus: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    data = {"train": str(toy_shards), "validation": str(toy_shards), "validation_samples": 4}
+    words = {"tokenizer": str(toy_tokenizer)}
+    model: dict[str, Any] = {**words, "encoder": {"text": {"vocab_size": toy_vocabulary(toy_tokenizer)}}}
+    clip, codec, latents = tmp_path / "clip", tmp_path / "codec", tmp_path / "latents"
+    train(
+        FOLDER / f"{corpus}_clip.yaml", clip, {"data": {"init_args": {**data, **words}}, "model": {"init_args": model}}
+    )
+    train(FOLDER / f"{corpus}_codec.yaml", codec, {"data": {"init_args": data}})
+    arguments = ["--shards", str(toy_shards), "--codec", str(codec), "--clip", str(clip), "--output", str(latents)]
+    encode_latents.encode_latents(encode_latents.parse(arguments), Console(quiet=True))
+    parts = {"clip": str(clip), "codec": str(codec), "latents": str(latents)}
+    changes = {"data": {"init_args": {"train": str(latents)}}, "model": {"init_args": parts}}
+    train(FOLDER / f"{corpus}_generator.yaml", tmp_path / "generator", changes)
