@@ -3,7 +3,7 @@
 import base64
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from leam_mm.evaluators.chart import line_chart
 from leam_mm.evaluators.report_number import MISSING, Row, duration, energy, language, plain, table
 
 MAX_PICTURE_BYTES = 8_000_000
+# The losses proper, and top-1 measured while training; parts at single times and the like would crowd the frame.
+CURVES: dict[str, Callable[[str], bool]] = {
+    "loss": lambda column: column.rpartition("/")[2] == "loss",
+    "top-1 while training": lambda column: "/top1/" in column and "min_over" not in column,
+}
 STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
 
 
@@ -76,13 +81,14 @@ def curves(folder: Path) -> str:
     figures = []
     for name, label in STAGES.items():
         for path in sorted((folder / name).rglob("metrics.csv")):
-            series, axis = _read_curves(path)
-            if chart := line_chart(series, axis, f"{label}: loss"):
-                figures.append(f"<figure><figcaption>{escape(label)}</figcaption>{chart}</figure>")
+            for quantity, chosen in CURVES.items():
+                series, axis = _read_curves(path, chosen)
+                if chart := line_chart(series, axis, f"{label}: {quantity}"):
+                    figures.append(f"<figure><figcaption>{escape(label)}: {quantity}</figcaption>{chart}</figure>")
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
-def _read_curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], str]:
+def _read_curves(path: Path, chosen: Callable[[str], bool]) -> tuple[dict[str, list[tuple[float, float]]], str]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -90,9 +96,8 @@ def _read_curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], str]
         raise UserError(f"{path}: cannot be read as CSV ({error})") from None
     columns = list(rows[0]) if rows else []
     seen = next((column for column in columns if column and column.rpartition("/")[2] == "samples_seen"), None)
-    # The losses proper; their parts at single times and the like would crowd the frame.
-    losses = [column for column in columns if column and column.rpartition("/")[2] == "loss"]
-    series: dict[str, list[tuple[float, float]]] = {column: [] for column in losses[:4]}
+    wanted = [column for column in columns if column and chosen(column)]
+    series: dict[str, list[tuple[float, float]]] = {column: [] for column in wanted[:4]}
     steps = [_float(row.get("step")) or 0.0 for row in rows]
     known = [(step, _float(row.get(seen))) for step, row in zip(steps, rows, strict=True)] if seen else []
     # The counter and a loss may stand in different rows of one step; where there is none the neighbours tell.
