@@ -9,7 +9,7 @@ YAML:
             every_n_steps: 500
             evaluators:
               - class_path: leam_mm.evaluators.zero_shot.ZeroShot
-                init_args: {shards: runs/emoji/shards/test, classes: runs/emoji/drawings/classes.json, languages: [en, de]}
+                init_args: {shards: shards/test, classes: drawings/classes.json, languages: [en, de]}
 """
 
 import time
