@@ -13,9 +13,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from leam_mm.checkpoint import load_module
+from leam_mm.codec_module import LatentCodecModule
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.errors import UserError
 from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.models.latent_codec import DCCodec
 from leam_mm.training.ema import Ema
 from leam_mm.training.sharding import shard_blocks
 
@@ -34,7 +37,8 @@ def encoder() -> DualEncoder:
     torch.manual_seed(0)
     vision = ImageTower(image_size=16, patch_size=8, width=32, layers=3, head_width=16)
     text = TextTower(context_length=12, vocab_size=50, width=32, heads=2, layers=2)
-    return DualEncoder(16, vision, text, init_bias=-10.0)
+    made = DualEncoder(16, vision, text, init_bias=-10.0)
+    return made.to(memory_format=torch.channels_last)  # an order of kernels that torch refuses to shard
 
 
 def denoiser(kind: str) -> Denoiser:
@@ -76,6 +80,14 @@ def test_denoisers_and_their_average_are_sharded_alike(kind: str, parts: int, me
     average.update(module)
     for name, value in average.model.named_parameters():
         torch.testing.assert_close(value.full_tensor(), before[name] + 0.5)
+
+
+def test_codecs_are_not_sharded() -> None:
+    module = LatentCodecModule(DCCodec(latent_channels=4, widths=[8, 8], layers=[1, 1]))
+    module.configure_model()
+    module._device_mesh = object()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="leave overlay_fsdp2"):
+        module.configure_model()
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
         return
     for value in [*module.parameters(), *module.buffers()]:
         dist.broadcast(value.data, src=0)  # as DDP does: all ranks begin with the weights of the first
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # kernels in channels-last order cannot be sharded
     ranks = mesh["data_parallel"]
     scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
     for scalar in scalars:
