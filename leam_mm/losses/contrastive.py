@@ -1,7 +1,7 @@
 """Contrastive losses between paired images and texts: plain functions of tensors."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
