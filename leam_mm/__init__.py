@@ -1,5 +1,6 @@
 """Text-image foundation models that one can answer for. Imports nothing; sets what libraries read when they load."""
 
+import logging
 import os
 
 # Nothing phones home. Threads sleep at a barrier instead of spinning: a loader worker shares the trainer's cores, and a
@@ -15,3 +16,5 @@ _SETTINGS = {
 }
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
+# xformers complains at import when its kernels do not fit this torch; models/attention.py says in one line what runs.
+logging.getLogger("xformers").setLevel(logging.ERROR)

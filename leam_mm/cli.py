@@ -151,6 +151,7 @@ QUIET = (
     r".*ended before the epoch ended and your dataloader is not resumable.*",
     r".*Total length of `list` across ranks is zero.*",
     r".*does not have many workers.*",
+    r".*The `srun` command is available on your system but is not used.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*Checkpoint directory .* exists and is not empty.*",
 )
