@@ -29,7 +29,8 @@ def test_clocks_tell_sleep_from_work() -> None:
             pass
 
     found = measure.time_pairs(work, lambda: time.sleep(0.05), repeats=3, warmup=0)
-    assert min(found.ours.wall) >= 0.05 and min(found.peer.wall) >= 0.05
+    # The two clocks of a machine differ by their granularity.
+    assert min(found.ours.wall) >= 0.045 and min(found.peer.wall) >= 0.045
     assert min(found.ours.cpu) >= 0.045 and max(found.peer.cpu) < 0.04
 
 
