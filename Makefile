@@ -25,10 +25,10 @@ environment: $(READY) ## Build the environment with the pinned versions (about 3
 	@$(RUN) -c 'import leam_mm, pathlib, sys; sys.exit(pathlib.Path(leam_mm.__file__).parent.parent != pathlib.Path.cwd())' \
 	  || $(RUN) -m pip install --quiet --no-deps -e .
 
-quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network (15 minutes)
+quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network (26 minutes on busy cores)
 	$(RUN) -m leam_mm.corridor configs/corridor_quickstart.yaml
 
-emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (45 minutes, needs npm)
+emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
 	$(RUN) -m leam_mm.corridor configs/corridor_emoji.yaml
 
 test: environment ## All CPU tests
