@@ -21,11 +21,11 @@ $(READY):
 	$(RUN) -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
 	touch $@
 
-environment: $(READY) ## Build the environment with the pinned versions (about 3 minutes, 7 GB)
+environment: $(READY) ## Build the environment with the pinned versions
 	@$(RUN) -c 'import leam_mm, pathlib, sys; sys.exit(pathlib.Path(leam_mm.__file__).parent.parent != pathlib.Path.cwd())' \
 	  || $(RUN) -m pip install --quiet --no-deps -e .
 
-quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network (26 minutes on busy cores)
+quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network
 	$(RUN) -m leam_mm.corridor configs/corridor_quickstart.yaml
 
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
