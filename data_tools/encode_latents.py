@@ -49,6 +49,7 @@ class Encoding:
         clip_sha256: Of the encoder's checkpoint.
         image_size: H = W, in pixels.
         captions_per_sample: K, caption states of each sample at most.
+        languages: Captions in these only, where a sample has any; None takes all.
         seed: Of the choice of captions.
         dtype: Of the stored arrays.
         statistics_sha256: Of the statistics taken from another folder; None measures them.
@@ -59,6 +60,7 @@ class Encoding:
     clip_sha256: str
     image_size: int
     captions_per_sample: int
+    languages: list[str] | None
     seed: int
     dtype: str
     statistics_sha256: str | None
@@ -109,8 +111,11 @@ class Encoder:
         return array
 
 
-def choose_captions(captions: list[dict[str, Any]], count: int, seed: int, key: str) -> list[dict[str, Any]]:
+def choose_captions(
+    captions: list[dict[str, Any]], count: int, seed: int, key: str, languages: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Draw up to ``count`` different captions, one language after the other in an order drawn from (seed, key)."""
+    captions = [caption for caption in captions if caption["language"] in (languages or [])] or captions
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
     by_language: dict[str, list[dict[str, Any]]] = {}
@@ -159,7 +164,7 @@ def write(encoder: Encoder, shards: Path, writer: ShardWriter, batch_size: int, 
     for group in grouped(remaining, batch_size, writer.samples_per_shard):
         records = [_record(sample) for sample in group]
         chosen = [
-            choose_captions(record["captions"], settings.captions_per_sample, settings.seed, key)
+            choose_captions(record["captions"], settings.captions_per_sample, settings.seed, key, settings.languages)
             for (key, _), record in zip(group, records, strict=True)
         ]
         latents, states = encoder.latents(group), encoder.states(group, chosen)
@@ -230,6 +235,7 @@ def open_encoder(options: argparse.Namespace) -> Encoder:
         clip_sha256=file_sha256(find_checkpoint(options.clip)),
         image_size=size,
         captions_per_sample=options.captions_per_sample,
+        languages=sorted(options.languages) if options.languages else None,
         seed=options.seed,
         dtype=options.dtype,
         statistics_sha256=file_sha256(statistics) if statistics else None,
@@ -314,6 +320,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--statistics", type=Path, help="latent folder whose statistics to take; by default measured")
     parser.add_argument("--captions-per-sample", type=int, default=4, help="caption states per sample, at most")
+    parser.add_argument("--languages", nargs="+", help="captions in these only, where a sample has any")
     parser.add_argument("--image-size", type=int, help="pixels; by default as in the codec's training")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of captions")
     parser.add_argument("--batch-size", type=int, default=256, help="samples at once; changes speed and memory only")

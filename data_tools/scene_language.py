@@ -78,10 +78,10 @@ class SceneLanguage:
         return text
 
     def thing(self, colour: str, shape: str, size: str = "", texture: str = "", column: str = "one") -> str:
-        """Name one thing, with its article where the language has one ("a small red circle").
+        """Name one thing, with its article where the language has one ("a small red circle", "a small circle").
 
         Args:
-            colour: One of COLOURS.
+            colour: One of COLOURS, or "" for unmentioned.
             shape: One of SHAPES.
             size: "small", "large" or "" for unmentioned; only with column "one".
             texture: "striped", "dotted" or "" for unmentioned; only with column "one".
@@ -93,12 +93,12 @@ class SceneLanguage:
             article=self.articles.get(column, {}).get(gender, ""),
             size=self.sizes[size][column, gender] if size else "",
             texture=self.textures[texture][column, gender] if texture else "",
-            colour=self.colours[colour][column, gender],
+            colour=self.colours[colour][column, gender] if colour else "",
             noun=forms[column],
         )
 
     def count(self, colour: str, shape: str, number: int) -> str:
-        """Name 1 to 4 equal things with the numeral ("three red circles")."""
+        """Name 1 to 4 equal things with the numeral ("three red circles"); "" leaves the colour unmentioned."""
         gender, forms = self.nouns[shape]
         column = NUMERAL_COLUMNS[number] if NUMERAL_COLUMNS[number] in self.columns else "few"
         return self._fill(
@@ -106,7 +106,7 @@ class SceneLanguage:
             number=self.numerals[number][gender],
             size="",
             texture="",
-            colour=self.colours[colour][column, gender],
+            colour=self.colours[colour][column, gender] if colour else "",
             noun=forms[column],
         )
 

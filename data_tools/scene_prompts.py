@@ -50,26 +50,35 @@ def class_id(colour: str, shape: str) -> str:
     return f"{colour}_{shape}"
 
 
-def describe(scene: Scene, language: SceneLanguage) -> str:
-    """The bare phrase for a scene in one language."""
+def describe(scene: Scene, language: SceneLanguage, name_colour: bool = True) -> str:
+    """The bare phrase for a scene in one language; the two things of a pair are always told apart by colour."""
     first = scene.objects[0]
     if scene.kind == "pair":
         second = scene.objects[1]
         return language.pair((first.colour, first.shape), (second.colour, second.shape), str(scene.relation))
+    colour = first.colour if name_colour else ""
     if scene.kind == "count":
-        return language.count(first.colour, first.shape, len(scene.objects))
+        return language.count(colour, first.shape, len(scene.objects))
     texture = "" if first.texture == "plain" else first.texture
-    return language.thing(first.colour, first.shape, first.size, texture)
+    return language.thing(colour, first.shape, first.size, texture)
 
 
-def captions(scene: Scene, generator: np.random.Generator) -> dict[str, str]:
-    """One caption in each language: the bare phrase half of the time, else inside a sentence."""
+def captions(scene: Scene, generator: np.random.Generator, colourless: float = 0.0) -> dict[str, str]:
+    """One caption in each language: the bare phrase half of the time, else inside a sentence.
+
+    Args:
+        scene: What is described.
+        generator: Of the sentences and of what stays unsaid.
+        colourless: Chance that a caption of a single thing, or of several equal ones, names no colour, in [0, 1].
+    """
     number = len(scene.objects) if scene.kind == "count" else 1
     framed = generator.integers(0, 6, len(LANGUAGES))
+    named = generator.random(len(LANGUAGES)) >= colourless
     texts = {}
-    for (code, language), choice in zip(scene_languages().items(), framed, strict=True):
+    for (code, language), choice, name_colour in zip(scene_languages().items(), framed, named, strict=True):
         frames = language.frames(number)
-        texts[code] = frames[choice if choice < len(frames) else 0].format(describe(scene, language))
+        phrase = describe(scene, language, bool(name_colour))
+        texts[code] = frames[choice if choice < len(frames) else 0].format(phrase)
     return texts
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -69,6 +70,12 @@ class LeamCLI(LightningCLI):
             default=None,
             help="Length of the training in samples seen; sets trainer.max_steps.",
         )
+        parser.add_argument(
+            "--threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads of torch in each rank; by default torch's own choice (OMP_NUM_THREADS, else the cores).",
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -79,6 +86,8 @@ class LeamCLI(LightningCLI):
         """Derive steps from samples, and the checkpoint folder from the run folder."""
         config = self.config[self.subcommand]
         _follow_slurm(config.trainer, os.environ)
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
         if config.max_samples is not None:
             batch = config.data.init_args.batch_size
             if config.max_samples % batch:

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -78,14 +79,16 @@ class ContrastiveModule(LightningModule):
                 shard_blocks(encoder, self.device_mesh, methods=("encode_image", "encode_text"))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Embed the images and texts of a batch: two (B, D) of unit length."""
+        """Embed the images and texts of a batch: (B, D) and (B K, D) of unit length, K captions for each image."""
         image = self.encoder.encode_image(self.encoder.normalise(batch["image"]))
         return image, self.encoder.encode_text(batch["text"], batch["text_length"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of the embeddings of all ranks."""
+        """Loss of the embeddings of all ranks: the mean over the first captions of all images, the second ones, ..."""
         image, text = (gather(features.float()) for features in self(batch))
-        loss = self.loss(image, text, self.encoder.scale, self.encoder.bias)
+        captions = rearrange(text, "(b k) d -> k b d", b=len(image))
+        losses = [self.loss(image, caption, self.encoder.scale, self.encoder.bias) for caption in captions]
+        loss = torch.stack(losses).mean()
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/scale", self.encoder.scale)
         return loss

@@ -21,13 +21,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
 from leam_mm.errors import UserError, run
 
+if TYPE_CHECKING:
+    from leam_mm.training.energy_meter import EnergyReading
+
+NOT_MEASURED = "not measured"
+HEARTBEAT = 5.0  # seconds between two notes of what a running stage has cost
 console = Console(highlight=False)
 
 
@@ -112,34 +117,54 @@ def serving(folder: str, port: int) -> Iterator[None]:
         server.wait()
 
 
-def run_stage(stage: Stage) -> dict[str, Any]:
-    """Run one command and measure it."""
+def add(reading: "EnergyReading", earlier: dict[str, Any]) -> dict[str, Any]:
+    """What a stage has cost with this attempt and the earlier ones; energy unmeasured once is unmeasured in sum."""
+    joules = reading.joules
+    if earlier:
+        before = earlier["energy"]["joules"]
+        joules = None if joules is None or before is None else joules + before
+    return {
+        "seconds": reading.seconds + earlier.get("seconds", 0.0),
+        "cpu_seconds": reading.cpu_seconds + earlier.get("cpu_seconds", 0.0),
+        "energy": {"joules": joules, "source": reading.source if joules is not None else NOT_MEASURED},
+        "attempts": 1 + earlier.get("attempts", 0),
+    }
+
+
+def _start(stage: Stage, words: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(words, env=environment)
+    except OSError as error:
+        raise UserError(f"stage {stage.name}: {words[0]} cannot be started ({error.strerror}); install it") from None
+
+
+def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
+    """Run one command and measure it; what it has cost so far lies in ``begun``, in case it is killed."""
     from leam_mm.training.energy_meter import EnergyMeter
 
+    earlier = read_json(begun).get("cost", {})
     words = shlex.split(stage.command)
     words = [sys.executable, *words[1:]] if words[0] == "python" else words
-    meter = EnergyMeter()
-    meter.start()
     console.print(f"[bold]$ {stage.command}[/bold]")
     # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    meter = EnergyMeter().start()
     try:
-        with serving(**stage.serve) if stage.serve else nullcontext():
-            code = subprocess.run(words, env=environment, check=False).returncode
-    except OSError as error:
-        raise UserError(f"stage {stage.name}: {words[0]} cannot be started ({error.strerror}); install it") from None
-    reading = meter.stop()
+        with serving(**stage.serve) if stage.serve else nullcontext(), _start(stage, words, environment) as job:
+            while job.poll() is None:
+                try:
+                    job.wait(timeout=HEARTBEAT)
+                except subprocess.TimeoutExpired:
+                    write_json(begun, {"fingerprint": identity, "cost": add(meter.read(), earlier)})
+            code = job.returncode
+    finally:
+        cost = add(meter.stop(), earlier)
+        write_json(begun, {"fingerprint": identity, "cost": cost})
     if code:
         raise UserError(
             f"stage {stage.name} ended with exit code {code}; mend what it says above and start the same command again"
         )
-    return {
-        "name": stage.name,
-        "command": stage.command,
-        "seconds": reading.seconds,
-        "cpu_seconds": reading.cpu_seconds,
-        "energy": {"joules": reading.joules, "source": reading.source},
-    }
+    return {"name": stage.name, "command": stage.command, **cost, "fingerprint": identity}
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -174,9 +199,9 @@ def walk(corridor: Corridor) -> list[dict[str, Any]]:
         if read_json(begun).get("fingerprint") != before:
             for made in stage.makes:
                 shutil.rmtree(made, ignore_errors=True) if Path(made).is_dir() else Path(made).unlink(missing_ok=True)
+            write_json(begun, {"fingerprint": before})
         done.unlink(missing_ok=True)
-        write_json(begun, {"fingerprint": before})
-        record = {**run_stage(stage), "fingerprint": before}
+        record = run_stage(stage, begun, before)
         write_json(done, record)
         begun.unlink()
         records.append(record)
@@ -223,7 +248,8 @@ def main(args: list[str] | None = None) -> None:
     from leam_mm.evaluators.report import write_report
 
     write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
-    console.print(f"\n[bold]{corridor.title}[/bold]: {time.monotonic() - began:.0f} s")
+    spent = sum(record["seconds"] for record in records)
+    console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
     console.print(f"numbers  {corridor.run / 'summary.json'}\nrelease  {corridor.run / 'release'}")
     console.print(f"report   [bold green]{corridor.run / 'report.html'}[/bold green]")
 

@@ -235,6 +235,10 @@ class LatentDiffusionModule(LightningModule):
     def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Caption]:
         """Latents and captions of a batch, encoded here if it holds pictures and texts."""
         if "latent" not in batch:
+            if len(batch["caption"]) != len(batch["image"]):
+                raise UserError(
+                    "a generator takes one caption for each image: set data.init_args.captions_per_image to 1"
+                )
             with torch.no_grad():
                 latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
             return latent, self.caption_encoder.encode(batch["caption"])

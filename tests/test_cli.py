@@ -113,6 +113,15 @@ def test_recipe_without_length_is_refused(toy_shards: Path, toy_tokenizer: Path,
         fit(recipe, tmp_path)
 
 
+def test_threads_are_the_recipes(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8), tmp_path, "--threads=3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_max_samples_must_be_whole_batches(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_samples 30 is no multiple of data\.init_args\.batch_size 8"):
         fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=30), tmp_path)

@@ -1,14 +1,17 @@
 import json
 import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from leam_mm.corridor import main, read_corridor, walk
+from leam_mm.corridor import add, main, read_corridor, walk
 from leam_mm.errors import UserError
+from leam_mm.training.energy_meter import EnergyReading
 
 
 def stage(run: Path, name: str, code: str = "", **more: Any) -> dict[str, Any]:
@@ -96,6 +99,51 @@ def test_failing_stage_names_itself_and_keeps_the_earlier(tmp_path: Path) -> Non
     # The same stage goes on with what it had (a training resumes); only a changed one begins anew.
     assert runs(tmp_path, "first") == "x" and runs(tmp_path, "second") == "xx"
     assert not list((run / "stages").glob("*.begun")) and not list((run / "stages").glob("*.tmp*"))
+
+
+def test_attempts_of_a_stage_are_added_up(tmp_path: Path) -> None:
+    run, flag = tmp_path / "run", tmp_path / "mended"
+    check = f"import os, sys, time; time.sleep(0.4); sys.exit(0 if os.path.exists(r'{flag}') else 3)"
+    file = corridor(tmp_path, stage(run, "slow", check))
+    with pytest.raises(UserError):
+        walk(read_corridor(file))
+    first = json.loads((run / "stages" / "slow.begun").read_text())["cost"]
+    assert first["attempts"] == 1 and first["seconds"] >= 0.4
+    flag.touch()
+    (record,) = walk(read_corridor(file))
+    assert record["attempts"] == 2 and record["seconds"] >= first["seconds"] + 0.4
+    assert record["cpu_seconds"] > first["cpu_seconds"]
+
+
+def test_killed_corridor_has_noted_what_its_stage_cost(tmp_path: Path) -> None:
+    run, flag = tmp_path / "run", tmp_path / "mended"
+    wait = f"import os, time; [time.sleep(0.1) for _ in range(600) if not os.path.exists(r'{flag}')]"
+    file = corridor(tmp_path, stage(run, "slow", wait))
+    code = "import leam_mm.corridor as c, sys; c.HEARTBEAT = 0.2; c.main([sys.argv[1]])"
+    program = subprocess.Popen([sys.executable, "-c", code, str(file)])
+    note = run / "stages" / "slow.begun"
+    try:
+        for _ in range(600):
+            seconds = json.loads(note.read_text()).get("cost", {}).get("seconds", 0) if note.exists() else 0
+            if seconds > 0.5:
+                break
+            time.sleep(0.1)
+    finally:
+        program.kill()
+        program.wait()
+        flag.touch()
+    (record,) = walk(read_corridor(file))
+    assert record["attempts"] == 2 and record["seconds"] > seconds > 0.5
+
+
+@pytest.mark.parametrize(("joules", "total"), [((2.0, 3.0), 5.0), ((None, 3.0), None), ((2.0, None), None)])
+def test_energy_that_was_once_not_measured_is_not_measured_in_sum(
+    joules: tuple[float | None, float | None], total: float | None
+) -> None:
+    first, second = (EnergyReading(joule, "a counter", "node", 1.0, 0.5) for joule in joules)
+    both = add(second, add(first, {}))
+    assert both["energy"] == {"joules": total, "source": "a counter" if total else "not measured"}
+    assert (both["seconds"], both["cpu_seconds"], both["attempts"]) == (2.0, 1.0, 2)
 
 
 def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:

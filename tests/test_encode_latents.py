@@ -160,6 +160,10 @@ def test_captions_are_spread_over_languages_and_drawn_from_seed_and_key() -> Non
     assert len(first) == 9
     orders = {program.choose_captions(captions, 1, seed, "a")[0]["text"] for seed in range(50)}
     assert len(orders) > 1
+    only = program.choose_captions(captions, 99, 0, "a", [captions[0]["language"]])
+    assert {caption["language"] for caption in only} == {captions[0]["language"]}
+    # A sample without any of the languages keeps the captions it has, as in training.
+    assert program.choose_captions(captions, 99, 0, "a", ["xx"]) == everything
 
 
 def test_held_out_shards_take_the_statistics_of_training(

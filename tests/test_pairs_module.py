@@ -5,12 +5,15 @@ import pytest
 import torch
 from conftest import toy_picture, write_toy_shards
 
+from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import Source
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError, one_line
+from leam_mm.losses.contrastive import InfoNCE
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 
 
 def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
@@ -40,6 +43,37 @@ def test_caption_belongs_to_its_image(toy_shards: Path) -> None:
     for key, caption in zip(batch["key"], batch["caption"], strict=True):
         colour = sorted(words)[int(key) % 4]
         assert colour in caption or words[colour] in caption
+
+
+def test_several_captions_per_image_follow_each_other(toy_shards: Path, toy_tokenizer: Path) -> None:
+    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, captions_per_image=3, batch_size=24)
+    assert batch["image"].shape[0] == 24 and batch["text"].shape[0] == len(batch["caption"]) == 72
+    words = {"blue": "blau", "green": "grün", "red": "rot", "yellow": "gelb"}
+    for key, *captions in zip(batch["key"], *(batch["caption"][k::3] for k in range(3)), strict=True):
+        colour = sorted(words)[int(key) % 4]
+        assert all(colour in caption or words[colour] in caption for caption in captions)
+    # Drawn independently: the languages of an image's captions differ where they happen to.
+    assert len({tuple(batch["language"][3 * k : 3 * k + 3]) for k in range(24)}) > 2
+    # The first caption, the crop and the order are those of a run with one caption.
+    one = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, batch_size=24)
+    assert one["caption"] == batch["caption"][::3] and torch.equal(one["image"], batch["image"])
+    with pytest.raises(UserError, match="captions_per_image is 0: give at least 1"):
+        first_batch(toy_shards, captions_per_image=0)
+
+
+def test_loss_of_several_captions_is_the_mean_over_them(toy_shards: Path, toy_tokenizer: Path) -> None:
+    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, captions_per_image=3)
+    vision = ImageTower(image_size=16, patch_size=8, width=32, layers=1, head_width=16)
+    text = TextTower(12, Tokenizer(toy_tokenizer, 12).vocabulary, width=32, heads=2, layers=1)
+    module = ContrastiveModule(DualEncoder(16, vision, text), InfoNCE(), str(toy_tokenizer))
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    with torch.no_grad():
+        loss = module.training_step(batch, 0)
+        single = [
+            module.training_step({**batch, "text": batch["text"][k::3], "text_length": batch["text_length"][k::3]}, 0)
+            for k in range(3)
+        ]
+    assert loss.item() == pytest.approx(sum(single).item() / 3, rel=1e-6)  # type: ignore[union-attr]
 
 
 def test_without_tokenizer_there_is_no_text(toy_shards: Path) -> None:

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,42 @@ def test_term_saves_once_and_leaves_with_75(tmp_path: Path, toy_shards: Path, to
     assert "Traceback" not in output and "leaving with exit code 75" in output
     assert saves(run, 1) == [[checkpoint(run)["global_step"]]]
     assert checkpoint(run)["global_step"] in (3, 4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_signal_to_the_whole_process_group_spares_the_loader_workers(
+    number: int, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    # Schedulers do this; a worker that dies of it makes torch raise in the trainer, and nothing would be saved.
+    run = tmp_path / "run"
+    command = probed(run, toy_shards, toy_tokenizer, number, rank=9)
+    more = ["--data.init_args.workers=2", "--max_samples=100000", "--trainer.log_every_n_steps=1"]
+    environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *more], env=environment, start_new_session=True)
+    log = run / "metrics.csv"
+    for _ in range(1200):
+        if log.exists() and len(log.read_text().splitlines()) > 3:
+            break
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=120) == EXIT_CODE
+    assert checkpoint(run)["global_step"] >= 3
+
+
+def test_program_that_leaves_its_loader_open_still_ends(toy_shards: Path) -> None:
+    # At its end a program tells its workers to go by TERM and waits for them.
+    code = """
+import sys
+from pathlib import Path
+from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.pairs_module import PairsModule
+made = PairsModule(Path(sys.argv[1]), ImageDecoding(16), 8, workers=1)
+made.setup("fit")
+batches = iter(made.train_dataloader())
+next(batches)
+sys.modules["kept"] = batches
+"""
+    subprocess.run([sys.executable, "-c", code, str(toy_shards)], cwd=ROOT, check=True, timeout=120)
 
 
 @pytest.mark.slow

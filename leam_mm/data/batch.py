@@ -6,6 +6,9 @@ of workers changes nothing. A resumed run starts its sampler at the position tha
 
 import json
 import mmap
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +213,23 @@ def collate_samples(samples: list[Sample]) -> dict[str, Any]:
     }
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers signal every process of a job; a worker that died of it would take the training's last save along.
+
+    TERM still ends a worker when its own trainer sends it, as multiprocessing does at the end of a program.
+    """
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_the_trainer, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_trainer(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        continue
+    os._exit(0)
+
+
 def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -> DataLoader[dict[str, Any]]:
     """A DataLoader over whole batches; the number of workers changes the speed only."""
     return DataLoader(
@@ -220,6 +240,7 @@ def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )
 
 

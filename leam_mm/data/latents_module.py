@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,13 @@ class LatentDecoding(Decoding):
             "key": key,
             "sample_index": torch.tensor(index),
         }
+
+    def collate(self, samples: list[Sample]) -> dict[str, Any]:
+        """Cut the padding that no caption of the batch needs: it is masked anyway."""
+        batch = super().collate(samples)
+        longest = max(1, int(batch["caption_length"].max()))
+        batch["caption_state"] = batch["caption_state"][:, :longest].contiguous()
+        return batch
 
 
 class LatentsModule(PlannedModule):

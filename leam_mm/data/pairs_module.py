@@ -10,10 +10,11 @@ from leam_mm.data.captions import Tokenizer, choose_caption
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.errors import UserError
 
 
 class PairDecoding(Decoding):
-    """An image and one of its captions.
+    """An image and one of its captions, or several.
 
     Args:
         image: Decoding and augmentation of the image.
@@ -21,6 +22,7 @@ class PairDecoding(Decoding):
         context_length: L, tokens per caption.
         languages: Draw captions of these only, where a sample has any.
         language_weights: Relative chance of each language of a sample; 1 where not named.
+        captions_per_image: K, drawn independently of each other.
         seed: Of crops and caption choice.
     """
 
@@ -31,26 +33,27 @@ class PairDecoding(Decoding):
         context_length: int,
         languages: list[str] | None,
         language_weights: dict[str, float] | None,
+        captions_per_image: int,
         seed: int,
     ) -> None:
         """See the class for the arguments."""
         super().__init__(seed)
+        self.captions_per_image = captions_per_image
         self.image, self.languages, self.language_weights = image, languages, language_weights
         self.tokenizer_path, self.context_length = tokenizer, context_length
         self._tokenizer: Tokenizer | None = None
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
-        """Crop, caption and language are drawn from (seed, index)."""
-        caption = choose_caption(
-            read_record(members, "captions"),
-            sample_generator(self.seed, index, "caption"),
-            self.languages,
-            self.language_weights,
-        )
+        """Crop, captions and languages are drawn from (seed, index)."""
+        captions, generator = read_record(members, "captions"), sample_generator(self.seed, index, "caption")
+        chosen = [
+            choose_caption(captions, generator, self.languages, self.language_weights)
+            for _ in range(self.captions_per_image)
+        ]
         return {
             "image": self.image(image_member(members), sample_generator(self.seed, index, "crop")),
-            "caption": str(caption["text"]),
-            "language": caption["language"],
+            "caption": [str(caption["text"]) for caption in chosen],
+            "language": [caption["language"] for caption in chosen],
             "key": key,
             "sample_index": torch.tensor(index),
         }
@@ -58,6 +61,8 @@ class PairDecoding(Decoding):
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
         """Tokenize the captions of a batch in one call, in half the time of as many calls."""
         batch = super().collate(samples)
+        for name in ("caption", "language"):
+            batch[name] = [each for several in batch[name] for each in several]
         if self.tokenizer_path is not None:
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
@@ -66,7 +71,9 @@ class PairDecoding(Decoding):
 
 
 class PairsModule(PlannedModule):
-    """Batches of ``image`` (B, 3, H, W) uint8, ``text`` (B, L), ``text_length``, ``caption``, ``language``, ``key``.
+    """Batches of ``image`` (B, 3, H, W) uint8, ``text`` (B K, L), ``text_length``, ``caption``, ``language``, ``key``.
+
+    The K captions of an image follow each other; K is 1 unless the recipe wants more.
 
     Args:
         train: Shard folder, or several with weights.
@@ -77,6 +84,7 @@ class PairsModule(PlannedModule):
         context_length: L, tokens per caption.
         languages: Draw captions of these only, where a sample has any.
         language_weights: Relative chance of each language of a sample; 1 where not named.
+        captions_per_image: K, captions of each training image; validation has one. An image costs more than a caption.
         validation_samples: Upper bound for validation.
         workers: Loader processes per rank; changes speed, never order.
         seed: Of order, crops and caption choice.
@@ -92,13 +100,16 @@ class PairsModule(PlannedModule):
         context_length: int = 77,
         languages: list[str] | None = None,
         language_weights: dict[str, float] | None = None,
+        captions_per_image: int = 1,
         validation_samples: int = 2048,
         workers: int = 2,
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         text = (tokenizer, context_length, languages, language_weights)
-        decode = PairDecoding(image, *text, seed)
-        plain = PairDecoding(image.evaluation(), *text, seed=0)
+        if captions_per_image < 1:
+            raise UserError(f"data.init_args.captions_per_image is {captions_per_image}: give at least 1")
+        decode = PairDecoding(image, *text, captions_per_image, seed)
+        plain = PairDecoding(image.evaluation(), *text, captions_per_image=1, seed=0)
         super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain)
         self.image_size = image.image_size

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
+# Captions go through the text tower in groups of similar length, each as wide as its longest: a third less to compute
+# with four groups. A GPU is better off with one large batch.
+LENGTH_GROUPS = 4
+
 
 @dataclass
 class ImageTower:
@@ -150,9 +154,15 @@ class DualEncoder(nn.Module):
 
     def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
         """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length."""
+        groups = LENGTH_GROUPS if text.device.type == "cpu" else 1
+        order = text_length.argsort()
+        pooled = torch.cat([self._last_state(text[part], text_length[part]) for part in order.chunk(groups)])
+        return F.normalize(pooled[order.argsort()] @ self.clip.text_projection, dim=-1)
+
+    def _last_state(self, text: Tensor, text_length: Tensor) -> Tensor:
+        """The state of each caption's last token, (B, E); padding beyond the longest caption is not computed."""
         states = self.text_states(text[:, : int(text_length.max())])
-        pooled = states[torch.arange(len(states), device=states.device), text_length - 1]
-        return F.normalize(pooled @ self.clip.text_projection, dim=-1)
+        return states[torch.arange(len(states), device=states.device), text_length - 1]
 
     @property
     def scale(self) -> Tensor:
