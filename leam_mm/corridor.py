@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import yaml
 from rich.console import Console
 
@@ -117,15 +118,29 @@ def serving(folder: str, port: int) -> Iterator[None]:
         server.wait()
 
 
-def add(reading: "EnergyReading", earlier: dict[str, Any]) -> dict[str, Any]:
-    """What a stage has cost with this attempt and the earlier ones; energy unmeasured once is unmeasured in sum."""
+def stolen_seconds() -> float | None:
+    """CPU seconds that a virtual machine's host gave to others while this one had work; None where it does not say."""
+    return getattr(psutil.cpu_times(), "steal", None)
+
+
+def add(reading: "EnergyReading", stolen: float | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    """What a stage has cost with this attempt and the earlier ones; what was once not measured is not measured in sum.
+
+    Args:
+        reading: Of this attempt.
+        stolen: CPU seconds stolen during this attempt.
+        earlier: The sum over the attempts before, or nothing.
+    """
     joules = reading.joules
     if earlier:
-        before = earlier["energy"]["joules"]
-        joules = None if joules is None or before is None else joules + before
+        joules, stolen = (
+            None if now is None or before is None else now + before
+            for now, before in ((joules, earlier["energy"]["joules"]), (stolen, earlier["stolen_cpu_seconds"]))
+        )
     return {
         "seconds": reading.seconds + earlier.get("seconds", 0.0),
         "cpu_seconds": reading.cpu_seconds + earlier.get("cpu_seconds", 0.0),
+        "stolen_cpu_seconds": stolen,
         "energy": {"joules": joules, "source": reading.source if joules is not None else NOT_MEASURED},
         "attempts": 1 + earlier.get("attempts", 0),
     }
@@ -148,18 +163,24 @@ def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
     console.print(f"[bold]$ {stage.command}[/bold]")
     # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    meter = EnergyMeter().start()
+    meter, stolen = EnergyMeter().start(), stolen_seconds()
+
+    def note(reading: "EnergyReading") -> dict[str, Any]:
+        now = stolen_seconds()
+        cost = add(reading, None if now is None or stolen is None else now - stolen, earlier)
+        write_json(begun, {"fingerprint": identity, "cost": cost})
+        return cost
+
     try:
         with serving(**stage.serve) if stage.serve else nullcontext(), _start(stage, words, environment) as job:
             while job.poll() is None:
                 try:
                     job.wait(timeout=HEARTBEAT)
                 except subprocess.TimeoutExpired:
-                    write_json(begun, {"fingerprint": identity, "cost": add(meter.read(), earlier)})
+                    note(meter.read())
             code = job.returncode
     finally:
-        cost = add(meter.stop(), earlier)
-        write_json(begun, {"fingerprint": identity, "cost": cost})
+        cost = note(meter.stop())
     if code:
         raise UserError(
             f"stage {stage.name} ended with exit code {code}; mend what it says above and start the same command again"
@@ -228,6 +249,8 @@ def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, An
         "compositional": numbers("compositional/"),
         "frechet": numbers("generation/"),
         "seconds": {record["name"]: round(record["seconds"], 1) for record in records},
+        "cpu_seconds": {record["name"]: round(record["cpu_seconds"], 1) for record in records},
+        "stolen_cpu_seconds": {record["name"]: record.get("stolen_cpu_seconds") for record in records},
         "energy": {
             "joules": None if any(value is None for value in joules) else sum(joules),
             "by_stage": {record["name"]: record["energy"] for record in records},

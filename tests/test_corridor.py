@@ -136,13 +136,15 @@ def test_killed_corridor_has_noted_what_its_stage_cost(tmp_path: Path) -> None:
     assert record["attempts"] == 2 and record["seconds"] > seconds > 0.5
 
 
-@pytest.mark.parametrize(("joules", "total"), [((2.0, 3.0), 5.0), ((None, 3.0), None), ((2.0, None), None)])
-def test_energy_that_was_once_not_measured_is_not_measured_in_sum(
-    joules: tuple[float | None, float | None], total: float | None
+@pytest.mark.parametrize(("parts", "total"), [((2.0, 3.0), 5.0), ((None, 3.0), None), ((2.0, None), None)])
+def test_what_was_once_not_measured_is_not_measured_in_sum(
+    parts: tuple[float | None, float | None], total: float | None
 ) -> None:
-    first, second = (EnergyReading(joule, "a counter", "node", 1.0, 0.5) for joule in joules)
-    both = add(second, add(first, {}))
+    both: dict[str, Any] = {}
+    for part in parts:
+        both = add(EnergyReading(part, "a counter", "node", 1.0, 0.5), part, both)
     assert both["energy"] == {"joules": total, "source": "a counter" if total else "not measured"}
+    assert both["stolen_cpu_seconds"] == total
     assert (both["seconds"], both["cpu_seconds"], both["attempts"]) == (2.0, 1.0, 2)
 
 

@@ -113,19 +113,30 @@ def _read_curves(path: Path, chosen: Callable[[str], bool]) -> tuple[dict[str, l
 
 
 def costs(stages: list[Row]) -> str:
-    """Time and energy of each stage."""
+    """Time and energy of each stage; CPU time that a virtual machine's host gave to others makes a stage slower."""
     lines = []
     for stage in stages:
         reading = stage.get("energy") or {}
         seconds, joules = stage.get("seconds"), reading.get("joules")
-        time = duration(seconds) if isinstance(seconds, int | float) else MISSING
+        time, busy, stolen = (
+            duration(value) if isinstance(value, int | float) else MISSING
+            for value in (seconds, stage.get("cpu_seconds"), stage.get("stolen_cpu_seconds"))
+        )
         used = energy(joules) if isinstance(joules, int | float) else MISSING
         source = escape(str(reading.get("source") or ""))
         lines.append(
             f'<tr><th scope="row">{escape(plain(str(stage.get("name", ""))))}</th><td class="number">{time}</td>'
+            f'<td class="number">{busy}</td><td class="number">{stolen}</td>'
             f'<td class="number">{used}</td><td class="note wrap">{source}</td></tr>'
         )
-    columns = ["Stage", "Time|number", "Energy|number", "How it was measured"]
+    columns = [
+        "Stage",
+        "Time|number",
+        "CPU time|number",
+        "Stolen by the host|number",
+        "Energy|number",
+        "How it was measured",
+    ]
     return table(columns, lines) if stages else ""
 
 
