@@ -21,6 +21,7 @@ from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition
 from leam_mm.errors import UserError
+from leam_mm.training.divergence import Divergence
 from leam_mm.training.energy_meter import EnergyRecord
 from leam_mm.training.metrics_log import MetricsLog
 from leam_mm.training.preemption import Preemption
@@ -60,10 +61,11 @@ class LeamCLI(LightningCLI):
     """fit and validate, with the callbacks that every run needs as named sections."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Named sections: checkpoint, throughput, energy; and the length of the training in samples."""
+        """Named sections of the callbacks that every run has, the length of the training in samples, and threads."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(EnergyRecord, "energy")
+        parser.add_lightning_class_args(Divergence, "divergence")
         parser.add_argument(
             "--max_samples",
             type=int | None,

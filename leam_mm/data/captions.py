@@ -72,5 +72,5 @@ def choose_caption(
 
 
 def pad_text(text: Tensor, length: Tensor) -> Tensor:
-    """Cut the columns that hold only padding in this batch: (B, L) -> (B, longest)."""
+    """Cut the columns that hold only padding in this batch, while it is on the host: (B, L) -> (B, longest)."""
     return text[:, : int(torch.max(length))]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, Source, read_record
-from leam_mm.data.captions import Tokenizer, choose_caption
+from leam_mm.data.captions import Tokenizer, choose_caption, pad_text
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
@@ -66,14 +66,15 @@ class PairDecoding(Decoding):
         if self.tokenizer_path is not None:
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
-            batch["text"], batch["text_length"] = self._tokenizer.encode(batch["caption"])
+            text, batch["text_length"] = self._tokenizer.encode(batch["caption"])
+            batch["text"] = pad_text(text, batch["text_length"])
         return batch
 
 
 class PairsModule(PlannedModule):
-    """Batches of ``image`` (B, 3, H, W) uint8, ``text`` (B K, L), ``text_length``, ``caption``, ``language``, ``key``.
+    """Batches of ``image`` (B, 3, H, W) uint8, ``text`` (B K, l), ``text_length``, ``caption``, ``language``, ``key``.
 
-    The K captions of an image follow each other; K is 1 unless the recipe wants more.
+    The K captions of an image follow each other; K is 1 unless the recipe wants more; l is the longest's length.
 
     Args:
         train: Shard folder, or several with weights.

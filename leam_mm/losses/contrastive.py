@@ -1,8 +1,9 @@
 """Contrastive losses between paired images and texts: plain functions of tensors."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from leam_mm.errors import UserError
+from leam_mm.losses.logit_tiles import SigmoidTiles, SoftmaxTiles
 
 
 class ContrastiveLoss(nn.Module):
@@ -31,29 +32,37 @@ class InfoNCE(ContrastiveLoss):
 
     Args:
         label_smoothing: Share of the target spread over the other pairs, in [0, 1).
+        tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, tile: int = 2048) -> None:
         """See the class for the arguments."""
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.tile = label_smoothing, _positive(tile)
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """See ContrastiveLoss; a bias cancels in the softmax and is left out."""
-        logits = scale * image @ text.T
-        target = torch.arange(len(logits), device=logits.device)
-        forward = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        backward = F.cross_entropy(logits.T, target, label_smoothing=self.label_smoothing)
-        return (forward + backward) / 2
+        return SoftmaxTiles.apply(image, text, scale, self.label_smoothing, self.tile)
 
 
 class SigmoidLoss(ContrastiveLoss):
-    """Every pair on its own: matching or not (Zhai et al. 2303.15343, equation 1, algorithm 1)."""
+    """Every pair on its own: matching or not (Zhai et al. 2303.15343, equation 1, algorithm 1).
+
+    Args:
+        tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
+    """
+
+    def __init__(self, tile: int = 2048) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.tile = _positive(tile)
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """See ContrastiveLoss; initialise scale to 10 and bias to -10 as in the paper."""
-        logits = scale * image @ text.T
-        if bias is not None:
-            logits = logits + bias
-        sign = 2 * torch.eye(len(logits), device=logits.device, dtype=logits.dtype) - 1
-        return -F.logsigmoid(sign * logits).sum() / len(logits)
+        return SigmoidTiles.apply(image, text, scale, scale.new_zeros(()) if bias is None else bias, self.tile)
+
+
+def _positive(tile: int) -> int:
+    if tile < 1:
+        raise UserError(f"the tile of a contrastive loss is {tile}: give at least 1")
+    return tile

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
-# Captions go through the text tower in groups of similar length, each as wide as its longest: a third less to compute
-# with four groups. A GPU is better off with one large batch.
 LENGTH_GROUPS = 4
 
 
@@ -153,15 +151,26 @@ class DualEncoder(nn.Module):
         return self.clip.ln_final(self.clip.transformer(states, attn_mask=mask))
 
     def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
-        """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length."""
-        groups = LENGTH_GROUPS if text.device.type == "cpu" else 1
+        """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length.
+
+        Captions go through the tower in groups of similar length, each as wide as its longest: a third less to compute
+        with four groups. A GPU is better off with one large batch, and is not asked for the lengths, which would make
+        it wait: there the columns of ``text`` are what is computed (``captions.pad_text`` cuts them).
+        """
+        if text.device.type != "cpu":
+            return F.normalize(self._last_state(text, text_length) @ self.clip.text_projection, dim=-1)
         order = text_length.argsort()
-        pooled = torch.cat([self._last_state(text[part], text_length[part]) for part in order.chunk(groups)])
+        pooled = torch.cat(
+            [
+                self._last_state(text[part, : int(text_length[part].max())], text_length[part])
+                for part in order.chunk(LENGTH_GROUPS)
+            ]
+        )
         return F.normalize(pooled[order.argsort()] @ self.clip.text_projection, dim=-1)
 
     def _last_state(self, text: Tensor, text_length: Tensor) -> Tensor:
-        """The state of each caption's last token, (B, E); padding beyond the longest caption is not computed."""
-        states = self.text_states(text[:, : int(text_length.max())])
+        """The state of each caption's last token, (B, E)."""
+        states = self.text_states(text)
         return states[torch.arange(len(states), device=states.device), text_length - 1]
 
     @property

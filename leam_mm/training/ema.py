@@ -29,6 +29,9 @@ class Ema(nn.Module):
         self.ramp = ramp
         self.model = copy.deepcopy(unwrap(model)).requires_grad_(False).eval()
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        # The same number on the host, so that a GPU is asked for it once and not at every step.
+        self._counted: int | None = None
+        self.register_load_state_dict_post_hook(_forget_count)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -36,7 +39,8 @@ class Ema(nn.Module):
         source = unwrap(model)
         decay = self.decay
         if self.ramp:
-            count = int(self.updates)
+            count = int(self.updates) if self._counted is None else self._counted
+            self._counted = count + 1
             decay = min(decay, (1 + count) / (10 + count))
         weights = dict(source.named_parameters())
         shadow = list(self.model.named_parameters())
@@ -49,6 +53,10 @@ class Ema(nn.Module):
     def train(self, mode: bool = True) -> "Ema":
         """Stay in evaluation mode: the shadow is never trained."""
         return super().train(False)
+
+
+def _forget_count(module: nn.Module, incompatible: object) -> None:
+    module._counted = None  # type: ignore[assignment]
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ BENCHMARKS = (
     "ema_update",
     "sampling",
     "contrastive_exactness",
+    "contrastive_memory",
 )
 
 

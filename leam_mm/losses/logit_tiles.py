@@ -1,0 +1,112 @@
+"""Contrastive losses tile by tile: memory grows with the features, not with their B x B logits.
+
+The forward pass keeps the features and, for the softmax, two numbers per pair; the backward pass computes each tile of
+logits again. Values and gradients are those of the plain formulas, the scale's and the bias's included. Inside, nothing
+is rounded to half precision by an autocast around it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def _parts(rows: int, tile: int) -> Iterator[slice]:
+    return (slice(start, min(start + tile, rows)) for start in range(0, rows, tile))
+
+
+class SoftmaxTiles(torch.autograd.Function):
+    """Mean cross-entropy of the rows and of the columns of ``scale image text^T`` (2103.00020, figure 3).
+
+    With P the softmax of the rows, Q that of the columns and T the targets, the gradient of the logits is
+    (P + Q - 2 T) / (2 B); logits and P, Q are never whole in memory.
+    """
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
+        """Loss of image (B, D) and text (B, D); targets are 1 - smoothing on the diagonal, the rest spread evenly."""
+        count = len(image)
+        with torch.autocast(image.device.type, enabled=False):
+            # Sums are kept relative to each pair's own logit, so that a loss near zero keeps its digits.
+            own = torch.cat([(scale * image[part] @ text[part].T).diagonal() for part in _parts(count, tile)])
+            row, column = torch.full_like(own, -torch.inf), torch.full_like(own, -torch.inf)
+            for rows in _parts(count, tile):
+                scaled = scale * image[rows]
+                for columns in _parts(count, tile):
+                    logits = scaled @ text[columns].T
+                    row[rows] = torch.logaddexp(row[rows], (logits - own[rows, None]).logsumexp(dim=1))
+                    column[columns] = torch.logaddexp(column[columns], logits.sub_(own[columns]).logsumexp(dim=0))
+            # The mean of all logits is a product of two sums: (sum of images) . (sum of texts) / B^2.
+            everywhere = scale * (image.sum(dim=0) @ text.sum(dim=0)) / count**2
+            loss = (row.mean() + column.mean()) / 2 - smoothing * (everywhere - own.mean())
+        context.save_for_backward(image, text, scale, own + row, own + column)
+        context.smoothing, context.tile = smoothing, tile
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        """Gradients of image, text and scale."""
+        image, text, scale, row, column = context.saved_tensors
+        count, smoothing = len(image), context.smoothing
+        to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
+        with torch.autocast(image.device.type, enabled=False):
+            for rows in _parts(count, context.tile):
+                scaled = scale * image[rows]
+                for columns in _parts(count, context.tile):
+                    logits = scaled @ text[columns].T
+                    both = (logits - column[columns]).exp_().add_(logits.sub_(row[rows, None]).exp_())
+                    to_image[rows].addmm_(both, text[columns])
+                    to_text[columns].addmm_(both.T, image[rows])
+            to_image.sub_(2 * (1 - smoothing) * text).sub_(2 * smoothing / count * text.sum(dim=0))
+            to_text.sub_(2 * (1 - smoothing) * image).sub_(2 * smoothing / count * image.sum(dim=0))
+            # Each logit is scale <image, text>, so that its gradient times <image, text> sums up to this.
+            to_scale = (to_image * image).sum() * (upstream / (2 * count))
+            factor = scale * upstream / (2 * count)
+        return to_image.mul_(factor), to_text.mul_(factor), to_scale.to(scale.dtype).reshape(scale.shape), None, None
+
+
+class SigmoidTiles(torch.autograd.Function):
+    """Sum over all pairs of -log sigmoid(+-(scale image text^T + bias)), over B (2303.15343, equation 1).
+
+    With x the logit, negated on the diagonal, a pair's loss is softplus(x) and its slope sigmoid(x). That needs no sum
+    over rows, so the gradient is taken in the forward pass while the tile is there.
+    """
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int) -> Tensor:
+        """Loss of image (B, D) and text (B, D)."""
+        count, wanted = len(image), any(context.needs_input_grad)
+        to_image, to_text = (torch.zeros_like(part) if wanted else part for part in (image, text))
+        total = torch.zeros((), dtype=torch.float64, device=image.device)
+        slopes = total.clone()
+        with torch.autocast(image.device.type, enabled=False):
+            for rows in _parts(count, tile):
+                scaled = scale * image[rows]
+                for columns in _parts(count, tile):
+                    logits = (scaled @ text[columns].T).add_(bias)
+                    if rows == columns:
+                        logits.diagonal().neg_()
+                    total += F.softplus(logits).sum()
+                    if wanted:
+                        slope = logits.sigmoid_()
+                        if rows == columns:
+                            slope.diagonal().neg_()
+                        slopes += slope.sum()
+                        to_image[rows].addmm_(slope, text[columns])
+                        to_text[columns].addmm_(slope.T, image[rows])
+            if wanted:
+                to_scale = ((to_image * image).sum() / count).to(scale.dtype).reshape(scale.shape)
+                to_bias = (slopes / count).to(bias.dtype).reshape(bias.shape)
+                context.save_for_backward(to_image.mul_(scale / count), to_text.mul_(scale / count), to_scale, to_bias)
+        return (total / count).to(image.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        """Gradients of image, text, scale and bias."""
+        to_image, to_text, to_scale, to_bias = context.saved_tensors
+        return to_image * upstream, to_text * upstream, to_scale * upstream, to_bias * upstream, None

@@ -1,0 +1,119 @@
+"""Bytes that a contrastive loss keeps for its backward pass, and the time of both passes: our tiles beside open_clip.
+
+`--large 65536` adds one run of our two losses on that many pairs, in a process of its own whose peak memory is read.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import measure
+import torch
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, SigLipLoss
+from torch import Tensor
+
+from leam_mm.errors import run
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, SigmoidLoss
+
+CHANNELS = 128
+LARGE = """
+import json, resource, sys, time, torch
+from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
+name, pairs, channels, threads = sys.argv[1], *map(int, sys.argv[2:])
+torch.set_num_threads(threads)
+image, text = (torch.nn.functional.normalize(torch.randn(pairs, channels), dim=-1).requires_grad_() for _ in range(2))
+scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
+loss = {"InfoNCE": InfoNCE(), "SigmoidLoss": SigmoidLoss()}[name]
+loss(image[:256], text[:256], scale, bias).backward()
+before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+loss(image, text, scale, bias).backward()
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+print(json.dumps({"pairs": pairs, "channels": channels, "seconds": time.perf_counter() - began,
+    "peak_bytes_beside_features": grown, "bytes_of_one_feature_matrix": image.numel() * 4}))
+"""
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def kept_bytes(loss: Loss, parts: list[Tensor]) -> int:
+    """Bytes of the tensors that autograd saves, the inputs left out, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss(*parts)
+    for part in parts:
+        storages.pop(part.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def inputs(pairs: int, device: str) -> list[Tensor]:
+    """Features of unit length, a scale and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(pairs, CHANNELS, generator=generator)
+    text = image + torch.randn(pairs, CHANNELS, generator=generator)
+    parts = [F.normalize(image, dim=-1), F.normalize(text, dim=-1), torch.tensor(10.0), torch.tensor(-10.0)]
+    return [part.to(device).requires_grad_() for part in parts]
+
+
+def passes(loss: Loss, parts: list[Tensor]) -> list[Tensor]:
+    """Loss, and gradients of the features and the scale."""
+    value = loss(*parts)
+    return [value.detach(), *torch.autograd.grad(value, parts[:3])]
+
+
+def compare(name: str, ours: ContrastiveLoss, peer: Loss, label: str, settings: argparse.Namespace) -> Path:
+    """Check values and gradients, count the bytes, time both passes."""
+    parts = inputs(settings.pairs, settings.device)
+    mine, theirs = passes(ours, parts), passes(peer, parts)
+    difference = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, theirs, strict=True))
+    same = [measure.require_same("loss and gradients of features and scale, relative", difference, 1e-4)]
+    logits = settings.pairs**2
+    counted = {"ours": kept_bytes(ours, parts) / logits, "peer": kept_bytes(peer, parts) / logits}
+    found = measure.time_pairs(
+        lambda: passes(ours, parts), lambda: passes(peer, parts), settings.repeats, device=settings.device
+    )
+    notes = f"{settings.pairs} pairs of {CHANNELS} channels, float32, forward and backward"
+    path = measure.write_comparison(
+        name, (type(ours).__name__, label), found, (settings.pairs, "pair"), same, settings, notes
+    )
+    content = json.loads(path.read_text()) | {"bytes_kept_per_logit": counted}
+    if settings.large:
+        command = [sys.executable, "-c", LARGE, type(ours).__name__, str(settings.large), str(CHANNELS)]
+        output = subprocess.run([*command, str(settings.threads)], check=True, capture_output=True, text=True).stdout
+        content["large"] = json.loads(output)
+        print(f"{type(ours).__name__}: {content['large']}")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"bytes kept per logit, features left out: ours {counted['ours']:.4f}, peer {counted['peer']:.2f}\n")
+    return path
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pairs", type=int, default=4096, help="where both sides fit (%(default)s)")
+    parser.add_argument("--large", type=int, default=0, help="pairs of one more run of ours alone (none)")
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Measure the softmax and the sigmoid loss."""
+    settings = measure.parse_arguments("contrastive_memory", __doc__ or "", args, 9, _options)
+    softmax, sigmoid = ClipLoss(), SigLipLoss()
+    return [
+        compare(
+            "contrastive_memory_softmax",
+            InfoNCE(),
+            lambda image, text, scale, _: softmax(image, text, scale),
+            "open_clip ClipLoss",
+            settings,
+        ),
+        compare("contrastive_memory_sigmoid", SigmoidLoss(), sigmoid, "open_clip SigLipLoss", settings),
+    ]
+
+
+if __name__ == "__main__":
+    run(main)
