@@ -107,7 +107,7 @@ class LatentCodecModule(LightningModule):
                 "set trainer.strategy to ddp_find_unused_parameters_true"
             )
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of the codec and, once the critic has joined, one of the critic."""
         image = signed(batch["image"])
         self._last_image = batch["image"]
@@ -115,8 +115,7 @@ class LatentCodecModule(LightningModule):
         if self.discriminator is None:
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             return loss
-        self._adversarial_step(image, reconstruction, loss)
-        return None
+        return self._adversarial_step(image, reconstruction, loss)
 
     def _codec_loss(self, image: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Everything but the critic: the loss and the reconstruction, with its graph."""
@@ -143,8 +142,8 @@ class LatentCodecModule(LightningModule):
             loss = loss + self.kl_weight * divergence
         return loss, reconstruction
 
-    def _adversarial_step(self, image: Tensor, reconstruction: Tensor, loss: Tensor) -> None:
-        """Step the codec against a frozen critic, then the critic on detached reconstructions."""
+    def _adversarial_step(self, image: Tensor, reconstruction: Tensor, loss: Tensor) -> Tensor:
+        """Step the codec against a frozen critic, then the critic on detached reconstructions; the codec's loss."""
         critic = cast(PatchDiscriminator, self.discriminator)
         both = cast(list[LightningOptimizer], self.optimizers())
         # All ranks must join at the same step, or their collectives would not match.
@@ -164,6 +163,7 @@ class LatentCodecModule(LightningModule):
             self._step(both[1].optimizer, verdict, critic)
         for schedule in cast(list[Any], self.lr_schedulers()):
             schedule.step()
+        return loss.detach()
 
     def _step(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
         optimizer.zero_grad()

@@ -35,7 +35,7 @@ class InfoNCE(ContrastiveLoss):
         tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
     """
 
-    def __init__(self, label_smoothing: float = 0.0, tile: int = 2048) -> None:
+    def __init__(self, label_smoothing: float = 0.0, tile: int = 1024) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.label_smoothing, self.tile = label_smoothing, _positive(tile)
@@ -52,7 +52,7 @@ class SigmoidLoss(ContrastiveLoss):
         tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
     """
 
-    def __init__(self, tile: int = 2048) -> None:
+    def __init__(self, tile: int = 1024) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.tile = _positive(tile)

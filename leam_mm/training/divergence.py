@@ -37,8 +37,8 @@ class Divergence(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Remember the loss and the keys; look now and then."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is None:  # a module of somebody else that steps its optimizers itself
             return
         self._recent.append((trainer.global_step, loss.detach().float(), batch.get("key", []), batch_size(batch)))
         if len(self._recent) >= self.every_n_steps:
