@@ -38,7 +38,8 @@ EVERY = SEEN + UNSEEN
 # Radius as a fraction of the picture; the ranges leave gaps, so that small, unmentioned and large are never confused.
 RADII = {"small": (0.19, 0.21), "": (0.26, 0.30), "large": (0.36, 0.40)}
 # People often leave the colour out. Such captions teach what a shape is apart from any colour; without them the encoder
-# learns combinations by heart (unseen combinations after 60,000 samples: 54 % without, 63 % with them).
+# learns combinations by heart (tried once with a share of 0.3 and timm's resnet10t: English zero-shot on unseen
+# combinations after 60,000 samples 63 %, without such captions 54 %).
 COLOURLESS = {"train": 0.25, "test": 0.0}
 LICENCE = "CC0-1.0"
 

@@ -32,7 +32,6 @@ from leam_mm.errors import UserError, run
 if TYPE_CHECKING:
     from leam_mm.training.energy_meter import EnergyReading
 
-NOT_MEASURED = "not measured"
 HEARTBEAT = 5.0  # seconds between two notes of what a running stage has cost
 console = Console(highlight=False)
 
@@ -131,6 +130,8 @@ def add(reading: "EnergyReading", stolen: float | None, earlier: dict[str, Any])
         stolen: CPU seconds stolen during this attempt.
         earlier: The sum over the attempts before, or nothing.
     """
+    from leam_mm.training.energy_meter import NOT_MEASURED  # here, for it loads torch
+
     joules = reading.joules
     if earlier:
         joules, stolen = (

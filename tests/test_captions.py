@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from leam_mm.data.captions import Tokenizer, choose_caption, pad_text
+from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
 
@@ -82,7 +82,7 @@ def test_end_token_must_be_the_highest(toy_tokenizer: Path, tmp_path: Path) -> N
 
 def test_padding_is_cut_to_the_longest() -> None:
     text = torch.arange(12).reshape(2, 6)
-    assert torch.equal(pad_text(text, torch.tensor([2, 4])), text[:, :4])
+    assert torch.equal(cut_padding(text, torch.tensor([2, 4])), text[:, :4])
 
 
 def test_zero_weight_of_all_present_languages_still_gives_a_caption() -> None:

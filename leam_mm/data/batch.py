@@ -6,6 +6,7 @@ of workers changes nothing. A resumed run starts its sampler at the position tha
 
 import json
 import mmap
+import multiprocessing
 import os
 import signal
 import threading
@@ -220,11 +221,13 @@ def _leave_signals_to_the_trainer(worker: int) -> None:
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_the_trainer, args=(os.getppid(),), daemon=True).start()
+    trainer = multiprocessing.parent_process()  # not os.getppid(), which under forkserver is the server
+    if trainer is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none: there TERM goes on to end a worker
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_trainer, args=(trainer.pid,), daemon=True).start()
 
 
-def _end_with_the_trainer(trainer: int) -> None:
+def _end_with_the_trainer(trainer: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         continue
     os._exit(0)

@@ -71,6 +71,6 @@ def choose_caption(
     return chosen[int(generator.integers(len(chosen)))]
 
 
-def pad_text(text: Tensor, length: Tensor) -> Tensor:
+def cut_padding(text: Tensor, length: Tensor) -> Tensor:
     """Cut the columns that hold only padding in this batch, while it is on the host: (B, L) -> (B, longest)."""
     return text[:, : int(torch.max(length))]

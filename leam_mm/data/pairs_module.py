@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, Source, read_record
-from leam_mm.data.captions import Tokenizer, choose_caption, pad_text
+from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.sample_order import sample_generator
@@ -67,7 +67,7 @@ class PairDecoding(Decoding):
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
             text, batch["text_length"] = self._tokenizer.encode(batch["caption"])
-            batch["text"] = pad_text(text, batch["text_length"])
+            batch["text"] = cut_padding(text, batch["text_length"])
         return batch
 
 

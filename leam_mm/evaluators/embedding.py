@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from leam_mm.data.captions import pad_text
+from leam_mm.data.captions import cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError
@@ -119,7 +119,7 @@ def embed_texts(module: Any, texts: list[str], batch_size: int, device: torch.de
     parts = []
     for start in range(0, len(unique), batch_size):
         text, text_length = module.tokenizer.encode(unique[start : start + batch_size])
-        text = pad_text(text, text_length)
+        text = cut_padding(text, text_length)
         parts.append(encoder.encode_text(text.to(device), text_length.to(device)).float().cpu())
     place = {text: row for row, text in enumerate(unique)}
     return _unit(torch.cat(parts), "text")[[place[text] for text in texts]]

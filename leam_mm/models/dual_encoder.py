@@ -155,7 +155,7 @@ class DualEncoder(nn.Module):
 
         Captions go through the tower in groups of similar length, each as wide as its longest: a third less to compute
         with four groups. A GPU is better off with one large batch, and is not asked for the lengths, which would make
-        it wait: there the columns of ``text`` are what is computed (``captions.pad_text`` cuts them).
+        it wait: there the columns of ``text`` are what is computed (``captions.cut_padding`` cuts them).
         """
         if text.device.type != "cpu":
             return F.normalize(self._last_state(text, text_length) @ self.clip.text_projection, dim=-1)

@@ -20,29 +20,25 @@ class GradientNorms(Callback):
 
     def __init__(self) -> None:
         """Nothing is kept between two looks."""
-        self._before: list[Tensor] = []
+        self._before: list[tuple[nn.Parameter, Tensor]] = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """The gradients, before they are clipped, and a copy of the weights."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        weights = _trained(optimizer)
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         pl_module.log("gradient/norm", _norm(gradients), batch_size=1)
-        self._before = [weight.detach().clone() for weight in weights]
+        self._before = [(weight, weight.detach().clone()) for weight in weights]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """The step that was made."""
         if not self._before:
             return
         before, self._before = self._before, []
-        after = _trained(trainer.optimizers[0])
-        change = [new.detach() - old for new, old in zip(after, before, strict=True)]
-        pl_module.log("update/relative", _norm(change) / _norm(before).clamp(min=1e-12), batch_size=1)
-
-
-def _trained(optimizer: Optimizer) -> list[nn.Parameter]:
-    return [weight for group in optimizer.param_groups for weight in group["params"]]
+        change = _norm([weight.detach() - old for weight, old in before])
+        relative = change / _norm([old for _, old in before]).clamp(min=1e-12)
+        pl_module.log("update/relative", relative, batch_size=1)
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
