@@ -22,7 +22,7 @@ $(READY):
 	touch $@
 
 environment: $(READY) ## Build the environment with the pinned versions
-	@$(RUN) -P -c 'import leam_mm, pathlib, sys; sys.exit(pathlib.Path(leam_mm.__file__).parent.parent != pathlib.Path.cwd())' \
+	@$(RUN) -P -c 'import leam_mm, pathlib, sys; sys.exit(pathlib.Path(leam_mm.__file__).parent.parent != pathlib.Path.cwd())' 2>/dev/null \
 	  || $(RUN) -m pip install --quiet --no-deps -e .
 
 quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network
