@@ -8,6 +8,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from leam_mm.training.blocks import repeated_blocks
+from leam_mm.training.muon import MATRICES
+
+MODULATIONS = ("modulation", "norm", "time_emb")  # in names of layers of diffusers that scale and shift features
+
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:
     """Rise linearly over the warm-up, then fall by half a cosine to ``floor`` times the base rate.
@@ -33,25 +38,54 @@ def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
 
 
+def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
+    """The matrices and kernels inside a network's repeated blocks, for optimizers that treat them as matrices.
+
+    Embeddings, the layers before and after the blocks, and kernels of one input channel are none; nor are the layers
+    that make scales and shifts of the time (tried once with Muon on PRX: they learn better under AdamW).
+    """
+    return {
+        weight
+        for block in repeated_blocks(module)
+        for name, layer in block.named_modules()
+        if not isinstance(layer, nn.Embedding) and not any(word in name for word in MODULATIONS)
+        for weight in layer.parameters(recurse=False)
+        if _is_matrix(weight)
+    }
+
+
+def _is_matrix(weight: nn.Parameter) -> bool:
+    return weight.ndim in (2, 4) and weight.shape[1] > 1
+
+
 def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | None = None) -> list[dict[str, object]]:
-    """Two parameter groups: matrices and kernels decay, vectors and scalars (biases, norms, scales) do not.
+    """Parameter groups: hidden matrices, other matrices and kernels, and what does not decay (biases, norms, scales).
 
     Args:
         module: Its trainable parameters are split.
         skip: Further parameters, by name and tensor, that must not decay.
 
     Returns:
-        Groups for an optimizer; the second has ``weight_decay`` 0.
+        Groups for an optimizer, none of them empty; the first has ``matrices`` true, the last ``weight_decay`` 0.
     """
-    decayed: list[nn.Parameter] = []
+    hidden = hidden_matrices(module)
+    inside: list[nn.Parameter] = []
+    outside: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            without = parameter.ndim < 2 or (skip is not None and skip(name, parameter))
-            (plain if without else decayed).append(parameter)
-    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+            if parameter.ndim < 2 or (skip is not None and skip(name, parameter)):
+                plain.append(parameter)
+            else:
+                (inside if parameter in hidden else outside).append(parameter)
+    groups: list[dict[str, object]] = [
+        {"params": inside, MATRICES: True},
+        {"params": outside},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(optimizer: OptimizerCallable, module: nn.Module) -> Optimizer:
-    """Build the recipe's optimizer over the two groups of ``decay_groups``."""
+    """Build the recipe's optimizer over the groups of ``decay_groups``."""
     return optimizer(decay_groups(module))  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.optim import Optimizer
 
 from leam_mm.checkpoint import read_checkpoint
+from leam_mm.training.blocks import repeated_blocks
 
 log = logging.getLogger(__name__)
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -34,7 +35,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = ()) -> None:
     """Shard a network over the data-parallel ranks: each block for itself, the rest as one more group.
 
-    Blocks are the members of the outermost lists of modules. Calling it again changes nothing.
+    Calling it again changes nothing.
 
     Args:
         module: A tower, a pair of towers, or a denoiser.
@@ -52,7 +53,7 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
     for scalar in scalars:
         if scalar.requires_grad:
             scalar.register_post_accumulate_grad_hook(_average_gradient)
-    blocks = _blocks(module)
+    blocks = [block for block in repeated_blocks(module) if any(weight.ndim for weight in block.parameters())]
     for block in blocks:
         fully_shard(block, mesh=ranks, ignored_params=scalars)
     # Torch leaves the outermost group whole after a forward pass, and then the average would move the wrong copy.
@@ -60,16 +61,6 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
     for method in methods:
         register_fsdp_forward_method(module, method)
     log.info("%s: %d blocks over %d ranks", type(module).__name__, len(blocks), ranks.size())
-
-
-def _blocks(module: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            found += [block for block in child if any(parameter.ndim for parameter in block.parameters())]
-        else:
-            found += _blocks(child)
-    return found
 
 
 def _average_gradient(parameter: Tensor) -> None:
