@@ -14,6 +14,7 @@ BENCHMARKS = (
     "sampling",
     "contrastive_exactness",
     "contrastive_memory",
+    "time_to_accuracy",
 )
 
 
@@ -21,7 +22,10 @@ BENCHMARKS = (
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_benchmark(name: str) -> None:
-    for path in importlib.import_module(name).main([]):
+    written = importlib.import_module(name).main([])
+    if not written:
+        pytest.skip(f"{name} was not measured: see above for what it needs")
+    for path in written:
         result = json.loads(path.read_text())
         assert result["same_work"] and all(entry["difference"] <= entry["limit"] for entry in result["same_work"])
         assert result["hardware"]["cores"] and result["versions"]["torch"] and result["command"]
@@ -29,4 +33,4 @@ def test_benchmark(name: str) -> None:
 
 def test_every_benchmark_is_run() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    assert files - {"measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
+    assert files - {"accuracy_clock", "measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
