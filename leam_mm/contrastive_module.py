@@ -1,7 +1,7 @@
 """Training of CLIP-style encoders."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -9,12 +9,15 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.data.captions import Tokenizer
-from leam_mm.distributed import gather
+from leam_mm.distributed import gather, ring
 from leam_mm.errors import UserError
-from leam_mm.losses.contrastive import ContrastiveLoss
+from leam_mm.losses.contrastive import ContrastiveLoss, PairwiseLoss
+from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.models.dual_encoder import DualEncoder
+from leam_mm.training.cached_features import embed_in_parts
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_cosine
 from leam_mm.training.sharding import shard_blocks
@@ -32,6 +35,10 @@ class ContrastiveModule(LightningModule):
         final_rate: Share of the learning rate left at the end of the cosine.
         max_scale: Upper bound of the inverse temperature (100 in 2103.00020).
         ema_decay: Per optimizer step, in [0, 1); None keeps no average.
+        exchange: ``gather`` shows each rank the features of all ranks; ``ring`` passes texts round, for losses that are
+            sums over pairs: same value and gradients, and no rank computes what another does.
+        micro_batch: Images that each rank embeds at a time, with their captions; the loss still sees all pairs of the
+            batch (GradCache). Unlike trainer.accumulate_grad_batches, which stays 1. None embeds all at once.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class ContrastiveModule(LightningModule):
         final_rate: float = 0.0,
         max_scale: float = 100.0,
         ema_decay: float | None = None,
+        exchange: Literal["gather", "ring"] = "gather",
+        micro_batch: int | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
@@ -52,6 +61,17 @@ class ContrastiveModule(LightningModule):
         self.ema = Ema(encoder, ema_decay) if ema_decay is not None else None
         self.tokenizer_path = tokenizer
         self._tokenizer: Tokenizer | None = None
+        self.exchange, self.micro_batch = exchange, micro_batch
+        if exchange == "ring" and not isinstance(loss, PairwiseLoss):
+            raise UserError(
+                f"model.init_args.exchange is ring, but {type(loss).__name__} is no sum over pairs (SigmoidLoss is): "
+                "set it to gather"
+            )
+        if micro_batch is not None and micro_batch < 1:
+            raise UserError(f"model.init_args.micro_batch is {micro_batch}: give at least 1, or null")
+        # All ranks move the loss's own state alike; DDP would send it round before each step.
+        state = [f"loss.{name}" for name, _ in loss.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, state)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -71,6 +91,12 @@ class ContrastiveModule(LightningModule):
                 f"model.encoder.text.vocab_size is {self.encoder.text.vocab_size}, but the tokenizer in "
                 f"{self.tokenizer_path} has {self.tokenizer.vocabulary} tokens: write that number into the recipe"
             )
+        plan = getattr(getattr(self.trainer, "datamodule", None), "train_plan", None)
+        if isinstance(self.loss, GlobalContrastive) and plan is not None and self.loss.samples != plan.samples:
+            raise UserError(
+                f"model.init_args.loss.init_args.samples is {self.loss.samples}, but data.train holds "
+                f"{plan.samples} samples: write that number into the recipe"
+            )
 
     def configure_model(self) -> None:
         """Shard the towers and their average where the strategy asks for it."""
@@ -85,13 +111,33 @@ class ContrastiveModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of the embeddings of all ranks: the mean over the first captions of all images, the second ones, ..."""
-        image, text = (gather(features.float()) for features in self(batch))
-        captions = rearrange(text, "(b k) d -> k b d", b=len(image))
-        losses = [self.loss(image, caption, self.encoder.scale, self.encoder.bias) for caption in captions]
-        loss = torch.stack(losses).mean()
+        if self.micro_batch is None or self.micro_batch >= len(batch["image"]):
+            image, text = self(batch)
+        else:
+            image, text = embed_in_parts(self, batch, self.micro_batch, self.encoder)
+        loss = self._loss(image.float(), text.float(), batch)
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/scale", self.encoder.scale)
         return loss
+
+    def _loss(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Mean over the K captions of each image; image (b, D) and text (b K, D) are this rank's."""
+        shared = (self.encoder.scale, self.encoder.bias)
+        if self.exchange == "ring":
+            assert isinstance(self.loss, PairwiseLoss)
+            weights = [weight for weight in self.loss.parameters() if weight.requires_grad]
+            texts = _by_caption(text, len(image))
+            return torch.stack([ring(self.loss.pairs, image, part, *shared, weights) for part in texts]).mean()
+        missing = [name for name in self.loss.needs if name not in batch]
+        if missing:
+            raise UserError(f"{type(self.loss).__name__} needs {', '.join(missing)}, which the batches do not hold")
+        image, text = gather(image), gather(text)
+        further = {name: _by_caption(gather(batch[name]), len(image)) for name in self.loss.needs}
+        losses = [
+            self.loss(image, part, *shared, **{name: entry[k % len(entry)] for name, entry in further.items()})
+            for k, part in enumerate(_by_caption(text, len(image)))
+        ]
+        return torch.stack(losses).mean()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and in-batch accuracy on held-out pairs."""
@@ -117,3 +163,8 @@ class ContrastiveModule(LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _by_caption(rows: Tensor, images: int) -> Tensor:
+    """Rows that belong to the first captions of all images, to the second ones, ...: (B K, ...) -> (K, B, ...)."""
+    return rearrange(rows, "(b k) ... -> k b ...", b=images)

@@ -18,11 +18,15 @@ from test_resume import losses as step_losses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leam_mm.distributed import any_rank, gather, world_size
-from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, SigmoidLoss
+from leam_mm.distributed import any_rank, gather, ring, world_size
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
+from leam_mm.losses.distillation import Distillation, Teacher
+from leam_mm.losses.global_contrastive import GlobalContrastive
+from leam_mm.training.cached_features import embed_in_parts
 from leam_mm.training.preemption import EXIT_CODE
 
 BATCH = 12  # of all ranks together
+TEACHER = 6
 
 
 class Shared(ContrastiveLoss):
@@ -32,37 +36,81 @@ class Shared(ContrastiveLoss):
         return scale * (image + text).square().sum()
 
 
+class Margin(PairwiseLoss):
+    """Somebody's own sum over pairs, with a weight of its own, and without the bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.margin = nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
+
+    def pairs(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, matching: bool) -> Tensor:
+        logits = scale * image @ text.T
+        apart = nn.functional.softplus(logits - self.margin[0])
+        if not matching:
+            return apart.sum()
+        return apart.sum() - apart.trace() + nn.functional.softplus(self.margin[1] - logits.diagonal()).sum()
+
+
 class Towers(nn.Module):
     """Two linear towers, a scale and a bias, in fp64."""
 
-    def __init__(self, loss: ContrastiveLoss) -> None:
+    def __init__(self, loss: ContrastiveLoss, exchange: str = "gather", micro_batch: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.image, self.text = nn.Linear(7, 5).double(), nn.Linear(9, 5).double()
         self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
         self.bias = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
-        self.loss = loss
+        self.loss, self.exchange, self.micro_batch = loss, exchange, micro_batch
 
-    def forward(self, image: Tensor, text: Tensor) -> Tensor:
-        features = (gather(nn.functional.normalize(part, dim=-1)) for part in (self.image(image), self.text(text)))
-        # InfoNCE leaves the bias out; DDP wants every parameter to take part.
-        return self.loss(*features, self.scale.exp(), self.bias) + 0 * self.bias
+    def embed(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        image, text = self.image(batch["image"]), self.text(batch["text"])
+        return nn.functional.normalize(image, dim=-1), nn.functional.normalize(text, dim=-1)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        parts = self.micro_batch
+        image, text = self.embed(batch) if parts is None else embed_in_parts(self.embed, batch, parts, self)
+        shared = (self.scale.exp(), self.bias)
+        # Some losses leave the bias out; DDP wants every parameter to take part.
+        if self.exchange == "ring":
+            return ring(self.loss.pairs, image, text, *shared, list(self.loss.parameters())) + 0 * self.bias  # type: ignore[arg-type]
+        further = {name: gather(batch[name]) for name in self.loss.needs}
+        return self.loss(gather(image), gather(text), *shared, **further) + 0 * self.bias
 
 
-def losses() -> dict[str, ContrastiveLoss]:
-    return {"InfoNCE": InfoNCE(0.1), "SigmoidLoss": SigmoidLoss(), "Shared": Shared()}
+def cases() -> dict[str, Towers]:
+    teachers = [Teacher(4, 3.0), Teacher(2, 5.0)]
+    return {
+        "InfoNCE": Towers(InfoNCE(0.1)),
+        "InfoNCE in parts": Towers(InfoNCE(0.1, tile=5), micro_batch=3),
+        "sigmoid": Towers(SigmoidLoss()),
+        "sigmoid ring": Towers(SigmoidLoss(tile=3), "ring"),
+        "sigmoid ring in parts": Towers(SigmoidLoss(), "ring", micro_batch=1),
+        "own pairwise": Towers(Margin()),
+        "own pairwise ring": Towers(Margin(), "ring"),
+        "global": Towers(GlobalContrastive(40, gamma=0.3, rho=1.5, tile=5).double()),
+        "distillation": Towers(Distillation(InfoNCE(), teachers, weight=0.7, tile=5)),
+        "Shared": Towers(Shared()),
+    }
 
 
-def inputs() -> tuple[Tensor, Tensor]:
+def inputs() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(BATCH, size, generator=generator, dtype=torch.float64) for size in (7, 9))  # type: ignore[return-value]
+    sizes = {"image": 7, "text": 9, "teacher_image": TEACHER, "teacher_text": TEACHER}
+    made = {name: torch.randn(BATCH, size, generator=generator, dtype=torch.float64) for name, size in sizes.items()}
+    rows = torch.randperm(40, generator=generator)[:BATCH]
+    rows[-1] = rows[0]  # on another rank, the same sample
+    return {**made, "sample_row": rows}
 
 
-def gradients(network: nn.Module, image: Tensor, text: Tensor) -> dict[str, Tensor]:
-    loss = network(image, text)
-    loss.backward()
+def gradients(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Loss and gradients of a second step, and the state that it leaves."""
+    for _ in range(2):
+        network.zero_grad()
+        loss = network(batch)
+        loss.backward()
     named = {name.removeprefix("module."): parameter.grad for name, parameter in network.named_parameters()}
-    return {"loss": loss.detach(), **named}  # type: ignore[dict-item]
+    state = {name.removeprefix("module."): buffer.exp() for name, buffer in network.named_buffers()}
+    return {"loss": loss.detach(), **named, **state}  # type: ignore[dict-item]
 
 
 def rank_gradients(rank: int, world: int, folder: str) -> None:
@@ -71,28 +119,49 @@ def rank_gradients(rank: int, world: int, folder: str) -> None:
     assert world_size() == world
     votes = [any_rank(rank == world - 1, torch.device("cpu")), any_rank(False, torch.device("cpu"))]
     found = {"votes": torch.tensor(votes)}
-    image, text = (part.chunk(world)[rank] for part in inputs())
-    for name, loss in losses().items():
-        found |= {
-            f"{name}.{key}": g for key, g in gradients(DistributedDataParallel(Towers(loss)), image, text).items()
-        }
+    batch = {name: part.chunk(world)[rank] for name, part in inputs().items()}
+    for name, towers in cases().items():
+        state = [buffer for buffer, _ in towers.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(towers, state)
+        found |= {f"{name}.{key}": g for key, g in gradients(DistributedDataParallel(towers), batch).items()}
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_gathered_losses_have_the_gradients_of_one_process(world: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("world", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 3))])
+def test_losses_over_ranks_have_the_gradients_of_one_process(world: int, tmp_path: Path) -> None:
     torch.multiprocessing.spawn(rank_gradients, args=(world, str(tmp_path)), nprocs=world)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
-    for name, loss in losses().items():
-        whole = gradients(Towers(loss), *inputs())
+    for name, towers in cases().items():
+        plain = Towers(towers.loss)  # one process, no exchange, no parts
+        whole = gradients(plain, inputs())
         assert whole["loss"] > 0 and whole["scale"].abs() > 0
-        assert (whole["bias"].abs() > 0) == (name == "SigmoidLoss")
+        assert (whole["bias"].abs() > 0) == name.startswith("sigmoid")
         for rank in ranks:
+            assert len(whole) == sum(key.startswith(f"{name}.") for key in rank)
             for key, expected in whole.items():
                 error = (rank[f"{name}.{key}"] - expected).abs().max()
                 assert error <= 1e-12 * expected.abs().max(), f"{name}.{key}: off by {error:.2e}"
     assert all(rank["votes"].tolist() == [True, False] for rank in ranks)
+
+
+def test_ring_of_one_is_the_loss_itself() -> None:
+    batch = inputs()
+    image, text = (batch[name] for name in ("teacher_image", "teacher_text"))
+    scale, bias = torch.tensor(3.0).double(), torch.tensor(-1.0).double()
+    for loss in (SigmoidLoss(), Margin()):
+        values = []
+        for call in (loss, lambda *parts, own=loss: ring(own.pairs, *parts, list(own.parameters()))):
+            leaves = [part.clone().requires_grad_() for part in (image, text, scale)]
+            value = call(*leaves, None)
+            (2 * value).backward()
+            values.append([value.detach(), *(leaf.grad for leaf in leaves)])
+        for one, other in zip(*values, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-15)
+    with torch.no_grad():
+        assert ring(SigmoidLoss().pairs, image, text, scale, bias).item() == pytest.approx(
+            SigmoidLoss()(image, text, scale, bias).item(), rel=1e-14
+        )
 
 
 RECORDER = """

@@ -10,7 +10,11 @@ class ContrastiveLoss(nn.Module):
     """How well each image finds its own text among all texts, and each text its image.
 
     Subclass it in a file of your own and name it in an overlay; the module hands over the features of all ranks.
+    ``needs`` names entries of the batch that it wants besides: they come gathered from all ranks, as keyword arguments
+    of forward, in training only.
     """
+
+    needs: tuple[str, ...] = ()
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         """Compute the loss.
@@ -45,8 +49,33 @@ class InfoNCE(ContrastiveLoss):
         return SoftmaxTiles.apply(image, text, scale, self.label_smoothing, self.tile)
 
 
-class SigmoidLoss(ContrastiveLoss):
+class PairwiseLoss(ContrastiveLoss):
+    """A loss that is a sum over pairs, so that no rank ever needs the features of all others at once.
+
+    Define ``pairs`` and the ring exchange of `leam_mm.distributed` works with it, gradients included.
+    """
+
+    def pairs(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, matching: bool) -> Tensor:
+        """Sum of the losses of all pairs of some images and some texts.
+
+        Args:
+            image: (B, D), unit length.
+            text: (C, D), unit length.
+            scale: See ContrastiveLoss.
+            bias: See ContrastiveLoss.
+            matching: Row i of image belongs to row i of text; otherwise no two rows belong together.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define pairs(image, text, scale, bias, matching)")
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        """See ContrastiveLoss."""
+        return self.pairs(image, text, scale, bias, matching=True) / len(image)
+
+
+class SigmoidLoss(PairwiseLoss):
     """Every pair on its own: matching or not (Zhai et al. 2303.15343, equation 1, algorithm 1).
+
+    Initialise scale to 10 and bias to -10 as in the paper.
 
     Args:
         tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
@@ -57,9 +86,10 @@ class SigmoidLoss(ContrastiveLoss):
         super().__init__()
         self.tile = _positive(tile)
 
-    def forward(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-        """See ContrastiveLoss; initialise scale to 10 and bias to -10 as in the paper."""
-        return SigmoidTiles.apply(image, text, scale, scale.new_zeros(()) if bias is None else bias, self.tile)
+    def pairs(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, matching: bool) -> Tensor:
+        """See PairwiseLoss."""
+        shift = scale.new_zeros(()) if bias is None else bias
+        return SigmoidTiles.apply(image, text, scale, shift, self.tile, matching)
 
 
 def _positive(tile: int) -> int:

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def _parts(rows: int, tile: int) -> Iterator[slice]:
+def parts(rows: int, tile: int) -> Iterator[slice]:
+    """Neighbouring rows, ``tile`` at a time."""
     return (slice(start, min(start + tile, rows)) for start in range(0, rows, tile))
 
 
@@ -31,11 +32,11 @@ class SoftmaxTiles(torch.autograd.Function):
         count = len(image)
         with torch.autocast(image.device.type, enabled=False):
             # Sums are kept relative to each pair's own logit, so that a loss near zero keeps its digits.
-            own = torch.cat([(scale * image[part] @ text[part].T).diagonal() for part in _parts(count, tile)])
+            own = torch.cat([(scale * image[part] @ text[part].T).diagonal() for part in parts(count, tile)])
             row, column = torch.full_like(own, -torch.inf), torch.full_like(own, -torch.inf)
-            for rows in _parts(count, tile):
+            for rows in parts(count, tile):
                 scaled = scale * image[rows]
-                for columns in _parts(count, tile):
+                for columns in parts(count, tile):
                     logits = scaled @ text[columns].T
                     row[rows] = torch.logaddexp(row[rows], (logits - own[rows, None]).logsumexp(dim=1))
                     column[columns] = torch.logaddexp(column[columns], logits.sub_(own[columns]).logsumexp(dim=0))
@@ -54,9 +55,9 @@ class SoftmaxTiles(torch.autograd.Function):
         count, smoothing = len(image), context.smoothing
         to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
-            for rows in _parts(count, context.tile):
+            for rows in parts(count, context.tile):
                 scaled = scale * image[rows]
-                for columns in _parts(count, context.tile):
+                for columns in parts(count, context.tile):
                     logits = scaled @ text[columns].T
                     both = (logits - column[columns]).exp_().add_(logits.sub_(row[rows, None]).exp_())
                     to_image[rows].addmm_(both, text[columns])
@@ -70,43 +71,45 @@ class SoftmaxTiles(torch.autograd.Function):
 
 
 class SigmoidTiles(torch.autograd.Function):
-    """Sum over all pairs of -log sigmoid(+-(scale image text^T + bias)), over B (2303.15343, equation 1).
+    """Sum over all pairs of -log sigmoid(+-(scale image text^T + bias)) (2303.15343, equation 1, times B).
 
-    With x the logit, negated on the diagonal, a pair's loss is softplus(x) and its slope sigmoid(x). That needs no sum
-    over rows, so the gradient is taken in the forward pass while the tile is there.
+    With x the logit, negated where image and text belong together, a pair's loss is softplus(x) and its slope
+    sigmoid(x). That needs no sum over rows, so the gradient is taken in the forward pass while the tile is there.
     """
 
     @staticmethod
-    def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int) -> Tensor:
-        """Loss of image (B, D) and text (B, D)."""
-        count, wanted = len(image), any(context.needs_input_grad)
+    def forward(
+        context: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, matching: bool
+    ) -> Tensor:
+        """Sum for image (B, D) and text (C, D); matching: row i of the one belongs to row i of the other."""
+        wanted = any(context.needs_input_grad)
         to_image, to_text = (torch.zeros_like(part) if wanted else part for part in (image, text))
         total = torch.zeros((), dtype=torch.float64, device=image.device)
         slopes = total.clone()
         with torch.autocast(image.device.type, enabled=False):
-            for rows in _parts(count, tile):
+            for rows in parts(len(image), tile):
                 scaled = scale * image[rows]
-                for columns in _parts(count, tile):
+                for columns in parts(len(text), tile):
                     logits = (scaled @ text[columns].T).add_(bias)
-                    if rows == columns:
+                    if matching and rows == columns:
                         logits.diagonal().neg_()
                     total += F.softplus(logits).sum()
                     if wanted:
                         slope = logits.sigmoid_()
-                        if rows == columns:
+                        if matching and rows == columns:
                             slope.diagonal().neg_()
                         slopes += slope.sum()
                         to_image[rows].addmm_(slope, text[columns])
                         to_text[columns].addmm_(slope.T, image[rows])
             if wanted:
-                to_scale = ((to_image * image).sum() / count).to(scale.dtype).reshape(scale.shape)
-                to_bias = (slopes / count).to(bias.dtype).reshape(bias.shape)
-                context.save_for_backward(to_image.mul_(scale / count), to_text.mul_(scale / count), to_scale, to_bias)
-        return (total / count).to(image.dtype)
+                to_scale = (to_image * image).sum().to(scale.dtype).reshape(scale.shape)
+                to_bias = slopes.to(bias.dtype).reshape(bias.shape)
+                context.save_for_backward(to_image.mul_(scale), to_text.mul_(scale), to_scale, to_bias)
+        return total.to(image.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         """Gradients of image, text, scale and bias."""
         to_image, to_text, to_scale, to_bias = context.saved_tensors
-        return to_image * upstream, to_text * upstream, to_scale * upstream, to_bias * upstream, None
+        return to_image * upstream, to_text * upstream, to_scale * upstream, to_bias * upstream, None, None
