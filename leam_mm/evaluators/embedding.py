@@ -1,20 +1,21 @@
 """Pictures of a shard folder, and their embeddings: what zero-shot, retrieval and generation share."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor
 
 from leam_mm.data.captions import cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError
+from leam_mm.evaluators.ranks import is_mine, over_ranks, rank
 
 
 @dataclass(frozen=True)
@@ -92,37 +93,59 @@ def _picture(key: str, members: dict[str, bytes]) -> Picture:
     return Picture(key, encoded, record)
 
 
-@torch.inference_mode()
+def pictures_to_embed(found: Iterable[Picture], batch_size: int) -> list[Picture]:
+    """All pictures, those that other ranks will embed without their bytes: a set of images is in memory once a machine.
+
+    Args:
+        found: The same on each rank.
+        batch_size: As `embed_images` will have it.
+    """
+    return [picture if is_mine(row, batch_size) else replace(picture, encoded=b"") for row, picture in enumerate(found)]
+
+
+# Not inference_mode: what a network keeps for later (masks, kernels) must serve the training that goes on after this.
+@torch.no_grad()
 def embed_images(module: Any, pictures: list[Picture], batch_size: int, device: torch.device) -> Tensor:
-    """Encode pictures with the (averaged) encoder of a contrastive module.
+    """Encode pictures with the (averaged) encoder of a contrastive module, each rank its part.
 
     Returns:
-        (B, D) float32 on the CPU, each row of length 1.
+        (B, D) float32 on the CPU, each row of length 1, the same on every rank.
     """
     encoder = module.ema_encoder()
-    parts = []
-    for start in track(range(0, len(pictures), batch_size), description="pictures", transient=True):
-        pixels = [picture.pixels(encoder.image_size) for picture in pictures[start : start + batch_size]]
-        parts.append(encoder.encode_image(encoder.normalise(torch.stack(pixels).to(device))).float().cpu())
-    return _unit(torch.cat(parts), "picture")
+    with Progress(transient=True, disable=rank() != 0) as progress:
+        task = progress.add_task("pictures", total=len(pictures))
+
+        def read(part: slice) -> Tensor:
+            progress.update(task, completed=part.stop)
+            return torch.stack([picture.pixels(encoder.image_size) for picture in pictures[part]])
+
+        def compute(pixels: Tensor) -> Tensor:
+            return encoder.encode_image(encoder.normalise(pixels.to(device))).float()
+
+        return _unit(over_ranks(len(pictures), batch_size, read, compute, device), "picture")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_texts(module: Any, texts: list[str], batch_size: int, device: torch.device) -> Tensor:
     """Encode texts with the (averaged) encoder of a contrastive module; equal texts are encoded once.
 
     Returns:
-        (B, D) float32 on the CPU, each row of length 1; equal texts have bitwise equal rows.
+        (B, D) float32 on the CPU, each row of length 1, the same on every rank; equal texts have bitwise equal rows.
     """
     encoder = module.ema_encoder()
-    unique = sorted(set(texts), key=len)  # neighbours of similar length
-    parts = []
-    for start in range(0, len(unique), batch_size):
-        text, text_length = module.tokenizer.encode(unique[start : start + batch_size])
-        text = cut_padding(text, text_length)
-        parts.append(encoder.encode_text(text.to(device), text_length.to(device)).float().cpu())
+    # Neighbours of similar length, in an order that does not depend on how a process hashes its strings.
+    unique = sorted(set(texts), key=lambda text: (len(text), text))
+
+    def read(part: slice) -> tuple[Tensor, Tensor]:
+        text, text_length = module.tokenizer.encode(unique[part])
+        return cut_padding(text, text_length), text_length
+
+    def compute(read: tuple[Tensor, Tensor]) -> Tensor:
+        return encoder.encode_text(read[0].to(device), read[1]).float()  # lengths on the host: padding is left out
+
     place = {text: row for row, text in enumerate(unique)}
-    return _unit(torch.cat(parts), "text")[[place[text] for text in texts]]
+    embedding = _unit(over_ranks(len(unique), batch_size, read, compute, device), "text")
+    return embedding[[place[text] for text in texts]]
 
 
 def _unit(embedding: Tensor, kind: str) -> Tensor:

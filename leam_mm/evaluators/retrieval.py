@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, read_pictures
+from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.language_summary import language_metrics
+from leam_mm.evaluators.ranks import agree, over_ranks
 
 CHUNK = 1024
 RECALLS = (1, 5, 10)
@@ -44,12 +45,10 @@ class Retrieval(Evaluator):
         self.shards, self.languages, self.limit = Path(shards), languages, limit
         self.batch_size, self.name = batch_size, name
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure image to text and text to image."""
-        pictures = list(read_pictures(self.shards, self.limit, self._has_caption))
-        if not pictures:
-            raise UserError(f"{self.shards}: no sample has a caption in {', '.join(self.languages)}")
+        pictures = agree(self._read, context.device)
         module = context.require_clip()
         image = embed_images(module, pictures, self.batch_size, context.device)
         ranks: dict[str, list[list[Tensor]]] = {"image_to_text": [], "text_to_image": []}
@@ -63,7 +62,7 @@ class Retrieval(Evaluator):
                 text = embed_texts(module, unique, self.batch_size, context.device)
                 place = {caption: number for number, caption in enumerate(unique)}
                 owned = [torch.tensor([place[caption] for caption in texts]) for texts in captions]
-                forward, backward = ranks_both_ways(image[rows], text, owned)
+                forward, backward = ranks_both_ways(image[rows], text, owned, context.device)
                 for number, row in enumerate(rows):
                     per_picture["image_to_text"][row] = forward[number][None]
                     per_picture["text_to_image"][row] = backward[owned[number]]
@@ -80,34 +79,48 @@ class Retrieval(Evaluator):
                 metrics += language_metrics(f"{self.name}/{direction}/r{top}", hits, self.languages, note)
         return metrics
 
+    def _read(self) -> list[Picture]:
+        pictures = pictures_to_embed(read_pictures(self.shards, self.limit, self._has_caption), self.batch_size)
+        if not pictures:
+            raise UserError(f"{self.shards}: no sample has a caption in {', '.join(self.languages)}")
+        return pictures
+
     def _has_caption(self, picture: Picture) -> bool:
         return any(picture.captions(language) for language in self.languages)
 
 
-def ranks_both_ways(image: Tensor, text: Tensor, owned: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pessimistic ranks of pictures and captions in one another's company.
+def ranks_both_ways(
+    image: Tensor, text: Tensor, owned: list[Tensor], device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pessimistic ranks of pictures and captions in one another's company, each rank of a training for its part.
 
     Args:
         image: (B, D) embeddings.
         text: (T, D) embeddings of captions that all differ.
         owned: For each picture the numbers of its captions; each caption belongs to one picture at least.
+        device: Through which ranks talk; None is the CPU.
 
     Returns:
         (B,) wrong captions that score at least as high as the best right one, and (T,) wrong pictures likewise.
     """
-    owner = torch.zeros(len(image), len(text), dtype=torch.bool)
+    device = device or torch.device("cpu")
+    owners: list[list[int]] = [[] for _ in range(len(text))]
     for row, numbers in enumerate(owned):
-        owner[row, numbers] = True
-    return _rank(image, text, owner), _rank(text, image, owner.T)
+        for number in numbers.tolist():
+            owners[number].append(row)
+    return _rank(image, text, owned, device), _rank(text, image, [torch.tensor(rows) for rows in owners], device)
 
 
-def _rank(query: Tensor, candidate: Tensor, right: Tensor) -> Tensor:
-    ranks = []
-    for start in range(0, len(query), CHUNK):
-        score, good = query[start : start + CHUNK] @ candidate.T, right[start : start + CHUNK]
+def _rank(query: Tensor, candidate: Tensor, right: list[Tensor], device: torch.device) -> Tensor:
+    def compute(part: slice) -> Tensor:
+        score = query[part] @ candidate.T
+        good = torch.zeros_like(score, dtype=torch.bool)  # of this part only: all of it would not fit for many pictures
+        for row, numbers in enumerate(right[part]):
+            good[row, numbers] = True
         best = score.masked_fill(~good, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((score >= best) & ~good).sum(dim=1))
-    return torch.cat(ranks)
+        return ((score >= best) & ~good).sum(dim=1)
+
+    return over_ranks(len(query), CHUNK, lambda part: part, compute, device)
 
 
 def _share(rank: Tensor, top: int) -> float:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, read_pictures
+from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.language_summary import language_metrics
+from leam_mm.evaluators.ranks import agree, over_ranks
 
 CHUNK = 1024
 
@@ -65,12 +66,11 @@ class ZeroShot(Evaluator):
         self.shards, self.classes, self.languages = Path(shards), Path(classes), languages
         self.limit, self.batch_size, self.name = limit, batch_size, name
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure top-1 and top-5 in each language."""
-        class_ids, languages = read_classes(self.classes, self.languages)
+        class_ids, languages, pictures = agree(self._read, context.device)
         place = {class_id: number for number, class_id in enumerate(class_ids)}
-        pictures = self._pictures(place)
         target = torch.tensor([place[str(picture.class_id)] for picture in pictures])
         module = context.require_clip()
         image = embed_images(module, pictures, self.batch_size, context.device)
@@ -80,10 +80,10 @@ class ZeroShot(Evaluator):
         for code, known in zip(languages, named, strict=True):
             text = self._class_embedding(module, languages[code], context.device)
             group = torch.tensor(languages[code].group)
-            ranks, predicted = rank_of_target(image, text, target, group, known)
+            ranks, predicted = self._ranks(image, text, target, group, known, context.device)
             rank.append(ranks)
             same = bool(torch.equal(known, common))
-            paired.append(ranks if same else rank_of_target(image, text, target, group, common)[0])
+            paired.append(ranks if same else self._ranks(image, text, target, group, common, context.device)[0])
             slices[code] = {"confusions": confusions(target, predicted, ranks, class_ids), "classes": int(known.sum())}
         metrics = []
         for top in (1, 5):
@@ -97,11 +97,25 @@ class ZeroShot(Evaluator):
                 )
         return metrics
 
-    def _pictures(self, place: dict[str, int]) -> list[Picture]:
-        pictures = list(read_pictures(self.shards, self.limit, lambda picture: picture.class_id in place))
+    def _read(self) -> tuple[list[str], dict[str, LanguageClasses], list[Picture]]:
+        class_ids, languages = read_classes(self.classes, self.languages)
+        known = set(class_ids)
+        found = read_pictures(self.shards, self.limit, lambda picture: picture.class_id in known)
+        pictures = pictures_to_embed(found, self.batch_size)
         if not pictures:
             raise UserError(f"{self.shards}: no sample has a metadata.class_id that {self.classes} lists")
-        return pictures
+        return class_ids, languages, pictures
+
+    def _ranks(
+        self, image: Tensor, text: Tensor, target: Tensor, group: Tensor, known: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """`rank_of_target`, each rank for its part of the pictures."""
+
+        def compute(part: slice) -> Tensor:
+            return torch.stack(rank_of_target(image[part], text, target[part], group, known), dim=1)
+
+        ranks, predicted = over_ranks(len(image), CHUNK, lambda part: part, compute, device).unbind(dim=1)
+        return ranks, predicted
 
     def _class_embedding(self, module: Any, entry: LanguageClasses, device: torch.device) -> Tensor:
         """(C, D): for each class the normalised mean over its texts' normalised embeddings; zero where it has none."""

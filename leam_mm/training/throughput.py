@@ -52,10 +52,10 @@ class Throughput(pl.Callback):
         self.clock = time.perf_counter
         self._restored = False
         self._step = -1
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
-        """Drop the step under way: something else took time in it."""
+    def forget(self) -> None:
+        """Drop the step under way: something else took time in it (an evaluation, a checkpoint)."""
         self._began: float | None = None
         self._ended: float | None = None
         self._waited, self._samples = 0.0, 0
@@ -73,7 +73,7 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the clock of an earlier fit; the samples seen stay."""
         self.steps.clear()
-        self._forget()
+        self.forget()
         self._step = trainer.global_step
 
     def on_train_batch_start(
@@ -111,13 +111,13 @@ class Throughput(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is neither training nor waiting."""
-        self._forget()
+        self.forget()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Nor is writing a checkpoint."""
-        self._forget()
+        self.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Samples seen, for the checkpoint."""

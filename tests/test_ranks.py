@@ -1,0 +1,140 @@
+"""Evaluation on several ranks gives the very numbers of one process: uneven parts, a short batch, sharded towers."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import write_toy_shards, write_toy_tokenizer
+from torch.distributed.device_mesh import init_device_mesh
+
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import embed_texts, pictures_to_embed, read_pictures
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
+from leam_mm.evaluators.ranks import agree, over_ranks
+from leam_mm.evaluators.retrieval import Retrieval
+from leam_mm.evaluators.zero_shot import ZeroShot
+from leam_mm.losses.contrastive import InfoNCE
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.training.sharding import shard_blocks
+
+SAMPLES, CPU = 29, torch.device("cpu")
+
+
+def module(folder: Path) -> ContrastiveModule:
+    torch.manual_seed(0)
+    vision = ImageTower(image_size=16, patch_size=8, width=32, layers=2, head_width=16)
+    encoder = DualEncoder(16, vision, TextTower(context_length=12, vocab_size=300, width=32, heads=2, layers=2))
+    return ContrastiveModule(encoder, InfoNCE(), str(folder / "tokenizer")).eval()
+
+
+def evaluators(folder: Path) -> list[Evaluator]:
+    shards, classes = folder / "shards", folder / "classes.json"
+    # 29 pictures in batches of 8 are four for two ranks, and in batches of 12 three: one rank has a batch more.
+    return [
+        ZeroShot(shards, classes, batch_size=8),
+        ZeroShot(shards, classes, batch_size=12),
+        Retrieval(shards, ["en", "de"], batch_size=12),
+        ZeroShot(shards, classes, batch_size=64),
+    ]
+
+
+def measure(folder: Path, made: ContrastiveModule) -> list[dict[str, Any]]:
+    context = EvaluationContext(made, None, folder)
+    return [dataclasses.asdict(metric) for evaluator in evaluators(folder) for metric in evaluator.run(context)]
+
+
+def prepare(folder: Path) -> None:
+    write_toy_shards(folder / "shards", SAMPLES, 8)
+    write_toy_tokenizer(folder / "tokenizer")
+    names = {"en": ["blue", "green", "red", "yellow"], "de": ["blau", "grün", "rot", "gelb"]}
+    ids = sorted(names["en"])
+    languages = {
+        code: {"templates": ["{}", "a {} square"], "names": {key: [word] for key, word in zip(ids, words, strict=True)}}
+        for code, words in names.items()
+    }
+    (folder / "classes.json").write_text(json.dumps({"classes": ids, "languages": languages}))
+
+
+def one_rank(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    found: dict[str, Any] = {"plain": measure(folder, module(folder))}
+    sharded = module(folder)
+    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    shard_blocks(sharded.encoder, mesh, methods=("encode_image", "encode_text"))
+    found["sharded"] = measure(folder, sharded)
+
+    def read(part: slice) -> torch.Tensor:
+        if rank == 1 and part.start:
+            raise ValueError("the disk of rank 1")
+        return torch.arange(part.start, part.stop)
+
+    for name, rows in (("fails", 10), ("differs", 10 + rank)):
+        try:
+            over_ranks(rows, 3, read, lambda numbers: numbers, CPU)
+        except (UserError, ValueError) as error:
+            found[name] = str(error)
+    kept = pictures_to_embed(read_pictures(folder / "shards"), 8)
+    found["bytes"] = [bool(picture.encoded) for picture in kept]
+    found["after"] = over_ranks(5, 2, lambda part: torch.arange(part.start, part.stop), lambda n: n, CPU).tolist()
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> None:
+    prepare(tmp_path)
+    expected = json.loads(json.dumps(measure(tmp_path, module(tmp_path))))
+    assert len(expected) == 3 * 5 + 6 * 5 and any(0 < metric["value"] < 1 for metric in expected)
+    # Forked, which spares them the imports; nothing here uses more than one thread.
+    torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="fork")
+    for rank in range(world):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["plain"] == expected
+        assert found["sharded"] == expected
+        # Nobody waits for a rank that failed, and whoever goes on afterwards finds the ranks in step.
+        assert found["fails"] == ("the disk of rank 1" if rank == 1 else found["fails"])
+        assert "another rank" in found["fails"] or rank == 1
+        assert f"has {10 + rank} rows" in found["differs"]
+        assert found["after"] == [0, 1, 2, 3, 4]
+        assert found["bytes"] == [
+            batch in (0, rank) or batch % world == rank for batch in (row // 8 for row in range(SAMPLES))
+        ]
+
+
+class Recorder:
+    """A module whose tokenizer notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.tokenizer = self
+
+    def ema_encoder(self) -> "Recorder":
+        return self
+
+    def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked += texts
+        return torch.ones(len(texts), 3, dtype=torch.int64), torch.full((len(texts),), 3)
+
+    def encode_text(self, text: torch.Tensor, text_length: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(text), 2)
+
+
+def test_texts_have_one_order_however_a_process_hashes_them() -> None:
+    made, texts = Recorder(), [f"{letter}{'x' * (number % 3)}" for number, letter in enumerate("zyxwvutsrqponm")]
+    embed_texts(made, texts * 2, 4, CPU)
+    assert made.asked == sorted(texts, key=lambda text: (len(text), text))
+
+
+def test_one_process_is_not_asked_to_agree() -> None:
+    assert agree(lambda: 3, CPU) == 3
+    with pytest.raises(ZeroDivisionError):
+        agree(lambda: 1 // 0, CPU)
+    rows = over_ranks(7, 3, lambda part: part, lambda part: torch.arange(part.start, part.stop)[:, None], CPU)
+    assert rows.flatten().tolist() == list(range(7))
+    assert len(over_ranks(0, 3, lambda part: part, lambda part: torch.zeros(0), CPU)) == 0
