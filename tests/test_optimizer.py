@@ -5,12 +5,15 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from leam_mm.errors import UserError
 from leam_mm.training.muon import MATRICES
 from leam_mm.training.optimizer import (
+    Cooldown,
     build_optimizer,
     decay_groups,
     hidden_matrices,
     warmup_constant,
+    warmup_cooldown,
     warmup_cosine,
 )
 
@@ -45,6 +48,29 @@ def test_cosine_is_its_closed_form(warmup: int, total: int, floor: float) -> Non
 def test_constant_rises_and_stays() -> None:
     assert rates(warmup_constant(sgd(), 4), 7) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0])
     assert rates(warmup_constant(sgd(), 0), 2) == pytest.approx([2.0, 2.0])
+
+
+@pytest.mark.parametrize("shape", ["sqrt", "linear"])
+@pytest.mark.parametrize(("warmup", "total", "steps", "floor"), [(4, 20, 6, 0.0), (0, 10, 10, 0.1), (5, 9, 4, 0.0)])
+def test_cooldown_is_its_closed_form(shape: str, warmup: int, total: int, steps: int, floor: float) -> None:
+    found = rates(warmup_cooldown(sgd(), warmup, total, Cooldown(steps, shape), floor), total + 3)  # type: ignore[arg-type]
+    power = {"sqrt": 0.5, "linear": 1.0}[shape]
+    for step, rate in enumerate(found):
+        if step < warmup:
+            expected = (step + 1) / warmup
+        elif step < total - steps:
+            expected = 1.0
+        else:
+            expected = floor + (1 - floor) * (1 - min(1.0, (step - (total - steps)) / steps) ** power)
+        assert rate == pytest.approx(2.0 * expected, abs=1e-12), step
+    assert found[total] == pytest.approx(2.0 * floor, abs=1e-12) and found[total - 1] > found[total]
+
+
+def test_cooldown_that_does_not_fit_is_told() -> None:
+    with pytest.raises(UserError, match="8 steps of warm-up and 5 of cool-down do not fit"):
+        warmup_cooldown(sgd(), 8, 12, Cooldown(5))
+    with pytest.raises(UserError, match="give at least 1"):
+        Cooldown(0)
 
 
 def test_schedule_resumes_where_it_was() -> None:

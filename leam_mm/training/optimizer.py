@@ -2,13 +2,17 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from leam_mm.errors import UserError
 from leam_mm.training.blocks import repeated_blocks
+from leam_mm.training.layer_decay import LayerDecay, rate_shares, scale_rates, split_by_share
 from leam_mm.training.muon import MATRICES
 
 MODULATIONS = ("modulation", "norm", "time_emb")  # in names of layers of diffusers that scale and shift features
@@ -36,6 +40,52 @@ def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, flo
 def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
     """Rise linearly over the warm-up, then stay at the base rate."""
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
+
+
+@dataclass(frozen=True)
+class Cooldown:
+    """The end of a schedule that is constant before: a long run can be ended, or gone on with, at any point of it.
+
+    Args:
+        steps: Optimizer steps of the fall, at the end of the training.
+        shape: With a share x of them done, ``sqrt`` leaves 1 - sqrt(x) of the rate (2405.18392), ``linear`` 1 - x.
+    """
+
+    steps: int
+    shape: Literal["sqrt", "linear"] = "sqrt"
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.steps < 1:
+            raise UserError(f"model.init_args.cooldown.steps is {self.steps}: give at least 1, or leave cooldown out")
+
+
+def warmup_cooldown(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int, cooldown: Cooldown, floor: float = 0.0
+) -> LambdaLR:
+    """Rise linearly over the warm-up, stay at the base rate, then fall to ``floor`` times it.
+
+    Args:
+        optimizer: Whose rate is scaled.
+        warmup_steps: Optimizer steps of the rise; 0 starts at the full rate.
+        total_steps: Optimizer steps of the whole training.
+        cooldown: The fall.
+        floor: Share of the base rate at the end, in [0, 1].
+    """
+    if warmup_steps + cooldown.steps > total_steps:
+        raise UserError(
+            f"model.init_args: {warmup_steps} steps of warm-up and {cooldown.steps} of cool-down do not fit into a "
+            f"training of {total_steps}: shorten them, or raise max_samples"
+        )
+    begin = total_steps - cooldown.steps
+
+    def factor(step: int) -> float:
+        if step < begin:
+            return min(1.0, (step + 1) / max(1, warmup_steps))
+        done = min(1.0, (step - begin) / cooldown.steps)
+        return floor + (1 - floor) * (1 - (math.sqrt(done) if cooldown.shape == "sqrt" else done))
+
+    return LambdaLR(optimizer, factor)
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
@@ -86,6 +136,19 @@ def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | 
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(optimizer: OptimizerCallable, module: nn.Module) -> Optimizer:
-    """Build the recipe's optimizer over the groups of ``decay_groups``."""
-    return optimizer(decay_groups(module))  # type: ignore[arg-type]
+def build_optimizer(
+    optimizer: OptimizerCallable, module: nn.Module, layer_decay: LayerDecay | None = None
+) -> Optimizer:
+    """Build the recipe's optimizer over the groups of ``decay_groups``.
+
+    Args:
+        optimizer: Takes the groups.
+        module: Its trainable parameters are stepped.
+        layer_decay: Smaller rates for lower layers; the groups are then split by depth.
+    """
+    groups = decay_groups(module)
+    if layer_decay is not None:
+        groups = split_by_share(groups, rate_shares(module, layer_decay))
+    built: Optimizer = optimizer(groups)  # type: ignore[arg-type]
+    scale_rates(built)
+    return built

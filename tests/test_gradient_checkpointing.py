@@ -1,0 +1,62 @@
+"""Gradients to the last bit, with less kept for the backward pass."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from test_layer_decay import encoder
+from torch import nn
+
+from leam_mm.errors import UserError
+from leam_mm.training.ema import Ema
+from leam_mm.training.gradient_checkpointing import GradientCheckpointing
+
+
+class Module(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = encoder(layers=4)
+        self.ema = Ema(self.encoder, 0.5)
+
+
+def gradients(module: Module) -> tuple[list[torch.Tensor], int]:
+    """Of all weights, and how many numbers autograd kept for them."""
+    kept = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    image = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    text = torch.randint(1, 50, (6, 8), generator=torch.Generator().manual_seed(1))
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        both = module.encoder.encode_image(image), module.encoder.encode_text(text, torch.full((6,), 8))
+        kept_forward = kept
+        (both[0] @ both[1].T * module.encoder.scale).logsumexp(dim=0).sum().backward()
+    return [weight.grad for weight in module.encoder.parameters() if weight.grad is not None], kept_forward
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_are_bit_equal_and_less_is_kept(every: int, caplog: pytest.LogCaptureFixture) -> None:
+    plain, recomputed = Module(), Module()
+    callback = GradientCheckpointing(every)
+    with caplog.at_level(logging.INFO):
+        callback.on_fit_start(cast(Any, SimpleNamespace()), cast(Any, recomputed))
+    assert f"{6 if every == 1 else 3} of 6 blocks" in caplog.text
+    assert list(recomputed.state_dict()) == list(plain.state_dict())
+    (expected, kept), (found, less) = gradients(plain), gradients(recomputed)
+    assert len(found) == len(expected) > 50
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
+    assert less < (0.3 if every == 1 else 0.7) * kept
+    callback.on_fit_end(cast(Any, SimpleNamespace()), cast(Any, recomputed))
+    assert gradients(recomputed)[1] == kept
+
+
+def test_what_cannot_be_done_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    GradientCheckpointing().on_fit_start(cast(Any, SimpleNamespace()), cast(Any, nn.Linear(2, 2)))
+    assert "not used: the network has no repeated blocks" in caplog.text
+    with pytest.raises(UserError, match="give at least 1"):
+        GradientCheckpointing(0)
