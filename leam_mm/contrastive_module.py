@@ -19,7 +19,8 @@ from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.models.dual_encoder import DualEncoder
 from leam_mm.training.cached_features import embed_in_parts
 from leam_mm.training.ema import Ema
-from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+from leam_mm.training.layer_decay import LayerDecay
+from leam_mm.training.optimizer import Cooldown, build_optimizer, warmup_cooldown, warmup_cosine
 from leam_mm.training.sharding import shard_blocks
 
 
@@ -39,6 +40,8 @@ class ContrastiveModule(LightningModule):
             sums over pairs: same value and gradients, and no rank computes what another does.
         micro_batch: Images that each rank embeds at a time, with their captions; the loss still sees all pairs of the
             batch (GradCache). Unlike trainer.accumulate_grad_batches, which stays 1. None embeds all at once.
+        cooldown: The rate stays constant and falls at the end; None lets it fall by a cosine.
+        layer_decay: Smaller rates for lower layers, for fine-tuning; None has one rate for all.
     """
 
     def __init__(
@@ -53,6 +56,8 @@ class ContrastiveModule(LightningModule):
         ema_decay: float | None = None,
         exchange: Literal["gather", "ring"] = "gather",
         micro_batch: int | None = None,
+        cooldown: Cooldown | None = None,
+        layer_decay: LayerDecay | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
@@ -62,6 +67,7 @@ class ContrastiveModule(LightningModule):
         self.tokenizer_path = tokenizer
         self._tokenizer: Tokenizer | None = None
         self.exchange, self.micro_batch = exchange, micro_batch
+        self.cooldown, self.layer_decay = cooldown, layer_decay
         if exchange == "ring" and not isinstance(loss, PairwiseLoss):
             raise UserError(
                 f"model.init_args.exchange is ring, but {type(loss).__name__} is no sum over pairs (SigmoidLoss is): "
@@ -158,10 +164,13 @@ class ContrastiveModule(LightningModule):
             self.ema.update(self.encoder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimizer with warm-up and cosine."""
-        optimizer = build_optimizer(self.optimizer, self.encoder)
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_rate)
+        """The recipe's optimizer, with warm-up and cosine or cool-down."""
+        optimizer = build_optimizer(self.optimizer, self.encoder, self.layer_decay)
+        total, steps = int(self.trainer.estimated_stepping_batches), self.warmup_steps
+        if self.cooldown is None:
+            schedule = warmup_cosine(optimizer, steps, total, self.final_rate)
+        else:
+            schedule = warmup_cooldown(optimizer, steps, total, self.cooldown, self.final_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
