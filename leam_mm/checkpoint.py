@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
+# While a module is rebuilt: its weights come from the checkpoint, files that training started from are not needed.
+REBUILDING: ContextVar[bool] = ContextVar("REBUILDING", default=False)
 Module = TypeVar("Module", bound=LightningModule)
 
 
@@ -125,11 +128,14 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     """
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
+    rebuilding = REBUILDING.set(True)
     try:
         module = build_module(checkpoint_config(checkpoint)["model"])
     except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
         reason = innermost(str(error))
         raise UserError(f"{file}: the model of its config cannot be rebuilt here ({reason})") from None
+    finally:
+        REBUILDING.reset(rebuilding)
     if not isinstance(module, expected):
         raise UserError(
             f"{file} holds a {type(module).__name__}, but a {expected.__name__} is needed here: "

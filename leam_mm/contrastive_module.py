@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.captions import Tokenizer
 from leam_mm.distributed import gather, ring
 from leam_mm.errors import UserError
@@ -92,11 +93,7 @@ class ContrastiveModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what the recipe states twice before the first step."""
-        if self.tokenizer.vocabulary != self.encoder.text.vocab_size:
-            raise UserError(
-                f"model.encoder.text.vocab_size is {self.encoder.text.vocab_size}, but the tokenizer in "
-                f"{self.tokenizer_path} has {self.tokenizer.vocabulary} tokens: write that number into the recipe"
-            )
+        self.encoder.check_tokenizer(self.tokenizer)
         plan = getattr(getattr(self.trainer, "datamodule", None), "train_plan", None)
         if isinstance(self.loss, GlobalContrastive) and plan is not None and self.loss.samples != plan.samples:
             raise UserError(
@@ -114,6 +111,11 @@ class ContrastiveModule(LightningModule):
         """Embed the images and texts of a batch: (B, D) and (B K, D) of unit length, K captions for each image."""
         image = self.encoder.encode_image(self.encoder.normalise(batch["image"]))
         return image, self.encoder.encode_text(batch["text"], batch["text_length"])
+
+    def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the captions' lengths on the host, where the packing of the texts is planned without asking a GPU."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return {**moved, "text_length": batch["text_length"]} if "text_length" in batch else moved
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of the embeddings of all ranks: the mean over the first captions of all images, the second ones, ..."""
@@ -154,6 +156,11 @@ class ContrastiveModule(LightningModule):
         right = ((image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)).float().mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(image))
         self.log("val/in_batch_top1", right, sync_dist=True, batch_size=len(image))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record the weights that the training started from beside the rest of the evidence."""
+        if self.encoder.origin():
+            checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self.encoder.origin()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, bound the temperature, then average the weights."""

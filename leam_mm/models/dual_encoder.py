@@ -1,20 +1,23 @@
 """The door to open_clip: an image tower and a text tower with open_clip's own weights' names.
 
-Text runs on the columns that hold tokens only; open_clip runs on all of its context length. The states of a causal
-tower do not depend on what follows, so the embeddings are the same.
+Text runs on tokens; open_clip runs on all of its context length. The embeddings are the same (see text_reading.py).
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
 from torch import Tensor, nn
 
+from leam_mm.checkpoint import REBUILDING
+from leam_mm.data.captions import Tokenizer
 from leam_mm.errors import UserError
-
-LENGTH_GROUPS = 4
+from leam_mm.models.hugging_face_text import HuggingFaceText, transformers_folder
+from leam_mm.models.low_rank import LowRank
+from leam_mm.models.text_reading import choose_reading
 
 
 @dataclass
@@ -65,7 +68,7 @@ class TextTower:
     layers: int = 12
 
 
-def _differing(tower: ImageTower | TextTower) -> dict[str, object]:
+def _differing(tower: ImageTower | TextTower) -> dict[str, Any]:
     """What open_clip must be told; a timm tower's silent vision-transformer settings stay out."""
     return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
 
@@ -76,11 +79,12 @@ class DualEncoder(nn.Module):
     Args:
         embed_dim: D, size of the shared embedding.
         vision: Image tower.
-        text: Text tower.
+        text: Text tower, open_clip's causal one or one of Hugging Face's.
         init_scale: Initial inverse temperature (1/0.07 for the softmax loss, 10 for the sigmoid loss).
         init_bias: Initial bias of the sigmoid loss (-10); None has no bias.
         image_mean: Per channel, in [0, 1].
         image_std: Per channel, in [0, 1].
+        low_rank: Train low-rank additions to some matrices, and nothing else.
     """
 
     image_mean: Tensor
@@ -90,43 +94,86 @@ class DualEncoder(nn.Module):
         self,
         embed_dim: int,
         vision: ImageTower,
-        text: TextTower,
+        text: TextTower | HuggingFaceText,
         init_scale: float = 1 / 0.07,
         init_bias: float | None = None,
         image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073),
         image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711),
+        low_rank: LowRank | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
-        self.embed_dim, self.vision, self.text = embed_dim, vision, text
-        self.image_size, self.context_length = vision.image_size, text.context_length
-        self.clip = CLIP(
-            embed_dim,
-            CLIPVisionCfg(**_differing(vision)),
-            CLIPTextCfg(**_differing(text)),
-            init_logit_scale=math.log(init_scale),
-            init_logit_bias=init_bias,
-        )
+        self.text = text
+        config = {"embed_dim": embed_dim, "vision_cfg": _differing(vision), "text_cfg": {}}
+        scalars = {"init_logit_scale": math.log(init_scale), "init_logit_bias": init_bias}
+        clip: Any
+        if isinstance(text, HuggingFaceText):
+            text.check()
+            config["text_cfg"] = text.text_config(text.model)
+            told = CLIPTextCfg(**text.text_config(str(transformers_folder(text.model))))  # type: ignore[arg-type]
+            told.hf_model_pretrained = text.pretrained and not REBUILDING.get()
+            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**_differing(vision)), told, **scalars)
+        else:
+            config["text_cfg"] = _differing(text)
+            clip = CLIP(embed_dim, CLIPVisionCfg(**_differing(vision)), CLIPTextCfg(**_differing(text)), **scalars)
+        self._hold(clip, config, image_mean, image_std, low_rank)
+
+    def _hold(
+        self,
+        clip: Any,
+        config: dict[str, Any],
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+        low_rank: LowRank | None,
+    ) -> None:
+        """Take in a model of open_clip and the ``model_cfg`` that it was built from."""
+        self.clip, self._config, self.low_rank = clip, config, low_rank
+        self.embed_dim, self.image_size = int(config["embed_dim"]), int(config["vision_cfg"]["image_size"])
+        self.context_length = int(config["text_cfg"]["context_length"])
+        self.reading = choose_reading(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
         # Convolutions run faster on interleaved channels (three times, for a small residual network on a CPU).
-        self.clip.visual.to(memory_format=torch.channels_last)
+        clip.visual.to(memory_format=torch.channels_last)
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
+        self._still = low_rank.add_to(clip) if low_rank is not None else []
 
-    def config(self) -> dict[str, object]:
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """As always; but the running statistics of a frozen network stay as they are."""
+        super().train(mode)
+        for layer in self._still:
+            layer.eval()
+        return self
+
+    def config(self) -> dict[str, Any]:
         """The ``model_cfg`` of an open_clip_config.json that rebuilds these towers."""
-        config: dict[str, object] = {
-            "embed_dim": self.embed_dim,
-            "vision_cfg": _differing(self.vision),
-            "text_cfg": _differing(self.text),
-            "init_logit_scale": self.clip.logit_scale.item(),
-        }
+        config = self._config | {"init_logit_scale": self.clip.logit_scale.item()}
         if self.clip.logit_bias is not None:
             config["init_logit_bias"] = self.clip.logit_bias.item()
         return config
 
-    def settings(self) -> dict[str, object]:
-        """Constructor arguments as plain values, for evidence."""
-        return {"embed_dim": self.embed_dim, "vision": asdict(self.vision), "text": asdict(self.text)}
+    def plain_clip(self) -> nn.Module:
+        """The model of open_clip with plain weights: a copy with low-rank additions added in, or itself."""
+        return self.low_rank.merged(self.clip) if self.low_rank is not None else self.clip
+
+    def origin(self) -> dict[str, str]:
+        """Path and sha256 of the weights that training started from; empty where it started from random ones."""
+        return {}
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that is not the text tower's: other vocabulary, end or padding."""
+        rows = self.text.vocab_size
+        if tokenizer.vocabulary > rows or (self._own_vocabulary and tokenizer.vocabulary != rows):
+            raise UserError(
+                f"model.encoder.text.vocab_size is {rows}, but the tokenizer in {tokenizer.path} has "
+                f"{tokenizer.vocabulary} tokens: "
+                + ("write that number into the recipe" if self._own_vocabulary else "give the tower's own tokenizer")
+            )
+        self.reading.check(self.clip, tokenizer)
+
+    @property
+    def _own_vocabulary(self) -> bool:
+        """Whether the recipe says how many tokens there are, so that the number must fit."""
+        return isinstance(self.text, TextTower)
 
     def normalise(self, image: Tensor) -> Tensor:
         """Pixels to the towers' range: (B, 3, H, W) uint8 -> float."""
@@ -145,33 +192,15 @@ class DualEncoder(nn.Module):
 
     def text_states(self, text: Tensor) -> Tensor:
         """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
-        length = text.shape[1]
-        states = self.clip.token_embedding(text) + self.clip.positional_embedding[:length]
-        mask = self.clip.attn_mask[:length, :length].to(states.dtype)
-        return self.clip.ln_final(self.clip.transformer(states, attn_mask=mask))
+        return self.reading.states(self.clip, text)
 
     def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
         """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length.
 
-        Captions go through the tower in groups of similar length, each as wide as its longest: a third less to compute
-        with four groups. A GPU is better off with one large batch, and is not asked for the lengths, which would make
-        it wait: there the columns of ``text`` are what is computed (``captions.cut_padding`` cuts them).
+        Lengths on the host, wherever the text is, let the padding be left out. Lengths on a GPU are not asked for,
+        which would make it wait: then the columns of ``text`` are computed (``captions.cut_padding`` cuts them).
         """
-        if text.device.type != "cpu":
-            return F.normalize(self._last_state(text, text_length) @ self.clip.text_projection, dim=-1)
-        order = text_length.argsort()
-        pooled = torch.cat(
-            [
-                self._last_state(text[part, : int(text_length[part].max())], text_length[part])
-                for part in order.chunk(LENGTH_GROUPS)
-            ]
-        )
-        return F.normalize(pooled[order.argsort()] @ self.clip.text_projection, dim=-1)
-
-    def _last_state(self, text: Tensor, text_length: Tensor) -> Tensor:
-        """The state of each caption's last token, (B, E)."""
-        states = self.text_states(text)
-        return states[torch.arange(len(states), device=states.device), text_length - 1]
+        return F.normalize(self.reading.embed(self.clip, text, text_length), dim=-1)
 
     @property
     def scale(self) -> Tensor:

@@ -1,0 +1,209 @@
+"""Captions without padding: a batch is one sequence of tokens, in which each caption attends to itself alone.
+
+Linear layers, norms and MLPs see tokens only. Attention runs as xformers' block-diagonal kernel where a probe on the
+real device succeeds. Elsewhere captions lie sorted, neighbours of similar length form a group, and each group is a
+plain batch for torch's attention: a view of the sequence, filled up to the group's longest with a few tokens that
+causal attention never looks back at. Both run inside open_clip's own blocks, so that their weights, variants (LayerScale,
+QuickGELU), checkpointing, compilation and sharding stay theirs.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+FILLING = 32  # tokens of filling that cost about as much as one more call of the attention (measured on a CPU)
+Group = tuple[int, int]
+"""Captions, and tokens of each."""
+
+
+class Packing:
+    """Where the captions of a batch lie in one sequence. It takes the place of a mask in open_clip's blocks.
+
+    Args:
+        length: Tokens of each caption, (B,) int64 on the host: what a GPU is to do is planned without asking it.
+        columns: Of the padded text that is packed.
+        device: Of the text.
+        blocks: Keep the captions' order and make xformers' mask; else sort them into groups.
+    """
+
+    def __init__(self, length: Tensor, columns: int, device: torch.device, blocks: bool = False) -> None:
+        """See the class for the arguments."""
+        order = torch.arange(len(length)) if blocks else length.argsort(stable=True)
+        lengths = length[order]
+        self.groups = [] if blocks else group_lengths(lengths.tolist())
+        counts, tokens = zip(*self.groups, strict=True) if self.groups else ((), ())
+        width = lengths if blocks else torch.tensor(tokens).repeat_interleave(torch.tensor(counts))
+        start = width.cumsum(0) - width
+        place = torch.arange(int(width.sum())) - start.repeat_interleave(width)
+        token = (order * columns).repeat_interleave(width) + place
+        last = torch.empty_like(order).scatter_(0, order, start + lengths - 1)
+        index = torch.cat([token, place, last])
+        if device.type == "cuda":
+            index = index.pin_memory().to(device, non_blocking=True)
+        self.token, self.place, self.last = index.split([len(token), len(place), len(last)])
+        self.bias: Any = None
+        if blocks:
+            from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
+
+            self.bias = BlockDiagonalCausalMask.from_seqlens(lengths.tolist(), device=device)
+
+    def to(self, dtype: torch.dtype) -> "Packing":
+        """Open_clip casts its masks; a packing has no numbers to cast."""
+        return self
+
+
+def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]:
+    """Cut sorted lengths into groups: a new one wherever filling up the last would cost more than it.
+
+    Args:
+        lengths: Ascending.
+        filling: Tokens that cost as much as one more group.
+
+    Returns:
+        Captions of each group and tokens of its longest, in the same order.
+    """
+    runs = [(len(list(run)), length) for length, run in groupby(lengths)]
+    # Cheapest way to cut the first n runs: (cost, place of the last cut).
+    best: list[tuple[int, int]] = [(0, 0)]
+    for end in range(1, len(runs) + 1):
+        cost, cheapest, first = 0, None, end
+        while first > 0:
+            first -= 1
+            count, length = runs[first]
+            cost += count * (runs[end - 1][1] - length)
+            total = best[first][0] + cost + filling
+            if cheapest is None or total < cheapest[0]:
+                cheapest = (total, first)
+            if cheapest[0] < cost:
+                break  # more runs only cost more
+        assert cheapest is not None
+        best.append(cheapest)
+    groups: list[Group] = []
+    end = len(runs)
+    while end:
+        first = best[end][1]
+        groups.append((sum(count for count, _ in runs[first:end]), runs[end - 1][1]))
+        end = first
+    return groups[::-1]
+
+
+@torch.compiler.disable
+def attend(mixed: Tensor, packing: Packing, heads: int) -> Tensor:
+    """Causal attention within each caption: (1, T, 3 E) queries, keys and values -> (1, T, E)."""
+    if packing.bias is not None:
+        from xformers.ops import memory_efficient_attention
+
+        query, key, value = mixed.view(1, mixed.shape[1], 3, heads, -1).unbind(2)
+        return memory_efficient_attention(query, key, value, attn_bias=packing.bias).flatten(2)
+    parts = []
+    for (count, length), part in zip(
+        packing.groups, mixed[0].split([count * length for count, length in packing.groups]), strict=True
+    ):
+        query, key, value = part.view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (count, K, length, E / K)
+        parts.append(out.transpose(1, 2).reshape(count * length, -1))
+    return torch.cat(parts)[None]
+
+
+class PackedAttention(nn.MultiheadAttention):
+    """Self-attention with torch's own weights that takes a Packing where a mask would stand."""
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Queries, keys and values side by side: (..., E) -> (..., 3 E)."""
+        return F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
+
+    def forward(  # type: ignore[override]
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool = False,
+        attn_mask: Tensor | Packing | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Packed where a Packing says so, else as torch does it."""
+        if not isinstance(attn_mask, Packing):
+            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
+        return self.out_proj(attend(self.project(query), attn_mask, self.num_heads)), None
+
+
+def teach_packing(transformer: nn.Module) -> str:
+    """Let the blocks of an open_clip transformer take a Packing; weights, names and places stay.
+
+    Returns:
+        "" if they do now, else the name of what cannot.
+    """
+    blocks = list(transformer.resblocks)  # type: ignore[arg-type]
+    for block in blocks:
+        if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
+            return f"{type(block).__name__} with {type(block.attn).__name__}"
+    for block in blocks:
+        block.attn.__class__ = PackedAttention  # the same object, taught one more way to be called
+    return ""
+
+
+def packed_states(tower: Any, text: Tensor, text_length: Tensor) -> tuple[Tensor, Packing]:
+    """Hidden states after the final layer norm of all tokens, (T, E), and where they lie.
+
+    Args:
+        tower: A CLIP or TextTransformer of open_clip with causal attention.
+        text: (B, L) int64.
+        text_length: (B,) int64 on the host.
+    """
+    attention = tower.transformer.resblocks[0].attn
+    device_type, weight = text.device.type, tower.positional_embedding
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    packing = Packing(text_length, text.shape[1], text.device, _blocks(text.device, dtype, attention.head_dim))
+    states = F.embedding(text.flatten()[packing.token], tower.token_embedding.weight)
+    states = states + F.embedding(packing.place, weight)
+    return tower.ln_final(tower.transformer(states[None], attn_mask=packing))[0], packing
+
+
+@lru_cache
+def _blocks(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether xformers runs here, found out and said once."""
+    reason = probe_block_diagonal(device, dtype, size)
+    kernel, why = ("groups of similar length", f"xformers not used: {reason}") if reason else ("xformers", "it agrees")
+    logger.info("attention of packed captions on %s in %s: %s (%s)", device, dtype, kernel, why)
+    return not reason
+
+
+def probe_block_diagonal(device: torch.device, dtype: torch.dtype, size: int) -> str:
+    """Run xformers' block-diagonal causal attention forward and backward on three short captions, beside torch's.
+
+    Args:
+        device: On which the captions will be read.
+        dtype: In which.
+        size: Channels per head.
+
+    Returns:
+        "" if it works and agrees, else the reason why not.
+    """
+    if device.type != "cuda":  # ROCm devices are called cuda too
+        return f"it has no kernels for a {device.type}"
+    lengths = torch.tensor([5, 1, 9])
+    mixed = torch.randn(1, 15, 6 * size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    try:
+        answers = []
+        for blocks in (True, False):
+            packing, leaf = Packing(lengths, 9, device, blocks), mixed.clone().requires_grad_()
+            # The sequence in the order and width of this packing; filling repeats its caption's last token.
+            start = torch.tensor([0, 5, 6], device=device)[packing.token // 9]
+            room = torch.tensor([4, 0, 8], device=device)[packing.token // 9]
+            out = attend(leaf[:, start + packing.place.minimum(room)], packing, 2)[:, packing.last]
+            answers.append((out, torch.autograd.grad(out.float().square().sum(), leaf)[0]))
+        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*answers, strict=True))
+    except (ImportError, OSError, NotImplementedError, ValueError, RuntimeError) as error:
+        lines = str(error).strip().splitlines()
+        return f"its probe with heads of {size} channels failed ({lines[0] if lines else type(error).__name__})"
+    if not worst < 0.05:  # a wrong mask is off by about 1, half precision by 0.01
+        return f"its probe with heads of {size} channels deviates from torch by {worst:.2g}"
+    return ""
