@@ -1,5 +1,4 @@
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,13 @@ from leam_mm.data.batch import (
     FromPosition,
     PlannedBatches,
     Sample,
-    SamplePlan,
-    SampleReader,
-    Source,
     batch_loader,
     collate_samples,
     read_record,
 )
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 
@@ -96,23 +93,9 @@ def test_limit_shortens_the_last_batch(uneven: Path) -> None:
     assert [len(made[number]["key"]) for number in range(3)] == [8, 8, 4]
 
 
-def test_mixture_draws_from_each_source(uneven: Path, toy_shards: Path) -> None:
-    plan = SamplePlan([Source(uneven, 1.0), Source(toy_shards, 3.0)], seed=0, shuffle=True)
-    drawn = [plan.locate(index)[0] for index in range(1024)]
-    assert drawn.count(0) == 256
-    assert plan.roots().keys() == {str(uneven), str(toy_shards)}
-    assert plan.samples == 31 + 96
-    assert plan.shard(0).is_file()
-
-
 def test_batch_size_must_divide(uneven: Path) -> None:
     with pytest.raises(UserError, match=r"8 is not divisible by 3 ranks: choose a multiple"):
         batches(uneven, world=3)
-
-
-def test_no_source_is_refused() -> None:
-    with pytest.raises(UserError, match="name at least one shard folder"):
-        SamplePlan([], 0, True)
 
 
 def broken_folder(folder: Path, members: dict[str, bytes]) -> Path:
@@ -151,13 +134,6 @@ def test_overwritten_header_names_its_shard_and_key(tmp_path: Path) -> None:
     tar.write_bytes(content)
     with pytest.raises(UserError, match=r"00000\.tar, key 000000: broken tar header"):
         batches(folder, 4)[0]
-
-
-def test_readers_travel_to_workers_without_open_files(uneven: Path) -> None:
-    reader = SampleReader(uneven)
-    expected = reader.read(1, 2)
-    copy = pickle.loads(pickle.dumps(reader))
-    assert copy._open == {} and copy.read(1, 2) == expected
 
 
 @pytest.mark.parametrize(

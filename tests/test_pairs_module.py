@@ -6,10 +6,10 @@ import torch
 from conftest import toy_picture, write_toy_shards
 
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.batch import Source
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError, one_line
 from leam_mm.losses.contrastive import InfoNCE

@@ -5,111 +5,23 @@ of workers changes nothing. A resumed run starts its sampler at the position tha
 """
 
 import json
-import mmap
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from leam_mm.data.sample_order import MixtureOrder, SampleOrder
-from leam_mm.data.shard_index import ShardFolder, parse_sample
+from leam_mm.data.broken_samples import ATTEMPTS, BrokenSamples
+from leam_mm.data.remote_shards import Unreachable
+from leam_mm.data.sample_plan import SamplePlan
 from leam_mm.errors import UserError
 
 Sample = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One shard folder of a mixture.
-
-    Args:
-        path: Folder with ``manifest.jsonl``.
-        weight: Relative share of samples drawn from it.
-    """
-
-    path: Path
-    weight: float = 1.0
-
-
-class SampleReader:
-    """Random access to the samples of one shard folder by (shard, row); opened lazily in each worker.
-
-    Args:
-        path: Folder with ``manifest.jsonl``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """See the class for the arguments."""
-        self.folder = ShardFolder(path)
-        self._open: dict[int, tuple[mmap.mmap, list[str], Any, Any]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when a worker process gets its copy."""
-        return {**self.__dict__, "_open": {}}
-
-    def read(self, shard: int, row: int) -> tuple[str, dict[str, bytes]]:
-        """Key and members of one sample."""
-        if shard not in self._open:
-            index = self.folder.index(shard)
-            with open(self.folder.tar(shard), "rb") as file:
-                view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._open[shard] = (view, index.keys, index.offset, index.size)
-        view, keys, offset, size = self._open[shard]
-        start = int(offset[row])
-        try:
-            return keys[row], parse_sample(view[start : start + int(size[row])])
-        except UserError as error:
-            raise UserError(f"{self.folder.path}/{self.folder.shards[shard].shard}, key {keys[row]}: {error}") from None
-
-
-class SamplePlan:
-    """The n-th sample of a mixture of shard folders.
-
-    Args:
-        sources: The folders and their weights.
-        seed: Names the order.
-        shuffle: False walks each folder in manifest order.
-    """
-
-    def __init__(self, sources: Sequence[Source], seed: int, shuffle: bool) -> None:
-        """See the class for the arguments."""
-        if not sources:
-            raise UserError("data.train is empty: name at least one shard folder")
-        self.readers = [SampleReader(source.path) for source in sources]
-        self.orders = [
-            SampleOrder([entry.samples for entry in reader.folder.shards], seed + number, shuffle=shuffle)
-            for number, reader in enumerate(self.readers)
-        ]
-        self.mixture = MixtureOrder([source.weight for source in sources], seed) if len(sources) > 1 else None
-        self.samples = sum(order.samples for order in self.orders)
-
-    def locate(self, index: int) -> tuple[int, int, int]:
-        """Folder, shard and row of the sample that is seen ``index``-th."""
-        source, place = self.mixture.locate(index) if self.mixture else (0, index)
-        return source, *self.orders[source].locate(place)
-
-    def read(self, index: int) -> tuple[str, dict[str, bytes]]:
-        """Key and members of the sample that is seen ``index``-th."""
-        source, shard, row = self.locate(index)
-        return self.readers[source].read(shard, row)
-
-    def shard(self, index: int) -> Path:
-        """The tar that holds the sample that is seen ``index``-th, for messages."""
-        source, shard, _ = self.locate(index)
-        folder = self.readers[source].folder
-        return folder.path / folder.shards[shard].shard
-
-    def roots(self) -> dict[str, str]:
-        """Merkle root of each folder: the name of the data that a checkpoint was trained on."""
-        return {str(reader.folder.path): reader.folder.merkle_root for reader in self.readers}
 
 
 def read_record(members: dict[str, bytes], field: str) -> list[dict[str, Any]]:
@@ -155,6 +67,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         rank: Of this process.
         world_size: Number of ranks.
         limit: Samples in all (validation: the last batch may be short); None goes on for ever.
+        replace: Put others in the place of samples that cannot be read, and name these under ``broken``; else fail.
     """
 
     def __init__(
@@ -165,11 +78,12 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         rank: int,
         world_size: int,
         limit: int | None = None,
+        replace: bool = False,
     ) -> None:
         """See the class for the arguments."""
         if batch_size % world_size:
             raise UserError(f"data.batch_size {batch_size} is not divisible by {world_size} ranks: choose a multiple")
-        self.plan, self.decode, self.limit = plan, decode, limit
+        self.plan, self.decode, self.limit, self.replace = plan, decode, limit, replace
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __getitem__(self, number: int) -> dict[str, Any]:
@@ -177,15 +91,36 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         local = self.batch_size // self.world_size
         first = number * self.batch_size + self.rank * local
         last = first + local if self.limit is None else min(first + local, self.limit)
-        return self.decode.collate([self.sample(index) for index in range(first, last)])
+        broken: list[str] = []
+        batch = self.decode.collate([self.sample(index, broken) for index in range(first, last)])
+        return batch | {"broken": broken} if broken else batch
 
-    def sample(self, index: int) -> Sample:
-        """Load and decode one sample; what is wrong with it is told with its shard and key."""
-        key, members = self.plan.read(index)
+    def sample(self, index: int, broken: list[str] | None = None) -> Sample:
+        """Load and decode one sample, or what stands in for it; what is wrong with it goes into ``broken``.
+
+        All randomness of a substitute is that of the sample in whose place it stands.
+        """
+        first: UserError | None = None
+        for attempt in (None, *range(ATTEMPTS)):
+            try:
+                return self._read(index, attempt)
+            except Unreachable as error:  # nothing is known about the sample; the plain kind survives a worker's border
+                raise UserError(str(error)) from None
+            except UserError as error:
+                if not self.replace or broken is None:
+                    raise
+                if first is None:
+                    first = error
+                    broken.append(str(error))
+        raise UserError(f"{first}; nor can any of {ATTEMPTS} samples be read that might take its place")
+
+    def _read(self, index: int, attempt: int | None) -> Sample:
+        stored = self.plan.read(index, attempt)
         try:
-            return self.decode(key, members, index)
+            sample = self.decode(stored.key, stored.members, index)
         except UserError as error:
-            raise UserError(f"{self.plan.shard(index)}, key {key}: {error}") from None
+            raise UserError(f"{stored.shard}, key {stored.key}: {error}") from None
+        return sample | {"sample_row": torch.tensor(stored.row)}
 
 
 class FromPosition(Sampler[int]):
@@ -248,22 +183,34 @@ def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -
 
 
 class SamplePosition(Callback):
-    """Keeps the one integer that resumes the data: samples seen, counted over all ranks."""
+    """Keeps the one integer that resumes the data: samples seen, counted over all ranks; and how many were broken."""
 
     def __init__(self) -> None:
         """Start at the first sample."""
         self.samples_seen = 0
+        self.broken = BrokenSamples()
 
     def state_dict(self) -> dict[str, int]:
         """The position."""
-        return {"samples_seen": self.samples_seen}
+        return {"samples_seen": self.samples_seen, "broken": self.broken.total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Take the position back from a checkpoint."""
-        self.samples_seen = state_dict["samples_seen"]
+        self.samples_seen, self.broken.total = state_dict["samples_seen"], state_dict.get("broken", 0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Advance by one global micro-batch (this runs before the checkpoint callbacks)."""
         self.samples_seen += trainer.datamodule.micro_batch_size  # type: ignore[attr-defined]
+        self.broken.watch(trainer, pl_module, batch, self.samples_seen)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count what was found since the last look."""
+        self.broken.look(trainer, pl_module, self.samples_seen)
+        checkpoint.get("callbacks", {}).get(self.state_key, {}).update(self.state_dict())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last look, and the sum."""
+        self.broken.look(trainer, pl_module, self.samples_seen)
+        self.broken.tell(self.samples_seen)

@@ -1,20 +1,28 @@
-"""Image bytes to uint8 tensors: decoded at the size that is needed, cropped by the sample's own randomness."""
+"""Image bytes to uint8 tensors: decoded at the scale that the crop needs, cropped by the sample's own randomness."""
 
 import io
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from leam_mm.errors import UserError
 
 MAX_PIXELS = 89_478_485
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+CROP_ATTEMPTS = 10
+Box = tuple[float, float, float, float]  # left, top, width, height
 
 
 class ImageDecoding:
     """Decode and crop; without arguments it is the deterministic transform of evaluation.
+
+    The transform of evaluation is Pillow's, to the bit. With any randomness a JPEG is decoded by libjpeg-turbo at half,
+    a quarter or an eighth of its size, where the crop still has the pixels that are needed, and resized by torch:
+    several times faster, and on average about a level of 255 away. Other formats stay with Pillow.
 
     Args:
         image_size: H = W of the result, in pixels.
@@ -22,6 +30,9 @@ class ImageDecoding:
         shift: Largest random translation, as a share of the size; uncovered pixels repeat the edge.
         colour_jitter: Largest relative change of brightness, contrast and saturation, in [0, 1).
         greyscale: Chance that a sample loses its colours, in [0, 1].
+        crop_aspect: Width over height of a random crop, (low, high), its logarithm uniform; the crop lies anywhere and
+            its area is a share of the whole picture, as in RandomResizedCrop of torchvision. None crops squares inside
+            the centre square.
     """
 
     def __init__(
@@ -31,12 +42,15 @@ class ImageDecoding:
         shift: float = 0.0,
         colour_jitter: float = 0.0,
         greyscale: float = 0.0,
+        crop_aspect: tuple[float, float] | None = None,
     ) -> None:
         """See the class for the arguments."""
         if not 0 < crop_scale[0] <= crop_scale[1] <= 1:
             raise UserError(f"crop_scale {crop_scale} must satisfy 0 < low <= high <= 1")
+        if crop_aspect is not None and not 0 < crop_aspect[0] <= crop_aspect[1]:
+            raise UserError(f"crop_aspect {crop_aspect} must satisfy 0 < low <= high")
         self.image_size, self.crop_scale, self.shift = image_size, crop_scale, shift
-        self.colour_jitter, self.greyscale = colour_jitter, greyscale
+        self.colour_jitter, self.greyscale, self.crop_aspect = colour_jitter, greyscale, crop_aspect
 
     def evaluation(self) -> "ImageDecoding":
         """The same size without randomness."""
@@ -44,30 +58,68 @@ class ImageDecoding:
 
     def __call__(self, content: bytes, generator: np.random.Generator) -> Tensor:
         """Decode one image: bytes -> (3, H, W) uint8."""
+        random = self.crop_scale != (1.0, 1.0) or self.crop_aspect is not None
         try:
-            file = Image.open(io.BytesIO(content))
-            if file.width * file.height > MAX_PIXELS:
-                raise UserError(f"image of {file.width} x {file.height} pixels exceeds the limit of {MAX_PIXELS}")
-            file.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
-            image = file.convert("RGB")
+            if not (random or self.shift or self.colour_jitter or self.greyscale):
+                pixels = self._evaluate(content)
+            else:
+                pixels = self._augment(self._train(content, generator), generator)
         except UserError:
             raise
         except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
             raise UserError(f"unreadable image ({error}); run data_tools/check_shards.py on the folder") from None
-        pixels = self._augment(np.asarray(self._crop(image, generator)), generator)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
-    def _crop(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
-        side = min(image.size)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
+    def _evaluate(self, content: bytes) -> np.ndarray:
+        """The centre square of the picture: (H, W, 3)."""
+        file = open_picture(content)
+        file.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
+        image = file.convert("RGB")
+        side = float(min(image.size))
+        return self._resize(image, ((image.width - side) / 2, (image.height - side) / 2, side, side))
+
+    def _train(self, content: bytes, generator: np.random.Generator) -> np.ndarray:
+        """A random crop of the picture: (H, W, 3)."""
+        size = jpeg_size(content)
+        box = None if size is None else self._box(*size, generator)
+        if size is not None and box is not None:
+            pixels = decode_jpeg(content, size, self.image_size / max(1.0, min(box[2:])))
+            if pixels is not None:
+                return resize_crop(pixels, size, box, self.image_size)
+        image = open_picture(content).convert("RGB")
+        return self._resize(image, box or self._box(*image.size, generator))
+
+    def _resize(self, image: Image.Image, box: Box) -> np.ndarray:
+        left, top, width, height = box
+        if width == height == image.width == image.height == self.image_size:
+            return np.asarray(image)
+        edges, size = (left, top, left + width, top + height), (self.image_size, self.image_size)
+        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=edges, reducing_gap=2.0))
+
+    def _box(self, width: int, height: int, generator: np.random.Generator) -> Box:
+        """Draw the crop, in pixels of the whole picture."""
+        if self.crop_aspect is not None:
+            return self._free_box(width, height, generator)
+        side = float(min(width, height))
+        left, top = (width - side) / 2, (height - side) / 2
         if self.crop_scale != (1.0, 1.0):
             part = side * generator.uniform(*self.crop_scale) ** 0.5
             left, top = left + generator.uniform(0, side - part), top + generator.uniform(0, side - part)
             side = part
-        if side == image.width == image.height == self.image_size:
-            return image
-        box = (left, top, left + side, top + side)
-        return image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+        return left, top, side, side
+
+    def _free_box(self, width: int, height: int, generator: np.random.Generator) -> Box:
+        low, high = np.log(self.crop_aspect or (1.0, 1.0))
+        for _ in range(CROP_ATTEMPTS):
+            area = width * height * generator.uniform(*self.crop_scale)
+            aspect = float(np.exp(generator.uniform(low, high)))
+            wide, tall = (area * aspect) ** 0.5, (area / aspect) ** 0.5
+            if wide <= width and tall <= height:
+                return generator.uniform(0, width - wide), generator.uniform(0, height - tall), wide, tall
+        # No such crop fits: the largest at the centre whose aspect is allowed.
+        aspect = min(max(width / height, np.exp(low)), np.exp(high))
+        wide, tall = min(width, height * aspect), min(height, width / aspect)
+        return (width - wide) / 2, (height - tall) / 2, wide, tall
 
     def _augment(self, pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         if self.shift:
@@ -84,6 +136,69 @@ class ImageDecoding:
             floats = (grey.mean() + contrast * (floats - grey.mean())) * brightness
             pixels = np.clip(np.round(floats), 0, 255).astype(np.uint8)
         return pixels
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """Read the header of any picture with Pillow, and refuse too many pixels."""
+    file = Image.open(io.BytesIO(content))
+    check_size(*file.size)
+    return file
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse what would fill the memory."""
+    if width * height > MAX_PIXELS:
+        raise UserError(f"image of {width} x {height} pixels exceeds the limit of {MAX_PIXELS}")
+
+
+def jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that `decode_jpeg` takes; None of any other picture (PNG, WebP, CMYK, damaged)."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+    except ValueError:
+        return None
+    check_size(width, height)
+    return (width, height) if colours in ("YCbCr", "Gray", "RGB") else None
+
+
+def decode_jpeg(content: bytes, size: tuple[int, int], scale: float) -> np.ndarray | None:
+    """Decode a JPEG at full, half, quarter or eighth size, the smallest that is at least ``scale``: (H, W, 3).
+
+    None where libjpeg-turbo warns of anything: Pillow may judge whether that can be seen.
+    """
+    width, height = size
+    factor = next((factor for factor in (8, 4, 2) if factor * scale <= 1), 1)
+    try:
+        if factor == 1:
+            return simplejpeg.decode_jpeg(content)
+        return simplejpeg.decode_jpeg(
+            content, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
+        )
+    except ValueError:
+        return None
+
+
+def resize_crop(pixels: np.ndarray, size: tuple[int, int], box: Box, side: int) -> np.ndarray:
+    """Cut a box out and resize it to a square, bicubic without aliasing: (H, W, 3) -> (side, side, 3) uint8.
+
+    Args:
+        pixels: Of the whole picture, at any scale.
+        size: Width and height at which the box is measured.
+        box: Its edges are rounded to pixels, and it has at least one.
+        side: Of the result.
+    """
+    height, width = pixels.shape[:2]
+    across, down = width / size[0], height / size[1]
+    left, top = min(round(box[0] * across), width - 1), min(round(box[1] * down), height - 1)
+    right = min(max(round((box[0] + box[2]) * across), left + 1), width)
+    bottom = min(max(round((box[1] + box[3]) * down), top + 1), height)
+    crop = pixels[top:bottom, left:right]
+    if crop.shape[:2] == (side, side):
+        return crop
+    image = torch.from_numpy(crop).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last as the fast kernel wants it
+    return interpolate(image, (side, side), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def image_member(members: dict[str, bytes]) -> bytes:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from leam_mm.data.batch import Decoding, Sample, Source, read_record
+from leam_mm.data.batch import Decoding, Sample, read_record
 from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.data.sample_plan import Source
 from leam_mm.errors import UserError
 
 
@@ -52,24 +54,27 @@ class LatentsModule(PlannedModule):
     """Batches of ``latent`` (B, C, h, w), ``caption_state`` (B, L, D), ``caption_length``, ``caption``, ``key``.
 
     Args:
-        train: Latent shard folder, or several with weights.
+        train: Latent shard folder or its URL, or several with weights.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation: Latent shard folder walked in order, or None.
         validation_samples: Upper bound for validation.
         workers: Loader processes per rank; changes speed, never order.
         seed: Of order and caption choice.
+        max_broken: Share of samples that may be unreadable and are replaced by others; 0 ends the run at the first.
+        cache: Where the shards behind URLs are kept.
     """
 
     def __init__(
         self,
-        train: Path | list[Source],
+        train: str | Path | list[Source],
         batch_size: int,
-        validation: Path | None = None,
+        validation: str | Path | None = None,
         validation_samples: int = 1024,
         workers: int = 2,
         seed: int = 0,
+        max_broken: float = 0.0,
+        cache: ShardCache | None = None,
     ) -> None:
         """See the class for the arguments."""
-        super().__init__(
-            train, validation, batch_size, validation_samples, workers, LatentDecoding(seed), LatentDecoding(0)
-        )
+        decode, plain = LatentDecoding(seed), LatentDecoding(0)
+        super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain, max_broken, cache)

@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 
-from leam_mm.data.batch import Decoding, Sample, Source, read_record
+from leam_mm.data.batch import Decoding, Sample, read_record
 from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.data.sample_plan import Source
 from leam_mm.errors import UserError
 
 
@@ -77,7 +80,7 @@ class PairsModule(PlannedModule):
     The K captions of an image follow each other; K is 1 unless the recipe wants more; l is the longest's length.
 
     Args:
-        train: Shard folder, or several with weights.
+        train: Shard folder or its URL, or several with weights.
         image: Size and augmentation of training images; validation takes the size only.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation: Shard folder walked in order, or None.
@@ -89,14 +92,17 @@ class PairsModule(PlannedModule):
         validation_samples: Upper bound for validation.
         workers: Loader processes per rank; changes speed, never order.
         seed: Of order, crops and caption choice.
+        language_balance: How often each language is drawn, beside language_weights; validation does not follow it.
+        max_broken: Share of samples that may be unreadable and are replaced by others; 0 ends the run at the first.
+        cache: Where the shards behind URLs are kept.
     """
 
     def __init__(
         self,
-        train: Path | list[Source],
+        train: str | Path | list[Source],
         image: ImageDecoding,
         batch_size: int,
-        validation: Path | None = None,
+        validation: str | Path | None = None,
         tokenizer: Path | None = None,
         context_length: int = 77,
         languages: list[str] | None = None,
@@ -105,6 +111,9 @@ class PairsModule(PlannedModule):
         validation_samples: int = 2048,
         workers: int = 2,
         seed: int = 0,
+        language_balance: LanguageBalance | None = None,
+        max_broken: float = 0.0,
+        cache: ShardCache | None = None,
     ) -> None:
         """See the class for the arguments."""
         text = (tokenizer, context_length, languages, language_weights)
@@ -112,5 +121,21 @@ class PairsModule(PlannedModule):
             raise UserError(f"data.init_args.captions_per_image is {captions_per_image}: give at least 1")
         decode = PairDecoding(image, *text, captions_per_image, seed)
         plain = PairDecoding(image.evaluation(), *text, captions_per_image=1, seed=0)
-        super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain)
+        super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain, max_broken, cache)
         self.image_size = image.image_size
+        self.language_weights, self.language_balance = language_weights or {}, language_balance
+
+    def setup(self, stage: str) -> None:
+        """Open the shard folders, and weigh their languages."""
+        super().setup(stage)
+        if self.language_balance is None:
+            return
+        plan = self.train_plan
+        assert plan is not None and isinstance(self.decode, PairDecoding)
+        samples = [reader.folder.samples for reader in plan.readers]
+        plan.weigh(self.language_balance.source_weights(self.train_sources, samples))
+        balanced = self.language_balance.caption_weights(plan, self.train_sources)
+        self.decode.language_weights = {
+            name: self.language_weights.get(name, 1.0) * balanced.get(name, 1.0)
+            for name in self.language_weights.keys() | balanced.keys()
+        }

@@ -7,15 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from leam_mm.data.batch import (
-    Decoding,
-    FromPosition,
-    PlannedBatches,
-    SamplePlan,
-    SamplePosition,
-    Source,
-    batch_loader,
-)
+from leam_mm.data.batch import Decoding, FromPosition, PlannedBatches, SamplePosition, batch_loader
+from leam_mm.data.remote_shards import ShardCache
+from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.errors import UserError
 
 
@@ -23,28 +17,39 @@ class PlannedModule(LightningDataModule):
     """Base of data modules over shard folders.
 
     Args:
-        train: Shard folder, or several with weights.
+        train: Shard folder or its URL, or several with weights.
         validation: Shard folder walked in order, or None.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation_samples: Upper bound for validation.
         workers: Loader processes per rank; changes speed, never order.
         decode: Of training samples; its seed names the order too.
         decode_validation: Of validation samples.
+        max_broken: Share of the samples that may be unreadable and are replaced by others: of an epoch's, or of those
+            seen where they are more. 0 ends the run at the first: shards that were checked have none, and a fault in
+            copying them should be seen. Validation samples are never replaced.
+        cache: Where the shards behind URLs are kept.
     """
 
     def __init__(
         self,
-        train: Path | list[Source],
-        validation: Path | None,
+        train: str | Path | list[Source],
+        validation: str | Path | None,
         batch_size: int,
         validation_samples: int,
         workers: int,
         decode: Decoding,
         decode_validation: Decoding,
+        max_broken: float = 0.0,
+        cache: ShardCache | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
-        self.train_sources: Sequence[Source] = [Source(train)] if isinstance(train, Path) else train
+        if not 0 <= max_broken < 1:
+            raise UserError(
+                f"data.init_args.max_broken is {max_broken}: give a share of the samples, from 0 to below 1"
+            )
+        self.train_sources: Sequence[Source] = [Source(train)] if isinstance(train, str | Path) else train
+        self.max_broken, self.cache = max_broken, cache
         self.validation, self.validation_samples = validation, validation_samples
         self.batch_size, self.workers, self.seed = batch_size, workers, decode.seed
         self.decode, self.decode_validation = decode, decode_validation
@@ -57,7 +62,7 @@ class PlannedModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the shard folders and check divisibility before the first step."""
-        self.train_plan = SamplePlan(self.train_sources, self.seed, shuffle=True)
+        self.train_plan = SamplePlan(self.train_sources, self.seed, shuffle=True, cache=self.cache)
         if self.trainer is not None:
             parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
             if self.batch_size % parts:
@@ -65,6 +70,14 @@ class PlannedModule(LightningDataModule):
                     f"data.batch_size {self.batch_size} is not divisible by {self.trainer.world_size} ranks x "
                     f"{self.trainer.accumulate_grad_batches} accumulated batches: choose a multiple of {parts}"
                 )
+
+    def broken_limit(self, seen: int) -> float:
+        """How many training samples may be broken when ``seen`` were seen: early faults lie together, in one shard."""
+        assert self.train_plan is not None
+        planned = self.train_plan.samples
+        if self.trainer is not None and self.trainer.max_steps > 0:
+            planned = min(planned, self.trainer.max_steps * self.batch_size)
+        return self.max_broken * max(seen, planned)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -84,7 +97,8 @@ class PlannedModule(LightningDataModule):
                 f"the checkpoint was written after {seen} samples, which is no multiple of the micro-batch "
                 f"{self.micro_batch_size}: resume with a batch size that divides it"
             )
-        batches = PlannedBatches(self.train_plan, self.decode, self.micro_batch_size, rank, world)
+        replace = self.max_broken > 0
+        batches = PlannedBatches(self.train_plan, self.decode, self.micro_batch_size, rank, world, replace=replace)
         return batch_loader(batches, FromPosition(seen // self.micro_batch_size, total), self.workers)
 
     def val_dataloader(self) -> Any:
@@ -92,7 +106,7 @@ class PlannedModule(LightningDataModule):
         if self.validation is None:
             return []
         rank, world = self._ranks()
-        plan = SamplePlan([Source(self.validation)], seed=0, shuffle=False)
+        plan = SamplePlan([Source(self.validation)], seed=0, shuffle=False, cache=self.cache)
         limit = min(plan.samples, self.validation_samples)
         size = min(self.micro_batch_size, max(world, limit // world * world))
         # Ranks must make the same number of steps with work for each, so several ranks leave the short batch out.

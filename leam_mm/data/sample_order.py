@@ -16,6 +16,7 @@ from torch import Tensor
 from leam_mm.errors import UserError
 
 ROUNDS = 4
+NEAR_ATTEMPTS = 16  # substitutes that are looked for in the block itself
 UNITS = 1 << 20  # mixture weights are counted in these parts of one, so that floors are exact integers
 
 
@@ -94,18 +95,43 @@ class SampleOrder:
             self._blocks = {(epoch, block): permute(np.arange(size), size, key)}
         return self._blocks[epoch, block]
 
+    def _block(self, epoch: int, position: int) -> tuple[int, range]:
+        """The block that holds a position of an epoch, and the places of its shards in the epoch's order."""
+        shards, begin = self._epoch(epoch)
+        block = (int(np.searchsorted(begin, position, side="right")) - 1) // self.block_shards
+        return block, range(block * self.block_shards, min((block + 1) * self.block_shards, len(shards)))
+
+    def _at(self, epoch: int, position: int) -> tuple[int, int]:
+        """Shard number and row at a position of an epoch, before the rows are shuffled."""
+        shards, begin = self._epoch(epoch)
+        place = int(np.searchsorted(begin, position, side="right")) - 1
+        return int(shards[place]), int(position - begin[place])
+
     def locate(self, index: int) -> tuple[int, int]:
         """Shard number and row of the sample that is seen ``index``-th."""
         epoch, position = divmod(int(index), self.samples)
-        shards, begin = self._epoch(epoch)
-        place = int(np.searchsorted(begin, position, side="right")) - 1
         if self.shuffle:
-            block = place // self.block_shards
-            first, last = block * self.block_shards, min((block + 1) * self.block_shards, len(shards))
-            start, size = begin[first], begin[last] - begin[first]
-            position = int(start + self._rows(epoch, block, int(size))[position - start])
-            place = int(np.searchsorted(begin, position, side="right")) - 1
-        return int(shards[place]), int(position - begin[place])
+            begin, (block, places) = self._epoch(epoch)[1], self._block(epoch, position)
+            start, size = int(begin[places.start]), int(begin[places.stop] - begin[places.start])
+            position = start + int(self._rows(epoch, block, size)[position - start])
+        return self._at(epoch, position)
+
+    def substitute(self, index: int, attempt: int) -> tuple[int, int]:
+        """Shard number and row of what may stand in for the ``index``-th sample where that cannot be read.
+
+        The first attempts draw from the sample's own block, whose shards are open; later ones from the whole data set.
+        """
+        epoch, position = divmod(int(index), self.samples)
+        begin, places = self._epoch(epoch)[1], self._block(epoch, position)[1]
+        whole = attempt >= NEAR_ATTEMPTS
+        start, end = (0, self.samples) if whole else (int(begin[places.start]), int(begin[places.stop]))
+        return self._at(epoch, int(sample_generator(self.seed, index, f"substitute {attempt}").integers(start, end)))
+
+    def upcoming(self, index: int) -> list[int]:
+        """Numbers of the shards of the block after the one that the ``index``-th sample lies in, for reading ahead."""
+        epoch, position = divmod(int(index), self.samples)
+        shards, places = self._epoch(epoch)[0], self._block(epoch, position)[1]
+        return [int(shard) for shard in shards[places.stop : places.stop + self.block_shards]]
 
 
 class MixtureOrder:
@@ -132,6 +158,7 @@ class MixtureOrder:
                 f"mixture weights {list(weights)}: each source needs two places in {block} samples; drop it"
             )
         self.seed, self.block = seed, block
+        self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _before(self, block: int) -> np.ndarray:
         """How many samples of each source lie before a block: differences of floors, so the sum is exact."""
@@ -141,11 +168,14 @@ class MixtureOrder:
     def locate(self, index: int) -> tuple[int, int]:
         """Source of the sample seen ``index``-th, and how many samples of that source were seen before it."""
         block, slot = divmod(int(index), self.block)
-        before = self._before(block)
-        ends = np.cumsum(self._before(block + 1) - before)
-        place = int(permute(np.array([slot]), self.block, _key("mixture", self.seed, block))[0])
-        source = int(np.searchsorted(ends, place, side="right"))
-        return source, int(before[source] + place - (ends[source - 1] if source else 0))
+        if block not in self._drawn:  # a whole block at once costs little more than one place of it
+            before = self._before(block)
+            ends = np.cumsum(self._before(block + 1) - before)
+            places = permute(np.arange(self.block), self.block, _key("mixture", self.seed, block))
+            sources = np.searchsorted(ends, places, side="right")
+            self._drawn = {block: (sources, before[sources] + places - (ends - np.diff(ends, prepend=0))[sources])}
+        sources, own = self._drawn[block]
+        return int(sources[slot]), int(own[slot])
 
 
 def sample_generator(seed: int, index: int, stream: str) -> np.random.Generator:

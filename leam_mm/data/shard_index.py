@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -179,6 +180,50 @@ class ShardWriter:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def parse_manifest(text: str, where: str) -> list[ShardEntry]:
+    """The lines of a manifest, which strangers may have written; ``where`` names it in messages."""
+    try:
+        entries = [ShardEntry(**json.loads(line)) for line in text.splitlines() if line.strip()]
+        for entry in entries:
+            if len(bytes.fromhex(entry.sha256)) != 32 or min(int(entry.bytes), int(entry.samples)) < 1:
+                raise ValueError(f"{entry} has an impossible digest or count")
+            entry.shard.encode()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: a line is not a shard entry ({error}); rebuild the folder") from None
+    for entry in entries:
+        if Path(entry.shard).name != entry.shard or not entry.shard.endswith(".tar"):
+            raise UserError(f"{where}: shard name {entry.shard!r} leaves the folder; do not use this data set")
+    if not entries:
+        raise UserError(f"{where} names no sample; rebuild the folder")
+    return entries
+
+
+def index_name(shard: str) -> str:
+    """File name of the index that lies beside a tar."""
+    return shard.removesuffix(".tar") + ".index.parquet"
+
+
+def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
+    """Read an index file and check that it fits its shard; ``where`` names it in messages."""
+    try:
+        # Their own thread: a pool that was there before a fork has no threads left in the worker.
+        table = pq.read_table(path, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{where} is no readable parquet file ({error}); copy or build the folder again") from None
+    missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
+    if missing or table.num_rows != entry.samples:
+        raise UserError(
+            f"{where} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); "
+            "build the folder again"
+        )
+    offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+    if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
+        raise UserError(f"{where}: offset or size is no place in a tar; build the folder again")
+    if (offset + size).max() > entry.bytes:
+        raise UserError(f"{where}: a sample lies beyond the end of its tar; build the folder again")
+    return ShardIndex(table["key"].to_pylist(), offset, size, table["sha256"].to_pylist())
+
+
 class ShardFolder:
     """A finished shard folder, opened by its manifest.
 
@@ -194,26 +239,21 @@ class ShardFolder:
             raise UserError(
                 f"{self.path} is no shard folder: {MANIFEST} is missing; build it with data_tools/download_shards.py"
             )
-        try:
-            self.shards = [ShardEntry(**json.loads(line)) for line in manifest.read_text().splitlines() if line.strip()]
-            for entry in self.shards:
-                if len(bytes.fromhex(entry.sha256)) != 32 or min(int(entry.bytes), int(entry.samples)) < 1:
-                    raise ValueError(f"{entry} has an impossible digest or count")
-                entry.shard.encode()
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{manifest}: a line is not a shard entry ({error}); rebuild the folder") from None
-        for entry in self.shards:
-            # Names come from a file that strangers may have written: they must stay inside the folder.
-            if Path(entry.shard).name != entry.shard or not entry.shard.endswith(".tar"):
-                raise UserError(f"{manifest}: shard name {entry.shard!r} leaves the folder; do not use this data set")
+        self._keep(manifest.read_text(), str(self.path))
+
+    def _keep(self, manifest: str, name: str) -> None:
+        self.name = name
+        self.shards = parse_manifest(manifest, f"{name}/{MANIFEST}")
         self.samples = sum(entry.samples for entry in self.shards)
-        if not self.samples:
-            raise UserError(f"{manifest} names no sample; rebuild the folder")
 
     @property
     def merkle_root(self) -> str:
         """The name of the data set: changes with any byte of any shard."""
         return merkle_root(self.shards)
+
+    def shard_name(self, number: int) -> str:
+        """Where one tar lies, for messages."""
+        return f"{self.name}/{self.shards[number].shard}"
 
     def tar(self, number: int) -> Path:
         """Path of one tar; says so when it is missing or cut short."""
@@ -226,27 +266,19 @@ class ShardFolder:
             )
         return path
 
+    def open(self, number: int) -> BinaryIO:
+        """One tar, unbuffered, for reading at random places."""
+        return open(self.tar(number), "rb", buffering=0)  # type: ignore[return-value]
+
+    def prefetch(self, numbers: list[int]) -> None:
+        """Say which shards will be read next; a folder on this machine needs no warning."""
+
     def index(self, number: int) -> ShardIndex:
         """Read the index that lies beside one tar."""
-        path = self.path / (self.shards[number].shard.removesuffix(".tar") + ".index.parquet")
+        path = self.path / index_name(self.shards[number].shard)
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole folder, index files included")
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is no readable parquet file ({error}); copy or build the folder again") from None
-        missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
-        if missing or table.num_rows != self.shards[number].samples:
-            raise UserError(
-                f"{path} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); "
-                "build the folder again"
-            )
-        offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
-        if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
-            raise UserError(f"{path}: offset or size is no place in a tar; build the folder again")
-        if (offset + size).max() > self.shards[number].bytes:
-            raise UserError(f"{path}: a sample lies beyond the end of its tar; build the folder again")
-        return ShardIndex(table["key"].to_pylist(), offset, size, table["sha256"].to_pylist())
+        return read_index(path, self.shards[number], str(path))
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:

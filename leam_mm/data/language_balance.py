@@ -1,0 +1,111 @@
+"""How often each language is drawn: in proportion to count ** (1 / temperature) (Arivazhagan et al. 1907.05019)."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leam_mm.data.batch import read_record
+from leam_mm.data.sample_plan import SamplePlan, SampleReader, Source
+from leam_mm.errors import UserError
+
+COUNTED_SHARDS, COUNTED_SAMPLES = 16, 4096  # looked at in each source; more would delay the start
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LanguageBalance:
+    """Small languages are drawn more often than they occur.
+
+    Where a sample has captions in several languages, one of those is drawn by these weights. Sources that name their
+    ``language`` share the weight that they have together anew: each language gets its part, and inside a language the
+    sources' weights times their samples decide. Sources without a name keep their weight.
+
+    Args:
+        temperature: 1 draws languages as often as they occur, infinity all alike; 3 to 5 are usual.
+        counts: Captions by language; None counts those of the training data, a part of them where there are many.
+    """
+
+    temperature: float
+    counts: dict[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a recipe may have mistaken."""
+        if not self.temperature > 0:
+            raise UserError(f"language_balance.temperature is {self.temperature}: give a positive number or .inf")
+        if self.counts is not None and (not self.counts or min(self.counts.values()) < 1):
+            raise UserError(
+                f"language_balance.counts is {self.counts}: give at least 1 for each language, or leave it out"
+            )
+
+    def weights(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """Relative chance of each language; a single caption of an unnamed language has 1."""
+        return {language: float(count) ** (1 / self.temperature) for language, count in counts.items()}
+
+    def source_weights(self, sources: Sequence[Source], samples: Sequence[int]) -> list[float]:
+        """Weights of the sources of a mixture.
+
+        Args:
+            sources: As the recipe names them.
+            samples: How many each holds.
+        """
+        mass: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for source, count in zip(sources, samples, strict=True):
+            if source.language is not None:
+                mass[source.language] = mass.get(source.language, 0.0) + source.weight * count
+                counts[source.language] = counts.get(source.language, 0.0) + count
+        told = {name: float(count) for name, count in (self.counts or {}).items() if name in counts}
+        named = self.weights(counts | told)
+        together = sum(source.weight for source in sources if source.language is not None)
+        return [
+            source.weight
+            if source.language is None
+            else together * named[source.language] / sum(named.values()) * source.weight * count / mass[source.language]
+            for source, count in zip(sources, samples, strict=True)
+        ]
+
+    def caption_weights(self, plan: SamplePlan, sources: Sequence[Source]) -> dict[str, float]:
+        """Relative chance of each language among the captions of one sample.
+
+        Args:
+            plan: Opened over the sources.
+            sources: Those without a language of their own are counted, unless ``counts`` is given.
+        """
+        if self.counts is not None or self.temperature == float("inf"):
+            return self.weights(self.counts or {})
+        found: Counter[str] = Counter()
+        for source, reader in zip(sources, plan.readers, strict=True):
+            if source.language is None:
+                found.update(count_languages(reader))
+        return self.weights(found)
+
+
+def count_languages(reader: SampleReader) -> Counter[str]:
+    """Captions by language, of all samples of a source or of some that are spread evenly over some of its shards."""
+    shards = reader.folder.shards
+    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), COUNTED_SHARDS)).round().astype(int))
+    each, looked, unreadable = COUNTED_SAMPLES // len(chosen), 0, 0
+    counts: Counter[str] = Counter()
+    for shard in chosen.tolist():
+        for row in np.unique(np.linspace(0, shards[shard].samples - 1, min(shards[shard].samples, each)).round()):
+            try:
+                captions = read_record(reader.read(shard, int(row))[1], "captions")
+            except UserError:  # what that means for the training is decided where the sample is drawn
+                unreadable += 1
+                continue
+            looked += 1
+            counts.update(str(caption["language"]) for caption in captions)
+    if looked < reader.folder.samples:
+        log.info(
+            "%s: languages estimated from %d of %d samples (%d unreadable); write them into language_balance.counts "
+            "to fix them",
+            reader.folder.name,
+            looked,
+            reader.folder.samples,
+            unreadable,
+        )
+    scale = reader.folder.samples / max(looked, 1)
+    return Counter({language: round(count * scale) for language, count in counts.items()})

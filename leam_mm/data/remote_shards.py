@@ -1,0 +1,248 @@
+"""Shard folders on any filesystem that fsspec knows (s3://, gs://, http://, memory://, file://), through a local cache.
+
+A tar is fetched once per node, whoever of its processes needs it first, checked against the manifest's size and sha256
+and renamed into the cache under its digest: what lies there under its name is whole. So two data sets that share a
+shard share its file. Buckets take their credentials and endpoints from the environment, as fsspec's drivers do.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from filelock import FileLock, Timeout
+
+from leam_mm.data.shard_index import MANIFEST, ShardEntry, ShardFolder, ShardIndex, index_name, read_index
+from leam_mm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, which refuses to remove an open file anyway
+    fcntl = None  # type: ignore[assignment]
+
+ATTEMPTS = 4
+PAUSE = 1.0  # seconds before the second attempt; doubled before each further one
+PARTIAL = re.compile(r"[0-9a-f]{64}\.(\d+)\.partial")
+log = logging.getLogger(__name__)
+
+
+class Unreachable(UserError):
+    """The storage did not answer: nothing is known about the sample, so nothing may take its place."""
+
+
+@dataclass(frozen=True)
+class ShardCache:
+    """Where the shards of other machines are kept on this one.
+
+    Args:
+        folder: On a local disk; all processes of a node share it, and so may several runs.
+        max_bytes: Beyond this the tars that were used longest ago are removed, never one that is open; None keeps all.
+    """
+
+    folder: Path
+    max_bytes: int | None = None
+
+
+def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolder:
+    """A shard folder wherever it is: a path is read in place, a URL through the cache."""
+    if "://" not in str(path):
+        return ShardFolder(path)
+    if cache is None:
+        raise UserError(
+            f"{path} is on another machine: say where its shards are kept here, "
+            "data.init_args.cache: {folder: /local/disk/shards}"
+        )
+    return RemoteFolder(str(path), cache)
+
+
+class RemoteFolder(ShardFolder):
+    """A shard folder behind a URL; its tars and indexes are read from the cache.
+
+    Args:
+        url: Of the folder that holds ``manifest.jsonl``.
+        cache: Where its files are kept here.
+    """
+
+    def __init__(self, url: str, cache: ShardCache) -> None:
+        """Fetch the manifest; see the class for the arguments."""
+        self.url, self.cache, self.path = url.rstrip("/"), cache, Path(cache.folder)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.path, prefix="manifest-") as scratch:
+            self._download(MANIFEST, Path(scratch) / MANIFEST)
+            self._keep((Path(scratch) / MANIFEST).read_text(), self.url)
+        self._announced: list[int] = []
+
+    def working_bytes(self, shards: int) -> int:
+        """Size of the largest ``shards`` tars: what the cache must hold so that none is fetched twice at a time."""
+        return sum(sorted((entry.bytes for entry in self.shards), reverse=True)[:shards])
+
+    def tar(self, number: int) -> Path:
+        """Path of one tar in the cache, fetched if it is not there."""
+        entry = self.shards[number]
+        target = self.path / f"{entry.sha256}.tar"
+        if not target.is_file():
+            with FileLock(self._lock(entry)):
+                if not target.is_file():
+                    self._fetch(entry, target)
+        return target
+
+    def open(self, number: int) -> BinaryIO:
+        """One tar of the cache, unbuffered; it is not removed while it is open."""
+        while True:
+            try:
+                file = open(self.tar(number), "rb", buffering=0)  # noqa: SIM115 (it stays open for the reader)
+            except FileNotFoundError:  # removed by another process since
+                continue
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_SH)
+            if fcntl is None or os.fstat(file.fileno()).st_nlink:
+                os.utime(file.name)  # the time of its last use, whatever the disk notes of readings
+                return file  # type: ignore[return-value]
+            file.close()
+
+    def index(self, number: int) -> ShardIndex:
+        """Read the index of one tar, fetched if it is not in the cache."""
+        entry = self.shards[number]
+        target, where = self.path / index_name(f"{entry.sha256}.tar"), f"{self.url}/{index_name(entry.shard)}"
+        if not target.is_file():
+            with FileLock(self._lock(entry)):
+                if not target.is_file():
+                    partial = self.path / f"{entry.sha256}.index.partial"
+                    self._download(index_name(entry.shard), partial)
+                    read_index(partial, entry, where)
+                    os.replace(partial, target)
+        return read_index(target, entry, where)
+
+    def prefetch(self, numbers: list[int]) -> None:
+        """Fetch these shards in the background; what fails is told when the shard is read."""
+        if numbers and numbers != self._announced:
+            self._announced = numbers
+            threading.Thread(target=self._fetch_ahead, args=(numbers,), daemon=True).start()
+
+    def _fetch_ahead(self, numbers: list[int]) -> None:
+        for entry in (self.shards[number] for number in numbers):
+            target = self.path / f"{entry.sha256}.tar"
+            with suppress(UserError, Timeout), FileLock(self._lock(entry), blocking=False):
+                if not target.is_file():
+                    self._fetch(entry, target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker process announces for itself."""
+        return {**self.__dict__, "_announced": []}
+
+    def _lock(self, entry: ShardEntry) -> Path:
+        return self.path / f"{entry.sha256}.lock"
+
+    def _fetch(self, entry: ShardEntry, target: Path) -> None:
+        """Download, check and rename one tar; the caller holds its lock."""
+        partial = self.path / f"{entry.sha256}.{entry.bytes}.partial"
+        self._make_room(partial)
+        try:
+            for attempt in range(ATTEMPTS):
+                self._download(entry.shard, partial)
+                fault = _difference(partial, entry)
+                if fault is None:
+                    os.replace(partial, target)
+                    return
+                log.warning("%s/%s %s (attempt %d of %d)", self.url, entry.shard, fault, attempt + 1, ATTEMPTS)
+                time.sleep(PAUSE * 2**attempt if attempt + 1 < ATTEMPTS else 0)
+            raise UserError(f"{self.url}/{entry.shard} {fault}: upload the shard again")
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _download(self, name: str, target: Path) -> None:
+        """One file of the folder, tried several times where the storage does not answer."""
+        url = f"{self.url}/{name}"
+        for attempt in range(ATTEMPTS):
+            try:
+                filesystem, path = fsspec.core.url_to_fs(url, **_patience(url))
+                filesystem.get_file(path, str(target))
+                return
+            except FileNotFoundError:
+                raise UserError(f"{url} is missing: upload the whole folder, {MANIFEST} and index files too") from None
+            except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that none knows
+                raise Unreachable(f"{url} cannot be read here: {error}") from None
+            except Exception as error:  # each driver has its own kinds
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise Unreachable(
+                        f"the disk of {self.path} is full: set data.init_args.cache.max_bytes, or give another folder"
+                    ) from None
+                reason = f"{type(error).__name__}: {error}"
+            if attempt + 1 < ATTEMPTS:
+                log.warning("%s does not answer (%s); attempt %d of %d", url, reason, attempt + 1, ATTEMPTS)
+                time.sleep(PAUSE * 2**attempt)
+        raise Unreachable(
+            f"{url} cannot be fetched ({reason}): check network and credentials, then start again; without a network, "
+            "copy the folder to this machine and name it by its path"
+        )
+
+    def _make_room(self, coming: Path) -> None:
+        """Register a coming tar, and remove the tars that were used longest ago until all fit the limit."""
+        with FileLock(self.path / "room.lock"):
+            coming.touch()
+            if self.cache.max_bytes is None:
+                return
+            for partial in self.path.glob("*.partial"):  # left behind by a process that was killed
+                if partial != coming:
+                    with suppress(Timeout), FileLock(self.path / f"{partial.name[:64]}.lock", blocking=False):
+                        partial.unlink(missing_ok=True)
+            taken = sum(_bytes(path) for path in self.path.iterdir())
+            for tar in sorted(self.path.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns):
+                if taken <= self.cache.max_bytes:
+                    return
+                size = _bytes(tar)
+                if _removed(tar):
+                    (self.path / index_name(tar.name)).unlink(missing_ok=True)
+                    taken -= size
+        if taken > self.cache.max_bytes:
+            log.warning("%s holds %d bytes, above max_bytes %d: all are in use", self.path, taken, self.cache.max_bytes)
+
+
+def _patience(url: str) -> dict[str, Any]:
+    """Only silence ends a download: by itself aiohttp ends each after five minutes, however well it goes."""
+    if not url.startswith(("http://", "https://")):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+
+
+def _difference(path: Path, entry: ShardEntry) -> str | None:
+    """What is wrong with a fetched tar, if anything."""
+    if path.stat().st_size != entry.bytes:
+        return f"has {path.stat().st_size} bytes, the manifest says {entry.bytes}"
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if digest == entry.sha256 else f"has sha256 {digest}, the manifest says {entry.sha256}"
+
+
+def _bytes(path: Path) -> int:
+    """What a file of the cache takes, or will take when it has come whole."""
+    coming = PARTIAL.fullmatch(path.name)
+    try:
+        return int(coming[1]) if coming else path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _removed(path: Path) -> bool:
+    """Remove a tar of the cache unless a process has it open."""
+    try:
+        if fcntl is None:
+            path.unlink()  # which such a system refuses itself
+        else:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+    except OSError:
+        return False
+    return True
