@@ -71,6 +71,8 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "run" / "clip" / "metrics.csv").write_text(
         "step,train/loss,samples_seen,val/loss\n1,3.5,,\n1,,64,\n2,2.5,,\n2,,128,\n2,,,2.75\n3,nan,,\n"
     )
+    (tmp_path / "run" / "codec").mkdir()
+    (tmp_path / "run" / "codec" / "metrics.csv").write_text("step,val/l1\n1,0.5\n2,0.25\n")
     (tmp_path / "run" / "stages").mkdir()
     for number, joules in enumerate([3600.0, None]):
         energy = {"joules": joules, "source": "RAPL" if joules else "not measured"}
@@ -87,12 +89,13 @@ def page(run: Path) -> str:
 
 def test_every_part_is_there(page: str) -> None:
     for text in ("31.2", "9.5", "Maltese", "Encoder", "RAPL", "indicative", "ab" * 32, "R@10", "12.5 %"):
-        assert text in page or text == text
+        assert text in page, text
     assert "1 Wh" in page and "only 1 of 2 stages" in page
     assert page.count("not measured") >= 2
     for name in ("pictures", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
         assert f'<section id="{name}">' in page and f'href="#{name}"' in page
     assert 'figcaption lang="mt"' in page
+    assert "Latent codec: mean absolute error of pictures never seen" in page
     assert "language=de" in page
 
 
@@ -112,7 +115,7 @@ def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
 def test_loss_is_placed_by_samples_seen(page: str) -> None:
     assert "samples seen" in page
     curves = [points.split() for points in re.findall(r'points="([^"]+)"', page)]
-    assert [len(points) for points in curves] == [2, 1]
+    assert [len(points) for points in curves] == [2, 1, 2]  # training, validation, codec
     # Steps 1 and 2 of 64 samples: at half and at the end of the frame.
     first, second = (float(point.split(",")[0]) for point in curves[0])
     assert first == pytest.approx((46 + second) / 2, abs=0.2)

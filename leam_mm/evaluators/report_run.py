@@ -19,6 +19,7 @@ MAX_PICTURE_BYTES = 8_000_000
 # The losses proper, and top-1 measured while training; parts at single times and the like would crowd the frame.
 CURVES: dict[str, Callable[[str], bool]] = {
     "loss": lambda column: column.rpartition("/")[2] == "loss",
+    "mean absolute error of pictures never seen": lambda column: column == "val/l1",
     "top-1 while training": lambda column: "/top1/" in column and "min_over" not in column,
 }
 STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
