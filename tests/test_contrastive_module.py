@@ -1,0 +1,132 @@
+"""Training steps of the module: parts, the ring's limits, and losses that keep something of each sample."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import clip_recipe
+from lightning.pytorch import Callback
+from test_resume import assert_same_run, checkpoint, losses
+
+from leam_mm.cli import main
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.errors import UserError
+from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.training import cached_features
+
+
+def encoder(patch_dropout: float = 0.0) -> DualEncoder:
+    torch.manual_seed(0)
+    vision = ImageTower(16, 8, 32, 1, 16, patch_dropout=patch_dropout)
+    return DualEncoder(16, vision, TextTower(12, 40, 32, 2, 1), init_bias=-2.0)
+
+
+def batch(images: int = 6, captions: int = 2) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    length = torch.randint(3, 12, (images * captions,), generator=generator)
+    return {
+        "image": torch.randint(0, 256, (images, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        "text": torch.randint(1, 40, (images * captions, 12), generator=generator),
+        "text_length": length,
+    }
+
+
+def gradients(module: ContrastiveModule) -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    module.double().train().log = lambda *_, **__: None  # type: ignore[method-assign]
+    # training_step rounds features to float32 for the loss; here all stays in float64.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda self: self)
+        module.training_step(batch(), 0).backward()
+    return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+@pytest.mark.parametrize("exchange", ["gather", "ring"])
+def test_step_in_parts_is_the_step_of_the_whole_batch(exchange: Any) -> None:
+    whole = gradients(ContrastiveModule(encoder(), SigmoidLoss(), "none"))
+    parts = gradients(ContrastiveModule(encoder(), SigmoidLoss(), "none", exchange=exchange, micro_batch=4))
+    assert whole.keys() == parts.keys() and "encoder.clip.logit_bias" in whole
+    for name, expected in whole.items():
+        assert (parts[name] - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1e-3), name
+
+
+def test_patch_dropout_keeps_the_same_patches_in_both_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none", micro_batch=4))
+    whole = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none"))
+    # The same parts with all their activations kept: one pass, one draw.
+    monkeypatch.setattr(cached_features, "checkpoint", lambda embed, part, **_: embed(part))
+    kept = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none", micro_batch=4))
+    for name, expected in kept.items():
+        assert (cached[name] - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1e-3), name
+    assert (cached["encoder.clip.visual.proj"] - whole["encoder.clip.visual.proj"]).abs().max() > 1e-6  # other patches
+
+
+def test_ring_is_refused_where_rows_belong_together() -> None:
+    with pytest.raises(UserError, match=r"exchange is ring, but InfoNCE is no sum over pairs"):
+        ContrastiveModule(encoder(), InfoNCE(), "none", exchange="ring")
+    with pytest.raises(UserError, match="micro_batch is 0"):
+        ContrastiveModule(encoder(), InfoNCE(), "none", micro_batch=0)
+
+
+class Stop(Callback):
+    """An end in the middle."""
+
+    def on_train_batch_end(self, trainer: Any, *_: object) -> None:
+        if trainer.global_step == 5:
+            raise InterruptedError
+
+
+def fit(recipe: dict[str, Any], folder: Path) -> None:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    main(["fit", "--config", str(path)])
+
+
+def global_recipe(run: Path, shards: Path, tokenizer: Path) -> dict[str, Any]:
+    run.parent.mkdir(parents=True, exist_ok=True)
+    recipe = clip_recipe(run, shards, tokenizer, max_samples=64)
+    loss = {"samples": 96, "gamma": 0.4, "decay_epochs": 1}
+    recipe["model"]["init_args"]["loss"] = {
+        "class_path": "leam_mm.losses.global_contrastive.GlobalContrastive",
+        "init_args": loss,
+    }
+    recipe["model"]["init_args"]["micro_batch"] = 3
+    return recipe
+
+
+def test_running_estimates_survive_an_end_in_the_middle(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    whole = global_recipe(tmp_path / "a" / "run", toy_shards, toy_tokenizer)
+    fit(whole, tmp_path / "a")
+    broken = global_recipe(tmp_path / "b" / "run", toy_shards, toy_tokenizer)
+    stopped = {**broken["trainer"], "callbacks": [{"class_path": "test_contrastive_module.Stop"}]}
+    with pytest.raises(InterruptedError):
+        fit({**broken, "trainer": stopped}, tmp_path / "b")
+    assert checkpoint(tmp_path / "b" / "run")["global_step"] == 4
+    fit(broken, tmp_path / "b")
+    assert_same_run(tmp_path / "a" / "run", tmp_path / "b" / "run")
+    state = checkpoint(tmp_path / "a" / "run")["state_dict"]
+    seen = state["loss.image_estimate"].isfinite()
+    assert state["loss.visits"] == 64 and seen.sum() == 64  # the samples of one epoch are all different
+    assert len(losses(tmp_path / "a" / "run")) == 8
+
+
+def test_number_of_samples_is_checked_before_the_first_step(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    recipe = global_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    recipe["model"]["init_args"]["loss"]["init_args"]["samples"] = 95
+    with pytest.raises(UserError, match=r"samples is 95, but data.train holds 96 samples"):
+        fit(recipe, tmp_path)
+
+
+def test_batches_without_what_the_loss_needs_are_named(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
+    recipe["model"]["init_args"]["loss"] = {
+        "class_path": "leam_mm.losses.distillation.Distillation",
+        "init_args": {"loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"}, "teachers": [{"size": 8}]},
+    }
+    with pytest.raises(UserError, match=r"Distillation needs teacher_image, teacher_text"):
+        fit(recipe, tmp_path)
