@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, read_record
 from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.language_balance import LanguageBalance
+from leam_mm.data.latents_module import read_array
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
@@ -59,6 +61,7 @@ class PairDecoding(Decoding):
             "language": [caption["language"] for caption in chosen],
             "key": key,
             "sample_index": torch.tensor(index),
+            **_teachers(members, [next(i for i, each in enumerate(captions) if each is one) for one in chosen]),
         }
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
@@ -66,12 +69,24 @@ class PairDecoding(Decoding):
         batch = super().collate(samples)
         for name in ("caption", "language"):
             batch[name] = [each for several in batch[name] for each in several]
+        if "teacher_text" in batch:
+            batch["teacher_text"] = batch["teacher_text"].flatten(0, 1)
         if self.tokenizer_path is not None:
             if self._tokenizer is None:
                 self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
             text, batch["text_length"] = self._tokenizer.encode(batch["caption"])
             batch["text"] = cut_padding(text, batch["text_length"])
         return batch
+
+
+def _teachers(members: dict[str, bytes], chosen: list[int]) -> Sample:
+    """Embeddings that data_tools/embed_shards.py stored: of the picture, and of the chosen captions (K, D')."""
+    if "teacher_image.npy" not in members:
+        return {}
+    image, text = (read_array(members, f"teacher_{side}.npy").astype(np.float32) for side in ("image", "text"))
+    if text.ndim != 2 or len(text) <= max(chosen):
+        raise UserError(f"teacher_text.npy is {text.shape}, which are not its captions: embed the shards again")
+    return {"teacher_image": torch.from_numpy(image), "teacher_text": torch.from_numpy(text[chosen])}
 
 
 class PairsModule(PlannedModule):
