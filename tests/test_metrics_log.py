@@ -1,6 +1,13 @@
 import csv
 from pathlib import Path
 
+import pytest
+import yaml
+from conftest import clip_recipe
+from test_resume import assert_same_run
+
+from leam_mm.checkpoint import AtomicCheckpointIO
+from leam_mm.cli import main
 from leam_mm.training.metrics_log import MetricsLog
 
 
@@ -71,3 +78,40 @@ def test_lies_in_the_run_folder(tmp_path: Path) -> None:
     assert log.log_dir == log.save_dir == str(tmp_path) and log.name == log.version == ""
     log.log_hyperparams({"loss": 1})
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_the_same_row_is_written_once(tmp_path: Path) -> None:
+    log = MetricsLog(str(tmp_path))
+    for value in (1.0, 1.0, 2.0):
+        log.log_metrics({"loss": value}, 3)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [("3", "1.0"), ("3", "2.0")]
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_end_between_checkpoint_and_row_loses_no_row(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(name: str) -> None:
+        made = clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=56)
+        made["trainer"]["accumulate_grad_batches"] = accumulate
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(made))
+        main(["fit", "--config", str(tmp_path / f"{name}.yaml")])
+
+    def save_and_die(self: AtomicCheckpointIO, checkpoint: dict, path: str, storage_options: None = None) -> None:
+        save(self, checkpoint, path, storage_options)
+        if checkpoint["global_step"] == 4:
+            raise Killed
+
+    save = AtomicCheckpointIO.save_checkpoint
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(AtomicCheckpointIO, "save_checkpoint", save_and_die)
+        start("broken")
+    assert [row["step"] for row in rows(tmp_path / "broken")] == ["0", "1", "2", "3"]
+    start("whole")
+    start("broken")
+    assert [row["step"] for row in rows(tmp_path / "broken")] == [str(step) for step in range(7)]
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -1,7 +1,8 @@
 """A CSV of all logged metrics that a resumed run continues instead of deleting.
 
 Lightning's own CSVLogger empties its folder when a run is started again. Here rows from after the resumed step are
-dropped (they will be written again, equal), the others stay.
+dropped (they will be written again, equal), the others stay. A checkpoint is written between a step and its row: a kill
+in between would lose the row, so it is written before the checkpoint.
 """
 
 import csv
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,6 +29,7 @@ class MetricsLog(Logger):
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] | None = None
+        self._last: dict[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -66,9 +69,12 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row; full precision, so that two runs can be compared bit by bit."""
+        """Append one row, but not twice; full precision, so that two runs can be compared bit by bit."""
         number = step or 0
         row = {"step": str(number), **{name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}}
+        if row == self._last:
+            return
+        self._last = row
         if self._columns is None:
             # A row torn by a kill has no step or too few cells; one of a later step will be logged again.
             old = [
@@ -90,3 +96,19 @@ class MetricsLog(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml holds them."""
+
+
+class RowBeforeCheckpoint(Callback):
+    """Writes the row of the step under way before a checkpoint that holds the step; Lightning logs it afterwards."""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """All callbacks have logged by now, for those that write checkpoints come last."""
+        connector, loop = trainer._logger_connector, trainer.fit_loop
+        # Without a batch under way the row has been written; in the midst of accumulation there is none.
+        under_way = trainer._results is not None and connector._first_loop_iter is not None and trainer.training
+        if not under_way or loop._should_accumulate() or not connector.should_update_logs:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                row = {name: float(value) for name, value in connector.metrics["log"].items()}
+                logger.log_metrics(row, loop.epoch_loop._batches_that_stepped)
