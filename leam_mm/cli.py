@@ -23,7 +23,7 @@ from leam_mm.data.batch import SamplePosition
 from leam_mm.errors import UserError
 from leam_mm.training.divergence import Divergence
 from leam_mm.training.energy_meter import EnergyRecord
-from leam_mm.training.metrics_log import MetricsLog
+from leam_mm.training.metrics_log import MetricsLog, RowBeforeCheckpoint
 from leam_mm.training.preemption import Preemption
 from leam_mm.training.throughput import Throughput
 
@@ -126,7 +126,7 @@ class LeamCLI(LightningCLI):
             run = config.default_root_dir or "."
             kwargs["logger"] = [MetricsLog(run), TensorBoardLogger(run, name="", version="tensorboard"), *named]
         trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
-        trainer.callbacks[:0] = [SamplePosition(), Preemption()]  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [SamplePosition(), Preemption(), RowBeforeCheckpoint()]  # type: ignore[attr-defined]
         return trainer
 
     @staticmethod
