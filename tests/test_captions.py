@@ -71,7 +71,7 @@ def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def word_tokenizer(folder: Path, kind: str) -> Path:
-    """A tokenizer in the manner of BERT (padding 0, end 102-like separator) or of SigLIP (padded with its end token)."""
+    """A tokenizer in the manner of BERT (its end is a separator) or of SigLIP (padded with its end token)."""
     from tokenizers import Tokenizer as Words
     from tokenizers import models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

@@ -3,8 +3,8 @@
 Linear layers, norms and MLPs see tokens only. Attention runs as xformers' block-diagonal kernel where a probe on the
 real device succeeds. Elsewhere captions lie sorted, neighbours of similar length form a group, and each group is a
 plain batch for torch's attention: a view of the sequence, filled up to the group's longest with a few tokens that
-causal attention never looks back at. Both run inside open_clip's own blocks, so that their weights, variants (LayerScale,
-QuickGELU), checkpointing, compilation and sharding stay theirs.
+causal attention never looks back at. Both run inside open_clip's own blocks, so that their weights, variants
+(LayerScale, QuickGELU), checkpointing, compilation and sharding stay theirs.
 """
 
 import logging
@@ -189,21 +189,26 @@ def probe_block_diagonal(device: torch.device, dtype: torch.dtype, size: int) ->
     """
     if device.type != "cuda":  # ROCm devices are called cuda too
         return f"it has no kernels for a {device.type}"
-    lengths = torch.tensor([5, 1, 9])
-    mixed = torch.randn(1, 15, 6 * size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     try:
-        answers = []
-        for blocks in (True, False):
-            packing, leaf = Packing(lengths, 9, device, blocks), mixed.clone().requires_grad_()
-            # The sequence in the order and width of this packing; filling repeats its caption's last token.
-            start = torch.tensor([0, 5, 6], device=device)[packing.token // 9]
-            room = torch.tensor([4, 0, 8], device=device)[packing.token // 9]
-            out = attend(leaf[:, start + packing.place.minimum(room)], packing, 2)[:, packing.last]
-            answers.append((out, torch.autograd.grad(out.float().square().sum(), leaf)[0]))
-        worst = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*answers, strict=True))
+        worst = _deviation(device, dtype, size)
     except (ImportError, OSError, NotImplementedError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
         return f"its probe with heads of {size} channels failed ({lines[0] if lines else type(error).__name__})"
     if not worst < 0.05:  # a wrong mask is off by about 1, half precision by 0.01
         return f"its probe with heads of {size} channels deviates from torch by {worst:.2g}"
     return ""
+
+
+def _deviation(device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Largest difference of xformers to groups over output and gradients, for captions of 5, 1 and 9 tokens."""
+    lengths = torch.tensor([5, 1, 9])
+    mixed = torch.randn(1, 15, 6 * size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    answers = []
+    for blocks in (True, False):
+        packing, leaf = Packing(lengths, 9, device, blocks), mixed.clone().requires_grad_()
+        # The same tokens in the order and width of this packing; filling repeats its caption's last token.
+        caption = packing.token // 9
+        start, room = (torch.tensor(values, device=device)[caption] for values in ([0, 5, 6], [4, 0, 8]))
+        out = attend(leaf[:, start + packing.place.minimum(room)], packing, 2)[:, packing.last]
+        answers.append((out.detach(), torch.autograd.grad(out.float().square().sum(), leaf)[0]))
+    return max(float((mine - other).abs().max() / other.abs().max()) for mine, other in zip(*answers, strict=True))

@@ -129,7 +129,11 @@ def find_weights(weights: str, model: str | None) -> tuple[Path | None, dict[str
         file = next((place / name for name in FILES if (place / name).is_file()), None)
         if file is None and not REBUILDING.get():
             raise UserError(f"{weights} holds none of {', '.join(FILES[:3])}, ...: give a folder with weights")
-        return file, *read_config(place / CONFIG)
+        config, picture = read_config(place / CONFIG)
+        text_model = config["text_cfg"].get("hf_model_name")
+        if text_model and (place / text_model / "config.json").is_file():  # as a release of ours has it
+            config["text_cfg"]["hf_model_name"] = str(place / text_model)
+        return file, config, picture
     if place.is_file() or place.suffix in (".safetensors", ".bin", ".pt", ".pth"):
         if not place.is_file() and not REBUILDING.get():
             raise UserError(f"{weights} is not there: give the path of a file of weights")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
+from open_clip.model import CLIP
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
@@ -19,7 +20,7 @@ from leam_mm.diffusion.samplers import TRAINING_STEPS
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.denoiser import Denoiser, PRXDenoiser
-from leam_mm.models.dual_encoder import DualEncoder
+from leam_mm.models.dual_encoder import DualEncoder, TextTower
 from leam_mm.models.latent_codec import LatentCodec
 from leam_mm.release.open_clip_folder import plain_weights
 
@@ -109,7 +110,12 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
         tokenizer_path: Their tokenizer, for the ids of the special tokens.
     """
     tokenizer = load_tokenizer(tokenizer_path, encoder.context_length)
-    weights = plain_weights(encoder.clip)
+    if not isinstance(encoder.clip, CLIP) or not isinstance(encoder.text, TextTower):
+        raise UserError(
+            f"a generator that reads through a {type(encoder.clip).__name__} cannot be released for diffusers: its "
+            "PRXPipeline takes a plain CLIP text tower; train the generator with one"
+        )
+    weights = plain_weights(encoder.plain_clip())
     width = encoder.text.width
     config = CLIPTextConfig(
         vocab_size=encoder.text.vocab_size,
@@ -119,7 +125,8 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
         num_hidden_layers=encoder.text.layers,
         num_attention_heads=encoder.text.heads,
         max_position_embeddings=encoder.context_length,
-        hidden_act="gelu",  # open_clip's default is the exact one; transformers' is quick_gelu
+        # open_clip's default is the exact one; transformers' is quick_gelu
+        hidden_act="quick_gelu" if encoder.config().get("quick_gelu") else "gelu",
         layer_norm_eps=encoder.clip.ln_final.eps,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

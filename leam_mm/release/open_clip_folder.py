@@ -2,6 +2,9 @@
 
 open_clip.create_model_and_transforms("local-dir:FOLDER")
 open_clip.get_tokenizer("local-dir:FOLDER")
+
+Where the text tower is one of transformers that was built from a folder, its config lies in text_model/, which
+open_clip looks for beneath the directory that it is started in: start it inside FOLDER, with "local-dir:.".
 """
 
 import json
@@ -19,6 +22,7 @@ from leam_mm.models.dual_encoder import DualEncoder
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
+TEXT_MODEL = "text_model"  # folder of the config of a text tower of transformers
 # Plain JSON only: a tokenizer folder may hold code, which must never travel.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -36,10 +40,21 @@ def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -
         raise UserError("the release needs a name: without one open_clip would take its English vocabulary")
     encoder = module.ema_encoder()
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(open_clip_config(encoder, name), indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
-    save_file(plain_weights(encoder.clip), str(folder / WEIGHTS), metadata={"format": "pt"})
-    copy_tokenizer(module.tokenizer.path, folder)
+    config = open_clip_config(encoder, name)
+    if not module.tokenizer.has_files:  # open_clip takes its English vocabulary where no other is named
+        config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name")
+    text_model = Path(config["model_cfg"]["text_cfg"].get("hf_model_name") or "")
+    if (text_model / "config.json").is_file():
+        shape = json.loads((text_model / "config.json").read_text(encoding="utf-8"))
+        for word in ("_name_or_path", "auto_map"):  # places on this machine, and names of code
+            shape.pop(word, None)
+        (folder / TEXT_MODEL).mkdir(exist_ok=True)
+        (folder / TEXT_MODEL / "config.json").write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = TEXT_MODEL
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(plain_weights(encoder.plain_clip()), str(folder / WEIGHTS), metadata={"format": "pt"})
+    if module.tokenizer.has_files:
+        copy_tokenizer(module.tokenizer.path, folder)
 
 
 def open_clip_config(encoder: DualEncoder, name: str) -> dict[str, Any]:

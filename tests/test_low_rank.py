@@ -1,0 +1,145 @@
+"""Low-rank additions: the base at the start, the sum after training, and nothing else moves."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_dual_encoder import LENGTH, VOCABULARY, texts
+from test_hugging_face_text import encoder as hugging_face
+from test_hugging_face_text import text_model
+from torch import nn
+
+from leam_mm.errors import UserError
+from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.models.low_rank import LowRank, LowRankAttention, LowRankLinear
+from leam_mm.training.ema import Ema
+from leam_mm.training.optimizer import decay_groups
+
+VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+RESNET = {"image_size": 32, "timm_model_name": "test_resnet", "timm_pool": ""}
+
+
+def encoder(low_rank: LowRank | None = None, vision: dict[str, Any] | None = None) -> DualEncoder:
+    torch.manual_seed(0)
+    text = TextTower(context_length=LENGTH, vocab_size=VOCABULARY, width=24, heads=2, layers=2)
+    return DualEncoder(16, ImageTower(**(vision or VISION)), text, low_rank=low_rank).eval()
+
+
+def stirred(model: DualEncoder) -> DualEncoder:
+    """As after some training: no addition is zero."""
+    torch.manual_seed(1)
+    for name, weight in model.named_parameters():
+        if "low_rank" in name:
+            nn.init.normal_(weight, std=0.2)
+    return model
+
+
+def embed(model: DualEncoder, clip: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(4, 3, model.image_size, model.image_size, generator=generator).to(model.clip.logit_scale.dtype)
+    text, length = texts()
+    if clip is not None:
+        return clip.encode_image(image, normalize=True), clip.encode_text(text, normalize=True)
+    return model.encode_image(image), model.encode_text(text, length)
+
+
+@torch.no_grad()
+def test_training_starts_from_the_base() -> None:
+    base, adapted = encoder(), encoder(LowRank(rank=3))
+    weights = adapted.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in base.state_dict().items())
+    added = weights.keys() - base.state_dict().keys()
+    assert len(added) == 2 * 4 * 2 * 2 and all(
+        "low_rank" in name for name in added
+    )  # towers, matrices, blocks, A and B
+    for mine, other in zip(embed(adapted), embed(base), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_merged_weights_give_the_same_embeddings_in_plain_open_clip(dtype: torch.dtype, limit: float) -> None:
+    adapted = stirred(encoder(LowRank(rank=3, alpha=5.0)).to(dtype))
+    merged = adapted.plain_clip()
+    assert merged.state_dict().keys() == encoder().clip.state_dict().keys()
+    assert not any(isinstance(layer, LowRankLinear | LowRankAttention) for layer in merged.modules())
+    for mine, other in zip(embed(adapted), embed(adapted, merged), strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=limit)
+    for mine, other in zip(embed(adapted), embed(encoder().to(dtype)), strict=True):
+        assert (mine - other).abs().max() > 0.01  # the additions matter
+
+
+def test_gradients_are_those_of_the_plain_matrices() -> None:
+    adapted = stirred(encoder(LowRank(rank=3, alpha=6.0)).double())
+    plain: Any = copy.deepcopy(adapted.plain_clip()).requires_grad_(True)
+    for features in (embed(adapted), embed(adapted, plain)):
+        (features[0] @ features[1].T).square().sum().backward()
+    layers = dict(plain.named_modules())
+    for name, layer in adapted.clip.named_modules():
+        if isinstance(layer, LowRankLinear | LowRankAttention):
+            whole = layers[name].in_proj_weight if isinstance(layer, LowRankAttention) else layers[name].weight
+            first, second = layer.low_rank_first, layer.low_rank_second
+            torch.testing.assert_close(first.grad, 2 * second.T @ whole.grad)  # alpha / rank = 2
+            torch.testing.assert_close(second.grad, 2 * whole.grad @ first.T)
+
+
+def test_only_the_additions_are_trained() -> None:
+    adapted = encoder(LowRank(rank=2, patterns=["visual.*.mlp.*", "transformer.*.attn"]))
+    trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    layers = {name.rpartition(".")[0] for name in trained}
+    assert all("low_rank" in name for name in trained)
+    assert layers == {
+        *(f"clip.visual.transformer.resblocks.{n}.mlp.{part}" for n in range(2) for part in ("c_fc", "c_proj")),
+        *(f"clip.transformer.resblocks.{n}.attn" for n in range(2)),
+    }
+    assert {id(weight) for group in decay_groups(adapted) for weight in group["params"]} == {  # type: ignore[attr-defined]
+        id(weight) for weight in adapted.parameters() if weight.requires_grad
+    }
+
+
+def test_averages_and_copies_keep_the_additions() -> None:
+    adapted = encoder(LowRank(rank=2))
+    average = Ema(adapted, 0.0)
+    stirred(adapted)
+    average.update(adapted)
+    with torch.no_grad():
+        for mine, other in zip(embed(average.model), embed(adapted), strict=True):  # type: ignore[arg-type]
+            torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+def test_running_statistics_of_the_frozen_tower_stay() -> None:
+    adapted = encoder(LowRank(patterns=["transformer.*"]), RESNET)
+    before = {name: value.clone() for name, value in adapted.state_dict().items() if "running" in name}
+    adapted.train()
+    embed(adapted)
+    assert before and all(torch.equal(value, adapted.state_dict()[name]) for name, value in before.items())
+    assert adapted.clip.transformer.training
+
+
+def test_hugging_face_towers_take_additions(tmp_path: Any) -> None:
+    model = hugging_face(text_model(tmp_path, "bert"))
+    adapted = copy.deepcopy(model)
+    LowRank(rank=2, patterns=["text.*.query", "text.*.value"]).add_to(adapted.clip)
+    assert sum(isinstance(layer, LowRankLinear) for layer in adapted.modules()) == 4
+
+
+@pytest.mark.parametrize("pattern", ["visual.*.nothing", "ln_final", "token_embedding"])
+def test_patterns_without_a_matrix_are_refused_with_names(pattern: str) -> None:
+    with pytest.raises(UserError, match=r"no matrix .* there are transformer\.resblocks\.0\.attn"):
+        encoder(LowRank(patterns=[pattern]))
+
+
+@pytest.mark.parametrize("settings", [{"rank": 0}, {"alpha": 0.0}])
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="low_rank: rank is"):
+        LowRank(**settings)
+
+
+def test_half_precision_and_gradients_through_the_image_tower() -> None:
+    adapted = stirred(encoder(LowRank(rank=2))).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        image, text = embed(adapted)
+    (image @ text.T).float().sum().backward()
+    for name, weight in adapted.named_parameters():
+        assert (weight.grad is not None and bool(weight.grad.isfinite().all())) == weight.requires_grad, name
