@@ -24,7 +24,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_files(folder: Path) -> int:
-    return sum(str(folder) in os.path.realpath(path) for path in Path("/proc/self/fd").iterdir())
+    return sum(
+        os.path.realpath(path).startswith(f"{folder}/") and ".tar" in os.path.realpath(path)
+        for path in Path("/proc/self/fd").iterdir()
+    )
 
 
 def test_samples_are_those_of_the_tars(uneven: Path) -> None:

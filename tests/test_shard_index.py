@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from leam_mm.data import shard_index
 from leam_mm.data.shard_index import (
     MANIFEST,
     ShardEntry,
@@ -227,3 +228,38 @@ def test_hostile_indexes_are_refused(column: str, values: list | None, word: str
     pq.write_table(table, path)
     with pytest.raises(UserError, match=word):
         folder.index(0)
+
+
+def test_headers_are_read_as_tarfile_reads_them() -> None:
+    """Whatever differs from what we write, by one byte or by another writer, is what tarfile says it is."""
+
+    def by_tarfile(block: bytes) -> tuple[str, int, bool] | type[Exception]:
+        try:
+            found = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            return type(error)
+        return found.name, found.size, found.isreg()
+
+    def by_hand(block: bytes) -> tuple[str, int, bool] | type[Exception]:
+        try:
+            return shard_index._header(block)
+        except tarfile.HeaderError as error:
+            return type(error)
+
+    whole = [
+        shard_index._member(name, bytes(size))[:512] for name, size in (("a.png", 0), ("k" * 80 + ".json", 70_000))
+    ]
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        for name, kind, size in (("grün.png", b"0", 9), ("d", b"5", 0), ("x.jpg", b"\0", 3), ("s", b"2", 0)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.size = kind, size
+            whole.append(entry.tobuf(form, "utf-8")[:512])
+    generator = np.random.default_rng(0)
+    for block in whole:
+        assert by_hand(block) == by_tarfile(block)
+        for _ in range(200):
+            changed = bytearray(block)
+            changed[generator.integers(512)] = generator.choice([0, 32, 47, 48, 49, 57, 128, 255])
+            field = changed[:148] + b" " * 8 + changed[156:]
+            changed[148:156] = b"%06o\0 " % sum(field) if generator.random() < 0.8 else changed[148:156]
+            assert by_hand(bytes(changed)) == by_tarfile(bytes(changed)), changed

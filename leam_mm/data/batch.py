@@ -120,7 +120,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
             sample = self.decode(stored.key, stored.members, index)
         except UserError as error:
             raise UserError(f"{stored.shard}, key {stored.key}: {error}") from None
-        return sample | {"sample_row": torch.tensor(stored.row)}
+        return sample | {"sample_row": stored.row}
 
 
 class FromPosition(Sampler[int]):
@@ -140,13 +140,15 @@ class FromPosition(Sampler[int]):
 
 
 def collate_samples(samples: list[Sample]) -> dict[str, Any]:
-    """Stack tensors, list everything else."""
-    return {
-        name: torch.stack([sample[name] for sample in samples])
-        if isinstance(samples[0][name], torch.Tensor)
-        else [sample[name] for sample in samples]
-        for name in samples[0]
-    }
+    """Stack tensors and whole numbers, list everything else."""
+    batch: dict[str, Any] = {}
+    for name, first in samples[0].items():
+        batch[name] = [sample[name] for sample in samples]
+        if isinstance(first, torch.Tensor):
+            batch[name] = torch.stack(batch[name])
+        elif isinstance(first, int):
+            batch[name] = torch.tensor(batch[name])
+    return batch
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:

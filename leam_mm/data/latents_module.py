@@ -35,11 +35,11 @@ class LatentDecoding(Decoding):
         return {
             "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),
             "caption_state": torch.from_numpy(read_array(members, "caption_state.npy")[chosen].astype(np.float32)),
-            "caption_length": torch.tensor(int(captions[chosen]["length"])),
+            "caption_length": int(captions[chosen]["length"]),
             "caption": captions[chosen]["text"],
             "language": captions[chosen]["language"],
             "key": key,
-            "sample_index": torch.tensor(index),
+            "sample_index": index,
         }
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class PairDecoding(Decoding):
             "caption": [str(caption["text"]) for caption in chosen],
             "language": [caption["language"] for caption in chosen],
             "key": key,
-            "sample_index": torch.tensor(index),
+            "sample_index": index,
             **_teachers(members, [next(i for i, each in enumerate(captions) if each is one) for one in chosen]),
         }
 

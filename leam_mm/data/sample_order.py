@@ -8,6 +8,7 @@ most K shards are open at a time. The permutation is a Feistel network with cycl
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ NEAR_ATTEMPTS = 16  # substitutes that are looked for in the block itself
 UNITS = 1 << 20  # mixture weights are counted in these parts of one, so that floors are exact integers
 
 
+@lru_cache(maxsize=4096, typed=True)
 def _key(*parts: object) -> int:
     """A 64-bit key from any printable parts, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")

@@ -11,6 +11,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,14 @@ from leam_mm.errors import UserError
 
 BLOCK = 512
 MANIFEST = "manifest.jsonl"
+# What every header that `_member` writes holds, by place: mode and owner, ends of size, time and digest, kind, version.
+PLAIN = (
+    (100, b"0000644\x000000000\x000000000\0"),
+    (135, b"\x0000000000000\0"),
+    (154, b"\0 0"),
+    (257, b"ustar\x0000"),
+    (329, bytes(17)),
+)
 
 
 @dataclass(frozen=True)
@@ -72,24 +81,39 @@ def _member(name: str, content: bytes) -> bytes:
     return header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
 
 
+def _header(block: bytes) -> tuple[str, int, bool]:
+    """Name, size and whether it is a plain file, of a member's header.
+
+    Headers as `_member` writes them are read by hand, in a fraction of the time; tarfile judges all others.
+    """
+    if all(block.startswith(part, at) for at, part in PLAIN):
+        size, digest, name = block[124:135], block[148:154], block[: block.index(b"\0")]
+        if size.isdigit() and digest.isdigit() and len(name) < 100:
+            with suppress(ValueError):  # an 8 or a 9, or letters beyond ASCII
+                if sum(block) - sum(block[148:156]) + 8 * 32 == int(digest, 8):
+                    return name.decode("ascii"), int(size, 8), True
+    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    return header.name, header.size, header.isreg()
+
+
 def parse_sample(raw: bytes) -> dict[str, bytes]:
     """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
     members: dict[str, bytes] = {}
     position = 0
     while position + BLOCK <= len(raw):
         try:
-            header = tarfile.TarInfo.frombuf(raw[position : position + BLOCK], "utf-8", "surrogateescape")
+            name, size, plain = _header(raw[position : position + BLOCK])
         except tarfile.HeaderError as error:
             raise UserError(
                 f"broken tar header at byte {position} of the sample: {error}; download the shard again"
             ) from None
         start = position + BLOCK
         # A header can also spell a negative size, which would make this loop walk backwards for ever.
-        if header.size < 0 or start + header.size > len(raw):
-            raise UserError(f"member {header.name!r} is longer than its sample; download the shard again")
-        if header.isreg():
-            members[header.name.rpartition("/")[2].partition(".")[2]] = raw[start : start + header.size]
-        position = start + header.size + (-header.size % BLOCK)
+        if size < 0 or start + size > len(raw):
+            raise UserError(f"member {name!r} is longer than its sample; download the shard again")
+        if plain:
+            members[name.rpartition("/")[2].partition(".")[2]] = raw[start : start + size]
+        position = start + size + (-size % BLOCK)
     return members
 
 
