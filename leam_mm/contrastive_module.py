@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.captions import Tokenizer
-from leam_mm.distributed import gather, ring
+from leam_mm.distributed import gather, ring, ring_softmax
 from leam_mm.errors import UserError
-from leam_mm.losses.contrastive import ContrastiveLoss, PairwiseLoss
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.models.dual_encoder import DualEncoder
 from leam_mm.training.cached_features import embed_in_parts
@@ -37,8 +37,8 @@ class ContrastiveModule(LightningModule):
         final_rate: Share of the learning rate left at the end of the cosine.
         max_scale: Upper bound of the inverse temperature (100 in 2103.00020).
         ema_decay: Per optimizer step, in [0, 1); None keeps no average.
-        exchange: ``gather`` shows each rank the features of all ranks; ``ring`` passes texts round, for losses that are
-            sums over pairs: same value and gradients, and no rank computes what another does.
+        exchange: ``gather`` shows each rank the features of all ranks; ``ring`` passes texts round, for InfoNCE and
+            losses that are sums over pairs: same value and gradients, and no rank computes what another does.
         micro_batch: Images that each rank embeds at a time, with their captions; the loss still sees all pairs of the
             batch (GradCache). Unlike trainer.accumulate_grad_batches, which stays 1. None embeds all at once.
         cooldown: The rate stays constant and falls at the end; None lets it fall by a cosine.
@@ -69,10 +69,11 @@ class ContrastiveModule(LightningModule):
         self._tokenizer: Tokenizer | None = None
         self.exchange, self.micro_batch = exchange, micro_batch
         self.cooldown, self.layer_decay = cooldown, layer_decay
-        if exchange == "ring" and not isinstance(loss, PairwiseLoss):
+        # What inherits from InfoNCE and has a formula of its own is not InfoNCE.
+        if exchange == "ring" and not isinstance(loss, PairwiseLoss) and type(loss).forward is not InfoNCE.forward:
             raise UserError(
-                f"model.init_args.exchange is ring, but {type(loss).__name__} is no sum over pairs (SigmoidLoss is): "
-                "set it to gather"
+                f"model.init_args.exchange is ring, but {type(loss).__name__} is neither InfoNCE nor a sum over pairs "
+                "(as SigmoidLoss): set it to gather"
             )
         if micro_batch is not None and micro_batch < 1:
             raise UserError(f"model.init_args.micro_batch is {micro_batch}: give at least 1, or null")
@@ -132,10 +133,7 @@ class ContrastiveModule(LightningModule):
         """Mean over the K captions of each image; image (b, D) and text (b K, D) are this rank's."""
         shared = (self.encoder.scale, self.encoder.bias)
         if self.exchange == "ring":
-            assert isinstance(self.loss, PairwiseLoss)
-            weights = [weight for weight in self.loss.parameters() if weight.requires_grad]
-            texts = _by_caption(text, len(image))
-            return torch.stack([ring(self.loss.pairs, image, part, *shared, weights) for part in texts]).mean()
+            return torch.stack([self._ring(image, part) for part in _by_caption(text, len(image))]).mean()
         missing = [name for name in self.loss.needs if name not in batch]
         if missing:
             raise UserError(f"{type(self.loss).__name__} needs {', '.join(missing)}, which the batches do not hold")
@@ -146,6 +144,14 @@ class ContrastiveModule(LightningModule):
             for k, part in enumerate(_by_caption(text, len(image)))
         ]
         return torch.stack(losses).mean()
+
+    def _ring(self, image: Tensor, text: Tensor) -> Tensor:
+        """Loss of all ranks from this rank's image (b, D) and text (b, D)."""
+        if isinstance(self.loss, InfoNCE):
+            return ring_softmax(image, text, self.encoder.scale, self.loss.label_smoothing, self.loss.tile)
+        assert isinstance(self.loss, PairwiseLoss)
+        weights = [weight for weight in self.loss.parameters() if weight.requires_grad]
+        return ring(self.loss.pairs, image, text, self.encoder.scale, self.encoder.bias, weights)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss and in-batch accuracy on held-out pairs."""

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from leam_mm.losses.logit_tiles import own_logits, softmax_slopes, softmax_sums
+
 Pairs = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
@@ -82,40 +84,29 @@ class _Ring(torch.autograd.Function):
         context: Any, pairs: Pairs, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, *weights: Tensor
     ) -> Tensor:
         ranks, wanted = world_size(), any(context.needs_input_grad)
-        images = len(image) * ranks
         shared = [scale, *([] if bias is None else [bias])]
         to_image = torch.zeros_like(image)
-        to_shared = [torch.zeros_like(part, dtype=torch.float64) for part in (*shared, *weights)]
-        total = torch.zeros(1, dtype=torch.float64, device=image.device)
-        block, to_block, arriving = text.detach().contiguous(), torch.zeros_like(text), None
-        for step in range(ranks):
-            following = _Passing(block, 0) if step < ranks - 1 else None
+        whole = [torch.zeros((), dtype=torch.float64, device=image.device)]
+        whole += [torch.zeros_like(part, dtype=torch.float64) for part in (*shared, *weights)]
+
+        def visit(step: int, block: Tensor) -> Tensor | None:
             value, found = _block(pairs, image, block, shared, list(weights), step == 0, wanted)
-            total += value
-            if wanted:
-                to_image += found[0]
-                if arriving is not None:
-                    to_block = arriving.wait()
-                to_block = to_block + found[1]
-                for mine, more in zip(to_shared, found[2:], strict=True):
-                    mine += more
-                if ranks > 1:  # with the last step the gradient of this rank's own texts comes home
-                    arriving = _Passing(to_block, 1)
-            if following is not None:
-                block = following.wait()
-        if arriving is not None:
-            to_block = arriving.wait()
-        if ranks > 1:
-            whole = torch.cat([total, *(part.flatten() for part in to_shared)])
-            dist.all_reduce(whole)
-            total, *parts = whole.split([1, *(part.numel() for part in to_shared)])
-            to_shared = [part.reshape(like.shape) for part, like in zip(parts, to_shared, strict=True)]
+            for mine, more in zip(whole, [value, *found[2:]], strict=False):
+                mine += more
+            if not wanted:
+                return None
+            to_image.add_(found[0])
+            return found[1]
+
+        to_text = _go_round(visit, [text.detach()], torch.add)
+        total, *to_shared = _sum_over_ranks(whole)
+        images = len(image) * ranks
         if wanted:
             # DDP divides by the number of ranks; scale, bias and weights are whole on each rank already.
             to_shared = [part.div_(images).to(like) for part, like in zip(to_shared, (*shared, *weights), strict=True)]
-            context.save_for_backward(to_image / len(image), to_block / len(image), *to_shared)
+            context.save_for_backward(to_image / len(image), to_text / len(image), *to_shared)
             context.without_bias = bias is None
-        return (total / images).to(image.dtype).reshape(())
+        return (total / images).to(image.dtype)
 
     @staticmethod
     @once_differentiable
@@ -123,6 +114,103 @@ class _Ring(torch.autograd.Function):
         to_image, to_text, to_scale, *others = (part * upstream for part in context.saved_tensors)
         bias: list[Tensor | None] = [None] if context.without_bias else [others.pop(0)]
         return None, to_image, to_text, to_scale, *bias, *others
+
+
+def ring_softmax(image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
+    """`leam_mm.losses.contrastive.InfoNCE` of all ranks, while the texts go round twice.
+
+    On the first way the sums of rows grow at home and those of columns travel with their texts; on the second the
+    gradients do. Each logit of the whole batch is computed by one rank only.
+
+    Args:
+        image: (B, D), this rank's, the same B on each rank.
+        text: (B, D), this rank's.
+        scale: Scalar, the same on all ranks.
+        smoothing: See InfoNCE.
+        tile: See InfoNCE.
+
+    Returns:
+        Scalar, the same on all ranks. The gradient of scale is that of the whole, on each rank.
+    """
+    return _RingSoftmax.apply(image, text, scale, smoothing, tile)
+
+
+class _RingSoftmax(torch.autograd.Function):
+    """The formulas of SoftmaxTiles, block by block."""
+
+    @staticmethod
+    def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
+        count = len(image) * world_size()
+        with torch.autocast(image.device.type, enabled=False):
+            own = own_logits(image, text, scale, tile)
+            row = torch.full_like(own, -torch.inf)
+            to_image = torch.zeros_like(image)
+
+            def sums(step: int, block: Tensor, block_own: Tensor) -> Tensor:
+                mine, theirs = softmax_sums(image, block, scale, own, block_own, tile)
+                torch.logaddexp(row, mine, out=row)
+                return theirs
+
+            def slopes(step: int, block: Tensor, block_column: Tensor) -> Tensor:
+                mine, theirs = softmax_slopes(image, block, scale, own + row, block_column, tile)
+                to_image.add_(mine)
+                return theirs
+
+            column = _go_round(sums, [text, own], torch.logaddexp)
+            parts = [row.sum() + column.sum(), own.sum(), image.sum(dim=0), text.sum(dim=0)]
+            both, owns, images, texts = _sum_over_ranks([part.double() for part in parts])
+            everywhere = scale * (images @ texts) / count**2
+            loss = both / (2 * count) - smoothing * (everywhere - owns / count)
+            if any(context.needs_input_grad):
+                to_text = _go_round(slopes, [text, own + column], torch.add)
+                to_image.sub_(2 * (1 - smoothing) * text).sub_((2 * smoothing / count * texts).to(image))
+                to_text = to_text - 2 * (1 - smoothing) * image - (2 * smoothing / count * images).to(image)
+                (to_scale,) = _sum_over_ranks([(to_image * image).sum().double() / (2 * count)])
+                # DDP divides by the number of ranks; the scale's gradient is whole on each rank already.
+                factor = scale / (2 * len(image))
+                context.save_for_backward(to_image * factor, to_text * factor, to_scale.to(scale).reshape(scale.shape))
+        return loss.to(image.dtype).reshape(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        to_image, to_text, to_scale = (part * upstream for part in context.saved_tensors)
+        return to_image, to_text, to_scale, None, None
+
+
+def _go_round(
+    visit: Callable[..., Tensor | None], carried: list[Tensor], merge: Callable[[Tensor, Tensor], Tensor]
+) -> Any:
+    """Show each rank's tensors to every rank; what ``visit`` returns for them is merged on the way and comes home.
+
+    Transfers run while the next block is computed.
+
+    Args:
+        visit: Called with the number of the step (0: this rank's own) and the tensors that are here.
+        carried: This rank's, of the same sizes on all ranks.
+        merge: Of what the ranks before and this one have found.
+    """
+    ranks, here, arriving, found = world_size(), [part.contiguous() for part in carried], None, None
+    for step in range(ranks):
+        following = [_Passing(part, tag) for tag, part in enumerate(here)] if step < ranks - 1 else []
+        found = visit(step, *here)
+        if arriving is not None and found is not None:
+            found = merge(arriving.wait(), found)
+        if found is not None and ranks > 1:  # with the last step it comes home
+            arriving = _Passing(found, len(here))
+        if following:
+            here = [part.wait() for part in following]
+    return found if arriving is None else arriving.wait()
+
+
+def _sum_over_ranks(parts: list[Tensor]) -> list[Tensor]:
+    """Sums of small float64 tensors, in one message."""
+    if world_size() == 1:
+        return parts
+    together = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(together)
+    sizes = [part.numel() for part in parts]
+    return [part.reshape(like.shape) for part, like in zip(together.split(sizes), parts, strict=True)]
 
 
 def _block(

@@ -13,7 +13,8 @@ from test_resume import assert_same_run, checkpoint, losses
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
-from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, SigmoidLoss
+from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.training import cached_features
 
@@ -44,11 +45,13 @@ def gradients(module: ContrastiveModule) -> dict[str, torch.Tensor]:
     return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 
 
+@pytest.mark.parametrize("loss", [InfoNCE(0.1), SigmoidLoss()])
 @pytest.mark.parametrize("exchange", ["gather", "ring"])
-def test_step_in_parts_is_the_step_of_the_whole_batch(exchange: Any) -> None:
-    whole = gradients(ContrastiveModule(encoder(), SigmoidLoss(), "none"))
-    parts = gradients(ContrastiveModule(encoder(), SigmoidLoss(), "none", exchange=exchange, micro_batch=4))
-    assert whole.keys() == parts.keys() and "encoder.clip.logit_bias" in whole
+def test_step_in_parts_is_the_step_of_the_whole_batch(exchange: Any, loss: ContrastiveLoss) -> None:
+    whole = gradients(ContrastiveModule(encoder(), loss, "none"))
+    parts = gradients(ContrastiveModule(encoder(), loss, "none", exchange=exchange, micro_batch=4))
+    assert whole.keys() == parts.keys()
+    assert ("encoder.clip.logit_bias" in whole) == isinstance(loss, SigmoidLoss)
     for name, expected in whole.items():
         assert (parts[name] - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1e-3), name
 
@@ -65,8 +68,15 @@ def test_patch_dropout_keeps_the_same_patches_in_both_passes(monkeypatch: pytest
 
 
 def test_ring_is_refused_where_rows_belong_together() -> None:
-    with pytest.raises(UserError, match=r"exchange is ring, but InfoNCE is no sum over pairs"):
-        ContrastiveModule(encoder(), InfoNCE(), "none", exchange="ring")
+    class Own(InfoNCE):
+        def forward(self, *parts: Any) -> torch.Tensor:
+            return super().forward(*parts) * 2
+
+    for loss in (Own(), GlobalContrastive(9)):
+        with pytest.raises(
+            UserError, match=f"exchange is ring, but {type(loss).__name__} is neither InfoNCE nor a sum"
+        ):
+            ContrastiveModule(encoder(), loss, "none", exchange="ring")
     with pytest.raises(UserError, match="micro_batch is 0"):
         ContrastiveModule(encoder(), InfoNCE(), "none", micro_batch=0)
 

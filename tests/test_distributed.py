@@ -18,7 +18,7 @@ from test_resume import losses as step_losses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leam_mm.distributed import any_rank, gather, ring, world_size
+from leam_mm.distributed import any_rank, gather, ring, ring_softmax, world_size
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
 from leam_mm.losses.distillation import Distillation, Teacher
 from leam_mm.losses.global_contrastive import GlobalContrastive
@@ -71,6 +71,8 @@ class Towers(nn.Module):
         image, text = self.embed(batch) if parts is None else embed_in_parts(self.embed, batch, parts, self)
         shared = (self.scale.exp(), self.bias)
         # Some losses leave the bias out; DDP wants every parameter to take part.
+        if self.exchange == "ring" and isinstance(self.loss, InfoNCE):
+            return ring_softmax(image, text, shared[0], self.loss.label_smoothing, self.loss.tile) + 0 * self.bias
         if self.exchange == "ring":
             return ring(self.loss.pairs, image, text, *shared, list(self.loss.parameters())) + 0 * self.bias  # type: ignore[arg-type]
         further = {name: gather(batch[name]) for name in self.loss.needs}
@@ -82,6 +84,8 @@ def cases() -> dict[str, Towers]:
     return {
         "InfoNCE": Towers(InfoNCE(0.1)),
         "InfoNCE in parts": Towers(InfoNCE(0.1, tile=5), micro_batch=3),
+        "InfoNCE ring": Towers(InfoNCE(0.1, tile=5), "ring"),
+        "InfoNCE ring in parts": Towers(InfoNCE(tile=3), "ring", micro_batch=3),
         "sigmoid": Towers(SigmoidLoss()),
         "sigmoid ring": Towers(SigmoidLoss(tile=3), "ring"),
         "sigmoid ring in parts": Towers(SigmoidLoss(), "ring", micro_batch=1),
@@ -233,6 +237,33 @@ def test_two_ranks_by_overlay_train_as_one(tmp_path: Path, toy_shards: Path, toy
     two = fit(toy_recipe(tmp_path / "two", toy_shards, toy_tokenizer), "overlay_two_ranks.yaml")
     assert len(list(two.glob("keys.*"))) == 2
     assert_same_training(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("loss", "overlay", "exchange"),
+    [
+        ("InfoNCE", "overlay_two_ranks.yaml", "ring"),
+        ("SigmoidLoss", "overlay_two_ranks.yaml", "ring"),
+        ("InfoNCE", "overlay_fsdp2.yaml", "gather"),
+        ("SigmoidLoss", "overlay_fsdp2.yaml", "ring"),
+    ],
+)
+def test_exchange_and_parts_change_nothing_in_a_training(
+    loss: str, overlay: str, exchange: str, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    def recipe(name: str, **settings: Any) -> dict:
+        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        model = made["model"]["init_args"]
+        model["loss"] = {"class_path": f"leam_mm.losses.contrastive.{loss}"}
+        model["encoder"] |= {"init_scale": 10.0, "init_bias": -10.0} if loss == "SigmoidLoss" else {}
+        made["data"]["init_args"]["captions_per_image"] = 2
+        made["trainer"] |= {"gradient_clip_val": 1.0}
+        model |= settings
+        return made
+
+    assert_same_training(fit(recipe("one")), fit(recipe("two", exchange=exchange, micro_batch=3), overlay))
 
 
 @pytest.mark.slow

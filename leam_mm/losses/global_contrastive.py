@@ -23,13 +23,13 @@ from torch.autograd.function import once_differentiable
 
 from leam_mm.errors import UserError
 from leam_mm.losses.contrastive import ContrastiveLoss
-from leam_mm.losses.logit_tiles import parts
+from leam_mm.losses.logit_tiles import own_logits, parts
 
 
 def log_means(image: Tensor, text: Tensor, scale: Tensor, tile: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of the pairs themselves, and log g and log h of a batch; each (B,)."""
     count = len(image)
-    own = torch.cat([(scale * image[rows] @ text[rows].T).diagonal() for rows in parts(count, tile)])
+    own = own_logits(image, text, scale, tile)
     row, column = torch.full_like(own, -torch.inf), torch.full_like(own, -torch.inf)
     for rows in parts(count, tile):
         scaled = scale * image[rows]

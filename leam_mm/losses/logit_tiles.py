@@ -19,6 +19,43 @@ def parts(rows: int, tile: int) -> Iterator[slice]:
     return (slice(start, min(start + tile, rows)) for start in range(0, rows, tile))
 
 
+def own_logits(image: Tensor, text: Tensor, scale: Tensor, tile: int) -> Tensor:
+    """Logits of the pairs themselves, (B,), by the same products as those of all pairs."""
+    return torch.cat([(scale * image[rows] @ text[rows].T).diagonal() for rows in parts(len(image), tile)])
+
+
+def softmax_sums(
+    image: Tensor, text: Tensor, scale: Tensor, own_image: Tensor, own_text: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """Logarithms of sum_j exp(x_ij - own_image_i), (B,), and of sum_i exp(x_ij - own_text_j), (C,).
+
+    Sums are kept relative to each pair's own logit, so that a loss near zero keeps its digits.
+    """
+    row, column = torch.full_like(own_image, -torch.inf), torch.full_like(own_text, -torch.inf)
+    for rows in parts(len(image), tile):
+        scaled = scale * image[rows]
+        for columns in parts(len(text), tile):
+            logits = scaled @ text[columns].T
+            row[rows] = torch.logaddexp(row[rows], (logits - own_image[rows, None]).logsumexp(dim=1))
+            column[columns] = torch.logaddexp(column[columns], logits.sub_(own_text[columns]).logsumexp(dim=0))
+    return row, column
+
+
+def softmax_slopes(
+    image: Tensor, text: Tensor, scale: Tensor, row: Tensor, column: Tensor, tile: int
+) -> tuple[Tensor, Tensor]:
+    """(P + Q) text, (B, D), and (P + Q)^T image, (C, D), with P_ij = exp(x_ij - row_i), Q_ij = exp(x_ij - column_j)."""
+    to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
+    for rows in parts(len(image), tile):
+        scaled = scale * image[rows]
+        for columns in parts(len(text), tile):
+            logits = scaled @ text[columns].T
+            both = (logits - column[columns]).exp_().add_(logits.sub_(row[rows, None]).exp_())
+            to_image[rows].addmm_(both, text[columns])
+            to_text[columns].addmm_(both.T, image[rows])
+    return to_image, to_text
+
+
 class SoftmaxTiles(torch.autograd.Function):
     """Mean cross-entropy of the rows and of the columns of ``scale image text^T`` (2103.00020, figure 3).
 
@@ -31,15 +68,8 @@ class SoftmaxTiles(torch.autograd.Function):
         """Loss of image (B, D) and text (B, D); targets are 1 - smoothing on the diagonal, the rest spread evenly."""
         count = len(image)
         with torch.autocast(image.device.type, enabled=False):
-            # Sums are kept relative to each pair's own logit, so that a loss near zero keeps its digits.
-            own = torch.cat([(scale * image[part] @ text[part].T).diagonal() for part in parts(count, tile)])
-            row, column = torch.full_like(own, -torch.inf), torch.full_like(own, -torch.inf)
-            for rows in parts(count, tile):
-                scaled = scale * image[rows]
-                for columns in parts(count, tile):
-                    logits = scaled @ text[columns].T
-                    row[rows] = torch.logaddexp(row[rows], (logits - own[rows, None]).logsumexp(dim=1))
-                    column[columns] = torch.logaddexp(column[columns], logits.sub_(own[columns]).logsumexp(dim=0))
+            own = own_logits(image, text, scale, tile)
+            row, column = softmax_sums(image, text, scale, own, own, tile)
             # The mean of all logits is a product of two sums: (sum of images) . (sum of texts) / B^2.
             everywhere = scale * (image.sum(dim=0) @ text.sum(dim=0)) / count**2
             loss = (row.mean() + column.mean()) / 2 - smoothing * (everywhere - own.mean())
@@ -53,15 +83,8 @@ class SoftmaxTiles(torch.autograd.Function):
         """Gradients of image, text and scale."""
         image, text, scale, row, column = context.saved_tensors
         count, smoothing = len(image), context.smoothing
-        to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
-            for rows in parts(count, context.tile):
-                scaled = scale * image[rows]
-                for columns in parts(count, context.tile):
-                    logits = scaled @ text[columns].T
-                    both = (logits - column[columns]).exp_().add_(logits.sub_(row[rows, None]).exp_())
-                    to_image[rows].addmm_(both, text[columns])
-                    to_text[columns].addmm_(both.T, image[rows])
+            to_image, to_text = softmax_slopes(image, text, scale, row, column, context.tile)
             to_image.sub_(2 * (1 - smoothing) * text).sub_(2 * smoothing / count * text.sum(dim=0))
             to_text.sub_(2 * (1 - smoothing) * image).sub_(2 * smoothing / count * image.sum(dim=0))
             # Each logit is scale <image, text>, so that its gradient times <image, text> sums up to this.

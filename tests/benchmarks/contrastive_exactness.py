@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leam_mm.distributed import gather, ring
+from leam_mm.distributed import gather, ring, ring_softmax
 from leam_mm.errors import UserError, run
 from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
 from leam_mm.losses.distillation import Distillation, Teacher
@@ -106,6 +106,7 @@ def ours(dtype: torch.dtype) -> dict[str, tuple[str, Loss]]:
     distillation = Distillation(InfoNCE(tile=7), teacher, LAMBDA, tile=7)
     return {
         "InfoNCE, gather": ("softmax", gathered(InfoNCE(tile=7))),
+        "InfoNCE, ring": ("softmax", lambda image, text, scale, bias, _: ring_softmax(image, text, scale, 0.0, 7)),
         "SigmoidLoss, gather": ("sigmoid", gathered(sigmoid)),
         "SigmoidLoss, ring": (
             "sigmoid",
