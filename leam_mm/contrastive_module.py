@@ -95,6 +95,9 @@ class ContrastiveModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check what the recipe states twice before the first step."""
         self.encoder.check_tokenizer(self.tokenizer)
+        stages = getattr(getattr(self.trainer, "datamodule", None), "stages", None)
+        if stages is not None:
+            self.encoder.allow_sizes(stages.sizes)
         plan = getattr(getattr(self.trainer, "datamodule", None), "train_plan", None)
         if isinstance(self.loss, GlobalContrastive) and plan is not None and self.loss.samples != plan.samples:
             raise UserError(
@@ -110,7 +113,8 @@ class ContrastiveModule(LightningModule):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embed the images and texts of a batch: (B, D) and (B K, D) of unit length, K captions for each image."""
-        image = self.encoder.encode_image(self.encoder.normalise(batch["image"]))
+        drawn = (batch.get("sample_index"), batch.get("patch_dropout"))
+        image = self.encoder.encode_image(self.encoder.normalise(batch["image"]), *drawn)
         return image, self.encoder.encode_text(batch["text"], batch["text_length"])
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:

@@ -1,5 +1,6 @@
 """Images with captions, for contrastive encoders, codecs, and generators that encode on the fly."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import Source
+from leam_mm.data.stages import Stage, Stages
 from leam_mm.errors import UserError
 
 
@@ -29,6 +31,7 @@ class PairDecoding(Decoding):
         language_weights: Relative chance of each language of a sample; 1 where not named.
         captions_per_image: K, drawn independently of each other.
         seed: Of crops and caption choice.
+        stages: Sizes of images and captions by the samples seen; None keeps both.
     """
 
     def __init__(
@@ -40,13 +43,23 @@ class PairDecoding(Decoding):
         language_weights: dict[str, float] | None,
         captions_per_image: int,
         seed: int,
+        stages: Stages | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__(seed)
         self.captions_per_image = captions_per_image
         self.image, self.languages, self.language_weights = image, languages, language_weights
         self.tokenizer_path, self.context_length = tokenizer, context_length
-        self._tokenizer: Tokenizer | None = None
+        self.stages = stages
+        self._tokenizers: dict[int, Tokenizer] = {}
+
+    def _image(self, index: int) -> ImageDecoding:
+        """The decoding of the sample that is seen ``index``-th, at the size of its batch."""
+        if self.stages is None:
+            return self.image
+        image = copy.copy(self.image)
+        image.image_size = self.stages.image_size(index)
+        return image
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """Crop, captions and languages are drawn from (seed, index)."""
@@ -56,7 +69,7 @@ class PairDecoding(Decoding):
             for _ in range(self.captions_per_image)
         ]
         return {
-            "image": self.image(image_member(members), sample_generator(self.seed, index, "crop")),
+            "image": self._image(index)(image_member(members), sample_generator(self.seed, index, "crop")),
             "caption": [str(caption["text"]) for caption in chosen],
             "language": [caption["language"] for caption in chosen],
             "key": key,
@@ -71,10 +84,14 @@ class PairDecoding(Decoding):
             batch[name] = [each for several in batch[name] for each in several]
         if "teacher_text" in batch:
             batch["teacher_text"] = batch["teacher_text"].flatten(0, 1)
+        stage = self.stages.at(int(batch["sample_index"][0])) if self.stages is not None else None
+        if stage is not None and stage.patch_dropout is not None:
+            batch["patch_dropout"] = stage.patch_dropout
         if self.tokenizer_path is not None:
-            if self._tokenizer is None:
-                self._tokenizer = Tokenizer(self.tokenizer_path, self.context_length)
-            text, batch["text_length"] = self._tokenizer.encode(batch["caption"])
+            length = stage.text_length if stage is not None and stage.text_length is not None else self.context_length
+            if length not in self._tokenizers:
+                self._tokenizers[length] = Tokenizer(self.tokenizer_path, length)
+            text, batch["text_length"] = self._tokenizers[length].encode(batch["caption"])
             batch["text"] = cut_padding(text, batch["text_length"])
         return batch
 
@@ -110,6 +127,8 @@ class PairsModule(PlannedModule):
         language_balance: How often each language is drawn, beside language_weights; validation does not follow it.
         max_broken: Share of samples that may be unreadable and are replaced by others; 0 ends the run at the first.
         cache: Where the shards behind URLs are kept.
+        stages: Smaller images and shorter captions for a part of the training, or sizes drawn for each batch; an image
+            of validation has the size of ``image``.
     """
 
     def __init__(
@@ -129,12 +148,14 @@ class PairsModule(PlannedModule):
         language_balance: LanguageBalance | None = None,
         max_broken: float = 0.0,
         cache: ShardCache | None = None,
+        stages: list[Stage] | None = None,
     ) -> None:
         """See the class for the arguments."""
         text = (tokenizer, context_length, languages, language_weights)
         if captions_per_image < 1:
             raise UserError(f"data.init_args.captions_per_image is {captions_per_image}: give at least 1")
-        decode = PairDecoding(image, *text, captions_per_image, seed)
+        self.stages = Stages(stages, batch_size, context_length, seed) if stages is not None else None
+        decode = PairDecoding(image, *text, captions_per_image, seed, self.stages)
         plain = PairDecoding(image.evaluation(), *text, captions_per_image=1, seed=0)
         super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain, max_broken, cache)
         self.image_size = image.image_size

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from leam_mm.checkpoint import REBUILDING
 from leam_mm.data.captions import Tokenizer
 from leam_mm.errors import UserError
 from leam_mm.models.hugging_face_text import HuggingFaceText, transformers_folder
+from leam_mm.models.image_tokens import check_size, image_features
 from leam_mm.models.low_rank import LowRank
 from leam_mm.models.text_reading import choose_reading
 
@@ -89,6 +91,7 @@ class DualEncoder(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    stage_sizes: tuple[int, ...] = ()  # of images beside image_size, see allow_sizes
 
     def __init__(
         self,
@@ -177,7 +180,7 @@ class DualEncoder(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Pixels to the towers' range: (B, 3, H, W) uint8 -> float."""
-        if image.shape[-1] != self.image_size or image.shape[-2] != self.image_size:
+        if image.shape[-1] != image.shape[-2] or image.shape[-1] not in (self.image_size, *self.stage_sizes):
             raise UserError(
                 f"images are {image.shape[-1]} x {image.shape[-2]} pixels, the encoder wants {self.image_size}: "
                 "set data.init_args.image.init_args.image_size"
@@ -186,9 +189,28 @@ class DualEncoder(nn.Module):
         # (image / 255 - mean) / std in two passes over the batch and one allocation, instead of four and four.
         return (image * scale[:, None, None]).sub_(shift[:, None, None])
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Embed normalised images: (B, 3, H, W) -> (B, D) of unit length."""
-        return self.clip.encode_image(image, normalize=True)
+    def allow_sizes(self, sizes: list[int]) -> None:
+        """Let images have other sizes than the stored one; whether the tower takes them is found out now."""
+        for size in sizes:
+            check_size(self.clip.visual, size)
+        self.stage_sizes = tuple(sizes)
+
+    def encode_image(
+        self, image: Tensor, sample_index: Tensor | None = None, patch_dropout: float | None = None
+    ) -> Tensor:
+        """Embed normalised images: (B, 3, H, W) -> (B, D) of unit length.
+
+        Args:
+            image: H = W is the stored size, or another that a vision transformer cuts into whole patches.
+            sample_index: (B,) number of each sample in the training, which says what patch dropout takes from it; None
+                draws it from the global random numbers, as open_clip does.
+            patch_dropout: Share of patches left out in training; None takes the tower's own.
+        """
+        tower = self.clip.visual
+        if not isinstance(tower, VisionTransformer):
+            return self.clip.encode_image(image, normalize=True)
+        share = getattr(tower.patch_dropout, "prob", 0.0) if patch_dropout is None else patch_dropout
+        return F.normalize(image_features(tower, image, sample_index, share if tower.training else 0.0), dim=-1)
 
     def text_states(self, text: Tensor) -> Tensor:
         """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""

@@ -8,7 +8,7 @@ depends on the sample's number alone, so that no rank, part of a batch or restar
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
@@ -22,22 +22,19 @@ def image_tokens(tower: VisionTransformer, image: Tensor, sample_index: Tensor |
     Args:
         tower: Of open_clip.
         image: Normalised; H and W are multiples of the patch size.
-        sample_index: (B,) number of each sample in the training, which says what it loses; None keeps all.
+        sample_index: (B,) number of each sample in the training, which says what it loses; None draws it anew from the
+            global random numbers, as open_clip does.
         dropout: Share of tokens left out, in [0, 1).
     """
-    if any(size % patch for size, patch in zip(image.shape[-2:], tower.patch_size, strict=True)):
-        raise UserError(
-            f"images are {image.shape[-1]} x {image.shape[-2]} pixels, no multiple of the patch size "
-            f"{tower.patch_size[0]}: choose another image_size"
-        )
     kernels = tower.conv1(image)  # (B, E, h, w)
     tokens = kernels.flatten(2).transpose(1, 2)
     place = resize_positions(tower.positional_embedding, tower.grid_size, (kernels.shape[2], kernels.shape[3]))
     place = place.to(tokens.dtype)
     first = (tower.class_embedding.to(tokens.dtype) + place[0]).expand(len(tokens), 1, -1)
     tokens = tokens + place[1:]
-    if dropout and sample_index is not None:
-        kept = kept_tokens(sample_index, tokens.shape[1], dropout)
+    if dropout:
+        index = torch.randint(1 << 62, (len(tokens),)).to(tokens.device) if sample_index is None else sample_index
+        kept = kept_tokens(index, tokens.shape[1], dropout)
         tokens = tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
     return tower.ln_pre(torch.cat([first, tokens], dim=1))
 
@@ -46,6 +43,30 @@ def image_features(tower: VisionTransformer, image: Tensor, sample_index: Tensor
     """The tower's features of an image of any size: (B, 3, H, W) -> (B, D). Arguments as of `image_tokens`."""
     states = tower.transformer(image_tokens(tower, image, sample_index, dropout))
     return tower._pool(states)[0] @ tower.proj
+
+
+@torch.no_grad()
+def check_size(tower: nn.Module, size: int) -> None:
+    """Refuse a size that a tower cannot take, before it comes up in the midst of a training."""
+    if isinstance(tower, VisionTransformer):
+        if size % tower.patch_size[0]:
+            raise UserError(
+                f"images of {size} x {size} pixels are no multiple of the patch size {tower.patch_size[0]}: "
+                "choose other sizes in data.init_args.stages"
+            )
+        return
+    modes = [layer for layer in tower.modules() if layer.training]
+    weight = next(tower.parameters())
+    try:
+        tower.eval()(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
+    except Exception as error:  # each tower of timm raises its own
+        raise UserError(
+            f"{type(tower).__name__} cannot take images of {size} x {size} pixels ({str(error).splitlines()[:1]}): "
+            "choose other sizes in data.init_args.stages"
+        ) from None
+    finally:
+        for layer in modes:
+            layer.training = True
 
 
 def resize_positions(table: Tensor, stored: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
