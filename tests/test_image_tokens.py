@@ -6,7 +6,7 @@ from open_clip.model import _build_vision_tower, resize_pos_embed
 from open_clip.transformer import PatchDropout, VisionTransformer
 
 from leam_mm.errors import UserError
-from leam_mm.models.image_tokens import image_features, image_tokens, kept_tokens, resize_positions
+from leam_mm.models.image_tokens import check_size, image_features, image_tokens, kept_tokens, resize_positions
 
 
 def tower(size: int = 32, pool: str = "tok", dropout: float = 0.0) -> VisionTransformer:
@@ -54,7 +54,11 @@ def test_tokens_are_those_of_open_clips_dropout_in_number_and_belong_to_the_samp
         torch.testing.assert_close(tokens[row], whole[row, torch.cat([torch.zeros(1, dtype=torch.int64), kept + 1])])
     parts = torch.cat([image_tokens(model, image[rows], index[rows], 0.3) for rows in ([0, 1], [2, 3, 4])])
     torch.testing.assert_close(parts, tokens)
-    assert torch.equal(image_tokens(model, image, None, 0.3), whole)
+    torch.manual_seed(3)
+    drawn = [image_tokens(model, image, None, 0.3) for _ in range(2)]
+    assert drawn[0].shape == tokens.shape and not torch.equal(*drawn)
+    torch.manual_seed(3)
+    assert torch.equal(image_tokens(model, image, None, 0.3), drawn[0])
 
 
 def test_tokens_are_kept_evenly_and_independently() -> None:
@@ -73,6 +77,14 @@ def test_tokens_are_kept_evenly_and_independently() -> None:
     assert kept_tokens(torch.tensor([3]), 5, 0.99).shape == (1, 1)
 
 
-def test_a_size_that_does_not_divide_is_told() -> None:
-    with pytest.raises(UserError, match="20 x 20 pixels, no multiple of the patch size 8"):
-        image_tokens(tower(), torch.zeros(1, 3, 20, 20), None, 0.0)
+def test_a_size_that_does_not_fit_is_told() -> None:
+    with pytest.raises(UserError, match="20 x 20 pixels are no multiple of the patch size 8"):
+        check_size(tower(), 20)
+    check_size(tower(), 40)
+    net = _build_vision_tower(12, {"image_size": 32, "timm_model_name": "test_resnet", "timm_pool": ""}).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    check_size(net, 48)  # convolutions take any
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(layer.training for layer in net.modules())
+    with pytest.raises(UserError, match="cannot take images of 40 x 40"):
+        check_size(_build_vision_tower(12, {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": ""}), 40)
