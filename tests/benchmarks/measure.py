@@ -198,6 +198,7 @@ def write_comparison(
     same_work: list[dict[str, Any]],
     settings: argparse.Namespace,
     notes: str = "",
+    further: dict[str, Any] | None = None,
 ) -> Path:
     """Print the table and write ``name.json``.
 
@@ -209,9 +210,10 @@ def write_comparison(
         same_work: Entries of `require_same`.
         settings: Of `parse_arguments`.
         notes: What the reader must know to read the numbers rightly.
+        further: Other numbers of this measurement, by name.
     """
     units, unit = work
-    content: dict[str, Any] = {}
+    content: dict[str, Any] = dict(further or {})
     table = Table("", f"{unit}/s", f"{unit}/s of CPU", "ms", "CPU ms", title=name)
     for side, label, timing in (("ours", labels[0], found.ours), ("peer", labels[1], found.peer)):
         wall, cpu = statistics.median(timing.wall), statistics.median(timing.cpu)
