@@ -1,18 +1,27 @@
 """Low-rank additions: the base at the start, the sum after training, and nothing else moves."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
+import yaml
+from conftest import COLOURS, clip_recipe, write_toy_shards
 from test_dual_encoder import LENGTH, VOCABULARY, texts
 from test_hugging_face_text import encoder as hugging_face
 from test_hugging_face_text import text_model
+from test_learning import GERMAN, right_share
 from torch import nn
 
+from leam_mm.checkpoint import load_module, read_checkpoint
+from leam_mm.cli import main
+from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.models.low_rank import LowRank, LowRankAttention, LowRankLinear
+from leam_mm.release.open_clip_folder import write_open_clip_folder
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import decay_groups
 
@@ -143,3 +152,40 @@ def test_half_precision_and_gradients_through_the_image_tower() -> None:
     (image @ text.T).float().sum().backward()
     for name, weight in adapted.named_parameters():
         assert (weight.grad is not None and bool(weight.grad.isfinite().all())) == weight.requires_grad, name
+
+
+def test_overlay_teaches_a_base_model_another_language(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    """An English base learns German by additions alone; what is released is plain open_clip."""
+    recipe = clip_recipe(tmp_path / "base", toy_shards, toy_tokenizer, max_samples=120 * 32)
+    recipe["data"]["init_args"] |= {"batch_size": 32, "languages": ["en"]}
+    recipe["checkpoint"], recipe["trainer"]["logger"] = {"every_n_train_steps": 1000}, False
+    recipe["model"]["init_args"]["warmup_steps"] = 10
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    held_out = write_toy_shards(tmp_path / "held_out", samples=40, first=1000)
+    names = [f"Quadrat, {GERMAN[colour]}" for colour in sorted(COLOURS)]
+
+    def fit(*words: str) -> ContrastiveModule:
+        main(["fit", "--config", str(tmp_path / "recipe.yaml"), *words])
+        run = words[words.index("--trainer.default_root_dir") + 1] if words else tmp_path / "base"
+        return load_module(run, ContrastiveModule)
+
+    base = fit()
+    write_open_clip_folder(base, tmp_path / "clip", "base")
+    overlay = str(Path(__file__).parent.parent / "configs" / "overlay_lora.yaml")
+    german = ["--data.init_args.languages", "[de]", "--trainer.default_root_dir", str(tmp_path / "lora")]
+    weights = ["--model.init_args.encoder.init_args.weights", str(tmp_path / "clip")]
+    tuned = fit("--config", overlay, *weights, *german)
+    assert right_share(base, held_out, names) < 0.75 < 0.9 < right_share(tuned, held_out, names)
+    before, after = base.ema_encoder().state_dict(), tuned.ema_encoder().state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    states = read_checkpoint(tmp_path / "lora")["optimizer_states"][0]["state"]
+    assert len(states) == sum("low_rank" in name for name in tuned.encoder.state_dict())
+    write_open_clip_folder(tuned, tmp_path / "tuned", "tuned")
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'tuned'}").eval()
+    with torch.no_grad():
+        text, length = tuned.tokenizer.encode(names)
+        mine = tuned.ema_encoder().encode_text(text, length)
+        torch.testing.assert_close(mine, theirs.encode_text(text, normalize=True), rtol=0, atol=1e-5)
+        image = torch.randn(4, 3, 16, 16)
+        mine = tuned.ema_encoder().encode_image(image)
+        torch.testing.assert_close(mine, theirs.encode_image(image, normalize=True), rtol=0, atol=1e-5)
