@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import toy_vocabulary
 from jsonargparse import ArgumentParser
@@ -12,9 +13,12 @@ from rich.console import Console
 
 import evaluate
 from data_tools import encode_latents
-from leam_mm.checkpoint import read_checkpoint
+from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
+from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.corridor import read_corridor
+from leam_mm.data.pairs_module import PairsModule
+from leam_mm.models.image_tokens import check_size
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -72,6 +76,32 @@ def test_overlay_parses_on_top_of_a_recipe(path: Path, capsys: pytest.CaptureFix
     below, above = printed(capsys, recipe), printed(capsys, recipe, path)
     changes_model = "model" in yaml.safe_load(path.read_text(encoding="utf-8"))
     assert below != above and (below["model"] != above["model"]) == changes_model
+
+
+@pytest.mark.parametrize("path", [path for path in FILES["recipe"] if path.stem.startswith(("clip_", "datacomp_"))])
+def test_large_recipe_builds_its_towers_and_its_stages(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    arguments, data = content["model"]["init_args"], content["data"]["init_args"]
+    if "class_path" not in arguments["encoder"]:  # weights that somebody has to have downloaded
+        with torch.device("meta"):  # shapes only
+            module = build_module(content["model"])
+        assert isinstance(module, ContrastiveModule) and module.encoder.context_length == data["context_length"]
+        assert module.encoder.image_size == data["image"]["image_size"]
+    data = {**data, "train": "nowhere", "validation": None}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PairsModule, "data")
+    built = parser.instantiate_classes(parser.parse_object({"data": data})).data
+    if built.stages is not None:
+        assert built.stages.stages[-1].samples < content["max_samples"]
+        for size in built.stages.sizes:
+            check_size(module.encoder.clip.visual, size)
+
+
+def test_compilation_is_added_to_the_callbacks_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = FOLDER / "emoji_clip.yaml"
+    below, above = printed(capsys, recipe), printed(capsys, recipe, FOLDER / "overlay_compile.yaml")
+    added = above["trainer"]["callbacks"][len(below["trainer"]["callbacks"]) :]
+    assert [each["class_path"] for each in added] == ["leam_mm.training.compilation.Compilation"]
 
 
 @named("corridor")
