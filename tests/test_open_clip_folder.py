@@ -1,20 +1,27 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.errors import UserError
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.models.hugging_face_text import HuggingFaceText
+from leam_mm.models.low_rank import LowRank
+from leam_mm.models.pretrained_encoder import PretrainedEncoder
 from leam_mm.release.open_clip_folder import CONFIG, TOKENIZER_FILES, WEIGHTS, plain_weights, write_open_clip_folder
 
 CAPTIONS = ["Ein rotes Quadrat", "l’oiseau «bleu»", "Ένα κόκκινο τετράγωνο", "a " * 40, "", "Червен КВАДРАТ &amp; кръг"]
@@ -127,3 +134,52 @@ def test_refusals_are_plain(toy_tokenizer: Path, tmp_path: Path) -> None:
     module.ema_encoder().clip.logit_scale.data.fill_(float("nan"))
     with pytest.raises(UserError, match=r"logit_scale.*diverged"):
         plain_weights(module.ema_encoder().clip)
+
+
+def test_a_tower_of_transformers_is_released_with_its_config(toy_tokenizer: Path, tmp_path: Path) -> None:
+    """From a folder of transformers to a folder that open_clip loads where the first one is gone."""
+    opened = Tokenizer(toy_tokenizer, context_length=12)
+    source = tmp_path / "bert"
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=opened.vocabulary + 3, max_position_embeddings=12, **sizes)).save_pretrained(source)
+    torch.manual_seed(0)
+    vision = ImageTower(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
+    text = HuggingFaceText(str(source), context_length=12, pretrained=True)
+    encoder = DualEncoder(16, vision, text, low_rank=LowRank(rank=2)).eval()
+    for name, weight in encoder.named_parameters():
+        if "low_rank" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    encoder.check_tokenizer(opened)
+    module: Any = SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=opened)
+    write_open_clip_folder(module, tmp_path / "clip", "someone/a-name")
+    shutil.rmtree(source)
+    assert str(tmp_path) not in "".join(file.read_text() for file in (tmp_path / "clip").rglob("*.json"))
+    (tmp_path / "clip" / "captions.json").write_text(json.dumps(CAPTIONS))
+    code = """
+import json, open_clip, torch
+model = open_clip.create_model("local-dir:.").eval()
+text = open_clip.get_tokenizer("local-dir:.")(json.load(open("captions.json")))
+print(*model.encode_text(text, normalize=True).flatten().tolist())
+"""
+    theirs = torch.tensor([float(word) for word in run_without_us(code, tmp_path / "clip").split()]).reshape(-1, 16)
+    with torch.no_grad():
+        mine = encoder.encode_text(*opened.encode(CAPTIONS))
+        again = PretrainedEncoder(str(tmp_path / "clip")).eval()  # and it is a start for further training
+        repeated = again.encode_text(*opened.encode(CAPTIONS))
+    assert torch.allclose(mine, theirs, atol=1e-5) and torch.allclose(repeated, theirs, atol=1e-5)
+
+
+def test_the_english_vocabulary_needs_no_files(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vision = ImageTower(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
+    encoder = DualEncoder(16, vision, TextTower(context_length=77, width=32, heads=2, layers=1)).eval()
+    opened = Tokenizer("open_clip", 77)
+    encoder.check_tokenizer(opened)
+    module: Any = SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=opened)
+    write_open_clip_folder(module, tmp_path / "clip", "someone/a-name")
+    assert {file.name for file in (tmp_path / "clip").iterdir()} == {CONFIG, WEIGHTS}
+    texts = ["a diagram", "wow!", "x " * 100]
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'clip'}").eval()
+    with torch.no_grad():
+        theirs = model.encode_text(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'clip'}")(texts), normalize=True)
+        assert torch.allclose(encoder.encode_text(*opened.encode(texts)), theirs, atol=1e-5)

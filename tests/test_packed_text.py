@@ -128,6 +128,12 @@ def test_each_token_lies_once_at_its_place(blocks: bool) -> None:
         assert len(lying) == sum(count * width for count, width in packing.groups)
 
 
+@pytest.mark.parametrize("lengths", [(0, 3), (3, LENGTH + 1)])
+def test_lengths_that_do_not_fit_the_text_are_refused(lengths: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="tokens do not lie in 20 columns"):
+        Packing(torch.tensor(lengths), LENGTH, CPU)
+
+
 def test_groups_are_the_cheapest_of_all() -> None:
     generator = torch.Generator().manual_seed(0)
     for filling in (0, 1, 7, 40, 10_000):

@@ -39,6 +39,8 @@ class Packing:
         """See the class for the arguments."""
         order = torch.arange(len(length)) if blocks else length.argsort(stable=True)
         lengths = length[order]
+        if not 1 <= int(length.min()) <= int(length.max()) <= columns:
+            raise ValueError(f"captions of {length.min()} to {length.max()} tokens do not lie in {columns} columns")
         self.groups = [] if blocks else group_lengths(lengths.tolist())
         counts, tokens = zip(*self.groups, strict=True) if self.groups else ((), ())
         width = lengths if blocks else torch.tensor(tokens).repeat_interleave(torch.tensor(counts))
@@ -47,8 +49,7 @@ class Packing:
         token = (order * columns).repeat_interleave(width) + place
         last = torch.empty_like(order).scatter_(0, order, start + lengths - 1)
         index = torch.cat([token, place, last])
-        if device.type == "cuda":
-            index = index.pin_memory().to(device, non_blocking=True)
+        index = (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
         self.token, self.place, self.last = index.split([len(token), len(place), len(last)])
         self.bias: Any = None
         if blocks:
