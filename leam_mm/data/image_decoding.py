@@ -83,9 +83,9 @@ class ImageDecoding:
         size = jpeg_size(content)
         box = None if size is None else self._box(*size, generator)
         if size is not None and box is not None:
-            pixels = decode_jpeg(content, size, self.image_size / max(1.0, min(box[2:])))
-            if pixels is not None:
-                return resize_crop(pixels, size, box, self.image_size)
+            decoded = decode_jpeg(content, size, self.image_size / max(1.0, min(box[2:])))
+            if decoded is not None:
+                return resize_crop(*decoded, box, self.image_size)
         image = open_picture(content).convert("RGB")
         return self._resize(image, box or self._box(*image.size, generator))
 
@@ -163,37 +163,38 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
     return (width, height) if colours in ("YCbCr", "Gray", "RGB") else None
 
 
-def decode_jpeg(content: bytes, size: tuple[int, int], scale: float) -> np.ndarray | None:
-    """Decode a JPEG at full, half, quarter or eighth size, the smallest that is at least ``scale``: (H, W, 3).
+def decode_jpeg(content: bytes, size: tuple[int, int], scale: float) -> tuple[np.ndarray, int] | None:
+    """Decode a JPEG at full, half, quarter or eighth size, the smallest that is at least ``scale``.
 
-    None where libjpeg-turbo warns of anything: Pillow may judge whether that can be seen.
+    Returns:
+        (h, w, 3) uint8 of whole pixels of the reduced picture, and the factor 1, 2, 4 or 8 by which it is smaller; None
+        where libjpeg-turbo warns of anything: Pillow may judge whether that can be seen.
     """
     width, height = size
     factor = next((factor for factor in (8, 4, 2) if factor * scale <= 1), 1)
     try:
         if factor == 1:
-            return simplejpeg.decode_jpeg(content)
-        return simplejpeg.decode_jpeg(
-            content, min_height=-(-height // factor), min_width=-(-width // factor), min_factor=factor
-        )
+            return simplejpeg.decode_jpeg(content), 1
+        least = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        pixels = simplejpeg.decode_jpeg(content, **least, min_factor=factor)
+        return pixels[: max(1, height // factor), : max(1, width // factor)], factor
     except ValueError:
         return None
 
 
-def resize_crop(pixels: np.ndarray, size: tuple[int, int], box: Box, side: int) -> np.ndarray:
+def resize_crop(pixels: np.ndarray, factor: int, box: Box, side: int) -> np.ndarray:
     """Cut a box out and resize it to a square, bicubic without aliasing: (H, W, 3) -> (side, side, 3) uint8.
 
     Args:
-        pixels: Of the whole picture, at any scale.
-        size: Width and height at which the box is measured.
-        box: Its edges are rounded to pixels, and it has at least one.
+        pixels: Of the whole picture, reduced.
+        factor: By which it is smaller than the picture that the box is measured in.
+        box: Its edges are rounded to pixels of the reduced picture, and it has at least one.
         side: Of the result.
     """
     height, width = pixels.shape[:2]
-    across, down = width / size[0], height / size[1]
-    left, top = min(round(box[0] * across), width - 1), min(round(box[1] * down), height - 1)
-    right = min(max(round((box[0] + box[2]) * across), left + 1), width)
-    bottom = min(max(round((box[1] + box[3]) * down), top + 1), height)
+    left, top = min(round(box[0] / factor), width - 1), min(round(box[1] / factor), height - 1)
+    right = min(max(round((box[0] + box[2]) / factor), left + 1), width)
+    bottom = min(max(round((box[1] + box[3]) / factor), top + 1), height)
     crop = pixels[top:bottom, left:right]
     if crop.shape[:2] == (side, side):
         return crop

@@ -74,11 +74,17 @@ def write_pairs(folder: Path, samples: int) -> Path:
     return folder
 
 
-def make_ours(shards: Path, tokenizer: Path, workers: int) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
-    """Batches of (image uint8, text)."""
+def open_ours(shards: Path, tokenizer: Path, workers: int) -> PairsModule:
+    """Our data module, ready to hand out its loader."""
     image = ImageDecoding(SIZE, SCALE, crop_aspect=ASPECT)
     module = PairsModule(shards, image, BATCH, tokenizer=tokenizer, context_length=CONTEXT, workers=workers)
     module.setup("fit")
+    return module
+
+
+def make_ours(shards: Path, tokenizer: Path, workers: int) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
+    """Batches of (image uint8, text)."""
+    module = open_ours(shards, tokenizer, workers)
 
     def batches() -> Iterator[tuple[torch.Tensor, ...]]:
         for batch in module.train_dataloader():
@@ -87,10 +93,8 @@ def make_ours(shards: Path, tokenizer: Path, workers: int) -> Callable[[], Itera
     return batches
 
 
-def make_peer(
-    shards: Path, tokenizer: Path, samples: int, workers: int
-) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
-    """Batches of (image float32, text), with webdataset >= 0.2.96 made to fit open_clip_train 3.3.0."""
+def open_peer(shards: Path, tokenizer: Path, samples: int, workers: int) -> Any:
+    """open_clip_train's DataInfo, with webdataset >= 0.2.96 made to fit open_clip_train 3.3.0."""
     if not hasattr(open_clip_data, "leam_mm_expander"):
         expand = open_clip_data.tar_file_expander
         open_clip_data.leam_mm_expander = expand
@@ -110,7 +114,14 @@ def make_peer(
     )
     transform = image_transform(SIZE, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD)
     read = HFTokenizer(str(tokenizer), context_length=CONTEXT)
-    info = open_clip_data.get_wds_dataset(settings, transform, is_train=True, epoch=0, tokenizer=read)
+    return open_clip_data.get_wds_dataset(settings, transform, is_train=True, epoch=0, tokenizer=read)
+
+
+def make_peer(
+    shards: Path, tokenizer: Path, samples: int, workers: int
+) -> Callable[[], Iterator[tuple[torch.Tensor, ...]]]:
+    """Batches of (image float32, text)."""
+    info = open_peer(shards, tokenizer, samples, workers)
     return lambda: iter(info.dataloader)
 
 

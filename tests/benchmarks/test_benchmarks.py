@@ -9,6 +9,8 @@ import pytest
 BENCHMARKS = (
     "contrastive_step",
     "loader",
+    "loader_memory",
+    "end_to_end",
     "shard_building",
     "ema_update",
     "sampling",

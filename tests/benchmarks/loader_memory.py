@@ -1,0 +1,139 @@
+"""Memory of a loader's processes over ten epochs: our PairsModule, and open_clip_train's get_wds_dataset.
+
+Each side runs in a fresh process with its workers, and after every epoch the memory of all of them is added up: pages
+that several share are counted once in all (PSS, of Linux), elsewhere only what each has alone (USS).
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import loader
+import measure
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from toy_input import captions, write_tokenizer
+
+from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
+from leam_mm.errors import UserError, run
+
+MIB = 2**20
+SETTLED = 3  # epochs after which nothing should grow any more
+
+
+def tree_bytes() -> int:
+    """Memory of this process and its children."""
+    own = psutil.Process()
+    found = [process.memory_full_info() for process in (own, *own.children(recursive=True))]
+    return sum(getattr(each, "pss", each.uss) for each in found)
+
+
+def ours_epochs(shards: Path, tokenizer: Path, samples: int, workers: int, epochs: int) -> Iterator[int]:
+    """Samples of each epoch, from one loader that goes on as in a training."""
+    data = loader.open_ours(shards, tokenizer, workers)
+    assert data.train_plan is not None
+    steps = samples // loader.BATCH
+    batches = PlannedBatches(data.train_plan, data.decode, loader.BATCH, 0, 1)
+    # As a training does, the loader has further batches under way at each epoch's end.
+    stream = iter(batch_loader(batches, FromPosition(0, (epochs + 1) * steps), workers))
+    for _ in range(epochs):
+        yield sum(len(batch["image"]) for batch in islice(stream, steps))
+
+
+def peer_epochs(shards: Path, tokenizer: Path, samples: int, workers: int, epochs: int) -> Iterator[int]:
+    """Samples of each epoch, from workers that persist."""
+    info = loader.open_peer(shards, tokenizer, samples, workers)
+    for epoch in range(epochs):
+        info.set_epoch(epoch)
+        yield sum(len(image) for image, _ in info.dataloader)
+
+
+def watch(side: str, answer: Any, *settings: Any) -> None:
+    """Run one side and send back (samples, bytes) of each epoch."""
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as on every Linux: the peer's cannot spawn
+    epochs = {"ours": ours_epochs, "peer": peer_epochs}[side]
+    answer.send([(count, tree_bytes()) for count in epochs(*settings)])
+
+
+def measure_side(side: str, *settings: Any) -> list[tuple[int, int]]:
+    """The same, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=watch, args=(side, sender, *settings))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise UserError(f"the process of {side} ended without a result: see its message above") from None
+    finally:
+        process.join()
+
+
+def describe(label: str, found: list[tuple[int, int]]) -> dict[str, Any]:
+    """Memory after each epoch, and how it goes on growing, by the line through the later epochs."""
+    mib = [size / MIB for _, size in found]
+    later = mib[SETTLED - 1 :]
+    slope = statistics.linear_regression(range(len(later)), later).slope
+    return {
+        "label": label,
+        "unit": "MiB",
+        "after_each_epoch": mib,
+        "growth_per_epoch": slope,
+        "last_less_settled": mib[-1] - mib[SETTLED - 1],
+        "highest": max(mib),
+    }
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Measure both, one after the other."""
+
+    def extend(parser: Any) -> None:
+        parser.add_argument("--workers", type=int, default=2, help="loader processes of each side (%(default)s)")
+        parser.add_argument("--samples", type=int, default=200, help="pictures of an epoch (%(default)s)")
+        parser.add_argument("--epochs", type=int, default=10, help="at least 5 (%(default)s)")
+
+    settings = measure.parse_arguments("loader_memory", __doc__ or "", args, 1, extend)
+    if settings.epochs < 5:
+        raise UserError(f"--epochs {settings.epochs}: a line through fewer than three points says nothing; give 5")
+    whole = loader.BATCH * loader.SHARDS
+    samples = max(settings.samples // whole, 1) * whole
+    with tempfile.TemporaryDirectory() as scratch:
+        shards = loader.write_pairs(Path(scratch) / "shards", samples)
+        tokenizer = write_tokenizer(Path(scratch) / "tokenizer", loader.CONTEXT, captions(500))
+        work = (shards, tokenizer, samples, settings.workers, settings.epochs)
+        found = {side: measure_side(side, *work) for side in ("ours", "peer")}
+    counts = {side: [count for count, _ in epochs] for side, epochs in found.items()}
+    differing = sum(abs(a - b) for a, b in zip(counts["ours"], counts["peer"], strict=True))
+    same = [measure.require_same(f"samples of {settings.epochs} epochs, number that differs", differing, 0)]
+    ours = describe("PairsModule", found["ours"])
+    peer = describe("open_clip_train get_wds_dataset", found["peer"])
+    table = Table(
+        "", "MiB after 1", f"after {SETTLED}", f"after {settings.epochs}", "MiB an epoch", title="loader_memory"
+    )
+    for side in (ours, peer):
+        mib = side["after_each_epoch"]
+        table.add_row(
+            side["label"], *(f"{mib[at]:,.0f}" for at in (0, SETTLED - 1, -1)), f"{side['growth_per_epoch']:+.2f}"
+        )
+    Console().print(table)
+    content = {
+        "ours": ours,
+        "peer": peer,
+        "ratio": peer["highest"] / ours["highest"],
+        "ratio_means": "peer's highest memory over ours: above 1 ours needs less",
+        "same_work": same,
+        "notes": f"{settings.workers} workers, {samples} samples an epoch; growth is the slope from epoch {SETTLED} on",
+    }
+    return [measure.write_json("loader_memory", content, settings)]
+
+
+if __name__ == "__main__":
+    run(main)
