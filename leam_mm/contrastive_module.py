@@ -183,6 +183,9 @@ class ContrastiveModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, with warm-up and cosine or cool-down."""
         optimizer = build_optimizer(self.optimizer, self.encoder, self.layer_decay)
+        own = [weight for weight in self.loss.parameters() if weight.requires_grad]
+        if own:  # a loss may have weights of its own
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
         total, steps = int(self.trainer.estimated_stepping_batches), self.warmup_steps
         if self.cooldown is None:
             schedule = warmup_cosine(optimizer, steps, total, self.final_rate)

@@ -13,7 +13,7 @@ from test_resume import assert_same_run, checkpoint, losses
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
-from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, SigmoidLoss
+from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.training import cached_features
@@ -123,6 +123,26 @@ def test_running_estimates_survive_an_end_in_the_middle(tmp_path: Path, toy_shar
     seen = state["loss.image_estimate"].isfinite()
     assert state["loss.visits"] == 64 and seen.sum() == 64  # the samples of one epoch are all different
     assert len(losses(tmp_path / "a" / "run")) == 8
+
+
+class Threshold(PairwiseLoss):
+    """Somebody's loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threshold = torch.nn.Parameter(torch.zeros(()))
+
+    def pairs(self, image: Any, text: Any, scale: Any, bias: Any, matching: bool) -> torch.Tensor:
+        logits = scale * image @ text.T - self.threshold
+        sign = 1 - 2 * torch.eye(len(image)) if matching else 1
+        return torch.nn.functional.softplus(sign * logits).sum()
+
+
+def test_weights_of_a_loss_are_trained_too(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=16)
+    recipe["model"]["init_args"] |= {"loss": {"class_path": "test_contrastive_module.Threshold"}, "exchange": "ring"}
+    fit(recipe, tmp_path)
+    assert checkpoint(tmp_path / "run")["state_dict"]["loss.threshold"] > 0  # most pairs do not match
 
 
 def test_number_of_samples_is_checked_before_the_first_step(

@@ -94,7 +94,7 @@ class GlobalContrastive(ContrastiveLoss):
     """Softmax over the whole data set, from batches of any size.
 
     The estimates belong to the samples, by their number in the data set, and to the checkpoint: 8 bytes a sample. A
-    sample's first visit sets them to its batch's value.
+    sample's first visit sets them to its batch's value. With K captions an image each of them counts as a visit.
 
     Args:
         samples: n, pairs of the data set (all folders of ``data.train`` together).
