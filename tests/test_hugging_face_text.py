@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, MT5Config, MT5Model, XLMRobertaConfig, XLMRobertaModel
 
+from leam_mm.checkpoint import build_module
 from leam_mm.errors import UserError
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower
 from leam_mm.models.hugging_face_text import HuggingFaceText, transformers_config
@@ -113,3 +114,28 @@ def test_more_tokens_than_places_are_refused(tmp_path: Path) -> None:
     vision = ImageTower(image_size=8, patch_size=8, width=16, layers=1, head_width=8)
     with pytest.raises(UserError, match=r"context_length is 32, but .* reads 30 tokens"):
         DualEncoder(16, vision, HuggingFaceText(str(folder), 32))
+
+
+def test_a_recipe_names_it_and_a_step_trains_it(tmp_path: Path) -> None:
+    folder = text_model(tmp_path, "xlm-roberta")
+    section = {
+        "class_path": "leam_mm.contrastive_module.ContrastiveModule",
+        "init_args": {
+            "encoder": {
+                "embed_dim": 16,
+                "vision": {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
+                "text": {"model": str(folder), "context_length": LENGTH, "pooler": "cls_pooler", "projection": "mlp"},
+            },
+            "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
+            "tokenizer": "tokenizer",
+        },
+    }
+    module: Any = build_module(section)
+    module.log = lambda *_, **__: None
+    batch = {"image": torch.zeros(8, 3, 8, 8, dtype=torch.uint8), "text": captions(1), "text_length": LENGTHS}
+    moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert moved["text"].device.type == "meta" and moved["text_length"] is LENGTHS  # the host plans with them
+    module.training_step(batch, 0).backward()
+    assert all(
+        weight.grad is not None for name, weight in module.encoder.clip.text.named_parameters() if "proj" in name
+    )
