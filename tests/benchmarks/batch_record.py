@@ -1,0 +1,89 @@
+"""Writes down each batch that a training computed: the samples and the loss, a line a step, of ours and of open_clip's.
+
+Run as a program it is open_clip_train 3.3.0's own main, with its batches written down. $BATCH_RECORD names the file.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+CAPTION = "picture number {}"
+
+
+def write(path: str, position: list[int], samples: list[int], loss: float) -> None:
+    """Append a line, in the hands of the system before this returns."""
+    with open(path, "a") as file:
+        file.write(json.dumps({"position": position, "samples": samples, "loss": loss.hex()}) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All lines but one that a kill has torn."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class BatchRecord(Callback):
+    """Ours: a file a rank."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step that was made."""
+        samples = [int(key) for key in batch["key"]]
+        path = f"{os.environ['BATCH_RECORD']}.{trainer.global_rank}"
+        write(path, [trainer.global_step - 1], samples, outputs["loss"].item())
+
+
+def peer(words: list[str]) -> None:
+    """open_clip_train's main, from its parsing of arguments to its last checkpoint."""
+    import open_clip
+    import open_clip_train.data as data
+    import open_clip_train.main as program
+
+    expand = data.tar_file_expander
+    # webdataset >= 0.2.96 ends each tar with an entry without a name, on which open_clip_train 3.3.0 stumbles.
+    data.tar_file_expander = lambda *args, **named: (entry for entry in expand(*args, **named) if "fname" in entry)
+    open_clip.add_model_config(Path(os.environ["PEER_MODEL"]))
+    tokens = open_clip.get_tokenizer(Path(os.environ["PEER_MODEL"]).stem)(
+        [CAPTION.format(number) for number in range(int(os.environ["PEER_SAMPLES"]))]
+    )
+    number = {tuple(row): place for place, row in enumerate(tokens.tolist())}
+    now: dict[str, Any] = {}
+
+    def make_model(*args: Any, **named: Any) -> Any:
+        model, *transforms = open_clip.create_model_and_transforms(*args, **named)
+
+        def keep(_: Any, inputs: Any) -> None:
+            now["samples"] = [number[tuple(row)] for row in inputs[1].tolist()]
+
+        model.register_forward_pre_hook(keep)
+        return (model, *transforms)
+
+    def make_loss(args: Any) -> Any:
+        loss = open_clip.create_loss(args)
+
+        def note(_: Any, inputs: Any, output: Any) -> None:
+            total = float(sum(value.detach() for value in output.values()))
+            write(os.environ["BATCH_RECORD"], [now["epoch"], now["batch"]], now["samples"], total)
+            now["batch"] += 1
+
+        loss.register_forward_hook(note)
+        return loss
+
+    train = program.train_one_epoch
+
+    def train_one_epoch(model: Any, data: Any, loss: Any, epoch: int, *args: Any, **named: Any) -> Any:
+        now.update(epoch=epoch, batch=0)
+        return train(model, data, loss, epoch, *args, **named)
+
+    program.create_model_and_transforms, program.create_loss = make_model, make_loss
+    program.train_one_epoch = train_one_epoch
+    program.main(words)
+
+
+if __name__ == "__main__":
+    peer(sys.argv[1:])
