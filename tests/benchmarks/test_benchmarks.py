@@ -17,6 +17,7 @@ BENCHMARKS = (
     "contrastive_exactness",
     "contrastive_memory",
     "time_to_accuracy",
+    "resume",
 )
 
 
@@ -35,4 +36,4 @@ def test_benchmark(name: str) -> None:
 
 def test_every_benchmark_is_run() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    assert files - {"accuracy_clock", "measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
+    assert files - {"batch_record", "accuracy_clock", "measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
