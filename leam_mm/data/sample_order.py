@@ -18,6 +18,7 @@ from leam_mm.errors import UserError
 
 ROUNDS = 4
 NEAR_ATTEMPTS = 16  # substitutes that are looked for in the block itself
+SMALL = 1 << 14  # permutations up to this length are kept in larger numbers
 UNITS = 1 << 20  # mixture weights are counted in these parts of one, so that floors are exact integers
 
 
@@ -60,6 +61,13 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def _keep(cache: dict, name: object, value: object, size: int) -> None:
+    """Store what was computed: a mixture looks back and forth over the border of two blocks, or of many small ones."""
+    while len(cache) >= (2 if size > SMALL else 32):
+        cache.pop(next(iter(cache)))
+    cache[name] = value
+
+
 class SampleOrder:
     """The order of one data set.
 
@@ -87,14 +95,14 @@ class SampleOrder:
             if self.shuffle:
                 shards = permute(shards, len(shards), _key("shards", self.seed, epoch))
             begin = np.concatenate([[0], np.cumsum(self.shard_samples[shards])])
-            self._epochs = {epoch: (shards, begin)}
+            _keep(self._epochs, epoch, (shards, begin), len(shards))
         return self._epochs[epoch]
 
     def _rows(self, epoch: int, block: int, size: int) -> np.ndarray:
         """Order of the rows of a block, kept while its samples are seen: one by one costs fifty times as much."""
         if (epoch, block) not in self._blocks:
             key = _key("rows", self.seed, epoch, block)
-            self._blocks = {(epoch, block): permute(np.arange(size), size, key)}
+            _keep(self._blocks, (epoch, block), permute(np.arange(size), size, key), size)
         return self._blocks[epoch, block]
 
     def _block(self, epoch: int, position: int) -> tuple[int, range]:

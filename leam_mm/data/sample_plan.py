@@ -14,9 +14,7 @@ from leam_mm.data.sample_order import MixtureOrder, SampleOrder
 from leam_mm.data.shard_index import parse_sample
 from leam_mm.errors import UserError
 
-OPEN_SHARDS = (
-    8  # the shards of a block of SampleOrder: more would be open in vain, fewer would be reopened all the time
-)
+OPEN_SHARDS = 16  # two blocks of SampleOrder: a mixture looks back and forth over the border between them
 
 
 @dataclass(frozen=True)
@@ -171,10 +169,10 @@ class SamplePlan:
 
 def _check_cache(folders: list[RemoteFolder]) -> None:
     """A cache that cannot hold what is open at a time would fetch the same shards again and again."""
-    needed = sum(folder.working_bytes(2 * OPEN_SHARDS) for folder in folders)
+    needed = sum(folder.working_bytes(OPEN_SHARDS) for folder in folders)
     limit = folders[0].cache.max_bytes if folders else None
     if limit is not None and limit < needed:
         raise UserError(
-            f"data.init_args.cache.max_bytes is {limit}: give at least {needed}, the {2 * OPEN_SHARDS} shards of each "
+            f"data.init_args.cache.max_bytes is {limit}: give at least {needed}, the {OPEN_SHARDS} shards of each "
             "source that are read at a time"
         )
