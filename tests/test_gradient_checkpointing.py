@@ -8,10 +8,14 @@ import pytest
 import torch
 from test_layer_decay import encoder
 from torch import nn
+from torch._dynamo.utils import counters
 
 from leam_mm.errors import UserError
+from leam_mm.training.compilation import Compilation, probe
 from leam_mm.training.ema import Ema
 from leam_mm.training.gradient_checkpointing import GradientCheckpointing
+
+TRAINER = cast(Any, SimpleNamespace(callbacks=[]))
 
 
 class Module(nn.Module):
@@ -44,19 +48,36 @@ def test_gradients_are_bit_equal_and_less_is_kept(every: int, caplog: pytest.Log
     plain, recomputed = Module(), Module()
     callback = GradientCheckpointing(every)
     with caplog.at_level(logging.INFO):
-        callback.on_fit_start(cast(Any, SimpleNamespace()), cast(Any, recomputed))
+        callback.on_train_start(TRAINER, cast(Any, recomputed))
     assert f"{6 if every == 1 else 3} of 6 blocks" in caplog.text
     assert list(recomputed.state_dict()) == list(plain.state_dict())
     (expected, kept), (found, less) = gradients(plain), gradients(recomputed)
     assert len(found) == len(expected) > 50
     assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
     assert less < (0.3 if every == 1 else 0.7) * kept
-    callback.on_fit_end(cast(Any, SimpleNamespace()), cast(Any, recomputed))
+    callback.on_train_end(TRAINER, cast(Any, recomputed))
     assert gradients(recomputed)[1] == kept
 
 
 def test_what_cannot_be_done_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    GradientCheckpointing().on_fit_start(cast(Any, SimpleNamespace()), cast(Any, nn.Linear(2, 2)))
+    GradientCheckpointing().on_train_start(TRAINER, cast(Any, nn.Linear(2, 2)))
     assert "not used: the network has no repeated blocks" in caplog.text
     with pytest.raises(UserError, match="give at least 1"):
         GradientCheckpointing(0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(probe(torch.device("cpu"))), reason="torch.compile does not work on this machine's CPU")
+def test_compiled_blocks_are_computed_again_too() -> None:
+    plain, both = Module(), Module()
+    both.device = torch.device("cpu")  # type: ignore[assignment]
+    callbacks = [GradientCheckpointing(), Compilation()]
+    trainer = cast(Any, SimpleNamespace(callbacks=callbacks))
+    callbacks[1].on_fit_start(trainer, cast(Any, both))
+    counters.clear()
+    callbacks[0].on_train_start(trainer, cast(Any, both))
+    (expected, kept), (found, less) = gradients(plain), gradients(both)
+    assert counters["stats"]["calls_captured"] > 20  # the compiler has seen the blocks
+    for mine, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+    assert less < 0.5 * kept

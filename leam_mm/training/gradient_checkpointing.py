@@ -8,12 +8,13 @@ trainer:
 import logging
 from functools import partial
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from leam_mm.errors import UserError
-from leam_mm.training.compilation import trained_blocks
+from leam_mm.training.compilation import Compilation, trained_blocks
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +35,25 @@ class GradientCheckpointing(Callback):
         self.every = every
         self._chosen: list[nn.Module] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wrap the blocks' forward."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wrap the blocks' forward, after other callbacks have marked blocks for compilation."""
         blocks = trained_blocks(pl_module)
         self._chosen = blocks[:: self.every]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        dynamic = next((each.dynamic for each in callbacks if isinstance(each, Compilation)), None)
         for block in self._chosen:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            forward = block.forward
+            if block._compiled_call_impl is not None:
+                # The compiler passes over a block with a checkpoint in it, silently: here it compiles what is inside.
+                block._compiled_call_impl = None
+                forward = torch.compile(forward, dynamic=dynamic)
+            block.forward = partial(checkpoint, forward, use_reentrant=False)
         if blocks:
             log.info("gradient checkpointing: %d of %d blocks are computed again", len(self._chosen), len(blocks))
         else:
             log.warning("gradient checkpointing is not used: the network has no repeated blocks")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the network as it was."""
         for block in self._chosen:
             del block.forward  # the instance's; its class has its own
