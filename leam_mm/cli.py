@@ -14,6 +14,7 @@ import lightning
 import torch
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -126,7 +127,11 @@ class LeamCLI(LightningCLI):
             run = config.default_root_dir or "."
             kwargs["logger"] = [MetricsLog(run), TensorBoardLogger(run, name="", version="tensorboard"), *named]
         trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
-        trainer.callbacks[:0] = [SamplePosition(), Preemption(), RowBeforeCheckpoint()]  # type: ignore[attr-defined]
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = [SamplePosition(), RowBeforeCheckpoint()]
+        # A save of its own must find what all others note after a step, as the regular saves do, which come last.
+        last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
+        callbacks.insert(last, Preemption())
         return trainer
 
     @staticmethod
