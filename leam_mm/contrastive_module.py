@@ -32,7 +32,7 @@ class ContrastiveModule(LightningModule):
         encoder: The two towers.
         loss: Of the gathered embeddings.
         tokenizer: Folder of the tokenizer the captions were encoded with.
-        optimizer: Built over the parameters in two groups, with and without weight decay.
+        optimizer: Built over the groups of `decay_groups`: hidden matrices, other matrices, and what does not decay.
         warmup_steps: Optimizer steps of the linear rise.
         final_rate: Share of the learning rate left at the end of the cosine.
         max_scale: Upper bound of the inverse temperature (100 in 2103.00020).
