@@ -76,8 +76,10 @@ def test_where_it_does_not_work_it_says_so_and_the_plain_network_runs(
         raise RuntimeError("no C++ compiler found\nmore")
 
     monkeypatch.setattr(compilation.torch, "compile", refuse)
+    probe.cache_clear()
     module = Module()
     start(module)
+    probe.cache_clear()
     assert "torch.compile is not used: RuntimeError: no C++ compiler found" in caplog.text
     assert all(block._compiled_call_impl is None for block in module.denoiser.model.blocks)
     assert loss_of(module, 5).isfinite()

@@ -26,7 +26,7 @@ class TextReading:
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
         """Captions (B, L) int64 with lengths (B,), best on the host -> (B, D), not yet of unit length."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say how captions are embedded")
 
     def states(self, clip: Any, text: Tensor) -> Tensor:
         """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""

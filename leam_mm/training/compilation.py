@@ -9,6 +9,7 @@ weights keep their names, and a checkpoint does not know whether it was made wit
 """
 
 import logging
+from functools import lru_cache
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -58,8 +59,9 @@ def trained_blocks(module: nn.Module) -> list[nn.Module]:
     ]
 
 
+@lru_cache
 def probe(device: torch.device) -> str:
-    """Compile and run a small function forward and backward on the device.
+    """Compile and run a small function forward and backward on the device, once in a process.
 
     Returns:
         "" if it works, else the reason why not (no C++ compiler on a CPU, no Triton on a GPU).
