@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.training.compilation import probe
 
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 40)}
@@ -163,3 +164,10 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer folder."""
     return write_toy_tokenizer(tmp_path_factory.mktemp("toy") / "tokenizer")
+
+
+@pytest.fixture
+def compiler() -> None:
+    """Skip where torch.compile does not work; asked when a test runs, for the answer takes seconds."""
+    if reason := probe(torch.device("cpu")):
+        pytest.skip(f"torch.compile does not work on this machine's CPU: {reason}")

@@ -50,7 +50,7 @@ def test_blocks_are_the_outermost_members_with_layers() -> None:
     assert repeated_blocks(nn.ModuleDict({"stages": nested})) == [nested[0]]
 
 
-@pytest.mark.skipif(bool(probe(torch.device("cpu"))), reason="torch.compile does not work on this machine's CPU")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_compute_the_same_at_any_length(caplog: pytest.LogCaptureFixture) -> None:
     plain, compiled = Module(), Module()
     with caplog.at_level(logging.INFO):

@@ -11,7 +11,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 
 from leam_mm.errors import UserError
-from leam_mm.training.compilation import Compilation, probe
+from leam_mm.training.compilation import Compilation
 from leam_mm.training.ema import Ema
 from leam_mm.training.gradient_checkpointing import GradientCheckpointing
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_done_is_said(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(probe(torch.device("cpu"))), reason="torch.compile does not work on this machine's CPU")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_are_computed_again_too() -> None:
     plain, both = Module(), Module()
     both.device = torch.device("cpu")  # type: ignore[assignment]

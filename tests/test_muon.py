@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from leam_mm.training.muon import MATRICES, MuonAdamW, orthogonalise
+from leam_mm.training.muon import COEFFICIENTS, MATRICES, MuonAdamW, orthogonalise
 from leam_mm.training.optimizer import build_optimizer, warmup_cosine
 
 
@@ -60,6 +60,13 @@ def test_singular_values_come_near_one_and_vectors_stay() -> None:
         assert inside.diagonal()[values > 0.05 * values.max()].sub(1).abs().max() < 0.4
         assert (inside - torch.diag(inside.diagonal())).abs().max() < 0.05
     assert orthogonalise(torch.zeros(3, 4)).isfinite().all()
+
+
+def test_the_iteration_is_its_polynomial() -> None:
+    value = torch.logspace(-2.3, 0, 200, dtype=torch.float64)
+    for _ in range(5):
+        value = sum(factor * value**power for factor, power in zip(COEFFICIENTS, (1, 3, 5), strict=True))  # type: ignore[assignment]
+    assert value.min() > 0.68 and value.max() < 1.16
 
 
 def test_it_is_torchs_muon_and_torchs_adamw() -> None:

@@ -20,7 +20,6 @@ from leam_mm.models.packed_text import (
     probe_block_diagonal,
     teach_packing,
 )
-from leam_mm.training.compilation import probe
 
 LENGTH, VOCABULARY = 20, 50
 LENGTHS = (2, 5, 20, 9, 5, 3, 20, 11)
@@ -192,7 +191,7 @@ def test_the_probe_knows_a_kernel_that_forgets_the_blocks(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(probe(CPU)), reason="torch.compile does not work on this machine's CPU")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_compute_the_same_at_any_length() -> None:
     plain = clip(dtype=torch.float32)
     teach_packing(plain.transformer)

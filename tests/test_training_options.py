@@ -14,7 +14,6 @@ from test_distributed import fit as fit_ranks
 from test_resume import ROOT, assert_same_run, checkpoint, fit, killed, losses
 
 from leam_mm.cli import main
-from leam_mm.training.compilation import probe
 
 DTYPES: list[torch.dtype] = []
 
@@ -72,7 +71,7 @@ def test_all_of_them_on_two_ranks_are_those_on_one(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(bool(probe(torch.device("cpu"))), reason="torch.compile does not work on this machine's CPU")
+@pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_go_on_bit_for_bit_after_a_kill(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     def recipe(name: str) -> dict[str, Any]:
         return everything(clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=64))

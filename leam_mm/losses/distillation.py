@@ -1,4 +1,4 @@
-"""Distillation from stored embeddings of larger encoders (MobileCLIP, 2311.17049, section 3.2).
+"""Distillation from stored embeddings of larger encoders (MobileCLIP, 2311.17049).
 
 The teacher's rows of similarities within the batch, as a distribution over texts (and columns, over images), are the
 target of the student's: L = 1/2 mean_i KL(T_i || P_i) + 1/2 mean_j KL(T'_j || P'_j), averaged over the teachers. The
@@ -99,7 +99,7 @@ class Teacher:
 
 
 class Distillation(ContrastiveLoss):
-    """Share of a contrastive loss plus share of the divergence from teachers (2311.17049, section 3.2).
+    """Share of a contrastive loss plus share of the divergence from teachers (2311.17049).
 
     Args:
         loss: The contrastive part; it must not need entries of the batch itself.

@@ -2,8 +2,8 @@
 
 Both train the same towers on the same drawings with the same captions, tokens, batch size, number of samples and
 schedule length, one torch thread and one loader process each. The peer is open_clip_train's `train_one_epoch` over
-`get_wds_dataset`, with the augmentation and the learning rate of our recipe as it was for AdamW (four times open_clip's
-default rate, which is too low here), and one of a drawing's captions drawn anew each time. Ours is the recipe as it
+`get_wds_dataset`, with the augmentation and the learning rate that our recipe had for AdamW (four times open_clip's
+default rate), and one of a drawing's captions drawn anew each time. Ours is the recipe as it
 stands. Start-up and evaluation are not counted on either side. Needs runs/emoji, which `make emoji` leaves behind.
 """
 
