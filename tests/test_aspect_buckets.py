@@ -1,0 +1,115 @@
+"""Shapes against brute force, and pictures that keep what they show."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, folder_name
+from leam_mm.errors import UserError
+
+
+def encoded(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def ramp(height: int, width: int) -> np.ndarray:
+    """Red counts the rows from 0 to 255, green the columns."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([(255 * rows / (height - 1)), (255 * columns / (width - 1)), np.zeros_like(rows)], axis=-1).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "multiple", "ratio"), [(1024, 64, 2.0), (512, 64, 4.0), (64, 16, 3.0), (96, 8, 1.5), (32, 32, 9.0)]
+)
+def test_shapes_are_all_that_cannot_grow(side: int, multiple: int, ratio: float) -> None:
+    area = side**2
+    sides = range(multiple, area // multiple + 1, multiple)
+    expected = [
+        (height, width)
+        for height in sides
+        for width in range(multiple, area // height + 1, multiple)
+        if max(height, width) <= ratio * min(height, width)
+        and (height + multiple) * width > area
+        and height * (width + multiple) > area
+    ]
+    shapes = AspectBuckets(side, multiple, ratio).shapes
+    assert shapes == expected and (side, side) in shapes
+    assert {(width, height) for height, width in shapes} == set(shapes)
+
+
+def test_published_shapes_of_one_megapixel() -> None:
+    shapes = AspectBuckets(1024, 64, 2.0).shapes
+    assert {(1024, 1024), (960, 1088), (896, 1152), (832, 1216), (768, 1344)} <= set(shapes)
+
+
+def test_nearest_in_the_logarithm() -> None:
+    buckets = AspectBuckets(256, 32, 3.0)
+    generator = np.random.default_rng(0)
+    for width, height in generator.integers(1, 4000, (300, 2)).tolist():
+        height_, width_ = buckets.assign(width, height)
+        apart = [abs(math.log(width * h / (height * w))) for h, w in buckets.shapes]
+        assert abs(math.log(width * height_ / (height * width_))) <= min(apart) + 1e-12
+
+
+def test_ties_have_one_answer() -> None:
+    buckets = AspectBuckets(64, 16, 2.0)
+    assert buckets.shapes == [(48, 80), (64, 64), (80, 48)]
+    assert [buckets.assign(*size) for size in ((9, 9), (5, 3), (3, 5))] == [(64, 64), (48, 80), (80, 48)]
+    buckets.shapes = [(16, 80), (32, 32), (80, 16)]  # the root of 5 lies in the middle: below it all go to the square
+    assert [buckets.assign(*size) for size in ((2236, 1000), (2237, 1000))] == [(32, 32), (16, 80)]
+    buckets.shapes = [(16, 64), (32, 32), (64, 16)]  # 2:1 lies between 4:1 and 1:1, which has as many pixels
+    assert buckets.assign(20, 10) == buckets.assign(2000, 1000) == (32, 32)
+    assert buckets.assign(10, 20) == (64, 16)  # and so the taller is taken, as of two shapes lying across
+    buckets.shapes = [(48, 80), (80, 48)]
+    assert buckets.assign(7, 7) == (80, 48)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 300), (400, 400), (90, 1000), (17, 23), (3000, 2000)])
+def test_cut_covers_the_bucket_and_says_what_it_was(kind: str, height: int, width: int) -> None:
+    buckets = AspectBuckets(64, 16, 2.0)
+    for place in ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)):
+        image, size = buckets.cut(encoded(ramp(height, width), kind), place)
+        target = buckets.assign(width, height)
+        assert image.shape == (3, *target) and size[:2] == (height, width) and size[4:] == target
+        scale = max(target[0] / height, target[1] / width)
+        rest = height * scale - target[0], width * scale - target[1]
+        assert min(rest) < 1e-9 and size[2:4] == (round(place[0] * rest[0]), round(place[1] * rest[1]))
+        if min(height, width) < 100:
+            continue
+        # The ramps tell where the corners of the result lay in the picture.
+        for channel, (length, axis) in enumerate(((height, 1), (width, 2))):
+            values = image[channel].float().mean(2 - axis)
+            first, last = (float(values[end]) / 255 * length * scale for end in (0, -1))
+            assert abs(first - 0.5 - size[2 + channel]) < 2.5
+            assert abs(last + 0.5 - size[2 + channel] - target[channel]) < 2.5
+
+
+def test_a_picture_of_the_bucket_stays_bit_for_bit() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    image, size = AspectBuckets(64, 16, 2.0).cut(encoded(pixels))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels) and size == PictureSize(48, 80, 0, 0, 48, 80)
+
+
+@pytest.mark.parametrize("arguments", [(0, 16, 2.0), (60, 16, 2.0), (8, 16, 2.0), (64, 0, 2.0), (64, 16, 0.5)])
+def test_impossible_shapes_are_refused(arguments: tuple[int, int, float]) -> None:
+    with pytest.raises(UserError, match=r"buckets (of|with)"):
+        AspectBuckets(*arguments)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", encoded(ramp(40, 60))[:90]])
+def test_damaged_bytes_are_one_line(content: bytes) -> None:
+    with pytest.raises(UserError, match="unreadable image") as caught:
+        AspectBuckets(64, 16).cut(content)
+    assert "\n" not in str(caught.value)
+
+
+def test_name_of_a_folder() -> None:
+    assert folder_name((512, 768)) == "512x768"
