@@ -1,15 +1,13 @@
 """Training of latent generators that draw what a caption says."""
 
-import json
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.sample_order import sample_noise, sample_uniform
 from leam_mm.diffusion.guidance import guide
 from leam_mm.diffusion.process import DiffusionProcess
@@ -18,10 +16,12 @@ from leam_mm.errors import UserError
 from leam_mm.models.attention import choose_attention
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.denoiser import Denoiser
+from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.latent_codec import LatentCodec
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
 from leam_mm.training.sharding import shard_blocks
+from leam_mm.training.technique import Technique, TrainingStep
 
 VALIDATION_TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
 VALIDATION_SEED = 0  # another training seed must not change what is measured
@@ -51,6 +51,7 @@ class LatentDiffusionModule(LightningModule):
         warmup_steps: Optimizer steps of the linear rise.
         schedule: What follows it.
         attention: auto takes xformers where it works; see models/attention.py.
+        techniques: What is added to the training; see training/technique.py.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LatentDiffusionModule(LightningModule):
         warmup_steps: int = 100,
         schedule: Literal["constant", "cosine"] = "constant",
         attention: Literal["auto", "xformers", "sdpa"] = "auto",
+        techniques: list[Technique] | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
@@ -75,10 +77,11 @@ class LatentDiffusionModule(LightningModule):
         self.ema = Ema(denoiser, ema_decay) if ema_decay is not None else None
         self.latent_size, self.seed, self.caption_dropout = latent_size, seed, caption_dropout
         self.warmup_steps, self.schedule, self.attention = warmup_steps, schedule, attention
-        self.paths = {"clip": clip, "codec": codec}
-        self.latents = latents
-        self._frozen: dict[str, Any] = {}  # a plain dict: not in the state_dict, not moved, not trained
+        self.frozen = FrozenParts(clip, codec, latents)
         self._empty: Caption | None = None
+        self.techniques = nn.ModuleList(techniques or [])
+        for technique in techniques or []:
+            technique.attach(denoiser, seed)
 
     def ema_denoiser(self) -> Denoiser:
         """The averaged network where an average is kept, else the trained one."""
@@ -87,34 +90,14 @@ class LatentDiffusionModule(LightningModule):
     @property
     def caption_encoder(self) -> CaptionEncoder:
         """The frozen text tower, on this module's device."""
-        if "clip" not in self._frozen:
-            from leam_mm.contrastive_module import ContrastiveModule
-
-            encoder = CaptionEncoder.from_module(self._load("clip", ContrastiveModule))
-            if encoder.encoder.text.width != self.denoiser.context_dim:
-                raise UserError(
-                    f"the text tower of {self.paths['clip']} has {encoder.encoder.text.width} channels, the denoiser "
-                    f"expects {self.denoiser.context_dim}: set model.init_args.denoiser.init_args.context_dim to it"
-                )
-            self._frozen["clip"] = encoder
-        return self._frozen["clip"].to(self.device)
+        self.frozen_record()
+        return self.frozen.caption_encoder(self.denoiser.context_dim).to(self.device)
 
     @property
     def codec(self) -> LatentCodec:
         """The frozen codec, normalising as the latents were, on this module's device."""
-        if "codec" not in self._frozen:
-            from leam_mm.codec_module import LatentCodecModule
-
-            codec = self._load("codec", LatentCodecModule).codec.requires_grad_(False).eval()
-            if "latents" in self.frozen_record():
-                codec.load_statistics(self.frozen_record()["latents"]["statistics"])
-            if codec.channels != self.denoiser.in_channels:
-                raise UserError(
-                    f"the codec of {self.paths['codec']} has {codec.channels} channels, the denoiser takes "
-                    f"{self.denoiser.in_channels}: set model.init_args.denoiser.init_args.in_channels to it"
-                )
-            self._frozen["codec"] = codec
-        return self._frozen["codec"].to(self.device)
+        self.frozen_record()
+        return self.frozen.codec(self.denoiser.in_channels).to(self.device)
 
     def setup(self, stage: str) -> None:
         """Miss what is missing before the first step."""
@@ -146,8 +129,25 @@ class LatentDiffusionModule(LightningModule):
         index = batch["sample_index"]
         state, mask = self._drop_captions(caption, index)
         noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
-        uniform = sample_uniform(self.seed, index, "time").to(latent)
-        return self.process.loss(lambda x_t, time: self.denoiser(x_t, time, state, mask), latent, noise, uniform)
+        time = self.process.time(sample_uniform(self.seed, index, "time").to(latent))
+        step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time))
+        techniques: list[Any] = list(self.techniques)
+        for technique in techniques:
+            technique.begin(step)
+        between = [block_step for technique in techniques for block_step in technique.block_steps()]
+
+        def denoise(x_t: Tensor, moment: Tensor) -> Tensor:
+            step.prediction = self.denoiser(x_t, moment, state, mask, between)
+            return step.prediction
+
+        errors = self.process.errors_at(denoise, latent, noise, time)
+        for technique in techniques:
+            errors = technique.weigh(errors, step)
+        losses = errors.flatten(1).mean(1)
+        for technique in techniques:
+            more = technique.loss(step)
+            losses = losses if more is None else losses + more
+        return losses
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss of the averaged network at four fixed times, with each sample's own fixed noise."""
@@ -170,7 +170,8 @@ class LatentDiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer with its schedule."""
-        optimizer = build_optimizer(self.optimizer, self.denoiser)
+        trained = nn.ModuleList([self.denoiser, self.techniques]) if len(self.techniques) else self.denoiser
+        optimizer = build_optimizer(self.optimizer, trained)
         if self.schedule == "cosine":
             rate = warmup_cosine(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         else:
@@ -262,15 +263,11 @@ class LatentDiffusionModule(LightningModule):
         return state, torch.where(dropped[:, None], empty_mask, mask)
 
     def frozen_record(self) -> dict[str, Any]:
-        """Path and digest of the frozen parts' files, and the latents' statistics: what the training depends on."""
-        trained_with = getattr(self, "checkpoint_evidence", {}).get("frozen")
-        if trained_with is None:
-            files = {name: find_checkpoint(path) for name, path in self.paths.items() if path is not None}
-            trained_with = {name: {"path": str(file), "sha256": file_sha256(file)} for name, file in files.items()}
-            if self.latents is not None:
-                trained_with["latents"] = _read_statistics(Path(self.latents))
-            self.checkpoint_evidence = {**getattr(self, "checkpoint_evidence", {}), "frozen": trained_with}
-        return trained_with
+        """What the training depends on: as the checkpoint says, where this came from one, else as the files are."""
+        evidence = getattr(self, "checkpoint_evidence", {})
+        if "frozen" in evidence:
+            self.frozen.recorded = evidence["frozen"]
+        return self.frozen.record()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the frozen parts beside the rest of the evidence."""
@@ -278,28 +275,7 @@ class LatentDiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with other frozen parts than before."""
-        before, now = checkpoint.get(EVIDENCE, {}).get("frozen", {}), self.frozen_record()
-        for name in sorted(before.keys() & now.keys()):
-            if before[name]["sha256"] != now[name]["sha256"]:
-                raise UserError(
-                    f"the checkpoint was trained with another {name} ({before[name]['path']}) than is there now "
-                    f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
-                )
-
-    def _load(self, name: str, expected: type[LightningModule]) -> Any:
-        """Load a frozen part and compare its digest with the record."""
-        path = self.paths[name]
-        if path is None:
-            raise UserError(f"this needs the {name}, but model.init_args.{name} is empty: name its checkpoint")
-        module = load_module(path, expected)
-        evidence: Any = module.checkpoint_evidence
-        found, recorded = evidence["sha256"], self.frozen_record()[name]["sha256"]
-        if found != recorded:
-            raise UserError(
-                f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "
-                f"{recorded[:12]}): put the old {name} back, or train the generator again"
-            )
-        return module
+        self.frozen.compare(checkpoint.get(EVIDENCE, {}).get("frozen", {}))
 
 
 def _fit(part: Tensor, length: int) -> Tensor:
@@ -308,14 +284,3 @@ def _fit(part: Tensor, length: int) -> Tensor:
     kept = min(length, part.shape[1])
     padded[:, :kept] = part[:, :kept]
     return padded
-
-
-def _read_statistics(folder: Path) -> dict[str, Any]:
-    file = folder / "codec_statistics.json"
-    try:
-        statistics = json.loads(file.read_text(encoding="utf-8"))
-        return {"path": str(file), "sha256": file_sha256(file), "statistics": statistics}
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): encode the latents with data_tools/encode_latents.py"
-        ) from None

@@ -28,7 +28,7 @@ def tiny_generator(tokenizer: Path, codec: LatentCodec, shift: float, seed: int 
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
     module = LatentDiffusionModule(denoiser, RectifiedFlow(shift=shift), latent_size=8)
-    module._frozen = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
+    module.frozen.opened = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
     return module.eval()
 
 
@@ -111,7 +111,7 @@ def test_what_diffusers_cannot_sample_is_refused(toy_tokenizer: Path, tmp_path: 
         write_diffusers_folder(generator, tmp_path / "out")
     unet = UNetDenoiser(in_channels=4, context_dim=32, block_channels=[16, 16], num_heads=2, norm_groups=8)
     generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema_decay=None)
-    generator._frozen = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)._frozen
+    generator.frozen.opened = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0).frozen.opened
     with pytest.raises(UserError, match="padding of captions"):
         write_diffusers_folder(generator, tmp_path / "out")
     assert not (tmp_path / "out").exists()

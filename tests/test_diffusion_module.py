@@ -66,7 +66,7 @@ def build(**changes: Any) -> LatentDiffusionModule:
     arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
     process = changes.pop("process", RectifiedFlow())
     module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
-    module._frozen = {"clip": FakeCaptions(), "codec": FakeCodec()}
+    module.frozen.opened = {"clip": FakeCaptions(), "codec": FakeCodec()}
     return module
 
 
@@ -248,7 +248,7 @@ def test_missing_parts_are_named() -> None:
     with pytest.raises(UserError, match="nowhere/clip"):
         module.setup("fit")
     module = build()
-    module._frozen = {}
+    module.frozen.opened = {}
     with pytest.raises(UserError, match=r"model\.init_args\.codec is empty"):
         _ = module.codec
     with pytest.raises(UserError, match=r"model\.init_args\.clip is empty"):
@@ -313,9 +313,9 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
         torch.save(checkpoint, tmp_path / f"{name}.ckpt")
     generator = load_module(tmp_path / "generator.ckpt", LatentDiffusionModule)
     assert generator.process.shift == 2.0  # type: ignore[attr-defined]
-    generator._frozen["clip"] = FakeCaptions()
+    generator.frozen.opened["clip"] = FakeCaptions()
     assert generator.sample(["ein Kreis"], seed=0, steps=2).shape == (1, 3, 8, 8)
-    generator._frozen = {}
+    generator.frozen.opened = {}
     torch.save({**torch.load(tmp_path / "codec.ckpt", weights_only=True), "more": 1}, tmp_path / "codec.ckpt")
     with pytest.raises(UserError, match="has changed since"):
         _ = generator.codec

@@ -7,6 +7,7 @@ handed in, so that the n-th sample's randomness can be a pure function of (seed,
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -49,12 +50,21 @@ class DiffusionProcess(ABC):
         """Return the weight (B,) of each sample's error; 1 unless a process says otherwise."""
         return time.new_ones(time.shape)
 
+    def errors_at(self, denoise: Denoise, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return the weighted squared error (B, ...) of each element at the given times (B,)."""
+        prediction = denoise(self.corrupt(clean, noise, time), time)
+        error = _wide(prediction) - _wide(self.target(clean, noise, time))
+        return expand_time(self.weight(time), error) * error.square()
+
     def loss_at(self, denoise: Denoise, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return the weighted mean squared error (B,) of each sample at the given times (B,)."""
-        prediction = denoise(self.corrupt(clean, noise, time), time)
-        error = prediction.float() - self.target(clean, noise, time).float()
-        return self.weight(time).float() * error.square().flatten(1).mean(1)
+        return self.errors_at(denoise, clean, noise, time).flatten(1).mean(1)
 
     def loss(self, denoise: Denoise, clean: Tensor, noise: Tensor, time_uniform: Tensor) -> Tensor:
         """Return the training loss (B,) of each sample; `time_uniform` (B,) in (0, 1) decides its time."""
         return self.loss_at(denoise, clean, noise, self.time(time_uniform))
+
+
+def _wide(value: Tensor) -> Tensor:
+    """Half precision to float32; what is wider stays."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))

@@ -4,17 +4,45 @@ All take (latent, time, caption_state, caption_mask); their weights keep diffuse
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from diffusers import PRXTransformer2DModel, UNet2DConditionModel
+from einops import rearrange
 from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
 UNET_TIME_FACTOR = 1000  # U-Nets of diffusers embed training steps; so does every scheduler in a released pipeline
 KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
+
+
+@dataclass
+class Tokens:
+    """What flows through the blocks of a transformer.
+
+    Args:
+        values: (B, N, E), the image tokens.
+        rotary: (B or 1, 1, N, ...), the rotation of each token's place; it must be cut wherever the values are.
+        grid: (h, w) of the whole picture in tokens.
+    """
+
+    values: Tensor
+    rotary: Tensor
+    grid: tuple[int, int]
+
+
+class BlockStep(Protocol):
+    """Something that looks at the tokens between two blocks, or changes them; see training/technique.py."""
+
+    def enter(self, number: int, tokens: Tokens) -> Tokens:
+        """Return what block ``number`` gets, before it runs."""
+
+    def leave(self, number: int, tokens: Tokens) -> Tokens:
+        """Return what follows block ``number``, after it ran."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -38,7 +66,14 @@ class Denoiser(nn.Module, ABC):
         self.patch_size = patch_size
 
     @abstractmethod
-    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        time: Tensor,
+        caption_state: Tensor,
+        caption_mask: Tensor,
+        steps: Sequence[BlockStep] = (),
+    ) -> Tensor:
         """Predict.
 
         Args:
@@ -46,6 +81,7 @@ class Denoiser(nn.Module, ABC):
             time: (B,) in [0, 1], 0 data, 1 noise.
             caption_state: (B, L, D).
             caption_mask: (B, L) bool, True at real tokens; what stands at the others has no influence.
+            steps: Called before and after each block, in this order; transformers only.
 
         Returns:
             (B, C, h, w).
@@ -107,16 +143,50 @@ class PRXDenoiser(Denoiser):
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size)
 
-    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
-        """Predict; see Denoiser for the shapes."""
+    def forward(
+        self,
+        latent: Tensor,
+        time: Tensor,
+        caption_state: Tensor,
+        caption_mask: Tensor,
+        steps: Sequence[BlockStep] = (),
+    ) -> Tensor:
+        """Predict as PRXTransformer2DModel.forward does, from its own layers; see Denoiser for the shapes.
+
+        Its loop over the blocks is ours, for the steps between them; and the rotation is made once, not per sample.
+        """
         _check_latent(latent, self.patch_size)
-        return self.model(
-            hidden_states=latent,
-            timestep=time,
-            encoder_hidden_states=caption_state,
-            attention_mask=caption_mask,
-            return_dict=False,
-        )[0]
+        model, patch = self.model, self.patch_size
+        grid = latent.shape[2] // patch, latent.shape[3] // patch
+        text = model.txt_in(caption_state)
+        values = model.img_in(rearrange(latent, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch))
+        moment = model._compute_timestep_embedding(time, dtype=values.dtype)
+        tokens = Tokens(values, self._rotary(grid, latent.device), grid)
+        for number, block in enumerate(model.blocks):
+            for step in steps:
+                tokens = step.enter(number, tokens)
+            tokens = Tokens(self._run(block, tokens, text, moment, caption_mask), tokens.rotary, grid)
+            for step in steps:
+                tokens = step.leave(number, tokens)
+        patches = model.final_layer(tokens.values, moment)
+        return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
+
+    def _run(self, block: nn.Module, tokens: Tokens, text: Tensor, moment: Tensor, mask: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.model.gradient_checkpointing:
+            inputs = (tokens.values, text, moment, tokens.rotary, mask)
+            return self.model._gradient_checkpointing_func(block.__call__, *inputs)
+        return block(
+            hidden_states=tokens.values,
+            encoder_hidden_states=text,
+            temb=moment,
+            image_rotary_emb=tokens.rotary,
+            attention_mask=mask,
+        )
+
+    def _rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Rotation (1, 1, N, ...) of each token by its row and column."""
+        places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32, device=device) for size in grid))
+        return self.model.pe_embedder(places[None])
 
 
 class UNetDenoiser(Denoiser):
@@ -175,8 +245,17 @@ class UNetDenoiser(Denoiser):
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size=1)
 
-    def forward(self, latent: Tensor, time: Tensor, caption_state: Tensor, caption_mask: Tensor) -> Tensor:
+    def forward(
+        self,
+        latent: Tensor,
+        time: Tensor,
+        caption_state: Tensor,
+        caption_mask: Tensor,
+        steps: Sequence[BlockStep] = (),
+    ) -> Tensor:
         """Predict; see Denoiser for the shapes."""
+        if steps:
+            raise UserError("a U-Net has no row of equal blocks to work between: use a PRXDenoiser, or no technique")
         missing = -caption_state.shape[1] % KEY_ALIGNMENT
         if torch.is_autocast_enabled(latent.device.type):
             # The model derives the mask's type from the latent's; kernels want it to be that of the autocast keys.

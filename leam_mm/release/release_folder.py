@@ -71,7 +71,7 @@ def write_release(
         if generator is not None and drawer is not None:
             write_diffusers_folder(drawer, temporary / "generator")
             stages.append(stage_facts("generator", generator, drawer.ema_denoiser(), temporary))
-            stages.append(stage_facts("codec", Path(str(drawer.paths["codec"])), drawer.codec, temporary))
+            stages.append(stage_facts("codec", Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         data = [data_facts(path, stages) for path in shards]
         towers = encoder.ema_encoder()
@@ -107,9 +107,9 @@ def load_generator(path: Path, clip: Path, codec: Path | None) -> LatentDiffusio
     module = load_module(path, LatentDiffusionModule)
     recorded = module.frozen_record()
     if codec is not None:
-        module.paths["codec"] = str(codec)
+        module.frozen.paths["codec"] = str(codec)
     if recorded.get("clip", {}).get("sha256") == file_sha256(find_checkpoint(clip)):
-        module.paths["clip"] = str(clip)
+        module.frozen.paths["clip"] = str(clip)
     else:
         log.warning("the generator was trained with another encoder than --clip; its own goes into generator/")
     return module

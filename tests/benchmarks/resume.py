@@ -227,7 +227,8 @@ def main(args: list[str] | None = None) -> list[Path]:
         raise UserError("--kills must be at least 1")
     rng = random.Random(0)
     moments = [rng.randint(1, 2 * EPOCH) for _ in range(settings.kills)]
-    epochs = max(2, sum(moments) // EPOCH)  # so many that the last kill still finds something to do
+    # So many that the last kill finds something to do: an attempt makes some steps more before the kill reaches it.
+    epochs = sum(moments) // EPOCH + 1 + settings.kills // 4
     few = [rng.randint(1, EPOCH) for _ in range(settings.rank_kills)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -45,7 +45,7 @@ def build_generator(tokenizer: Path, device: str) -> LatentDiffusionModule:
         codec.measure(codec.encode_raw(torch.rand(4, 3, 64, 64) * 2 - 1))
     module = LatentDiffusionModule(denoiser, RectifiedFlow(), LATENT_SIZE[device])
     # Trained runs open these from checkpoints.
-    module._frozen = {"clip": CaptionEncoder.from_module(clip), "codec": codec.requires_grad_(False).eval()}
+    module.frozen.opened = {"clip": CaptionEncoder.from_module(clip), "codec": codec.requires_grad_(False).eval()}
     return module.eval().to(device)
 
 

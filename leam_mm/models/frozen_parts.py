@@ -1,0 +1,118 @@
+"""What a generator needs and does not train: the text tower, the codec and the statistics of its latents.
+
+They stay in their own files and are opened when they are needed. Their digests are recorded when a training starts, and
+other files in their place are refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+
+from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.errors import UserError
+from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.latent_codec import LatentCodec
+
+STATISTICS = "codec_statistics.json"
+
+
+class FrozenParts:
+    """Opens the parts once and checks them; a plain object, so they are in no state_dict, not moved, not trained.
+
+    Args:
+        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or None.
+        codec: Checkpoint or run folder of the LatentCodecModule, or None.
+        latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
+    """
+
+    def __init__(self, clip: str | None, codec: str | None, latents: str | None) -> None:
+        """See the class for the arguments."""
+        self.paths = {"clip": clip, "codec": codec}
+        self.latents = latents
+        self.opened: dict[str, Any] = {}
+        self.recorded: dict[str, Any] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Path and digest of the parts' files, and the latents' statistics: what the training depends on."""
+        if self.recorded is None:
+            files = {name: find_checkpoint(path) for name, path in self.paths.items() if path is not None}
+            self.recorded = {name: {"path": str(file), "sha256": file_sha256(file)} for name, file in files.items()}
+            if self.latents is not None:
+                self.recorded["latents"] = _read_statistics(Path(self.latents))
+        return self.recorded
+
+    def compare(self, before: dict[str, Any]) -> None:
+        """Refuse to go on with other parts than those of an earlier record."""
+        now = self.record()
+        for name in sorted(before.keys() & now.keys()):
+            if before[name]["sha256"] != now[name]["sha256"]:
+                raise UserError(
+                    f"the checkpoint was trained with another {name} ({before[name]['path']}) than is there now "
+                    f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
+                )
+
+    def caption_encoder(self, context_dim: int) -> CaptionEncoder:
+        """The frozen text tower.
+
+        Args:
+            context_dim: Channels of the caption states that the denoiser takes.
+        """
+        if "clip" not in self.opened:
+            from leam_mm.contrastive_module import ContrastiveModule
+
+            encoder = CaptionEncoder.from_module(self._load("clip", ContrastiveModule))
+            if encoder.encoder.text.width != context_dim:
+                raise UserError(
+                    f"the text tower of {self.paths['clip']} has {encoder.encoder.text.width} channels, the denoiser "
+                    f"expects {context_dim}: set model.init_args.denoiser.init_args.context_dim to it"
+                )
+            self.opened["clip"] = encoder
+        return self.opened["clip"]
+
+    def codec(self, channels: int) -> LatentCodec:
+        """The frozen codec, normalising as the latents were.
+
+        Args:
+            channels: Of the latents that the denoiser takes.
+        """
+        if "codec" not in self.opened:
+            from leam_mm.codec_module import LatentCodecModule
+
+            codec = self._load("codec", LatentCodecModule).codec.requires_grad_(False).eval()
+            if "latents" in self.record():
+                codec.load_statistics(self.record()["latents"]["statistics"])
+            if codec.channels != channels:
+                raise UserError(
+                    f"the codec of {self.paths['codec']} has {codec.channels} channels, the denoiser takes "
+                    f"{channels}: set model.init_args.denoiser.init_args.in_channels to it"
+                )
+            self.opened["codec"] = codec
+        return self.opened["codec"]
+
+    def _load(self, name: str, expected: type[LightningModule]) -> Any:
+        """Load a part and compare its digest with the record."""
+        path = self.paths[name]
+        if path is None:
+            raise UserError(f"this needs the {name}, but model.init_args.{name} is empty: name its checkpoint")
+        module = load_module(path, expected)
+        evidence: Any = module.checkpoint_evidence
+        found, recorded = evidence["sha256"], self.record()[name]["sha256"]
+        if found != recorded:
+            raise UserError(
+                f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "
+                f"{recorded[:12]}): put the old {name} back, or train the generator again"
+            )
+        return module
+
+
+def _read_statistics(folder: Path) -> dict[str, Any]:
+    file = folder / STATISTICS
+    try:
+        statistics = json.loads(file.read_text(encoding="utf-8"))
+        return {"path": str(file), "sha256": file_sha256(file), "statistics": statistics}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): encode the latents with data_tools/encode_latents.py"
+        ) from None

@@ -1,0 +1,138 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_diffusion_module import Latents, build, train, wake
+from torch import Tensor, nn
+
+from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.data.batch import collate_samples
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
+from leam_mm.models.denoiser import Denoiser, PRXDenoiser, Tokens, UNetDenoiser
+from leam_mm.training.technique import Technique, TrainingStep
+
+
+class Recorder:
+    """Writes down which block came when, and doubles the tokens that reach the last one."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, tuple[int, ...]]] = []
+
+    def enter(self, number: int, tokens: Tokens) -> Tokens:
+        self.seen.append(("enter", number, tuple(tokens.values.shape)))
+        return tokens
+
+    def leave(self, number: int, tokens: Tokens) -> Tokens:
+        self.seen.append(("leave", number, tuple(tokens.values.shape)))
+        return tokens
+
+
+class HeadOnTokens(Technique):
+    """A weight of its own reads the tokens after the first block; the errors of the upper half are left out."""
+
+    def __init__(self, strength: float = 0.5) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def attach(self, denoiser: Denoiser, seed: int) -> None:
+        self.head = nn.Linear(32, 1)
+        nn.init.ones_(self.head.weight)
+
+    def begin(self, step: TrainingStep) -> None:
+        assert step.prediction is None
+        self.tokens: Tensor | None = None
+
+    def block_steps(self) -> list[Any]:
+        return [self]
+
+    def enter(self, number: int, tokens: Tokens) -> Tokens:
+        return tokens
+
+    def leave(self, number: int, tokens: Tokens) -> Tokens:
+        self.tokens = tokens.values if number == 0 else self.tokens
+        return tokens
+
+    def weigh(self, errors: Tensor, step: TrainingStep) -> Tensor:
+        kept = torch.ones_like(errors)
+        kept[:, :, :2] = 0
+        return errors * kept
+
+    def loss(self, step: TrainingStep) -> Tensor:
+        assert self.tokens is not None and step.prediction is not None
+        return self.strength * self.head(self.tokens).square().mean((1, 2))
+
+
+def batch() -> dict[str, Any]:
+    return collate_samples([Latents(8)[number] for number in range(8)])
+
+
+def test_steps_run_around_each_block_in_order() -> None:
+    denoiser = PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2)
+    recorder = Recorder()
+    parts = (torch.randn(3, 4, 8, 6), torch.rand(3), torch.randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool))
+    with torch.no_grad():
+        assert torch.equal(denoiser(*parts, [recorder]), denoiser(*parts))
+    shape = (3, 12, 32)
+    assert recorder.seen == [("enter", 0, shape), ("leave", 0, shape), ("enter", 1, shape), ("leave", 1, shape)]
+    unet = UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8)
+    with pytest.raises(UserError, match="U-Net"):
+        unet(*parts, [recorder])
+
+
+def test_no_technique_is_the_plain_loss_and_one_that_does_nothing_changes_nothing() -> None:
+    plain, idle = wake(build()), wake(build(techniques=[Technique()]))
+    with torch.no_grad():
+        assert torch.equal(plain.sample_losses(batch()), idle.sample_losses(batch()))
+
+
+def test_losses_weights_and_tokens_come_together() -> None:
+    module = wake(build(techniques=[HeadOnTokens(0.5)]))
+    technique: Any = module.techniques[0]
+    with torch.no_grad():
+        losses = module.sample_losses(batch())
+        added = 0.5 * technique.head(technique.tokens).square().mean((1, 2))
+        technique.strength = 0.0
+        half = module.sample_losses(batch())
+    torch.testing.assert_close(losses, half + added)
+    assert (half < wake(build()).sample_losses(batch())).all()
+
+
+def test_its_weights_are_trained_beside_the_denoisers_and_sampling_does_not_know_it(tmp_path: Path) -> None:
+    module = build(techniques=[HeadOnTokens()])
+    before = module.techniques[0].head.weight.clone()  # type: ignore[union-attr, operator]
+    train(module, tmp_path, 2)
+    assert not torch.equal(module.techniques[0].head.weight, before)  # type: ignore[union-attr, arg-type]
+    assert module.sample(["x"], seed=0, steps=2).shape == (1, 3, 4, 4)
+    assert "techniques.0.head.weight" in module.state_dict()
+
+
+def test_a_checkpoint_with_a_technique_rebuilds_itself(tmp_path: Path) -> None:
+    section = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": {
+                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "init_args": {"in_channels": 4, "context_dim": 12, "hidden_size": 32, "depth": 1, "num_heads": 2},
+            },
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+            "latent_size": 4,
+            "techniques": [{"class_path": "test_technique.HeadOnTokens", "init_args": {"strength": 0.25}}],
+        },
+    }
+    config = yaml.dump({"model": section})
+    module: Any = build_module(section)
+    assert isinstance(module.process, RectifiedFlow)
+    checkpoint: dict[str, Any] = {
+        "state_dict": module.state_dict(),
+        EVIDENCE: {"config": config},
+    }
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "generator.ckpt")
+    again: Any = load_module(tmp_path / "generator.ckpt", LatentDiffusionModule)
+    assert again.techniques[0].strength == 0.25
+    assert torch.equal(again.techniques[0].head.weight, module.techniques[0].head.weight)
