@@ -5,7 +5,7 @@ All take (latent, time, caption_state, caption_mask); their weights keep diffuse
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,11 +28,14 @@ class Tokens:
         values: (B, N, E), the image tokens.
         rotary: (B or 1, 1, N, ...), the rotation of each token's place; it must be cut wherever the values are.
         grid: (h, w) of the whole picture in tokens.
+        places: (B, N) int64, where in the picture, row by row, each token stands; None where all tokens are here, in
+            order.
     """
 
     values: Tensor
     rotary: Tensor
     grid: tuple[int, int]
+    places: Tensor | None = None
 
 
 class BlockStep(Protocol):
@@ -165,7 +168,7 @@ class PRXDenoiser(Denoiser):
         for number, block in enumerate(model.blocks):
             for step in steps:
                 tokens = step.enter(number, tokens)
-            tokens = Tokens(self._run(block, tokens, text, moment, caption_mask), tokens.rotary, grid)
+            tokens = replace(tokens, values=self._run(block, tokens, text, moment, caption_mask))
             for step in steps:
                 tokens = step.leave(number, tokens)
         patches = model.final_layer(tokens.values, moment)
