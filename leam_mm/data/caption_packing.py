@@ -1,0 +1,52 @@
+"""A caption's states from several text encoders as one sequence: real tokens one after the other, padding at the end.
+
+Each encoder's tokens lie in channels of their own, zeros in all others. The one linear layer with which a denoiser
+takes caption states in so becomes one layer for each encoder, whatever their widths, and the mask stays a length.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+def pack_states(states: Sequence[Tensor]) -> Tensor:
+    """Put one caption's states behind each other: each (L_e, D_e), real tokens only -> (sum of L_e, sum of D_e)."""
+    if len(states) == 1:
+        return states[0]
+    packed = states[0].new_zeros(sum(len(state) for state in states), sum(state.shape[1] for state in states))
+    row = column = 0
+    for state in states:
+        packed[row : row + len(state), column : column + state.shape[1]] = state
+        row, column = row + len(state), column + state.shape[1]
+    return packed
+
+
+def pack_batch(states: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`pack_states` of a batch.
+
+    Args:
+        states: Of each encoder, (B, L_e, D_e).
+        masks: Of each encoder, (B, L_e) bool, True for real tokens.
+
+    Returns:
+        state (B, L, D) with D the sum of all D_e, zero beyond each caption's end, and mask (B, L); L is the longest.
+    """
+    width = sum(state.shape[2] for state in states)
+    starts = accumulate((state.shape[2] for state in states), initial=0)
+    spread = [state.new_zeros(*state.shape[:2], width) for state in states]
+    for place, state, start in zip(spread, states, starts, strict=False):
+        place[..., start : start + state.shape[2]] = state
+    mask, state = torch.cat(list(masks), dim=1), torch.cat(spread, dim=1)
+    order = (~mask).long().argsort(dim=1, stable=True)[:, : max(1, int(mask.sum(1).max()))]
+    mask = mask.gather(1, order)
+    return state.gather(1, order[..., None].expand(-1, -1, width)) * mask[..., None], mask
+
+
+def pad_states(states: Sequence[Tensor]) -> Tensor:
+    """Captions of different lengths as a batch: each (L_b, D) -> (B, longest, D), zero beyond each end."""
+    batch = states[0].new_zeros(len(states), max(1, *(len(state) for state in states)), states[0].shape[1])
+    for row, state in zip(batch, states, strict=True):
+        row[: len(state)] = state
+    return batch
