@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +100,28 @@ def test_distributed_data_parallel_is_unwrapped(tmp_path: object) -> None:
 def test_a_decay_of_one_is_refused() -> None:
     with pytest.raises(ValueError, match="decay"):
         Ema(nn.Linear(1, 1), decay=1.0)
+
+
+def test_replaced_weights_are_followed_and_tied_ones_move_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    model[1].weight = model[0].weight
+    nn.init.zeros_(model[0].weight)
+    ema = Ema(model, decay=0.5, ramp=False)
+    ema.update(model)
+    model[0].weight = nn.Parameter(torch.ones(2, 2))  # as sharding does after the average was made
+    model[1].weight = model[0].weight
+    ema.update(model)
+    assert torch.equal(ema.model[0].weight, torch.full((2, 2), 0.5))
+    assert ema.model[1].weight is ema.model[0].weight
+
+
+def test_a_copy_follows_its_own_weights() -> None:
+    model = nn.Linear(2, 2)
+    ema = Ema(model, decay=0.5, ramp=False)
+    ema.update(model)
+    other_model, other = copy.deepcopy((model, ema))
+    before = ema.model.weight.clone()
+    nn.init.constant_(other_model.weight, 3.0)
+    other.update(other_model)
+    assert torch.equal(ema.model.weight, before)
+    torch.testing.assert_close(other.model.weight, (before + 3) / 2)
