@@ -15,7 +15,8 @@ def test_batch_is_its_captions_one_by_one() -> None:
     lengths, sizes = [[2, 5, 1, 3], [4, 1, 7, 2], [1, 1, 2, 2]], [(5, 3), (9, 4), (2, 3)]
     states, masks = captions(lengths, sizes)
     state, mask = pack_batch(states, masks)
-    single = [pack_states([part[row, :own[row]] for part, own in zip(states, lengths, strict=True)]) for row in range(4)]
+    pairs = list(zip(states, lengths, strict=True))
+    single = [pack_states([part[row, : own[row]] for part, own in pairs]) for row in range(4)]
     assert torch.equal(state, pad_states(single)) and state.shape == (4, 10, 10)
     assert mask.sum(1).tolist() == [sum(own[row] for own in lengths) for row in range(4)]
     assert not (mask[:, 1:] & ~mask[:, :-1]).any()  # a length says it all

@@ -6,11 +6,13 @@ encoder:
   text: {model: FacebookAI/xlm-roberta-base, context_length: 77, pretrained: true}
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from leam_mm.checkpoint import file_sha256
 from leam_mm.errors import UserError
 
 
@@ -97,3 +99,32 @@ def transformers_config(model: str) -> Any:
         raise UserError(
             f"{folder}/config.json cannot be used ({reason}): give an encoder that transformers has"
         ) from None
+
+
+def transformers_model(model: str, texts: bool) -> Any:
+    """A frozen encoder with its weights, float32: safetensors only, and no code that lies beside them.
+
+    Args:
+        model: Folder, or name on the hub if it has been downloaded.
+        texts: Take the text encoder of a model that has more, such as T5; otherwise the whole.
+    """
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
+
+    folder, config = transformers_folder(model), transformers_config(model)
+    kind = AutoModelForTextEncoding if texts and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
+    try:
+        loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
+    except Exception as error:  # transformers and safetensors raise half a dozen kinds for files that do not fit
+        reason = str(error).strip().split("\n")[0][:160]
+        raise UserError(
+            f"{folder} holds no weights that transformers loads ({reason}): give intact ones as safetensors"
+        ) from None
+    if texts and config.is_encoder_decoder and kind is AutoModel:
+        loaded = loaded.get_encoder()
+    return loaded.float().eval().requires_grad_(False)
+
+
+def folder_sha256(folder: Path) -> str:
+    """One digest of all that decides what a model of transformers answers: weights, settings, tokenizer."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")])
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
