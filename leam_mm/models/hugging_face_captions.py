@@ -40,7 +40,7 @@ class HuggingFaceCaptions(nn.Module):
         except Exception as error:  # as many kinds as there are tokenizers
             reason = str(error).strip().split("\n")[0][:160]
             raise UserError(
-                f"{folder} holds no usable tokenizer ({reason}): save the encoder's own beside it"
+                f"{folder} has no usable tokenizer ({reason}): save its own there"
             ) from None
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"the tokenizer in {folder} has no padding: set its pad_token, as its encoder was trained")
