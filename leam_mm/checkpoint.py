@@ -17,8 +17,9 @@ from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
-# While a module is rebuilt: its weights come from the checkpoint, files that training started from are not needed.
-REBUILDING: ContextVar[bool] = ContextVar("REBUILDING", default=False)
+# While a module is rebuilt: the evidence of its checkpoint. Its weights come from there too, and files that training
+# started from are not needed.
+REBUILDING: ContextVar[dict[str, Any] | None] = ContextVar("REBUILDING", default=None)
 Module = TypeVar("Module", bound=LightningModule)
 
 
@@ -128,7 +129,7 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     """
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
-    rebuilding = REBUILDING.set(True)
+    rebuilding = REBUILDING.set(checkpoint[EVIDENCE])
     try:
         module = build_module(checkpoint_config(checkpoint)["model"])
     except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
