@@ -37,7 +37,8 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batches(folder: Path, size: int = 8, rank: int = 0, world: int = 1, limit: int | None = None) -> PlannedBatches:
-    return PlannedBatches(SamplePlan([Source(folder)], seed=3, shuffle=True), Keys(3), size, rank, world, limit)
+    spans = [range(first, min(first + size, limit)) for first in range(0, limit, size)] if limit else None
+    return PlannedBatches(SamplePlan([Source(folder)], seed=3, shuffle=True), Keys(3), size, rank, world, spans)
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> bool:

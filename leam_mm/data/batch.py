@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,15 +26,21 @@ Sample = dict[str, Any]
 
 def read_record(members: dict[str, bytes], field: str) -> list[dict[str, Any]]:
     """The captions of a sample: the list under ``field`` of its json, which strangers may have written."""
+    return read_whole_record(members, field)[1]
+
+
+def read_whole_record(members: dict[str, bytes], field: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The json of a sample, and its captions."""
     try:
-        captions = json.loads(members["json"])[field]
+        record = json.loads(members["json"])
+        captions = record[field]
         if not captions or not all({"text", "language"} <= caption.keys() for caption in captions):
             raise ValueError("an entry has no text or no language" if captions else "the list is empty")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"its json has no usable {field} ({type(error).__name__}: {error}); run data_tools/check_shards.py"
         ) from None
-    return captions
+    return record, captions
 
 
 class Decoding:
@@ -66,7 +72,8 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         batch_size: Of all ranks together, per micro-batch.
         rank: Of this process.
         world_size: Number of ranks.
-        limit: Samples in all (validation: the last batch may be short); None goes on for ever.
+        spans: Numbers of the samples of each batch, over all ranks (validation: some may be short); None goes on for
+            ever, batch after batch.
         replace: Put others in the place of samples that cannot be read, and name these under ``broken``; else fail.
     """
 
@@ -77,22 +84,24 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         batch_size: int,
         rank: int,
         world_size: int,
-        limit: int | None = None,
+        spans: Sequence[range] | None = None,
         replace: bool = False,
     ) -> None:
         """See the class for the arguments."""
         if batch_size % world_size:
             raise UserError(f"data.batch_size {batch_size} is not divisible by {world_size} ranks: choose a multiple")
-        self.plan, self.decode, self.limit, self.replace = plan, decode, limit, replace
+        self.plan, self.decode, self.spans, self.replace = plan, decode, spans, replace
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Load batch ``number`` of this rank: a contiguous slice of the global batch."""
-        local = self.batch_size // self.world_size
-        first = number * self.batch_size + self.rank * local
-        last = first + local if self.limit is None else min(first + local, self.limit)
+        whole = (
+            range(number * self.batch_size, (number + 1) * self.batch_size) if not self.spans else self.spans[number]
+        )
+        local = len(whole) // self.world_size
         broken: list[str] = []
-        batch = self.decode.collate([self.sample(index, broken) for index in range(first, last)])
+        own = whole[self.rank * local : (self.rank + 1) * local]
+        batch = self.decode.collate([self.sample(index, broken) for index in own])
         return batch | {"broken": broken} if broken else batch
 
     def sample(self, index: int, broken: list[str] | None = None) -> Sample:

@@ -1,7 +1,8 @@
 """Captions to token ids, and the choice of one caption among many."""
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,74 @@ class Tokenizer:
         return torch.where(found.any(dim=1), found.int().argmax(dim=1), found.shape[1] - 1)
 
 
+@dataclass(frozen=True)
+class CaptionMixture:
+    """How often captions of each source and length are drawn, among those of the language that was drawn before.
+
+    First the source is drawn, then the length, each among those that are there; so where a caption of every kind is
+    there, the shares are products: of language, source and length. A caption with a chance of 0 is drawn only where a
+    sample has no other.
+
+    Args:
+        sources: Relative chance of each ``source`` of a caption (say original, synthetic); 1 where not named.
+        short: Relative chance of short captions.
+        long: Relative chance of long captions.
+        long_from: Words from which on a caption is long.
+    """
+
+    sources: dict[str, float] = field(default_factory=dict)
+    short: float = 1.0
+    long: float = 1.0
+    long_from: int = 16
+
+    def __post_init__(self) -> None:
+        """Check what a recipe may have mistaken."""
+        chances = {**self.sources, "short": self.short, "long": self.long}
+        wrong = {name: chance for name, chance in chances.items() if not 0 <= chance < float("inf")}
+        if wrong or not self.short + self.long or self.long_from < 1:
+            raise UserError(
+                f"caption_mixture has {wrong or self}: chances are numbers from 0 on, not all of them 0, and long_from "
+                "is at least 1"
+            )
+
+    def source(self, caption: Mapping[str, object]) -> str:
+        """Where a caption comes from."""
+        if "source" not in caption and self.sources:
+            raise UserError(
+                f"caption_mixture weighs sources, and the caption {str(caption['text'])[:40]!r} has none: drop "
+                "caption_mixture.sources, or encode the latents again if that is what these are"
+            )
+        return str(caption.get("source", ""))
+
+    def length(self, caption: Mapping[str, object]) -> str:
+        """Its class of length."""
+        return "long" if len(str(caption["text"]).split()) >= self.long_from else "short"
+
+    def chance(self, kind: str, name: str) -> float:
+        """Relative chance of a source or of a length."""
+        return self.sources.get(name, 1.0) if kind == "source" else self.long if name == "long" else self.short
+
+    def wanted(self, captions: Sequence[Mapping[str, object]]) -> Sequence[Mapping[str, object]]:
+        """Those with a chance, or all where none has."""
+        chances = [
+            self.chance("source", self.source(one)) * self.chance("length", self.length(one)) for one in captions
+        ]
+        return [one for one, chance in zip(captions, chances, strict=True) if chance] or captions
+
+    def draw(
+        self, captions: Sequence[Mapping[str, object]], generator: np.random.Generator
+    ) -> Sequence[Mapping[str, object]]:
+        """Draw a source, then a length: those captions that have both."""
+        captions = _draw_kind(captions, self.source, lambda name: self.chance("source", name), generator)
+        return _draw_kind(captions, self.length, lambda name: self.chance("length", name), generator)
+
+
 def choose_caption(
     captions: Sequence[Mapping[str, object]],
     generator: np.random.Generator,
     languages: Sequence[str] | None = None,
     language_weights: Mapping[str, float] | None = None,
+    mixture: CaptionMixture | None = None,
 ) -> Mapping[str, object]:
     """Draw a language among those present, then one of its captions.
 
@@ -89,18 +153,34 @@ def choose_caption(
         generator: Of this sample (see sample_order.sample_generator).
         languages: Only these, where the sample has any of them.
         language_weights: Relative chance of each language; 1 where a language is not named.
+        mixture: Of sources and lengths inside the language; None draws its captions evenly.
     """
-    allowed = [caption for caption in captions if languages is None or caption["language"] in languages]
+    allowed = [caption for caption in captions if languages is None or caption["language"] in languages] or captions
+    weights = language_weights or {}
+    if mixture is not None:
+        allowed = mixture.wanted(allowed)
+    chosen = _draw_kind(allowed, lambda one: str(one["language"]), lambda name: weights.get(name, 1.0), generator)
+    if mixture is not None:
+        chosen = mixture.draw(chosen, generator)
+    return chosen[int(generator.integers(len(chosen)))]
+
+
+def _draw_kind(
+    captions: Sequence[Mapping[str, object]],
+    kind: Callable[[Mapping[str, object]], str],
+    chance: Callable[[str], float],
+    generator: np.random.Generator,
+) -> Sequence[Mapping[str, object]]:
+    """Draw one of the kinds that are present by its relative chance: the captions of that kind."""
     present: dict[str, list[Mapping[str, object]]] = {}
-    for caption in allowed or captions:
-        present.setdefault(str(caption["language"]), []).append(caption)
+    for caption in captions:
+        present.setdefault(kind(caption), []).append(caption)
     names = sorted(present)
-    weights = [1.0 if language_weights is None else language_weights.get(name, 1.0) for name in names]
+    weights = [chance(name) for name in names]
     if not any(weights):  # the recipe wants none of them, but the sample has no other
         weights = [1.0] * len(names)
     edges = list(accumulate(weights))  # plain floats: numpy takes ten times as long for so few
-    chosen = present[names[min(bisect_right(edges, generator.random() * edges[-1]), len(names) - 1)]]
-    return chosen[int(generator.integers(len(chosen)))]
+    return present[names[min(bisect_right(edges, generator.random() * edges[-1]), len(names) - 1)]]
 
 
 def cut_padding(text: Tensor, length: Tensor) -> Tensor:

@@ -67,32 +67,59 @@ class LanguageBalance:
             for source, count in zip(sources, samples, strict=True)
         ]
 
-    def caption_weights(self, plan: SamplePlan, sources: Sequence[Source]) -> dict[str, float]:
+    def apply(
+        self, plan: SamplePlan, sources: Sequence[Source], language_weights: Mapping[str, float] | None, field: str
+    ) -> dict[str, float]:
+        """Weigh the sources of a plan.
+
+        Args:
+            plan: Opened over the sources.
+            sources: As the recipe names them.
+            language_weights: What the recipe says about languages beside this; 1 where not named.
+            field: Of the records, that holds the captions.
+
+        Returns:
+            Relative chance of each language among the captions of one sample, all told.
+        """
+        plan.weigh(self.source_weights(sources, plan.source_samples))
+        balanced, given = self.caption_weights(plan, sources, field), language_weights or {}
+        return {name: given.get(name, 1.0) * balanced.get(name, 1.0) for name in given.keys() | balanced.keys()}
+
+    def caption_weights(self, plan: SamplePlan, sources: Sequence[Source], field: str = "captions") -> dict[str, float]:
         """Relative chance of each language among the captions of one sample.
 
         Args:
             plan: Opened over the sources.
             sources: Those without a language of their own are counted, unless ``counts`` is given.
+            field: Of the records, that holds the captions.
         """
         if self.counts is not None or self.temperature == float("inf"):
             return self.weights(self.counts or {})
         found: Counter[str] = Counter()
-        for source, reader in zip(sources, plan.readers, strict=True):
-            if source.language is None:
-                found.update(count_languages(reader))
+        for source, readers in zip(sources, plan.source_readers, strict=True):
+            for reader in readers if source.language is None else []:
+                found.update(count_languages(reader, field, len(readers)))
         return self.weights(found)
 
 
-def count_languages(reader: SampleReader) -> Counter[str]:
-    """Captions by language, of all samples of a source or of some that are spread evenly over some of its shards."""
+def count_languages(reader: SampleReader, field: str = "captions", parts: int = 1) -> Counter[str]:
+    """Captions by language, of all samples of a folder or of some that are spread evenly over some of its shards.
+
+    Args:
+        reader: Of the folder.
+        field: Of the records, that holds the captions.
+        parts: How many such folders the source has: less is looked at in each.
+    """
     shards = reader.folder.shards
-    chosen = np.unique(np.linspace(0, len(shards) - 1, min(len(shards), COUNTED_SHARDS)).round().astype(int))
-    each, looked, unreadable = COUNTED_SAMPLES // len(chosen), 0, 0
+    chosen = np.unique(
+        np.linspace(0, len(shards) - 1, min(len(shards), max(1, COUNTED_SHARDS // parts))).round().astype(int)
+    )
+    each, looked, unreadable = max(1, COUNTED_SAMPLES // (len(chosen) * parts)), 0, 0
     counts: Counter[str] = Counter()
     for shard in chosen.tolist():
         for row in np.unique(np.linspace(0, shards[shard].samples - 1, min(shards[shard].samples, each)).round()):
             try:
-                captions = read_record(reader.read(shard, int(row))[1], "captions")
+                captions = read_record(reader.read(shard, int(row))[1], field)
             except UserError:  # what that means for the training is decided where the sample is drawn
                 unreadable += 1
                 continue

@@ -164,14 +164,8 @@ class PairsModule(PlannedModule):
     def setup(self, stage: str) -> None:
         """Open the shard folders, and weigh their languages."""
         super().setup(stage)
-        if self.language_balance is None:
-            return
-        plan = self.train_plan
-        assert plan is not None and isinstance(self.decode, PairDecoding)
-        samples = [reader.folder.samples for reader in plan.readers]
-        plan.weigh(self.language_balance.source_weights(self.train_sources, samples))
-        balanced = self.language_balance.caption_weights(plan, self.train_sources)
-        self.decode.language_weights = {
-            name: self.language_weights.get(name, 1.0) * balanced.get(name, 1.0)
-            for name in self.language_weights.keys() | balanced.keys()
-        }
+        if self.language_balance is not None:
+            assert self.train_plan is not None and isinstance(self.decode, PairDecoding)
+            self.decode.language_weights = self.language_balance.apply(
+                self.train_plan, self.train_sources, self.language_weights, "captions"
+            )

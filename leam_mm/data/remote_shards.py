@@ -160,30 +160,7 @@ class RemoteFolder(ShardFolder):
             partial.unlink(missing_ok=True)
 
     def _download(self, name: str, target: Path) -> None:
-        """One file of the folder, tried several times where the storage does not answer."""
-        url = f"{self.url}/{name}"
-        for attempt in range(ATTEMPTS):
-            try:
-                filesystem, path = fsspec.core.url_to_fs(url, **_patience(url))
-                filesystem.get_file(path, str(target))
-                return
-            except FileNotFoundError:
-                raise UserError(f"{url} is missing: upload the whole folder, {MANIFEST} and index files too") from None
-            except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that none knows
-                raise Unreachable(f"{url} cannot be read here: {error}") from None
-            except Exception as error:  # each driver has its own kinds
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise Unreachable(
-                        f"the disk of {self.path} is full: set data.init_args.cache.max_bytes, or give another folder"
-                    ) from None
-                reason = f"{type(error).__name__}: {error}"
-            if attempt + 1 < ATTEMPTS:
-                log.warning("%s does not answer (%s); attempt %d of %d", url, reason, attempt + 1, ATTEMPTS)
-                time.sleep(PAUSE * 2**attempt)
-        raise Unreachable(
-            f"{url} cannot be fetched ({reason}): check network and credentials, then start again; without a network, "
-            "copy the folder to this machine and name it by its path"
-        )
+        _download(f"{self.url}/{name}", target, self.path)
 
     def _make_room(self, coming: Path) -> None:
         """Register a coming tar, and remove the tars that were used longest ago until all fit the limit."""
@@ -205,6 +182,48 @@ class RemoteFolder(ShardFolder):
                     taken -= size
         if taken > self.cache.max_bytes:
             log.warning("%s holds %d bytes, above max_bytes %d: all are in use", self.path, taken, self.cache.max_bytes)
+
+
+def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) -> str | None:
+    """Text of a small file of a folder, wherever that is; None where it has none of this name."""
+    if "://" not in str(path):
+        return (Path(path) / name).read_text(encoding="utf-8") if (Path(path) / name).is_file() else None
+    if cache is None:  # which is open_folder's to say
+        return None
+    with tempfile.TemporaryDirectory(dir=cache.folder, prefix="beside-") as scratch:
+        try:
+            _download(f"{str(path).rstrip('/')}/{name}", Path(scratch) / name, cache.folder)
+        except Unreachable:
+            raise
+        except UserError:
+            return None
+        return (Path(scratch) / name).read_text(encoding="utf-8")
+
+
+def _download(url: str, target: Path, folder: Path) -> None:
+    """One file, tried several times where the storage does not answer; ``folder`` is that of the cache."""
+    for attempt in range(ATTEMPTS):
+        try:
+            filesystem, path = fsspec.core.url_to_fs(url, **_patience(url))
+            filesystem.get_file(path, str(target))
+            return
+        except FileNotFoundError:
+            raise UserError(f"{url} is missing: upload the whole folder, {MANIFEST} and index files too") from None
+        except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that none knows
+            raise Unreachable(f"{url} cannot be read here: {error}") from None
+        except Exception as error:  # each driver has its own kinds
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise Unreachable(
+                    f"the disk of {folder} is full: set data.init_args.cache.max_bytes, or give another folder"
+                ) from None
+            reason = f"{type(error).__name__}: {error}"
+        if attempt + 1 < ATTEMPTS:
+            log.warning("%s does not answer (%s); attempt %d of %d", url, reason, attempt + 1, ATTEMPTS)
+            time.sleep(PAUSE * 2**attempt)
+    raise Unreachable(
+        f"{url} cannot be fetched ({reason}): check network and credentials, then start again; without a network, "
+        "copy the folder to this machine and name it by its path"
+    )
 
 
 def _patience(url: str) -> dict[str, Any]:

@@ -4,17 +4,21 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from leam_mm.data.remote_shards import RemoteFolder, ShardCache, open_folder
+from leam_mm.data.aspect_buckets import BUCKETS, Shape
+from leam_mm.data.bucket_order import BucketAfterBucket, RunOrder, ShareOrder, read_buckets
+from leam_mm.data.remote_shards import RemoteFolder, ShardCache, Unreachable, open_folder
 from leam_mm.data.sample_order import MixtureOrder, SampleOrder
 from leam_mm.data.shard_index import parse_sample
 from leam_mm.errors import UserError
 
 OPEN_SHARDS = 16  # two blocks of SampleOrder: a mixture looks back and forth over the border between them
+MIXED = 1024  # samples of one shape in a block of the mixture of several folders
 
 
 @dataclass(frozen=True)
@@ -109,24 +113,39 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
 class SamplePlan:
     """The n-th sample of a mixture of shard folders.
 
+    Folders of buckets keep their shapes apart: samples of one shape, of whichever folders, follow each other in runs.
+
     Args:
-        sources: The folders and their weights.
+        sources: The folders and their weights; all have buckets, or none has.
         seed: Names the order.
-        shuffle: False walks each folder in manifest order.
+        shuffle: False walks each folder in manifest order, and one bucket after the other.
         cache: Where the shards behind URLs are kept.
+        bucket_batch: Samples of one shape that follow each other; needed to shuffle buckets.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, shuffle: bool, cache: ShardCache | None = None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        seed: int,
+        shuffle: bool,
+        cache: ShardCache | None = None,
+        bucket_batch: int | None = None,
+    ) -> None:
         """See the class for the arguments."""
         if not sources:
             raise UserError("data.train is empty: name at least one shard folder")
-        self.readers = [SampleReader(source.path, cache) for source in sources]
+        opened = [_open_source(source, cache) for source in sources]
+        self.readers = [reader for source in opened for reader in source.values()]
+        self.source_readers = [list(source.values()) for source in opened]
+        self.shapes = _shapes(sources, opened)
         self.orders = [
             SampleOrder([entry.samples for entry in reader.folder.shards], seed + number, shuffle=shuffle)
             for number, reader in enumerate(self.readers)
         ]
-        self.seed = seed
-        self.mixture: MixtureOrder | None = None
+        self.seed, self.shuffle, self.bucket_batch = seed, shuffle, bucket_batch
+        places = [(number, shape) for number, source in enumerate(opened) for shape in source]
+        self._groups = [[n for n, (_, of) in enumerate(places) if of == shape] for shape in self.shapes or [None]]
+        self._source = [number for number, _ in places]
         self.weigh([source.weight for source in sources])
         self.samples = sum(order.samples for order in self.orders)
         counts = [np.array([entry.samples for entry in reader.folder.shards]) for reader in self.readers]
@@ -134,13 +153,45 @@ class SamplePlan:
         self._rows = [start + np.cumsum(count) - count for start, count in zip(first[:-1], counts, strict=True)]
         _check_cache([reader.folder for reader in self.readers if isinstance(reader.folder, RemoteFolder)])
 
+    @property
+    def source_samples(self) -> list[int]:
+        """How many samples each source holds."""
+        return [sum(reader.folder.samples for reader in readers) for readers in self.source_readers]
+
+    @property
+    def shape_samples(self) -> dict[Shape, int]:
+        """How many samples each shape has."""
+        counts = [sum(self.orders[reader].samples for reader in group) for group in self._groups]
+        return dict(zip(self.shapes, counts, strict=True)) if self.shapes else {}
+
     def weigh(self, weights: Sequence[float]) -> None:
         """Set the shares of the sources."""
-        self.mixture = MixtureOrder(weights, self.seed) if len(self.readers) > 1 else None
+        self.buckets: RunOrder | BucketAfterBucket | None = None
+        if not self.shapes:
+            self.mixtures = [MixtureOrder(weights, self.seed) if len(self.readers) > 1 else None]
+            return
+        if not all(np.isfinite(weight) and weight > 0 for weight in weights):
+            raise UserError(f"mixture weights {list(weights)} must all be positive numbers")
+        samples, own = self.source_samples, [order.samples for order in self.orders]
+        shares = [Fraction(weights[s]) * Fraction(n, samples[s]) for s, n in zip(self._source, own, strict=True)]
+        self.mixtures = [
+            ShareOrder([shares[reader] for reader in group], self.seed + number + 1, MIXED) if len(group) > 1 else None
+            for number, group in enumerate(self._groups)
+        ]
+        if not self.shuffle:
+            self.buckets = BucketAfterBucket(list(self.shape_samples.values()))
+        elif self.bucket_batch is None:
+            raise UserError("a folder of buckets is shuffled in runs of one shape: say how long they are")
+        else:
+            of_shape = [sum((shares[reader] for reader in group), Fraction(0)) for group in self._groups]
+            self.buckets = RunOrder(of_shape, self.seed, self.bucket_batch)
 
     def _place(self, index: int) -> tuple[int, int]:
-        """Source of the sample that is seen ``index``-th, and how many of that source are seen before it."""
-        return self.mixture.locate(index) if self.mixture else (0, index)
+        """Reader of the sample that is seen ``index``-th, and how many of its folder are seen before it."""
+        group, place = self.buckets.locate(index) if self.buckets is not None else (0, index)
+        mixture = self.mixtures[group]
+        member, own = mixture.locate(place) if mixture is not None else (0, place)
+        return self._groups[group][member], own
 
     def locate(self, index: int) -> tuple[int, int, int]:
         """Folder, shard and row of the sample that is seen ``index``-th."""
@@ -152,7 +203,7 @@ class SamplePlan:
 
         Args:
             index: Number of the sample.
-            attempt: None reads the sample itself; 0, 1, ... read its substitutes, which come from the same source.
+            attempt: None reads the sample itself; 0, 1, ... read its substitutes, which come from the same folder.
         """
         source, place = self._place(index)
         reader, order = self.readers[source], self.orders[source]
@@ -165,6 +216,34 @@ class SamplePlan:
     def roots(self) -> dict[str, str]:
         """Merkle root of each folder: the name of the data that a checkpoint was trained on."""
         return {reader.folder.name: reader.folder.merkle_root for reader in self.readers}
+
+
+def _open_source(source: Source, cache: ShardCache | None) -> dict[Shape | None, SampleReader]:
+    """The shard folders of a source by their shape: one without a shape, or those of its buckets."""
+    try:
+        return {None: SampleReader(source.path, cache)}
+    except UserError as error:
+        buckets = None if isinstance(error, Unreachable) else read_buckets(source.path, cache)
+        if buckets is None:
+            raise
+    readers: dict[Shape | None, SampleReader] = {}
+    for bucket in buckets:
+        readers[bucket.shape] = SampleReader(bucket.path, cache)
+        if readers[bucket.shape].folder.samples != bucket.samples:
+            raise UserError(
+                f"{bucket.path} holds {readers[bucket.shape].folder.samples} samples, {source.path}/{BUCKETS} says "
+                f"{bucket.samples}: copy or encode the whole folder again"
+            )
+    return readers
+
+
+def _shapes(sources: Sequence[Source], opened: Sequence[dict[Shape | None, SampleReader]]) -> list[Shape]:
+    """All shapes of the buckets, ascending; none where no source has buckets."""
+    shapes = {shape for source in opened for shape in source}
+    plain = [str(source.path) for source, folders in zip(sources, opened, strict=True) if None in folders]
+    if plain and shapes != {None}:
+        raise UserError(f"data.train mixes folders of buckets with {plain}, which have none: encode all with --buckets")
+    return sorted(shape for shape in shapes if shape is not None)
 
 
 def _check_cache(folders: list[RemoteFolder]) -> None:
