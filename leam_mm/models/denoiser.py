@@ -3,6 +3,7 @@
 All take (latent, time, caption_state, caption_mask); their weights keep diffusers' names.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,6 +68,14 @@ class Denoiser(nn.Module, ABC):
         self.in_channels = in_channels
         self.context_dim = context_dim
         self.patch_size = patch_size
+
+    def plain_model(self) -> nn.Module:
+        """A copy of diffusers' model as it is released: plain layers, without additions of ours."""
+        return copy.deepcopy(self.model)
+
+    def origin(self) -> dict[str, Any]:
+        """The trained weights that this network started from, and their digest; empty where there were none."""
+        return {}
 
     @abstractmethod
     def forward(
