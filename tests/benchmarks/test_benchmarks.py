@@ -18,6 +18,8 @@ BENCHMARKS = (
     "contrastive_memory",
     "time_to_accuracy",
     "resume",
+    "language_balance",
+    "codec_gradients",
 )
 
 
