@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.diffusion.editing import Edit, draw_from
 from leam_mm.diffusion.guidance import guide
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.samplers import sample_euler, sample_heun
@@ -188,6 +189,7 @@ class LatentDiffusionModule(LightningModule):
         method: Literal["euler", "heun"] = "euler",
         first_index: int = 0,
         batch_size: int = 64,
+        edit: Edit | None = None,
     ) -> Tensor:
         """Draw one picture for each prompt with the averaged weights.
 
@@ -199,18 +201,27 @@ class LatentDiffusionModule(LightningModule):
             method: `euler` is what the released pipeline runs; `heun` calls the network twice a step.
             first_index: Number of the first prompt.
             batch_size: Prompts at a time; changes the memory, not the pictures.
+            edit: Pictures to start from (image-to-image), with a mask where they are kept (inpainting).
 
         Returns:
             (B, 3, H, W) float in [0, 1].
         """
-        pictures = [
-            self._sample_batch(prompts[start : start + batch_size], seed, steps, guidance, method, first_index + start)
-            for start in range(0, len(prompts), batch_size)
-        ]
+        pictures = []
+        for start in range(0, len(prompts), batch_size):
+            part = prompts[start : start + batch_size]
+            rows = edit.rows(start, len(part), self.latent_size * self.codec.downscale) if edit is not None else None
+            pictures.append(self._sample_batch(part, seed, steps, guidance, method, first_index + start, rows))
         return torch.cat(pictures)
 
     def _sample_batch(
-        self, prompts: list[str], seed: int, steps: int, guidance: float, method: str, first_index: int
+        self,
+        prompts: list[str],
+        seed: int,
+        steps: int,
+        guidance: float,
+        method: str,
+        first_index: int,
+        edit: Edit | None,
     ) -> Tensor:
         numbers = torch.arange(first_index, first_index + len(prompts))
         shape = (self.denoiser.in_channels, self.latent_size, self.latent_size)
@@ -219,11 +230,19 @@ class LatentDiffusionModule(LightningModule):
         denoise = guide(network, self.caption_encoder.encode(prompts), self.empty_caption(), guidance)
         training = network.training
         network.eval()
-        latent = (sample_heun if method == "heun" else sample_euler)(
-            lambda x, time: self.process.to_velocity(x, denoise(x, time), time), noise, self.process.times(steps)
-        )
+
+        def draw(x: Tensor, times: Tensor) -> Tensor:
+            return (sample_heun if method == "heun" else sample_euler)(
+                lambda x, time: self.process.to_velocity(x, denoise(x, time), time), x, times
+            )
+
+        times = self.process.times(steps)
+        if edit is None:
+            picture = self.codec.decode(draw(noise, times))
+        else:
+            picture = draw_from(edit, self.codec, self.process, draw, noise, times)
         network.train(training)
-        return (self.codec.decode(latent).float() / 2 + 0.5).clamp(0, 1)
+        return (picture.float() / 2 + 0.5).clamp(0, 1)
 
     def empty_caption(self) -> Caption:
         """State (1, L, D) and mask (1, L) of "", the released pipeline's negative prompt."""
