@@ -289,12 +289,22 @@ class LatentDiffusionModule(LightningModule):
         return self.frozen.record()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the frozen parts beside the rest of the evidence."""
-        checkpoint.setdefault(EVIDENCE, {})["frozen"] = self.frozen_record()
+        """Record the frozen parts, and what the training started from, beside the rest of the evidence."""
+        evidence = checkpoint.setdefault(EVIDENCE, {})
+        evidence["frozen"] = self.frozen_record()
+        if self.denoiser.origin():
+            evidence["pretrained"] = self.denoiser.origin()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with other frozen parts than before."""
-        self.frozen.compare(checkpoint.get(EVIDENCE, {}).get("frozen", {}))
+        evidence = checkpoint.get(EVIDENCE, {})
+        self.frozen.compare(evidence.get("frozen", {}))
+        before, now = (where.get("sha256") for where in (evidence.get("pretrained", {}), self.denoiser.origin()))
+        if before != now:
+            raise UserError(
+                f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
+                f"({str(now)[:12]}): name the old ones, or start a new run folder"
+            )
 
 
 def _fit(part: Tensor, length: int) -> Tensor:
