@@ -83,6 +83,7 @@ class LatentDiffusionModule(LightningModule):
         self.techniques = nn.ModuleList(techniques or [])
         for technique in techniques or []:
             technique.attach(denoiser, seed)
+            self.frozen.further.append(technique.frozen_record)
 
     def ema_denoiser(self) -> Denoiser:
         """The averaged network where an average is kept, else the trained one."""
@@ -111,6 +112,8 @@ class LatentDiffusionModule(LightningModule):
         if self.device_mesh is not None:
             for denoiser in (self.denoiser, self.ema_denoiser()):
                 shard_blocks(denoiser, self.device_mesh)
+            for technique in self.techniques:
+                technique.shard(self.device_mesh)  # type: ignore[operator]
 
     def on_fit_start(self) -> None:
         """Choose the attention kernel, now that the device is known."""
@@ -131,7 +134,7 @@ class LatentDiffusionModule(LightningModule):
         state, mask = self._drop_captions(caption, index)
         noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
         time = self.process.time(sample_uniform(self.seed, index, "time").to(latent))
-        step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time))
+        step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time), self.process)
         techniques: list[Any] = list(self.techniques)
         for technique in techniques:
             technique.begin(step)
@@ -171,7 +174,7 @@ class LatentDiffusionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer with its schedule."""
-        trained = nn.ModuleList([self.denoiser, self.techniques]) if len(self.techniques) else self.denoiser
+        trained = nn.ModuleList([self.denoiser, *self.techniques]) if len(self.techniques) else self.denoiser
         optimizer = build_optimizer(self.optimizer, trained)
         if self.schedule == "cosine":
             rate = warmup_cosine(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))

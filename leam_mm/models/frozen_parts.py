@@ -5,6 +5,7 @@ other files in their place are refused.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class FrozenParts:
         self.paths = {"clip": clip, "codec": codec}
         self.latents = latents
         self.opened: dict[str, Any] = {}
+        self.further: list[Callable[[], dict[str, Any]]] = []  # what else has entries in the record
         self.recorded: dict[str, Any] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -41,6 +43,8 @@ class FrozenParts:
             self.recorded = {name: {"path": str(file), "sha256": file_sha256(file)} for name, file in files.items()}
             if self.latents is not None:
                 self.recorded["latents"] = _read_statistics(Path(self.latents))
+            for entries in self.further:
+                self.recorded |= entries()
         return self.recorded
 
     def compare(self, before: dict[str, Any]) -> None:

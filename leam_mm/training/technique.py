@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.errors import UserError
 from leam_mm.models.denoiser import BlockStep, Denoiser
 
 
@@ -28,7 +31,8 @@ class TrainingStep:
         noise: (B, C, h, w).
         time: (B,) in [0, 1], 0 data, 1 noise.
         target: (B, C, h, w), what the network should predict.
-        prediction: (B, C, h, w), what it predicts.
+        process: Of the training.
+        prediction: (B, C, h, w), what the network predicts.
     """
 
     batch: dict[str, Any]
@@ -37,6 +41,7 @@ class TrainingStep:
     noise: Tensor
     time: Tensor
     target: Tensor
+    process: DiffusionProcess
     prediction: Tensor | None = field(default=None)
 
 
@@ -54,6 +59,22 @@ class Technique(nn.Module):
             denoiser: The network that is trained; it must not be kept as a submodule.
             seed: Of the training; random numbers come from (seed, sample's number) by data/sample_order.py.
         """
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Spread the technique's own weights over the ranks where the strategy asks for it; see training/sharding.py.
+
+        Args:
+            mesh: Of the strategy.
+        """
+        if next(self.parameters(), None) is not None:
+            raise UserError(
+                f"{type(self).__name__} has weights of its own and does not say how they are sharded: give it a method "
+                "shard, or leave overlay_fsdp2.yaml out"
+            )
+
+    def frozen_record(self) -> dict[str, dict[str, str]]:
+        """Name, path and sha256 of each file besides the module's own that the training depends on."""
+        return {}
 
     def begin(self, step: TrainingStep) -> None:
         """Get ready for a step, before the network runs."""
