@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
+from leam_mm.data.captions import CaptionMixture, Tokenizer, choose_caption, cut_padding
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
 
@@ -127,3 +127,65 @@ def test_padding_is_cut_to_the_longest() -> None:
 def test_zero_weight_of_all_present_languages_still_gives_a_caption() -> None:
     weights = {"de": 0.0, "en": 0.0, "ga": 0.0}
     assert choose_caption(CAPTIONS, np.random.default_rng(0), language_weights=weights) in CAPTIONS
+
+
+KINDS = [
+    {"text": "ein Hund", "language": "de", "source": "original"},
+    {"text": "a dog", "language": "en", "source": "original"},
+    {"text": "a brown dog sits in the grass", "language": "en", "source": "synthetic"},
+    {"text": "a dog in grass", "language": "en", "source": "synthetic"},
+    {"text": "the grass is green", "language": "en", "source": "synthetic"},
+    {"text": "dog jpg", "language": "en", "source": "filename"},
+]
+
+
+def test_sources_and_lengths_in_closed_form() -> None:
+    mixture = CaptionMixture({"original": 3.0, "synthetic": 1.0, "filename": 0.0}, short=1.0, long=2.0, long_from=5)
+    weights = {"de": 1.0, "en": 4.0}
+    chances = {  # language, then source, then length, then one of those that are left
+        "ein Hund": 1 / 5,
+        "a dog": 4 / 5 * 3 / 4,
+        "a brown dog sits in the grass": 4 / 5 * 1 / 4 * 2 / 3,
+        "a dog in grass": 4 / 5 * 1 / 4 * 1 / 3 / 2,
+        "the grass is green": 4 / 5 * 1 / 4 * 1 / 3 / 2,
+    }
+    assert sum(chances.values()) == pytest.approx(1)
+    draws = 6000
+    found = Counter(
+        str(choose_caption(KINDS, sample_generator(2, n, "caption"), None, weights, mixture)["text"])
+        for n in range(draws)
+    )
+    assert found.keys() == chances.keys()
+    for text, chance in chances.items():
+        assert abs(found[text] / draws - chance) < 4 * (chance * (1 - chance) / draws) ** 0.5, text
+
+
+def test_a_mixture_of_equal_chances_keeps_the_languages() -> None:
+    generators = [(sample_generator(0, n, "caption"), sample_generator(0, n, "caption")) for n in range(200)]
+    for one, other in generators:  # the language is drawn first, from the same number
+        mixed = choose_caption(KINDS, other, mixture=CaptionMixture({"original": 9.0}))
+        assert choose_caption(KINDS, one)["language"] == mixed["language"]
+
+
+def test_what_has_no_chance_is_drawn_where_there_is_nothing_else() -> None:
+    none = CaptionMixture({"original": 0.0, "synthetic": 0.0, "filename": 0.0})
+    assert {str(choose_caption(KINDS, np.random.default_rng(n), mixture=none)["text"]) for n in range(200)} == {
+        str(caption["text"]) for caption in KINDS
+    }
+    synthetic = CaptionMixture({"original": 0.0, "filename": 0.0}, long=0.0, long_from=5)
+    found = {str(choose_caption(KINDS, np.random.default_rng(n), mixture=synthetic)["text"]) for n in range(200)}
+    assert found == {"a dog in grass", "the grass is green"}  # and so German, which has neither, is never drawn
+
+
+def test_captions_without_a_source_are_told() -> None:
+    with pytest.raises(UserError, match=r"the caption 'ein Hund' has none: drop caption_mixture\.sources, or encode"):
+        choose_caption(CAPTIONS, np.random.default_rng(0), mixture=CaptionMixture({"original": 2.0}))
+    assert choose_caption(CAPTIONS, np.random.default_rng(0), mixture=CaptionMixture(short=2.0)) in CAPTIONS
+
+
+@pytest.mark.parametrize(
+    "settings", [{"sources": {"a": -1.0}}, {"short": 0.0, "long": 0.0}, {"long": float("nan")}, {"long_from": 0}]
+)
+def test_impossible_mixture_is_refused(settings: dict) -> None:
+    with pytest.raises(UserError, match="caption_mixture has"):
+        CaptionMixture(**settings)

@@ -1,0 +1,67 @@
+"""What a picture was before it became a training sample, told to the denoiser (2307.01952, section 2.2).
+
+A small picture that was enlarged is blurred, and a crop shows half a thing. A network that is told so learns both apart
+from the rest, and draws whole, sharp pictures when it is told of a large one that lost nothing. The six numbers of a
+PictureSize become Fourier features, and those a vector that is added to the embedding of the time.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NUMBERS = 6  # original height and width, crop top and left, target height and width
+MAX_PERIOD = 10_000.0  # as of the time's embedding; pixels have about the same range
+
+
+class SizeConditioning(nn.Module):
+    """Sizes and crop to a vector that is zero before any training, so that a denoiser may get it late.
+
+    Args:
+        width: E, channels of the vector: those of the time's embedding.
+        frequencies: F, of the Fourier features of each number.
+    """
+
+    def __init__(self, width: int, frequencies: int = 32) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.frequencies = frequencies
+        self.hidden = nn.Linear(2 * frequencies * NUMBERS, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, size: Tensor) -> Tensor:
+        """Embed.
+
+        Args:
+            size: (B, 6), the numbers of a PictureSize in pixels.
+
+        Returns:
+            (B, E).
+        """
+        features = fourier_features(size, self.frequencies).flatten(1)  # (B, 6 * 2F)
+        return self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
+
+    @torch.no_grad()
+    def fold_into(self, layer: nn.Linear, size: Tensor) -> None:
+        """Add the vector of one size to a layer's bias: what that layer gives then needs no conditioning any more.
+
+        Args:
+            layer: The last linear layer of the time's embedding.
+            size: (6,), of all pictures that will be drawn.
+        """
+        layer.bias += self(size[None])[0].to(layer.bias)
+
+
+def fourier_features(values: Tensor, frequencies: int) -> Tensor:
+    """Cosines and sines at geometrically falling frequencies from 1 on: (...) -> (..., 2F) float32."""
+    falling = torch.exp(-math.log(MAX_PERIOD) / frequencies * torch.arange(frequencies, device=values.device))
+    angles = values[..., None].float() * falling
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def whole_picture(height: int, width: int) -> Tensor:
+    """The numbers (6,) of a picture of this size in pixels of which nothing was cut off: what samples are told."""
+    return torch.tensor([height, width, 0, 0, height, width])

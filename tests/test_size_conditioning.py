@@ -1,0 +1,61 @@
+"""Fourier features in closed form, no change at the start, and a vector that folds into a bias."""
+
+import math
+
+import torch
+from torch import nn
+
+from leam_mm.models.size_conditioning import SizeConditioning, fourier_features, whole_picture
+
+
+def trained(width: int = 16) -> SizeConditioning:
+    """One whose last layer is no longer zero."""
+    torch.manual_seed(0)
+    made = SizeConditioning(width, frequencies=8)
+    nn.init.normal_(made.out.weight)
+    nn.init.normal_(made.out.bias)
+    return made
+
+
+def test_features_are_cosines_and_sines_of_falling_frequencies() -> None:
+    values = torch.tensor([[0, 17], [640, 1024]])
+    found = fourier_features(values, 4)
+    assert found.shape == (2, 2, 8)
+    for row in range(2):
+        for column in range(2):
+            angles = [int(values[row, column]) * 10_000 ** (-number / 4) for number in range(4)]
+            expected = [math.cos(angle) for angle in angles] + [math.sin(angle) for angle in angles]
+            assert torch.allclose(found[row, column], torch.tensor(expected), atol=1e-4)
+
+
+def test_sizes_of_a_pixel_more_have_other_features() -> None:
+    sizes = torch.arange(1, 4097)
+    features = fourier_features(sizes, 32)
+    nearest = (features[1:] - features[:-1]).norm(dim=-1)
+    assert float(nearest.min()) > 0.1
+
+
+def test_nothing_changes_before_training_and_the_last_layer_learns() -> None:
+    made = SizeConditioning(16)
+    size = torch.tensor([[480, 640, 0, 12, 512, 512], [64, 64, 3, 0, 512, 256]])
+    given = made(size)
+    assert given.shape == (2, 16) and torch.all(given == 0)
+    (given * torch.arange(16)).sum().backward()
+    assert made.out.weight.grad is not None and float(made.out.weight.grad.abs().max()) > 0
+
+
+def test_each_number_counts() -> None:
+    made, size = trained(), torch.tensor([[480, 640, 5, 12, 512, 384]])
+    for place in range(6):
+        other = size.clone()
+        other[0, place] += 1
+        assert not torch.allclose(made(size), made(other), atol=1e-4)
+
+
+def test_the_vector_of_one_size_folds_into_a_bias() -> None:
+    made, layer, values = trained().double(), nn.Linear(16, 16).double(), torch.randn(5, 16, dtype=torch.float64)
+    size = whole_picture(512, 768)
+    assert size.tolist() == [512, 768, 0, 0, 512, 768]
+    expected = layer(values) + made(size.expand(5, 6))
+    made.fold_into(layer, size)
+    assert torch.allclose(layer(values), expected, rtol=0, atol=1e-14)
