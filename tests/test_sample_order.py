@@ -8,6 +8,7 @@ from leam_mm.data.sample_order import (
     permute,
     sample_generator,
     sample_noise,
+    sample_subset,
     sample_uniform,
 )
 from leam_mm.errors import UserError
@@ -138,3 +139,14 @@ def test_uniform_lies_in_the_open_interval() -> None:
 def test_generator_takes_huge_sample_numbers() -> None:
     first, second = (sample_generator(0, 2**40 + number, "crop").random(4) for number in (0, 1))
     assert not np.array_equal(first, second)
+
+
+def test_subsets_belong_to_the_sample_and_rise() -> None:
+    numbers = torch.tensor([3, 9, 3])
+    chosen = sample_subset(5, numbers, "tokens", 20, 7)
+    assert chosen.shape == (3, 7) and (chosen.diff(dim=1) > 0).all() and chosen.max() < 20
+    assert torch.equal(chosen[0], chosen[2]) and not torch.equal(chosen[0], chosen[1])
+    assert torch.equal(chosen[1:2], sample_subset(5, numbers[1:2], "tokens", 20, 7))
+    assert not torch.equal(chosen, sample_subset(6, numbers, "tokens", 20, 7))
+    assert not torch.equal(chosen, sample_subset(5, numbers, "other", 20, 7))
+    assert torch.equal(sample_subset(5, numbers[:1], "tokens", 4, 4), torch.arange(4)[None])

@@ -218,3 +218,22 @@ def sample_uniform(seed: int, sample_index: Tensor, stream: str) -> Tensor:
     numbers = [sample_generator(seed, int(index), stream).random() for index in sample_index.tolist()]
     # The open interval: processes put these through an inverse normal distribution function.
     return torch.tensor(numbers, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7).to(sample_index.device)
+
+
+def sample_subset(seed: int, sample_index: Tensor, stream: str, size: int, kept: int) -> Tensor:
+    """Some of the numbers below `size` for each sample, all subsets alike probable.
+
+    Args:
+        seed: Of the run.
+        sample_index: (B,) int64, the numbers of the samples.
+        stream: Name of the purpose; other names give independent subsets.
+        size: Numbers to choose from.
+        kept: How many each sample gets.
+
+    Returns:
+        (B, kept) int64, rising in each row, on the device of sample_index.
+    """
+    chosen = [
+        np.sort(sample_generator(seed, int(index), stream).permutation(size)[:kept]) for index in sample_index.tolist()
+    ]
+    return torch.from_numpy(np.stack(chosen)).to(sample_index.device)

@@ -6,8 +6,8 @@ All take (latent, time, caption_state, caption_mask); their weights keep diffuse
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,37 +16,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from leam_mm.errors import UserError
+from leam_mm.models.tokens import BlockStep, Tokens
 
 UNET_TIME_FACTOR = 1000  # U-Nets of diffusers embed training steps; so does every scheduler in a released pipeline
 KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
-
-
-@dataclass
-class Tokens:
-    """What flows through the blocks of a transformer.
-
-    Args:
-        values: (B, N, E), the image tokens.
-        rotary: (B or 1, 1, N, ...), the rotation of each token's place; it must be cut wherever the values are.
-        grid: (h, w) of the whole picture in tokens.
-        places: (B, N) int64, where in the picture, row by row, each token stands; None where all tokens are here, in
-            order.
-    """
-
-    values: Tensor
-    rotary: Tensor
-    grid: tuple[int, int]
-    places: Tensor | None = None
-
-
-class BlockStep(Protocol):
-    """Something that looks at the tokens between two blocks, or changes them; see training/technique.py."""
-
-    def enter(self, number: int, tokens: Tokens) -> Tokens:
-        """Return what block ``number`` gets, before it runs."""
-
-    def leave(self, number: int, tokens: Tokens) -> Tokens:
-        """Return what follows block ``number``, after it ran."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -76,6 +49,11 @@ class Denoiser(nn.Module, ABC):
     def origin(self) -> dict[str, Any]:
         """The trained weights that this network started from, and their digest; empty where there were none."""
         return {}
+
+    @property
+    def depth(self) -> int:
+        """Number of equal blocks in a row, between which steps work; 0 where there is no such row."""
+        return 0
 
     @abstractmethod
     def forward(
@@ -154,6 +132,11 @@ class PRXDenoiser(Denoiser):
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size)
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.model.blocks)
 
     def forward(
         self,
