@@ -190,6 +190,7 @@ def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) ->
         return (Path(path) / name).read_text(encoding="utf-8") if (Path(path) / name).is_file() else None
     if cache is None:  # which is open_folder's to say
         return None
+    Path(cache.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.folder, prefix="beside-") as scratch:
         try:
             _download(f"{str(path).rstrip('/')}/{name}", Path(scratch) / name, cache.folder)
