@@ -61,9 +61,9 @@ class Ema(nn.Module):
         for shadow, share in zip(shadows, self.shares(count), strict=True):
             torch._foreach_lerp_(shadow, weights, share)
         # Buffers are statistics, not weights: an average of them means nothing, so they are copied.
-        for kept in copies:
-            for mine, theirs in zip(kept.buffers(), source.buffers(), strict=True):
-                mine.copy_(theirs)
+        buffers, *kept = self._places.buffers()
+        for copied in kept if buffers else ():
+            torch._foreach_copy_(copied, buffers)
         self.updates += 1
 
     def train(self, mode: bool = True) -> "Ema":
@@ -84,7 +84,7 @@ class Averaging(ABC):
 
 
 class _Places:
-    """Where the weights of a network and of its copies stand, found once.
+    """Where the weights and buffers of a network and of its copies stand, found once.
 
     Walking through the layers takes longer than a GPU needs for the average of all of them.
     """
@@ -92,16 +92,19 @@ class _Places:
     def __init__(self, source: nn.Module, copies: list[nn.Module]) -> None:
         self.source = weakref.ref(source)
         trees = [dict(module.named_modules()) for module in (source, *copies)]
-        found = [name.rpartition(".") for name, _ in source.named_parameters()]  # tied weights once
-        self.names = [name for *_, name in found]
-        self.layers = [[tree[layer]._parameters for layer, *_ in found] for tree in trees]
+        weights = [name.rpartition(".") for name, _ in source.named_parameters()]  # tied ones once
+        buffers = [name.rpartition(".") for name, _ in source.named_buffers()]
+        # For the network and each copy: the dictionary of the layer that holds it, and its name there.
+        self.of_weights = [[(tree[layer]._parameters, name) for layer, _, name in weights] for tree in trees]
+        self.of_buffers = [[(tree[layer]._buffers, name) for layer, _, name in buffers] for tree in trees]
 
     def weights(self) -> list[list[Tensor]]:
         """The network's weights now, then those of each copy in the same order."""
-        return [
-            [layer[name].detach() for layer, name in zip(layers, self.names, strict=True)]  # type: ignore[union-attr]
-            for layers in self.layers
-        ]
+        return [[layer[name] for layer, name in places] for places in self.of_weights]  # type: ignore[misc]
+
+    def buffers(self) -> list[list[Tensor]]:
+        """The same of the buffers."""
+        return [[layer[name] for layer, name in places] for places in self.of_buffers]  # type: ignore[misc]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
