@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardIndex, parse_sample
+from leam_mm.data.stored_array import parse_array
 from leam_mm.errors import UserError, run
 
 FIELDS = ("url", "domain", "licence", "legal_basis", "sha256", "width", "height", "metadata")
@@ -135,14 +136,16 @@ def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding) -> s
 
 def latent_fault(members: dict[str, bytes]) -> str | None:
     """Say what is wrong with the arrays of a latent sample."""
-    for name in ("latent.npy", "caption_state.npy"):
+    needed = ("latent.npy", "caption_state.npy")
+    for name in (*needed, *(name for name in members if name.endswith(".npy") and name not in needed)):
         if name not in members:
             return f"has no {name}"
         try:
-            array = np.load(io.BytesIO(members[name]), allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+            array = parse_array(members[name])
+        except ValueError as error:
             return f"{name} cannot be read ({error})"
-        if array.ndim != 3 or not np.isfinite(array).all():
+        wanted = 3 if name.startswith(("latent", "caption_state")) else 2
+        if array.ndim != wanted or not np.isfinite(array).all():
             return f"{name} has shape {array.shape} or holds numbers that are not finite"
     return None
 

@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -23,14 +24,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_tools.encode_latents import Sample, grouped
+from data_tools.latent_encoder import Sample
 from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import read_record
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding, image_member
-from leam_mm.data.latents_module import read_array
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
+from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError, run
 from leam_mm.models.dual_encoder import DualEncoder
 
@@ -106,6 +107,14 @@ def appended(members: dict[str, bytes], name: str, new: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, new, allow_pickle=False)
     return buffer.getvalue()
+
+
+def grouped(samples: Iterator[Sample], size: int, restart: int) -> Iterator[list[Sample]]:
+    """Lists of ``size`` samples that begin anew every ``restart`` samples, so that a resumed run has the same lists."""
+    place = 0
+    while group := list(islice(samples, min(size, restart - place))):
+        yield group
+        place = (place + len(group)) % restart
 
 
 def write(teacher: Teacher, embedding: Embedding, shards: Path, writer: ShardWriter, size: int, bar: Progress) -> None:

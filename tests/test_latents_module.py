@@ -13,8 +13,9 @@ from test_bucket_order import TOY, write_toy_buckets
 from leam_mm.data.batch import SamplePosition
 from leam_mm.data.captions import CaptionMixture
 from leam_mm.data.language_balance import LanguageBalance
-from leam_mm.data.latents_module import LatentDecoding, LatentsModule, read_array
+from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError
 
 
@@ -49,14 +50,16 @@ def test_batch_keeps_latent_and_caption_together(latents: Path) -> None:
     made.setup("fit")
     batch = next(iter(made.train_dataloader()))
     assert batch["latent"].shape == (26, 4, 2, 2) and batch["latent"].dtype == torch.float32
-    # The longest caption of the batch has 3 tokens; what was stored beyond it is padding.
+    # The longest caption of the batch has 3 tokens; what is beyond a caption's end is padding.
     assert batch["caption_state"].shape == (26, 3, 6) and batch["caption_state"].dtype == torch.float32
     chosen = set()
     for row in range(26):
         number, k = (int(word) for word in batch["caption"][row].split())
         chosen.add(k)
         assert int(batch["key"][row]) == number and torch.all(batch["latent"][row] == number)
-        assert torch.all(batch["caption_state"][row] == number + k / 8) and batch["caption_length"][row] == k + 1
+        state = batch["caption_state"][row]
+        assert torch.all(state[: k + 1] == number + k / 8) and not state[k + 1 :].any()
+        assert batch["caption_length"][row] == k + 1
     assert chosen == {0, 1, 2}
     assert sorted(batch["key"][:13]) == sorted(batch["key"][13:])
 
@@ -248,7 +251,7 @@ def test_languages_and_sources_of_stored_captions_in_closed_form(buckets: Path) 
         drawn[sample["language"]] += 1
         place = {"en": 0, "de": 1}[sample["language"]]
         assert sample["caption"] == f"{int(stored.key)} {sample['language']}" and sample["caption_length"] == 2 + place
-        state = read_array(stored.members, "caption_state.npy")[place]
+        state = read_array(stored.members, "caption_state.npy")[place, : 2 + place]
         assert np.array_equal(sample["caption_state"].numpy(), state.astype(np.float32))
         assert mixed.decode(stored.key, stored.members, index)["language"] == "en"
     assert abs(drawn["de"] / 1200 - 0.75) < 4 * (0.75 * 0.25 / 1200) ** 0.5

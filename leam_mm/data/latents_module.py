@@ -1,30 +1,20 @@
 """Latents with caption states, as data_tools/encode_latents.py wrote them, for generators."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, read_whole_record
+from leam_mm.data.caption_packing import pad_states
 from leam_mm.data.captions import CaptionMixture, choose_caption
 from leam_mm.data.language_balance import LanguageBalance
+from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.planned_module import PlannedModule
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import Source
 from leam_mm.errors import UserError
-
-
-def read_array(members: dict[str, bytes], extension: str) -> np.ndarray:
-    """One ``.npy`` member, never unpickled."""
-    if extension not in members:
-        raise UserError(f"the sample has no {extension}, only {sorted(members)}: these are no latent shards")
-    try:
-        return np.load(io.BytesIO(members[extension]), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{extension} cannot be read ({error}); run data_tools/check_shards.py on the folder") from None
 
 
 class LatentDecoding(Decoding):
@@ -56,25 +46,31 @@ class LatentDecoding(Decoding):
         """The caption is drawn from (seed, index)."""
         record, captions = read_whole_record(members, "caption_states")
         chosen = self.choose(captions, index)
+        state = read_caption_state(members, captions[chosen], chosen)
         return {
-            "latent": torch.from_numpy(read_array(members, "latent.npy").astype(np.float32)),
-            "caption_state": torch.from_numpy(read_array(members, "caption_state.npy")[chosen].astype(np.float32)),
-            "caption_length": int(captions[chosen]["length"]),
+            "latent": read_latent(members, self.seed, index),
+            "caption_state": state,
+            "caption_length": len(state),
             "caption": captions[chosen]["text"],
             "language": captions[chosen]["language"],
             "key": key,
             "sample_index": index,
+            **read_feature(members),
             **_picture_size(record),
         }
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
-        """Cut the padding that no caption of the batch needs: it is masked anyway."""
+        """Fill the caption states up to the longest of the batch."""
         if not all("picture_size" in sample for sample in samples):  # a mixture with older folders
             samples = [{name: part for name, part in one.items() if name != "picture_size"} for one in samples]
-        batch = super().collate(samples)
-        longest = max(1, int(batch["caption_length"].max()))
-        batch["caption_state"] = batch["caption_state"][:, :longest].contiguous()
-        return batch
+        states = [sample["caption_state"] for sample in samples]
+        if len({state.shape[1] for state in states}) > 1 or len({"image_feature" in sample for sample in samples}) > 1:
+            raise UserError(
+                "the latent folders of a mixture were encoded with other text encoders, or only some with --features: "
+                "encode them alike"
+            )
+        batch = super().collate([{**sample, "caption_state": None} for sample in samples])
+        return batch | {"caption_state": pad_states(states)}
 
 
 def _picture_size(record: dict[str, Any]) -> Sample:
@@ -91,7 +87,9 @@ class LatentsModule(PlannedModule):
     """Batches of ``latent`` (B, C, h, w), ``caption_state`` (B, L, D), ``caption_length``, ``caption``, ``key``.
 
     A folder of buckets is found by its buckets.json: its batches have one shape each (see bucket_order.py). Where the
-    encoder kept them, ``picture_size`` (B, 6) says what pictures were and what was cut off (see aspect_buckets.py).
+    encoder kept them, ``picture_size`` (B, 6) says what pictures were and what was cut off (see aspect_buckets.py), and
+    ``image_feature`` (B, N, D) what an image encoder sees in them. Where moments were kept, ``latent`` is a draw that
+    belongs to (seed, sample); see latent_members.py for all that is stored.
 
     Args:
         train: Latent shard folder or its URL, or several with weights.
