@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leam_mm.data.caption_packing import pack_states
+from leam_mm.data.caption_states import pack_states
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError
@@ -39,7 +39,7 @@ def read_latent(members: dict[str, bytes], seed: int, index: int) -> Tensor:
 
 
 def read_caption_state(members: dict[str, bytes], caption: dict[str, Any], place: int) -> Tensor:
-    """The real tokens (L, D) float32 of one caption, of all text encoders one after the other; see caption_packing.
+    """The real tokens (L, D) float32 of one caption, of all text encoders one after the other; see caption_states.
 
     Args:
         members: Of the sample.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, read_whole_record
-from leam_mm.data.caption_packing import pad_states
+from leam_mm.data.caption_states import pad_states
 from leam_mm.data.captions import CaptionMixture, choose_caption
 from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent

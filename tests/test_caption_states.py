@@ -1,6 +1,6 @@
 import torch
 
-from leam_mm.data.caption_packing import pack_batch, pack_states, pad_states
+from leam_mm.data.caption_states import pack_batch, pack_states, pad_states
 
 
 def captions(lengths: list[list[int]], sizes: list[tuple[int, int]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
