@@ -1,5 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
+from diffusers import PRXTransformer2DModel
 from torch import nn
 
 from leam_mm.errors import UserError
@@ -104,3 +107,46 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     latent, time, state, mask = inputs(size=5)
     with pytest.raises(UserError, match="5 x 5"):
         build("prx")(latent, time, state, mask)
+
+
+def told(side: int | None) -> PRXDenoiser:
+    """A denoiser with random weights, told of sizes where a side is given."""
+    torch.manual_seed(0)
+    made = PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, size_conditioning=side)
+    for name, value in made.model.named_parameters():
+        torch.manual_seed(len(name))
+        nn.init.normal_(value, std=0.2)
+    return made.eval()
+
+
+def test_sizes_change_nothing_before_training_and_everything_after() -> None:
+    plain, made = told(None), told(64)
+    assert plain.size_conditioning is None and made.size_conditioning is not None
+    torch.manual_seed(1)
+    inputs = torch.randn(3, 4, 4, 6), torch.rand(3), torch.randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool)
+    sizes = torch.tensor([[64, 64, 0, 0, 64, 64], [32, 48, 0, 0, 64, 96], [200, 100, 10, 0, 64, 64]])
+    with torch.no_grad():
+        assert torch.equal(made(*inputs, size=sizes), plain(*inputs)) and torch.equal(made(*inputs), plain(*inputs))
+        nn.init.normal_(made.size_conditioning.out.weight, std=0.2)
+        apart = (made(*inputs, size=sizes) - plain(*inputs)).abs().amax((1, 2, 3))
+        assert torch.all(apart > 1e-3)
+        # One for all is each one's; without any, a whole picture of the side is meant.
+        assert torch.allclose(made(*inputs)[0], made(*inputs, size=sizes)[0], atol=1e-6)
+        assert torch.allclose(made(*inputs, size=sizes[2])[2], made(*inputs, size=sizes)[2], atol=1e-6)
+
+
+def test_the_plain_model_predicts_as_one_that_is_told_of_a_whole_picture() -> None:
+    made = told(96)
+    assert made.size_conditioning is not None
+    nn.init.normal_(made.size_conditioning.out.weight, std=0.3)
+    nn.init.normal_(made.size_conditioning.out.bias, std=0.3)
+    plain: Any = made.plain_model()
+    assert type(plain) is PRXTransformer2DModel and plain.state_dict().keys() == made.model.state_dict().keys()
+    torch.manual_seed(2)
+    latent, time, state = torch.randn(2, 4, 4, 6), torch.rand(2), torch.randn(2, 5, 12)
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    with torch.no_grad():
+        ours = made(latent, time, state, mask, size=torch.tensor([96, 96, 0, 0, 96, 96]))
+        theirs = plain(latent, time, state, mask, return_dict=False)[0]
+        before = made.model(latent, time, state, mask, return_dict=False)[0]
+    assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max() and not torch.allclose(ours, before, atol=1e-2)

@@ -11,7 +11,7 @@ from leam_mm.models.size_conditioning import SizeConditioning, fourier_features,
 def trained(width: int = 16) -> SizeConditioning:
     """One whose last layer is no longer zero."""
     torch.manual_seed(0)
-    made = SizeConditioning(width, frequencies=8)
+    made = SizeConditioning(width, 512, frequencies=8)
     nn.init.normal_(made.out.weight)
     nn.init.normal_(made.out.bias)
     return made
@@ -36,7 +36,7 @@ def test_sizes_of_a_pixel_more_have_other_features() -> None:
 
 
 def test_nothing_changes_before_training_and_the_last_layer_learns() -> None:
-    made = SizeConditioning(16)
+    made = SizeConditioning(16, 512)
     size = torch.tensor([[480, 640, 0, 12, 512, 512], [64, 64, 3, 0, 512, 256]])
     given = made(size)
     assert given.shape == (2, 16) and torch.all(given == 0)
@@ -52,10 +52,10 @@ def test_each_number_counts() -> None:
         assert not torch.allclose(made(size), made(other), atol=1e-4)
 
 
-def test_the_vector_of_one_size_folds_into_a_bias() -> None:
+def test_the_vector_of_a_whole_picture_folds_into_a_bias() -> None:
     made, layer, values = trained().double(), nn.Linear(16, 16).double(), torch.randn(5, 16, dtype=torch.float64)
-    size = whole_picture(512, 768)
-    assert size.tolist() == [512, 768, 0, 0, 512, 768]
-    expected = layer(values) + made(size.expand(5, 6))
-    made.fold_into(layer, size)
+    assert whole_picture(512, 768).tolist() == [512, 768, 0, 0, 512, 768]
+    assert torch.equal(made(), made(whole_picture(512, 512))) and not torch.equal(made(), made(whole_picture(512, 768)))
+    expected = layer(values) + made(torch.tensor([[512, 512, 0, 0, 512, 512]] * 5))
+    made.fold_into(layer)
     assert torch.allclose(layer(values), expected, rtol=0, atol=1e-14)

@@ -1,4 +1,4 @@
-"""The one door to diffusers' denoisers.
+"""The one door to diffusers' denoisers; that of Stable Diffusion 3 is beside it, in models/joint_denoiser.py.
 
 All take (latent, time, caption_state, caption_mask); their weights keep diffusers' names.
 """
@@ -16,9 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from leam_mm.errors import UserError
+from leam_mm.models.attention_processors import PackedProcessor
+from leam_mm.models.caption_packing import TrimmedCaptions
+from leam_mm.models.size_conditioning import SizeConditioning
 from leam_mm.models.tokens import BlockStep, Tokens
 
-UNET_TIME_FACTOR = 1000  # U-Nets of diffusers embed training steps; so does every scheduler in a released pipeline
+SCHEDULER_STEPS = 1000  # all but PRX embed training steps, not times; so does every scheduler in a released pipeline
 KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
 
 
@@ -41,6 +44,7 @@ class Denoiser(nn.Module, ABC):
         self.in_channels = in_channels
         self.context_dim = context_dim
         self.patch_size = patch_size
+        self.size_conditioning: SizeConditioning | None = None
 
     def plain_model(self) -> nn.Module:
         """A copy of diffusers' model as it is released: plain layers, without additions of ours."""
@@ -93,6 +97,9 @@ class PRXDenoiser(Denoiser):
         mlp_ratio: Hidden width of the feed-forward part over E.
         axes_dim: Channels of a head that carry the row and the column; even, their sum is E / K. None halves.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
+        size_conditioning: Tell the network what each picture was before it was cut (see models/size_conditioning.py).
+            The number is H = W in pixels of the whole pictures that are drawn where nobody says more, and that a
+            released network always draws. None tells it nothing.
     """
 
     def __init__(
@@ -106,6 +113,7 @@ class PRXDenoiser(Denoiser):
         mlp_ratio: float = 3.5,
         axes_dim: list[int] | None = None,
         gradient_checkpointing: bool = False,
+        size_conditioning: int | None = None,
     ) -> None:
         """See the class for the arguments."""
         head_size = hidden_size // num_heads
@@ -132,6 +140,15 @@ class PRXDenoiser(Denoiser):
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size)
+        if size_conditioning is not None:
+            self.size_conditioning = SizeConditioning(hidden_size, size_conditioning)
+
+    def plain_model(self) -> nn.Module:
+        """A copy of diffusers' model; what it would be told of each picture is in the bias of its time's embedding."""
+        model: Any = copy.deepcopy(self.model)
+        if self.size_conditioning is not None:
+            self.size_conditioning.fold_into(model.time_in.out_layer)
+        return model
 
     @property
     def depth(self) -> int:
@@ -145,28 +162,36 @@ class PRXDenoiser(Denoiser):
         caption_state: Tensor,
         caption_mask: Tensor,
         steps: Sequence[BlockStep] = (),
+        size: Tensor | None = None,
     ) -> Tensor:
         """Predict as PRXTransformer2DModel.forward does, from its own layers; see Denoiser for the shapes.
 
-        Its loop over the blocks is ours, for the steps between them; and the rotation is made once, not per sample.
+        Its loop over the blocks is ours, for the steps between them; the rotation is made once, not per sample; and
+        captions come without the padding that all of them have, and without a mask where none is left.
+        What pictures were, ``size``, is (B, 6) or (6,), the numbers of a PictureSize.
         """
-        _check_latent(latent, self.patch_size)
+        check_latent(latent, self.patch_size)
         model, patch = self.model, self.patch_size
         grid = latent.shape[2] // patch, latent.shape[3] // patch
-        text = model.txt_in(caption_state)
+        captions = TrimmedCaptions(caption_state, caption_mask)
+        text = model.txt_in(captions.state)
         values = model.img_in(rearrange(latent, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch))
         moment = model._compute_timestep_embedding(time, dtype=values.dtype)
+        if self.size_conditioning is not None:
+            moment = moment + self.size_conditioning(size).to(moment.dtype)
         tokens = Tokens(values, self._rotary(grid, latent.device), grid)
         for number, block in enumerate(model.blocks):
             for step in steps:
                 tokens = step.enter(number, tokens)
-            tokens = replace(tokens, values=self._run(block, tokens, text, moment, caption_mask))
+            tokens = replace(tokens, values=self._run(block, tokens, text, moment, captions))
             for step in steps:
                 tokens = step.leave(number, tokens)
         patches = model.final_layer(tokens.values, moment)
         return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 
-    def _run(self, block: nn.Module, tokens: Tokens, text: Tensor, moment: Tensor, mask: Tensor) -> Tensor:
+    def _run(self, block: Any, tokens: Tokens, text: Tensor, moment: Tensor, captions: TrimmedCaptions) -> Tensor:
+        packs = isinstance(block.attention.processor, PackedProcessor)
+        mask = captions.packed(tokens.values.shape[1]) if packs else captions.mask
         if torch.is_grad_enabled() and self.model.gradient_checkpointing:
             inputs = (tokens.values, text, moment, tokens.rotary, mask)
             return self.model._gradient_checkpointing_func(block.__call__, *inputs)
@@ -257,14 +282,15 @@ class UNetDenoiser(Denoiser):
             latent = latent.to(torch.get_autocast_dtype(latent.device.type))
         return self.model(
             latent,
-            time * UNET_TIME_FACTOR,
+            time * SCHEDULER_STEPS,
             encoder_hidden_states=F.pad(caption_state, (0, 0, 0, missing)),
             encoder_attention_mask=F.pad(caption_mask, (0, missing)),
             return_dict=False,
         )[0]
 
 
-def _check_latent(latent: Tensor, patch_size: int) -> None:
+def check_latent(latent: Tensor, patch_size: int) -> None:
+    """Refuse latents (B, C, h, w) that do not divide into patches."""
     height, width = latent.shape[-2:]
     if height % patch_size or width % patch_size:
         raise UserError(

@@ -16,43 +16,46 @@ MAX_PERIOD = 10_000.0  # as of the time's embedding; pixels have about the same 
 
 
 class SizeConditioning(nn.Module):
-    """Sizes and crop to a vector that is zero before any training, so that a denoiser may get it late.
+    """Sizes and crop to a vector that is zero before any training, so that a trained denoiser may get it too.
 
     Args:
         width: E, channels of the vector: those of the time's embedding.
+        side: H = W in pixels of the whole picture that is meant where nobody says more.
         frequencies: F, of the Fourier features of each number.
     """
 
-    def __init__(self, width: int, frequencies: int = 32) -> None:
+    def __init__(self, width: int, side: int, frequencies: int = 32) -> None:
         """See the class for the arguments."""
         super().__init__()
-        self.frequencies = frequencies
+        self.side, self.frequencies = side, frequencies
         self.hidden = nn.Linear(2 * frequencies * NUMBERS, width)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, size: Tensor) -> Tensor:
+    def forward(self, size: Tensor | None = None) -> Tensor:
         """Embed.
 
         Args:
-            size: (B, 6), the numbers of a PictureSize in pixels.
+            size: (B, 6) or (6,), the numbers of a PictureSize in pixels; None means a whole picture.
 
         Returns:
-            (B, E).
+            (B, E), or (1, E) for all.
         """
+        if size is None:
+            size = whole_picture(self.side, self.side)
+        size = size.to(self.hidden.weight.device).reshape(-1, NUMBERS)
         features = fourier_features(size, self.frequencies).flatten(1)  # (B, 6 * 2F)
         return self.out(F.silu(self.hidden(features.to(self.hidden.weight.dtype))))
 
     @torch.no_grad()
-    def fold_into(self, layer: nn.Linear, size: Tensor) -> None:
-        """Add the vector of one size to a layer's bias: what that layer gives then needs no conditioning any more.
+    def fold_into(self, layer: nn.Linear) -> None:
+        """Add the vector of a whole picture to a layer's bias: what that layer gives then needs no conditioning.
 
         Args:
             layer: The last linear layer of the time's embedding.
-            size: (6,), of all pictures that will be drawn.
         """
-        layer.bias += self(size[None])[0].to(layer.bias)
+        layer.bias += self()[0].to(layer.bias)
 
 
 def fourier_features(values: Tensor, frequencies: int) -> Tensor:
