@@ -5,6 +5,7 @@ the gradients of every rank are averaged; the two optimizers of adversarial trai
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,17 +15,22 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from leam_mm.checkpoint import file_sha256, load_module
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.distributed import gather
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import (
     L1Loss,
     PatchDiscriminator,
     ReconstructionLoss,
+    adaptive_weight,
     adversarial_loss,
     discriminator_loss,
     gaussian_divergence,
+    widened,
 )
-from leam_mm.models.latent_codec import STATISTICS, LatentCodec, LatentStatistics
+from leam_mm.models.latent_codec import STATISTICS, LatentCodec, LatentStatistics, PretrainedCodec
+from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_cosine
 
 
@@ -41,10 +47,13 @@ class LatentCodecModule(LightningModule):
         discriminator: The critic of adversarial training, or None.
         discriminator_optimizer: Built over the critic; by default like the codec's, at its base rate.
         adversarial_weight: Weight of the critic's opinion beside the pixels.
+        adversarial_adaptive: Multiply that weight at each step so that, at the decoder's last layer, the critic's
+            gradient is as long as that of all else (2012.09841); all ranks take the factor of the whole batch.
         adversarial_start_samples: Samples seen before the critic joins.
         adversarial_clip: Largest gradient norm of either network beside a critic, where the trainer cannot clip.
         warmup_steps: Optimizer steps of the linear rise.
         final_rate: Share of the learning rate left at the end of the cosine; 1 keeps it constant.
+        ema_decay: Decay of the averaged codec, which is then validated, encodes and is released; None keeps none.
         seed: Of the noise with which a KLCodec's posterior is sampled.
     """
 
@@ -59,10 +68,12 @@ class LatentCodecModule(LightningModule):
         discriminator: PatchDiscriminator | None = None,
         discriminator_optimizer: OptimizerCallable | None = None,
         adversarial_weight: float = 0.1,
+        adversarial_adaptive: bool = False,
         adversarial_start_samples: int = 0,
         adversarial_clip: float = 1.0,
         warmup_steps: int = 100,
         final_rate: float = 0.0,
+        ema_decay: float | None = None,
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
@@ -75,17 +86,25 @@ class LatentCodecModule(LightningModule):
         self.reconstruction, self.perceptual = reconstruction or L1Loss(), perceptual
         self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
         self.adversarial_weight, self.adversarial_start_samples = adversarial_weight, adversarial_start_samples
-        self.adversarial_clip = adversarial_clip
+        self.adversarial_adaptive, self.adversarial_clip = adversarial_adaptive, adversarial_clip
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
         self.warmup_steps, self.final_rate, self.seed = warmup_steps, final_rate, seed
+        self.ema = Ema(codec, ema_decay) if ema_decay is not None else None
         self.automatic_optimization = discriminator is None
         self._measured: LatentStatistics | None = None
         self._measured_step = -1
         self._last_image: Tensor | None = None
 
+    def ema_codec(self) -> LatentCodec:
+        """The averaged codec where one is kept, else the trained one: the codec for everybody but the training."""
+        return self.ema.model if self.ema is not None else self.codec  # type: ignore[return-value]
+
     def forward(self, image: Tensor) -> Tensor:
         """Reconstruct images (B, 3, H, W) uint8: float in [-1, 1]."""
-        return self.codec.decode(self.codec.encode(signed(image)))
+        return self.ema_codec().decode(self.ema_codec().encode(self._pixels(image)))
+
+    def _pixels(self, image: Tensor) -> Tensor:
+        return signed(image, torch.promote_types(self.dtype, torch.float32))
 
     def configure_model(self) -> None:
         """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""
@@ -109,7 +128,7 @@ class LatentCodecModule(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of the codec and, once the critic has joined, one of the critic."""
-        image = signed(batch["image"])
+        image = self._pixels(batch["image"])
         self._last_image = batch["image"]
         loss, reconstruction = self._codec_loss(image, batch)
         if self.discriminator is None:
@@ -125,12 +144,11 @@ class LatentCodecModule(LightningModule):
             noise = sample_noise(self.seed, batch["sample_index"], "posterior", posterior.mean.shape[1:])
             raw = posterior.mean + posterior.std * noise.to(posterior.mean)
             if self.kl_weight:
-                divergence = (
-                    gaussian_divergence(posterior.mean.float(), posterior.logvar.float()).mean() / raw[0].numel()
-                )
+                nats = gaussian_divergence(widened(posterior.mean), widened(posterior.logvar))
+                divergence = nats.mean() / raw[0].numel()
         else:
             raw = self.codec.encode_raw(image)
-        reconstruction = self.codec.decode_raw(raw).float()
+        reconstruction = widened(self.codec.decode_raw(raw))
         loss = self.reconstruction(reconstruction, image).mean()
         self.log("train/reconstruction", loss, sync_dist=True)
         if self.perceptual is not None:
@@ -150,20 +168,41 @@ class LatentCodecModule(LightningModule):
         active = self.trainer.global_step * len(image) * self.trainer.world_size >= self.adversarial_start_samples
         critic.requires_grad_(False)
         if active:
-            opinion = adversarial_loss(critic(reconstruction).float()).mean()
+            opinion = adversarial_loss(widened(critic(reconstruction))).mean()
             self.log("train/adversarial", opinion, sync_dist=True)
-            loss = loss + self.adversarial_weight * opinion
+            factor = self._balance(loss, opinion) if self.adversarial_adaptive else 1.0
+            loss = loss + self.adversarial_weight * factor * opinion
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self._step(both[0], loss, self.codec)
+        self._average()
         critic.requires_grad_(True)
         if active:
-            verdict = discriminator_loss(critic(image).float(), critic(reconstruction.detach()).float()).mean()
+            real, fake = widened(critic(image)), widened(critic(reconstruction.detach()))
+            verdict = discriminator_loss(real, fake).mean()
             self.log("train/discriminator", verdict, sync_dist=True)
             # The bare optimizer, since Lightning counts each wrapped step and the codec's alone are the training's.
             self._step(both[1].optimizer, verdict, critic)
         for schedule in cast(list[Any], self.lr_schedulers()):
             schedule.step()
         return loss.detach()
+
+    def _balance(self, loss: Tensor, opinion: Tensor) -> Tensor:
+        """The factor of adversarial_adaptive, from the gradients that all ranks' batches have together."""
+        layer = self.codec.last_layer
+        own = torch.stack([torch.autograd.grad(part, layer, retain_graph=True)[0] for part in (loss, opinion)])
+        whole = gather(own[None]).mean(0)
+        factor = adaptive_weight(whole[0], whole[1])
+        self.log("train/adversarial_factor", factor)
+        return factor
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then average the weights; adversarial training, which steps by hand, does so itself."""
+        super().optimizer_step(*args, **kwargs)
+        self._average()
+
+    def _average(self) -> None:
+        if self.ema is not None:
+            self.ema.update(self.codec)
 
     def _step(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
         optimizer.zero_grad()
@@ -173,11 +212,11 @@ class LatentCodecModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Error in pixels of held-out images, and their part of the latent statistics."""
-        image = signed(batch["image"])
-        raw = self.codec.encode_raw(image)
+        image, codec = self._pixels(batch["image"]), self.ema_codec()
+        raw = codec.encode_raw(image)
         measured = LatentStatistics.of(raw)
         self._measured = measured if self._measured is None else self._measured.merge(measured)
-        difference = self.codec.decode_raw(raw).float().clamp(-1, 1) - image
+        difference = widened(codec.decode_raw(raw)).clamp(-1, 1) - image
         noise_ratio = -10 * (difference / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
         self.log("val/l1", difference.abs().mean(), prog_bar=True, sync_dist=True, batch_size=len(image))
         self.log("val/psnr", noise_ratio.mean(), sync_dist=True, batch_size=len(image))
@@ -197,8 +236,17 @@ class LatentCodecModule(LightningModule):
         for row in rows:
             part = LatentStatistics(int(row[0]), *row[1:].chunk(2))
             merged = part if merged is None else merged.merge(part)
-        self.codec.set_statistics(cast(LatentStatistics, merged))
+        self._set_statistics(cast(LatentStatistics, merged))
         self._measured_step = self.trainer.global_step
+
+    def _set_statistics(self, statistics: LatentStatistics) -> None:
+        """Give the statistics of the codec that others use to both: an average copies the trained one's buffers."""
+        for codec in self._codecs().values():
+            codec.set_statistics(statistics)
+
+    def _codecs(self) -> dict[str, LatentCodec]:
+        """The trained codec and the averaged one by their places in a checkpoint."""
+        return {"codec": self.codec} | ({"ema.model": self.ema_codec()} if self.ema is not None else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Let the statistics in the file be those of the weights in it.
@@ -209,21 +257,22 @@ class LatentCodecModule(LightningModule):
         if self._last_image is None or self._measured_step == self.trainer.global_step:
             return
         with torch.no_grad():
-            self.codec.measure(self.codec.encode_raw(signed(self._last_image)))
+            self._set_statistics(LatentStatistics.of(self.ema_codec().encode_raw(self._pixels(self._last_image))))
         self._measured_step = self.trainer.global_step
-        for name in STATISTICS:
-            checkpoint["state_dict"][f"codec.{name}"] = getattr(self.codec, name).detach().clone()
+        for place, codec in self._codecs().items():
+            for name in STATISTICS:
+                checkpoint["state_dict"][f"{place}.{name}"] = getattr(codec, name).detach().clone()
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[dict[str, Any]]) -> LatentStatistics:
         """Set the codec's statistics from batches of images, exactly, in one pass."""
         merged: LatentStatistics | None = None
         for batch in batches:
-            part = LatentStatistics.of(self.codec.encode_raw(signed(batch["image"].to(self.device))))
+            part = LatentStatistics.of(self.ema_codec().encode_raw(self._pixels(batch["image"].to(self.device))))
             merged = part if merged is None else merged.merge(part)
         if merged is None:
             raise UserError("no image to measure the latent statistics on: the data set is empty")
-        self.codec.set_statistics(merged)
+        self._set_statistics(merged)
         return merged
 
     def configure_optimizers(self) -> Any:
@@ -237,6 +286,24 @@ class LatentCodecModule(LightningModule):
         return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
 
 
-def signed(image: Tensor) -> Tensor:
+def signed(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Pixels (B, 3, H, W) uint8 to float in [-1, 1]."""
-    return image.float() / 127.5 - 1
+    return image.to(dtype) / 127.5 - 1
+
+
+def load_codec(path: Path | str) -> LatentCodec:
+    """A codec to work with: the averaged one of a training (run folder or checkpoint), or a folder of diffusers.
+
+    Returns:
+        The codec in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, what the run recorded).
+    """
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        codec: LatentCodec = PretrainedCodec(str(folder))
+        weights = sorted(folder.glob("*.safetensors"))
+        evidence: Any = {"path": str(folder), "sha256": file_sha256(weights[0])}
+    else:
+        module = load_module(folder, LatentCodecModule)
+        codec, evidence = module.ema_codec(), module.checkpoint_evidence
+    setattr(codec, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
+    return codec.eval()

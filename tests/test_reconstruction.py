@@ -8,9 +8,11 @@ from leam_mm.losses.reconstruction import (
     EfficientNetLoss,
     L1Loss,
     PatchDiscriminator,
+    adaptive_weight,
     adversarial_loss,
     discriminator_loss,
     gaussian_divergence,
+    widened,
 )
 from leam_mm.models.efficientnet import efficientnet_lite0
 
@@ -50,6 +52,14 @@ def test_perceptual_gradient_reaches_the_reconstruction_and_not_the_network(perc
     perceptual(reconstruction, images()).sum().backward()
     assert reconstruction.grad is not None and (reconstruction.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(parameter.grad is None for parameter in perceptual._network[0].parameters())
+
+
+def test_perceptual_gradient_is_that_of_finite_differences(perceptual: EfficientNetLoss) -> None:
+    image, reconstruction = (images(1, 16, seed).double() for seed in (0, 1))
+    assert torch.autograd.gradcheck(
+        lambda scale: perceptual(scale * reconstruction, image),
+        torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
+    )
 
 
 def test_perceptual_network_stays_out_of_checkpoints_and_optimizers(perceptual: EfficientNetLoss) -> None:
@@ -95,3 +105,17 @@ def test_discriminator_scores_each_sample_alone() -> None:
     critic = PatchDiscriminator(width=8)
     image = images(4)
     torch.testing.assert_close(critic(image)[:1], critic(image[:1]))
+
+
+def test_adaptive_weight_makes_the_gradients_equally_long() -> None:
+    others, opinion = torch.randn(2, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1
+    factor = adaptive_weight(others.requires_grad_(), opinion, epsilon=0.0)
+    torch.testing.assert_close((factor * opinion).norm(), others.norm(), rtol=1e-12, atol=0)
+    assert not factor.requires_grad
+    assert adaptive_weight(others, 0 * opinion) == 1e4  # a critic without an opinion
+
+
+def test_losses_widen_half_precision_and_leave_float64() -> None:
+    kept = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32}
+    for dtype, wanted in {**kept, torch.float64: torch.float64}.items():
+        assert widened(torch.ones(1, dtype=dtype)).dtype == wanted

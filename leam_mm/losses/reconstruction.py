@@ -2,7 +2,7 @@
 
 Everything here is a function of tensors. The perceptual distance follows LPIPS (1801.03924) without its learned
 weights, on an openly licensed network small enough for a CPU; the critic is the patch discriminator of pix2pix
-(1611.07004) with the hinge loss (1705.02894).
+(1611.07004) with the hinge loss (1705.02894), its weight that of VQGAN (2012.09841).
 """
 
 from collections.abc import Sequence
@@ -56,9 +56,9 @@ class EfficientNetLoss(ReconstructionLoss):
         """Feature maps of images (B, 3, H, W) in [-1, 1], unit length along the channels at each position."""
         if not self._network:
             self._network.append(efficientnet_lite0()[0])
-        network: Any = self._network[0].to(image.device)
+        network: Any = self._network[0].to(image.device, image.dtype)
         maps = network.forward_intermediates(image, indices=self.stages, intermediates_only=True)
-        return [functional.normalize(feature.float(), dim=1, eps=1e-6) for feature in maps]
+        return [functional.normalize(widened(feature), dim=1, eps=1e-6) for feature in maps]
 
     def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """The distance of each sample (B,): squared feature differences, summed over channels and stages."""
@@ -67,6 +67,11 @@ class EfficientNetLoss(ReconstructionLoss):
         found = self.features(reconstruction)  # outside of no_grad: here the gradient passes
         pairs = zip(found, wanted, strict=True)
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """At least float32, since losses are no sums for half precision; float64 stays what it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def gaussian_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
@@ -122,3 +127,21 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 def adversarial_loss(fake: torch.Tensor) -> torch.Tensor:
     """What the codec pays (B,): the critic's negative score (B, 1, h, w) of its reconstructions."""
     return -fake.mean((1, 2, 3))
+
+
+def adaptive_weight(
+    others: torch.Tensor, opinion: torch.Tensor, most: float = 1e4, epsilon: float = 1e-6
+) -> torch.Tensor:
+    """The factor that makes the critic's gradient as long as that of all other terms; a constant for the gradient.
+
+    Args:
+        others: Gradient of the other terms at the decoder's last layer, of any shape.
+        opinion: Gradient of `adversarial_loss` there.
+        most: Bound, for a critic that hardly has an opinion.
+        epsilon: Added to its length, so that none at all divides by no zero.
+
+    Returns:
+        Scalar.
+    """
+    # Eq. 7 of 2012.09841
+    return (others.norm() / (opinion.norm() + epsilon)).clamp(max=most).detach()

@@ -90,6 +90,40 @@ class LatentCodec(nn.Module):
         self.register_buffer("latent_std", torch.ones(self.channels))
         self.register_buffer("latent_count", torch.tensor(0))  # 0: the statistics were never measured
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The kernel that makes the pixels, at which gradients of several losses are compared."""
+        kernels = [part.weight for part in self.autoencoder.decoder.conv_out.modules() if isinstance(part, nn.Conv2d)]
+        return kernels[-1]
+
+    def set_tile(self, tile: int | None) -> None:
+        """Bound the memory of large pictures: work on one picture at a time, in overlapping tiles that are blended.
+
+        The results are not those of the whole picture. A tile knows nothing of what lies beyond its edge, and what
+        looks at all of a picture (the group norms and the attention of AutoencoderKL) looks at one tile instead. An
+        AutoencoderDC of residual blocks differs only near the seams, an AutoencoderKL everywhere a little; the tests
+        measure how much. A picture no larger than a tile is not cut and comes out the same. Not for training.
+
+        Args:
+            tile: Side of a tile in pixels, a multiple of 4 times the downscale (neighbours overlap by a quarter); None
+                works on whole pictures again.
+        """
+        network = self.autoencoder
+        if tile is None:
+            network.disable_tiling()
+            network.disable_slicing()
+            return
+        if tile < 1 or tile % (4 * self.downscale):
+            raise UserError(f"tile is {tile}: with this codec, choose a multiple of {4 * self.downscale} pixels")
+        network.enable_slicing()
+        if self.variational:
+            # By default diffusers cuts at the config's sample_size, which for a new codec is 32 pixels.
+            network.tile_sample_min_size, network.tile_latent_min_size = tile, tile // self.downscale
+            network.tile_overlap_factor = 0.25
+            network.enable_tiling()
+        else:
+            network.enable_tiling(tile, tile, tile * 3 // 4, tile * 3 // 4)
+
     def posterior(self, image: torch.Tensor) -> DiagonalGaussianDistribution:
         """The Gaussian over raw latents that AutoencoderKL predicts.
 
