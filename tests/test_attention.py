@@ -3,30 +3,31 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from test_attention_processors import torch_kernel, torch_packed_kernel
 
 from leam_mm.errors import UserError
 from leam_mm.models.attention import (
-    MemoryEfficientProcessor,
     _deviation,
+    _masked,
+    _packed,
     choose_attention,
     head_sizes,
-    mask_to_bias,
+    probe_packed,
     probe_xformers,
 )
 from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
-
-
-def torch_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_bias: Any = None) -> torch.Tensor:
-    """What xformers' kernel computes, from torch."""
-    swapped = [part.transpose(1, 2) for part in (query, key, value)]
-    return F.scaled_dot_product_attention(*swapped, attn_mask=attn_bias).transpose(1, 2)
+from leam_mm.models.joint_denoiser import SD3Denoiser
 
 
 def careless_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_bias: Any) -> torch.Tensor:
     """A kernel that forgets the mask."""
     return torch_kernel(query, key, value)
+
+
+def misplaced_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """A kernel that lets the samples see each other."""
+    return torch_kernel(query[None], key[None], value[None])[0]
 
 
 @pytest.fixture
@@ -39,37 +40,20 @@ def prx() -> Any:
     return model
 
 
-@pytest.mark.parametrize("masked", [True, False])
-def test_memory_efficient_processor_equals_diffusers_own(prx: Any, masked: bool) -> None:
-    latent, state, time = torch.randn(2, 4, 8, 8), torch.randn(2, 7, 12), torch.tensor([0.2, 0.9])
-    mask = torch.arange(7) < torch.tensor([[2], [7]]) if masked else None
-    arguments = {"timestep": time, "encoder_hidden_states": state, "attention_mask": mask}
-    theirs = prx(latent, **arguments).sample
-    prx.set_attn_processor(MemoryEfficientProcessor(torch_kernel))
-    ours = prx(latent, **arguments).sample
-    torch.testing.assert_close(ours, theirs)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.isfinite(prx(latent, **arguments).sample).all()
-
-
-def test_bias_is_aligned_and_shared() -> None:
-    bias = mask_to_bias(torch.tensor([[True, False, True]]), torch.zeros(1, 5, 2, 8), keys=9)
-    assert bias.shape == (1, 2, 5, 9)
-    assert all(stride % 8 == 0 for stride in bias.stride()[:-1])
-    assert bias.isinf().sum() == 2 * 5 and bias[0, 0, 0, 1] == float("-inf")
-
-
 def test_deviation_is_small_for_a_right_kernel_and_large_for_one_that_forgets_the_mask() -> None:
     device = torch.device("cpu")
-    assert _deviation(torch_kernel, device, torch.float32, 16) < 1e-5
-    assert _deviation(careless_kernel, device, torch.float32, 16) > 0.2
+    assert _deviation(_masked(torch_kernel), device, torch.float32, 16) < 1e-5
+    assert _deviation(_masked(careless_kernel), device, torch.float32, 16) > 0.2
+    assert _deviation(_packed(torch_packed_kernel), device, torch.float32, 16) < 1e-5
+    assert _deviation(_packed(misplaced_kernel), device, torch.float32, 16) > 0.2
 
 
 @pytest.mark.parametrize("wanted", ["auto", "sdpa"])
 def test_a_cpu_runs_sdpa_and_one_line_says_so(prx: Any, wanted: Any, caplog: pytest.LogCaptureFixture) -> None:
     unet = UNetDenoiser(4, 12, block_channels=[32, 32]).model
+    joint = SD3Denoiser(4, 12, hidden_size=32, depth=1, num_heads=2).model
     before = _AttentionBackendRegistry.get_active_backend()
-    for model in (prx, unet):
+    for model in (prx, unet, joint):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="leam_mm.models.attention"):
             assert choose_attention(model, torch.device("cpu"), torch.float32, wanted) == "sdpa"
@@ -77,13 +61,18 @@ def test_a_cpu_runs_sdpa_and_one_line_says_so(prx: Any, wanted: Any, caplog: pyt
         assert len(lines) == 1
         assert "sdpa" in lines[0] and ("cpu" in lines[0]) and type(model).__name__ in lines[0]
         name = type(next(iter(model.attn_processors.values()))).__name__
-        assert name in ("PRXAttnProcessor2_0", "AttnProcessor2_0")
+        assert name in ("PRXAttnProcessor2_0", "AttnProcessor2_0", "JointProcessor")
     assert _AttentionBackendRegistry.get_active_backend() == before
 
 
 def test_wanted_xformers_that_does_not_work_is_an_error_with_a_cure(prx: Any) -> None:
     with pytest.raises(UserError, match=r"does not work on cpu .* no kernels for a cpu.*auto or sdpa"):
         choose_attention(prx, torch.device("cpu"), torch.float32, "xformers")
+    with pytest.raises(UserError, match=r"packed does not work on cpu .* no kernel of packed rows for a cpu"):
+        choose_attention(prx, torch.device("cpu"), torch.bfloat16, "packed")
+    unet = UNetDenoiser(4, 12, block_channels=[32, 32]).model
+    with pytest.raises(UserError, match="PRXTransformer2DModel alone, not for a UNet2DConditionModel"):
+        choose_attention(unet, torch.device("cpu"), torch.bfloat16, "packed")
 
 
 def test_head_sizes(prx: Any) -> None:
@@ -92,19 +81,24 @@ def test_head_sizes(prx: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_xformers_agrees_with_sdpa_on_a_gpu(prx: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("xformers", torch.float32), ("xformers", torch.bfloat16), ("packed", torch.bfloat16)]
+)
+def test_kernels_agree_with_sdpa_on_a_gpu(name: Any, dtype: torch.dtype) -> None:
     device = torch.device("cuda")
-    reason = probe_xformers(device, dtype, {16, 64})
+    reason = {"xformers": probe_xformers, "packed": probe_packed}[name](device, dtype, {16, 64})
     if reason:
         pytest.skip(reason)
+    torch.manual_seed(0)
+    denoiser = PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2).to(device)
+    for value in denoiser.parameters():
+        torch.nn.init.normal_(value, std=0.1)
     latent, state = torch.randn(2, 4, 8, 8, device=device), torch.randn(2, 7, 12, device=device)
     mask = torch.arange(7, device=device) < torch.tensor([[2], [7]], device=device)
     time = torch.tensor([0.2, 0.9], device=device)
-    prx.to(device)
     answers = []
-    for wanted in ("sdpa", "xformers"):
-        assert choose_attention(prx, device, dtype, wanted) == wanted  # type: ignore[arg-type]
+    for wanted in ("sdpa", name):
+        assert choose_attention(denoiser.model, device, dtype, wanted) == wanted  # type: ignore[arg-type]
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
-            answers.append(prx(latent, timestep=time, encoder_hidden_states=state, attention_mask=mask).sample.float())
+            answers.append(denoiser(latent, time, state, mask).float())
     torch.testing.assert_close(*answers, rtol=0.05, atol=0.05)

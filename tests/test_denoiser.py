@@ -7,14 +7,17 @@ from torch import nn
 
 from leam_mm.errors import UserError
 from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+from leam_mm.models.joint_denoiser import SD3Denoiser
 
-CASES = ["prx", "unet"]
+CASES = ["prx", "unet", "sd3"]
 
 
 def build(kind: str, **changes: object) -> Denoiser:
     torch.manual_seed(0)
     if kind == "prx":
         return PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, **changes)  # type: ignore[arg-type]
+    if kind == "sd3":
+        return SD3Denoiser(4, 12, hidden_size=32, depth=2, num_heads=2, latent_size=8, **changes)  # type: ignore[arg-type]
     return UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8, **changes)  # type: ignore[arg-type]
 
 
@@ -69,7 +72,9 @@ def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
     prx, unet = wake(build("prx")), wake(build("unet"))
     with torch.no_grad():
         theirs = prx.model(latent, timestep=time, encoder_hidden_states=state, attention_mask=mask).sample
-        assert torch.equal(prx(latent, time, state, mask), theirs)
+        torch.testing.assert_close(prx(latent, time, state, mask), theirs)
+        theirs = prx.model(latent, timestep=time, encoder_hidden_states=state).sample
+        assert torch.equal(prx(latent, time, state, torch.ones_like(mask)), theirs)
         theirs = unet.model(latent, time * 1000, encoder_hidden_states=state, encoder_attention_mask=mask).sample
         assert torch.equal(unet(latent, time, state, mask), theirs)
 
