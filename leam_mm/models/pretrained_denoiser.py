@@ -47,7 +47,7 @@ class PretrainedDenoiser(PRXDenoiser):
     def __init__(self, weights: str, low_rank: LowRank | None = None, gradient_checkpointing: bool = False) -> None:
         """See the class for the arguments."""
         evidence = REBUILDING.get()
-        model, origin = (empty_transformer(evidence), {}) if evidence else load_transformer(Path(weights))
+        model, origin = load_transformer(Path(weights)) if evidence is None else rebuilt_transformer(evidence)
         if gradient_checkpointing:
             model.enable_gradient_checkpointing()
         size = model.config
@@ -57,10 +57,7 @@ class PretrainedDenoiser(PRXDenoiser):
             low_rank.add_to(self.model)
 
     def origin(self) -> dict[str, Any]:
-        """The base as it was named, its sha256, its shape, and name and licence where it says so itself.
-
-        Empty in a module that was rebuilt from a checkpoint, whose evidence has it.
-        """
+        """The base as it was named, its sha256, its shape, and name and licence where it says so itself."""
         return dict(self._origin)
 
     def plain_model(self) -> nn.Module:
@@ -83,6 +80,8 @@ def load_transformer(weights: Path) -> tuple[Any, dict[str, Any]]:
         model, digest, known = _from_training(weights)
     else:
         raise UserError(f"{weights} is not there: give a generator's run folder, its checkpoint, or diffusers' folder")
+    if model.config.resolution_embeds:
+        raise UserError(f"{weights} embeds the resolution of a picture, which a PRXDenoiser does not: give another one")
     model = model.float().requires_grad_(True).train()
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
         raise UserError(f"{weights} holds numbers that are not finite: give intact weights")
@@ -90,12 +89,12 @@ def load_transformer(weights: Path) -> tuple[Any, dict[str, Any]]:
     return model, {"weights": str(weights), "sha256": digest, **known, "config": shape(model)}
 
 
-def empty_transformer(evidence: dict[str, Any]) -> Any:
-    """A model of the shape that a checkpoint's evidence names; its weights come from the checkpoint."""
-    config = (evidence.get("pretrained") or {}).get("config")
-    if not isinstance(config, dict):
+def rebuilt_transformer(evidence: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model of the shape that a checkpoint's evidence names, without weights, and where it came from."""
+    origin = evidence.get("pretrained")
+    if not isinstance(origin, dict) or not isinstance(origin.get("config"), dict):
         raise UserError("the checkpoint does not tell the shape of the denoiser that it started from: it was edited")
-    return PRXTransformer2DModel.from_config(config)
+    return PRXTransformer2DModel.from_config(origin["config"]), origin
 
 
 def shape(model: Any) -> dict[str, Any]:
@@ -122,10 +121,17 @@ def _from_diffusers(folder: Path) -> Any:
     if kind != KIND:
         raise UserError(f"{config} describes {kind!r}: only a {KIND} can be trained on; give the folder of one")
     try:
-        return PRXTransformer2DModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        model, told = PRXTransformer2DModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:  # diffusers, safetensors and torch raise half a dozen kinds for files that do not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{folder} holds no loadable safetensors ({reason}): copy it again") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers fills gaps with chance
+        if told.get(kind):
+            first = sorted(map(str, told[kind]))[0]
+            raise UserError(f"{folder}: its weights are not those of its config.json ({kind}: {first}): copy it again")
+    return model
 
 
 def _from_training(path: Path) -> tuple[Any, str, dict[str, Any]]:

@@ -70,8 +70,9 @@ def build_pipeline(
     """
     if not isinstance(denoiser, PRXDenoiser):
         raise UserError(
-            f"a {type(denoiser).__name__} cannot be released for diffusers: its pipelines for U-Nets attend to the "
-            "padding of captions, ours never does, so pictures would differ; train a PRXDenoiser to release one"
+            f"a {type(denoiser).__name__} cannot be released for diffusers: its pipelines for U-Nets and for Stable "
+            "Diffusion 3 attend to the padding of captions, ours never does, so pictures would differ; train a "
+            "PRXDenoiser to release one"
         )
     if not isinstance(process, RectifiedFlow):
         raise UserError(
@@ -86,7 +87,7 @@ def build_pipeline(
     autoencoder = copy.deepcopy(codec.autoencoder).to("cpu")
     autoencoder.register_to_config(**codec.export_config())
     return PRXPipeline(
-        transformer=copy.deepcopy(denoiser.model).to("cpu"),
+        transformer=denoiser.plain_model().to("cpu"),
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=process.shift),
         text_encoder=clip_text_model(captions.encoder, captions.tokenizer.path),
         tokenizer=load_tokenizer(captions.tokenizer.path, captions.encoder.context_length),

@@ -4,18 +4,21 @@ What was not measured is called "not measured". Strings that come from data or f
 """
 
 import html
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from leam_mm.evaluators.report_number import LANGUAGES, in_unit
+from leam_mm.release.generator_usage import DRAWING, EDITING, LOW_RANK
 
 # The Hub knows licences by these names; any other one is given as license_name.
 HUB_LICENCES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "eupl-1.2", "openrail"}
-NOT_MEASURED = "not measured"
+NOT_MEASURED, NOT_STATED = "not measured", "not stated"
 JOULES_PER_KWH = 3.6e6
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class StageFacts:
         data: Name of each shard folder it was trained on, by Merkle root.
         energy: The record of training/energy_meter.EnergyRecord, or None.
         versions: Of the libraries it was trained with.
+        base: The weights that it started from: ``weights`` as they were named, ``sha256``, and ``name`` and ``licence``
+            where they say so themselves; empty where it started from chance.
     """
 
     kind: str
@@ -39,6 +44,7 @@ class StageFacts:
     data: dict[str, str]
     energy: dict[str, Any] | None
     versions: dict[str, str]
+    base: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class ReleaseFacts:
         data: Shard folders at hand.
         metrics: Lines of results.jsonl.
         drawn_size: H = W in pixels of the pictures that the generator draws; None without one.
+        low_rank: Whether the generator's low-rank additions are in the release, too.
     """
 
     name: str
@@ -83,6 +90,7 @@ class ReleaseFacts:
     data: Sequence[DataFacts] = ()
     metrics: Sequence[dict[str, Any]] = ()
     drawn_size: int | None = None
+    low_rank: bool = False
 
     @property
     def generates(self) -> bool:
@@ -92,7 +100,7 @@ class ReleaseFacts:
 
 def model_card(facts: ReleaseFacts) -> str:
     """The README.md of a release folder."""
-    parts = [_front_matter(facts), _introduction(facts), _use(facts), _data(facts), _results(facts)]
+    parts = [_front_matter(facts), _introduction(facts), _bases(facts), _use(facts), _data(facts), _results(facts)]
     return "\n".join([*parts, _limits(facts), _cost(facts), _licence(facts)])
 
 
@@ -117,6 +125,10 @@ def _front_matter(facts: ReleaseFacts) -> str:
     front["tags"] = ["leam_mm", "multilingual", "open_clip"] + (
         ["diffusers", "text-to-image"] if facts.generates else []
     )
+    # The Hub knows a base by owner/name only.
+    bases = sorted({name for stage in facts.stages if HUB_NAME.fullmatch(name := stage.base.get("name", ""))})
+    if bases:
+        front["base_model"] = bases
     front["library_name"] = "open_clip"
     front["pipeline_tag"] = "zero-shot-image-classification"
     kinds = {"top1": "accuracy", "top5": "accuracy", "recall": "recall", "fid": "fid"}
@@ -136,6 +148,23 @@ def _introduction(facts: ReleaseFacts) -> str:
         "The weights are safetensors; no file in this folder is executed when it is loaded.\n\n"
         + table(["part", "parameters", "samples seen in training"], rows)
     )
+
+
+def _bases(facts: ReleaseFacts) -> str:
+    rows = [
+        (
+            stage.kind,
+            stage.base.get("name") or stage.base.get("weights", NOT_STATED),
+            stage.base.get("licence") or NOT_STATED,
+            stage.base.get("sha256", NOT_STATED),
+        )
+        for stage in facts.stages
+        if stage.base
+    ]
+    if not rows:
+        return ""
+    text = "## What it started from\n\nThese parts were trained on from other weights, whose licences bind this "
+    return text + "release too.\n\n" + table(["part", "base", "licence of the base", "SHA-256 of its weights"], rows)
 
 
 def _use(facts: ReleaseFacts) -> str:
@@ -164,18 +193,7 @@ print(similarity)
 ```
 """
     if facts.generates:
-        text += """
-```python
-from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("generator")
-settings = {"num_inference_steps": 20, "guidance_scale": 3.0, "use_resolution_binning": False}
-pipeline("ein rotes Quadrat", **settings).images[0].save("picture.png")
-```
-
-With guidance, the pipeline of diffusers 0.42 takes one prompt at a time. It cleans prompts before it reads them (lower
-case, no brackets, no addresses); the generator was trained on captions cleaned in the same way.
-"""
+        text += DRAWING + EDITING + (LOW_RANK if facts.low_rank else "")
     return text
 
 

@@ -26,6 +26,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
 from leam_mm.release.diffusers_folder import write_diffusers_folder
+from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, model_card
 from leam_mm.release.open_clip_folder import write_open_clip_folder
 
@@ -64,19 +65,23 @@ def write_release(
     shutil.rmtree(temporary, ignore_errors=True)
     (temporary / "configs").mkdir(parents=True)
     try:
-        encoder = load_module(clip, ContrastiveModule)
+        encoder, low_rank = load_module(clip, ContrastiveModule), False
         write_open_clip_folder(encoder, temporary / "clip", name)
         stages = [stage_facts("clip", clip, encoder.ema_encoder(), temporary)]
         drawer = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and drawer is not None:
             write_diffusers_folder(drawer, temporary / "generator")
+            if low_rank := has_low_rank(drawer.ema_denoiser()):
+                write_low_rank_folder(drawer.ema_denoiser(), temporary / "low_rank")
             stages.append(stage_facts("generator", generator, drawer.ema_denoiser(), temporary))
             stages.append(stage_facts("codec", Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         data = [data_facts(path, stages) for path in shards]
         towers = encoder.ema_encoder()
         size = drawer.latent_size * drawer.codec.downscale if drawer is not None else None
-        facts = ReleaseFacts(name, licence, towers.image_size, towers.context_length, stages, data, metrics, size)
+        facts = ReleaseFacts(
+            name, licence, towers.image_size, towers.context_length, stages, data, metrics, size, low_rank
+        )
         (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_evidence(facts, temporary)
         put_in_place(temporary, folder)
@@ -128,7 +133,16 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
         data={root: Path(name).name for name, root in evidence.get("data", {}).items()},
         energy=checkpoint.get("callbacks", {}).get("EnergyRecord"),
         versions=evidence.get("versions", {}),
+        base=base_facts(evidence),
     )
+
+
+def base_facts(evidence: dict[str, Any]) -> dict[str, str]:
+    """What a training started from: named without the place on this machine, as a hub or a release names it."""
+    base = {key: str(value) for key, value in (evidence.get("pretrained") or {}).items() if key != "config"}
+    if "weights" in base and Path(base["weights"]).is_absolute():
+        base["weights"] = "/".join(Path(base["weights"]).parts[-2:])
+    return base
 
 
 def data_facts(path: Path, stages: Sequence[StageFacts]) -> DataFacts:
