@@ -1,5 +1,6 @@
 """Training of latent generators that draw what a caption says."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.denoiser import Denoiser
 from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.latent_codec import LatentCodec
+from leam_mm.models.size_conditioning import whole_picture
 from leam_mm.training.ema import Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
 from leam_mm.training.sharding import shard_blocks
@@ -138,10 +140,11 @@ class LatentDiffusionModule(LightningModule):
         techniques: list[Any] = list(self.techniques)
         for technique in techniques:
             technique.begin(step)
+        told = self._told(batch)
         between = [block_step for technique in techniques for block_step in technique.block_steps()]
 
         def denoise(x_t: Tensor, moment: Tensor) -> Tensor:
-            step.prediction = self.denoiser(x_t, moment, state, mask, between)
+            step.prediction = self.denoiser(x_t, moment, state, mask, between, **told)
             return step.prediction
 
         errors = self.process.errors_at(denoise, latent, noise, time)
@@ -157,7 +160,7 @@ class LatentDiffusionModule(LightningModule):
         """Loss of the averaged network at four fixed times, with each sample's own fixed noise."""
         latent, (state, mask) = self._inputs(batch)
         noise = sample_noise(VALIDATION_SEED, batch["sample_index"], "validation", latent.shape[1:]).to(latent)
-        network, losses = self.ema_denoiser(), []
+        network, losses = partial(self.ema_denoiser(), **self._told(batch)), []
         for place, moment in enumerate(VALIDATION_TIMES):
             time = latent.new_full((len(latent),), moment)
             losses.append(
@@ -193,6 +196,7 @@ class LatentDiffusionModule(LightningModule):
         first_index: int = 0,
         batch_size: int = 64,
         edit: Edit | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Draw one picture for each prompt with the averaged weights.
 
@@ -205,15 +209,18 @@ class LatentDiffusionModule(LightningModule):
             first_index: Number of the first prompt.
             batch_size: Prompts at a time; changes the memory, not the pictures.
             edit: Pictures to start from (image-to-image), with a mask where they are kept (inpainting).
+            size: Height and width of the latents; None takes latent_size for both, as an edit must.
 
         Returns:
             (B, 3, H, W) float in [0, 1].
         """
+        if edit is not None and size is not None:
+            raise UserError("an edit has the size of the generator's own pictures: leave size out")
         pictures = []
         for start in range(0, len(prompts), batch_size):
             part = prompts[start : start + batch_size]
             rows = edit.rows(start, len(part), self.latent_size * self.codec.downscale) if edit is not None else None
-            pictures.append(self._sample_batch(part, seed, steps, guidance, method, first_index + start, rows))
+            pictures.append(self._sample_batch(part, seed, steps, guidance, method, first_index + start, rows, size))
         return torch.cat(pictures)
 
     def _sample_batch(
@@ -225,12 +232,15 @@ class LatentDiffusionModule(LightningModule):
         method: str,
         first_index: int,
         edit: Edit | None,
+        size: tuple[int, int] | None,
     ) -> Tensor:
         numbers = torch.arange(first_index, first_index + len(prompts))
-        shape = (self.denoiser.in_channels, self.latent_size, self.latent_size)
+        height, width = size or (self.latent_size, self.latent_size)
+        shape = (self.denoiser.in_channels, height, width)
         noise = sample_noise(seed, numbers, "sample", shape).to(self.device)
         network = self.ema_denoiser()
-        denoise = guide(network, self.caption_encoder.encode(prompts), self.empty_caption(), guidance)
+        told = {} if network.size_conditioning is None else {"size": whole_picture(height, width, self.codec.downscale)}
+        denoise = guide(partial(network, **told), self.caption_encoder.encode(prompts), self.empty_caption(), guidance)
         training = network.training
         network.eval()
 
@@ -254,6 +264,17 @@ class LatentDiffusionModule(LightningModule):
         state, mask = self._empty
         self._empty = state.to(self.device), mask.to(self.device)
         return self._empty
+
+    def _told(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What the pictures of a batch were, where the denoiser is told so."""
+        if self.denoiser.size_conditioning is None:
+            return {}
+        if "picture_size" not in batch:
+            raise UserError(
+                "the denoiser is told what pictures were, and this batch does not say it: encode the latents again, or "
+                "drop model.init_args.denoiser.init_args.size_conditioning"
+            )
+        return {"size": batch["picture_size"]}
 
     def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Caption]:
         """Latents and captions of a batch, encoded here if it holds pictures and texts."""

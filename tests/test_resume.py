@@ -12,6 +12,10 @@ import pytest
 import torch
 import yaml
 from conftest import clip_recipe
+from test_bucket_order import write_toy_buckets
+
+from leam_mm.cli import main
+from leam_mm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 KILLER = """
@@ -113,3 +117,63 @@ def test_signal_saves_at_a_step_boundary_and_leaves_with_75(
     whole = clip_recipe(tmp_path / "whole", toy_shards, toy_tokenizer, max_samples=64)
     assert fit(whole, tmp_path / "b").returncode == 0
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, accumulate: int = 1) -> dict:
+    """A complete recipe for a toy generator on latents in buckets of three shapes."""
+    recipe = clip_recipe(run, latents, tokenizer, max_samples=96)
+    recipe["trainer"]["accumulate_grad_batches"] = accumulate
+    arguments = {"train": str(latents), "validation": str(latents), "batch_size": 8, "workers": workers, "seed": 5}
+    recipe["data"] = {"class_path": "leam_mm.data.latents_module.LatentsModule", "init_args": arguments}
+    sizes = {"in_channels": 4, "context_dim": 6, "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 1}
+    denoiser = {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": {**sizes, "size_conditioning": 16}}
+    recipe["model"] = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": denoiser,
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "latent_size": 2,
+            "caption_dropout": 0.0,
+            "ema_decay": 0.9,
+            "warmup_steps": 2,
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
+        },
+    }
+    return recipe
+
+
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_training_on_buckets_goes_on_bit_for_bit_with_other_workers(
+    tmp_path: Path, toy_tokenizer: Path, accumulate: int
+) -> None:
+    latents = write_toy_buckets(tmp_path / "latents")
+
+    def start(name: str, workers: int) -> None:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(buckets_recipe(tmp_path / name, latents, toy_tokenizer, workers, accumulate)))
+        main(["fit", "--config", str(path)])
+
+    start("whole", 0)
+    broken = fit(killed(buckets_recipe(tmp_path / "broken", latents, toy_tokenizer, 2, accumulate), 7), tmp_path / "b")
+    assert broken.returncode == -signal.SIGKILL, broken.stderr
+    assert checkpoint(tmp_path / "broken")["global_step"] == 6
+    start("broken", 1)
+    assert len(losses(tmp_path / "whole")) == 12
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert checkpoint(tmp_path / "whole")["LatentsModule"] == {"bucket_batch": 8 // accumulate}
+
+
+def test_another_batch_size_for_buckets_is_refused_in_one_line(tmp_path: Path, toy_tokenizer: Path) -> None:
+    latents = write_toy_buckets(tmp_path / "latents")
+
+    def start(size: int, samples: int) -> None:
+        recipe = buckets_recipe(tmp_path / "run", latents, toy_tokenizer)
+        recipe["data"]["init_args"]["batch_size"], recipe["max_samples"] = size, samples
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        main(["fit", "--config", str(tmp_path / "recipe.yaml")])
+
+    start(8, 16)
+    with pytest.raises(UserError, match="runs of 8 samples of one shape in a row, which 16 of a micro-batch do not"):
+        start(16, 64)
+    start(4, 32)  # which divides: the runs stay as they were
+    assert checkpoint(tmp_path / "run")["LatentsModule"] == {"bucket_batch": 8}

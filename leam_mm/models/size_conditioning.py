@@ -65,6 +65,12 @@ def fourier_features(values: Tensor, frequencies: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def whole_picture(height: int, width: int) -> Tensor:
-    """The numbers (6,) of a picture of this size in pixels of which nothing was cut off: what samples are told."""
-    return torch.tensor([height, width, 0, 0, height, width])
+def whole_picture(height: int, width: int, scale: int = 1) -> Tensor:
+    """The numbers (6,) of a picture of which nothing was cut off, as samples are told of.
+
+    Args:
+        height: In pixels over scale.
+        width: In pixels over scale.
+        scale: Pixels per side of a position, of latents.
+    """
+    return scale * torch.tensor([height, width, 0, 0, height, width])
