@@ -30,12 +30,11 @@ def start(module: nn.Module, dynamic: bool | None = True) -> None:
     Compilation(dynamic).on_fit_start(cast(Any, SimpleNamespace()), cast(Any, module))
 
 
-def loss_of(module: Module, length: int) -> torch.Tensor:
+def loss_of(module: Module, length: int, shorter: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(length)
     latent, state = torch.randn(2, 4, 4, 4, generator=generator), torch.randn(2, length, 12, generator=generator)
-    return (
-        module.denoiser(latent, torch.tensor([0.2, 0.7]), state, torch.ones(2, length, dtype=torch.bool)).square().sum()
-    )
+    mask = torch.arange(length) < torch.tensor([[length], [length - shorter]])
+    return module.denoiser(latent, torch.tensor([0.2, 0.7]), state, mask).square().sum()
 
 
 def test_blocks_are_the_outermost_members_with_layers() -> None:
@@ -67,6 +66,20 @@ def test_compiled_blocks_compute_the_same_at_any_length(caplog: pytest.LogCaptur
         for mine, other in zip(compiled.denoiser.parameters(), plain.denoiser.parameters(), strict=True):
             torch.testing.assert_close(mine.grad, other.grad, rtol=1e-3, atol=1e-3)
     assert all(block._compiled_call_impl is not None for block in compiled.denoiser.model.blocks)
+
+
+def test_captions_of_any_lengths_make_two_kernels_with_a_mask_and_without() -> None:
+    torch._dynamo.reset()
+    module, plain = Module(), Module()
+    for block in module.denoiser.model.blocks:
+        block.compile(backend="eager", dynamic=True)  # what is compiled anew does not depend on the back end
+    with torch.no_grad():
+        for shorter in (0, 2):
+            loss_of(module, 5, shorter)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for length, shorter in ((7, 0), (6, 1), (9, 4), (4, 0)):
+                torch.testing.assert_close(loss_of(module, length, shorter), loss_of(plain, length, shorter))
+    torch._dynamo.reset()
 
 
 def test_where_it_does_not_work_it_says_so_and_the_plain_network_runs(

@@ -18,6 +18,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
 from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.models.joint_denoiser import SD3Denoiser
 from leam_mm.models.latent_codec import DCCodec
 from leam_mm.training.ema import Ema
 from leam_mm.training.sharding import shard_blocks
@@ -45,6 +46,8 @@ def denoiser(kind: str) -> Denoiser:
     torch.manual_seed(0)
     if kind == "prx":
         return PRXDenoiser(4, 12, hidden_size=32, depth=3, num_heads=2)
+    if kind == "sd3":
+        return SD3Denoiser(4, 12, hidden_size=32, depth=3, num_heads=2)
     return UNetDenoiser(4, 12, [8, 16], num_heads=2, norm_groups=4)
 
 
@@ -61,7 +64,7 @@ def test_towers_are_sharded_by_block_and_compute_the_same(mesh: DeviceMesh) -> N
     assert whole == {"clip.logit_scale", "clip.logit_bias"}
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("prx", 1 + 3), ("unet", 1 + 2 + 2 + 3)])
+@pytest.mark.parametrize(("kind", "parts"), [("prx", 1 + 3), ("sd3", 1 + 3), ("unet", 1 + 2 + 2 + 3)])
 def test_denoisers_and_their_average_are_sharded_alike(kind: str, parts: int, mesh: DeviceMesh) -> None:
     module = denoiser(kind)
     average = Ema(module, 0.5, ramp=False)
