@@ -4,6 +4,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.errors import UserError
 
 
 def test_ends_of_the_path_and_constant_velocity() -> None:
@@ -48,5 +49,16 @@ def test_time_stays_in_range_at_extreme_numbers() -> None:
 
 
 def test_a_spread_of_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="time_std"):
+    with pytest.raises(UserError, match="time_std"):
         RectifiedFlow(time_std=0.0)
+    with pytest.raises(UserError, match="uniform_share"):
+        RectifiedFlow(uniform_share=1.0)
+
+
+def test_a_share_of_the_times_is_uniform() -> None:
+    count, share = 100_000, 0.1
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    mixed, plain = (RectifiedFlow(shift=3.0, uniform_share=part).time(uniform) for part in (share, 0.0))
+    for place in torch.linspace(0.02, 0.98, 25, dtype=torch.float64):
+        expected = share * place + (1 - share) * (plain < place).double().mean()
+        assert (mixed < place).double().mean().item() == pytest.approx(float(expected), abs=1e-4)

@@ -1,11 +1,18 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from leam_mm.diffusion.variance_preserving import VariancePreserving
+from leam_mm.diffusion.variance_preserving import (
+    VariancePreserving,
+    VariancePreservingClean,
+    VariancePreservingNoise,
+)
+from leam_mm.errors import UserError
 
 
 @pytest.fixture
@@ -27,12 +34,52 @@ def test_sd_linear_equals_diffusers_at_its_steps(scheduler: DDPMScheduler) -> No
     torch.testing.assert_close(process.corrupt(clean, noise, time), noisy, rtol=1e-6, atol=2e-6)
 
 
-def test_min_snr_equals_diffusers_formula(scheduler: DDPMScheduler) -> None:
+@pytest.mark.parametrize(
+    ("kind", "over"),
+    [
+        (VariancePreserving, lambda snr: snr + 1),
+        (VariancePreservingNoise, lambda snr: snr),
+        (VariancePreservingClean, 1),
+    ],
+)
+def test_min_snr_equals_diffusers_formula(scheduler: DDPMScheduler, kind: type[VariancePreserving], over: Any) -> None:
     step = torch.tensor([1, 100, 300, 600, 900])
     snr = compute_snr(scheduler, step)
-    theirs = torch.minimum(snr, torch.full_like(snr, 5.0)) / (snr + 1)
-    ours = VariancePreserving("sd_linear", min_snr=5.0).weight(step.double() / 1000)
+    theirs = torch.minimum(snr, torch.full_like(snr, 5.0)) / (over(snr) if callable(over) else over)
+    ours = kind("sd_linear", min_snr=5.0).weight(step.double() / 1000)
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-4, atol=1e-6)
+
+
+def test_min_snr_weighs_the_same_error_the_same_whatever_is_predicted() -> None:
+    clean, noise = torch.randn(2, 5, 3, 4, 4, dtype=torch.float64)
+    time, guess = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), torch.randn_like(clean)
+
+    def predict(process: VariancePreserving) -> Callable:
+        """What each must predict to mean the same guess of the clean data."""
+        a, s = (value[:, None, None, None] for value in process.path(time)[:2])
+        implied = (process.corrupt(clean, noise, time) - a * guess) / s
+        return lambda x_t, time: process.target(guess, implied, time)
+
+    kinds = (VariancePreserving, VariancePreservingNoise, VariancePreservingClean)
+    first, *others = (
+        process.loss_at(predict(process), clean, noise, time) for process in (kind("sd_linear", 5.0) for kind in kinds)
+    )
+    for other in others:
+        torch.testing.assert_close(other, first)
+
+
+def test_weights_are_finite_at_both_ends() -> None:
+    ends = torch.tensor([0.0, 1.0])
+    assert VariancePreserving("cosine", 5.0).weight(ends).tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert VariancePreservingClean("cosine", 5.0).weight(ends).tolist() == pytest.approx([5.0, 0.0], abs=1e-6)
+    assert VariancePreservingNoise(min_snr=5.0).weight(ends).isfinite().all()
+
+
+def test_noise_prediction_to_pure_noise_and_a_gamma_of_zero_are_refused() -> None:
+    with pytest.raises(UserError, match="sd_linear"):
+        VariancePreservingNoise("cosine")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="min_snr is 0"):
+        VariancePreserving(min_snr=0.0)
 
 
 def test_cosine_runs_from_data_to_noise_at_constant_speed() -> None:

@@ -1,34 +1,131 @@
-"""Classifier-free guidance (Ho and Salimans, 2207.12598): push the prediction away from that of the empty caption."""
+"""Guidance: push the prediction away from a worse one. Small functions, and one object that says which.
+
+The worse prediction is that of the empty caption (classifier-free guidance, Ho and Salimans, 2207.12598) or that of a
+worse network for the same caption (autoguidance, Karras et al., 2406.02507).
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from leam_mm.diffusion.process import Denoise
+from leam_mm.errors import UserError
 
 CaptionDenoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(x_t (B, ...), time (B,), caption_state (B, L, D), caption_mask (B, L)) -> prediction (B, ...)."""
 Caption = tuple[Tensor, Tensor]
 """caption_state (B, L, D) and caption_mask (B, L) bool."""
+Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(x_t (B, ...), time (B,)) -> the worse prediction and the caption's own, both (B, ...)."""
 
 
-def guide(denoise: CaptionDenoise, caption: Caption, empty: Caption, guidance: float) -> Denoise:
-    """Bind captions to a denoiser and return (x_t, time) -> guided prediction, as diffusers' pipelines compute it.
+@dataclass(frozen=True)
+class Guidance:
+    """How samples are guided; a plain number in its place is the scale.
+
+    Args:
+        scale: g of worse + g (caption - worse). At 1 or below guidance is off.
+        low: Guide at times above this only; 0 data, 1 noise.
+        high: Guide at times below this only (2404.07724: guidance harms at high noise and does nothing at low).
+        rescale: Share in [0, 1] of the result whose deviation is brought back to that of the unguided prediction;
+            0.7 in 2305.08891.
+        weaker: Checkpoint or run folder of a smaller or less trained generator whose prediction for the same caption
+            is the worse one; None takes this generator's for the empty caption.
+    """
+
+    scale: float = 3.0
+    low: float = 0.0
+    high: float = 1.0
+    rescale: float = 0.0
+    weaker: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing."""
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(
+                f"Guidance: the interval from low {self.low} to high {self.high} is none of times: 0 <= low < high <= 1"
+            )
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"Guidance: rescale is {self.rescale}, but it is a share in [0, 1]")
+
+
+def guide(
+    denoise: CaptionDenoise,
+    caption: Caption,
+    empty: Caption,
+    guidance: float | Guidance,
+    weaker: CaptionDenoise | None = None,
+) -> Denoise:
+    """Bind captions to a denoiser and return (x_t, time) -> guided prediction.
+
+    With a scale alone it computes what diffusers' pipelines do: one call a step on a doubled batch, empty half first.
 
     Args:
         denoise: The network.
         caption: What to draw, B captions.
         empty: The unconditional (or negative) captions, B of them or one for all.
-        guidance: g of empty + g (caption - empty). At 1 or below guidance is off and the network is called on the
-            captions alone; above, once per step on a doubled batch, empty half first.
+        guidance: How; off and outside its interval the network is called on the captions alone.
+        weaker: The worse network, where there is one; then `empty` is not looked at, and both are called each step.
     """
-    if guidance <= 1:
-        return lambda x_t, time: denoise(x_t, time, *caption)
-    state, mask = (torch.cat([part.expand_as(whole), whole]) for part, whole in zip(empty, caption, strict=True))
+    if not isinstance(guidance, Guidance):
+        guidance = Guidance(guidance)
+    scale, share = guidance.scale, guidance.rescale
+
+    def plain(x_t: Tensor, time: Tensor) -> Tensor:
+        return denoise(x_t, time, *caption)
+
+    if scale <= 1:
+        return plain
+    pair = beside_empty(denoise, caption, empty) if weaker is None else beside_weaker(denoise, weaker, caption)
 
     def guided(x_t: Tensor, time: Tensor) -> Tensor:
-        without, with_caption = denoise(torch.cat([x_t, x_t]), torch.cat([time, time]), state, mask).chunk(2)
-        return without + guidance * (with_caption - without)
+        worse, own = pair(x_t, time)
+        pushed = worse + scale * (own - worse)
+        return rescale_deviation(pushed, own, share) if share else pushed
 
-    return guided
+    return within(guided, plain, guidance.low, guidance.high)
+
+
+def beside_empty(denoise: CaptionDenoise, caption: Caption, empty: Caption) -> Pair:
+    """Predict for the empty and the given captions in one call."""
+    state, mask = (torch.cat([part.expand_as(whole), whole]) for part, whole in zip(empty, caption, strict=True))
+
+    def predict(x_t: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        worse, own = denoise(torch.cat([x_t, x_t]), torch.cat([time, time]), state, mask).chunk(2)
+        return worse, own
+
+    return predict
+
+
+def beside_weaker(denoise: CaptionDenoise, weaker: CaptionDenoise, caption: Caption) -> Pair:
+    """Predict for the captions with both networks (2406.02507: its w is our scale)."""
+    return lambda x_t, time: (weaker(x_t, time, *caption), denoise(x_t, time, *caption))
+
+
+def rescale_deviation(guided: Tensor, plain: Tensor, share: float) -> Tensor:
+    """Bring each sample's standard deviation back to that of the plain prediction (section 3.4 of 2305.08891).
+
+    Args:
+        guided: (B, ...), the guided prediction.
+        plain: (B, ...), the caption's own.
+        share: In [0, 1], of the brought back in the result.
+    """
+    inner = tuple(range(1, guided.ndim))
+    ratio = plain.std(inner, keepdim=True) / guided.std(inner, keepdim=True)
+    return share * ratio * guided + (1 - share) * guided
+
+
+def within(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
+    """Choose by the time: guided strictly between low and high, plain elsewhere (2404.07724, its interval in our time).
+
+    All of a batch are at the same time, as the samplers have them; an interval of all times looks at none.
+    """
+    if low <= 0 and high >= 1:
+        return guided
+
+    def chosen(x_t: Tensor, time: Tensor) -> Tensor:
+        return (guided if low < float(time[0]) < high else plain)(x_t, time)
+
+    return chosen

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from leam_mm.diffusion.samplers import Clean, Method, Path, Velocity
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""Network with its condition bound: (x_t (B, ...), time (B,)) -> prediction (B, ...)."""
+"""Network with its condition bound: (input (B, ...), time (B,)) -> prediction (B, ...)."""
 
 
 def expand_time(value: Tensor, like: Tensor) -> Tensor:
@@ -20,10 +22,20 @@ def expand_time(value: Tensor, like: Tensor) -> Tensor:
 
 
 class DiffusionProcess(ABC):
-    """A path from clean data to Gaussian noise; subclasses state it in six short methods, all on (B, ...) tensors."""
+    """A path from clean data to Gaussian noise; subclasses state it in seven short methods, all on (B, ...) tensors.
+
+    `positions`, h w of the latents, matters only where pictures of several sizes are trained or sampled differently.
+    """
+
+    method: Method = "euler"
+    """The sampler that is taken where none is named; what a release runs, if there is one."""
 
     @abstractmethod
-    def time(self, uniform: Tensor) -> Tensor:
+    def path(self, time: Tensor) -> Path:
+        """Return the coefficients at `time` (B,), of which all else follows."""
+
+    @abstractmethod
+    def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
         """Turn uniform numbers (B,) in (0, 1) into training times (B,) in [0, 1]."""
 
     @abstractmethod
@@ -43,8 +55,12 @@ class DiffusionProcess(ABC):
         """Return dx/dt of the probability flow, which the samplers integrate from t = 1 down to t = 0."""
 
     @abstractmethod
-    def times(self, steps: int) -> Tensor:
-        """Return the falling grid (steps + 1,) from 1 to 0 on which a sampler evaluates the velocity."""
+    def times(self, steps: int, positions: int | None = None) -> Tensor:
+        """Return the falling grid (steps + 1,) from 1 (or nearly) to 0 on which a sampler calls the network."""
+
+    def network_input(self, x_t: Tensor, time: Tensor) -> Tensor:
+        """Return what the network is shown of x_t; itself, unless a process says otherwise."""
+        return x_t
 
     def weight(self, time: Tensor) -> Tensor:
         """Return the weight (B,) of each sample's error; 1 unless a process says otherwise."""
@@ -52,7 +68,7 @@ class DiffusionProcess(ABC):
 
     def errors_at(self, denoise: Denoise, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return the weighted squared error (B, ...) of each element at the given times (B,)."""
-        prediction = denoise(self.corrupt(clean, noise, time), time)
+        prediction = denoise(self.network_input(self.corrupt(clean, noise, time), time), time)
         error = _wide(prediction) - _wide(self.target(clean, noise, time))
         return expand_time(self.weight(time), error) * error.square()
 
@@ -62,7 +78,15 @@ class DiffusionProcess(ABC):
 
     def loss(self, denoise: Denoise, clean: Tensor, noise: Tensor, time_uniform: Tensor) -> Tensor:
         """Return the training loss (B,) of each sample; `time_uniform` (B,) in (0, 1) decides its time."""
-        return self.loss_at(denoise, clean, noise, self.time(time_uniform))
+        return self.loss_at(denoise, clean, noise, self.time(time_uniform, clean[0, 0].numel()))
+
+    def velocity(self, denoise: Denoise) -> Velocity:
+        """Bind a network: (x_t, time) -> dx/dt, for the samplers that integrate it."""
+        return lambda x_t, time: self.to_velocity(x_t, denoise(self.network_input(x_t, time), time), time)
+
+    def clean(self, denoise: Denoise) -> Clean:
+        """Bind a network: (x_t, time) -> expected clean data, for the samplers that look at it."""
+        return lambda x_t, time: self.to_clean(x_t, denoise(self.network_input(x_t, time), time), time)
 
 
 def _wide(value: Tensor) -> Tensor:

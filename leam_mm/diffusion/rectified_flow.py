@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from leam_mm.diffusion.process import DiffusionProcess, expand_time
-from leam_mm.diffusion.samplers import flow_times, shift_time
+from leam_mm.diffusion.samplers import Path, flow_times, shift_time
+from leam_mm.diffusion.time_shift import TimeShift
+from leam_mm.errors import UserError
 
 
 class RectifiedFlow(DiffusionProcess):
@@ -14,21 +16,51 @@ class RectifiedFlow(DiffusionProcess):
         time_mean: Mean of the normal whose sigmoid is the training time. 0 spends most samples around t = 0.5.
         time_std: Its standard deviation, above 0. Larger spreads the samples to both ends.
         shift: Moves training and sampling times towards noise, t -> s t / (1 + (s - 1) t); 1 leaves them. Large
-            pictures need more (3 at 1024 pixels, section 5.3.2 of 2403.03206).
+            pictures need more (3 at 1024 pixels, section 5.3.2 of 2403.03206). A TimeShift gives each size its own.
+        uniform_share: Share of samples, in [0, 1), whose time is uniform, unshifted, so that both ends are seen too;
+            PRX takes 0.1.
     """
 
-    def __init__(self, time_mean: float = 0.0, time_std: float = 1.0, shift: float = 1.0) -> None:
+    def __init__(
+        self,
+        time_mean: float = 0.0,
+        time_std: float = 1.0,
+        shift: float | TimeShift = 1.0,
+        uniform_share: float = 0.0,
+    ) -> None:
         """See the class for the arguments."""
-        if time_std <= 0 or shift <= 0:
-            raise ValueError(f"RectifiedFlow needs time_std and shift above 0, got {time_std} and {shift}")
-        self.time_mean = time_mean
-        self.time_std = time_std
-        self.shift = shift
+        name = type(self).__name__
+        if time_std <= 0 or (not isinstance(shift, TimeShift) and shift <= 0):
+            raise UserError(f"{name}: time_std is {time_std} and shift {shift}; both must be above 0")
+        if not 0 <= uniform_share < 1:
+            raise UserError(f"{name}: uniform_share is {uniform_share}, but a share lies in [0, 1)")
+        self.time_mean, self.time_std = time_mean, time_std
+        self.shift, self.uniform_share = shift, uniform_share
 
-    def time(self, uniform: Tensor) -> Tensor:
-        """Return logit-normal times (B,): sigmoid of a normal, drawn through the inverse normal distribution."""
-        normal = torch.special.ndtri(uniform)
-        return shift_time(torch.sigmoid(self.time_mean + self.time_std * normal), self.shift)
+    def path(self, time: Tensor) -> Path:
+        """Return 1 - t and t, whose derivatives are -1 and 1."""
+        t = time.double()
+        return Path(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
+
+    def shift_at(self, positions: int | None) -> float:
+        """Return the shift of latents with that many positions; None will do where all sizes have the same."""
+        if not isinstance(self.shift, TimeShift):
+            return self.shift
+        if positions is None:
+            raise ValueError(f"the shift is a {type(self.shift).__name__}: it needs the number of latent positions")
+        return self.shift.at(positions)
+
+    def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
+        """Return logit-normal times (B,): sigmoid of a normal, drawn through the inverse normal distribution.
+
+        Where a share is uniform, the lowest of the uniform numbers are spread over [0, 1] for it, the others again
+        over (0, 1) for the logit-normal: one number decides both the kind and the time.
+        """
+        share = self.uniform_share
+        rest = ((uniform - share) / (1 - share)).clamp(0, 1) if share else uniform
+        normal = torch.special.ndtri(rest)
+        time = shift_time(torch.sigmoid(self.time_mean + self.time_std * normal), self.shift_at(positions))
+        return torch.where(uniform < share, uniform / share, time) if share else time
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return (1 - t) clean + t noise."""
@@ -47,6 +79,6 @@ class RectifiedFlow(DiffusionProcess):
         """Return the prediction, which is the velocity."""
         return prediction
 
-    def times(self, steps: int) -> Tensor:
+    def times(self, steps: int, positions: int | None = None) -> Tensor:
         """Return the grid that diffusers' FlowMatchEulerDiscreteScheduler takes with this shift."""
-        return flow_times(steps, self.shift)
+        return flow_times(steps, self.shift_at(positions))

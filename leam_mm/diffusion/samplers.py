@@ -1,16 +1,36 @@
-"""Samplers: plain functions that integrate a velocity from noise (t = 1) to data (t = 0) along a grid of times."""
+"""Samplers: plain functions that go from noise (t = 1) to data (t = 0) along a grid of times.
 
+Two integrate the velocity of the probability flow; two know the path besides and look at the clean data that the
+network sees. Random numbers are handed in by the caller.
+"""
+
+import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+TRAINING_STEPS = 1000  # num_train_timesteps of the scheduler that goes into released pipelines
+Method = Literal["euler", "heun", "dpm", "sde"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x (B, ...), time (B,)) -> dx/dt (B, ...)."""
+Clean = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, ...), time (B,)) -> the clean data (B, ...) that is expected there."""
 
-TRAINING_STEPS = 1000  # num_train_timesteps of the scheduler that goes into released pipelines
+
+class Path(NamedTuple):
+    """Where a process stands at some times: the coefficients of x_t = signal clean + sigma noise, and their slopes.
+
+    Each is (B,), in double precision; the slopes are derivatives by the time.
+    """
+
+    signal: Tensor
+    sigma: Tensor
+    signal_slope: Tensor
+    sigma_slope: Tensor
 
 
 def sample_euler(velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
@@ -29,17 +49,86 @@ def sample_euler(velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
 def sample_heun(velocity: Velocity, x: Tensor, times: Tensor) -> Tensor:
     """Integrate by Heun's method, two evaluations a step, second order (algorithm 1 of 2206.00364 without churn).
 
-    Unlike there the last step is corrected too: our velocities are finite at t = 0.
+    As there, a last step to t = 0 is not corrected: some velocities are undefined at that end. One step of first order
+    does not change the order of the whole.
 
     Args:
         velocity: dx/dt at (x, time).
         x: (B, ...), the state at times[0]; noise, if that is 1.
         times: (steps + 1,), monotone.
     """
-    for now, then in pairwise(times.to(x.device)):
+    ends_at_data = len(times) - 2 if float(times[-1]) == 0 else None
+    for step, (now, then) in enumerate(pairwise(times.to(x.device))):
         slope = velocity(x, now.expand(len(x)))
         guess = x + (then - now) * slope
+        if step == ends_at_data:
+            return guess
         x = x + (then - now) * (slope + velocity(guess, then.expand(len(x)))) / 2
+    return x
+
+
+def sample_dpm(clean: Clean, x: Tensor, times: Tensor, path: Callable[[Tensor], Path]) -> Tensor:
+    """Integrate by DPM-Solver++ (2M), algorithm 2 of 2211.01095: one evaluation a step, second order.
+
+    The equation is solved exactly but for the clean data, which are continued along a line in half the logarithm of the
+    signal-to-noise ratio. That is infinite at pure noise and at clean data: steps at such an end are of first order,
+    where they are DDIM's, and so is the very first.
+
+    Args:
+        clean: Clean data expected at (x, time).
+        x: (B, ...), the state at times[0]; noise, if that is 1.
+        times: (steps + 1,), falling.
+        path: Coefficients of the process at given times.
+    """
+    along = path(times.double().cpu())
+    signal, sigma = along.signal.tolist(), along.sigma.tolist()
+    steps = (along.signal.log() - along.sigma.log()).diff().tolist()  # h of the paper
+    before: Tensor | None = None
+    for number, now in enumerate(times[:-1].to(x.device)):
+        found = clean(x, now.expand(len(x)))
+        mixed = found
+        if before is not None and math.isfinite(steps[number]) and math.isfinite(steps[number - 1]):
+            mixed = found + steps[number] / (2 * steps[number - 1]) * (found - before)
+        kept = sigma[number + 1] / sigma[number]
+        x = kept * x + (signal[number + 1] - kept * signal[number]) * mixed
+        before = found
+    return x
+
+
+def sample_sde(
+    clean: Clean,
+    x: Tensor,
+    times: Tensor,
+    path: Callable[[Tensor], Path],
+    fresh_noise: Callable[[int], Tensor],
+    strength: float = 1.0,
+) -> Tensor:
+    """Integrate the reverse stochastic equation with the same marginals by Euler and Maruyama; weak order one.
+
+    dx = (v + w noise / (2 sigma)) dt + sqrt(w) dW backwards in time, with v the velocity of the probability flow,
+    -noise / sigma the score and w = strength sigma: any w >= 0 keeps the marginals, this one is finite everywhere
+    (SiT, 2401.08740). A step to t = 0 is the flow's own and adds no noise.
+
+    Args:
+        clean: Clean data expected at (x, time).
+        x: (B, ...), the state at times[0]; noise, if that is 1.
+        times: (steps + 1,), falling.
+        path: Coefficients of the process at given times.
+        fresh_noise: Number of the step -> standard normal numbers (B, ...), each independent of the others.
+        strength: 0 is the probability flow; more forgets more of the errors made so far, and needs more steps.
+    """
+    along = path(times.double().cpu())
+    coefficients = zip(*(part.tolist() for part in along), strict=True)
+    for number, ((now, then), (signal, sigma, signal_slope, sigma_slope)) in enumerate(
+        zip(pairwise(times.tolist()), coefficients, strict=False)
+    ):
+        expected = clean(x, times[number].to(x.device).expand(len(x)))
+        noise = (x - signal * expected) / sigma
+        step = now - then
+        x = x - step * (signal_slope * expected + sigma_slope * noise)
+        if then > 0 and strength > 0:
+            spread = strength * sigma
+            x = x - step * strength / 2 * noise + math.sqrt(spread * step) * fresh_noise(number)
     return x
 
 

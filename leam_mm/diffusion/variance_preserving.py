@@ -1,16 +1,19 @@
-"""Variance-preserving diffusion with v-prediction (Salimans and Ho, 2202.00512), optionally min-SNR weighted.
+"""Variance-preserving diffusion: v-prediction (Salimans and Ho, 2202.00512), noise- and clean prediction, min-SNR.
 
 x_t = a(t) clean + s(t) noise with a^2 + s^2 = 1, and v = a noise - s clean. So clean = a x_t - s v and
-noise = s x_t + a v: no division, hence no singular end.
+noise = s x_t + a v: no division, hence no singular end. The two other predictions have one each.
 """
 
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from leam_mm.diffusion.process import DiffusionProcess, expand_time
+from leam_mm.diffusion.samplers import Path
+from leam_mm.errors import UserError
 
 TABLE_STEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012  # Stable Diffusion's "scaled linear" schedule
@@ -21,71 +24,149 @@ class VariancePreserving(DiffusionProcess):
 
     Args:
         schedule: `cosine` is a(t) = cos(pi t / 2), exact data at 0 and exact noise at 1 (2202.00512). `sd_linear` is
-            the schedule of Stable Diffusion, read at step 1000 t and log-linear between steps; it keeps a little
-            noise at 0 and a little signal at 1, as the original does.
-        min_snr: Gamma of min-SNR weighting (Hang et al. 2303.09556; 5 is the paper's value); None weights v evenly.
+            the schedule of Stable Diffusion, read at step 1000 t and log-cubic between steps; it keeps a little
+            noise at 0 and a little signal at 1, as the original does, and can be released.
+        min_snr: Gamma of min-SNR weighting (Hang et al. 2303.09556; 5 is the paper's value); None weights evenly.
     """
+
+    method = "dpm"
+    prediction_type = "v_prediction"  # what diffusers' schedulers call it
 
     def __init__(self, schedule: Literal["cosine", "sd_linear"] = "cosine", min_snr: float | None = None) -> None:
         """See the class for the arguments."""
+        if min_snr is not None and min_snr <= 0:
+            raise UserError(f"{type(self).__name__}: min_snr is {min_snr}; give a number above 0, or null for none")
         self.schedule = schedule
         self.min_snr = min_snr
         beta = torch.linspace(BETA_START**0.5, BETA_END**0.5, TABLE_STEPS, dtype=torch.float64) ** 2
         log_signal = torch.log1p(-beta).cumsum(0)  # log a^2 at step i = 1000 t
         # One more point, so that t = 1 (step 1000) lies inside the table: the last slope goes on.
         self._log_signal = torch.cat([log_signal, 2 * log_signal[-1:] - log_signal[-2:-1]])
+        # Cubic between the steps: at whole steps the table itself, and a slope without jumps for the samplers.
+        self._slopes = torch.gradient(self._log_signal)[0]
 
-    def time(self, uniform: Tensor) -> Tensor:
+    def path(self, time: Tensor) -> Path:
+        """Return a, s and their derivatives."""
+        t = time.double()
+        if self.schedule == "cosine":
+            quarter = math.pi / 2
+            signal, sigma = torch.cos(quarter * t), torch.sin(quarter * t)
+            return Path(signal, sigma, -quarter * sigma, quarter * signal)
+        table, slopes = self._log_signal.to(time.device), self._slopes.to(time.device)
+        step = (t * TABLE_STEPS).clamp(0, TABLE_STEPS)
+        below = step.floor().long().clamp(max=TABLE_STEPS - 1)
+        rise, start, end, part = table[below + 1] - table[below], slopes[below], slopes[below + 1], step - below
+        square, cube = 3 * rise - 2 * start - end, start + end - 2 * rise
+        log_signal = table[below] + part * (start + part * (square + part * cube))
+        signal, sigma = torch.exp(log_signal / 2), torch.sqrt(-torch.expm1(log_signal))
+        change = (start + part * (2 * square + 3 * part * cube)) * TABLE_STEPS / 2
+        return Path(signal, sigma, signal * change, -(signal**2) * change / sigma)
+
+    def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
         """Return the uniform numbers: every time is trained equally often."""
         return uniform
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return a clean + s noise."""
-        signal, sigma, _, _ = self._coefficients(time, clean)
+        signal, sigma, _, _ = self._along(time, clean)
         return signal * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """Return v = a noise - s clean."""
-        signal, sigma, _, _ = self._coefficients(time, clean)
+        signal, sigma, _, _ = self._along(time, clean)
         return signal * noise - sigma * clean
 
     def to_clean(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
-        """Return a x_t - s v."""
-        signal, sigma, _, _ = self._coefficients(time, x_t)
-        return signal * x_t - sigma * prediction
+        """Return the clean data that the prediction implies, a x_t - s v."""
+        return self._implied(x_t, prediction, self._along(time, x_t))[0]
 
     def to_velocity(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
         """Return a' clean + s' noise with both as the prediction implies them."""
-        signal, sigma, signal_slope, sigma_slope = self._coefficients(time, x_t)
-        clean = signal * x_t - sigma * prediction
-        noise = sigma * x_t + signal * prediction
-        return signal_slope * clean + sigma_slope * noise
+        path = self._along(time, x_t)
+        clean, noise = self._implied(x_t, prediction, path)
+        return path.signal_slope * clean + path.sigma_slope * noise
 
-    def times(self, steps: int) -> Tensor:
-        """Return steps + 1 evenly spaced times from 1 to 0."""
-        return torch.linspace(1.0, 0.0, steps + 1)
+    def times(self, steps: int, positions: int | None = None) -> Tensor:
+        """Return steps + 1 evenly spaced times from 1 to 0.
+
+        Those of `sd_linear` are whole steps of the table and begin at its last, 0.999, as diffusers' schedulers do.
+        """
+        if steps < 1:
+            raise ValueError(f"a sampler needs at least 1 step, got {steps}")
+        if self.schedule == "cosine":
+            return torch.linspace(1.0, 0.0, steps + 1)
+        return torch.from_numpy(np.linspace(0, TABLE_STEPS - 1, steps + 1).round()[::-1] / TABLE_STEPS).float()
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return min(SNR, gamma) / (SNR + 1), min-SNR for v-prediction, which is min(a^2, gamma s^2)."""
+        """Return what min-SNR gives this prediction: min(SNR, gamma) / (SNR + 1), which is min(a^2, gamma s^2)."""
         if self.min_snr is None:
             return super().weight(time)
-        signal, sigma, _, _ = self._coefficients(time, time)
-        return torch.minimum(signal**2, self.min_snr * sigma**2)
+        return self._min_snr(self._along(time, time), self.min_snr)
 
-    def _coefficients(self, time: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return a, s, da/dt, ds/dt in double precision's accuracy, shaped to broadcast over `like`."""
-        t = time.double()
-        if self.schedule == "cosine":
-            quarter = math.pi / 2
-            signal, sigma = torch.cos(quarter * t), torch.sin(quarter * t)
-            slopes = (-quarter * sigma, quarter * signal)
-        else:
-            table = self._log_signal.to(time.device)
-            step = (t * TABLE_STEPS).clamp(0, TABLE_STEPS)
-            below = step.floor().long().clamp(max=TABLE_STEPS - 1)
-            slope = table[below + 1] - table[below]
-            log_signal = table[below] + (step - below) * slope
-            signal, sigma = torch.exp(log_signal / 2), torch.sqrt(-torch.expm1(log_signal))
-            change = slope * TABLE_STEPS / 2
-            slopes = (signal * change, -(signal**2) * change / sigma)
-        return tuple(expand_time(value, like) for value in (signal, sigma, *slopes))  # type: ignore[return-value]
+    def _min_snr(self, path: Path, gamma: float) -> Tensor:
+        return torch.minimum(path.signal**2, gamma * path.sigma**2)
+
+    def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+        """Clean data and noise that the prediction at x_t stands for."""
+        signal, sigma = path.signal, path.sigma
+        return signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
+
+    def _along(self, time: Tensor, like: Tensor) -> Path:
+        """The path, rounded to the type of `like` and shaped to broadcast over it."""
+        return Path(*(expand_time(value, like) for value in self.path(time)))
+
+
+class VariancePreservingNoise(VariancePreserving):
+    """The same paths; the network predicts the noise, as DDPM and Stable Diffusion 1 do (2006.11239).
+
+    Args:
+        schedule: `sd_linear` only: at the end of `cosine` nothing is left of the data, and noise predicted there says
+            nothing about it (section 3 of 2305.08891).
+        min_snr: Gamma of min-SNR weighting; None weights the noise evenly.
+    """
+
+    prediction_type = "epsilon"
+
+    def __init__(self, schedule: Literal["sd_linear"] = "sd_linear", min_snr: float | None = None) -> None:
+        """See the class for the arguments."""
+        if schedule != "sd_linear":
+            raise UserError(
+                f"VariancePreservingNoise: schedule {schedule!r} ends in pure noise, from which predicted noise leads "
+                "nowhere: choose sd_linear, or predict v with VariancePreserving"
+            )
+        super().__init__(schedule, min_snr)
+
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return the noise."""
+        return noise
+
+    def _min_snr(self, path: Path, gamma: float) -> Tensor:
+        """min(SNR, gamma) / SNR."""
+        return (gamma * (path.sigma / path.signal) ** 2).clamp(max=1)
+
+    def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+        return (x_t - path.sigma * prediction) / path.signal, prediction
+
+
+class VariancePreservingClean(VariancePreserving):
+    """The same paths; the network predicts the clean data.
+
+    With `cosine` its velocity is undefined at t = 0 exactly, where no sampler of ours asks for it.
+
+    Args:
+        schedule: See VariancePreserving.
+        min_snr: Gamma of min-SNR weighting; None weights the clean data evenly.
+    """
+
+    prediction_type = "sample"
+
+    def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """Return the clean data."""
+        return clean
+
+    def _min_snr(self, path: Path, gamma: float) -> Tensor:
+        """min(SNR, gamma)."""
+        return ((path.signal / path.sigma) ** 2).clamp(max=gamma)
+
+    def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
+        return prediction, (x_t - path.signal * prediction) / path.sigma
