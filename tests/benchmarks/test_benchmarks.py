@@ -20,6 +20,7 @@ BENCHMARKS = (
     "resume",
     "language_balance",
     "codec_gradients",
+    "process_identities",
 )
 
 
