@@ -21,7 +21,7 @@ from leam_mm.models.denoiser import Denoiser
 from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.latent_codec import LatentCodec
 from leam_mm.models.size_conditioning import whole_picture
-from leam_mm.training.ema import Ema
+from leam_mm.training.ema import Averaging, Ema
 from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
 from leam_mm.training.sharding import shard_blocks
 from leam_mm.training.technique import Technique, TrainingStep
@@ -51,9 +51,10 @@ class LatentDiffusionModule(LightningModule):
         seed: Of noise, times and caption drops.
         caption_dropout: Share of samples that see the empty caption, for classifier-free guidance (0.1 in 2207.12598).
         ema_decay: Per optimizer step, in [0, 1); None keeps no average.
+        ema: An average of another kind in its place; see training/power_ema.py.
         warmup_steps: Optimizer steps of the linear rise.
         schedule: What follows it.
-        attention: auto takes xformers where it works; see models/attention.py.
+        attention: auto takes packed rows or xformers where a probe says that they work; see models/attention.py.
         techniques: What is added to the training; see training/technique.py.
     """
 
@@ -69,15 +70,17 @@ class LatentDiffusionModule(LightningModule):
         seed: int = 0,
         caption_dropout: float = 0.1,
         ema_decay: float | None = 0.999,
+        ema: Averaging | None = None,
         warmup_steps: int = 100,
         schedule: Literal["constant", "cosine"] = "constant",
-        attention: Literal["auto", "xformers", "sdpa"] = "auto",
+        attention: Literal["auto", "packed", "xformers", "sdpa"] = "auto",
         techniques: list[Technique] | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.denoiser, self.process, self.optimizer = denoiser, process, optimizer
-        self.ema = Ema(denoiser, ema_decay) if ema_decay is not None else None
+        plain = Ema(denoiser, ema_decay) if ema is None and ema_decay is not None else None
+        self.ema = plain if ema is None else ema.follow(denoiser)
         self.latent_size, self.seed, self.caption_dropout = latent_size, seed, caption_dropout
         self.warmup_steps, self.schedule, self.attention = warmup_steps, schedule, attention
         self.frozen = FrozenParts(clip, codec, latents)
@@ -90,6 +93,9 @@ class LatentDiffusionModule(LightningModule):
     def ema_denoiser(self) -> Denoiser:
         """The averaged network where an average is kept, else the trained one."""
         return self.ema.model if self.ema is not None else self.denoiser  # type: ignore[return-value]
+
+    def _averages(self) -> list[Denoiser]:
+        return self.ema.copies() if self.ema is not None else []  # type: ignore[return-value]
 
     @property
     def caption_encoder(self) -> CaptionEncoder:
@@ -112,7 +118,7 @@ class LatentDiffusionModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the denoiser and its average where the strategy asks for it."""
         if self.device_mesh is not None:
-            for denoiser in (self.denoiser, self.ema_denoiser()):
+            for denoiser in (self.denoiser, *self._averages()):
                 shard_blocks(denoiser, self.device_mesh)
             for technique in self.techniques:
                 technique.shard(self.device_mesh)  # type: ignore[operator]
@@ -120,7 +126,7 @@ class LatentDiffusionModule(LightningModule):
     def on_fit_start(self) -> None:
         """Choose the attention kernel, now that the device is known."""
         dtype = DTYPES.get(str(self.trainer.precision).split("-")[0], torch.float32)
-        copies = [self.ema_denoiser().model] if self.ema is not None else []
+        copies = [average.model for average in self._averages()]
         choose_attention(self.denoiser.model, self.device, dtype, self.attention, copies)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
