@@ -1,13 +1,29 @@
 """Shapes against brute force, and pictures that keep what they show."""
 
 import io
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from conftest import clip_recipe
+from lightning.pytorch import Callback
 from PIL import Image
+from test_encode_latents import CODEC, encode, save_checkpoint
+from test_resume import buckets_recipe
 
+from data_tools.latent_encoder import load_codec
+from leam_mm.checkpoint import load_module
+from leam_mm.cli import main
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, folder_name
+from leam_mm.data.bucket_order import read_buckets
+from leam_mm.data.image_decoding import image_member
+from leam_mm.data.latent_members import read_latent
+from leam_mm.data.shard_index import ShardWriter, read_samples
+from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 
 
@@ -113,3 +129,76 @@ def test_damaged_bytes_are_one_line(content: bytes) -> None:
 
 def test_name_of_a_folder() -> None:
     assert folder_name((512, 768)) == "512x768"
+
+
+class Seen(Callback):
+    """Notes what the training gets."""
+
+    latents: list[tuple[int, ...]] = []  # noqa: RUF012 (one training at a time)
+    sizes: list[torch.Tensor] = []  # noqa: RUF012
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):  # type: ignore[no-untyped-def]
+        Seen.latents.append(tuple(batch["latent"].shape))
+        Seen.sizes.append(batch["picture_size"])
+
+
+def write_pictures(folder: Path, count: int = 24) -> Path:
+    """Shards of pictures files of other sizes and three aspect ratios, with a caption each."""
+    with ShardWriter(folder, 8) as writer:
+        for number in range(count):
+            height, width = [(30, 50), (64, 64), (90, 54)][number % 3]
+            pixels = ramp(height + number, width + number)
+            record = {"captions": [{"text": f"picture {number}", "language": "en", "source": "original"}]}
+            kind = "jpg" if number % 2 else "png"
+            picture = encoded(pixels, "JPEG" if number % 2 else "PNG")
+            writer.write(f"{number:06d}", {kind: picture, "json": json.dumps(record).encode()})
+    return folder
+
+
+def test_pictures_of_three_shapes_train_a_generator(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    clip = clip_recipe(tmp_path / "clip", toy_shards, toy_tokenizer)["model"]
+    frozen = {
+        "clip": save_checkpoint(tmp_path / "clip.ckpt", clip),
+        "codec": save_checkpoint(tmp_path / "c.ckpt", CODEC),
+    }
+    shards, output = write_pictures(tmp_path / "shards"), tmp_path / "latents"
+    settings = ("--image-size", "16", "--buckets", "--bucket-multiple", "4", "--dtype", "float32")
+    encode(shards, frozen, output, *settings)
+
+    # Each latent is that of its picture as the buckets cut it.
+    buckets, codec = AspectBuckets(16, 4), load_codec(frozen["codec"])[0]
+    codec.load_statistics(output)
+    pictures = {key: members for key, members in read_samples(shards)}
+    stored = [sample for bucket in read_buckets(output) or [] for sample in read_samples(bucket.path)]
+    assert len(stored) == 24 and read_buckets(output) is not None
+    for key, members in stored:
+        pixels, size = buckets.cut(image_member(pictures[key]))
+        assert json.loads(members["json"])["picture_size"] == list(size)
+        with torch.no_grad():
+            expected = codec.eval().encode(pixels[None].float() / 127.5 - 1)[0]
+        assert expected.shape == (4, size.target_height // 4, size.target_width // 4)
+        torch.testing.assert_close(read_latent(members, 0, 0), expected, rtol=1e-4, atol=1e-4)
+
+    recipe = buckets_recipe(tmp_path / "run", output, toy_tokenizer)
+    recipe["trainer"]["callbacks"] = [{"class_path": f"{__name__}.Seen"}]
+    model = recipe["model"]["init_args"]
+    model["denoiser"]["init_args"] |= {"context_dim": 32, "size_conditioning": None}
+    model |= {**{name: str(path) for name, path in frozen.items()}, "latents": str(output), "latent_size": 4}
+    model["caption_dropout"] = 0.1
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    overlay = Path(__file__).parent.parent / "configs" / "overlay_buckets.yaml"
+    Seen.latents, Seen.sizes = [], []
+    told = "--model.init_args.denoiser.init_args.size_conditioning=16"
+    main(["fit", "--config", str(tmp_path / "recipe.yaml"), "--config", str(overlay), told])
+    assert len({shape[2:] for shape in Seen.latents}) == 3 and {shape[:2] for shape in Seen.latents} == {(8, 4)}
+    for shape, sizes in zip(Seen.latents, Seen.sizes, strict=True):
+        assert (sizes[:, 4:] == 4 * torch.tensor(shape[2:])).all()  # what the network is told is the shape that it sees
+        assert all(
+            buckets.assign(width, height) == (shape[2] * 4, shape[3] * 4) for height, width in sizes[:, :2].tolist()
+        )
+
+    module = load_module(tmp_path / "run", LatentDiffusionModule)
+    assert module.denoiser.size_conditioning is not None
+    assert float(module.denoiser.size_conditioning.out.weight.detach().abs().max()) > 0  # it has learnt
+    drawn = module.sample(["picture 1"], seed=0, steps=2, size=(3, 5))
+    assert drawn.shape == (1, 3, 12, 20) and torch.isfinite(drawn).all()

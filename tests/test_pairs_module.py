@@ -1,3 +1,5 @@
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +8,7 @@ import torch
 from conftest import toy_picture, write_toy_shards
 
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.captions import CaptionMixture, Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.sample_plan import Source
@@ -120,3 +122,12 @@ def test_two_sources_with_weights(toy_shards: Path, tmp_path: Path) -> None:
     more = write_toy_shards(tmp_path / "more", samples=16, first=1000)
     batch = first_batch([Source(toy_shards, 3.0), Source(more, 1.0)], batch_size=200)
     assert 30 < sum(int(key) >= 1000 for key in batch["key"]) < 70  # exact over whole blocks: test_sample_order.py
+
+
+def test_sources_of_captions_are_drawn_by_the_mixture(tmp_path: Path) -> None:
+    captions = [{"text": text, "language": "en", "source": text} for text in ("original", "synthetic", "filename")]
+    with ShardWriter(tmp_path / "shards", 8) as writer:
+        writer.write("0", {"png": toy_picture("red", 0), "json": json.dumps({"captions": captions}).encode()})
+    mixture = CaptionMixture({"original": 1.0, "synthetic": 3.0, "filename": 0.0})
+    drawn = Counter(first_batch(tmp_path / "shards", batch_size=400, caption_mixture=mixture)["caption"])
+    assert drawn.keys() == {"original", "synthetic"} and abs(drawn["synthetic"] / 400 - 0.75) < 0.087  # 4 deviations

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from leam_mm.data.batch import Decoding, Sample, read_record
-from leam_mm.data.captions import Tokenizer, choose_caption, cut_padding
+from leam_mm.data.captions import CaptionMixture, Tokenizer, choose_caption, cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.planned_module import PlannedModule
@@ -32,6 +32,7 @@ class PairDecoding(Decoding):
         captions_per_image: K, drawn independently of each other.
         seed: Of crops and caption choice.
         stages: Sizes of images and captions by the samples seen; None keeps both.
+        mixture: Of sources and lengths of captions inside a language; None draws them evenly.
     """
 
     def __init__(
@@ -44,13 +45,14 @@ class PairDecoding(Decoding):
         captions_per_image: int,
         seed: int,
         stages: Stages | None = None,
+        mixture: CaptionMixture | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__(seed)
         self.captions_per_image = captions_per_image
         self.image, self.languages, self.language_weights = image, languages, language_weights
         self.tokenizer_path, self.context_length = tokenizer, context_length
-        self.stages = stages
+        self.stages, self.mixture = stages, mixture
         self._tokenizers: dict[int, Tokenizer] = {}
 
     def _image(self, index: int) -> ImageDecoding:
@@ -65,7 +67,7 @@ class PairDecoding(Decoding):
         """Crop, captions and languages are drawn from (seed, index)."""
         captions, generator = read_record(members, "captions"), sample_generator(self.seed, index, "caption")
         chosen = [
-            choose_caption(captions, generator, self.languages, self.language_weights)
+            choose_caption(captions, generator, self.languages, self.language_weights, self.mixture)
             for _ in range(self.captions_per_image)
         ]
         return {
@@ -129,6 +131,7 @@ class PairsModule(PlannedModule):
         cache: Where the shards behind URLs are kept.
         stages: Smaller images and shorter captions for a part of the training, or sizes drawn for each batch; an image
             of validation has the size of ``image``.
+        caption_mixture: How often captions of each source and length are drawn; validation does not follow it.
     """
 
     def __init__(
@@ -149,13 +152,14 @@ class PairsModule(PlannedModule):
         max_broken: float = 0.0,
         cache: ShardCache | None = None,
         stages: list[Stage] | None = None,
+        caption_mixture: CaptionMixture | None = None,
     ) -> None:
         """See the class for the arguments."""
         text = (tokenizer, context_length, languages, language_weights)
         if captions_per_image < 1:
             raise UserError(f"data.init_args.captions_per_image is {captions_per_image}: give at least 1")
         self.stages = Stages(stages, batch_size, context_length, seed) if stages is not None else None
-        decode = PairDecoding(image, *text, captions_per_image, seed, self.stages)
+        decode = PairDecoding(image, *text, captions_per_image, seed, self.stages, caption_mixture)
         plain = PairDecoding(image.evaluation(), *text, captions_per_image=1, seed=0)
         super().__init__(train, validation, batch_size, validation_samples, workers, decode, plain, max_broken, cache)
         self.image_size = image.image_size
