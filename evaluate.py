@@ -27,6 +27,7 @@ def evaluate(
     output: Path,
     clip: Path | None = None,
     generator: Path | None = None,
+    codec: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Run evaluators one after the other; every result is on disk before the next one starts.
@@ -36,17 +37,18 @@ def evaluate(
         output: Folder for results.jsonl (new lines are added), pictures and report.html.
         clip: Checkpoint or run folder of the encoder.
         generator: Checkpoint or run folder of the generator.
+        codec: Checkpoint or run folder of the codec, or a folder that diffusers saved.
         device: Where to run; auto takes the GPU where there is one.
     """
     if not evaluators:
         raise UserError("no evaluator is given: list them under `evaluators:` in the file of --config")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
-    for path in (clip, generator):
-        if path is not None:
+    for path in (clip, generator, codec):
+        if path is not None and not (path == codec and (path / "config.json").is_file()):
             find_checkpoint(path)  # a wrong path must not cost an hour of measuring first
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    context = EvaluationContext(clip, generator, output, torch.device(name))
+    context = EvaluationContext(clip, generator, output, torch.device(name), codec)
     output.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True, highlight=False)
     for number, evaluator in enumerate(evaluators, start=1):

@@ -9,15 +9,16 @@ from conftest import clip_recipe
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from leam_mm.checkpoint import load_module
+from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
-from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.codec_module import LatentCodecModule, load_codec, signed
+from leam_mm.data.sample_order import sample_noise
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
-from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentStatistics
+from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -194,7 +195,7 @@ def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
         model.on_fit_start()
 
 
-def train(run: Path, shards: Path, tokenizer: Path, samples: int) -> LatentCodecModule:
+def train(run: Path, shards: Path, tokenizer: Path, samples: int, **settings: Any) -> LatentCodecModule:
     recipe = clip_recipe(run, shards, tokenizer, max_samples=samples)
     recipe["model"] = {
         "class_path": "leam_mm.codec_module.LatentCodecModule",
@@ -212,6 +213,7 @@ def train(run: Path, shards: Path, tokenizer: Path, samples: int) -> LatentCodec
             "kl_weight": 0.001,
             "warmup_steps": 0,
             "final_rate": 1.0,
+            **settings,
         },
     }
     run.mkdir(exist_ok=True)
@@ -228,20 +230,154 @@ def test_recipe_trains_and_its_checkpoint_rebuilds(toy_shards: Path, toy_tokeniz
 
 @pytest.mark.slow
 def test_resumed_training_equals_an_unbroken_one(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole", toy_shards, toy_tokenizer, samples=32)
-    train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=16)
-    parts = train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=32)
+    settings = {"ema_decay": 0.9, "adversarial_adaptive": True}
+    whole = train(tmp_path / "whole", toy_shards, toy_tokenizer, samples=32, **settings)
+    train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=16, **settings)
+    parts = train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=32, **settings)
     unequal = [name for name, value in whole.state_dict().items() if not torch.equal(value, parts.state_dict()[name])]
     assert not unequal
 
 
-@pytest.mark.slow
+class Noted(LatentCodecModule):
+    """Writes down the gradient with which each network steps."""
+
+    def note(self, folder: Path) -> "Noted":
+        self.folder, self.noted = folder, []  # type: ignore[var-annotated]
+        return self
+
+    def _step(self, optimizer: Any, loss: Tensor, network: nn.Module) -> None:
+        super()._step(optimizer, loss, network)
+        self.noted.append(flat(network))
+
+    def on_train_end(self) -> None:
+        state = dict(self.state_dict())
+        torch.save((self.noted, state), self.folder / f"{self.trainer.world_size}_{self.global_rank}.pt")
+
+
+def flat(network: nn.Module) -> Tensor:
+    return torch.cat([weight.grad.detach().flatten() for weight in network.parameters() if weight.grad is not None])
+
+
+def noted(folder: Path) -> Noted:
+    torch.manual_seed(0)
+    return Noted(
+        KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4),
+        sgd,
+        perceptual=EfficientNetLoss(stages=(0,)),
+        kl_weight=0.1,
+        discriminator=PatchDiscriminator(width=4),
+        adversarial_weight=0.5,
+        adversarial_adaptive=True,
+        adversarial_clip=1e9,
+        warmup_steps=0,
+        ema_decay=0.9,
+    ).note(folder)
+
+
+def test_two_ranks_have_the_gradients_of_one_process_with_every_loss(tmp_path: Path) -> None:
+    one, two = noted(tmp_path), noted(tmp_path)
+    fit(one, tmp_path, steps=3, precision="64-true", limit_val_batches=0)
+    strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=True)
+    rank_settings: dict[str, Any] = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
+    fit(two, tmp_path, steps=3, batch_size=2, precision="64-true", limit_val_batches=0, **rank_settings)
+    names = ("1_0.pt", "2_0.pt", "2_1.pt")
+    (whole, state), *ranks = (torch.load(tmp_path / name, weights_only=True) for name in names)
+    assert len(whole) == 6  # codec and critic in turns
+    for gradients, weights in ranks:
+        for found, expected in zip(gradients, whole, strict=True):
+            assert (found - expected).norm() <= 1e-10 * expected.norm()
+        for name, value in weights.items():  # the average as well
+            torch.testing.assert_close(value, state[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_gradients_are_those_of_the_plain_formula(tmp_path: Path) -> None:
+    trained = noted(tmp_path)
+    codec, critic = copy.deepcopy(trained.codec).double(), copy.deepcopy(trained.discriminator).double()  # type: ignore[union-attr]
+    fit(trained, tmp_path, steps=1, precision="64-true", limit_val_batches=0)
+    image = signed(Pictures().image[:4], torch.float64)
+    posterior = codec.posterior(image)
+    noise = sample_noise(0, torch.arange(4), "posterior", posterior.mean.shape[1:])
+    reconstruction = codec.decode_raw(posterior.mean + posterior.std * noise.double())
+    divergence = (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean() / 2
+    perceptual = EfficientNetLoss(stages=(0,))(reconstruction, image).mean()
+    others = (reconstruction - image).abs().mean() + perceptual + 0.1 * divergence
+    opinion, last = -critic(reconstruction).mean(), codec.autoencoder.decoder.conv_out.weight
+    lengths = [torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (others, opinion)]
+    loss = others + 0.5 * lengths[0] / (lengths[1] + 1e-6) * opinion
+    verdict = ((1 - critic(image)).relu().mean() + (1 + critic(reconstruction.detach())).relu().mean()) / 2
+    for network, value, found in ((codec, loss, trained.noted[0]), (critic, verdict, trained.noted[1])):
+        wanted = torch.cat([g.flatten() for g in torch.autograd.grad(value, network.parameters(), retain_graph=True)])
+        assert (found - wanted).norm() <= 1e-10 * wanted.norm()
+    # What would be missing under no_grad is a good part of the whole.
+    missing = torch.autograd.grad(perceptual, codec.parameters(), allow_unused=True)
+    assert torch.cat([g.flatten() for g in missing if g is not None]).norm() > 0.1 * trained.noted[0].norm()
+
+
 @pytest.mark.parametrize("critic", [False, True])
-def test_two_ranks_train_as_one_process(critic: bool, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"critic": critic, "adversarial_clip": 1e9} if critic else {}
-    one, two = module(**settings), module(**settings)
+def test_average_follows_the_codec_and_is_what_others_get(critic: bool, tmp_path: Path) -> None:
+    model = module(critic=critic, ema_decay=0.5)
+    start = copy.deepcopy(model.codec.state_dict())
+    seen: list[dict[str, Tensor]] = []
+    average = model._average
+    model._average = lambda: (seen.append(copy.deepcopy(model.codec.state_dict())), average())  # type: ignore[method-assign, assignment, func-returns-value]
+    trainer = fit(model, tmp_path, steps=3)
+    assert len(seen) == 3 and model.ema is not None and int(model.ema.updates) == 3
+    name = "autoencoder.decoder.conv_in.weight"
+    shadow = start[name]
+    for count, weights in enumerate(seen):
+        decay = min(0.5, (1 + count) / (10 + count))
+        shadow = decay * shadow + (1 - decay) * weights[name]
+    codec = model.ema_codec()
+    assert codec is not model.codec
+    torch.testing.assert_close(codec.get_parameter(name), shadow, rtol=1e-5, atol=1e-7)
+    # Validation, reconstruction and the file's statistics are the averaged codec's.
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    state = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
+    expected = LatentStatistics.of(codec.encode_raw(signed(Pictures().image[8:12])))
+    for place in ("codec", "ema.model"):
+        torch.testing.assert_close(state[f"{place}.latent_mean"], expected.mean.float(), rtol=1e-5, atol=1e-6)
+    image = Pictures().image[:4]
+    latent = codec.encode(signed(image))
+    assert torch.equal(model(image), codec.decode(latent))
+    trainer.validate(model, DataLoader(Pictures(8), batch_size=4), verbose=False)
+    l1 = (codec.decode_raw(codec.encode_raw(signed(Pictures(8).image))).clamp(-1, 1) - signed(Pictures(8).image)).abs()
+    assert trainer.callback_metrics["val/l1"].item() == pytest.approx(l1.mean().item(), rel=1e-4)
+
+
+def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, ema_decay=0.5)
+    codec = load_codec(tmp_path / "run")
+    assert isinstance(codec, LatentCodec) and not codec.training and codec.checkpoint_evidence["samples_seen"] == 16
+    image = signed(Pictures(2).image)
+    latent = codec.encode(image)
+    assert torch.equal(latent, trained.ema_codec().encode(image))
+    assert not torch.equal(latent, trained.codec.encode(image))
+    codec.save(tmp_path / "vae")
+    saved = load_codec(tmp_path / "vae")
+    assert torch.equal(saved.encode(image), latent) and len(saved.checkpoint_evidence["sha256"]) == 64  # type: ignore[arg-type, index]
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_codec(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["codec_kl", "codec_dc"])
+def test_large_recipe_builds_its_codec(name: str) -> None:
+    content = yaml.safe_load((Path(__file__).parent.parent / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    with torch.device("meta"):  # shapes only
+        built = build_module(content["model"])
+    assert isinstance(built, LatentCodecModule) and built.discriminator is not None and built.ema is not None
+    size = content["data"]["init_args"]["image"]["image_size"]
+    raw = built.codec.encode_raw(torch.zeros(1, 3, size, size, device="meta"))
+    side = size // {"codec_kl": 8, "codec_dc": 32}[name]
+    assert raw.shape == (1, {"codec_kl": 16, "codec_dc": 32}[name], side, side)
+    # Adversarial training on several GPUs works with nothing else, see on_fit_start.
+    assert content["trainer"]["strategy"] == "ddp_find_unused_parameters_true"
+
+
+@pytest.mark.slow
+def test_two_ranks_without_a_critic_train_as_one_process(tmp_path: Path) -> None:
+    one, two = module(), module()
     fit(one, tmp_path, steps=2, batch_size=4)
-    strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=critic)
+    strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=False)
     fit(two, tmp_path, steps=2, batch_size=2, strategy=strategy, devices=2, use_distributed_sampler=False)
     for (name, value), other in zip(two.named_parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=name)

@@ -54,12 +54,14 @@ class EvaluationContext:
         generator: A LatentDiffusionModule, the path of its checkpoint or run folder, or None.
         output: Folder for pictures and tables that an evaluator leaves behind.
         device: Where the networks run.
+        codec: A LatentCodecModule, a LatentCodec, the path of a checkpoint, run folder or folder of diffusers, or None.
     """
 
     clip: Any
     generator: Any
     output: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    codec: Any = None
 
     def require_clip(self) -> Any:
         """The contrastive module on the device, in eval mode.
@@ -90,6 +92,20 @@ class EvaluationContext:
 
             self.generator = load_module(Path(self.generator), LatentDiffusionModule).to(self.device)
         return self.generator
+
+    def require_codec(self) -> Any:
+        """The codec, averaged where an average is kept, on the device.
+
+        Raises:
+            UserError: None was given, or the folder holds something else.
+        """
+        if self.codec is None:
+            raise UserError("an evaluator needs a codec: give its run folder, or one of diffusers, with --codec")
+        if isinstance(self.codec, str | Path):
+            from leam_mm.codec_module import load_codec
+
+            self.codec = load_codec(self.codec).to(self.device)
+        return self.codec.ema_codec() if hasattr(self.codec, "ema_codec") else self.codec
 
 
 class Evaluator:

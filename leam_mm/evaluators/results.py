@@ -19,6 +19,7 @@ RESULTS = "results.jsonl"
 def evidence(context: EvaluationContext, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
     """What a reader needs to repeat a number: settings, digests of the checkpoints, versions, device, time."""
     modules = {"clip": context.clip, "generator": context.generator}
+    modules |= {"codec": context.codec} if context.codec is not None else {}
     try:
         own = version("leam_mm")
     except PackageNotFoundError:

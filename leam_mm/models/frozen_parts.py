@@ -84,7 +84,7 @@ class FrozenParts:
         if "codec" not in self.opened:
             from leam_mm.codec_module import LatentCodecModule
 
-            codec = self._load("codec", LatentCodecModule).codec.requires_grad_(False).eval()
+            codec = self._load("codec", LatentCodecModule).ema_codec().requires_grad_(False).eval()
             if "latents" in self.record():
                 codec.load_statistics(self.record()["latents"]["statistics"])
             if codec.channels != channels:

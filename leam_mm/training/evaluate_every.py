@@ -23,6 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from leam_mm.codec_module import LatentCodecModule
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.training.throughput import Throughput
@@ -69,7 +70,9 @@ class EvaluateEvery(Callback):
         began = time.monotonic()
         clip = pl_module if isinstance(pl_module, ContrastiveModule) else None
         output = Path(trainer.default_root_dir) / "evaluate_every"
-        context = EvaluationContext(clip, None if clip else pl_module, output, pl_module.device)
+        codec = pl_module if isinstance(pl_module, LatentCodecModule) else None
+        generator = None if clip or codec else pl_module
+        context = EvaluationContext(clip, generator, output, pl_module.device, codec)
         with untouched(pl_module, pl_module.device), torch.no_grad():
             found = [metric for evaluator in self.evaluators for metric in evaluator.run(context)]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
