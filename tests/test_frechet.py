@@ -10,6 +10,7 @@ from leam_mm.evaluators.frechet import (
     FeatureMoments,
     frechet_distance,
     frechet_distance_of_features,
+    gaussian_distance,
     half_sample_interval,
     kernel_distance,
     polynomial_mmd,
@@ -128,3 +129,20 @@ def test_half_sample_interval_of_a_mean() -> None:
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.15)
     with pytest.raises(ValueError, match="repeats"):
         half_sample_interval(x, y, gap, 0.0, repeats=1)
+
+
+def test_gaussian_distance_is_its_formula_and_known_for_points() -> None:
+    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]])
+    assert gaussian_distance(one, other) == pytest.approx(2000 * (1 - math.exp(-25 / 200)), rel=1e-12)
+    assert gaussian_distance(one, one) == 0
+    generator = torch.Generator().manual_seed(0)
+    first = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator, dtype=torch.float64), dim=1)
+    second = torch.nn.functional.normalize(torch.randn(30, 8, generator=generator, dtype=torch.float64) + 0.5, dim=1)
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-(a[:, None] - b[None]).square().sum(2) / 200).mean()
+
+    expected = 1000 * (kernel(first, first) + kernel(second, second) - 2 * kernel(first, second))
+    assert gaussian_distance(first, second, chunk=7) == pytest.approx(float(expected), rel=1e-9)
+    with pytest.raises(ValueError, match="samples in both sets"):
+        gaussian_distance(first[:0], second)

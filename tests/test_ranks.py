@@ -15,6 +15,8 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import embed_texts, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
+from leam_mm.evaluators.generation import Generation
+from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.evaluators.ranks import agree, over_ranks
 from leam_mm.evaluators.retrieval import Retrieval
 from leam_mm.evaluators.zero_shot import ZeroShot
@@ -32,7 +34,7 @@ def module(folder: Path) -> ContrastiveModule:
     return ContrastiveModule(encoder, InfoNCE(), str(folder / "tokenizer")).eval()
 
 
-def evaluators(folder: Path) -> list[Evaluator]:
+def evaluators(folder: Path, made: ContrastiveModule) -> list[Evaluator]:
     shards, classes = folder / "shards", folder / "classes.json"
     # 29 pictures in batches of 8 are four for two ranks, and in batches of 12 three: one rank has a batch more.
     return [
@@ -40,12 +42,30 @@ def evaluators(folder: Path) -> list[Evaluator]:
         ZeroShot(shards, classes, batch_size=12),
         Retrieval(shards, ["en", "de"], batch_size=12),
         ZeroShot(shards, classes, batch_size=64),
+        Generation(shards, shards, Embedding(made), samples=14, batch_size=4, steps=1),
     ]
 
 
+class Embedding(ClipFeatures):
+    """Of the very module that is measured, sharded or not."""
+
+    protocol = "the module's own"
+
+    def __init__(self, made: ContrastiveModule) -> None:
+        self.encoder, self.checkpoint, self.device = made.ema_encoder(), None, CPU
+
+
+class Drawer:
+    """Draws something that follows from the prompt and its number."""
+
+    def sample(self, prompts: list[str], seed: int, steps: int, guidance: float, first_index: int) -> torch.Tensor:
+        made = [torch.Generator().manual_seed(1000 * (first_index + n) + len(text)) for n, text in enumerate(prompts)]
+        return torch.stack([torch.rand(3, 16, 16, generator=generator) for generator in made])
+
+
 def measure(folder: Path, made: ContrastiveModule) -> list[dict[str, Any]]:
-    context = EvaluationContext(made, None, folder)
-    return [dataclasses.asdict(metric) for evaluator in evaluators(folder) for metric in evaluator.run(context)]
+    context = EvaluationContext(made, Drawer(), folder)
+    return [dataclasses.asdict(metric) for evaluator in evaluators(folder, made) for metric in evaluator.run(context)]
 
 
 def prepare(folder: Path) -> None:
@@ -90,7 +110,7 @@ def one_rank(rank: int, world: int, folder: Path) -> None:
 def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> None:
     prepare(tmp_path)
     expected = json.loads(json.dumps(measure(tmp_path, module(tmp_path))))
-    assert len(expected) == 3 * 5 + 6 * 5 and any(0 < metric["value"] < 1 for metric in expected)
+    assert len(expected) == 3 * 5 + 6 * 5 + 2 * 5 and any(0 < metric["value"] < 1 for metric in expected)
     # Forked, which spares them the imports; nothing here uses more than one thread.
     torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leam_mm.errors import UserError
+from leam_mm.models.dual_encoder import DualEncoder
 from leam_mm.models.efficientnet import efficientnet_lite0
 
 logger = logging.getLogger(__name__)
@@ -28,9 +29,11 @@ class ImageFeatures:
 
     Attributes:
         protocol: Network, digest of the weights, resize and normalisation, in one line; complete after the first call.
+        unit_length: Whether each row has length 1, as embeddings of a contrastive encoder do; then CMMD has a meaning.
     """
 
     protocol: str = ""
+    unit_length: bool = False
 
     def extract(self, images: Tensor) -> Tensor:
         """Features of a batch.
@@ -108,34 +111,50 @@ class Inception(ImageFeatures):
 
 
 class ClipFeatures(ImageFeatures):
-    """Image embeddings of one of our own encoders; they favour what that encoder was trained on, so say which.
+    """Image embeddings of an encoder; they favour what that encoder was trained on, so say which.
+
+    Published CMMD numbers come from OpenAI's ViT-L/14 at 336 pixels and another resize: compare ours with each other.
 
     Args:
-        checkpoint: Checkpoint or run folder of a ContrastiveModule.
+        checkpoint: Checkpoint or run folder of a ContrastiveModule of ours.
+        encoder: Instead of it, published weights: a models.pretrained_encoder.PretrainedEncoder.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
+    unit_length = True
+
+    def __init__(self, checkpoint: Path | None = None, encoder: DualEncoder | None = None) -> None:
         """Keep the path; the checkpoint is read at the first call."""
-        self.checkpoint = Path(checkpoint)
+        if (checkpoint is None) == (encoder is None):
+            raise UserError("ClipFeatures needs either a checkpoint of ours or an encoder with published weights")
+        self.checkpoint, self.encoder = checkpoint, encoder
         self.device = torch.device("cpu")
-        self.encoder: Any = None
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features (B, D)."""
-        if self.encoder is None:
-            from leam_mm.checkpoint import load_module
-            from leam_mm.contrastive_module import ContrastiveModule
-
-            self.encoder = load_module(self.checkpoint, ContrastiveModule).ema_encoder().eval()
-            self.protocol = f"own encoder {self.checkpoint}, bicubic antialiased {self.encoder.image_size}"
-        self.encoder.to(self.device)
-        size = self.encoder.image_size
+        """Features (B, D), each row of length 1."""
+        encoder = self._open().to(self.device)
+        size = encoder.image_size
         images = _checked(images).to(self.device)
         if images.shape[-2:] != (size, size):
             x = functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
             images = x.round().clamp(0, 255).to(torch.uint8)
         with exact_arithmetic():
-            return self.encoder.encode_image(self.encoder.normalise(images)).double().cpu()
+            features = encoder.encode_image(encoder.normalise(images)).double()
+            return functional.normalize(features, dim=-1).cpu()
+
+    def _open(self) -> DualEncoder:
+        if self.encoder is None:
+            from leam_mm.checkpoint import load_module
+            from leam_mm.contrastive_module import ContrastiveModule
+
+            assert self.checkpoint is not None
+            self.encoder = load_module(self.checkpoint, ContrastiveModule).ema_encoder()
+        if not self.protocol:
+            origin: dict[str, str] = self.encoder.origin()
+            name = f"own encoder {self.checkpoint}"
+            if self.checkpoint is None:
+                name = f"{origin.get('weights', 'encoder')} {origin.get('sha256', '')[:12]}"
+            self.protocol = f"{name}, bicubic antialiased {self.encoder.image_size}, length 1"
+        return self.encoder.eval()
 
 
 @contextmanager
