@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 import yaml
 from conftest import clip_recipe
-from test_resume import KILLER, ROOT, checkpoint
+from test_bucket_order import write_toy_buckets
+from test_resume import KILLER, ROOT, buckets_recipe, checkpoint
 from test_resume import losses as step_losses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -336,3 +337,19 @@ def test_codec_and_generator_on_two_ranks(tmp_path: Path, toy_shards: Path, toy_
     generator, generator_two = runs("generator", generator_section(clip, codec))
     assert len(curve(generator)) == 4
     assert_same_training(generator, generator_two)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_ranks_train_on_buckets_as_one_and_one_goes_on(tmp_path: Path, toy_tokenizer: Path) -> None:
+    latents = write_toy_buckets(tmp_path / "latents")
+
+    def recipe(name: str) -> dict:
+        made = buckets_recipe(tmp_path / name, latents, toy_tokenizer)
+        made["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1e-4
+        return made | {"checkpoint": {"every_n_train_steps": 1000}}
+
+    whole = fit(recipe("whole"))
+    assert_same_training(whole, fit(recipe("two"), "overlay_two_ranks.yaml"))
+    fit(recipe("grown"), stop_at=3)
+    assert_same_training(whole, fit(recipe("grown"), "overlay_two_ranks.yaml"))
