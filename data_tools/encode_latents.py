@@ -60,7 +60,10 @@ LOOKED_AT = 32  # samples from which the disk is estimated
 
 def check_output(folder: Path, encoding: Encoding) -> bool:
     """Whether the folder already holds exactly this; refuses one that holds or has begun something else."""
-    for place in (folder, partial_folder(folder)):
+    partial = partial_folder(folder)
+    if partial.is_dir() and all(file.name.startswith(f"{SETTINGS}.tmp-") for file in partial.iterdir()):
+        shutil.rmtree(partial)  # of a run killed right at its start
+    for place in (folder, partial):
         if not place.exists():
             continue
         try:
@@ -70,7 +73,7 @@ def check_output(folder: Path, encoding: Encoding) -> bool:
         if not same:
             raise UserError(f"{place} was written with other data or settings: delete it, or give another --output")
         if place == folder:
-            shutil.rmtree(partial_folder(folder), ignore_errors=True)  # of a run killed right at its end
+            shutil.rmtree(partial, ignore_errors=True)  # of a run killed right at its end
             return True
     return False
 

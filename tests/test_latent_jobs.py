@@ -1,0 +1,225 @@
+"""Latent shards by several processes and after kills: the same bytes as those of one process that was left alone."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import clip_recipe, write_toy_shards
+from rich.console import Console
+from test_encode_latents import CODEC, encode, save_checkpoint
+
+from data_tools import encode_latents as program
+from data_tools.latent_jobs import Job, ahead, merge_statistics, read_rows
+from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.errors import UserError
+from leam_mm.models.latent_codec import LatentStatistics
+
+ROOT = Path(program.__file__).parents[1]
+MORE = ("--image-size", "8", "--image-size", "16", "--features")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "codec": save_checkpoint(folder / "codec.ckpt", CODEC),
+        "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
+    }
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_rows_are_the_samples_of_the_folder(toy_shards: Path) -> None:
+    folder, everything = ShardFolder(toy_shards), list(read_samples(toy_shards))
+    for rows in ([0, 19, 20, 21, 95], [40], list(range(96)), []):
+        assert list(read_rows(folder, np.array(rows, int))) == [everything[row] for row in rows]
+
+
+def test_what_is_made_ahead_keeps_its_order_and_its_errors() -> None:
+    def numbers() -> object:
+        yield from range(5)
+        raise UserError("the end")
+
+    seen = []
+    with pytest.raises(UserError, match="the end"):
+        seen.extend(ahead(numbers()))  # type: ignore[arg-type]
+    assert seen == [0, 1, 2, 3, 4] or seen == []
+    assert list(ahead(iter("abc"))) == ["a", "b", "c"] and list(ahead(iter(()))) == []
+
+
+def test_statistics_are_merged_in_the_order_of_shards(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    latents = torch.randn(12, 3, 2, 2, dtype=torch.float64)
+    jobs = [Job("", number, (8, 8), np.arange(4), tmp_path / f"{number:05d}", 2) for number in range(3)]
+    for number in (2, 0, 1):  # whoever is first
+        jobs[number].pictures.mkdir()
+        for batch in (1, 0):
+            part = LatentStatistics.of(latents[4 * number + 2 * batch : 4 * number + 2 * batch + 2])
+            moments = {"count": part.count, "mean": part.mean.numpy(), "deviation": part.deviation.numpy()}
+            np.savez(jobs[number].pictures / f"{batch:05d}.npz", **moments)
+    merged, whole = merge_statistics(jobs), LatentStatistics.of(latents)
+    assert merged.count == whole.count
+    np.testing.assert_allclose(merged.mean.numpy(), whole.mean.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(merged.std.numpy(), whole.std.numpy(), rtol=1e-12)
+    in_order = LatentStatistics.of(latents[:2])
+    for first in range(2, 12, 2):
+        in_order = in_order.merge(LatentStatistics.of(latents[first : first + 2]))
+    assert torch.equal(merged.deviation, in_order.deviation) and torch.equal(merged.mean, in_order.mean)
+
+
+class Killed(BaseException):
+    """Nothing in the program catches it."""
+
+
+def test_an_end_at_any_rename_costs_nothing(
+    tmp_path: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = write_toy_shards(tmp_path / "shards", samples=5, samples_per_shard=2)
+    more = (*MORE, str(checkpoints["clip"]))
+    encode(shards, checkpoints, tmp_path / "whole", *more)
+    expected = content(tmp_path / "whole")
+    given = ["--shards", str(shards), *[t for n, p in checkpoints.items() for t in (f"--{n}", str(p))], *more]
+    options = program.parse([*given, "--batch-size", "7", "--output", str(tmp_path / "none")])
+    opened = program.open_encoder(options, torch.device("cpu"))  # once: it takes longer than all the rest
+    monkeypatch.setattr(program, "open_encoder", lambda *_: opened)
+    replace, remove, left = os.replace, shutil.rmtree, [0]
+
+    def dying_replace(source: Path, target: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+        replace(source, target)
+
+    def dying_remove(path: Path, ignore_errors: bool = False) -> None:
+        left[0] -= 1
+        if left[0] == 0:  # a kill in the midst of a removal leaves a part
+            for file in [file for file in sorted(Path(path).rglob("*")) if file.is_file()][:1]:
+                file.unlink()
+            raise Killed
+        remove(path, ignore_errors=ignore_errors)
+
+    ends = 0
+    for step in range(1, 200, 4):
+        output = tmp_path / f"out{step}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", dying_replace)
+            patch.setattr(shutil, "rmtree", dying_remove)
+            left[0] = step
+            try:
+                encode(shards, checkpoints, output, *more)
+                break
+            except Killed:
+                ends += 1
+        encode(shards, checkpoints, output, *more)
+        assert content(output) == expected and not list(tmp_path.glob(f"out{step}.*"))
+        remove(output)
+    assert ends > 10
+
+
+def start(shards: Path, checkpoints: dict[str, Path], output: Path, processes: int, *more: str) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "data_tools/encode_latents.py"), "--shards", str(shards)]
+    command += [text for name, value in checkpoints.items() for text in (f"--{name}", str(value))]
+    command += ["--output", str(output), "--batch-size", "7", "--processes", str(processes), *more]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_kills_at_any_moment_and_a_run_that_goes_on_write_the_same_bytes(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    shards = write_toy_shards(tmp_path / "shards", samples=40, samples_per_shard=4)
+    began = time.monotonic()
+    encode(shards, checkpoints, tmp_path / "whole")
+    lasted, kills = time.monotonic() - began, 0
+    for share in (0.3, 0.5, 0.6):
+        child = os.fork()
+        if child == 0:
+            try:
+                encode(shards, checkpoints, tmp_path / "out")
+            finally:
+                os._exit(0)
+        time.sleep(share * lasted)
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    encode(shards, checkpoints, tmp_path / "out")
+    assert kills and content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.slow
+def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_bytes(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    shards = write_toy_shards(tmp_path / "shards", samples=300, samples_per_shard=4)
+    encode(shards, checkpoints, tmp_path / "whole", "--image-size", "32")
+    work, killed = tmp_path / "out.partial" / "work" / "shards", None
+    running = start(shards, checkpoints, tmp_path / "out", 2, "--image-size", "32")
+    while running.poll() is None:
+        if len(list(work.glob("*/manifest.jsonl"))) >= 3:
+            killed = psutil.Process(running.pid).children(recursive=True)
+            running.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    output, _ = running.communicate(timeout=60)
+    assert killed is not None, output
+    assert len(killed) >= 2
+    _, alive = psutil.wait_procs(killed, timeout=20)
+    assert not alive  # nobody works on for a dead parent
+    assert not (tmp_path / "out").exists()
+    said = encode(shards, checkpoints, tmp_path / "out", "--image-size", "32")
+    assert "going on after" in said
+    assert content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_writes_the_same_bytes_and_kills_do_not_add_up(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    shards = write_toy_shards(tmp_path / "shards", samples=400, samples_per_shard=6)
+    more = (*MORE, str(checkpoints["clip"]))
+    encode(shards, checkpoints, tmp_path / "whole", *more)
+    running = start(shards, checkpoints, tmp_path / "three", 3, *more)
+    output, _ = running.communicate(timeout=250)
+    assert running.returncode == 0, output
+    assert content(tmp_path / "three") == content(tmp_path / "whole")
+    generator, kills = np.random.default_rng(0), 0
+    for processes in (2, 1, 3, 2, 1):
+        running = start(shards, checkpoints, tmp_path / "killed", processes, *more)
+        while running.poll() is None and not (tmp_path / "killed.partial" / "work").exists():
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 1.5))
+        kills += running.poll() is None
+        running.kill()
+        running.communicate(timeout=60)
+    running = start(shards, checkpoints, tmp_path / "killed", 2, *more)
+    output, _ = running.communicate(timeout=250)
+    assert running.returncode == 0, output
+    assert kills and content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_error_in_another_process_is_one_line(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+    shards = write_toy_shards(tmp_path / "shards", samples=8, samples_per_shard=4)
+    tar = sorted(shards.glob("*.tar"))[1]
+    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"nopng"[:4]))
+    running = start(shards, checkpoints, tmp_path / "out", 2)
+    output, _ = running.communicate(timeout=250)
+    assert running.returncode == 2 and output.strip().splitlines()[-1].startswith("error: sample 000004: unreadable")
+
+
+def test_more_processes_than_gpus_are_refused(tmp_path: Path, checkpoints: dict[str, Path], toy_shards: Path) -> None:
+    more = ["--device", "cuda", "--processes", "99"]
+    given = ["--shards", str(toy_shards), *[t for n, p in checkpoints.items() for t in (f"--{n}", str(p))]]
+    options = program.parse([*given, "--output", str(tmp_path / "out"), *more])
+    with pytest.raises(UserError, match="visible here; give fewer --processes"):
+        program.encode_latents(options, Console(file=io.StringIO()))
