@@ -288,7 +288,7 @@ def load_codec(path: Path) -> tuple[LatentCodec, str, int | None]:
     section = checkpoint_config(read_checkpoint(path)).get("data") or {}
     image = (section.get("init_args") or {}).get("image") or {}
     size = (image.get("init_args") or image).get("image_size")
-    return module.codec, file_sha256(find_checkpoint(path)), size
+    return module.ema_codec(), file_sha256(find_checkpoint(path)), size
 
 
 def statistics_file(path: Path) -> Path:
