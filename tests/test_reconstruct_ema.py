@@ -1,0 +1,126 @@
+"""Averages of other widths, put together from a run's snapshots into a checkpoint that every program takes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import clip_recipe
+from lightning.pytorch import Callback
+from test_distributed import codec_section, generator_section
+from test_power_ema import direct
+
+from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
+from leam_mm.cli import main as train
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
+from leam_mm.training import reconstruct_ema
+from leam_mm.training.ema_snapshots import FOLDER, read_snapshots
+
+SEEN: list[np.ndarray] = []
+WEIGHT = "model.blocks.0.attention.img_qkv_proj.weight"
+
+
+class Trajectory(Callback):
+    """Notes a weight after each step."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        SEEN.append(pl_module.denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel().copy())
+
+
+def fit(recipe: dict[str, Any], folder: Path) -> Path:
+    run = Path(recipe["trainer"]["default_root_dir"])
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{run.name}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    train(["fit", "--config", str(path)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> Path:
+    """A generator trained for 64 steps with 16 snapshots of two widths."""
+    folder = tmp_path_factory.mktemp("reconstruct")
+
+    def recipe(name: str, samples: int) -> dict[str, Any]:
+        return clip_recipe(folder / name, toy_shards, toy_tokenizer, max_samples=samples)
+
+    clip = fit(recipe("clip", 8), folder / "recipes")
+    codec = fit({**recipe("codec", 8), "model": codec_section()}, folder / "recipes")
+    made = {**recipe("generator", 512), "model": generator_section(clip, codec)}
+    made["model"]["init_args"]["ema"] = {
+        "class_path": "leam_mm.training.power_ema.PowerFunction",
+        "init_args": {"widths": [0.1, 0.05]},
+    }
+    snapshots = {"class_path": "leam_mm.training.ema_snapshots.EmaSnapshots", "init_args": {"every_n_samples": 32}}
+    made["trainer"]["callbacks"] = [snapshots, {"class_path": f"{__name__}.Trajectory"}]
+    made["checkpoint"] = {"every_n_train_steps": 64}
+    SEEN.clear()
+    return fit(made, folder / "recipes")
+
+
+def test_another_width_is_near_its_direct_average(run: Path) -> None:
+    assert len(SEEN) == 64 and len(read_snapshots(run)) == 16
+    written = reconstruct_ema.main(["--run", str(run), "--widths", "0.075", "0.1"])
+    assert [path.name for path in written] == ["width-0.075.ckpt", "width-0.1.ckpt"]
+    last = SEEN[-1]
+    for path, width, limit in zip(written, (0.075, 0.1), (0.02, 1e-4), strict=True):
+        module = load_module(path, LatentDiffusionModule)
+        found = module.denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel()
+        exact = direct(np.stack(SEEN), width)
+        assert np.linalg.norm(found - exact) < limit * np.linalg.norm(last - exact)
+
+
+def test_the_checkpoint_is_one_like_any_other(run: Path) -> None:
+    (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.1", "--output", str(run / "here")])
+    before, module = load_module(run, LatentDiffusionModule), load_module(path, LatentDiffusionModule)
+    assert module.ema is None and module.ema_denoiser() is module.denoiser
+    # Width 0.1 is that of the first average, which the run itself samples.
+    for (name, mine), theirs in zip(
+        module.denoiser.named_parameters(), before.ema_denoiser().parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7, msg=name)
+    a, b = (made.sample(["a red square"], seed=1, steps=2) for made in (module, before))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    content, old = read_checkpoint(path), read_checkpoint(run)
+    assert "optimizer_states" not in content and not any(name.startswith("ema.") for name in content["state_dict"])
+    evidence = content[EVIDENCE]
+    assert evidence["samples_seen"] == 512 and evidence["frozen"] == old[EVIDENCE]["frozen"]
+    assert evidence["reconstructed"]["width"] == 0.1 and len(evidence["reconstructed"]["snapshots"]) == 16
+    assert "power-function profile of width 0.1" in evidence["config"].splitlines()[0]
+
+
+def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:
+    words = ["--run", str(run), "--widths", "0.1", "--output", str(run / "early")]
+    (path,) = reconstruct_ema.main([*words, "--samples", "256"])
+    content = read_checkpoint(path)[EVIDENCE]
+    assert content["samples_seen"] == 256 and content["reconstructed"]["updates"] == 32
+    found = load_module(path, LatentDiffusionModule).denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel()
+    exact = direct(np.stack(SEEN[:32]), 0.1)
+    assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(SEEN[31] - exact)
+    with pytest.raises(UserError, match=r"no snapshot at sample 250: there are those at \[32, 64"):
+        reconstruct_ema.main([*words, "--samples", "250"])
+
+
+def test_what_does_not_belong_together_is_told(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = ["--run", str(run), "--output", str(tmp_path), "--widths"]
+    with pytest.raises(UserError, match="relative width"):
+        reconstruct_ema.main([*words, "0.4"])
+    reconstruct_ema.main([*words, "0.28"])
+    assert "the snapshots' profiles come no nearer" in caplog.text
+    from leam_mm.training.ema_snapshots import Snapshot, write_snapshot
+
+    other = write_snapshot(run / FOLDER, Snapshot(8, 1, (0.05,)), {"0.weight": torch.ones(2)})
+    with pytest.raises(UserError, match="does not fit the network"):
+        reconstruct_ema.main([*words, "0.1"])
+    other.unlink()
+
+
+def test_help_names_the_program(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["reconstruct_ema", "--help"])
+    with pytest.raises(SystemExit):
+        reconstruct_ema.main()
+    assert "leam_mm.training.reconstruct_ema" in capsys.readouterr().out
