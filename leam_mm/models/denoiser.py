@@ -59,6 +59,11 @@ class Denoiser(nn.Module, ABC):
         """Number of equal blocks in a row, between which steps work; 0 where there is no such row."""
         return 0
 
+    @property
+    def width(self) -> int:
+        """E of the tokens between the blocks; 0 where there are none."""
+        return 0
+
     @abstractmethod
     def forward(
         self,
@@ -154,6 +159,11 @@ class PRXDenoiser(Denoiser):
     def depth(self) -> int:
         """Number of blocks."""
         return len(self.model.blocks)
+
+    @property
+    def width(self) -> int:
+        """E of the tokens."""
+        return self.model.hidden_size
 
     def forward(
         self,

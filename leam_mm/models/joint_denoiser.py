@@ -85,6 +85,11 @@ class SD3Denoiser(Denoiser):
         """Number of blocks."""
         return len(self.model.transformer_blocks)
 
+    @property
+    def width(self) -> int:
+        """E of the image tokens."""
+        return self.model.inner_dim
+
     def forward(
         self,
         latent: Tensor,

@@ -80,7 +80,7 @@ class RepresentationAlignment(Technique):
                 f"RepresentationAlignment: depth is {self.depth}, but a {type(denoiser).__name__} of {denoiser.depth} "
                 "blocks in a row has no tokens after so many: choose one of the first half, of a transformer"
             )
-        sizes = (int(denoiser.model.config.hidden_size), self.width, self.width, self.feature_size)
+        sizes = (denoiser.width, self.width, self.width, self.feature_size)
         layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
         self.projection = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
