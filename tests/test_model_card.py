@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
 from leam_mm.release.__main__ import main
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, energy_words, escape, model_card, table
-from leam_mm.release.release_folder import EVIDENCE_FILE
+from leam_mm.release.release_folder import EVIDENCE_FILE, base_facts
 
 RECORD = {
     "joules": 7.2e6, "estimated_joules": None, "seconds": 3600.0, "node_seconds": 3600.0,
@@ -82,6 +83,21 @@ def test_strangers_strings_cannot_break_out() -> None:
     card = model_card(facts(name=hostile, data=[entry], metrics=[metric("a/b", note=hostile)]))
     assert "<script>" not in card.split("---\n", 2)[2] and "\n## heading" not in card
     assert escape("ä ő α") == "ä ő α"
+
+
+def test_weights_that_a_training_started_from_are_named_with_their_licence() -> None:
+    card = model_card(facts())
+    assert "started from" not in card and "base_model" not in card
+    stage = StageFacts("clip", 10, 640, "ab" * 32, {}, None, {}, {"weights": "ViT-B-32:x", "sha256": "ef" * 32})
+    other = {"weights": "runs/base", "sha256": "12" * 32, "name": "lab/base", "licence": "EUPL-1.2 | <b>"}
+    card = model_card(facts(stages=[stage, replace(stage, kind="generator", base=other)], drawn_size=32, low_rank=True))
+    assert f"| clip | ViT-B-32:x | not stated | {'ef' * 32} |" in card
+    assert f"| generator | lab/base | EUPL-1.2 &#124; &lt;b&gt; | {'12' * 32} |" in card
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["lab/base"]
+    assert "peft.PeftModel.from_pretrained" in card
+    evidence = {"pretrained": {"weights": "/home/me/runs/base/generator", "sha256": "12" * 32, "config": {"depth": 1}}}
+    assert base_facts(evidence) == {"weights": "base/generator", "sha256": "12" * 32}
+    assert base_facts({}) == {}
 
 
 def write_checkpoint(folder: Path, section: dict, data: dict[str, str], seed: int, **extra: object) -> Path:
@@ -169,9 +185,10 @@ def test_release_is_complete_and_its_card_s_code_runs_without_us(runs: Path, tmp
     config = yaml.safe_load((output / "configs" / "generator.yaml").read_text())
     assert config["model"]["init_args"]["latent_size"] == 4
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     printed = run_without_us("\n".join(blocks), output)
-    assert "tensor(" in printed and (output / "picture.png").is_file()
+    assert "tensor(" in printed
+    assert all((output / f"{name}.png").is_file() for name in ("picture", "redrawn", "inpainted"))
 
 
 def test_release_replaces_only_its_like_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
