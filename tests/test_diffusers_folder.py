@@ -7,27 +7,37 @@ from safetensors.torch import load_file, save_file
 from test_open_clip_folder import run_without_us, tiny_module
 
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.diffusion.clean_flow import CleanFlow
+from leam_mm.diffusion.edm import Edm
+from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
-from leam_mm.diffusion.variance_preserving import VariancePreserving
+from leam_mm.diffusion.time_shift import ResolutionShift
+from leam_mm.diffusion.variance_preserving import (
+    VariancePreserving,
+    VariancePreservingClean,
+    VariancePreservingNoise,
+)
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec
-from leam_mm.release.diffusers_folder import clip_text_model, write_diffusers_folder
+from leam_mm.release.diffusers_folder import clip_text_model, released_scheduler, write_diffusers_folder
 
 PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κόκκινο τετράγωνο"]
 STEPS, GUIDANCE, SEED = 4, 3.0, 7
 
 
-def tiny_generator(tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0) -> LatentDiffusionModule:
+def tiny_generator(
+    tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0, process: DiffusionProcess | None = None
+) -> LatentDiffusionModule:
     """A generator with random weights; its frozen parts are handed in, not loaded from checkpoints."""
     clip = tiny_module(tokenizer, seed=seed)
     denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
     for parameter in [*denoiser.parameters(), *codec.parameters()]:
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
-    module = LatentDiffusionModule(denoiser, RectifiedFlow(shift=shift), latent_size=8)
+    module = LatentDiffusionModule(denoiser, process or RectifiedFlow(shift=shift), latent_size=8)
     module.frozen.opened = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
     return module.eval()
 
@@ -54,7 +64,9 @@ def test_text_states_are_those_of_clip_text_model(toy_tokenizer: Path) -> None:
 def test_diffusers_draws_our_pictures_without_us(toy_tokenizer: Path, tmp_path: Path) -> None:
     generators = {
         "dc": tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0),
-        "kl": tiny_generator(toy_tokenizer, tiny_kl(), shift=3.0, seed=1),
+        "kl": tiny_generator(toy_tokenizer, tiny_kl(), 1.0, 1, RectifiedFlow(shift=ResolutionShift(7))),
+        "vp": tiny_generator(toy_tokenizer, tiny_dc(), 1.0, 2, VariancePreserving("sd_linear")),
+        "noise": tiny_generator(toy_tokenizer, tiny_dc(), 1.0, 3, VariancePreservingNoise()),
     }
     noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
     for name, generator in generators.items():
@@ -106,9 +118,14 @@ def test_codec_normalisation_is_in_the_config(toy_tokenizer: Path, tmp_path: Pat
 
 def test_what_diffusers_cannot_sample_is_refused(toy_tokenizer: Path, tmp_path: Path) -> None:
     generator = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)
-    generator.process = VariancePreserving()
-    with pytest.raises(UserError, match=r"VariancePreserving.*RectifiedFlow"):
-        write_diffusers_folder(generator, tmp_path / "out")
+    for process, cure in (
+        (VariancePreserving(), "schedule sd_linear"),
+        (CleanFlow(), "RectifiedFlow"),
+        (Edm(), "Rect"),
+    ):
+        generator.process = process
+        with pytest.raises(UserError, match=rf"{type(process).__name__} cannot.*train with .*{cure}"):
+            write_diffusers_folder(generator, tmp_path / "out")
     unet = UNetDenoiser(in_channels=4, context_dim=32, block_channels=[16, 16], num_heads=2, norm_groups=8)
     generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema_decay=None)
     generator.frozen.opened = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0).frozen.opened
@@ -122,3 +139,23 @@ def test_diverged_weights_are_refused(toy_tokenizer: Path, tmp_path: Path) -> No
     next(generator.ema_denoiser().parameters()).data.fill_(float("inf"))
     with pytest.raises(UserError, match=r"denoiser: weight .* not finite"):
         write_diffusers_folder(generator, tmp_path / "out")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8, 25, 40])
+@pytest.mark.parametrize("kind", [VariancePreserving, VariancePreservingNoise, VariancePreservingClean])
+def test_the_released_scheduler_takes_our_steps_along_the_table(steps: int, kind: type[VariancePreserving]) -> None:
+    process = kind("sd_linear")
+    scheduler = released_scheduler(process, 64)
+    scheduler.set_timesteps(steps)
+    times = process.times(steps)
+    assert torch.equal(times[:-1], scheduler.timesteps.float() / 1000)
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def network(x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return torch.sin(2 * x) - time.view(-1, 1, 1, 1)
+
+    theirs = noise
+    for timestep in scheduler.timesteps:
+        theirs = scheduler.step(network(theirs, timestep.float().expand(3) / 1000), timestep, theirs).prev_sample
+    ours = process.sample(network, noise, times)
+    assert float((ours - theirs).abs().max()) < 1e-4 * float(theirs.abs().max())

@@ -12,8 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.diffusion.clean_flow import CleanFlow
+from leam_mm.diffusion.edm import Edm
+from leam_mm.diffusion.guidance import Guidance
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
-from leam_mm.diffusion.variance_preserving import VariancePreserving
+from leam_mm.diffusion.time_shift import ResolutionShift
+from leam_mm.diffusion.variance_preserving import VariancePreserving, VariancePreservingNoise
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.denoiser import PRXDenoiser
@@ -91,7 +95,7 @@ def train(module: LatentDiffusionModule, folder: Path, steps: int, **changes: An
     return trainer
 
 
-@pytest.mark.parametrize("process", [RectifiedFlow(), VariancePreserving()])
+@pytest.mark.parametrize("process", [RectifiedFlow(), CleanFlow(), VariancePreserving(), Edm()])
 def test_loss_falls(process: Any, tmp_path: Path) -> None:
     module = build(process=process, caption_dropout=0.1)
     batch = collate_samples([Latents(64)[number] for number in range(64)])
@@ -183,6 +187,56 @@ def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
     assert not torch.allclose(module.sample(prompts, seed=4, steps=4), together)
     assert not torch.allclose(module.sample(prompts, seed=3, steps=4, guidance=1.0), together)
     assert not torch.allclose(module.sample(prompts, seed=3, steps=4, method="heun"), together)
+
+
+def test_every_sampler_draws_by_the_number_alone() -> None:
+    module = wake(build())
+    module.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]  # nothing is clamped
+    prompts = ["ein Kreis", "zwei rote Kreise", "κύκλος"]
+    drawn = {}
+    for method in ("euler", "heun", "dpm", "sde"):
+        drawn[method] = module.sample(prompts, seed=3, steps=5, method=method)
+        last = module.sample(prompts[2:], seed=3, steps=5, method=method, first_index=2)
+        torch.testing.assert_close(last, drawn[method][2:])
+    pairs = [(one, other) for one in drawn for other in drawn if one < other]
+    assert all(not torch.allclose(drawn[one], drawn[other], atol=1e-5) for one, other in pairs)
+    assert torch.equal(module.sample(prompts, seed=3, steps=5), drawn["euler"])  # RectifiedFlow's own
+
+
+@pytest.mark.parametrize("process", [CleanFlow(), Edm(sigma_data=0.5), VariancePreservingNoise()])
+def test_every_process_draws(process: Any) -> None:
+    module = wake(build(process=process))
+    for method in ("euler", "heun", "dpm", "sde", None):
+        assert module.sample(["ein Kreis"], seed=3, steps=3, method=method).isfinite().all()
+
+
+def test_guidance_in_an_interval_saves_calls() -> None:
+    module = wake(build())
+    rows: list[int] = []
+    module.ema_denoiser().register_forward_hook(lambda network, given, found: rows.append(len(given[0])))
+    whole = module.sample(["a b", "c"], seed=3, steps=8, guidance=Guidance(3.0))
+    assert torch.equal(whole, module.sample(["a b", "c"], seed=3, steps=8, guidance=3.0))
+    assert rows == [4] * 16
+    rows.clear()
+    part = module.sample(["a b", "c"], seed=3, steps=8, guidance=Guidance(3.0, low=0.2, high=0.8))
+    times = module.process.times(8)[:-1]
+    assert rows == [4 if 0.2 < time < 0.8 else 2 for time in times.tolist()] and set(rows) == {2, 4}
+    assert not torch.allclose(part, whole)
+
+
+def test_a_shift_by_size_follows_the_size_of_the_latents() -> None:
+    module = wake(build(process=RectifiedFlow(shift=ResolutionShift(16))))
+    fixed = wake(build(process=RectifiedFlow(shift=2.0)))
+    for one in (module, fixed):
+        one.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]
+    large = module.sample(["a"], seed=3, steps=4, size=(8, 8))
+    assert large.shape == (1, 3, 8, 8)
+    torch.testing.assert_close(large, fixed.sample(["a"], seed=3, steps=4, size=(8, 8)))
+    assert not torch.allclose(large, wake(build()).sample(["a"], seed=3, steps=4, size=(8, 8)), atol=1e-5)
+    sample = {**Latents(1)[0], "latent": torch.randn(4, 8, 8)}
+    with torch.no_grad():
+        ours, theirs = (one.sample_losses(collate_samples([sample])) for one in (module, fixed))
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -315,6 +369,17 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
     assert generator.process.shift == 2.0  # type: ignore[attr-defined]
     generator.frozen.opened["clip"] = FakeCaptions()
     assert generator.sample(["ein Kreis"], seed=0, steps=2).shape == (1, 3, 8, 8)
+    # A generator of the same codec can be the weaker one of autoguidance; this one, untrained, predicts zeros.
+    weaker = str(tmp_path / "generator.ckpt")
+    guided = wake(generator).sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
+    doubled = generator.ema_denoiser().register_forward_hook(lambda network, given, found: 2 * found)
+    torch.testing.assert_close(generator.sample(["ein Kreis"], 0, 2, guidance=1.0), guided)
+    doubled.remove()
+    assert not torch.allclose(generator.sample(["ein Kreis"], 0, 2, guidance=1.0), guided, atol=1e-4)
+    generator.process = CleanFlow()
+    generator.frozen.opened.pop(weaker)
+    with pytest.raises(UserError, match=r"same process as here \(CleanFlow\)"):
+        generator.sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
     generator.frozen.opened = {}
     torch.save({**torch.load(tmp_path / "codec.ckpt", weights_only=True), "more": 1}, tmp_path / "codec.ckpt")
     with pytest.raises(UserError, match="has changed since"):

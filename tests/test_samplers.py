@@ -10,12 +10,13 @@ from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
-from leam_mm.diffusion.samplers import flow_times, sample_dpm, sample_euler, sample_heun, sample_sde, shift_time
+from leam_mm.diffusion.samplers import Method, flow_times, sample_dpm, sample_euler, sample_heun, sample_sde, shift_time
 from leam_mm.diffusion.variance_preserving import (
     VariancePreserving,
     VariancePreservingClean,
     VariancePreservingNoise,
 )
+from leam_mm.errors import UserError
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 1.7, 3.0])
@@ -54,6 +55,13 @@ def test_shift_keeps_the_ends_and_inverts() -> None:
     shifted = shift_time(time, 3.0)
     assert shifted[0] == 0 and shifted[-1] == 1 and (shifted[1:-1] > time[1:-1]).all()
     torch.testing.assert_close(shift_time(shifted, 1 / 3), time)
+
+
+def test_a_method_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="euler, heun, dpm"):
+        RectifiedFlow().sample(lambda x, time: x, torch.zeros(1, 1), torch.tensor([1.0, 0.0]), "rk45")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="fresh_noise"):
+        RectifiedFlow().sample(lambda x, time: x, torch.zeros(1, 1), torch.tensor([1.0, 0.0]), "sde")
 
 
 def test_no_steps_are_refused() -> None:
@@ -118,16 +126,12 @@ class TwoPoints(GaussianData):
         return clean, (x - path.signal[..., 0] * clean) / path.sigma[..., 0]
 
 
-def run(method: str, flow: GaussianData, x: Tensor, times: Tensor) -> Tensor:
+def run(method: Method, flow: GaussianData, x: Tensor, times: Tensor) -> Tensor:
     """All methods under one call, with a perfect network."""
-    process = flow.process
-    if method == "dpm":
-        return sample_dpm(process.clean(flow.network), x, times, process.path)
-    sampler = {"euler": sample_euler, "heun": sample_heun}[method]
-    return sampler(process.velocity(flow.network), x, times)
+    return flow.process.sample(flow.network, x, times, method)
 
 
-def gaussian_error(flow: GaussianData, method: str, steps: int, begin: float, end: float) -> float:
+def gaussian_error(flow: GaussianData, method: Method, steps: int, begin: float, end: float) -> float:
     """Largest error at the end, from a few starting points."""
     start = torch.tensor([[-2.0], [-0.3], [1.4]], dtype=torch.float64)
     found = run(method, flow, start, torch.linspace(begin, end, steps + 1, dtype=torch.float64))
@@ -149,7 +153,9 @@ ORDERS = [("euler", 1), ("heun", 2), ("dpm", 2)]
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 @pytest.mark.parametrize(("method", "order"), ORDERS)
-def test_order_of_convergence_from_noise_to_gaussian_data(process: DiffusionProcess, method: str, order: int) -> None:
+def test_order_of_convergence_from_noise_to_gaussian_data(
+    process: DiffusionProcess, method: Method, order: int
+) -> None:
     flow = GaussianData(process)
     # DPM-Solver++ counts in the logarithm of the signal-to-noise ratio, which has infinite ends: see the next test.
     ends = (0.95, 0.05) if method == "dpm" else (1.0, 0.0)
@@ -167,7 +173,7 @@ def test_dpm_loses_no_more_than_a_logarithm_at_the_ends(process: DiffusionProces
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda process: type(process).__name__)
 @pytest.mark.parametrize(("method", "order"), ORDERS)
-def test_order_of_convergence_in_a_mixture_of_two_points(process: DiffusionProcess, method: str, order: int) -> None:
+def test_order_of_convergence_in_a_mixture_of_two_points(process: DiffusionProcess, method: Method, order: int) -> None:
     flow = TwoPoints(process)
     start = torch.tensor([[-2.0], [-0.6], [0.0], [1.4]], dtype=torch.float64)
     exact = flow.solve(start, 0.9, 0.4)
@@ -193,7 +199,7 @@ def test_samples_of_two_points_end_at_them_in_their_shares(process: DiffusionPro
 
 
 @pytest.mark.parametrize("method", ["euler", "heun", "dpm"])
-def test_one_step_from_pure_noise_gives_the_expected_data(method: str) -> None:
+def test_one_step_from_pure_noise_gives_the_expected_data(method: Method) -> None:
     flow = GaussianData(RectifiedFlow())
     found = run(method, flow, torch.tensor([[0.3]], dtype=torch.float64), torch.tensor([1.0, 0.0]).double())
     torch.testing.assert_close(found, torch.tensor([[flow.mean]], dtype=torch.float64))

@@ -10,7 +10,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from leam_mm.diffusion.samplers import Clean, Method, Path, Velocity
+from leam_mm.diffusion.samplers import (
+    Clean,
+    Method,
+    Path,
+    Velocity,
+    sample_dpm,
+    sample_euler,
+    sample_heun,
+    sample_sde,
+)
+from leam_mm.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """Network with its condition bound: (input (B, ...), time (B,)) -> prediction (B, ...)."""
@@ -87,6 +97,34 @@ class DiffusionProcess(ABC):
     def clean(self, denoise: Denoise) -> Clean:
         """Bind a network: (x_t, time) -> expected clean data, for the samplers that look at it."""
         return lambda x_t, time: self.to_clean(x_t, denoise(self.network_input(x_t, time), time), time)
+
+    def sample(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        times: Tensor,
+        method: Method | None = None,
+        fresh_noise: Callable[[int], Tensor] | None = None,
+    ) -> Tensor:
+        """Go along the times with one of diffusion/samplers.py.
+
+        Args:
+            denoise: The network.
+            x: (B, ...), the state at times[0]; noise, if that is 1.
+            times: (steps + 1,), falling.
+            method: None takes the process's own.
+            fresh_noise: Number of a step -> standard normal numbers (B, ...); for `sde` only.
+        """
+        match method or self.method:
+            case "euler":
+                return sample_euler(self.velocity(denoise), x, times)
+            case "heun":
+                return sample_heun(self.velocity(denoise), x, times)
+            case "dpm":
+                return sample_dpm(self.clean(denoise), x, times, self.path)
+            case "sde" if fresh_noise is not None:
+                return sample_sde(self.clean(denoise), x, times, self.path, fresh_noise)
+        raise UserError(f"no sampler is called {method!r}: take euler, heun, dpm, or sde with fresh_noise")
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -5,11 +5,12 @@ under other names, so captions give the same hidden states. The scheduler's grid
 """
 
 import copy
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PRXPipeline
 from open_clip.model import CLIP
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
@@ -17,6 +18,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import TRAINING_STEPS
+from leam_mm.diffusion.time_shift import TimeShift
+from leam_mm.diffusion.variance_preserving import BETA_END, BETA_START, TABLE_STEPS, VariancePreserving
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.denoiser import Denoiser, PRXDenoiser
@@ -26,6 +29,8 @@ from leam_mm.release.open_clip_folder import plain_weights
 
 if TYPE_CHECKING:
     from leam_mm.diffusion_module import LatentDiffusionModule
+
+log = logging.getLogger(__name__)
 
 # open_clip's names inside a block of the text tower -> those of transformers; in_proj is split apart.
 BLOCK_NAMES = {
@@ -57,7 +62,7 @@ def build_pipeline(
 
     Args:
         denoiser: A PRXDenoiser.
-        process: A RectifiedFlow.
+        process: One that `released_scheduler` knows.
         captions: The frozen text side that the denoiser was trained with.
         codec: The autoencoder; its statistics become scaling_factor and shift_factor.
         image_size: H = W in pixels of a picture where the caller names no size.
@@ -74,11 +79,7 @@ def build_pipeline(
             "Diffusion 3 attend to the padding of captions, ours never does, so pictures would differ; train a "
             "PRXDenoiser to release one"
         )
-    if not isinstance(process, RectifiedFlow):
-        raise UserError(
-            f"a generator trained with {type(process).__name__} cannot be released for diffusers: its PRXPipeline "
-            "integrates straight paths only; train with RectifiedFlow to release one"
-        )
+    scheduler = released_scheduler(process, (image_size // codec.downscale) ** 2)
     for part, model in [("denoiser", denoiser), ("codec", codec), ("text tower", captions.encoder)]:
         try:
             plain_weights(model)
@@ -88,11 +89,47 @@ def build_pipeline(
     autoencoder.register_to_config(**codec.export_config())
     return PRXPipeline(
         transformer=denoiser.plain_model().to("cpu"),
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=process.shift),
+        scheduler=scheduler,
         text_encoder=clip_text_model(captions.encoder, captions.tokenizer.path),
         tokenizer=load_tokenizer(captions.tokenizer.path, captions.encoder.context_length),
         vae=autoencoder,
         default_sample_size=image_size,
+    )
+
+
+def released_scheduler(process: DiffusionProcess, positions: int) -> Any:
+    """The scheduler of diffusers that, in a PRXPipeline, walks our sampler's grid with our sampler's steps.
+
+    Args:
+        process: A RectifiedFlow, or a VariancePreserving of any prediction with Stable Diffusion's schedule.
+        positions: h w of the latents where the caller names no size.
+
+    Raises:
+        UserError: there is none that would sample as the process was trained.
+    """
+    if isinstance(process, VariancePreserving) and process.schedule == "sd_linear":
+        return DPMSolverMultistepScheduler(
+            num_train_timesteps=TABLE_STEPS,
+            beta_start=BETA_START,
+            beta_end=BETA_END,
+            beta_schedule="scaled_linear",
+            prediction_type=process.prediction_type,
+            final_sigmas_type="sigma_min",  # the table's first step, as ours: what is left of the noise stays
+            lower_order_final=False,
+        )
+    if type(process) is RectifiedFlow:  # subclasses predict something else
+        if isinstance(process.shift, TimeShift):
+            log.warning(
+                "the released scheduler keeps one shift, %.4g, that of %d latent positions: at other sizes its "
+                "pictures are not those of our own sampler",
+                process.shift_at(positions),
+                positions,
+            )
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=process.shift_at(positions))
+    cure = "VariancePreserving's schedule sd_linear" if isinstance(process, VariancePreserving) else "RectifiedFlow"
+    raise UserError(
+        f"a generator trained with this {type(process).__name__} cannot be released for diffusers: no scheduler in its "
+        f"PRXPipeline takes the same steps at the same times; train with {cure} to release one"
     )
 
 
