@@ -1,5 +1,7 @@
 """Training of latent generators that draw what a caption says."""
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -8,12 +10,12 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE
+from leam_mm.checkpoint import EVIDENCE, load_module
 from leam_mm.data.sample_order import sample_noise, sample_uniform
 from leam_mm.diffusion.editing import Edit, draw_from
-from leam_mm.diffusion.guidance import guide
+from leam_mm.diffusion.guidance import Guidance, guide
 from leam_mm.diffusion.process import DiffusionProcess
-from leam_mm.diffusion.samplers import sample_euler, sample_heun
+from leam_mm.diffusion.samplers import Method
 from leam_mm.errors import UserError
 from leam_mm.models.attention import choose_attention
 from leam_mm.models.caption_encoder import CaptionEncoder
@@ -141,7 +143,7 @@ class LatentDiffusionModule(LightningModule):
         index = batch["sample_index"]
         state, mask = self._drop_captions(caption, index)
         noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
-        time = self.process.time(sample_uniform(self.seed, index, "time").to(latent))
+        time = self.process.time(sample_uniform(self.seed, index, "time").to(latent), latent[0, 0].numel())
         step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time), self.process)
         techniques: list[Any] = list(self.techniques)
         for technique in techniques:
@@ -197,8 +199,8 @@ class LatentDiffusionModule(LightningModule):
         prompts: list[str],
         seed: int,
         steps: int = 20,
-        guidance: float = 3.0,
-        method: Literal["euler", "heun"] = "euler",
+        guidance: float | Guidance = 3.0,
+        method: Method | None = None,
         first_index: int = 0,
         batch_size: int = 64,
         edit: Edit | None = None,
@@ -210,8 +212,8 @@ class LatentDiffusionModule(LightningModule):
             prompts: B texts, any language.
             seed: With the prompt's number it names the noise, so that neither batch nor neighbours matter.
             steps: Of the sampler.
-            guidance: Strength of classifier-free guidance; 1 or less is off.
-            method: `euler` is what the released pipeline runs; `heun` calls the network twice a step.
+            guidance: Strength of classifier-free guidance, 1 or less is off; or a Guidance.
+            method: Of diffusion/samplers.py; None takes the process's own, which the released pipeline runs.
             first_index: Number of the first prompt.
             batch_size: Prompts at a time; changes the memory, not the pictures.
             edit: Pictures to start from (image-to-image), with a mask where they are kept (inpainting).
@@ -234,8 +236,8 @@ class LatentDiffusionModule(LightningModule):
         prompts: list[str],
         seed: int,
         steps: int,
-        guidance: float,
-        method: str,
+        guidance: float | Guidance,
+        method: Method | None,
         first_index: int,
         edit: Edit | None,
         size: tuple[int, int] | None,
@@ -245,23 +247,51 @@ class LatentDiffusionModule(LightningModule):
         shape = (self.denoiser.in_channels, height, width)
         noise = sample_noise(seed, numbers, "sample", shape).to(self.device)
         network = self.ema_denoiser()
-        told = {} if network.size_conditioning is None else {"size": whole_picture(height, width, self.codec.downscale)}
-        denoise = guide(partial(network, **told), self.caption_encoder.encode(prompts), self.empty_caption(), guidance)
+        weaker = self._weaker(guidance.weaker) if isinstance(guidance, Guidance) and guidance.weaker else None
+
+        def told(model: Denoiser) -> Callable[..., Tensor]:
+            if model.size_conditioning is None:
+                return model
+            return partial(model, size=whole_picture(height, width, self.codec.downscale))
+
+        captions, empty = self.caption_encoder.encode(prompts), self.empty_caption()
+        denoise = guide(told(network), captions, empty, guidance, told(weaker) if weaker is not None else None)
         training = network.training
         network.eval()
+        calls = itertools.count()
+
+        def fresh(step: int) -> Tensor:
+            return sample_noise(seed, numbers, f"sample {next(calls)}", shape).to(self.device)
 
         def draw(x: Tensor, times: Tensor) -> Tensor:
-            return (sample_heun if method == "heun" else sample_euler)(
-                lambda x, time: self.process.to_velocity(x, denoise(x, time), time), x, times
-            )
+            return self.process.sample(denoise, x, times, method, fresh)
 
-        times = self.process.times(steps)
+        times = self.process.times(steps, height * width)
         if edit is None:
             picture = self.codec.decode(draw(noise, times))
         else:
             picture = draw_from(edit, self.codec, self.process, draw, noise, times)
         network.train(training)
         return (picture.float() / 2 + 0.5).clamp(0, 1)
+
+    def _weaker(self, path: str) -> Denoiser:
+        """The averaged network of another generator, for autoguidance; it must predict the same from the same."""
+        if path not in self.frozen.opened:
+            other = load_module(path, LatentDiffusionModule)
+            parts = other.frozen_record()
+            self.frozen.compare({name: parts[name] for name in ("clip", "codec", "latents") if name in parts})
+            times = torch.linspace(0.1, 0.9, 5)
+            ours, theirs = (
+                (type(one.process), one.denoiser.in_channels, torch.stack(one.process.path(times)).tolist())
+                for one in (self, other)
+            )
+            if ours != theirs:
+                raise UserError(
+                    f"{path} predicts something else than this generator: the weaker generator of autoguidance needs "
+                    f"the same process as here ({ours[0].__name__}) and as many channels ({ours[1]})"
+                )
+            self.frozen.opened[path] = other.ema_denoiser().requires_grad_(False).eval()
+        return self.frozen.opened[path].to(self.device)
 
     def empty_caption(self) -> Caption:
         """State (1, L, D) and mask (1, L) of "", the released pipeline's negative prompt."""
