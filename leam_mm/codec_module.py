@@ -104,7 +104,7 @@ class LatentCodecModule(LightningModule):
         return self.ema_codec().decode(self.ema_codec().encode(self._pixels(image)))
 
     def _pixels(self, image: Tensor) -> Tensor:
-        return signed(image, torch.promote_types(self.dtype, torch.float32))
+        return signed(image, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
 
     def configure_model(self) -> None:
         """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""

@@ -359,6 +359,27 @@ def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_t
         load_codec(tmp_path / "nothing")
 
 
+def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"critic": True, "adversarial_adaptive": True, "adversarial_weight": 2.0}
+    model = module(perceptual=EfficientNetLoss(stages=(0,)), ema_decay=0.9, **settings)
+    codec, critic = copy.deepcopy(model.codec), copy.deepcopy(model.discriminator)
+    before = weights(model.codec)
+    trainer = fit(model, tmp_path, steps=1, limit_val_batches=0)
+    image = signed(Pictures().image[:4])
+    reconstruction = codec.decode_raw(codec.encode_raw(image))
+    others = (reconstruction - image).abs().mean() + EfficientNetLoss(stages=(0,))(reconstruction, image).mean()
+    last, opinion = codec.autoencoder.decoder.conv_out.conv.weight, -critic(reconstruction).mean()
+    first, second = (torch.autograd.grad(part, last, retain_graph=True)[0].norm() for part in (others, opinion))
+    factor = trainer.callback_metrics["train/adversarial_factor"]
+    assert factor.item() == pytest.approx((first / second).item(), rel=1e-3)
+    expected = others + 2 * factor * opinion
+    assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
+    fit(model, tmp_path, steps=2, precision="bf16-mixed")
+    for name, value in model.codec.named_parameters():
+        assert value.dtype == torch.float32 and torch.isfinite(value).all()
+        assert not torch.equal(value, before[name]) or "to_k.bias" in name, name
+
+
 @pytest.mark.parametrize("name", ["codec_kl", "codec_dc"])
 def test_large_recipe_builds_its_codec(name: str) -> None:
     content = yaml.safe_load((Path(__file__).parent.parent / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -91,7 +91,7 @@ class LatentCodec(nn.Module):
         self.register_buffer("latent_count", torch.tensor(0))  # 0: the statistics were never measured
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> torch.Tensor:
         """The kernel that makes the pixels, at which gradients of several losses are compared."""
         kernels = [part.weight for part in self.autoencoder.decoder.conv_out.modules() if isinstance(part, nn.Conv2d)]
         return kernels[-1]
