@@ -283,3 +283,16 @@ def test_dpm_takes_the_steps_of_diffusers_along_a_flow(steps: int) -> None:
         theirs = scheduler.step(network(theirs, sigma.expand(3)), timestep, theirs).prev_sample
     ours = sample_dpm(flow.clean(network), noise, scheduler.sigmas, flow.path)
     torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+
+
+def test_the_stochastic_sampler_forgets_the_way_so_far() -> None:
+    flow, generator = TwoPoints(RectifiedFlow()), torch.Generator().manual_seed(0)
+    noise = torch.randn(11, 6, 2, generator=generator, dtype=torch.float64)
+    times, clean, path = (
+        torch.linspace(1, 0, 11, dtype=torch.float64),
+        flow.process.clean(flow.network),
+        flow.process.path,
+    )
+    whole = sample_sde(clean, noise[-1], times, path, lambda number: noise[number])
+    half = sample_sde(clean, noise[-1], times[:5], path, lambda number: noise[number])
+    torch.testing.assert_close(sample_sde(clean, half, times[4:], path, lambda number: noise[4 + number]), whole)

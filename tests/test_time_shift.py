@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from jsonargparse import ArgumentParser
 
+from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.time_shift import ExponentialShift, ResolutionShift
 from leam_mm.errors import UserError
@@ -61,3 +63,13 @@ def test_a_law_without_positions_and_broken_laws_are_refused() -> None:
         ResolutionShift(0)
     with pytest.raises(UserError, match="two points"):
         ExponentialShift(7, 7)
+
+
+def test_a_law_and_a_number_are_read_from_yaml() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(DiffusionProcess, "process")
+    law = {"class_path": f"{ResolutionShift.__module__}.ResolutionShift", "init_args": {"base_positions": 16}}
+    for shift, expected in ((law, 2.0), (3.0, 3.0)):
+        section = {"class_path": f"{RectifiedFlow.__module__}.RectifiedFlow", "init_args": {"shift": shift}}
+        flow = parser.instantiate_classes(parser.parse_object({"process": section})).process
+        assert flow.shift_at(64) == expected
