@@ -17,6 +17,7 @@ from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.corridor import read_corridor
+from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.models.image_tokens import check_size
 
@@ -97,6 +98,23 @@ def test_large_recipe_builds_its_towers_and_its_stages(path: Path) -> None:
         assert built.stages.stages[-1].samples < content["max_samples"]
         for size in built.stages.sizes:
             check_size(module.encoder.clip.visual, size)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES["recipe"] if path.stem.startswith("generator_")])
+def test_large_generator_has_as_many_weights_as_its_recipe_says(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):  # shapes only
+        module: Any = build_module(content["model"])
+    weights = sum(value.numel() for value in module.denoiser.parameters())
+    header = " ".join(line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    assert f"{weights:,} weights" in header and "Not run here" in header
+    assert len(module.techniques) == len(content["model"]["init_args"].get("techniques", []))
+    for technique in module.techniques:
+        end = getattr(technique, "until_samples", None)
+        assert end is None or (end < content["max_samples"] and end % content["data"]["init_args"]["batch_size"] == 0)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(LatentsModule, "data")
+    parser.parse_object({"data": content["data"]["init_args"]})
 
 
 def test_compilation_is_added_to_the_callbacks_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,10 @@ def test_techniques_that_leave_out_tokens_work(technique: Any) -> None:
 
 def test_its_blocks_are_found_and_what_does_not_fit_is_refused() -> None:
     denoiser = build("sd3")
-    assert repeated_blocks(denoiser) == list(denoiser.model.transformer_blocks) and (denoiser.depth, denoiser.width) == (2, 32)
+    assert repeated_blocks(denoiser) == list(denoiser.model.transformer_blocks) and (
+        denoiser.depth,
+        denoiser.width,
+    ) == (2, 32)
     with pytest.raises(UserError, match="multiple of num_heads 3"):
         SD3Denoiser(4, 12, hidden_size=32, num_heads=3)
     small = build("sd3", largest_size=8)
