@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import file_sha256, load_module
+from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
@@ -297,13 +297,22 @@ def load_codec(path: Path | str) -> LatentCodec:
     Returns:
         The codec in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, what the run recorded).
     """
-    folder = Path(path)
-    if (folder / "config.json").is_file():
-        codec: LatentCodec = PretrainedCodec(str(folder))
-        weights = sorted(folder.glob("*.safetensors"))
-        evidence: Any = {"path": str(folder), "sha256": file_sha256(weights[0])}
+    if (Path(path) / "config.json").is_file():
+        codec: LatentCodec = PretrainedCodec(str(path))
+        evidence: Any = {"path": str(path), "sha256": file_sha256(codec_file(path))}
     else:
-        module = load_module(folder, LatentCodecModule)
+        module = load_module(path, LatentCodecModule)
         codec, evidence = module.ema_codec(), module.checkpoint_evidence
     setattr(codec, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
     return codec.eval()
+
+
+def codec_file(path: Path | str) -> Path:
+    """The file whose digest names a codec: the checkpoint of a training, or the weights in a folder of diffusers."""
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        return find_checkpoint(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if len(weights) != 1:
+        raise UserError(f"{folder} holds {len(weights)} files of safetensors: give a folder with one autoencoder")
+    return weights[0]

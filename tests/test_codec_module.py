@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
-from leam_mm.codec_module import LatentCodecModule, load_codec, signed
+from leam_mm.codec_module import LatentCodecModule, codec_file, load_codec, signed
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
@@ -357,6 +357,11 @@ def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_t
     assert torch.equal(saved.encode(image), latent) and len(saved.checkpoint_evidence["sha256"]) == 64  # type: ignore[arg-type, index]
     with pytest.raises(UserError, match="no checkpoint at"):
         load_codec(tmp_path / "nothing")
+    assert codec_file(tmp_path / "run").name == "last.ckpt"
+    assert codec_file(tmp_path / "vae").name == "diffusion_pytorch_model.safetensors"
+    (tmp_path / "vae" / "other.safetensors").touch()
+    with pytest.raises(UserError, match="holds 2 files"):
+        load_codec(tmp_path / "vae")
 
 
 def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path) -> None:
