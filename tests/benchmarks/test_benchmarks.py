@@ -21,6 +21,8 @@ BENCHMARKS = (
     "language_balance",
     "codec_gradients",
     "process_identities",
+    "generator_step",
+    "generator_step_from_shards",
 )
 
 
@@ -39,4 +41,5 @@ def test_benchmark(name: str) -> None:
 
 def test_every_benchmark_is_run() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    assert files - {"batch_record", "accuracy_clock", "measure", "toy_input", "test_benchmarks"} == set(BENCHMARKS)
+    parts = {"batch_record", "accuracy_clock", "measure", "published_loop", "toy_input", "test_benchmarks"}
+    assert files - parts == set(BENCHMARKS)
