@@ -122,7 +122,7 @@ def test_signal_saves_at_a_step_boundary_and_leaves_with_75(
 def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, accumulate: int = 1) -> dict:
     """A complete recipe for a toy generator on latents in buckets of three shapes."""
     recipe = clip_recipe(run, latents, tokenizer, max_samples=96)
-    recipe["trainer"]["accumulate_grad_batches"] = accumulate
+    recipe["trainer"] |= {"accumulate_grad_batches": accumulate, "val_check_interval": 2 * accumulate}
     arguments = {"train": str(latents), "validation": str(latents), "batch_size": 8, "workers": workers, "seed": 5}
     recipe["data"] = {"class_path": "leam_mm.data.latents_module.LatentsModule", "init_args": arguments}
     sizes = {"in_channels": 4, "context_dim": 6, "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 1}
@@ -160,7 +160,10 @@ def test_a_killed_training_on_buckets_goes_on_bit_for_bit_with_other_workers(
     start("broken", 1)
     assert len(losses(tmp_path / "whole")) == 12
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
-    assert checkpoint(tmp_path / "whole")["LatentsModule"] == {"bucket_batch": 8 // accumulate}
+    last = checkpoint(tmp_path / "whole")
+    assert last["LatentsModule"] == {"bucket_batch": 8 // accumulate} and last["leam_mm"]["samples_seen"] == 96
+    with open(tmp_path / "whole" / "metrics.csv") as file:  # all three shapes are in the validation
+        assert sum(bool(row["val/loss"]) for row in csv.DictReader(file)) == 6
 
 
 def test_another_batch_size_for_buckets_is_refused_in_one_line(tmp_path: Path, toy_tokenizer: Path) -> None:

@@ -120,7 +120,7 @@ class PlannedModule(LightningDataModule):
             )
         self._check_runs(before, "the checkpoint's buckets come in runs of")
         log.info("buckets go on in runs of %d samples, as the checkpoint began", before)
-        plan.buckets.length = before
+        plan.buckets.length = plan.bucket_batch = before
 
     def broken_limit(self, seen: int) -> float:
         """How many training samples may be broken when ``seen`` were seen: early faults lie together, in one shard."""

@@ -144,7 +144,8 @@ class SamplePlan:
         ]
         self.seed, self.shuffle, self.bucket_batch = seed, shuffle, bucket_batch
         places = [(number, shape) for number, source in enumerate(opened) for shape in source]
-        self._groups = [[n for n, (_, of) in enumerate(places) if of == shape] for shape in self.shapes or [None]]
+        shapes: Sequence[Shape | None] = self.shapes or [None]
+        self._groups = [[n for n, (_, of) in enumerate(places) if of == shape] for shape in shapes]
         self._source = [number for number, _ in places]
         self.weigh([source.weight for source in sources])
         self.samples = sum(order.samples for order in self.orders)
@@ -168,7 +169,9 @@ class SamplePlan:
         """Set the shares of the sources."""
         self.buckets: RunOrder | BucketAfterBucket | None = None
         if not self.shapes:
-            self.mixtures = [MixtureOrder(weights, self.seed) if len(self.readers) > 1 else None]
+            self.mixtures: list[MixtureOrder | ShareOrder | None] = [None]
+            if len(self.readers) > 1:
+                self.mixtures = [MixtureOrder(weights, self.seed)]
             return
         if not all(np.isfinite(weight) and weight > 0 for weight in weights):
             raise UserError(f"mixture weights {list(weights)} must all be positive numbers")

@@ -55,7 +55,7 @@ class SizeConditioning(nn.Module):
         Args:
             layer: The last linear layer of the time's embedding.
         """
-        layer.bias += self()[0].to(layer.bias)
+        layer.bias.add_(self()[0].to(layer.bias))
 
 
 def fourier_features(values: Tensor, frequencies: int) -> Tensor:

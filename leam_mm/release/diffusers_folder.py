@@ -51,6 +51,9 @@ def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> 
     """
     codec = generator.codec
     size = generator.latent_size * codec.downscale
+    told = generator.denoiser.size_conditioning
+    if told is not None and told.side != size:
+        log.warning("the released denoiser is told of whole pictures of %d pixels, and draws %d", told.side, size)
     pipeline = build_pipeline(generator.ema_denoiser(), generator.process, generator.caption_encoder, codec, size)
     pipeline.save_pretrained(folder, safe_serialization=True)
 
