@@ -321,7 +321,8 @@ class LatentDiffusionModule(LightningModule):
                 )
             with torch.no_grad():
                 latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
-            return latent, self.caption_encoder.encode(batch["caption"])
+            # Under autocast the codec answers in half precision; noise and times must not be rounded to it.
+            return latent.float(), self.caption_encoder.encode(batch["caption"])
         state = batch["caption_state"]
         if batch["latent"].shape[1] != self.denoiser.in_channels or state.shape[-1] != self.denoiser.context_dim:
             raise UserError(
