@@ -1,9 +1,11 @@
 """Runs the stages of a corridor file one after the other: from data to release, resuming where it stopped.
 
     python -m leam_mm.corridor configs/corridor_quickstart.yaml
+    python -m leam_mm.corridor configs/corridor_finetune.yaml --set folder=pictures --set base=runs/quickstart
 
-Each stage is one command that a reader can repeat by hand; it is printed before it runs. A finished stage is skipped
-as long as its command, the recipe it names, and all stages before it are what they were.
+A file may have variables, written ${name} where they are used; --set changes them. Each stage is one command that a
+reader can repeat by hand; it is printed before it runs. A finished stage is skipped as long as its command, the recipe
+it names, what it reads, and all stages before it are what they were.
 """
 
 import argparse
@@ -45,12 +47,14 @@ class Stage:
         command: As a reader would type it; ``python`` is the interpreter in use.
         makes: What it leaves behind, inside the run folder; removed before a changed stage runs again.
         serve: Folder to offer on loopback while it runs, and the port.
+        reads: Files and folders of the reader's own; where one of them changes, the stage runs again.
     """
 
     name: str
     command: str
     makes: list[str]
     serve: dict[str, Any] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,23 @@ class Corridor:
     stages: list[Stage]
 
 
-def read_corridor(path: Path) -> Corridor:
-    """Read and check a corridor file."""
+def read_corridor(path: Path, changes: dict[str, str] | None = None) -> Corridor:
+    """Read and check a corridor file.
+
+    Args:
+        path: The YAML.
+        changes: Values of its variables, in place of those that the file gives.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist; the corridor files lie in configs/corridor_*.yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = choose_values(path, content.pop("variables", None) or {}, changes or {})
+        content["stages"] = [
+            {name: fill(part, values, shell=name == "command") for name, part in stage.items()}
+            for stage in content["stages"]
+        ]
+        content = {name: fill(part, values) if name != "stages" else part for name, part in content.items()}
         stages = [Stage(**stage) for stage in content.pop("stages")]
         corridor = Corridor(Path(content.pop("run")), str(content.pop("title")), stages)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
@@ -85,12 +100,42 @@ def read_corridor(path: Path) -> Corridor:
     return corridor
 
 
+def choose_values(path: Path, variables: dict[str, Any], changes: dict[str, str]) -> dict[str, str]:
+    """The value of each variable; one without a value in the file must be given."""
+    unknown = sorted(changes.keys() - variables.keys())
+    if unknown:
+        known = ", ".join(sorted(variables)) or "none"
+        raise UserError(f"{path} has no variable {unknown[0]!r}; there are {known}")
+    values = {name: changes.get(name, variables[name]) for name in variables}
+    missing = [name for name, value in values.items() if value in (None, "")]
+    if missing:
+        raise UserError(f"{path} needs a value for {missing[0]}: give --set {missing[0]}=VALUE")
+    return {name: str(value) for name, value in values.items()}
+
+
+def fill(part: Any, values: dict[str, str], shell: bool = False) -> Any:
+    """Put values in the place of ${name}, however deep; in a command, each stays one word."""
+    if isinstance(part, dict):
+        return {key: fill(value, values, shell) for key, value in part.items()}
+    if isinstance(part, list):
+        return [fill(value, values, shell) for value in part]
+    if isinstance(part, str):
+        for name, value in values.items():
+            part = part.replace(f"${{{name}}}", shlex.quote(value) if shell else value)
+    return part
+
+
 def fingerprint(stage: Stage, before: str) -> str:
-    """What a stage depends on: the stages before it, its command, and the content of the recipes it names."""
+    """What a stage depends on: the stages before it, its command, the recipes that it names, and what it reads."""
     digest = hashlib.sha256(before.encode() + stage.command.encode() + json.dumps(stage.serve).encode())
     for word in shlex.split(stage.command):
         if word.endswith(".yaml") and Path(word).is_file():
             digest.update(Path(word).read_bytes())
+    for place in map(Path, stage.reads):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                status = file.stat()
+                digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -249,6 +294,7 @@ def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, An
         "retrieval": numbers("retrieval/"),
         "compositional": numbers("compositional/"),
         "frechet": numbers("generation/"),
+        **{kind: found for kind in ("before", "after", "fine_tuning") if (found := numbers(f"{kind}/"))},
         "seconds": {record["name"]: round(record["seconds"], 1) for record in records},
         "cpu_seconds": {record["name"]: round(record["cpu_seconds"], 1) for record in records},
         "stolen_cpu_seconds": {record["name"]: record.get("stolen_cpu_seconds") for record in records},
@@ -265,7 +311,15 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "corridor", type=Path, help="YAML with run, title and stages, e.g. configs/corridor_quickstart.yaml"
     )
-    corridor = read_corridor(parser.parse_args(args).corridor)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="value of a variable of the file; repeatable"
+    )
+    options = parser.parse_args(args)
+    pairs = [pair.partition("=") for pair in options.set]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise UserError(f"--set {name}: give NAME=VALUE")
+    corridor = read_corridor(options.corridor, {name: value for name, _, value in pairs})
     began = time.monotonic()
     records = walk(corridor)
     write_json(corridor.run / "summary.json", summarise(corridor, records))

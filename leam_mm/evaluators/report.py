@@ -17,7 +17,7 @@ from typing import Any
 
 from leam_mm import errors
 from leam_mm.errors import UserError
-from leam_mm.evaluators import report_run, report_section
+from leam_mm.evaluators import report_change, report_run, report_section
 from leam_mm.evaluators.results import read_results
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -41,9 +41,11 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     """
     folder, output = Path(folder), Path(output)
     evaluation = folder / "evaluation" if (folder / "evaluation").is_dir() else folder
-    results, stages = read_results(evaluation), read_stages(folder)
+    found, stages = read_results(evaluation), read_stages(folder)
+    results = {name: row for name, row in found.items() if not report_change.is_change(name)}
     sections = [
         ("pictures", "Pictures", report_run.pictures(evaluation)),
+        ("change", "Before and after the fine-tuning", report_change.changes(found)),
         ("classification", "Naming what is in a picture", report_section.zero_shot(results)),
         ("retrieval", "Finding pictures and captions", report_section.retrieval(results)),
         ("composition", "Following a description", report_section.others(results, ("compositional", "composition"))),
@@ -51,10 +53,10 @@ def write_report(folder: Path, output: Path, title: str) -> None:
         ("other", "Other measurements", report_section.others(results, None)),
         ("training", "Training", report_run.curves(folder)),
         ("cost", "Energy and time", report_run.costs(stages)),
-        ("repeat", "How to repeat this", report_run.repeat(stages, results)),
+        ("repeat", "How to repeat this", report_run.repeat(stages, found)),
     ]
     sections = [entry for entry in sections if entry[2]]
-    if not results and not stages and not sections:
+    if not found and not stages and not sections:
         raise UserError(
             f"{folder}: nothing to report; it holds no evaluation/results.jsonl, no stages and no metrics.csv"
         )

@@ -1,0 +1,171 @@
+"""A generator before and after its fine-tuning: the same measurements, prompts and noise for the base and for itself.
+
+- class_path: leam_mm.evaluators.before_after.BeforeAfter
+  init_args:
+    base: runs/quickstart/generator
+    held_out: runs/finetune/shards/held_out
+    latents: runs/finetune/latents/held_out
+    evaluators:
+    - class_path: leam_mm.evaluators.generation.Generation
+      init_args: {...}
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from leam_mm.data.latents_module import LatentDecoding
+from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import Picture, read_pictures
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
+from leam_mm.evaluators.generation import generate, save_grid
+from leam_mm.training.sample_grid import read_prompts, spread
+
+log = logging.getLogger(__name__)
+TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
+
+
+class BeforeAfter(Evaluator):
+    """Measures base and fine-tuned generator alike; names start with `before/`, `after/` and `fine_tuning/`.
+
+    Writes `before_after.png` (a held-out picture, the base's and the tuned generator's for its caption) and, with
+    prompts of the base's own domain, `before_after_old_prompts.png`.
+
+    Args:
+        base: Checkpoint or run folder of the generator before the fine-tuning.
+        evaluators: What to measure on both.
+        held_out: Shard folder of pictures that the fine-tuning did not see.
+        latents: The same as latent shards, to compare losses; None leaves that out.
+        old_prompts: File of prompts (see SampleGrid) from before the fine-tuning, to look at what was forgotten.
+        count: Prompts in a grid.
+        draws: Noises at each of four times and for each latent, over which a loss is averaged.
+        steps: Sampler steps.
+        guidance: Strength of classifier-free guidance.
+        seed: Of all noise.
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        evaluators: list[Evaluator],
+        held_out: Path,
+        latents: Path | None = None,
+        old_prompts: Path | None = None,
+        count: int = 8,
+        draws: int = 4,
+        steps: int = 20,
+        guidance: float = 3.0,
+        seed: int = 0,
+    ) -> None:
+        """Keep the settings; nothing is opened before `run`."""
+        if min(count, draws, steps) < 1:
+            raise UserError("BeforeAfter: count, draws and steps must be at least 1")
+        self.base, self.evaluators, self.held_out = Path(base), evaluators, Path(held_out)
+        self.latents = None if latents is None else Path(latents)
+        self.old_prompts = None if old_prompts is None else Path(old_prompts)
+        self.count, self.draws, self.steps, self.guidance, self.seed = count, draws, steps, guidance, seed
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        """Measure both, draw the grids, compare the losses."""
+        tuned = context.require_generator()
+        before = EvaluationContext(context.clip, self.base, context.output / "before", context.device)
+        base = before.require_generator()
+        after = EvaluationContext(context.clip, tuned, context.output / "after", context.device)
+        self._draw(base, tuned, context.output)
+        metrics = [] if self.latents is None else self._losses(self.latents, base, tuned)
+        digest = base.checkpoint_evidence["sha256"]
+        for evaluator in self.evaluators:
+            first, second = evaluator.run(before), evaluator.run(after)
+            for name, found, note in (("before", first, f"the base, sha256 {digest[:12]}"), ("after", second, "")):
+                metrics += [
+                    replace(metric, name=f"{name}/{metric.name}", note="; ".join(filter(None, (note, metric.note))))
+                    for metric in found
+                ]
+        return metrics
+
+    def _draw(self, base: Any, tuned: Any, output: Path) -> None:
+        """Rows of prompts: a held-out picture where there is one, the base's, the tuned generator's."""
+        pictures = list(read_pictures(self.held_out, self.count))
+        texts = [_caption(picture) for picture in pictures]
+        drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+        real = torch.stack([picture.pixels(drawn[0].shape[-1]) for picture in pictures])
+        labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "before", "after")]
+        save_grid(output / "before_after.png", torch.stack([real, *drawn], 1).flatten(0, 1), labels, columns=6)
+        if self.old_prompts is not None:
+            texts = spread(read_prompts(self.old_prompts), self.count)
+            drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+            labels = [f"{kind}: {text}" for text in texts for kind in ("before", "after")]
+            sheet = torch.stack(drawn, 1).flatten(0, 1)
+            save_grid(output / "before_after_old_prompts.png", sheet, labels, columns=4)
+
+    def _losses(self, latents: Path, base: Any, tuned: Any) -> list[Metric]:
+        """Loss on held-out latents before and after, and the change of each latent, at the same times and noise."""
+        before, after = (held_out_losses(module, latents, self.draws, self.seed) for module in (base, tuned))
+        note = f"latents not trained on, at {len(TIMES)} times and {self.draws} noises each; the same for both"
+        metrics = []
+        for name, values in (("before", before), ("after", after), ("change", after - before)):
+            low, high = bootstrap_interval(values, numpy.mean, self.seed)
+            text = f"{note}; interval over the latents" + ("; after less before, paired" if name == "change" else "")
+            start = f"fine_tuning/{name}" if name == "change" else name
+            value = float(values.mean())
+            metrics.append(Metric(f"{start}/held_out_loss", value, low, high, "", len(values), note=text))
+        return metrics
+
+
+@torch.no_grad()
+def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.ndarray:
+    """The averaged network's loss (B,) on each latent of a folder, over fixed times and noises.
+
+    Args:
+        module: A LatentDiffusionModule.
+        latents: Latent shard folder.
+        draws: Noises at each time.
+        seed: Of the noises.
+    """
+    found: list[Tensor] = []
+    network, device = module.ema_denoiser(), module.device
+    for batch in _batches(latents, 64):
+        clean, state = batch["latent"].to(device), batch["caption_state"].to(device)
+        mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
+        denoise = partial(_predict, network, state, mask)
+        losses = torch.zeros(len(clean), dtype=torch.float64)
+        for draw in range(draws):
+            noise = sample_noise(seed, batch["sample_index"], f"held out {draw}", clean.shape[1:]).to(clean)
+            for moment in TIMES:
+                time = clean.new_full((len(clean),), moment)
+                losses += module.process.loss_at(denoise, clean, noise, time).double().cpu()
+        found.append(losses / (draws * len(TIMES)))
+    return torch.cat(found).numpy()
+
+
+def _predict(network: Any, state: Tensor, mask: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
+    return network(x_t, time, state, mask)
+
+
+def _batches(latents: Path, size: int) -> Iterator[dict[str, Any]]:
+    if not ShardFolder(latents).samples:
+        raise UserError(f"{latents} holds no latents")
+    decode, part = LatentDecoding(0), []
+    for index, (key, members) in enumerate(read_samples(latents)):
+        part.append(decode(key, members, index))
+        if len(part) == size:
+            yield decode.collate(part)
+            part = []
+    if part:
+        yield decode.collate(part)
+
+
+def _caption(picture: Picture) -> str:
+    found = [str(caption.get("text", "")) for caption in picture.record.get("captions", [])]
+    if not found:
+        raise UserError(f"sample {picture.key} has no caption: prompts cannot be made of it")
+    return found[0]

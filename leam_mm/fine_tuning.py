@@ -1,0 +1,150 @@
+"""What a fine-tuning takes over from its base: a plan of three files, made before any picture is encoded.
+
+    python -m leam_mm.fine_tuning --base runs/quickstart --run runs/finetune
+
+RUN/plan/codec_statistics.json holds the numbers that the base's latents were normalised with, recipe.yaml the process,
+size, text tower and codec of the base (on top of configs/finetune_generator.yaml), evaluate.yaml what is measured
+before and after. Text tower and codec are compared with what the base was trained with.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leam_mm.checkpoint import EVIDENCE, checkpoint_config, file_sha256, find_checkpoint, load_module, read_checkpoint
+from leam_mm.corridor import write_json
+from leam_mm.errors import UserError, run
+
+CLASS = "leam_mm.evaluators"
+
+
+def base_settings(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model section of a base's generator, and the record of its frozen parts, once these were found in the base.
+
+    Args:
+        base: Folder of a corridor: generator/, clip/ and codec/.
+    """
+    checkpoint = read_checkpoint(base / "generator")
+    model = checkpoint_config(checkpoint)["model"]["init_args"]
+    frozen = checkpoint[EVIDENCE].get("frozen", {})
+    for name in ("clip", "codec"):
+        if not isinstance(model.get(name), str) or name not in frozen:
+            raise UserError(
+                f"{base / 'generator'} was not trained with one {name}: write the recipe of its fine-tuning by hand, "
+                "after configs/finetune_generator.yaml"
+            )
+        if file_sha256(find_checkpoint(base / name)) != frozen[name]["sha256"]:
+            raise UserError(f"{base / name} is not the {name} that {base / 'generator'} was trained with: put it back")
+    return model, frozen
+
+
+def latent_statistics(base: Path, frozen: dict[str, Any]) -> dict[str, Any]:
+    """The numbers that the base's latents were normalised with: those of its latents, or else the codec's own."""
+    from leam_mm.codec_module import LatentCodecModule
+
+    if "latents" in frozen:
+        return frozen["latents"]["statistics"]
+    return load_module(base / "codec", LatentCodecModule).codec.statistics()
+
+
+def recipe(base: Path, place: Path, model: dict[str, Any]) -> dict[str, Any]:
+    """The overlay that follows from the base.
+
+    Args:
+        base: Folder of its corridor.
+        place: Run folder of the fine-tuning.
+        model: The base's own settings.
+    """
+    return {
+        "trainer": {"default_root_dir": str(place / "generator")},
+        "data": {
+            "init_args": {"train": str(place / "latents" / "train"), "validation": str(place / "latents" / "held_out")}
+        },
+        "model": {
+            "init_args": {
+                "denoiser": {"init_args": {"weights": str(base / "generator")}},
+                "process": model["process"],
+                "latent_size": model["latent_size"],
+                "clip": str(base / "clip"),
+                "codec": str(base / "codec"),
+                "latents": str(place / "plan"),
+            }
+        },
+    }
+
+
+def evaluation(base: Path, place: Path, language: str) -> dict[str, Any]:
+    """What is measured before and after: the folder's pictures, and what the base could do where it can be tested.
+
+    Args:
+        base: Folder of its corridor.
+        place: Run folder of the fine-tuning.
+        language: Of the folder's captions.
+    """
+    features = {"class_path": f"{CLASS}.image_features.EfficientNetLite0"}
+    sampling = {"steps": 20, "guidance": 3.0}
+
+    def distance(name: str, reference: Path, prompts: Path, samples: int) -> dict[str, Any]:
+        settings = {"reference": str(reference), "prompts_from": str(prompts), "features": features, "name": name}
+        settings |= {"samples": samples, "languages": [language], **sampling}
+        return {"class_path": f"{CLASS}.generation.Generation", "init_args": settings}
+
+    shards = place / "shards"
+    measured = [distance("own_pictures", shards / "train", shards / "held_out", 256)]
+    scenes, test = base / "scenes" / "scenes.json", base / "shards" / "test"
+    settings: dict[str, Any] = {
+        "base": str(base / "generator"),
+        "held_out": str(shards / "held_out"),
+        "latents": str(place / "latents" / "held_out"),
+        **sampling,
+    }
+    if scenes.is_file():
+        settings["old_prompts"] = str(scenes)
+        measured.append(
+            {
+                "class_path": f"{CLASS}.compositional.Compositional",
+                "init_args": {"scenes": str(scenes.parent), **sampling},
+            }
+        )
+    elif test.is_dir():
+        measured.append(distance("base_pictures", test, test, 256))
+    return {
+        "generator": str(place / "generator"),
+        "output": str(place / "evaluation"),
+        "evaluators": [
+            {"class_path": f"{CLASS}.before_after.BeforeAfter", "init_args": {**settings, "evaluators": measured}}
+        ],
+    }
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Write beside and rename."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leam_mm.fine_tuning",
+        description="Write RUN/plan: the recipe, the latents' statistics and the evaluation that follow from a base.",
+    )
+    parser.add_argument("--base", type=Path, required=True, help="folder with the base's generator/, clip/ and codec/")
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the fine-tuning")
+    parser.add_argument("--language", default="en", help="of the folder's captions, as two letters (%(default)s)")
+    options = parser.parse_args(args)
+    model, frozen = base_settings(options.base)
+    plan = options.run / "plan"
+    plan.mkdir(parents=True, exist_ok=True)
+    write_json(plan / "codec_statistics.json", latent_statistics(options.base, frozen))
+    write_yaml(plan / "recipe.yaml", recipe(options.base, options.run, model))
+    write_yaml(plan / "evaluate.yaml", evaluation(options.base, options.run, options.language))
+    print(f"wrote {plan}: statistics of the base's latents, recipe.yaml and evaluate.yaml")
+
+
+if __name__ == "__main__":
+    run(main)
