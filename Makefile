@@ -8,7 +8,7 @@ RUN := $(VENV)/bin/python
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test check quickstart emoji bench clean
+.PHONY: help environment test check quickstart emoji finetune bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,10 @@ quickstart: environment ## The whole way, from scenes to a release, on two CPU c
 
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
 	$(RUN) -m leam_mm.corridor configs/corridor_emoji.yaml
+
+finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart]
+	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }
+	$(RUN) -m leam_mm.corridor configs/corridor_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)"
 
 test: environment ## All CPU tests
 	$(RUN) -m pytest
