@@ -206,3 +206,6 @@ def test_buckets_behind_a_url_have_the_same_order(tmp_path: Path) -> None:
     local = SamplePlan([Source(folder)], 3, True, bucket_batch=4)
     remote = SamplePlan([Source(f"file://{folder}")], 3, True, ShardCache(tmp_path / "cache"), 4)
     assert [local.read(number)[1:] for number in range(96)] == [remote.read(number)[1:] for number in range(96)]
+    (folder / BUCKETS).unlink()
+    with pytest.raises(UserError, match=r"latents/manifest\.jsonl is missing: upload the whole folder"):
+        SamplePlan([Source(f"file://{folder}")], 3, True, ShardCache(tmp_path / "cache"), 4)

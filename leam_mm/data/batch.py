@@ -95,9 +95,8 @@ class PlannedBatches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         """Load batch ``number`` of this rank: a contiguous slice of the global batch."""
-        whole = (
-            range(number * self.batch_size, (number + 1) * self.batch_size) if not self.spans else self.spans[number]
-        )
+        begin = number * self.batch_size
+        whole = range(begin, begin + self.batch_size) if self.spans is None else self.spans[number]
         local = len(whole) // self.world_size
         broken: list[str] = []
         own = whole[self.rank * local : (self.rank + 1) * local]
