@@ -1,4 +1,4 @@
-"""LatentDiffusionModule.sample with every sampler, process and guidance; the rest of the module is in the file beside."""
+"""LatentDiffusionModule.sample with every sampler, process and guidance; test_diffusion_module.py has the rest."""
 
 from typing import Any
 
