@@ -188,15 +188,26 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="folder of final shards (images or latents)")
     parser.add_argument("--fast", action="store_true", help="check digests and json only, decode no image")
     settings = parser.parse_args(args)
-    folder, finding = check_folder(settings.folder, decode=not settings.fast)
-    console = Console(soft_wrap=True)
-    print_report(folder, finding, console)
-    for fault in finding.faults:
+    faults = []
+    for path in shape_folders(settings.folder):
+        folder, finding = check_folder(path, decode=not settings.fast)
+        print_report(folder, finding, Console(soft_wrap=True))
+        faults += finding.faults
+    for fault in faults:
         print(f"broken: {fault}")
-    if finding.faults:
-        print(f"{len(finding.faults)} broken things: copy or build these shards again")
+    if faults:
+        print(f"{len(faults)} broken things: copy or build these shards again")
         raise SystemExit(1)
     print("sound" if not settings.fast else "sound (images were not decoded)")
+
+
+def shape_folders(path: Path) -> list[Path]:
+    """The folder itself, or those of the shapes below it that its buckets.json lists."""
+    if (path / MANIFEST).is_file() or not (path / "buckets.json").is_file():
+        return [path]
+    from leam_mm.data.bucket_order import read_buckets  # imports torch, which nothing else here needs
+
+    return [Path(bucket.path) for bucket in read_buckets(path) or []]
 
 
 if __name__ == "__main__":

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from leam_mm.checkpoint import checkpoint_config, file_sha256, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codec_module import LatentCodecModule, signed
-from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, Shape
 from leam_mm.data.image_decoding import ImageDecoding, image_member, open_picture
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
 from leam_mm.data.shard_index import ShardFolder
-from leam_mm.data.stored_array import array_bytes, to_stored
+from leam_mm.data.stored_array import array_bytes, from_stored, to_stored
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.hugging_face_captions import HuggingFaceCaptions
+from leam_mm.models.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
 from leam_mm.models.latent_codec import LatentCodec, LatentStatistics, PretrainedCodec
 from leam_mm.models.patch_features import PatchFeatures, open_patch_features
 
@@ -91,7 +89,7 @@ class LatentEncoder:
     """
 
     codec: LatentCodec
-    texts: list[CaptionEncoder | HuggingFaceCaptions]
+    texts: list[AnyCaptions]
     features: PatchFeatures | None
     encoding: Encoding
     device: torch.device
@@ -271,11 +269,12 @@ def _stack(states: list[np.ndarray]) -> np.ndarray:
 
 
 def _check_finite(array: np.ndarray, name: str, samples: list[Sample]) -> None:
-    finite = (array & 0x7F80) != 0x7F80 if array.dtype == np.uint16 else np.isfinite(array)  # the exponent of bfloat16
-    if not finite.all():
+    if not np.isfinite(from_stored(array)).all():
+        kind = "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
+        cure = "" if name == FEATURE else "give --dtype float32 or bfloat16, or "
         raise UserError(
-            f"{name} between sample {samples[0][0]} and {samples[-1][0]} does not fit {array.dtype}: "
-            "give --dtype float32, or train the network again if it diverged"
+            f"{name} between sample {samples[0][0]} and {samples[-1][0]} does not fit {kind}: {cure}take a network "
+            "that has not diverged"
         )
 
 
@@ -320,12 +319,12 @@ def open_encoder(options: argparse.Namespace, device: torch.device, threads: int
         raise UserError(f"--moments: {options.codec} is an AutoencoderDC, which has no posterior; leave --moments out")
     texts, digests = [], []
     for kind, path in options.text_encoders:
-        if kind == "clip":
-            texts.append(CaptionEncoder.from_module(load_module(path, ContrastiveModule)).to(device))
-            digests.append(file_sha256(find_checkpoint(path)))
-        else:
-            texts.append(HuggingFaceCaptions(path, options.text_length).to(device))
-            digests.append(texts[-1].sha256)
+        if from_transformers(path) != (kind == "transformers"):
+            raise UserError(
+                f"{path}: --clip takes a run or checkpoint of ours, --text-encoder a folder of transformers"
+            )
+        texts.append(open_caption_encoder(path, options.text_length).to(device))
+        digests.append(encoder_file(path)[1])
     features = open_patch_features(options.features, options.feature_size) if options.features else None
     statistics = options.statistics and statistics_file(options.statistics)
     encoding = Encoding(

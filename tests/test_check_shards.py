@@ -142,6 +142,25 @@ def test_latents_must_be_finite(tmp_path: Path) -> None:
     assert "not finite" in check_folder(write(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
 
 
+def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    latent: Members = {"json": sample()["json"]}
+    for name, shape in (("latent.npy", (4, 2, 2)), ("caption_state.npy", (1, 3, 8)), ("image_feature.npy", (4, 3))):
+        buffer = io.BytesIO()
+        np.save(buffer, np.zeros(shape, np.float16))
+        latent[name] = buffer.getvalue()
+    for name in ("8x16", "16x8"):
+        write(tmp_path / name, [latent])
+    listed = [{"folder": f"{h}x{w}", "height": h, "width": w, "samples": 1} for h, w in ((8, 16), (16, 8))]
+    (tmp_path / "buckets.json").write_text(json.dumps({"buckets": listed}))
+    main([str(tmp_path)])
+    said = capsys.readouterr().out
+    assert said.count("Merkle root") == 2 and "sound" in said
+    write(tmp_path / "16x8", [latent | {"image_feature.npy": latent["latent.npy"]}])
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "image_feature.npy has shape (4, 2, 2)" in capsys.readouterr().out
+
+
 def test_twice_the_same_key_is_found(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", 1) as writer:
         writer.write("k", sample())

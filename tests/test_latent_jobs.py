@@ -182,29 +182,14 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_writes_the_same_bytes_and_kills_do_not_add_up(
-    tmp_path: Path, checkpoints: dict[str, Path]
-) -> None:
+def test_three_processes_write_the_bytes_of_one(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=400, samples_per_shard=6)
     more = (*MORE, str(checkpoints["clip"]))
     encode(shards, checkpoints, tmp_path / "whole", *more)
     running = start(shards, checkpoints, tmp_path / "three", 3, *more)
-    output, _ = running.communicate(timeout=250)
+    output, _ = running.communicate(timeout=280)
     assert running.returncode == 0, output
     assert content(tmp_path / "three") == content(tmp_path / "whole")
-    generator, kills = np.random.default_rng(0), 0
-    for processes in (2, 1, 3, 2, 1):
-        running = start(shards, checkpoints, tmp_path / "killed", processes, *more)
-        while running.poll() is None and not (tmp_path / "killed.partial" / "work").exists():
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 1.5))
-        kills += running.poll() is None
-        running.kill()
-        running.communicate(timeout=60)
-    running = start(shards, checkpoints, tmp_path / "killed", 2, *more)
-    output, _ = running.communicate(timeout=250)
-    assert running.returncode == 0, output
-    assert kills and content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import file_sha256, load_module
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.caption_encoders import SeveralCaptionEncoders, caption_width, encoder_file, open_caption_encoder
 from leam_mm.models.latent_codec import LatentCodec
 
 STATISTICS = "codec_statistics.json"
@@ -23,14 +24,17 @@ class FrozenParts:
     """Opens the parts once and checks them; a plain object, so they are in no state_dict, not moved, not trained.
 
     Args:
-        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or None.
+        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or a folder of
+            transformers, or several of these in the order in which the latents were encoded; or None.
         codec: Checkpoint or run folder of the LatentCodecModule, or None.
         latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
     """
 
-    def __init__(self, clip: str | None, codec: str | None, latents: str | None) -> None:
+    def __init__(self, clip: str | list[str] | None, codec: str | None, latents: str | None) -> None:
         """See the class for the arguments."""
-        self.paths = {"clip": clip, "codec": codec}
+        encoders = (clip or [None]) if isinstance(clip, list) else [clip]
+        self.paths = {f"clip_{number}" if number else "clip": path for number, path in enumerate(encoders)}
+        self.paths["codec"] = codec
         self.latents = latents
         self.opened: dict[str, Any] = {}
         self.further: list[Callable[[], dict[str, Any]]] = []  # what else has entries in the record
@@ -39,8 +43,8 @@ class FrozenParts:
     def record(self) -> dict[str, Any]:
         """Path and digest of the parts' files, and the latents' statistics: what the training depends on."""
         if self.recorded is None:
-            files = {name: find_checkpoint(path) for name, path in self.paths.items() if path is not None}
-            self.recorded = {name: {"path": str(file), "sha256": file_sha256(file)} for name, file in files.items()}
+            files = {name: encoder_file(path) for name, path in self.paths.items() if path is not None}
+            self.recorded = {name: {"path": str(file), "sha256": digest} for name, (file, digest) in files.items()}
             if self.latents is not None:
                 self.recorded["latents"] = _read_statistics(Path(self.latents))
             for entries in self.further:
@@ -58,22 +62,29 @@ class FrozenParts:
                 )
 
     def caption_encoder(self, context_dim: int) -> CaptionEncoder:
-        """The frozen text tower.
+        """The frozen text tower, or what answers like one.
 
         Args:
             context_dim: Channels of the caption states that the denoiser takes.
         """
         if "clip" not in self.opened:
-            from leam_mm.contrastive_module import ContrastiveModule
-
-            encoder = CaptionEncoder.from_module(self._load("clip", ContrastiveModule))
-            if encoder.encoder.text.width != context_dim:
+            names = [name for name in self.paths if name.startswith("clip")]
+            encoders = [self._open_captions(name) for name in names]
+            encoder = encoders[0] if len(encoders) == 1 else SeveralCaptionEncoders(encoders)
+            if caption_width(encoder) != context_dim:
                 raise UserError(
-                    f"the text tower of {self.paths['clip']} has {encoder.encoder.text.width} channels, the denoiser "
-                    f"expects {context_dim}: set model.init_args.denoiser.init_args.context_dim to it"
+                    f"the text tower of {', '.join(str(self.paths[name]) for name in names)} has "
+                    f"{caption_width(encoder)} channels, the denoiser expects {context_dim}: set "
+                    "model.init_args.denoiser.init_args.context_dim to it"
                 )
             self.opened["clip"] = encoder
         return self.opened["clip"]
+
+    def _open_captions(self, name: str) -> Any:
+        """One text encoder, after comparing its digest with the record."""
+        path = self._path(name)
+        self._compare_one(name, encoder_file(path)[1])
+        return open_caption_encoder(path)
 
     def codec(self, channels: int) -> LatentCodec:
         """The frozen codec, normalising as the latents were.
@@ -97,18 +108,25 @@ class FrozenParts:
 
     def _load(self, name: str, expected: type[LightningModule]) -> Any:
         """Load a part and compare its digest with the record."""
+        module = load_module(self._path(name), expected)
+        evidence: Any = module.checkpoint_evidence
+        self._compare_one(name, evidence["sha256"])
+        return module
+
+    def _path(self, name: str) -> str:
         path = self.paths[name]
         if path is None:
             raise UserError(f"this needs the {name}, but model.init_args.{name} is empty: name its checkpoint")
-        module = load_module(path, expected)
-        evidence: Any = module.checkpoint_evidence
-        found, recorded = evidence["sha256"], self.record()[name]["sha256"]
+        return path
+
+    def _compare_one(self, name: str, found: str) -> None:
+        """Refuse a file that is not the recorded one."""
+        recorded = self.record()[name]["sha256"]
         if found != recorded:
             raise UserError(
-                f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "
+                f"{self.paths[name]} has changed since this generator was trained with it (sha256 {found[:12]}, then "
                 f"{recorded[:12]}): put the old {name} back, or train the generator again"
             )
-        return module
 
 
 def _read_statistics(folder: Path) -> dict[str, Any]:
