@@ -289,3 +289,32 @@ def test_a_technique_with_weights_and_without_sharding_is_refused() -> None:
     with pytest.raises(UserError, match="Headed has weights of its own"):
         Headed().shard(None)  # type: ignore[arg-type]
     Technique().shard(None)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_ranks_sharded_or_not_train_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
+    from test_resume import checkpoint
+
+    def recipe(name: str, samples: int) -> dict[str, Any]:
+        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+
+    clip = fit(recipe("clip", 8))
+    codec = fit({**recipe("codec", 8), "model": codec_section()})
+    aligning = {"feature_size": 32, "depth": 1, "width": 16, "until_samples": 28, "encoder": str(clip)}
+    techniques = [
+        {"class_path": "leam_mm.training.representation_alignment.RepresentationAlignment", "init_args": aligning},
+        {"class_path": "leam_mm.training.contrastive_flow.ContrastiveFlow", "init_args": {"weight": 0.1}},
+    ]
+    runs = []
+    for name, overlays in (("one", ()), ("two", ("overlay_two_ranks.yaml",)), ("sharded", ("overlay_fsdp2.yaml",))):
+        made = {**recipe(name, 32), "model": generator_section(clip, codec)}
+        made["model"]["init_args"]["techniques"] = techniques
+        made["trainer"]["gradient_clip_val"] = 1.0
+        runs.append(fit(made, *overlays))
+    for other in runs[1:]:
+        assert_same_training(runs[0], other)
+    evidence = checkpoint(runs[0])[EVIDENCE]["frozen"]
+    assert evidence["image_encoder"]["sha256"] == evidence["clip"]["sha256"]
+    assert any("projection" in name for name in checkpoint(runs[0])["state_dict"])
