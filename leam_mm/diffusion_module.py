@@ -45,7 +45,8 @@ class LatentDiffusionModule(LightningModule):
         denoiser: The network that is trained.
         process: How data becomes noise, and what the network predicts.
         latent_size: h = w of the latents to sample.
-        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions. Needed for caption
+        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or a folder of
+            transformers, or several of these in the order in which the latents were encoded. Needed for caption
             dropout, for sampling, and for batches of images.
         codec: Checkpoint or run folder of the LatentCodecModule. Needed for sampling and for batches of images.
         latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
@@ -65,7 +66,7 @@ class LatentDiffusionModule(LightningModule):
         denoiser: Denoiser,
         process: DiffusionProcess,
         latent_size: int,
-        clip: str | None = None,
+        clip: str | list[str] | None = None,
         codec: str | None = None,
         latents: str | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
