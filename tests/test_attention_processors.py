@@ -17,8 +17,8 @@ from leam_mm.models.joint_denoiser import SD3Denoiser
 
 def torch_kernel(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None) -> Tensor:
     """What xformers' kernel computes, from torch."""
-    swapped = [part.transpose(1, 2) for part in (query, key, value)]
-    return F.scaled_dot_product_attention(*swapped, attn_mask=attn_bias).transpose(1, 2)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias).transpose(1, 2)
 
 
 def torch_packed_kernel(
@@ -119,3 +119,20 @@ def test_bias_is_aligned_and_shared() -> None:
     assert bias.isinf().sum() == 2 * 5 and bias[0, 0, 0, 1] == float("-inf")
     behind = mask_to_bias(torch.tensor([[True, False, True]]), torch.zeros(1, 5, 2, 8), keys=9, first=6)
     assert behind.isinf().sum() == 2 * 5 and behind[0, 0, 0, 7] == float("-inf")
+
+
+@pytest.mark.slow
+def test_packed_blocks_compiled_once_take_captions_of_any_lengths() -> None:
+    torch._dynamo.reset()
+    packed, masked = prx(), prx()
+    kernel = torch.compiler.disable(torch_packed_kernel)
+    packed.model.set_attn_processor(PackedProcessor(kernel, dtypes=(torch.float32,)))
+    for block in packed.model.blocks:
+        block.compile(backend="eager", dynamic=True)
+    with torch.no_grad():
+        packed(*parts([3, 6, 5]))
+        packed(*parts([2, 5, 7]))
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            for lengths in ([4, 6, 2], [7, 3, 5], [2, 3, 4]):
+                torch.testing.assert_close(packed(*parts(lengths)), masked(*parts(lengths)))
+    torch._dynamo.reset()

@@ -34,7 +34,7 @@ def test_packed_keys_are_the_real_ones_in_order(tokens: int) -> None:
         for column in range(3 + tokens)
         if column >= 3 or mask[row, column]
     ]
-    assert keys.index.tolist() == rows
+    assert keys.real.tolist() == rows
     assert keys.key_starts.tolist() == [0, 2 + tokens, 2 + 2 * tokens, 5 + 3 * tokens]
     assert keys.query_starts.tolist() == [0, tokens, 2 * tokens, 3 * tokens]
     assert keys.longest_query == tokens and keys.longest_key == 3 + tokens

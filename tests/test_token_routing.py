@@ -67,7 +67,7 @@ def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
     assert [tokens.values.shape[1] for tokens in after.seen] == [16, 8, 8, 16, 16]
     assert after.seen[3].places is None
     kept = after.seen[1].places
-    assert kept is not None and torch.equal(kept, before.seen[2].places)
+    assert kept is not None and before.seen[2].places is not None and torch.equal(kept, before.seen[2].places)
     gone = torch.ones(3, 16, dtype=torch.bool).scatter(1, kept, False)
     whole, joined = before.seen[1].values, after.seen[3].values
     assert torch.equal(joined[gone], whole[gone])

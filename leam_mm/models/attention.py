@@ -155,7 +155,7 @@ def _packed(kernel: PackedKernel) -> Kernel:
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         keys = pack_keys(mask, mask.sum(1).cpu(), query.shape[1])
         rows = [rearrange(part, "b n k d -> (b n) k d") for part in (query, key, value)]
-        out = kernel(rows[0], rows[1][keys.index], rows[2][keys.index], *keys[2:])
+        out = kernel(rows[0], rows[1][keys.real], rows[2][keys.real], *keys[2:])
         return rearrange(out, "(b n) k d -> b n k d", b=len(query))
 
     return attend
@@ -181,19 +181,17 @@ def _deviation(kernel: Kernel, device: torch.device, dtype: torch.dtype, size: i
 
 def _use(chosen: str, model: Any) -> None:
     """Give all attention layers of the model the processor of a kernel."""
+    prx, joint = isinstance(model, PRXTransformer2DModel), isinstance(model, SD3Transformer2DModel)
     if chosen == "packed":
         from torch.nn.attention.varlen import varlen_attn
 
         model.set_attn_processor(PackedProcessor(varlen_attn))
     elif chosen == "sdpa":
-        own = {PRXTransformer2DModel: PRXAttnProcessor2_0, SD3Transformer2DModel: JointProcessor}
-        kinds = [made for kind, made in own.items() if isinstance(model, kind)]
-        model.set_attn_processor((kinds or [AttnProcessor2_0])[0]())
-    elif isinstance(model, PRXTransformer2DModel | SD3Transformer2DModel):
+        model.set_attn_processor((PRXAttnProcessor2_0 if prx else JointProcessor if joint else AttnProcessor2_0)())
+    elif prx or joint:
         from xformers.ops import memory_efficient_attention
 
-        kind = MemoryEfficientProcessor if isinstance(model, PRXTransformer2DModel) else JointProcessor
-        model.set_attn_processor(kind(memory_efficient_attention))
+        model.set_attn_processor((MemoryEfficientProcessor if prx else JointProcessor)(memory_efficient_attention))
     else:
         model.enable_xformers_memory_efficient_attention()
 

@@ -13,7 +13,7 @@ from leam_mm.models.caption_packing import PackedKeys
 
 Kernel = Callable[..., Tensor]
 """xformers' memory_efficient_attention: query (B, N, K, d), key and value (B, M, K, d), attn_bias -> (B, N, K, d)."""
-PackedKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int], Tensor]
+PackedKernel = Callable[..., Any]
 """torch's varlen_attn: query (T, K, d), key and value (S, K, d), their starts (B + 1,), the longest -> (T, K, d)."""
 ALIGNMENT = 8  # rows of a bias must start at a multiple of this
 
@@ -72,11 +72,8 @@ class PackedProcessor:
         query, key, value = _prx_heads(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         if isinstance(attention_mask, PackedKeys) and value.dtype in self.dtypes:
             keys = attention_mask
-            out = self.kernel(
-                rearrange(query, "b k n d -> (b n) k d"),
-                *(rearrange(part, "b k m d -> (b m) k d")[keys.index] for part in (key, value)),
-                *keys[2:],
-            )
+            rows, key, value = (rearrange(part, "b k m d -> (b m) k d") for part in (query, key, value))
+            out = self.kernel(rows, key[keys.real], value[keys.real], *keys[2:])
             return _prx_out(attn, rearrange(out, "(b n) k d -> b n (k d)", b=len(query)))
         mask = attention_mask.mask if isinstance(attention_mask, PackedKeys) else attention_mask
         if mask is not None:
@@ -139,8 +136,8 @@ class JointProcessor:
             return self.kernel(query, key, value, attn_bias=bias)
         if mask is not None:
             mask = F.pad(mask, (keys - mask.shape[1], 0), value=True)[:, None, None]
-        swapped = [part.transpose(1, 2) for part in (query, key, value)]
-        return F.scaled_dot_product_attention(*swapped, attn_mask=mask).transpose(1, 2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
 def mask_to_bias(mask: Tensor, query: Tensor, keys: int, first: int = 0) -> Tensor:

@@ -15,15 +15,15 @@ class PackedKeys(NamedTuple):
 
     Args:
         mask: (B, L) bool, True at real caption tokens, for those who do not pack.
-        index: (S,) int64, the real ones among the B (L + N) keys, row by row.
+        real: (S,) int64, the real ones among the B (L + N) keys, row by row.
         query_starts: (B + 1,) int32, where each sample's queries begin among all B N, and the end.
-        key_starts: (B + 1,) int32, where each sample's keys begin in `index`, and the end.
+        key_starts: (B + 1,) int32, where each sample's keys begin in `real`, and the end.
         longest_query: N.
         longest_key: The most keys of a sample.
     """
 
     mask: Tensor
-    index: Tensor
+    real: Tensor
     query_starts: Tensor
     key_starts: Tensor
     longest_query: int
@@ -66,12 +66,12 @@ def pack_keys(mask: Tensor, lengths: Tensor, tokens: int) -> PackedKeys:
         tokens: N, image tokens of each sample, which follow its caption.
     """
     batch, device = len(lengths), mask.device
-    real = torch.cat([mask, mask.new_ones(batch, tokens)], dim=1)
+    rows = torch.cat([mask, mask.new_ones(batch, tokens)], dim=1)
     keys = lengths + tokens
     ends = torch.cat([keys.new_zeros(1), keys.cumsum(0)])
     return PackedKeys(
         mask,
-        torch.nonzero_static(real.flatten(), size=int(ends[-1]))[:, 0],
+        torch.nonzero_static(rows.flatten(), size=int(ends[-1]))[:, 0],
         torch.arange(0, (batch + 1) * tokens, tokens, dtype=torch.int32, device=device)[: batch + 1],
         ends.to(device, torch.int32),
         tokens,

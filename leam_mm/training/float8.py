@@ -50,7 +50,7 @@ class Float8(Callback):
             log.warning("float8 is not used: %s; leave overlay_fp8.yaml out, or take a GPU that has it", reason)
             return
         for layer in layers:
-            layer.forward = partial(float8_linear, layer)
+            layer.forward = partial(float8_linear, layer)  # type: ignore[method-assign]
         self._changed = layers
         log.info("float8: %d linear layers multiply in eight bits", len(layers))
 
