@@ -53,6 +53,12 @@ def test_language_rows_carry_value_interval_and_samples() -> None:
     assert "without a measured result" in card and "Maltese" in card.split("## Limits")[1]
 
 
+def test_lines_for_editing_are_shown_for_straight_paths_only() -> None:
+    flow, other = (model_card(facts(drawn_size=32, straight_paths=straight)) for straight in (True, False))
+    assert "image-to-image" in flow and "image-to-image" not in other
+    assert "generator" in other and "num_inference_steps" in other  # it still says how to draw
+
+
 def test_nothing_unknown_becomes_a_number() -> None:
     stage = StageFacts("clip", 10, None, "ab" * 32, {}, None, {})
     card = model_card(facts(stages=[stage]))

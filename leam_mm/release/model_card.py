@@ -80,6 +80,7 @@ class ReleaseFacts:
         metrics: Lines of results.jsonl.
         drawn_size: H = W in pixels of the pictures that the generator draws; None without one.
         low_rank: Whether the generator's low-rank additions are in the release, too.
+        straight_paths: Whether the generator is a rectified flow, as the card's lines for editing pictures take it.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ReleaseFacts:
     metrics: Sequence[dict[str, Any]] = ()
     drawn_size: int | None = None
     low_rank: bool = False
+    straight_paths: bool = True
 
     @property
     def generates(self) -> bool:
@@ -193,7 +195,7 @@ print(similarity)
 ```
 """
     if facts.generates:
-        text += DRAWING + EDITING + (LOW_RANK if facts.low_rank else "")
+        text += DRAWING + (EDITING if facts.straight_paths else "") + (LOW_RANK if facts.low_rank else "")
     return text
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, read_checkpoint
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
@@ -79,8 +80,9 @@ def write_release(
         data = [data_facts(path, stages) for path in shards]
         towers = encoder.ema_encoder()
         size = drawer.latent_size * drawer.codec.downscale if drawer is not None else None
+        straight = drawer is None or isinstance(drawer.process, RectifiedFlow)
         facts = ReleaseFacts(
-            name, licence, towers.image_size, towers.context_length, stages, data, metrics, size, low_rank
+            name, licence, towers.image_size, towers.context_length, stages, data, metrics, size, low_rank, straight
         )
         (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_evidence(facts, temporary)
