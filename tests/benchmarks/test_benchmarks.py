@@ -18,6 +18,7 @@ BENCHMARKS = (
     "contrastive_memory",
     "time_to_accuracy",
     "resume",
+    "resume_buckets",
     "language_balance",
     "codec_gradients",
     "process_identities",

@@ -1,0 +1,195 @@
+"""A generator on aspect-ratio buckets, killed (signal 9) at random moments and started again: what is lost of it.
+
+Each attempt is a process of its own with another number of loader workers; some trainings change the number of ranks
+too. All is compared with a training that nobody killed: samples, losses, shapes of batches and, on one rank, the last
+checkpoint to the bit. There is no peer: no open trainer resumes inside an epoch of buckets. Counts, not times.
+"""
+
+import argparse
+import io
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+import yaml
+from resume import BATCH, ROOT, SAMPLES, SAVE_EVERY, WORKERS, Attempts, compare, killed, spawn
+from rich.console import Console
+from rich.table import Table
+
+from leam_mm.data.aspect_buckets import BUCKETS, AspectBuckets, folder_name
+from leam_mm.data.shard_index import ShardWriter
+from leam_mm.errors import UserError, run
+
+DOWNSCALE, CHANNELS, WIDTH = 8, 4, 16
+LONGEST = 24  # steps of an attempt before its kill
+
+
+def make_latents(folder: Path) -> dict[int, str]:
+    """Random latents in buckets of very different sizes; returns the folder of each sample by its number."""
+    shapes = AspectBuckets(128, 2 * DOWNSCALE, 2.0).shapes
+    generator, place, entries = np.random.default_rng(0), dict[int, str](), []
+    counts = 4 + generator.multinomial(SAMPLES - 4 * len(shapes), [0.5, 0.25, 0.15, 0.08, 0.02])  # five shapes
+    for (height, width), count in zip(shapes, counts.tolist(), strict=True):
+        name = folder_name((height, width))
+        with ShardWriter(folder / name, 50) as writer:
+            for _ in range(count):
+                number = len(place)
+                place[number] = name
+                state = {"text": str(number), "language": "en", "length": 3}
+                record = {"captions": [state], "caption_states": [state]}
+                record |= {"picture_size": [height + number, width, number, 0, height, width]}
+                latent = generator.normal(size=(CHANNELS, height // DOWNSCALE, width // DOWNSCALE))
+                members = {
+                    "latent.npy": _stored(latent),
+                    "caption_state.npy": _stored(generator.normal(size=(1, 3, WIDTH))),
+                }
+                writer.write(str(number), {**members, "json": json.dumps(record).encode()})
+        entries.append({"folder": name, "height": height, "width": width, "samples": count})
+    (folder / BUCKETS).write_text(json.dumps({"buckets": entries}))
+    return place
+
+
+def _stored(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values.astype(np.float16), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def ours(folder: Path, steps: int) -> Callable[..., Popen[bytes]]:
+    """train.py with the recipe of this benchmark."""
+    sizes = {"in_channels": CHANNELS, "context_dim": WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
+    recipe: dict[str, Any] = {
+        "seed_everything": 1,
+        "max_samples": steps * BATCH,
+        "trainer": {
+            "default_root_dir": str(folder),
+            "accelerator": "cpu",
+            "devices": 1,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "batch_record.BatchRecord"}],
+        },
+        "checkpoint": {"every_n_train_steps": SAVE_EVERY},
+        "data": {
+            "class_path": "leam_mm.data.latents_module.LatentsModule",
+            "init_args": {"train": str(folder.parent / "latents"), "batch_size": BATCH},
+        },
+        "model": {
+            "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+            "init_args": {
+                "denoiser": {
+                    "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                    "init_args": {**sizes, "size_conditioning": 128},
+                },
+                "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+                "latent_size": 16,
+                "caption_dropout": 0.0,
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "eps": 1e-6}},
+            },
+        },
+        "ckpt_path": "last",
+    }
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(folder / "recipe.yaml")]
+
+    def start(number: int, path: Path, ranks: int = 1) -> Popen[bytes]:
+        words = [f"--data.init_args.workers={WORKERS[number % len(WORKERS)]}"]
+        if ranks > 1:
+            words += [f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
+        return spawn([*command, *words], path)
+
+    return start
+
+
+def weights(folder: Path) -> list[torch.Tensor]:
+    """Of the last checkpoint, with the optimizer's."""
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    moments = [value for each in last["optimizer_states"] for one in each["state"].values() for value in one.values()]
+    return [*last["state_dict"].values(), *moments]
+
+
+def extend(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--kills", type=int, default=10, help="on one rank (%(default)s)")
+    parser.add_argument("--rank-kills", type=int, default=2, help="with other numbers of ranks (%(default)s)")
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Run a whole training and killed ones, compare, write."""
+    settings = measure.parse_arguments("resume_buckets", __doc__ or "", args, 1, extend)
+    if settings.kills < 1 or not 0 <= settings.rank_kills <= settings.kills:
+        raise UserError("--kills must be at least 1, and --rank-kills at most as many")
+    rng = random.Random(0)
+    moments = [rng.randint(1, LONGEST) for _ in range(settings.kills)]
+    # So many that the last kill finds something to do: an attempt makes some steps more before the kill reaches it.
+    steps = sum(moments) + 8 * settings.kills
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        place = make_latents(folder / "latents")
+        whole = killed(ours(folder / "whole", steps), [], folder / "of_whole", lambda: None)
+        broken = killed(ours(folder / "broken", steps), moments, folder / "of_broken", lambda: None)
+        found = compare(whole, broken) | shapes(whole, place)
+        pairs = zip(weights(folder / "whole"), weights(folder / "broken"), strict=True)
+        found["tensors_of_the_last_checkpoint_that_differ"] = sum(not torch.equal(one, two) for one, two in pairs)
+        ranked: dict[str, Any] = {}
+        if settings.rank_kills:
+            start = ours(folder / "ranked", steps)
+            ranks = killed(
+                lambda number, path: start(number, path, ranks=2 - number % 2),
+                moments[: settings.rank_kills],
+                folder / "of_ranked",
+                lambda: None,
+            )
+            ranked = compare(whole, ranks)
+    return [write(settings, found, ranked, moments)]
+
+
+def shapes(attempts: Attempts, place: dict[int, str]) -> dict[str, int]:
+    """How many shapes were trained on, and how many batches mix them."""
+    batches = [{place[sample] for sample in line["samples"]} for line in attempts.kept.values()]
+    return {"shapes": len(set.union(*batches)), "batches_of_several_shapes": sum(len(found) > 1 for found in batches)}
+
+
+def write(settings: argparse.Namespace, found: dict[str, Any], ranked: dict[str, Any], moments: list[int]) -> Path:
+    """Check what is promised, print the table, write the file."""
+    nothing = (
+        "largest_loss_difference",
+        "batches_with_other_samples",
+        "samples_lost_or_doubled",
+        "batches_of_several_shapes",
+        "tensors_of_the_last_checkpoint_that_differ",
+    )
+    same = [measure.require_same(name.replace("_", " "), found[name], 0) for name in nothing]
+    if ranked:
+        other = ranked["batches_with_other_samples"]
+        same.append(measure.require_same("with other ranks, batches with other samples", other, 0))
+        apart = ranked["largest_loss_difference"]
+        same.append(measure.require_same("with other ranks, loss of each batch (rounding)", apart, 1e-2))
+    table = Table("", "ours", "ours, ranks change", title=f"resume on buckets after {len(moments)} kills")
+    for name in found:
+        table.add_row(name.replace("_", " "), *(f"{side.get(name, '')}" for side in (found, ranked)))
+    content: dict[str, Any] = {
+        "ours": {"label": f"train.py on latents in buckets, checkpoint every {SAVE_EVERY} steps"} | found,
+        "ours_with_other_ranks": ranked or "not measured",
+        "peer": "none resumes inside an epoch of buckets",
+        "same_work": same,
+        "kills_after_steps": moments,
+    }
+    path = measure.write_json("resume_buckets", content, settings)
+    Console().print(table)
+    print(f"wrote {path}\n")
+    return path
+
+
+if __name__ == "__main__":
+    run(main)
