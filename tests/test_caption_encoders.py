@@ -10,6 +10,8 @@ from test_encode_latents import save_checkpoint
 from test_hugging_face_captions import write_text_encoder
 
 from leam_mm.checkpoint import file_sha256
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.caption_encoders import (
@@ -18,8 +20,11 @@ from leam_mm.models.caption_encoders import (
     encoder_file,
     open_caption_encoder,
 )
+from leam_mm.models.denoiser import PRXDenoiser
 from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.hugging_face_captions import HuggingFaceCaptions
+from leam_mm.models.latent_codec import DCCodec
+from leam_mm.release.diffusers_folder import build_pipeline
 
 TEXTS = ["a red square", "", "Quadrat, grün", "a blue square on a yellow square"]
 
@@ -67,3 +72,28 @@ def test_a_generator_records_and_checks_every_encoder(paths: list[str], tmp_path
     assert isinstance(single.caption_encoder(24), HuggingFaceCaptions)
     with pytest.raises(UserError, match="this needs the clip"):
         FrozenParts([], None, None).caption_encoder(1)
+
+
+def test_a_generator_trains_on_several_with_dropped_captions_and_is_not_released(paths: list[str]) -> None:
+    torch.manual_seed(0)
+    denoiser = PRXDenoiser(4, 56, hidden_size=32, depth=1, num_heads=2)
+    module = LatentDiffusionModule(denoiser, RectifiedFlow(), 4, clip=paths, caption_dropout=0.5)
+    module.setup("fit")
+    for value in denoiser.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    state, mask = SeveralCaptionEncoders([open_caption_encoder(path) for path in paths]).encode(TEXTS)
+    batch = {
+        "latent": torch.randn(4, 4, 4, 4),
+        "caption_state": state,
+        "caption_length": mask.sum(1),
+        "sample_index": torch.arange(4),
+    }
+    losses = module.sample_losses(batch)
+    empty, real = module.empty_caption()
+    assert torch.isfinite(losses).all() and empty.shape == (1, int(real.sum()), 56)
+    # Nonsense in the masked padding changes nothing, of kept captions and of dropped ones.
+    noisy = state + 9 * (~mask[..., None])
+    torch.testing.assert_close(module.sample_losses(batch | {"caption_state": noisy}), losses, rtol=1e-5, atol=1e-5)
+    codec = DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
+    with pytest.raises(UserError, match="several text encoders, or with one of transformers, cannot be released"):
+        build_pipeline(denoiser, RectifiedFlow(), module.caption_encoder, codec, 16)

@@ -82,6 +82,11 @@ def build_pipeline(
             "Diffusion 3 attend to the padding of captions, ours never does, so pictures would differ; train a "
             "PRXDenoiser to release one"
         )
+    if not isinstance(captions, CaptionEncoder):
+        raise UserError(
+            "a generator that reads with several text encoders, or with one of transformers, cannot be released for "
+            "diffusers yet: PRXPipeline would clean and pad captions in another way; train with one of our own"
+        )
     scheduler = released_scheduler(process, (image_size // codec.downscale) ** 2)
     for part, model in [("denoiser", denoiser), ("codec", codec), ("text tower", captions.encoder)]:
         try:
