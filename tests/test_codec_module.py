@@ -238,6 +238,60 @@ def test_resumed_training_equals_an_unbroken_one(toy_shards: Path, toy_tokenizer
     assert not unequal
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("codec_kl", {"widths": [8, 8, 8, 8], "layers": 1, "norm_groups": 4}),
+        ("codec_dc", {"widths": [32] * 6, "layers": [0, 1, 1, 1, 1, 1], "decoder_layers": None}),
+    ],
+)
+def test_large_recipe_trains_when_it_is_made_small(
+    name: str, sizes: dict[str, Any], toy_shards: Path, tmp_path: Path
+) -> None:
+    evaluator = {
+        "class_path": "leam_mm.evaluators.reconstruction.Reconstruction",
+        "init_args": {
+            "reference": str(toy_shards),
+            "image_size": 64,
+            "samples": 8,
+            "features": {"class_path": "leam_mm.evaluators.image_features.EfficientNetLite0"},
+        },
+    }
+    every = {
+        "class_path": "leam_mm.training.evaluate_every.EvaluateEvery",
+        "init_args": {"every_n_steps": 2, "evaluators": [evaluator]},
+    }
+    run, data = tmp_path / "run", {"train": str(toy_shards), "validation": str(toy_shards), "validation_samples": 4}
+    changes = {
+        "max_samples": 8,
+        "threads": 1,
+        "trainer": {
+            "default_root_dir": str(run),
+            "accelerator": "cpu",
+            "devices": 1,
+            "callbacks": [every],
+            "log_every_n_steps": 1,
+            "val_check_interval": 2,
+        },
+        "data": {"init_args": {**data, "image": {"image_size": 64}, "batch_size": 4, "workers": 0}},
+        "model": {
+            "init_args": {
+                "codec": {"init_args": sizes},
+                "discriminator": {"width": 4, "layers": 2},
+                "adversarial_start_samples": 4,
+            }
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(changes))
+    recipe = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    main(["fit", "--config", str(recipe), "--config", str(tmp_path / "small.yaml")])
+    assert load_codec(run).checkpoint_evidence["samples_seen"] == 8  # type: ignore[index]
+    logged = (run / "metrics.csv").read_text()
+    for metric in ("train/adversarial_factor", "val/psnr", "reconstruction/frechet_distance", "reconstruction/ssim"):
+        assert metric in logged
+
+
 class Noted(LatentCodecModule):
     """Writes down the gradient with which each network steps."""
 
