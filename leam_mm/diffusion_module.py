@@ -48,7 +48,8 @@ class LatentDiffusionModule(LightningModule):
         clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or a folder of
             transformers, or several of these in the order in which the latents were encoded. Needed for caption
             dropout, for sampling, and for batches of images.
-        codec: Checkpoint or run folder of the LatentCodecModule. Needed for sampling and for batches of images.
+        codec: Checkpoint or run folder of the LatentCodecModule, or a folder of diffusers. Needed for sampling and for
+            batches of images.
         latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
         optimizer: Built over the parameters in two groups, with and without weight decay.
         seed: Of noise, times and caption drops.

@@ -2,9 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from leam_mm.errors import UserError
 from leam_mm.models.frozen_parts import FrozenParts
+from leam_mm.models.latent_codec import KLCodec
 
 
 def test_nothing_named_is_an_empty_record_and_opens_nothing() -> None:
@@ -35,3 +37,17 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "codec.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"codec\.ckpt cannot be read as a checkpoint"):
         FrozenParts(None, str(tmp_path / "codec.ckpt"), None).codec(4)
+
+
+def test_a_codec_of_diffusers_serves_and_may_not_change(tmp_path: Path) -> None:
+    codec = KLCodec(latent_channels=4, widths=[8, 8], layers=1, norm_groups=4)
+    codec.measure(codec.encode_raw(torch.rand(2, 3, 16, 16)))
+    codec.save(tmp_path / "vae")
+    parts = FrozenParts(None, str(tmp_path / "vae"), None)
+    opened, image = parts.codec(4), torch.rand(1, 3, 16, 16)
+    assert torch.equal(opened.encode(image), codec.eval().encode(image))
+    assert not any(weight.requires_grad for weight in opened.parameters())
+    before = parts.record()
+    KLCodec(latent_channels=4, widths=[8, 8], layers=1, norm_groups=4).save(tmp_path / "vae")
+    with pytest.raises(UserError, match="another codec"):
+        FrozenParts(None, str(tmp_path / "vae"), None).compare(before)

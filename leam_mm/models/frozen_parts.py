@@ -9,9 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
-
-from leam_mm.checkpoint import file_sha256, load_module
+from leam_mm.checkpoint import file_sha256
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
 from leam_mm.models.caption_encoders import SeveralCaptionEncoders, caption_width, encoder_file, open_caption_encoder
@@ -26,13 +24,13 @@ class FrozenParts:
     Args:
         clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or a folder of
             transformers, or several of these in the order in which the latents were encoded; or None.
-        codec: Checkpoint or run folder of the LatentCodecModule, or None.
+        codec: Checkpoint or run folder of the LatentCodecModule, or a folder of diffusers, or None.
         latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
     """
 
     def __init__(self, clip: str | list[str] | None, codec: str | None, latents: str | None) -> None:
         """See the class for the arguments."""
-        encoders = (clip or [None]) if isinstance(clip, list) else [clip]
+        encoders: list[str | None] = ([*clip] or [None]) if isinstance(clip, list) else [clip]
         self.paths = {f"clip_{number}" if number else "clip": path for number, path in enumerate(encoders)}
         self.paths["codec"] = codec
         self.latents = latents
@@ -93,9 +91,11 @@ class FrozenParts:
             channels: Of the latents that the denoiser takes.
         """
         if "codec" not in self.opened:
-            from leam_mm.codec_module import LatentCodecModule
+            from leam_mm.codec_module import load_codec
 
-            codec = self._load("codec", LatentCodecModule).ema_codec().requires_grad_(False).eval()
+            path = self._path("codec")
+            self._compare_one("codec", encoder_file(path)[1])
+            codec = load_codec(path).requires_grad_(False)
             if "latents" in self.record():
                 codec.load_statistics(self.record()["latents"]["statistics"])
             if codec.channels != channels:
@@ -105,13 +105,6 @@ class FrozenParts:
                 )
             self.opened["codec"] = codec
         return self.opened["codec"]
-
-    def _load(self, name: str, expected: type[LightningModule]) -> Any:
-        """Load a part and compare its digest with the record."""
-        module = load_module(self._path(name), expected)
-        evidence: Any = module.checkpoint_evidence
-        self._compare_one(name, evidence["sha256"])
-        return module
 
     def _path(self, name: str) -> str:
         path = self.paths[name]
