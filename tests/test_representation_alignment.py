@@ -47,13 +47,11 @@ class Halved(Technique):
 
     def enter(self, number: int, tokens: Tokens) -> Tokens:
         self.whole = tokens
-        places = torch.arange(0, tokens.values.shape[1], 2).expand(len(tokens.values), -1)
-        return Tokens(tokens.values[:, ::2], tokens.rotary[:, :, ::2], tokens.grid, places)
+        self.kept = torch.arange(0, tokens.values.shape[1], 2).expand(len(tokens.values), -1)
+        return tokens.keep(self.kept)
 
     def leave(self, number: int, tokens: Tokens) -> Tokens:
-        values = self.whole.values.clone()
-        values[:, ::2] = tokens.values
-        return Tokens(values, self.whole.rotary, tokens.grid)
+        return tokens.join(self.whole, self.kept)
 
 
 def test_alignment_is_minus_the_mean_cosine() -> None:
