@@ -88,7 +88,7 @@ def test_ties_have_one_answer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 300), (400, 400), (90, 1000), (17, 23), (3000, 2000)])
+@pytest.mark.parametrize(("height", "width"), [(300, 500), (500, 300), (400, 400), (90, 1000), (17, 23), (1200, 800)])
 def test_cut_covers_the_bucket_and_says_what_it_was(kind: str, height: int, width: int) -> None:
     buckets = AspectBuckets(64, 16, 2.0)
     for place in ((0.5, 0.5), (0.0, 0.0), (1.0, 1.0)):
