@@ -229,3 +229,35 @@ def test_python_is_the_interpreter_in_use(tmp_path: Path) -> None:
     code = f"import sys; open(r'{made}', 'w').write(sys.executable)"
     walk(read_corridor(corridor(tmp_path, {"name": "who", "command": f'python -c "{code}"', "makes": [str(made)]})))
     assert made.read_text() == sys.executable
+
+
+def test_variables_stay_one_word_and_are_checked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    each = {"name": "note", "command": f'python -c "{code}" ${{run}}/note.txt ${{word}}', "makes": ["${run}/note.txt"]}
+    variables = {"run": str(run), "word": None}
+    file = corridor(tmp_path, each, variables=variables)
+    file.write_text(file.read_text().replace(f"run: {run}\nstages", "run: ${run}\nstages"))
+    with pytest.raises(UserError, match="needs a value for word: give --set word=VALUE"):
+        read_corridor(file)
+    with pytest.raises(UserError, match="has no variable 'ward'; there are run, word"):
+        read_corridor(file, {"ward": "x"})
+    with pytest.raises(UserError, match="--set word: give NAME=VALUE"):
+        main([str(file), "--set", "word"])
+    walk(read_corridor(file, {"word": "two words; and 'more'"}))
+    assert (run / "note.txt").read_text() == "two words; and 'more'"
+    assert read_corridor(file, {"word": "x", "run": str(tmp_path / "other run")}).run == tmp_path / "other run"
+
+
+def test_a_stage_runs_again_when_what_it_reads_changes(tmp_path: Path) -> None:
+    run, pictures = tmp_path / "run", tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.txt").write_text("a")
+    file = corridor(tmp_path, stage(run, "first"), stage(run, "second", reads=[str(pictures)]))
+    walk(read_corridor(file))
+    walk(read_corridor(file))
+    before = json.loads((run / "stages" / "second.json").read_text())["fingerprint"]
+    (pictures / "b.txt").write_text("b")
+    walk(read_corridor(file))
+    assert runs(tmp_path, "first") == runs(tmp_path, "second") == "x"  # the second's work was removed, and made again
+    assert json.loads((run / "stages" / "second.json").read_text())["fingerprint"] != before

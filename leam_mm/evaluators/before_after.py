@@ -28,6 +28,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
 from leam_mm.evaluators.generation import generate, save_grid
+from leam_mm.models.size_conditioning import whole_picture
 from leam_mm.training.sample_grid import read_prompts, spread
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,10 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
     for batch in _batches(latents, 64):
         clean, state = batch["latent"].to(device), batch["caption_state"].to(device)
         mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
-        denoise = partial(_predict, network, state, mask)
+        told = {}
+        if getattr(network, "size_conditioning", None) is not None:
+            told = {"size": whole_picture(*clean.shape[-2:], module.codec.downscale)}
+        denoise = partial(_predict, partial(network, **told), state, mask)
         losses = torch.zeros(len(clean), dtype=torch.float64)
         for draw in range(draws):
             noise = sample_noise(seed, batch["sample_index"], f"held out {draw}", clean.shape[1:]).to(clean)

@@ -1,0 +1,119 @@
+"""Base and fine-tuned generator measured alike, and what the report makes of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_toy_shards
+from test_latents_module import members
+from torch import Tensor
+
+from leam_mm.data.shard_index import ShardWriter
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.errors import UserError
+from leam_mm.evaluators.before_after import BeforeAfter, held_out_losses
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.report import write_report
+from leam_mm.evaluators.report_change import changes, is_change
+from leam_mm.evaluators.results import RESULTS, append_results, evidence, read_results
+
+
+def write_latents(folder: Path, count: int = 12) -> Path:
+    with ShardWriter(folder, count) as writer:
+        for number in range(count):
+            writer.write(f"{number:06d}", members(number))
+    return folder
+
+
+class Painter:
+    """A generator that paints one grey, and predicts one number everywhere."""
+
+    device = torch.device("cpu")
+    process = RectifiedFlow()
+
+    def __init__(self, grey: float) -> None:
+        self.grey = grey
+        self.checkpoint_evidence = {"sha256": f"{grey}" * 4, "path": "x"}
+
+    def sample(self, prompts: list[str], **_: Any) -> Tensor:
+        return torch.full((len(prompts), 3, 16, 16), self.grey)
+
+    def ema_denoiser(self) -> Any:
+        return lambda x, time, state, mask: torch.full_like(x, self.grey)
+
+
+class Grey(Evaluator):
+    """Measures the grey."""
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        value = float(context.require_generator().sample(["x"]).mean())
+        return [Metric("grey/mean", value, value - 0.1, value + 0.1, "fraction", 5, note="a note")]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    shards, latents = write_toy_shards(tmp_path / "shards", 12), write_latents(tmp_path / "latents")
+    prompts = tmp_path / "old.json"
+    prompts.write_text(json.dumps(["ein Kreis", "ein Quadrat"]))
+    evaluator = BeforeAfter(Path("base"), [Grey()], shards, latents, prompts, count=3, draws=2)
+    context = EvaluationContext(None, Painter(0.75), tmp_path / "evaluation")
+
+    def require(self: EvaluationContext) -> Any:
+        self.generator = Painter(0.25) if isinstance(self.generator, Path) else self.generator
+        return self.generator
+
+    monkeypatch.setattr(EvaluationContext, "require_generator", require)
+    (tmp_path / "evaluation").mkdir()
+    append_results(tmp_path / "evaluation", evaluator.run(context), evidence(context, evaluator, 1.0))
+    return read_results(tmp_path / "evaluation")
+
+
+def test_both_are_measured_and_named(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    assert results["before/grey/mean"]["value"] == pytest.approx(0.25)
+    assert results["after/grey/mean"]["value"] == pytest.approx(0.75)
+    assert results["before/grey/mean"]["note"] == "the base, sha256 0.250.250.25; a note"
+    assert results["after/grey/mean"]["note"] == "a note"
+    before, after, change = (results[f"{name}/held_out_loss"] for name in ("before", "after", "fine_tuning/change"))
+    assert change["value"] == pytest.approx(after["value"] - before["value"])
+    assert all(row["low"] <= row["value"] <= row["high"] for row in (before, after, change))
+    assert change["high"] - change["low"] < (after["high"] - after["low"]) + (before["high"] - before["low"])
+    assert {path.name for path in (tmp_path / "evaluation").glob("*.png")} == {
+        "before_after.png",
+        "before_after_old_prompts.png",
+    }
+
+
+def test_the_loss_is_the_error_at_fixed_times_and_noises(tmp_path: Path) -> None:
+    """A prediction g of a target that is noise - x has the mean squared error g² - 2 g m + m² + spread of the noise."""
+    latents = write_latents(tmp_path / "latents")
+    losses = {grey: held_out_losses(Painter(grey), latents, 3, 0) for grey in (0.0, 1.0, 2.0)}
+    assert np.allclose(losses[2.0] - 2 * losses[1.0] + losses[0.0], 2.0, atol=1e-5)  # the same noise for each
+    assert not np.allclose(losses[0.0], held_out_losses(Painter(0.0), latents, 3, 1))
+    assert np.array_equal(losses[0.0], held_out_losses(Painter(0.0), latents, 3, 0))
+
+
+def test_the_report_puts_them_side_by_side(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    assert all(map(is_change, results))
+    table = changes(results)
+    assert table.count("<tr><th") == 2 and "25.0 %" in table and "75.0 %" in table
+    row = next(line for line in table.split("<tr>") if "held out loss" in line)
+    assert "<small>" in row
+    write_report(tmp_path / "evaluation", tmp_path / "report.html", "Toy")
+    page = (tmp_path / "report.html").read_text()
+    assert "Before and after the fine-tuning" in page and "Other measurements" not in page
+    assert page.count("data:image/png") == 2
+    assert changes({}) == "" and (tmp_path / "evaluation" / RESULTS).is_file()
+
+
+def test_a_number_that_is_missing_on_one_side_says_so() -> None:
+    row = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction", "samples": 3, "note": "<b>"}
+    table = changes({"after/a": row})
+    assert "not measured" in table and "<b>" not in table
+
+
+def test_settings_that_draw_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        BeforeAfter(Path("a"), [], Path("b"), draws=0)
