@@ -103,12 +103,9 @@ def evaluation(base: Path, place: Path, language: str) -> dict[str, Any]:
     }
     if scenes.is_file():
         settings["old_prompts"] = str(scenes)
-        measured.append(
-            {
-                "class_path": f"{CLASS}.compositional.Compositional",
-                "init_args": {"scenes": str(scenes.parent), **sampling},
-            }
-        )
+        told = {"scenes": str(scenes.parent), "real_limit": 200, **sampling}
+        told |= {"real_shards": str(test)} if test.is_dir() else {}
+        measured.append({"class_path": f"{CLASS}.compositional.Compositional", "init_args": told})
     elif test.is_dir():
         measured.append(distance("base_pictures", test, test, 256))
     return {

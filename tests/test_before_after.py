@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Painter:
 
     device = torch.device("cpu")
     process = RectifiedFlow()
+    codec = SimpleNamespace(encode=lambda image: image, decode=lambda latent: latent)
 
     def __init__(self, grey: float) -> None:
         self.grey = grey

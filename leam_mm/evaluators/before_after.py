@@ -38,8 +38,8 @@ TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
 class BeforeAfter(Evaluator):
     """Measures base and fine-tuned generator alike; names start with `before/`, `after/` and `fine_tuning/`.
 
-    Writes `before_after.png` (a held-out picture, the base's and the tuned generator's for its caption) and, with
-    prompts of the base's own domain, `before_after_old_prompts.png`.
+    Writes `before_after.png` (a held-out picture, the codec's reconstruction of it, the base's and the tuned
+    generator's picture for its caption) and, with prompts from before the fine-tuning, `before_after_old_prompts.png`.
 
     Args:
         base: Checkpoint or run folder of the generator before the fine-tuning.
@@ -93,14 +93,17 @@ class BeforeAfter(Evaluator):
                 ]
         return metrics
 
+    @torch.no_grad()
     def _draw(self, base: Any, tuned: Any, output: Path) -> None:
-        """Rows of prompts: a held-out picture where there is one, the base's, the tuned generator's."""
+        """A held-out picture, what the codec leaves of it (no generator draws better), the base's, the tuned one's."""
         pictures = list(read_pictures(self.held_out, self.count))
         texts = [_caption(picture) for picture in pictures]
         drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
         real = torch.stack([picture.pixels(drawn[0].shape[-1]) for picture in pictures])
-        labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "before", "after")]
-        save_grid(output / "before_after.png", torch.stack([real, *drawn], 1).flatten(0, 1), labels, columns=6)
+        seen = tuned.codec.decode(tuned.codec.encode(real.to(tuned.device) / 127.5 - 1))
+        seen = ((seen / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "codec", "before", "after")]
+        save_grid(output / "before_after.png", torch.stack([real, seen, *drawn], 1).flatten(0, 1), labels, columns=8)
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
             drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]

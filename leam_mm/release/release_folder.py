@@ -74,7 +74,7 @@ def write_release(
             write_diffusers_folder(drawer, temporary / "generator")
             if low_rank := has_low_rank(drawer.ema_denoiser()):
                 write_low_rank_folder(drawer.ema_denoiser(), temporary / "low_rank")
-            stages.append(stage_facts("generator", generator, drawer.ema_denoiser(), temporary))
+            stages.append(stage_facts("generator", generator, drawer.ema_denoiser().plain_model(), temporary))
             stages.append(stage_facts("codec", Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         data = [data_facts(path, stages) for path in shards]
