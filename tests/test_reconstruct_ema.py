@@ -10,6 +10,7 @@ import torch
 import yaml
 from conftest import clip_recipe
 from lightning.pytorch import Callback
+from safetensors.torch import load_file
 from test_distributed import codec_section, generator_section
 from test_power_ema import direct
 
@@ -17,6 +18,7 @@ from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
 from leam_mm.cli import main as train
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.release.release_folder import write_release
 from leam_mm.training import reconstruct_ema
 from leam_mm.training.ema_snapshots import FOLDER, read_snapshots
 
@@ -91,6 +93,17 @@ def test_the_checkpoint_is_one_like_any_other(run: Path) -> None:
     assert evidence["samples_seen"] == 512 and evidence["frozen"] == old[EVIDENCE]["frozen"]
     assert evidence["reconstructed"]["width"] == 0.1 and len(evidence["reconstructed"]["snapshots"]) == 16
     assert "power-function profile of width 0.1" in evidence["config"].splitlines()[0]
+
+
+def test_the_release_takes_it(run: Path, tmp_path: Path) -> None:
+    (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.07", "--output", str(tmp_path)])
+    facts = write_release(tmp_path / "release", "toy", "Apache-2.0", run.parent / "clip", path, None, [], [])
+    assert [stage.kind for stage in facts.stages] == ["clip", "generator", "codec"]
+    released = load_file(tmp_path / "release" / "generator" / "transformer" / "diffusion_pytorch_model.safetensors")
+    module = load_module(path, LatentDiffusionModule)
+    assert torch.equal(released[WEIGHT.removeprefix("model.")], module.denoiser.get_parameter(WEIGHT))
+    config = (tmp_path / "release" / "configs" / "generator.yaml").read_text(encoding="utf-8")
+    assert "profile of width 0.07" in config
 
 
 def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:
