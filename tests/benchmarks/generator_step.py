@@ -93,7 +93,7 @@ def peer_batch(batch: Batch, length: int) -> tuple[Tensor, Tensor, Tensor]:
     return batch["latent"], state, mask
 
 
-def our_steps(size: Size, device: str, compiled: bool) -> tuple[LatentDiffusionModule, Callable[[Batch], Tensor]]:
+def our_steps(size: Size, device: str) -> tuple[LatentDiffusionModule, Callable[[Batch], Tensor]]:
     """The module with weights none of which is zero, and its step as Lightning calls it, without the trainer."""
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": size.hidden_size, "depth": size.depth, "num_heads": size.num_heads}
@@ -101,22 +101,15 @@ def our_steps(size: Size, device: str, compiled: bool) -> tuple[LatentDiffusionM
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+        # Predictions as large as their targets, so that the loss tells whether they are right.
+        denoiser.model.final_layer.linear.weight.normal_(std=size.hidden_size**-0.5)
     kind = partial(torch.optim.AdamW, lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=DECAY, fused=True)
     module = LatentDiffusionModule(
         denoiser, TableFlow(), size.latent_size, optimizer=kind, caption_dropout=0.0, ema_decay=AVERAGE
     )
     module = module.to(device).train()
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    choose_attention(denoiser.model, torch.device(device), dtype)
-    return module, make_step(module, device, compiled)
-
-
-def make_step(module: LatentDiffusionModule, device: str, compiled: bool) -> Callable[[Batch], Tensor]:
-    """Loss, gradients, clipping, AdamW, rate and average, as configured."""
     optimizer: Any = build_optimizer(module.optimizer, module.denoiser)
     rate = warmup_constant(optimizer, 0)
-    if compiled:
-        Compilation().on_fit_start(None, module)  # type: ignore[arg-type]
 
     def step(batch: Batch) -> Tensor:
         kept: list[Tensor] = []
@@ -133,7 +126,16 @@ def make_step(module: LatentDiffusionModule, device: str, compiled: bool) -> Cal
         rate.step()
         return kept[0].detach()
 
-    return step
+    return module, step
+
+
+def get_ready(module: LatentDiffusionModule, device: str, compiled: bool) -> str:
+    """What happens when a training starts: the attention kernel is chosen, blocks are compiled; says which kernel."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    chosen = choose_attention(module.denoiser.model, torch.device(device), dtype)
+    if compiled:
+        Compilation().on_fit_start(None, module)  # type: ignore[arg-type]
+    return chosen
 
 
 def shared_noise(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -190,15 +192,14 @@ def count_flops(module: LatentDiffusionModule, batches: list[Batch], context: in
 def compare(name: str, size: Size, compiled: bool, trimmed: bool, settings: Any) -> Path:
     """Check losses and weights of the first steps, then time both."""
     device = settings.device
-    module, step = our_steps(size, device, False)
+    module, step = our_steps(size, device)
     batches = [{key: value.to(device) for key, value in batch.items()} for batch in make_batches(size, BATCHES)]
     for batch in batches:
         batch["sample_index"] = batch["sample_index"].cpu()
     flops = count_flops(module, batches, None)
     padded = flops if trimmed else count_flops(module, batches, CONTEXT)
     peer = PublishedLoop(copy.deepcopy(module.denoiser.model), device)
-    if compiled:
-        Compilation().on_fit_start(None, module)  # type: ignore[arg-type]
+    kernel = get_ready(module, device, compiled)
 
     def length(batch: Batch) -> int:
         return batch["caption_state"].shape[1] if trimmed else CONTEXT
@@ -221,8 +222,9 @@ def compare(name: str, size: Size, compiled: bool, trimmed: bool, settings: Any)
     notes = (
         f"{weights / 1e6:.1f} M weights ({size.hidden_size} x {size.depth}), latents of {size.latent_size} x "
         f"{size.latent_size}, batch {size.batch}; longest captions {longest}, the peer runs "
-        f"{'the same' if trimmed else f'all {CONTEXT}'}; {'blocks compiled' if compiled else 'not compiled'}; without "
-        "loaders, Lightning's loop and the peer's progress bar"
+        f"{'the same' if trimmed else f'all {CONTEXT}'}; our attention {kernel}, "
+        f"{'blocks compiled' if compiled else 'nothing compiled'}; without loaders, Lightning's loop and the peer's "
+        "progress bar"
     )
     mean = [float(np.mean(each)) for each in (flops, padded)]
     further: dict[str, Any] = {"flops_per_step": {"ours": mean[0], "peer": mean[1]}, "mfu": "not measured"}

@@ -41,7 +41,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import run
 from leam_mm.models.latent_codec import DCCodec, LatentCodec, PretrainedCodec
 from leam_mm.release.diffusers_folder import clip_text_model, load_tokenizer
-from leam_mm.training.compilation import Compilation, probe
+from leam_mm.training.compilation import probe
 
 CONTEXT, STEPS = generator_step.CONTEXT, 4
 
@@ -161,7 +161,7 @@ def compare(name: str, prefix: str, compiled: bool, folder: Path, settings: Any)
     codec = PretrainedCodec(str(saved))
     codec.load_statistics(folder / "latents")
     towers = load_module(clip, ContrastiveModule).ema_encoder()
-    module, step = generator_step.our_steps(size, device, False)
+    module, step = generator_step.our_steps(size, device)
     loop = PublishedLoop(copy.deepcopy(module.denoiser.model), device)
     peer = FromPictures(loop, codec, clip_text_model(towers, tokenizer), device)
     by_key = {
@@ -195,8 +195,7 @@ def compare(name: str, prefix: str, compiled: bool, folder: Path, settings: Any)
         ),
     ]
     module.process = RectifiedFlow()
-    if compiled:
-        Compilation().on_fit_start(None, module)  # type: ignore[arg-type]
+    generator_step.get_ready(module, device, compiled)
     loader = DataLoader(
         Pictures(list(by_key.values()), reader), batch_size=size.batch, shuffle=True, num_workers=settings.workers
     )
