@@ -101,7 +101,7 @@ def test_weights_that_a_training_started_from_are_named_with_their_licence() -> 
     assert f"| generator | lab/base | EUPL-1.2 &#124; &lt;b&gt; | {'12' * 32} |" in card
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["lab/base"]
     assert "peft.PeftModel.from_pretrained" in card
-    evidence = {"pretrained": {"weights": "/home/me/runs/base/generator", "sha256": "12" * 32, "config": {"depth": 1}}}
+    evidence = {"pretrained": {"weights": "/data/me/runs/base/generator", "sha256": "12" * 32, "config": {"depth": 1}}}
     assert base_facts(evidence) == {"weights": "base/generator", "sha256": "12" * 32}
     assert base_facts({}) == {}
 
