@@ -100,7 +100,7 @@ def test_the_loss_is_the_error_at_fixed_times_and_noises(tmp_path: Path) -> None
 def test_the_report_puts_them_side_by_side(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     assert all(map(is_change, results))
     table = changes(results)
-    assert table.count("<tr><th") == 2 and "25.0 %" in table and "75.0 %" in table
+    assert table.count('<tr><th scope="row"') == 2 and "25.0 %" in table and "75.0 %" in table
     row = next(line for line in table.split("<tr>") if "held out loss" in line)
     assert "<small>" in row
     write_report(tmp_path / "evaluation", tmp_path / "report.html", "Toy")

@@ -15,7 +15,7 @@ from leam_mm.errors import UserError
 def folder(path: Path, count: int = 12) -> Path:
     path.mkdir(parents=True)
     for number in range(count):
-        (path / f"{number:02d} ü.png").write_bytes(toy_picture("red", number))
+        (path / f"{number:02d} ü.png").write_bytes(toy_picture("red", number) + bytes([number]))
         (path / f"{number:02d} ü.txt").write_text(f"picture {number}\n", encoding="utf-8")
     return path
 
