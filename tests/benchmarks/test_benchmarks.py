@@ -24,6 +24,7 @@ BENCHMARKS = (
     "process_identities",
     "generator_step",
     "generator_step_from_shards",
+    "techniques",
 )
 
 
@@ -42,5 +43,13 @@ def test_benchmark(name: str) -> None:
 
 def test_every_benchmark_is_run() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
-    parts = {"batch_record", "accuracy_clock", "measure", "published_loop", "toy_input", "test_benchmarks"}
+    parts = {
+        "batch_record",
+        "accuracy_clock",
+        "measure",
+        "published_loop",
+        "technique_run",
+        "toy_input",
+        "test_benchmarks",
+    }
     assert files - parts == set(BENCHMARKS)
