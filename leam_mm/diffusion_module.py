@@ -256,7 +256,7 @@ class LatentDiffusionModule(LightningModule):
                 return model
             return partial(model, size=whole_picture(height, width, self.codec.downscale))
 
-        captions, empty = self.caption_encoder.encode(prompts), self.empty_caption()
+        captions, empty = _trim(self.caption_encoder.encode(prompts), self.empty_caption())
         denoise = guide(told(network), captions, empty, guidance, told(weaker) if weaker is not None else None)
         training = network.training
         network.eval()
@@ -368,6 +368,12 @@ class LatentDiffusionModule(LightningModule):
                 f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
                 f"({str(now)[:12]}): name the old ones, or start a new run folder"
             )
+
+
+def _trim(*captions: Caption) -> list[Caption]:
+    """Cut the padding that none of them needs; it is masked anyway, and every step of a sampler would carry it."""
+    needed = max(int(mask.any(0).nonzero().max()) + 1 for _, mask in captions)
+    return [(state[:, :needed], mask[:, :needed]) for state, mask in captions]
 
 
 def _fit(part: Tensor, length: int) -> Tensor:
