@@ -83,6 +83,7 @@ class BeforeAfter(Evaluator):
         after = EvaluationContext(context.clip, tuned, context.output / "after", context.device)
         self._draw(base, tuned, context.output)
         metrics = [] if self.latents is None else self._losses(self.latents, base, tuned)
+        metrics.append(self._codec_error(tuned))
         digest = base.checkpoint_evidence["sha256"]
         for evaluator in self.evaluators:
             first, second = evaluator.run(before), evaluator.run(after)
@@ -100,8 +101,7 @@ class BeforeAfter(Evaluator):
         texts = [_caption(picture) for picture in pictures]
         drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
         real = torch.stack([picture.pixels(drawn[0].shape[-1]) for picture in pictures])
-        seen = tuned.codec.decode(tuned.codec.encode(real.to(tuned.device) / 127.5 - 1))
-        seen = ((seen / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        seen = (_through_codec(tuned, real) * 255).round().to(torch.uint8)
         labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "codec", "before", "after")]
         save_grid(output / "before_after.png", torch.stack([real, seen, *drawn], 1).flatten(0, 1), labels, columns=8)
         if self.old_prompts is not None:
@@ -110,6 +110,20 @@ class BeforeAfter(Evaluator):
             labels = [f"{kind}: {text}" for text in texts for kind in ("before", "after")]
             sheet = torch.stack(drawn, 1).flatten(0, 1)
             save_grid(output / "before_after_old_prompts.png", sheet, labels, columns=4)
+
+    @torch.no_grad()
+    def _codec_error(self, tuned: Any) -> Metric:
+        """Mean absolute error of the codec on held-out pictures, which no training of the generator can undo."""
+        side = tuned.latent_size * tuned.codec.downscale
+        pictures = [picture.pixels(side) for picture in read_pictures(self.held_out, 256)]
+        errors = []
+        for start in range(0, len(pictures), 64):
+            real = torch.stack(pictures[start : start + 64])
+            errors.append((_through_codec(tuned, real) - real / 255).abs().flatten(1).mean(1))
+        values = torch.cat(errors).numpy()
+        low, high = bootstrap_interval(values, numpy.mean, self.seed)
+        note = "of levels 0 to 1, on held-out pictures; the generator cannot draw what the codec cannot show"
+        return Metric("fine_tuning/codec_error", float(values.mean()), low, high, "", len(values), note=note)
 
     def _losses(self, latents: Path, base: Any, tuned: Any) -> list[Metric]:
         """Loss on held-out latents before and after, and the change of each latent, at the same times and noise."""
@@ -152,6 +166,12 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
                 losses += module.process.loss_at(denoise, clean, noise, time).double().cpu()
         found.append(losses / (draws * len(TIMES)))
     return torch.cat(found).numpy()
+
+
+def _through_codec(module: Any, pictures: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 encoded and decoded, in [0, 1] on the CPU."""
+    seen = module.codec.decode(module.codec.encode(pictures.to(module.device) / 127.5 - 1))
+    return (seen.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def _predict(network: Any, state: Tensor, mask: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
