@@ -88,7 +88,12 @@ def evaluation(base: Path, place: Path, language: str) -> dict[str, Any]:
     sampling = {"steps": 20, "guidance": 3.0}
 
     def distance(name: str, reference: Path, prompts: Path, samples: int) -> dict[str, Any]:
-        settings = {"reference": str(reference), "prompts_from": str(prompts), "features": features, "name": name}
+        settings: dict[str, Any] = {
+            "reference": str(reference),
+            "prompts_from": str(prompts),
+            "features": features,
+            "name": name,
+        }
         settings |= {"samples": samples, "languages": [language], **sampling}
         return {"class_path": f"{CLASS}.generation.Generation", "init_args": settings}
 
@@ -103,7 +108,7 @@ def evaluation(base: Path, place: Path, language: str) -> dict[str, Any]:
     }
     if scenes.is_file():
         settings["old_prompts"] = str(scenes)
-        told = {"scenes": str(scenes.parent), "real_limit": 200, **sampling}
+        told: dict[str, Any] = {"scenes": str(scenes.parent), "real_limit": 200, **sampling}
         told |= {"real_shards": str(test)} if test.is_dir() else {}
         measured.append({"class_path": f"{CLASS}.compositional.Compositional", "init_args": told})
     elif test.is_dir():

@@ -172,5 +172,5 @@ for name in {sorted(generators)}:
             kind, _, strength = key.partition("_")
             edit = Edit(image, float(strength), half() if kind == "inpainted" else None)
             ours = module.sample(PROMPTS[:1], SEED, STEPS, guidance=3.0, edit=edit)
-            torch.testing.assert_close(found, ours, rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(found, ours, rtol=0, atol=1e-4, msg=f"{name} {key}")
         assert (theirs["redrawn_0.4"] - theirs["redrawn_1.0"]).abs().max() > 1e-3

@@ -156,7 +156,7 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
         mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
         told = {}
         if getattr(network, "size_conditioning", None) is not None:
-            told = {"size": whole_picture(*clean.shape[-2:], module.codec.downscale)}
+            told = {"size": whole_picture(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
         denoise = partial(_predict, partial(network, **told), state, mask)
         losses = torch.zeros(len(clean), dtype=torch.float64)
         for draw in range(draws):
