@@ -148,8 +148,18 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
             block.compile(dynamic=True)
     module.train()
     module.empty_caption()
-    for _ in range(3):  # what is compiled, is compiled here; nothing is learnt
-        module.sample_losses(Batches(Path(settings["data"]), 0, batch_size).next()).mean().backward()
+    warming = Batches(Path(settings["data"]), 0, batch_size)
+    for cut in (
+        0,
+        1,
+        2,
+        3,
+        0,
+    ):  # captions of several lengths: what is compiled, is compiled here, and nothing is learnt
+        batch = warming.next()
+        batch["caption_state"] = batch["caption_state"][:, : batch["caption_state"].shape[1] - cut]
+        batch["caption_length"] = batch["caption_length"].clamp(max=batch["caption_state"].shape[1])
+        module.sample_losses(batch).mean().backward()
         trained.zero_grad()
     compiling = time.process_time() - began
     looks = [steps * (place + 1) // settings["looks"] for place in range(settings["looks"])]
