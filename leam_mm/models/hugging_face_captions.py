@@ -39,9 +39,7 @@ class HuggingFaceCaptions(nn.Module):
             longest = self.tokenizer.model_max_length
         except Exception as error:  # as many kinds as there are tokenizers
             reason = str(error).strip().split("\n")[0][:160]
-            raise UserError(
-                f"{folder} has no usable tokenizer ({reason}): save its own there"
-            ) from None
+            raise UserError(f"{folder} has no usable tokenizer ({reason}): save its own there") from None
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"the tokenizer in {folder} has no padding: set its pad_token, as its encoder was trained")
         self.context_length = min(context_length, longest)
