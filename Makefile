@@ -5,6 +5,9 @@ VENV ?= .venv
 PINS := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
 READY := $(VENV)/.ready-$(PINS)
 RUN := $(VENV)/bin/python
+# Tests run side by side, one file after the other in each process; a thread each, for more would only wait.
+JOBS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -36,13 +39,13 @@ finetune: environment ## A trained generator learns your pictures: make finetune
 	$(RUN) -m leam_mm.corridor configs/corridor_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)"
 
 test: environment ## All CPU tests
-	$(RUN) -m pytest
+	$(PYTEST)
 
 check: environment ## Lint, types, tests
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(PYTEST)
 
 bench: environment ## Measure ours and peers side by side; writes runs/bench/*.json
 	$(RUN) -m pytest tests/benchmarks -m bench -s

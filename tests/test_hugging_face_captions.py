@@ -59,5 +59,5 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     folder = write_text_encoder(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(UserError, match="has no tokenizer"):
+    with pytest.raises(UserError, match="holds no tokenizer"):
         HuggingFaceCaptions(str(folder))
