@@ -143,7 +143,7 @@ def fingerprint(stage: Stage, before: str) -> str:
 def serving(folder: str, port: int) -> Iterator[None]:
     """Offer a folder over HTTP on loopback, by the server that Python ships."""
     command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
-    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]")
+    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]", soft_wrap=True)
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(100):
@@ -206,7 +206,7 @@ def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
     earlier = read_json(begun).get("cost", {})
     words = shlex.split(stage.command)
     words = [sys.executable, *words[1:]] if words[0] == "python" else words
-    console.print(f"[bold]$ {stage.command}[/bold]")
+    console.print(f"[bold]$ {stage.command}[/bold]", soft_wrap=True)  # it is there to be copied
     # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     meter, stolen = EnergyMeter().start(), stolen_seconds()
@@ -259,7 +259,8 @@ def walk(corridor: Corridor) -> list[dict[str, Any]]:
         record = read_json(done)
         heading = f"[bold cyan]{number}/{len(corridor.stages)} {stage.name}[/bold cyan]"
         if record.get("fingerprint") == before and all(Path(made).exists() for made in stage.makes):
-            console.print(f"{heading} done in {record['seconds']:.0f} s, skipped\n[dim]$ {stage.command}[/dim]")
+            told = f"{heading} done in {record['seconds']:.0f} s, skipped"
+            console.print(f"{told}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
             records.append(record)
             continue
         console.print(heading)
@@ -328,8 +329,9 @@ def main(args: list[str] | None = None) -> None:
     write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
     spent = sum(record["seconds"] for record in records)
     console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
-    console.print(f"numbers  {corridor.run / 'summary.json'}\nrelease  {corridor.run / 'release'}")
-    console.print(f"report   [bold green]{corridor.run / 'report.html'}[/bold green]")
+    written = {name: corridor.run / name for name in ("summary.json", "release", "report.html")}
+    console.print(f"numbers  {written['summary.json']}\nrelease  {written['release']}", soft_wrap=True)
+    console.print(f"report   [bold green]{written['report.html']}[/bold green]", soft_wrap=True)
 
 
 if __name__ == "__main__":
