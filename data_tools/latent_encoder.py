@@ -14,8 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from leam_mm.checkpoint import checkpoint_config, file_sha256, find_checkpoint, load_module, read_checkpoint
-from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.checkpoint import checkpoint_config, file_sha256, read_checkpoint
+from leam_mm.codec_module import codec_file, load_codec, signed
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, Shape
 from leam_mm.data.image_decoding import ImageDecoding, image_member, open_picture
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
@@ -23,7 +23,7 @@ from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.stored_array import array_bytes, from_stored, to_stored
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
-from leam_mm.models.latent_codec import LatentCodec, LatentStatistics, PretrainedCodec
+from leam_mm.models.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.models.patch_features import PatchFeatures, open_patch_features
 
 STATISTICS = "codec_statistics.json"
@@ -278,16 +278,13 @@ def _check_finite(array: np.ndarray, name: str, samples: list[Sample]) -> None:
         )
 
 
-def load_codec(path: Path) -> tuple[LatentCodec, str, int | None]:
-    """A codec of our training or a folder of diffusers: the codec, its digest, the size of its training images."""
+def trained_image_size(path: Path) -> int | None:
+    """H = W in pixels of the pictures that a codec of our training saw; None for a folder of diffusers."""
     if (path / "config.json").is_file():
-        weights = sorted(path.glob("*.safetensors"))
-        return PretrainedCodec(str(path)), file_sha256(weights[0]) if weights else "", None
-    module = load_module(path, LatentCodecModule)
+        return None
     section = checkpoint_config(read_checkpoint(path)).get("data") or {}
     image = (section.get("init_args") or {}).get("image") or {}
-    size = (image.get("init_args") or image).get("image_size")
-    return module.ema_codec(), file_sha256(find_checkpoint(path)), size
+    return (image.get("init_args") or image).get("image_size")
 
 
 def statistics_file(path: Path) -> Path:
@@ -306,7 +303,8 @@ def open_encoder(options: argparse.Namespace, device: torch.device, threads: int
         device: Of the networks.
         threads: That decode pictures; 0 takes up to eight.
     """
-    codec, codec_sha256, trained_size = load_codec(options.codec)
+    codec, trained_size = load_codec(options.codec), trained_image_size(options.codec)
+    codec_sha256 = file_sha256(codec_file(options.codec))
     sizes = sorted(set(options.image_size or ([trained_size] if trained_size else [])))
     if not sizes:
         raise UserError(f"{options.codec} does not say how large its images are: give --image-size")

@@ -15,9 +15,9 @@ from PIL import Image
 from test_encode_latents import CODEC, encode, save_checkpoint
 from test_resume import buckets_recipe
 
-from data_tools.latent_encoder import load_codec
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
+from leam_mm.codec_module import load_codec
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, folder_name
 from leam_mm.data.bucket_order import read_buckets
 from leam_mm.data.image_decoding import image_member
@@ -166,7 +166,7 @@ def test_pictures_of_three_shapes_train_a_generator(tmp_path: Path, toy_shards: 
     encode(shards, frozen, output, *settings)
 
     # Each latent is that of its picture as the buckets cut it.
-    buckets, codec = AspectBuckets(16, 4), load_codec(frozen["codec"])[0]
+    buckets, codec = AspectBuckets(16, 4), load_codec(frozen["codec"])
     codec.load_statistics(output)
     pictures = {key: members for key, members in read_samples(shards)}
     stored = [sample for bucket in read_buckets(output) or [] for sample in read_samples(bucket.path)]

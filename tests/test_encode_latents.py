@@ -15,8 +15,9 @@ from conftest import clip_recipe, write_toy_shards
 from rich.console import Console
 
 from data_tools import encode_latents as program
-from data_tools.latent_encoder import choose_captions, load_codec
+from data_tools.latent_encoder import choose_captions, trained_image_size
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.codec_module import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
@@ -98,7 +99,7 @@ def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
 def test_latents_are_those_of_the_codec_with_the_stored_statistics(
     encoded: Path, toy_shards: Path, checkpoints: dict[str, Path]
 ) -> None:
-    codec, _, size = load_codec(checkpoints["codec"])
+    codec, size = load_codec(checkpoints["codec"]), trained_image_size(checkpoints["codec"])
     codec.load_statistics(encoded)
     assert size == 16
     _, original = next(read_samples(toy_shards))
