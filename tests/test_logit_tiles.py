@@ -96,13 +96,15 @@ torch.set_num_threads(1)
 image, text = (torch.nn.functional.normalize(torch.randn(8192, 32), dim=-1).requires_grad_() for _ in range(2))
 scale, bias = torch.tensor(10.0, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
 InfoNCE(tile=1024)(image[:64], text[:64], scale, bias).backward()
-open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
-before = memory("VmRSS")
-for loss in (InfoNCE(tile=1024), SigmoidLoss(tile=1024)):
-    loss(image, text, scale, bias).backward()
-print((memory("VmHWM") - before) / 1024)
+for attempt in range(2):  # pages of libraries that the system had taken back come in again at the first
+    open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+    before = memory("VmRSS")
+    for loss in (InfoNCE(tile=1024), SigmoidLoss(tile=1024)):
+        loss(image, text, scale, bias).backward()
+    print((memory("VmHWM") - before) / 1024)
 """
-    grown = float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    grown = min(float(line) for line in done.stdout.split())
     assert 0 < grown < 60, f"{grown} MB more"
 
 
