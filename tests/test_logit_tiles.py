@@ -104,8 +104,9 @@ for attempt in range(2):  # pages of libraries that the system had taken back co
     print((memory("VmHWM") - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    grown = min(float(line) for line in done.stdout.split())
-    assert 0 < grown < 60, f"{grown} MB more"
+    # The second may find the first one's tiles still in the heap; a whole matrix of logits never stays there.
+    grown = [float(line) for line in done.stdout.split()]
+    assert max(grown) > 0 and min(grown) < 60, f"{grown} MB more"
 
 
 def test_tile_must_be_positive() -> None:
