@@ -6,7 +6,6 @@ All take (latent, time, caption_state, caption_mask); their weights keep diffuse
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from leam_mm.errors import UserError
 from leam_mm.models.attention_processors import PackedProcessor
 from leam_mm.models.caption_packing import TrimmedCaptions
 from leam_mm.models.size_conditioning import SizeConditioning
-from leam_mm.models.tokens import BlockStep, Tokens
+from leam_mm.models.tokens import BlockStep, Tokens, walk_blocks
 
 SCHEDULER_STEPS = 1000  # all but PRX embed training steps, not times; so does every scheduler in a released pipeline
 KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
@@ -190,12 +189,11 @@ class PRXDenoiser(Denoiser):
         if self.size_conditioning is not None:
             moment = moment + self.size_conditioning(size).to(moment.dtype)
         tokens = Tokens(values, self._rotary(grid, latent.device), grid)
-        for number, block in enumerate(model.blocks):
-            for step in steps:
-                tokens = step.enter(number, tokens)
-            tokens = replace(tokens, values=self._run(block, tokens, text, moment, captions))
-            for step in steps:
-                tokens = step.leave(number, tokens)
+
+        def run(block: nn.Module, now: Tokens) -> Tensor:
+            return self._run(block, now, text, moment, captions)
+
+        tokens = walk_blocks(model.blocks, tokens, steps, run)
         patches = model.final_layer(tokens.values, moment)
         return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 

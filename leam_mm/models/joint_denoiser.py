@@ -1,7 +1,6 @@
 """Stable Diffusion 3's transformer, by the door of models/denoiser.py: blocks over image and caption together."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from leam_mm.errors import UserError
 from leam_mm.models.attention_processors import JointProcessor
 from leam_mm.models.caption_packing import TrimmedCaptions
 from leam_mm.models.denoiser import SCHEDULER_STEPS, Denoiser, check_latent
-from leam_mm.models.tokens import BlockStep, Tokens
+from leam_mm.models.tokens import BlockStep, Tokens, walk_blocks
 
 
 class SD3Denoiser(Denoiser):
@@ -111,13 +110,13 @@ class SD3Denoiser(Denoiser):
         tokens = Tokens(model.pos_embed(latent).contiguous(), None, grid)
         moment = model.time_text_embed(time * SCHEDULER_STEPS, pool(caption_state, caption_mask))
         text = model.context_embedder(captions.state)
-        for number, block in enumerate(model.transformer_blocks):
-            for step in steps:
-                tokens = step.enter(number, tokens)
-            text, values = self._run(block, tokens.values, text, moment, captions.mask)
-            tokens = replace(tokens, values=values)
-            for step in steps:
-                tokens = step.leave(number, tokens)
+
+        def run(block: nn.Module, now: Tokens) -> Tensor:
+            nonlocal text  # the captions' own stream, which steps do not see
+            text, values = self._run(block, now.values, text, moment, captions.mask)
+            return values
+
+        tokens = walk_blocks(model.transformer_blocks, tokens, steps, run)
         patches = model.proj_out(model.norm_out(tokens.values, moment))
         return rearrange(patches, "B (h w) (p q C) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 

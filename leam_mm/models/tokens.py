@@ -1,10 +1,11 @@
 """What flows between the blocks of a transformer, and what may look at it or change it there."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
@@ -66,3 +67,26 @@ class BlockStep(Protocol):
 
     def leave(self, number: int, tokens: Tokens) -> Tokens:
         """Return what follows block ``number``, after it ran."""
+
+
+def walk_blocks(
+    blocks: Iterable[nn.Module],
+    tokens: Tokens,
+    steps: Sequence[BlockStep],
+    run: Callable[[nn.Module, Tokens], Tensor],
+) -> Tokens:
+    """Send the tokens through a row of blocks, with the steps around each of them.
+
+    Args:
+        blocks: In their order.
+        tokens: What the first one gets.
+        steps: Called before and after each block, in this order.
+        run: One block on the tokens -> their new values (B, N, E).
+    """
+    for number, block in enumerate(blocks):
+        for step in steps:
+            tokens = step.enter(number, tokens)
+        tokens = replace(tokens, values=run(block, tokens))
+        for step in steps:
+            tokens = step.leave(number, tokens)
+    return tokens

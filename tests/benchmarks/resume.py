@@ -122,8 +122,10 @@ def spawn(command: list[str], path: Path, **environment: str) -> subprocess.Pope
         )
 
 
-def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
-    """train.py with the recipe of this benchmark."""
+def train_program(
+    folder: Path, steps: int, data: dict[str, Any], model: dict[str, Any]
+) -> Callable[..., subprocess.Popen[bytes]]:
+    """How train.py is started on a recipe of these two sections: by the attempt's number, its record and its ranks."""
     recipe: dict[str, Any] = {
         "seed_everything": 1,
         "max_samples": steps * BATCH,
@@ -137,28 +139,8 @@ def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
             "callbacks": [{"class_path": "batch_record.BatchRecord"}],
         },
         "checkpoint": {"every_n_train_steps": SAVE_EVERY},
-        "data": {
-            "class_path": "leam_mm.data.pairs_module.PairsModule",
-            "init_args": {
-                "train": str(folder.parent / "shards"),
-                "image": {"image_size": 32, "crop_scale": [0.9, 1.0]},
-                "batch_size": BATCH,
-                "tokenizer": "open_clip",
-                "context_length": 16,
-                "workers": 1,
-            },
-        },
-        "model": {
-            "class_path": "leam_mm.contrastive_module.ContrastiveModule",
-            "init_args": {
-                "encoder": {**TOWERS, "vision": {**TOWERS["vision"], "patch_dropout": 0.25}},  # type: ignore[dict-item]
-                "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
-                "tokenizer": "open_clip",
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4, "eps": 1e-6}},
-                "warmup_steps": 10,
-                "ema_decay": 0.99,
-            },
-        },
+        "data": data,
+        "model": model,
         "ckpt_path": "last",
     }
     folder.mkdir()
@@ -172,6 +154,33 @@ def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
         return spawn([*command, *words], path)
 
     return start
+
+
+def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
+    """train.py with the recipe of this benchmark."""
+    data = {
+        "class_path": "leam_mm.data.pairs_module.PairsModule",
+        "init_args": {
+            "train": str(folder.parent / "shards"),
+            "image": {"image_size": 32, "crop_scale": [0.9, 1.0]},
+            "batch_size": BATCH,
+            "tokenizer": "open_clip",
+            "context_length": 16,
+            "workers": 1,
+        },
+    }
+    model = {
+        "class_path": "leam_mm.contrastive_module.ContrastiveModule",
+        "init_args": {
+            "encoder": {**TOWERS, "vision": {**TOWERS["vision"], "patch_dropout": 0.25}},  # type: ignore[dict-item]
+            "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
+            "tokenizer": "open_clip",
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4, "eps": 1e-6}},
+            "warmup_steps": 10,
+            "ema_decay": 0.99,
+        },
+    }
+    return train_program(folder, steps, data, model)
 
 
 def theirs(folder: Path, epochs: int) -> Callable[[int, Path], subprocess.Popen[bytes]]:

@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import random
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-import yaml
-from resume import BATCH, ROOT, SAMPLES, SAVE_EVERY, WORKERS, Attempts, compare, killed, spawn
+from resume import BATCH, SAMPLES, SAVE_EVERY, Attempts, compare, killed, train_program
 from rich.console import Console
 from rich.table import Table
 
@@ -66,49 +64,24 @@ def _stored(values: np.ndarray) -> bytes:
 def ours(folder: Path, steps: int) -> Callable[..., Popen[bytes]]:
     """train.py with the recipe of this benchmark."""
     sizes = {"in_channels": CHANNELS, "context_dim": WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
-    recipe: dict[str, Any] = {
-        "seed_everything": 1,
-        "max_samples": steps * BATCH,
-        "trainer": {
-            "default_root_dir": str(folder),
-            "accelerator": "cpu",
-            "devices": 1,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "callbacks": [{"class_path": "batch_record.BatchRecord"}],
-        },
-        "checkpoint": {"every_n_train_steps": SAVE_EVERY},
-        "data": {
-            "class_path": "leam_mm.data.latents_module.LatentsModule",
-            "init_args": {"train": str(folder.parent / "latents"), "batch_size": BATCH},
-        },
-        "model": {
-            "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
-            "init_args": {
-                "denoiser": {
-                    "class_path": "leam_mm.models.denoiser.PRXDenoiser",
-                    "init_args": {**sizes, "size_conditioning": 128},
-                },
-                "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
-                "latent_size": 16,
-                "caption_dropout": 0.0,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "eps": 1e-6}},
-            },
-        },
-        "ckpt_path": "last",
+    data = {
+        "class_path": "leam_mm.data.latents_module.LatentsModule",
+        "init_args": {"train": str(folder.parent / "latents"), "batch_size": BATCH},
     }
-    folder.mkdir()
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(folder / "recipe.yaml")]
-
-    def start(number: int, path: Path, ranks: int = 1) -> Popen[bytes]:
-        words = [f"--data.init_args.workers={WORKERS[number % len(WORKERS)]}"]
-        if ranks > 1:
-            words += [f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
-        return spawn([*command, *words], path)
-
-    return start
+    model = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": {
+                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "init_args": {**sizes, "size_conditioning": 128},
+            },
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "latent_size": 16,
+            "caption_dropout": 0.0,
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "eps": 1e-6}},
+        },
+    }
+    return train_program(folder, steps, data, model)
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
