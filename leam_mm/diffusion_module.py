@@ -340,7 +340,10 @@ class LatentDiffusionModule(LightningModule):
             return caption
         state, mask = caption
         dropped = sample_uniform(self.seed, index, "caption_dropout").to(state.device) < self.caption_dropout
-        empty_state, empty_mask = (_fit(part, state.shape[1]) for part in self.empty_caption())
+        empty = self.empty_caption()
+        # The captions of a batch may all be shorter than the empty one, which several text encoders begin and end.
+        length = max(state.shape[1], int(empty[1].sum()))
+        state, mask, empty_state, empty_mask = (_fit(part, length) for part in (*caption, *empty))
         state = torch.where(dropped[:, None, None], empty_state.to(state.dtype), state)
         return state, torch.where(dropped[:, None], empty_mask, mask)
 
@@ -377,7 +380,9 @@ def _trim(*captions: Caption) -> list[Caption]:
 
 
 def _fit(part: Tensor, length: int) -> Tensor:
-    """Cut or pad dimension 1 to `length`; the empty caption is two tokens long, so only padding is cut."""
+    """Cut or pad dimension 1 to `length`; only padding may be cut."""
+    if part.shape[1] == length:
+        return part
     padded = part.new_zeros(part.shape[0], length, *part.shape[2:])
     kept = min(length, part.shape[1])
     padded[:, :kept] = part[:, :kept]

@@ -137,13 +137,14 @@ def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
     assert new_mask[~dropped].all() and (new_state[~dropped] == 5.0).all()
 
 
-@pytest.mark.parametrize("length", [3, 9])
+@pytest.mark.parametrize("length", [1, 3, 9])  # 1 is shorter than the empty caption, which must stay whole
 def test_the_empty_caption_fits_any_length_of_batch(length: int) -> None:
     module = build(caption_dropout=1.0)
     state, mask = torch.ones(2, length, WIDTH), torch.ones(2, length, dtype=torch.bool)
     new_state, new_mask = module._drop_captions((state, mask), torch.arange(2))
-    assert new_state.shape == state.shape
+    assert new_state.shape == (2, max(2, length), WIDTH)
     assert new_mask.sum(1).tolist() == [2, 2]
+    assert torch.equal(new_state[:, :2], module.empty_caption()[0][:, :2].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])

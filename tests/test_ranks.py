@@ -5,14 +5,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import write_toy_shards, write_toy_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 
+from data_tools.make_scenes import write_descriptions
+from data_tools.scene_drawing import SceneObject, draw_scene
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
+from leam_mm.evaluators.compositional import Compositional
 from leam_mm.evaluators.embedding import embed_texts, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.generation import Generation
@@ -63,12 +67,32 @@ class Drawer:
         return torch.stack([torch.rand(3, 16, 16, generator=generator) for generator in made])
 
 
+class Painter:
+    """Draws every second prompt as it should be, and something else for the others."""
+
+    def __init__(self, prompts: list[dict[str, Any]]) -> None:
+        self.answers = {prompt["text"]: prompt for prompt in prompts}
+
+    def sample(self, prompts: list[str], seed: int, steps: int, guidance: float, first_index: int) -> torch.Tensor:
+        things = [(item["colour"], item["shape"]) for text in prompts for item in self.answers[text]["objects"][:1]]
+        kept = [thing if (first_index + n) % 2 else ("red", "star") for n, thing in enumerate(things)]
+        images = [draw_scene([SceneObject(*thing, 0.5, 0.5, 0.3)], 32) for thing in kept]
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 255
+
+
+def composed(folder: Path, output: Path) -> list[dict[str, Any]]:
+    painter = Painter(json.loads((folder / "scenes.json").read_text())["prompts"])
+    metrics = Compositional(folder, prompts_per_kind=7, batch_size=4).run(EvaluationContext(None, painter, output))
+    return [dataclasses.asdict(metric) for metric in metrics]
+
+
 def measure(folder: Path, made: ContrastiveModule) -> list[dict[str, Any]]:
     context = EvaluationContext(made, Drawer(), folder)
     return [dataclasses.asdict(metric) for evaluator in evaluators(folder, made) for metric in evaluator.run(context)]
 
 
 def prepare(folder: Path) -> None:
+    write_descriptions(folder, size=32, seed=0)
     write_toy_shards(folder / "shards", SAMPLES, 8)
     write_toy_tokenizer(folder / "tokenizer")
     names = {"en": ["blue", "green", "red", "yellow"], "de": ["blau", "grün", "rot", "gelb"]}
@@ -83,7 +107,7 @@ def prepare(folder: Path) -> None:
 def one_rank(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    found: dict[str, Any] = {"plain": measure(folder, module(folder))}
+    found: dict[str, Any] = {"plain": measure(folder, module(folder)), "composed": composed(folder, folder / "sheet")}
     sharded = module(folder)
     mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
     shard_blocks(sharded.encoder, mesh, methods=("encode_image", "encode_text"))
@@ -111,12 +135,16 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
     prepare(tmp_path)
     expected = json.loads(json.dumps(measure(tmp_path, module(tmp_path))))
     assert len(expected) == 3 * 5 + 6 * 5 + 2 * 5 and any(0 < metric["value"] < 1 for metric in expected)
+    pictured = json.loads(json.dumps(composed(tmp_path, tmp_path / "sheet")))
+    values = {metric["name"]: metric["value"] for metric in pictured}
+    assert 0.2 < values["compositional/generated/single/colour_shape"] < 0.8
     # Forked, which spares them the imports; nothing here uses more than one thread.
     torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["plain"] == expected
         assert found["sharded"] == expected
+        assert found["composed"] == pictured
         # Nobody waits for a rank that failed, and whoever goes on afterwards finds the ranks in step.
         assert found["fails"] == ("the disk of rank 1" if rank == 1 else found["fails"])
         assert "another rank" in found["fails"] or rank == 1

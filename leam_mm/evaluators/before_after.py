@@ -24,6 +24,7 @@ from torch import Tensor
 from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
@@ -50,7 +51,7 @@ class BeforeAfter(Evaluator):
         count: Prompts in a grid.
         draws: Noises at each of four times and for each latent, over which a loss is averaged.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance, or a Guidance.
         seed: Of all noise.
     """
 
@@ -64,7 +65,7 @@ class BeforeAfter(Evaluator):
         count: int = 8,
         draws: int = 4,
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float | Guidance = 3.0,
         seed: int = 0,
     ) -> None:
         """Keep the settings; nothing is opened before `run`."""

@@ -17,10 +17,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from leam_mm.data.shard_index import read_samples
+from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, wilson_interval
+from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
 from leam_mm.evaluators.verdict_sheet import draw_verdicts
 
@@ -41,7 +45,7 @@ class Compositional(Evaluator):
         real_shards: Final shard folder of scenes to measure the reader on; None leaves that out.
         prompts_per_kind: At most so many prompts of each kind (single, pair, count), spread evenly over the file.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance, or a Guidance.
         seed: Seed of the generated pictures.
         batch_size: Pictures in one sampling call.
         real_limit: At most so many real scenes are read.
@@ -55,7 +59,7 @@ class Compositional(Evaluator):
         real_shards: Path | None = None,
         prompts_per_kind: int = 64,
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float | Guidance = 3.0,
         seed: int = 0,
         batch_size: int = 64,
         real_limit: int = 1000,
@@ -121,28 +125,28 @@ class Compositional(Evaluator):
         prompts = self._choose(reader.prompts)
         generator = context.require_generator()
         tally, shown = _Tally(), []
-        for start in range(0, len(prompts), self.batch_size):
-            chunk = prompts[start : start + self.batch_size]
-            # first_index numbers the pictures through all calls: picture n is the same at any batch size.
-            sampled = generator.sample(
-                [prompt["text"] for prompt in chunk],
-                seed=self.seed,
-                steps=self.steps,
-                guidance=self.guidance,
-                first_index=start,
-            )
-            pictures = (sampled.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-            for prompt, picture in zip(chunk, pictures, strict=True):
-                verdict = score(reader.read(picture), prompt)
-                asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
-                for key, right in asked.items():
-                    slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
-                    tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
-                shown.append((picture, prompt, asked))
-        context.output.mkdir(parents=True, exist_ok=True)
-        draw_verdicts(shown, context.output / f"{self.name}.png")
-        log.info("compositional: %d generated pictures judged, see %s", len(shown), context.output / f"{self.name}.png")
+        texts = [prompt["text"] for prompt in prompts]
+
+        def draw(part: slice) -> Tensor:
+            return generate(generator, texts[part], self.seed, part.start, self.steps, self.guidance)
+
+        # The evaluation's whole work is spread over the ranks by batches; picture n is the same at any number of them.
+        sampled = over_ranks(len(texts), self.batch_size, lambda part: part, draw, context.device)
+        for prompt, picture in zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True):
+            verdict = score(reader.read(picture), prompt)
+            asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
+            for key, right in asked.items():
+                slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
+                tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
+            shown.append((picture, prompt, asked))
+        if rank() == 0:
+            self._show(shown, context.output)
         return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
+
+    def _show(self, shown: list[Any], output: Path) -> None:
+        output.mkdir(parents=True, exist_ok=True)
+        draw_verdicts(shown, output / f"{self.name}.png")
+        log.info("compositional: %d generated pictures judged, see %s", len(shown), output / f"{self.name}.png")
 
     def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = []

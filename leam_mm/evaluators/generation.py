@@ -19,6 +19,7 @@ from PIL import Image
 from rich.progress import Progress, track
 from torch import Tensor
 
+from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
@@ -48,7 +49,7 @@ class Generation(Evaluator):
         features: The network that the pictures are compared with.
         samples: Pictures to generate; at most half as many as there are real ones.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance, or a Guidance.
         seed: Of the pictures' noise.
         batch_size: Pictures in one forward pass.
         languages: Codes of the prompts, taken in turn; a caption is chosen in the next language that the sample has.
@@ -62,7 +63,7 @@ class Generation(Evaluator):
         features: ImageFeatures,
         samples: int = 1000,
         steps: int = 28,
-        guidance: float = 4.0,
+        guidance: float | Guidance = 4.0,
         seed: int = 0,
         batch_size: int = 64,
         languages: list[str] = ["en"],  # noqa: B006 (never changed; jsonargparse shows it in --help)
@@ -178,7 +179,7 @@ class PromptGrid(Evaluator):
         languages: Columns; None takes all of the file.
         per_language: Concepts, those first that most languages have, spread evenly over these.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance, or a Guidance.
         seed: Of the pictures' noise; a concept has the same noise in all languages.
     """
 
@@ -188,7 +189,7 @@ class PromptGrid(Evaluator):
         languages: list[str] | None = None,
         per_language: int = 4,
         steps: int = 28,
-        guidance: float = 4.0,
+        guidance: float | Guidance = 4.0,
         seed: int = 0,
     ) -> None:
         """Keep the settings; nothing is opened before `run`."""
@@ -262,7 +263,7 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
     return [code for code in found if any(code in texts for texts in complete)], complete
 
 
-def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float) -> Tensor:
+def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float | Guidance) -> Tensor:
     """Pictures of one batch of prompts.
 
     Args:
@@ -271,7 +272,7 @@ def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int,
         seed: With the number of a prompt it names the noise, so that the batch size changes nothing.
         first: Number of the first prompt.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        guidance: Strength of classifier-free guidance, or a Guidance.
 
     Returns:
         (B, 3, H, W) uint8 on the CPU; rounded, not cut off, as diffusers does when it makes PIL pictures.

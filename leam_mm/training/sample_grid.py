@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 
 FONT_SIZE = 11
@@ -33,7 +34,7 @@ class SampleGrid(Callback):
         every_n_steps: Optimizer steps between two grids.
         count: How many prompts to take, spread evenly over the list.
         steps: Of the sampler.
-        guidance: Strength of classifier-free guidance; 1 is off.
+        guidance: Strength of classifier-free guidance, 1 is off; or a Guidance.
         seed: Of the noise.
         columns: Pictures in a row.
         scale: Pixels drawn per pixel of a picture.
@@ -45,7 +46,7 @@ class SampleGrid(Callback):
         every_n_steps: int = 1000,
         count: int = 16,
         steps: int = 20,
-        guidance: float = 3.0,
+        guidance: float | Guidance = 3.0,
         seed: int = 0,
         columns: int = 4,
         scale: int = 4,
