@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+MAX_PIXELS = 89_000_000
+
 
 @dataclass
 class Sample:
@@ -32,9 +34,19 @@ class Sample:
     @cached_property
     def pixels(self) -> np.ndarray:
         """The image, (H, W, 3) uint8, decoded when first asked for; not to be written into."""
-        array = np.asarray(Image.open(io.BytesIO(self.content), formats=["JPEG", "PNG", "WEBP"]).convert("RGB"))
+        image = Image.open(io.BytesIO(self.content), formats=["JPEG", "PNG", "WEBP"])
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS} pixels")
+        array = np.asarray(image.convert("RGB"))
         array.setflags(write=False)
         return array
+
+    @cached_property
+    def pdq(self) -> tuple[np.ndarray, int]:
+        """Perceptual hash of the pixels, 32 bytes, and its quality in [0, 100]; several rules want it."""
+        from data_tools.perceptual_hash import pdq
+
+        return pdq(self.pixels)
 
     @property
     def captions(self) -> list[dict[str, Any]]:
@@ -85,7 +97,14 @@ class VettingRule:
 
 
 class DatasetRule(VettingRule):
-    """A rule that decides when it has seen all samples: each gives a row of numbers first."""
+    """A rule that decides when it has seen all samples: each gives a row of numbers first.
+
+    A rule that looks for the same thing in several samples sets ``across``: with ``--against`` the samples of the
+    other data sets then come before our own. Their records say ``"against": True``. They stay whatever is answered:
+    of a group in which there is one of them, all of ours are to be dropped.
+    """
+
+    across = False
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
         """Give (B, D) numbers of one dtype for B samples; D is the same for all."""
@@ -96,7 +115,8 @@ class DatasetRule(VettingRule):
 
         Args:
             keys: N names.
-            records: N small dictionaries: ``uid``, ``url``, ``sha256``, ``width``, ``height``.
+            records: N small dictionaries: ``uid``, ``url``, ``sha256``, ``width``, ``height``; ``against`` is True in
+                those of other data sets.
             measured: (N, D), what ``measure`` gave.
         """
         raise NotImplementedError
