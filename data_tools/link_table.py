@@ -7,7 +7,10 @@ because names resolve and servers redirect; both places ask the same ``address_f
 import hashlib
 import ipaddress
 import json
+from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -17,7 +20,11 @@ import pyarrow.parquet as pq
 from leam_mm.errors import UserError
 
 REQUIRED = ("url", "caption")
-OPTIONAL = ("captions", "licence", "legal_basis", "page_url", "attribution", "metadata", "consent", "language")
+OPTIONAL = (
+    *("captions", "licence", "legal_basis", "page_url", "attribution", "metadata", "consent", "language"),
+    *("uid", "source"),
+)
+MAX_LINE = 1 << 24  # characters of a jsonl line: one row never needs more
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
@@ -72,6 +79,77 @@ def read_links(path: Path) -> pa.Table:
         raise UserError(
             f"{path}: a column is not text ({error}); store url, captions and metadata as strings"
         ) from None
+
+
+def link_batches(path: Path, rows: int) -> Iterator[pa.Table]:
+    """Read a table of any length ``rows`` at a time, in constant memory; all columns come back as strings.
+
+    Only the last batch is shorter. Columns are those of ``REQUIRED`` and ``OPTIONAL`` that the file has; a jsonl file
+    gives all of them, for its later lines are not known.
+
+    Raises:
+        UserError: The file is missing, unreadable, or lacks ``url`` or ``caption``; nothing is raised for an empty one.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is no file: give a parquet, csv or jsonl file of links")
+    waiting: list[pa.Table] = []
+    held = 0
+    try:
+        for part in _parts(path, rows):
+            part = part.cast(pa.schema([(name, pa.string()) for name in part.column_names]))
+            while held + part.num_rows >= rows:
+                yield pa.concat_tables([*waiting, part.slice(0, rows - held)]).combine_chunks()
+                part, waiting, held = part.slice(rows - held), [], 0
+            waiting.append(part)
+            held += part.num_rows
+    except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again") from None
+    if held:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _parts(path: Path, rows: int) -> Iterator[pa.Table]:
+    if path.suffix == ".parquet":
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            names = _present(path, file.schema_arrow.names)
+            for batch in file.iter_batches(rows, columns=names, use_threads=False):
+                yield pa.Table.from_batches([batch]).select(names)
+    elif path.suffix == ".csv":
+        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+            names = _present(path, reader.schema.names)
+        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=names)
+        with pyarrow.csv.open_csv(path, parse_options=parse, convert_options=options) as reader:
+            for batch in reader:
+                yield pa.Table.from_batches([batch])
+    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            found_rows = _json_rows(lines)
+            while found := list(islice(found_rows, rows)):
+                _present(path, found[0])
+                yield pa.table({name: [_text(row.get(name)) for row in found] for name in (*REQUIRED, *OPTIONAL)})
+    else:
+        raise UserError(f"{path}: the ending {path.suffix!r} is not known; use .parquet, .csv or .jsonl")
+
+
+def _json_rows(lines: TextIO) -> Iterator[dict[str, Any]]:
+    while line := lines.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line is longer than {MAX_LINE} characters")
+        row = json.loads(line) if line.strip() else {}
+        if not isinstance(row, dict):
+            raise ValueError("a line is not a JSON object")
+        if line.strip():
+            yield row
+
+
+def _present(path: Path, found: Collection[str]) -> list[str]:
+    for name in REQUIRED:
+        if name not in found:
+            told = ", ".join(list(found)[:12])
+            raise UserError(f"{path} has no column {name!r} (found: {told}); rename or add that column")
+    return [name for name in (*REQUIRED, *OPTIONAL) if name in found]
 
 
 def _text(value: object) -> str | None:

@@ -6,7 +6,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.link_table import LinkRefused, address_fault, check_link, folder_links, read_links, table_digest
+from data_tools.link_table import (
+    LinkRefused,
+    address_fault,
+    check_link,
+    folder_links,
+    link_batches,
+    read_links,
+    table_digest,
+)
 from leam_mm.errors import UserError
 
 
@@ -118,3 +126,36 @@ def test_digest_changes_with_any_value() -> None:
     others += [{"url": ["ab", ""], "caption": ["c", None]}, {"url": ["a", "b"], "other": ["c", None]}]
     digests = {table_digest(table), *(table_digest(pa.table(other)) for other in others)}
     assert len(digests) == 5 and table_digest(table.select(["caption", "url"])) in digests
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
+def test_long_tables_come_in_batches(suffix: str, tmp_path: Path) -> None:
+    rows = {"url": [f"http://a.example/{number}" for number in range(1003)], "caption": ["two\nlines, ü"] * 1003}
+    path = tmp_path / f"links.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(pa.table(rows | {"unknown": list(range(1003))}), path, row_group_size=70)
+    elif suffix == "csv":
+        path.write_text("url,caption\n" + "".join(f'{url},"two\nlines, ü"\n' for url in rows["url"]))
+    else:
+        lines = (json.dumps({"url": url, "caption": "two\nlines, ü"}) for url in rows["url"])
+        path.write_text("\n\n".join(lines) + "\n")
+    batches = list(link_batches(path, 100))
+    assert [batch.num_rows for batch in batches] == [100] * 10 + [3]
+    assert pa.concat_tables(batches).select(["url", "caption"]).to_pydict() == rows
+
+
+def test_batches_of_unusable_tables_are_told(tmp_path: Path) -> None:
+    for name, content, word in [
+        ("a.csv", "address,caption\nhttp://a.example/,x\n", "no column 'url'"),
+        ("b.parquet", "not parquet", "cannot be read as parquet"),
+        ("c.jsonl", '{"url": "http://a.example/", "caption": "x"}\n{broken', "cannot be read as jsonl"),
+        ("d.jsonl", "[1]\n", "not a JSON object"),
+        ("e.jsonl", "[" * 100_000, "cannot be read as jsonl"),
+        ("f.xls", "x", "use .parquet, .csv or .jsonl"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=word) as error:
+            list(link_batches(tmp_path / name, 10))
+        assert name in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="is no file"):
+        list(link_batches(tmp_path / "g.csv", 10))
