@@ -4,11 +4,15 @@
 
 RUN/plan/codec_statistics.json holds the numbers that the base's latents were normalised with, recipe.yaml the process,
 size, text tower and codec of the base (on top of configs/finetune_generator.yaml), evaluate.yaml what is measured
-before and after. Text tower and codec are compared with what the base was trained with.
+before and after. Text tower and codec are compared with what the base was trained with. Where the base's own latents
+lie beside it, a share of the samples is drawn from them, so that the base is not forgotten (rehearsal, 1811.11682).
 """
 
 import argparse
+import json
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,9 @@ import yaml
 from leam_mm.checkpoint import EVIDENCE, checkpoint_config, file_sha256, find_checkpoint, load_module, read_checkpoint
 from leam_mm.corridor import write_json
 from leam_mm.errors import UserError, run
+from leam_mm.models.frozen_parts import STATISTICS
 
+log = logging.getLogger(__name__)
 CLASS = "leam_mm.evaluators"
 
 
@@ -50,19 +56,41 @@ def latent_statistics(base: Path, frozen: dict[str, Any]) -> dict[str, Any]:
     return load_module(base / "codec", LatentCodecModule).codec.statistics()
 
 
-def recipe(base: Path, place: Path, model: dict[str, Any]) -> dict[str, Any]:
+def training_data(base: Path, own: Path, statistics: dict[str, Any], share: float) -> str | list[dict[str, Any]]:
+    """The folder's latents alone, or mixed with those that the base was trained on.
+
+    Args:
+        base: Folder of its corridor.
+        own: Latents of the folder's pictures.
+        statistics: What the base's latents were normalised with; others are not mixed in.
+        share: Of all samples, in [0, 1), drawn from the base's latents.
+    """
+    old = base / "latents" / "train"
+    if not share:
+        return str(own)
+    try:
+        found = json.loads((old / STATISTICS).read_text())
+    except (OSError, ValueError):
+        log.warning("%s holds no latents: nothing of what the base was trained on is rehearsed", old)
+        return str(own)
+    if any(found.get(name) != statistics[name] for name in ("mean", "std", "shift", "scale") if name in statistics):
+        raise UserError(f"{old} is normalised otherwise than {base / 'generator'} was trained: give --rehearse 0")
+    log.info("%.0f %% of the samples come from %s, so that the base is not forgotten", 100 * share, old)
+    return [{"path": str(own), "weight": 1 - share}, {"path": str(old), "weight": share}]
+
+
+def recipe(base: Path, place: Path, model: dict[str, Any], data: str | list[dict[str, Any]]) -> dict[str, Any]:
     """The overlay that follows from the base.
 
     Args:
         base: Folder of its corridor.
         place: Run folder of the fine-tuning.
         model: The base's own settings.
+        data: What is trained on.
     """
     return {
         "trainer": {"default_root_dir": str(place / "generator")},
-        "data": {
-            "init_args": {"train": str(place / "latents" / "train"), "validation": str(place / "latents" / "held_out")}
-        },
+        "data": {"init_args": {"train": data, "validation": str(place / "latents" / "held_out")}},
         "model": {
             "init_args": {
                 "denoiser": {"init_args": {"weights": str(base / "generator")}},
@@ -138,15 +166,23 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--base", type=Path, required=True, help="folder with the base's generator/, clip/ and codec/")
     parser.add_argument("--run", type=Path, required=True, help="run folder of the fine-tuning")
     parser.add_argument("--language", default="en", help="of the folder's captions, as two letters (%(default)s)")
+    parser.add_argument(
+        "--rehearse", type=float, default=0.25, help="share of samples from BASE/latents/train, if any (%(default)s)"
+    )
     options = parser.parse_args(args)
+    if not 0 <= options.rehearse < 1:
+        raise UserError(f"--rehearse is {options.rehearse}: give a share of 0 or more, below 1")
     model, frozen = base_settings(options.base)
     plan = options.run / "plan"
     plan.mkdir(parents=True, exist_ok=True)
-    write_json(plan / "codec_statistics.json", latent_statistics(options.base, frozen))
-    write_yaml(plan / "recipe.yaml", recipe(options.base, options.run, model))
+    statistics = latent_statistics(options.base, frozen)
+    data = training_data(options.base, options.run / "latents" / "train", statistics, options.rehearse)
+    write_json(plan / STATISTICS, statistics)
+    write_yaml(plan / "recipe.yaml", recipe(options.base, options.run, model, data))
     write_yaml(plan / "evaluate.yaml", evaluation(options.base, options.run, options.language))
     print(f"wrote {plan}: statistics of the base's latents, recipe.yaml and evaluate.yaml")
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     run(main)

@@ -54,6 +54,28 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
         assert config["data"]["init_args"]["validation"] == str(run / "latents" / "held_out")
 
 
+def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+
+    def mixed(*words: str) -> Any:
+        main(["--base", str(base), "--run", str(run), *words])
+        return yaml.safe_load((run / "plan" / "recipe.yaml").read_text())["data"]["init_args"]["train"]
+
+    assert mixed() == str(run / "latents" / "train") and "nothing of what the base" in caplog.text
+    old = base / "latents" / "train"
+    old.mkdir(parents=True)
+    (old / "codec_statistics.json").write_text(json.dumps(STATISTICS))
+    own, rehearsed = mixed("--rehearse", "0.4")
+    assert (own["path"], rehearsed["path"]) == (str(run / "latents" / "train"), str(old))
+    assert (own["weight"], rehearsed["weight"]) == (0.6, 0.4)
+    assert mixed("--rehearse", "0") == own["path"]
+    (old / "codec_statistics.json").write_text(json.dumps({**STATISTICS, "scale": 3.0}))
+    with pytest.raises(UserError, match="normalised otherwise"):
+        mixed()
+    with pytest.raises(UserError, match="--rehearse is 1"):
+        mixed("--rehearse", "1")
+
+
 def test_what_the_base_could_do_is_measured_where_it_can_be(tmp_path: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(evaluate.evaluate, as_positional=False)
