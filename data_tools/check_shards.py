@@ -3,7 +3,7 @@
     python data_tools/check_shards.py shards/train
 
 Exit code 0: sound. 1: damaged, one line per broken thing. 2: not a shard folder at all.
-``--fast`` leaves the pixels out.
+``--fast`` leaves the pixels out. Of a folder with a keep-list, the list is verified, and all of the shards it names.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from leam_mm.data.keep_list import KEEP, kept_keys
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardIndex, parse_sample
 from leam_mm.data.stored_array import parse_array
 from leam_mm.errors import UserError, run
@@ -166,6 +167,14 @@ def image_fault(content: bytes, record: dict) -> str | None:
     return None
 
 
+def keep_faults(folder: ShardFolder) -> list[str]:
+    """Say where a keep-list names other samples than those that lie at its places."""
+    found = [key for number in range(len(folder.shards)) for key in folder.index(number).keys]
+    named = kept_keys(folder.path)
+    wrong = [pair for pair in zip(named, found, strict=True) if pair[0] != pair[1]]
+    return [f"{folder.path / KEEP}: says {key!r} where {there!r} lies" for key, there in wrong]
+
+
 def print_report(folder: ShardFolder, finding: Finding, console: Console) -> None:
     """Print counts, and the root that names the data set."""
     table = Table("what", "which", "count", title=str(folder.path))
@@ -190,7 +199,11 @@ def main(args: list[str] | None = None) -> None:
     settings = parser.parse_args(args)
     faults = []
     for path in shape_folders(settings.folder):
-        folder, finding = check_folder(path, decode=not settings.fast)
+        listed = ShardFolder(path)
+        folder, finding = check_folder(Path(listed.place), decode=not settings.fast)
+        if listed.keeps:
+            finding.faults += keep_faults(listed)
+            print(f"{path}: {listed.samples:,} of {folder.samples:,} samples are kept; as {listed.merkle_root}")
         print_report(folder, finding, Console(soft_wrap=True))
         faults += finding.faults
     for fault in faults:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import logging
 import os
+import posixpath
 import re
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import FileLock, Timeout
 
+from leam_mm.data.keep_list import KEEP, PLACE, KeepList, parse_keep_list, read_keep_list
 from leam_mm.data.shard_index import MANIFEST, ShardEntry, ShardFolder, ShardIndex, index_name, read_index
 from leam_mm.errors import UserError
 
@@ -53,15 +55,46 @@ class ShardCache:
 
 
 def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolder:
-    """A shard folder wherever it is: a path is read in place, a URL through the cache."""
+    """A shard folder wherever it is: a path is read in place, a URL through the cache; so are those of keep-lists."""
     if "://" not in str(path):
-        return ShardFolder(path)
+        kept = None if (Path(path) / MANIFEST).is_file() else read_keep_list(Path(path))
+        return ShardFolder(path) if kept is None or "://" not in kept.shards else _follow(kept, path, cache)
     if cache is None:
         raise UserError(
             f"{path} is on another machine: say where its shards are kept here, "
             "data.init_args.cache: {folder: /local/disk/shards}"
         )
-    return RemoteFolder(str(path), cache)
+    try:
+        return RemoteFolder(str(path), cache)
+    except UserError as error:
+        kept = None if isinstance(error, Unreachable) else _read_keep_list(str(path).rstrip("/"), cache)
+        if kept is None:
+            raise
+    return _follow(kept, str(path).rstrip("/"), cache)
+
+
+def _follow(kept: KeepList, path: Path | str, cache: ShardCache | None) -> ShardFolder:
+    place = kept.shards
+    if "://" not in place:  # stores of objects know no ".."
+        scheme, _, own = str(path).partition("://")
+        place = f"{scheme}://{posixpath.normpath(posixpath.join(own, place))}"
+    folder = open_folder(place, cache)
+    folder.follow(kept, str(path))
+    return folder
+
+
+def _read_keep_list(url: str, cache: ShardCache) -> KeepList | None:
+    """The keep-list of a folder behind a URL; None where it has none."""
+    Path(cache.folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.folder, prefix="keep-") as scratch:
+        try:
+            for name in (PLACE, KEEP):
+                _download(f"{url}/{name}", Path(scratch) / name, cache.folder)
+        except Unreachable:
+            raise
+        except UserError:
+            return None
+        return parse_keep_list((Path(scratch) / PLACE).read_text("utf-8"), (Path(scratch) / KEEP).read_bytes(), url)
 
 
 class RemoteFolder(ShardFolder):
@@ -111,7 +144,7 @@ class RemoteFolder(ShardFolder):
 
     def index(self, number: int) -> ShardIndex:
         """Read the index of one tar, fetched if it is not in the cache."""
-        entry = self.shards[number]
+        entry = self.stored[number]
         target, where = self.path / index_name(f"{entry.sha256}.tar"), f"{self.url}/{index_name(entry.shard)}"
         if not target.is_file():
             with FileLock(self._lock(entry)):
@@ -120,7 +153,7 @@ class RemoteFolder(ShardFolder):
                     self._download(index_name(entry.shard), partial)
                     read_index(partial, entry, where)
                     os.replace(partial, target)
-        return read_index(target, entry, where)
+        return self._kept(number, read_index(target, entry, where))
 
     def prefetch(self, numbers: list[int]) -> None:
         """Fetch these shards in the background; what fails is told when the shard is read."""

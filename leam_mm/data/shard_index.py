@@ -12,7 +12,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leam_mm.data.keep_list import KeepList, read_keep_list
 from leam_mm.errors import UserError
 
 BLOCK = 512
@@ -96,9 +97,12 @@ def _header(block: bytes) -> tuple[str, int, bool]:
     return header.name, header.size, header.isreg()
 
 
-def parse_sample(raw: bytes) -> dict[str, bytes]:
-    """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
-    members: dict[str, bytes] = {}
+def walk_sample(raw: bytes) -> Iterator[tuple[str, int, int, bool]]:
+    """Name, place of the content, its size, and whether it is a plain file, of each member in a sample's byte range.
+
+    Raises:
+        UserError: A header is broken, or a member longer than the sample.
+    """
     position = 0
     while position + BLOCK <= len(raw):
         try:
@@ -111,10 +115,14 @@ def parse_sample(raw: bytes) -> dict[str, bytes]:
         # A header can also spell a negative size, which would make this loop walk backwards for ever.
         if size < 0 or start + size > len(raw):
             raise UserError(f"member {name!r} is longer than its sample; download the shard again")
-        if plain:
-            members[name.rpartition("/")[2].partition(".")[2]] = raw[start : start + size]
+        yield name, start, size, plain
         position = start + size + (-size % BLOCK)
-    return members
+
+
+def parse_sample(raw: bytes) -> dict[str, bytes]:
+    """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
+    found = walk_sample(raw)
+    return {name.rpartition("/")[2].partition(".")[2]: raw[at : at + size] for name, at, size, plain in found if plain}
 
 
 class ShardWriter:
@@ -249,39 +257,73 @@ def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
 
 
 class ShardFolder:
-    """A finished shard folder, opened by its manifest.
+    """A finished shard folder, opened by its manifest; or the samples of one that a keep-list names.
 
     Args:
-        path: The folder that holds ``manifest.jsonl``.
+        path: The folder that holds ``manifest.jsonl``, or ``keep.parquet`` and ``keep.json``.
     """
 
     def __init__(self, path: Path | str) -> None:
         """Read the manifest; see the class for the arguments."""
         self.path = Path(path)
-        manifest = self.path / MANIFEST
-        if not manifest.is_file():
+        manifest, kept = self.path / MANIFEST, None
+        if manifest.is_file():
+            self._keep(manifest.read_text(), str(self.path))
+        elif (kept := read_keep_list(self.path)) is None:
             raise UserError(
                 f"{self.path} is no shard folder: {MANIFEST} is missing; build it with data_tools/download_shards.py"
             )
-        self._keep(manifest.read_text(), str(self.path))
+        elif "://" in kept.shards:
+            raise UserError(
+                f"the shards of {self.path} lie at {kept.shards}: trainings read them there, other programs want a "
+                "copy on this machine and its place in keep.json"
+            )
+        else:
+            try:
+                vars(self).update(vars(ShardFolder(self.path / kept.shards)) | {"path": self.path})
+            except RecursionError:
+                raise UserError(f"{self.path}/keep.json leads back to itself: write the shards' place in it") from None
+            self.follow(kept, str(self.path))
 
     def _keep(self, manifest: str, name: str) -> None:
-        self.name = name
-        self.shards = parse_manifest(manifest, f"{name}/{MANIFEST}")
+        self.name = self.place = name  # the name may become a keep-list's; the tars stay at their place
+        self._manifest = self.shards = self.stored = parse_manifest(manifest, f"{name}/{MANIFEST}")
         self.samples = sum(entry.samples for entry in self.shards)
+        self.rows: list[np.ndarray] | None = None
+        self.keeps: list[str] = []
+
+    def follow(self, kept: KeepList, name: str) -> None:
+        """Show only the samples that a keep-list names; shards of which nothing stays are left out.
+
+        Raises:
+            UserError: The list was made for other shards.
+        """
+        if kept.merkle_root != self.merkle_root:
+            raise UserError(
+                f"{name} keeps samples of shards with Merkle root {kept.merkle_root[:12]}, {self.name} has "
+                f"{self.merkle_root[:12]}: vet these shards again, or name the right ones in keep.json"
+            )
+        rows, before = kept.rows([entry.samples for entry in self.shards]), self.rows
+        if before is not None:
+            rows = [old[new] for old, new in zip(before, rows, strict=True)]
+        used = [number for number, each in enumerate(rows) if len(each)]
+        self.name, self.keeps, self.rows = name, [*self.keeps, kept.sha256], [rows[number] for number in used]
+        self.stored = [self.stored[number] for number in used]
+        self.shards = [replace(self.stored[number], samples=len(each)) for number, each in enumerate(self.rows)]
+        self.samples = len(kept.row)
 
     @property
     def merkle_root(self) -> str:
-        """The name of the data set: changes with any byte of any shard."""
-        return merkle_root(self.shards)
+        """The name of the data set: changes with any byte of any shard; with a keep-list that one's SHA-256 follows."""
+        return "+keep.".join([merkle_root(self._manifest), *self.keeps])
 
     def shard_name(self, number: int) -> str:
         """Where one tar lies, for messages."""
-        return f"{self.name}/{self.shards[number].shard}"
+        return f"{self.place}/{self.shards[number].shard}"
 
     def tar(self, number: int) -> Path:
         """Path of one tar; says so when it is missing or cut short."""
-        path = self.path / self.shards[number].shard
+        path = Path(self.place) / self.shards[number].shard
         size = path.stat().st_size if path.is_file() else -1
         if size != self.shards[number].bytes:
             found = "is missing" if size < 0 else f"has {size} bytes"
@@ -299,10 +341,18 @@ class ShardFolder:
 
     def index(self, number: int) -> ShardIndex:
         """Read the index that lies beside one tar."""
-        path = self.path / index_name(self.shards[number].shard)
+        path = Path(self.place) / index_name(self.shards[number].shard)
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole folder, index files included")
-        return read_index(path, self.shards[number], str(path))
+        return self._kept(number, read_index(path, self.stored[number], str(path)))
+
+    def _kept(self, number: int, index: ShardIndex) -> ShardIndex:
+        """The part of a shard's index that a keep-list leaves."""
+        if self.rows is None:
+            return index
+        rows = self.rows[number]
+        keys, digests = ([column[row] for row in rows.tolist()] for column in (index.keys, index.sha256))
+        return ShardIndex(keys, index.offset[rows], index.size[rows], digests)
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
