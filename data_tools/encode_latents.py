@@ -11,6 +11,7 @@ described in leam_mm/data/latent_members.py. With any of these, the disk that it
     --processes 8 --device cuda           eight GPUs; with --device cpu, eight processes of one thread each
     --image-size 256 --image-size 512     a shard folder for each size below the output
     --image-size 512 --buckets            a shard folder for each aspect ratio, and buckets.json
+    --image-size 2048 --tile 512          the codec works on overlapping tiles: bounded memory, see LatentCodec.set_tile
     --moments --dtype bfloat16            mean and log-variance of AutoencoderKL, so that training draws the latents
     --clip run/clip --text-encoder FOLDER several text encoders, also of transformers (T5, ...), in the order given
     --features run/clip                   patch tokens of an image encoder (ours, open_clip's, DINO of transformers)
@@ -67,7 +68,8 @@ def check_output(folder: Path, encoding: Encoding) -> bool:
         if not place.exists():
             continue
         try:
-            same = json.loads((place / SETTINGS).read_text(encoding="utf-8")) == asdict(encoding)
+            stored = json.loads((place / SETTINGS).read_text(encoding="utf-8"))
+            same = {"tile": None, **stored} == asdict(encoding)  # folders of before the tiles do not name them
         except (OSError, ValueError):
             same = False
         if not same:
@@ -255,6 +257,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--buckets", action="store_true", help="keep aspect ratios, in shapes of about image-size squared pixels")
     add("--bucket-multiple", type=int, help="of which heights and widths are multiples; default: 2 x downscale")
     add("--max-ratio", type=float, default=2.0, help="of the longer to the shorter side of a bucket")
+    add("--tile", type=int, help="pixels of the codec's tiles for large pictures; by default whole pictures")
     add("--moments", action="store_true", help="keep the log-variance of an AutoencoderKL too")
     add("--seed", type=int, default=0, help="of the choice of captions")
     add("--batch-size", type=int, default=256, help="samples at once; changes speed and memory only")

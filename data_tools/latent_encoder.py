@@ -51,6 +51,7 @@ class Encoding:
         seed: Of the choice of captions.
         dtype: Of the stored latents and caption states.
         statistics_sha256: Of the statistics taken from another folder; None measures them.
+        tile: Side in pixels of the codec's tiles (LatentCodec.set_tile); None takes whole pictures.
     """
 
     shards: str
@@ -67,6 +68,7 @@ class Encoding:
     seed: int
     dtype: str
     statistics_sha256: str | None
+    tile: int | None = None
 
     def aspect_buckets(self) -> AspectBuckets | None:
         """The shapes, where pictures keep their aspect ratio."""
@@ -340,7 +342,9 @@ def open_encoder(options: argparse.Namespace, device: torch.device, threads: int
         seed=options.seed,
         dtype=options.dtype,
         statistics_sha256=file_sha256(statistics) if statistics else None,
+        tile=options.tile,
     )
+    codec.set_tile(options.tile)
     codec = codec.eval().requires_grad_(False).to(device)
     threads = threads or min(8, os.cpu_count() or 1)
     return LatentEncoder(codec, texts, features.to(device) if features else None, encoding, device, threads)

@@ -96,6 +96,31 @@ def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
     assert statistics["count"] == 96 * 16 and statistics["shift"] == 0
 
 
+def test_tiles_are_those_of_the_codec_and_belong_to_the_settings(
+    encoded: Path, tmp_path: Path, toy_shards: Path, checkpoints: dict[str, Path]
+) -> None:
+    output = tmp_path / "latents"
+    given = ("--image-size", "32", "--tile", "16", "--statistics", str(encoded))
+    encode(toy_shards, checkpoints, output, *given)
+    codec = load_codec(checkpoints["codec"])
+    codec.load_statistics(encoded)
+    _, original = next(read_samples(toy_shards))
+    pixels = ImageDecoding(32)(original["png"], np.random.default_rng(0))[None].float() / 127.5 - 1
+    stored = array(next(read_samples(output))[1], "latent.npy")
+    with torch.no_grad():
+        whole = codec.encode(pixels)[0].numpy()
+        codec.set_tile(16)
+        tiled = codec.encode(pixels)[0].numpy()
+    np.testing.assert_allclose(stored, tiled, rtol=2e-3, atol=2e-3)
+    assert np.abs(tiled - whole).max() > 0.02
+    with pytest.raises(UserError, match="written with other data or settings"):
+        encode(toy_shards, checkpoints, output, *given[:2], *given[4:])
+    settings = json.loads((output / "encoding.json").read_text())
+    assert settings.pop("tile") == 16
+    (output / "encoding.json").write_text(json.dumps(settings))  # as folders of before the tiles have it
+    encode(toy_shards, checkpoints, output, *given[:2], *given[4:])
+
+
 def test_latents_are_those_of_the_codec_with_the_stored_statistics(
     encoded: Path, toy_shards: Path, checkpoints: dict[str, Path]
 ) -> None:
