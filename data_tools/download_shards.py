@@ -2,17 +2,25 @@
 
     python data_tools/download_shards.py --table links.parquet --output shards --agent-contact https://lab.example/bot
     python data_tools/download_shards.py --folder images --output shards
+    python data_tools/download_shards.py --table links.parquet --output shards ... --retry-failed
 
-Two passes. img2dataset fetches the original bytes into ``OUTPUT.work`` (data_tools/image_fetch.py); a killed run goes
-on there. Then every image is checked and mended (data_tools/image_repair.py) and the shards are written in the order of
-the table. A sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte
-for byte: therefore ``fetched_at`` stands in ledger.parquet, and in the samples only with --record-time.
-``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why.
-A proxy named in the environment is used; its own address must then be public, or be named by --allow-private.
+Two passes. img2dataset hands the links out in parts, which data_tools/download_worker.py fetches into ``OUTPUT.work``:
+politely, within limits, and with rights looked up in the headers of every hop; a killed run goes on there. Then every
+image is checked and mended (data_tools/image_repair.py) and the shards are written in the order of the table. A
+sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte for byte:
+what belongs to the clock stands in ledger.parquet, and ``fetched_at`` in the samples only with --record-time.
+``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why, with evidence.
+
+--retry-failed asks again for the links that failed for a reason that may have passed (rule ``download``) and builds the
+shards anew from the samples that are there and those that came now: the bytes, and so the Merkle root, are those of a
+run in which all of them had come at once, however often it was tried.
+
+--slice I/N fetches every N-th part only and writes no shards: configs/clusters/slurm_download.sh. A proxy named in the
+environment is used; its own address must then be public, or be named by --allow-private.
 """
 
 import argparse
-import fcntl
+import itertools
 import json
 import logging
 import os
@@ -20,27 +28,26 @@ import shutil
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from data_tools.download_folder import fetch_identity, finished_rows, working, write_seal
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_repair import RESIZE_MODES, ImageRule
-from data_tools.link_table import LinkRefused, check_link, folder_links, read_links, table_digest
-from data_tools.raw_part import fetch_parts, repaired_rows
-from data_tools.sample_record import json_fault, sample_record
-from leam_mm.data.shard_index import ShardWriter, merkle_root
+from data_tools.image_request import AGAIN
+from data_tools.ledger import LEDGER, LedgerWriter, evidence_text
+from data_tools.link_rows import LinkRow, LinkRows
+from data_tools.raw_part import Fetched, fetch_parts, repaired_rows
+from data_tools.sample_record import sample_record
+from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run
 
 log = logging.getLogger(__name__)
-LEDGER = pa.schema(
-    [(name, pa.string()) for name in ("key", "url", "domain", "rule", "value")]
-    + [("kept", pa.bool_()), ("reason", pa.string()), ("fetched_at", pa.string()), ("bytes", pa.int64())]
-    + [("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("licence", pa.string())]
-)
+STAGE = "download_shards"
+EXTRA = {"pyspark": "spark", "ray": "ray"}
 
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
@@ -51,182 +58,218 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     source.add_argument("--folder", type=Path, help="folder of images, each with its caption in a .txt file beside it")
     parser.add_argument("--output", type=Path, required=True, help="folder of the final shards; must not exist yet")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
-    rule = ImageRule()
-    parser.add_argument(
-        "--size", type=int, default=rule.size, help="side in pixels that --resize aims at (%(default)s)"
+    parser.add_argument("--retry-failed", action="store_true", help="ask again for links that failed in OUTPUT")
+    rule, fetch = ImageRule(), FetchSetting("", "", "", "")
+    told = parser.add_argument
+    told("--size", type=int, default=rule.size, help="side in pixels that --resize aims at (%(default)s)")
+    told("--resize", choices=RESIZE_MODES, default=rule.resize, help="how (%(default)s)")
+    told("--format", choices=("png", "jpg", "webp"), default=rule.format, help="of images encoded again (%(default)s)")
+    told("--max-pixels", type=int, default=rule.max_pixels, help="largest image decoded (%(default)s)")
+    told("--max-bytes", type=int, default=rule.max_bytes, help="largest file fetched (%(default)s)")
+    told("--min-side", type=int, default=rule.min_side, help="smallest side kept (%(default)s)")
+    told("--max-hops", type=int, default=fetch.max_hops, help="redirects followed (%(default)s)")
+    told("--image-seconds", type=float, default=fetch.image_seconds, help="longest for one image (%(default)s)")
+    told("--part-seconds", type=float, default=fetch.part_seconds, help="longest for one part (%(default)s)")
+    told("--part-bytes", type=int, default=fetch.part_bytes, help="most bytes of one part (%(default)s)")
+    told("--samples-per-shard", type=int, default=1000, help="samples in each tar (%(default)s)")
+    told("--processes", type=int, default=fetch.processes, help="worker processes (%(default)s)")
+    told("--threads", type=int, default=fetch.threads, help="connections in each process (%(default)s)")
+    told("--connections-per-host", type=int, default=fetch.connections_per_host, help="at a time (%(default)s)")
+    told("--delay-per-host", type=float, default=fetch.delay_per_host, help="seconds between requests (%(default)s)")
+    told(
+        "--longest-wait", type=float, default=fetch.longest_wait, help="seconds for a host's Retry-After (%(default)s)"
     )
-    parser.add_argument("--resize", choices=RESIZE_MODES, default=rule.resize, help="how (%(default)s)")
-    parser.add_argument(
-        "--format", choices=("png", "jpg", "webp"), default=rule.format, help="of images encoded again (%(default)s)"
+    told("--spare-private", action="store_true", help="keep these three for hosts of --allow-private, too")
+    told("--timeout", type=float, default=fetch.timeout, help="seconds to wait for an answer (%(default)s)")
+    told("--retries", type=int, default=fetch.retries, help="further attempts for a failed link (%(default)s)")
+    told(
+        "--distributor", choices=("multiprocessing", "pyspark", "ray"), default=fetch.distributor, help="(%(default)s)"
     )
-    parser.add_argument("--max-pixels", type=int, default=rule.max_pixels, help="largest image decoded (%(default)s)")
-    parser.add_argument("--max-bytes", type=int, default=rule.max_bytes, help="largest file fetched (%(default)s)")
-    parser.add_argument("--min-side", type=int, default=rule.min_side, help="smallest side kept (%(default)s)")
-    parser.add_argument("--samples-per-shard", type=int, default=1000, help="samples in each tar (%(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="worker processes (%(default)s)")
-    parser.add_argument("--threads", type=int, default=32, help="connections in each process (%(default)s)")
-    parser.add_argument("--timeout", type=int, default=10, help="seconds to wait for an answer (%(default)s)")
-    parser.add_argument("--retries", type=int, default=1, help="further attempts for a failed link (%(default)s)")
-    parser.add_argument("--allow-file", action="store_true", help="read file: addresses of this machine, too")
-    parser.add_argument(
+    told("--cluster", default="", metavar="ADDRESS", help="Spark master or Ray head; without it, this machine")
+    told("--slice", default="0/1", metavar="I/N", help="fetch every N-th part from the I-th on, write no shards")
+    told("--allow-file", action="store_true", help="read file: addresses of this machine, too")
+    told(
         "--allow-private", action="append", default=[], metavar="HOST", help="trust this private host; may be repeated"
     )
-    parser.add_argument("--min-success", type=float, default=0.9, help="least share of rows kept (%(default)s)")
-    parser.add_argument("--agent-name", default="leam_mm", help="who we say we are (%(default)s)")
-    parser.add_argument("--agent-contact", default="", help="page or address where site owners reach you")
-    parser.add_argument("--record-time", action="store_true", help="write fetched_at into the samples, too")
-    parser.add_argument("--keep-work", action="store_true", help="leave the original bytes in OUTPUT.work")
+    told("--min-success", type=float, default=0.9, help="least share of rows kept (%(default)s)")
+    told("--agent-name", default="leam_mm", help="who we say we are (%(default)s)")
+    told("--agent-contact", default="", help="page or address where site owners reach you")
+    told("--record-time", action="store_true", help="write fetched_at into the samples, too")
+    told("--keep-work", action="store_true", help="leave the original bytes in OUTPUT.work")
     settings = parser.parse_args(args)
-    for name in ("size", "samples_per_shard", "processes", "threads", "timeout", "max_bytes", "max_pixels"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give at least 1")
+    least: dict[str, float] = dict.fromkeys(("size", "samples_per_shard", "processes", "threads", "max_bytes"), 1)
+    least |= dict.fromkeys(("max_pixels", "connections_per_host", "part_bytes"), 1)
+    least |= dict.fromkeys(("timeout", "image_seconds", "part_seconds"), 0.1)
+    least |= dict.fromkeys(("delay_per_host", "longest_wait", "max_hops", "retries"), 0)
+    for name, low in least.items():
+        if not getattr(settings, name) >= low:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(settings, name)}: give at least {low}")
     if not 0 <= settings.min_success <= 1:
         raise UserError(f"--min-success is {settings.min_success}: give a share between 0 and 1")
+    if settings.distributor in EXTRA and find_spec(settings.distributor) is None:
+        extra = EXTRA[settings.distributor]
+        raise UserError(
+            f"--distributor {settings.distributor}: it is not installed; run pip install 'leam_mm[{extra}]'"
+        )
+    number, _, jobs = settings.slice.partition("/")
+    if not (number.isdigit() and jobs.isdigit() and int(number) < int(jobs)):
+        raise UserError(f"--slice is {settings.slice!r}: give I/N with I from 0 to N - 1, such as 3/16")
+    settings.slice = (int(number), int(jobs))
     return settings
 
 
-def screen_rows(table: pa.Table, base: Path, settings: argparse.Namespace) -> list[dict[str, Any]]:
-    """Judge every row before anything is fetched: one ledger row each, those to fetch have ``fetch`` set."""
-    width = max(7, len(str(table.num_rows - 1)))
-    allow_file = settings.allow_file or settings.folder is not None
-    texts = [name for name in ("captions", "metadata", "consent") if name in table.column_names]
-    rows = []
-    for number, (url, caption) in enumerate(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)):
-        row: dict[str, Any] = dict.fromkeys(LEDGER.names) | {"key": f"{number:0{width}d}", "url": url, "kept": False}
-        try:
-            row["fetch"], row["url"], row["domain"] = check_link(url, base, allow_file, settings.allow_private)
-            cells = {column: table[column][number].as_py() for column in texts}
-            for column, text in cells.items():
-                if fault := json_fault(column, text):
-                    raise LinkRefused(column, str(text)[:80], fault)
-            if not (caption or "").strip() and (cells.get("captions") or "[]").strip() == "[]":
-                raise LinkRefused("caption", "", "the caption is empty")
-        except LinkRefused as refused:
-            row.update(fetch=None, rule=refused.rule, value=refused.value, reason=refused.reason)
-        rows.append(row)
-    public = next(
-        (row for row in rows if row.get("fetch") and row["domain"] not in ("", *settings.allow_private)), None
-    )
-    if public and not settings.agent_contact:
-        raise UserError(
-            f"--agent-contact is missing: give a page or address where the owner of {public['domain']} can reach you"
-        )
-    return rows
-
-
-def open_work(output: Path, wanted: FetchSetting, digest: str) -> tuple[Path, FetchSetting, Any]:
-    """Create the work folder, or go on in it if the settings that decide what is fetched are the same.
-
-    Returns:
-        The folder, the setting (with the part size of the first run), and the lock to hold while working.
-    """
-    work = output.with_name(output.name + ".work")
-    work.mkdir(parents=True, exist_ok=True)
-    lock = open(work / "lock", "w")  # noqa: SIM115 # held until the program ends
-    for attempt in range(10):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if attempt == 9:
-                raise UserError(f"{work} is in use by another run: wait for it, or choose another --output") from None
-            time.sleep(0.5)
-    record = work / "fingerprint.json"
-    free = ("processes", "threads", "timeout", "retries", "rows_per_part", "links", "output")
-    identity = {key: value for key, value in vars(wanted).items() if key not in free} | {"table": digest}
-    part_size = wanted.rows_per_part
-    if record.exists():
-        old = json.loads(record.read_text())
-        part_size = old.pop("rows_per_part")
-        for key, value in identity.items():
-            if old.get(key) != value:
-                raise UserError(
-                    f"{work} was begun with another {key} ({old.get(key)!r}, now {value!r}): "
-                    "start with the old settings, or delete that folder to fetch anew"
-                )
-    else:
-        temporary = work / f"fingerprint.json.tmp-{os.getpid()}"
-        temporary.write_text(json.dumps(identity | {"rows_per_part": part_size}))
-        os.replace(temporary, record)
-    links, raw = str((work / "links.parquet").resolve()), str((work / "raw").resolve())
-    return work, replace(wanted, rows_per_part=part_size, links=links, output=raw), lock
-
-
-def write_ledger(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the fate of every row."""
-    pq.write_table(pa.Table.from_pylist([{name: row.get(name) for name in LEDGER.names} for row in rows], LEDGER), path)
+def crawl_delays(table: Path | None) -> dict[str, float]:
+    """Delays that hosts ask for in robots.txt, where screen_links has left its origins.jsonl beside the table."""
+    path = (table or Path()).with_name("origins.jsonl") if table else None
+    if path is None or not path.is_file():
+        return {}
+    delays: dict[str, float] = {}
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            found = json.loads(line)
+            if delay := found.get("crawl_delay"):
+                host = str(found["origin"]).rpartition("//")[2].rpartition("@")[2]
+                host = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+                delays[host] = max(delays.get(host, 0.0), float(delay))
+    return delays
 
 
 def write_shards(
-    table: pa.Table, rows: list[dict[str, Any]], setting: FetchSetting, settings: argparse.Namespace
+    links: LinkRows,
+    old: Iterator[dict[str, Any] | None],
+    fetched: Iterator[tuple[int, Fetched]],
+    settings: argparse.Namespace,
+    seal: dict[str, Any],
 ) -> tuple[int, str]:
-    """Second pass: mend, judge and write in the order of the table.
+    """Second pass: write in the order of the table what was kept before and what came now.
+
+    Args:
+        links: The table.
+        old: Of every row what a finished folder's ledger says, or None.
+        fetched: What came, in the order of the table.
+        settings: Of the command line.
+        seal: What decides the bytes of the shards.
 
     Returns:
         How many samples were kept, and the Merkle root of the shards.
     """
-    names = ("size", "resize", "format", "max_pixels", "max_bytes", "min_side")
-    rule = ImageRule(**{name: getattr(settings, name) for name in names})
     output: Path = settings.output
     failed_ledger = output.with_name(output.name + ".failed-ledger.parquet")
-    crawler = settings.agent_name
-    expected = [number for number, row in enumerate(rows) if row.get("fetch")]
+    before = read_samples(output) if settings.retry_failed else iter(())
+    reasons: Counter[str] = Counter()
     with ShardWriter(output, settings.samples_per_shard) as writer:
-        for number, fetched in repaired_rows(Path(setting.output), expected, setting, rule, settings.processes):
-            row, image = rows[number], fetched.image
-            row.update(fetched_at=fetched.fetched_at, bytes=fetched.bytes, sha256=fetched.sha256)
-            if image is None:
-                row.update(rule=fetched.rule, value=fetched.value, reason=fetched.reason)
-                continue
-            source = {name: table[name][number].as_py() for name in table.column_names}
-            record = json.dumps(
-                sample_record(source, row, image, crawler, fetched.fetched_at if settings.record_time else None),
-                ensure_ascii=False,
-                sort_keys=True,
-            )
-            writer.write(row["key"], {image.extension: image.content, "json": record.encode()})
-            row.update(rule="kept", kept=True, value=";".join(image.transforms), reason="")
-            row.update(width=image.width, height=image.height, licence=source.get("licence"))
-        kept = sum(row["kept"] for row in rows)
-        if kept < settings.min_success * len(rows) or not kept:
-            write_ledger(rows, failed_ledger)
-            reasons = Counter(row["rule"] for row in rows if not row["kept"]).most_common(8)
-            told = ", ".join(f"{name} {count}" for name, count in reasons)
+        with LedgerWriter(writer.partial / LEDGER, STAGE) as ledger:
+            for row, known in zip(links, old, strict=False):
+                decision = row.decision
+                if known is not None and known["kept"]:
+                    key, members = next(before)
+                    if key != known["key"]:
+                        raise UserError(f"{output}: {LEDGER} and the shards do not fit (sample {key}); download anew")
+                    writer.write(key, members)
+                    decision = known
+                elif row.fetch and (known is None or known["rule"] == AGAIN):
+                    number, found = next(fetched)
+                    if number != row.number:
+                        raise UserError(f"row {row.number} did not come back: delete {output}.work and start again")
+                    if made := _sample(row, found, settings):
+                        writer.write(decision["key"], made)
+                elif known is not None:
+                    decision = known
+                reasons[decision["rule"]] += 1
+                ledger.write([decision])
+        kept, rows = reasons.pop("kept", 0), links.survey.rows
+        if kept < settings.min_success * rows or not kept:
+            os.replace(writer.partial / LEDGER, failed_ledger)
+            told = ", ".join(f"{name} {count}" for name, count in reasons.most_common(8))
             raise UserError(
-                f"only {kept} of {len(rows)} rows could be kept ({kept / len(rows):.1%}, --min-success "
+                f"only {kept} of {rows} rows could be kept ({kept / rows:.1%}, --min-success "
                 f"{settings.min_success}): {told}; see {failed_ledger}"
             )
-        write_ledger(rows, writer.partial / "ledger.parquet")
+        write_seal(writer.partial, seal)
     failed_ledger.unlink(missing_ok=True)
     return kept, merkle_root(writer.entries)
+
+
+def _sample(row: LinkRow, found: Fetched, settings: argparse.Namespace) -> dict[str, bytes] | None:
+    """The members of a sample, or None; the row's decision tells which and why."""
+    decision, image = row.decision, found.image
+    decision.update(fetched_at=found.fetched_at, bytes=found.bytes, sha256=found.sha256)
+    decision["evidence"] = evidence_text(found.response | found.visit)
+    if image is None:
+        decision.update(rule=found.rule, value=found.value, reason=found.reason)
+        return None
+    moment = found.fetched_at if settings.record_time else None
+    record = sample_record(row.source, decision, image, settings.agent_name, moment, found.response)
+    decision.update(rule="kept", kept=True, value=";".join(image.transforms), reason="")
+    decision.update(width=image.width, height=image.height)
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True)
+    return {image.extension: image.content, "json": text.encode()}
 
 
 def main(args: list[str] | None = None) -> None:
     """Run both passes."""
     settings = parse_arguments(args)
     output: Path = settings.output
-    if output.exists() and not settings.overwrite:
+    if output.exists() and not (settings.overwrite or settings.retry_failed):
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
     begin = time.perf_counter()
-    table = read_links(settings.table) if settings.table else folder_links(settings.folder)
-    rows = screen_rows(table, settings.folder or settings.table.parent, settings)
-    names = ("agent_name", "agent_contact", "allow_private", "max_bytes", "timeout", "processes", "threads", "retries")
-    wanted = FetchSetting("", "", **{name: getattr(settings, name) for name in names})
-    allow_file = settings.allow_file or settings.folder is not None
-    count = sum(bool(row.get("fetch")) for row in rows)
-    part_size = min(1000, max(20, -(-count // (4 * settings.processes))))
-    wanted = replace(
-        wanted, allow_file=allow_file, rows_per_part=part_size, allow_private=sorted(settings.allow_private)
+    links = LinkRows(settings.table, settings.folder, settings.allow_file, settings.allow_private)
+    survey = links.survey
+    if survey.stranger and not settings.agent_contact:
+        raise UserError(
+            f"--agent-contact is missing: give a page or address where the owner of {survey.stranger} can reach you"
+        )
+    shared = vars(FetchSetting("", "", "", "")).keys() & vars(settings).keys()
+    wanted = FetchSetting(
+        **{"links": "", "output": ""} | {name: getattr(settings, name) for name in shared - {"output"}}
     )
-    work, setting, lock = open_work(output, wanted, table_digest(table))
-    with lock:
-        if count:
-            fetch_parts(work, setting, [(number, row["fetch"]) for number, row in enumerate(rows) if row.get("fetch")])
-        kept, root = write_shards(table, rows, setting, settings)
+    wanted = replace(
+        wanted,
+        allow_file=links.allow_file,
+        allow_private=sorted(settings.allow_private),
+        crawl_delay=crawl_delays(settings.table),
+    )
+    rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})
+    identity = fetch_identity(wanted, survey.digest)
+    further = {name: getattr(settings, name) for name in ("samples_per_shard", "record_time")}
+    seal = identity | asdict(rule) | further
+
+    def old() -> Iterator[dict[str, Any] | None]:
+        return finished_rows(output, seal) if settings.retry_failed else itertools.repeat(None)
+
+    def asked() -> Iterator[tuple[int, str, str | None]]:
+        for row, known in zip(links, old(), strict=False):
+            if row.fetch and (known is None or (not known["kept"] and known["rule"] == AGAIN)):
+                yield row.number, row.fetch, row.source.get("legal_basis")
+
+    count = sum(1 for _ in asked()) if settings.retry_failed else survey.fetch
+    work = output.with_name(output.name + ".work")
+    if settings.retry_failed:
+        if not count:
+            print(f"{output}: no link failed for a reason that may have passed; nothing to do")
+            return
+        # Named by what is missing: a retry that was killed at its end is not taken for the beginning of the next.
+        work = output.with_name(f"{output.name}.retry-{count}")
+    part_size = min(1000, max(20, -(-count // (4 * settings.processes))))
+    with working(work, identity, part_size, settings.slice) as size:
+        place = f"links.{settings.slice[0]}"
+        setting = replace(
+            wanted,
+            rows_per_part=size,
+            links=str((work / place).resolve()),
+            output=str((work / "raw").resolve()),
+        )
+        fetch_parts(work, setting, asked, count, settings.slice)
+        if settings.slice != (0, 1):
+            print(f"{work}: slice {settings.slice[0]} of {settings.slice[1]} is fetched; no shards are written yet")
+            return
+        expected = (number for number, *_ in asked())
+        fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes)
+        kept, root = write_shards(links, old(), fetched, settings, seal)
     if not settings.keep_work:
         shutil.rmtree(work)
     seconds = time.perf_counter() - begin
-    print(f"{output}: {kept} of {len(rows)} rows kept, {len(rows) / seconds:.0f} rows/s, Merkle root {root}")
+    print(f"{output}: {kept} of {survey.rows} rows kept, {survey.rows / seconds:.0f} rows/s, Merkle root {root}")
 
 
 if __name__ == "__main__":

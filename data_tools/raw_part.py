@@ -1,36 +1,56 @@
-"""img2dataset's raw parts: have them fetched, make sure every row came back, read them again in the table's order."""
+"""The raw parts of a download: have them fetched, see that every row came back, read them in the table's order."""
 
 import itertools
 import json
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_tools.download_worker import FETCHED, LINKS, part_file
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
+Link = tuple[int, str, str | None]  # row of the table, address, legal basis
 IN_PROCESS = 400  # below this many images, starting processes costs more than it saves
+DECODE_SECONDS = 60.0  # for one image; a photograph takes a hundredth of one
+ATTEMPTS = 3  # of the whole fetching, for parts that do not come back
+PATIENCE = 60.0  # seconds without any news, beyond what one link may take, after which the fetching is ended
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one link: an image, or the rule and reason why not."""
+    """What became of one link: an image, or the rule and reason why not.
+
+    Args:
+        image: As it will be stored.
+        fetched_at: ISO 8601.
+        bytes: As they came.
+        sha256: Of them.
+        rule: That refused it.
+        value: What that rule looked at.
+        reason: In words.
+        response: What the server said and would say again.
+        visit: What belongs to this visit alone: seconds, attempts.
+    """
 
     image: RepairedImage | None
     fetched_at: str
@@ -39,148 +59,211 @@ class Fetched:
     rule: str = ""
     value: str = ""
     reason: str = ""
+    response: dict[str, Any] = field(default_factory=dict)
+    visit: dict[str, Any] = field(default_factory=dict)
 
 
 def _progress() -> Progress:
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
-def _part_files(raw: Path, part: int) -> tuple[Path, Path]:
-    return raw / f"{part:05d}.parquet", raw / f"{part:05d}_stats.json"
-
-
 def _missing_parts(raw: Path, rows: int, part_size: int) -> list[int]:
     """Parts that are not there with the right number of rows; what is left of them is removed, so they are redone."""
     missing = []
     for part in range(-(-rows // part_size)):
-        table, stats = _part_files(raw, part)
+        path = part_file(raw, part)
         try:
-            json.loads(stats.read_text())
-            found = pq.read_metadata(table).num_rows
-        except (OSError, ValueError, pa.ArrowException):
+            found = pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException):
             found = -1
         if found != min(part_size, rows - part * part_size):
-            table.unlink(missing_ok=True)
-            stats.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             missing.append(part)
     return missing
 
 
-def fetch_parts(work: Path, setting: FetchSetting, links: list[tuple[int, str]]) -> None:
+def fetch_parts(
+    work: Path, setting: FetchSetting, links: Callable[[], Iterator[Link]], count: int, piece: tuple[int, int] = (0, 1)
+) -> None:
     """Fetch all links into the raw folder; parts that an earlier run finished are kept.
 
     Args:
         work: The work folder.
         setting: Settings of the fetching processes.
-        links: Row number and address of each link.
+        links: Walks over the links: row number, address and legal basis.
+        count: How many they are.
+        piece: Number of this job and how many there are; it fetches every n-th part.
 
     Raises:
-        UserError: img2dataset failed, or did not bring every row back, in two runs.
+        UserError: Not every row came back in three runs.
     """
-    raw = Path(setting.output)
+    raw, size = Path(setting.output), setting.rows_per_part
     raw.mkdir(exist_ok=True)
-    temporary = work / "links.parquet.tmp"
-    numbers, addresses = zip(*links, strict=True)
-    pq.write_table(pa.table({"row": pa.array(numbers, pa.int64()), "url": pa.array(addresses, pa.string())}), temporary)
-    os.replace(temporary, setting.links)
-    setting.save(work / "fetch.setting")
-    journal = work / "img2dataset.log"
-    missing = _missing_parts(raw, len(links), setting.rows_per_part)
-    for attempt in range(2):
-        if not missing:
+    journal = work / f"img2dataset.{piece[0]}.log"
+
+    def missing() -> list[int]:
+        if piece != (0, 1):  # others may be writing theirs: look, but do not touch
+            mine = range(piece[0], -(-count // size), piece[1])
+            return [part for part in mine if not part_file(raw, part).exists()]
+        return _missing_parts(raw, count, size)
+
+    parts, code = missing(), 0
+    for attempt in range(ATTEMPTS):
+        if not parts:
             return
         if attempt:
-            log.warning("%d parts did not come back whole and are fetched again; see %s", len(missing), journal)
-        code = _run_child(work, setting, len(links), min(len(links), len(missing) * setting.rows_per_part), journal)
-        missing = _missing_parts(raw, len(links), setting.rows_per_part)
-    if missing:
+            log.warning("%d parts did not come back whole and are fetched again; see %s", len(parts), journal)
+        rows = _write_links(Path(setting.links), size, links(), set(parts))
+        code = _run_child(setting, count, rows, journal)
+        parts = missing()
+    if parts:
         raise UserError(
-            f"img2dataset (exit code {code}) did not bring back {len(missing)} parts of {setting.rows_per_part} "
-            f"rows, the first is {missing[0]:05d}: read {journal}, mend the cause, and start the same command again"
+            f"img2dataset (exit code {code}) did not bring back {len(parts)} parts of {size} "
+            f"rows, the first is {parts[0]:05d}: read {journal}, mend the cause, and start the same command again"
         )
 
 
-def _run_child(work: Path, setting: FetchSetting, total: int, waiting: int, journal: Path) -> int:
-    """Run data_tools.image_fetch with a progress bar; its chatter goes to the journal."""
+def _write_links(folder: Path, size: int, links: Iterator[Link], parts: set[int]) -> int:
+    """Write a file of links for each part, for img2dataset reads a whole file at once; how many links they are."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    count = 0
+    for part in itertools.count():
+        group = list(itertools.islice(links, size))
+        if not group:
+            return count
+        if part in parts:
+            rows, urls, bases = zip(*group, strict=True)
+            cells = {"part": [part] * len(rows), "row": rows, "url": urls, "legal_basis": bases}
+            pq.write_table(pa.table(cells, LINKS), folder / f"{part:05d}.parquet")
+            count += len(rows)
+    raise AssertionError("itertools.count ends never")
+
+
+def _run_child(setting: FetchSetting, total: int, waiting: int, journal: Path) -> int:
+    """Run data_tools.distributors with a progress bar; its chatter goes to the journal. A long silence ends it."""
     counts = Path(setting.output + ".progress")
-    counts.mkdir(exist_ok=True)
-    for old in counts.iterdir():
-        old.unlink()
+    shutil.rmtree(counts, ignore_errors=True)
+    counts.mkdir()
+    scratch = Path(setting.links + ".img2dataset")
+    shutil.rmtree(scratch, ignore_errors=True)
+    sheet = Path(setting.links + ".setting")
+    setting.save(sheet)
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     # One thread per process for the number crunchers that img2dataset imports: it never crunches here.
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "data_tools.image_fetch", str((work / "fetch.setting").resolve())]
+    command = [sys.executable, "-m", "data_tools.distributors", str(sheet.resolve()), str(scratch.resolve())]
+    # A link may wait for its host before each attempt; a host may ask for longest_wait.
+    silence = (setting.image_seconds + setting.longest_wait) * (setting.retries + 1) + PATIENCE
     with open(journal, "ab") as chatter, _progress() as progress:
         child = subprocess.Popen(
             command, stdout=chatter, stderr=chatter, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         try:
             bar = progress.add_task("fetch", total=total, completed=total - waiting)
+            known, news = -1, time.monotonic()
             while child.poll() is None:
-                time.sleep(0.1)
+                time.sleep(0.05)
                 answers = sum(int(file.read_text() or 0) for file in counts.iterdir())
                 progress.update(bar, completed=total - waiting + min(answers, waiting))
-            progress.update(bar, completed=total)
-            return child.returncode
+                if answers != known:
+                    known, news = answers, time.monotonic()
+                elif time.monotonic() - news > silence:
+                    log.warning("nothing has come back for %.0f s: the fetching is ended and begun again", silence)
+                    break
+            else:
+                progress.update(bar, completed=total)
+            return child.poll() or 0
         finally:
-            if child.poll() is None:
-                child.terminate()  # its workers watch it and leave, too
-                child.wait()
+            _end(child)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a process and all that it started."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(5)
+        except subprocess.TimeoutExpired:
+            child.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)  # workers that hang; those that work have left with it
+    child.wait()
 
 
 def _repair_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetched]]:
     """Read one raw part, some rows at a time, and mend its images; sorted by row."""
-    stats = json.loads(path.with_name(path.stem + "_stats.json").read_text())
-    moment = datetime.fromtimestamp(stats["end_time"], UTC).isoformat(timespec="seconds")
     found = []
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            for row in file.read_row_group(group, ["row", "status", "error_message", "sha256", "jpg"]).to_pylist():
-                found.append((row["row"], _judge(row, rule, moment)))
+            for row in file.read_row_group(group, FETCHED.names).to_pylist():
+                found.append((row["row"], _judge(row, rule)))
     return sorted(found, key=lambda pair: pair[0])
 
 
-def _judge(row: dict, rule: ImageRule, moment: str) -> Fetched:
-    raw = row["jpg"]
-    if row["status"] != "success" or raw is None:
-        message = (
-            str(row["error_message"] or row["status"]).splitlines()[0][:200].removeprefix("<urlopen error ").rstrip(">")
-        )
-        kinds = {"refused:": "private_address", "too many bytes": "bytes"}
-        kinds |= {"rights reserved": "reservation", "Use of image disallowed": "reservation"}
-        kind = next((name for start, name in kinds.items() if message.startswith(start)), "download")
-        return Fetched(None, moment, rule=kind, value=message, reason=message)
+def _judge(row: dict[str, Any], rule: ImageRule) -> Fetched:
+    raw, evidence = row["content"], {name: json.loads(row[name] or "{}") for name in ("response", "visit")}
+    moment = row["fetched_at"]
+    if raw is None:
+        size = evidence["response"].get("bytes")
+        return Fetched(None, moment, size, None, row["rule"], row["value"], row["reason"], **evidence)
     try:
-        image = repair_image(raw, rule)
+        with _TimeLimit(DECODE_SECONDS):
+            image = repair_image(raw, rule)
     except ImageFault as fault:
-        return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, fault.reason)
+        return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, fault.reason, **evidence)
     if image.sha256 != row["sha256"]:
-        return Fetched(
-            None, moment, len(raw), row["sha256"], "sha256", image.sha256, "bytes changed since the download"
-        )
-    return Fetched(image, moment, len(raw), image.sha256)
+        reason = "bytes changed since the download"
+        return Fetched(None, moment, len(raw), row["sha256"], "sha256", image.sha256, reason, **evidence)
+    return Fetched(image, moment, len(raw), image.sha256, **evidence)
+
+
+class _TimeLimit:
+    """Give up an image that keeps its decoder busy for too long."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds if threading.current_thread() is threading.main_thread() else 0.0
+
+    def __enter__(self) -> None:
+        if self.seconds:
+            self._before = signal.signal(signal.SIGALRM, self._over)
+            signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def _over(self, *_: object) -> None:
+        raise ImageFault("seconds", f"{self.seconds:g}", f"decoding took longer than {self.seconds:g} s")
+
+    def __exit__(self, *_: object) -> None:
+        if self.seconds:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
 
 
 def repaired_rows(
-    raw: Path, expected: list[int], setting: FetchSetting, rule: ImageRule, processes: int
+    raw: Path, expected: Iterator[int], count: int, size: int, rule: ImageRule, processes: int
 ) -> Iterator[tuple[int, Fetched]]:
     """Give all fetched rows in the table's order; decoding runs in several processes, a few parts ahead.
+
+    Args:
+        raw: Folder of the raw parts.
+        expected: Rows of the table that were fetched, in order.
+        count: How many they are.
+        size: Of them in each part.
+        rule: What an image must be.
+        processes: That decode.
 
     Raises:
         UserError: A row is missing, or an image brought a decoding process down.
     """
-    parts = [_part_files(raw, part)[0] for part in range(-(-len(expected) // setting.rows_per_part))]
-    position = 0
+    parts = [part_file(raw, part) for part in range(-(-count // size))]
     with _progress() as progress:
-        bar = progress.add_task("write", total=len(expected))
-        for path, rows in _repaired_parts(parts, rule, processes if len(expected) >= IN_PROCESS else 0):
-            wanted = expected[position : position + setting.rows_per_part]
-            if [number for number, _ in rows] != wanted:
+        bar = progress.add_task("write", total=count)
+        for path, rows in _repaired_parts(parts, rule, processes if count >= IN_PROCESS else 0):
+            if [number for number, _ in rows] != list(itertools.islice(expected, size)):
                 raise UserError(f"{path} does not hold the rows it should: delete {raw.parent} and start again")
-            position += len(wanted)
             yield from rows
-            progress.update(bar, completed=position)
+            progress.update(bar, advance=len(rows))
 
 
 def _repaired_parts(

@@ -28,7 +28,12 @@ def json_fault(column: str, text: str | None) -> str | None:
 
 
 def sample_record(
-    source: Mapping[str, str | None], row: Mapping[str, Any], image: RepairedImage, crawler: str, moment: str | None
+    source: Mapping[str, str | None],
+    row: Mapping[str, Any],
+    image: RepairedImage,
+    crawler: str,
+    moment: str | None,
+    response: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fill the contract of a final sample.
 
@@ -38,10 +43,15 @@ def sample_record(
         image: The image as it is stored.
         crawler: Name of the agent that fetched it.
         moment: When it was fetched (ISO 8601), or None where the record must not depend on the clock.
+        response: What the server's answers said that a second visit would find again; part of ``consent``.
     """
     text, language = (source["caption"] or "").strip(), source.get("language") or "und"
     alt = {"text": text, "language": language, "source": "alt", "machine_translated": False}
+    consent = json.loads(source.get("consent") or "{}")
+    if response:
+        consent["response"] = dict(response)
     return {
+        "uid": row["uid"],
         "captions": json.loads(source.get("captions") or "[]") or [alt],
         "url": row["url"],
         "page_url": source.get("page_url"),
@@ -58,6 +68,6 @@ def sample_record(
         "original_width": image.original_width,
         "original_height": image.original_height,
         "transforms": image.transforms,
-        "consent": json.loads(source.get("consent") or "{}"),
+        "consent": consent,
         "metadata": json.loads(source.get("metadata") or "{}"),
     }
