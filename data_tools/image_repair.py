@@ -1,20 +1,25 @@
 """Turn a stranger's bytes into an honest RGB image: decodable, upright, 8 bit, within limits, or say why not.
 
 An image that is already so keeps its bytes. Pillow decodes; 16-bit grey is scaled (img2dataset's own decoder turns it
-white), transparency is laid on white, the EXIF orientation is applied, and metadata does not survive re-encoding.
+white), transparency is laid on white, colours are converted to sRGB where a profile (ICC.1:2022) says that they are
+others, the EXIF orientation is applied, and metadata does not survive re-encoding.
 """
 
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
 ORIENTATION = 0x0112
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile's colour space, what Pillow calls it
+MAX_PROFILE = 8_000_000  # bytes
+SAME_COLOURS = 3  # levels of 255 by which a profile's colours may differ from sRGB's and still be called the same
 
 
 class ImageFault(Exception):
@@ -115,6 +120,9 @@ def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
         image = Image.fromarray(np.clip(np.rint(value / 257), 0, 255).astype(np.uint8), "L")
     if deep:
         transforms.append("depth:16")
+    profile = image.info.get("icc_profile") or b""
+    if image.mode in ("L", "CMYK"):
+        image = _to_srgb(image, profile, transforms)
     if image.has_transparency_data:
         cover = image.convert("RGBA")
         white = Image.new("RGBA", cover.size, (255, 255, 255, 255))
@@ -123,11 +131,58 @@ def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
     elif image.mode != "RGB":
         transforms.append(f"rgb:{image.mode}")
         image = image.convert("RGB")
+    if not any(name.startswith("icc:") for name in transforms):
+        image = _to_srgb(image, profile, transforms)
     if orientation in range(2, 9):
         image.getexif()[ORIENTATION] = orientation
         image = ImageOps.exif_transpose(image)
         transforms.append(f"orientation:{orientation}")
     return image, transforms
+
+
+def _to_srgb(image: Image.Image, profile: bytes, transforms: list[str]) -> Image.Image:
+    """Convert the colours of an image as its profile says; the same object where they are sRGB's or it says nothing."""
+    found = _profile_transform(profile) if profile else None
+    if found is None or (found[1] is not None and found[0] != image.mode):
+        return image
+    name, transform = found[2], found[1]
+    if transform is None:
+        transforms.append("icc:unreadable")
+        return image
+    transforms.append(f"icc:{name}")
+    converted = ImageCms.applyTransform(image, transform)
+    assert converted is not None
+    return converted
+
+
+@lru_cache(maxsize=64)
+def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None, str] | None:
+    """Mode, transform to sRGB, and name of a profile; no transform where it is unreadable, None where it is sRGB."""
+    try:
+        if len(profile) > MAX_PROFILE:
+            raise ValueError("too large")
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = opened.profile.xcolor_space.strip()
+        mode = PROFILE_MODES[space]
+        transform = ImageCms.buildTransform(
+            opened,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if mode != "CMYK":
+            levels = np.linspace(0, 255, 6).round().astype(np.uint8)
+            grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+            probe = Image.fromarray(grid if mode == "RGB" else np.arange(256, dtype=np.uint8)[None])
+            seen = np.asarray(ImageCms.applyTransform(probe, transform)).astype(int)
+            if np.abs(seen - np.asarray(probe.convert("RGB"))).max() <= SAME_COLOURS:
+                return None
+        name = ImageCms.getProfileDescription(opened).strip()
+    except Exception:  # littlecms says little of what is wrong with a profile
+        return "", None, ""
+    return mode, transform, "".join(letter for letter in name if letter.isalnum() or letter in " .-()")[:60] or space
 
 
 def resize_image(image: Image.Image, rule: ImageRule) -> Image.Image:
