@@ -150,3 +150,10 @@ def test_subsets_belong_to_the_sample_and_rise() -> None:
     assert not torch.equal(chosen, sample_subset(6, numbers, "tokens", 20, 7))
     assert not torch.equal(chosen, sample_subset(5, numbers, "other", 20, 7))
     assert torch.equal(sample_subset(5, numbers[:1], "tokens", 4, 4), torch.arange(4)[None])
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_index_of_undoes_locate(shuffle: bool) -> None:
+    order = SampleOrder([5, 1, 7, 3, 4], seed=3, block_shards=2, shuffle=shuffle)
+    for index in range(3 * order.samples):
+        assert order.index_of(index // order.samples, *order.locate(index)) == index

@@ -126,6 +126,17 @@ class SampleOrder:
             position = start + int(self._rows(epoch, block, size)[position - start])
         return self._at(epoch, position)
 
+    def index_of(self, epoch: int, shard: int, row: int) -> int:
+        """When a sample is seen in an epoch: the inverse of ``locate``."""
+        shards, begin = self._epoch(epoch)
+        place = int(np.flatnonzero(shards == shard)[0])
+        position = int(begin[place]) + row
+        if self.shuffle:
+            block, places = self._block(epoch, position)
+            start, size = int(begin[places.start]), int(begin[places.stop] - begin[places.start])
+            position = start + int(np.flatnonzero(self._rows(epoch, block, size) == position - start)[0])
+        return epoch * self.samples + position
+
     def substitute(self, index: int, attempt: int) -> tuple[int, int]:
         """Shard number and row of what may stand in for the ``index``-th sample where that cannot be read.
 

@@ -1,0 +1,220 @@
+"""Which trainings and releases had certain samples in their data, and whether they had drawn them already.
+
+A checkpoint names the Merkle roots of its data and how many samples it saw; the order of samples is a pure function of
+(manifest, seed, n). So it can be said, not only that a data set contained a sample, but how often a training drew it.
+A model that was built on an affected one (a frozen encoder or codec, weights to start from) is affected, too.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leam_mm.checkpoint import EVIDENCE, file_sha256, read_checkpoint
+from leam_mm.data.sample_plan import SamplePlan, Source
+from leam_mm.data.shard_index import ShardFolder
+from leam_mm.errors import UserError
+
+RELEASE = "leam_mm_release.json"
+MOST_STEPS = 3_000_000  # of a mixture's or of buckets' order, which has no inverse and is walked
+MOST_EPOCHS = 1000
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample lies, before it goes.
+
+    Args:
+        root: Merkle root of its shard folder.
+        path: The folder.
+        shard: Number of the shard.
+        row: Place in it.
+    """
+
+    root: str
+    path: Path
+    shard: int
+    row: int
+
+
+@dataclass
+class Model:
+    """A checkpoint or release as its own evidence describes it.
+
+    Args:
+        name: Place below the scanned folder.
+        kind: ``checkpoint`` or ``release``.
+        sha256: Of the checkpoints in it.
+        roots: Merkle roots of the data it was trained on, by the name of the folder then.
+        samples_seen: In training, or None where it does not say.
+        built_on: Digests of the models it was built on.
+        config: Resolved config of the training; empty of a release.
+    """
+
+    name: str
+    kind: str
+    sha256: list[str]
+    roots: dict[str, str]
+    samples_seen: int | None
+    built_on: list[str]
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def models_below(folder: Path) -> tuple[list[Model], list[str]]:
+    """All checkpoints and releases below a folder, and those files that look like one and cannot be read."""
+    if not folder.is_dir():
+        raise UserError(f"--runs {folder}: no such folder; give the one that holds the runs and releases")
+    models, unreadable = [], []
+    for path in sorted([*folder.rglob("*.ckpt"), *folder.rglob(RELEASE)]):
+        name = path.relative_to(folder).as_posix()
+        try:
+            models.append(_release(path, name) if path.name == RELEASE else _checkpoint(path, name))
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+            unreadable.append(name)
+    return models, unreadable
+
+
+def _checkpoint(path: Path, name: str) -> Model:
+    evidence = read_checkpoint(path)[EVIDENCE]
+    config = yaml.safe_load(evidence["config"])
+    built_on = [str(part["sha256"]) for part in _parts(evidence) if part.get("sha256")]
+    roots = {str(place): str(root) for place, root in evidence["data"].items()}
+    return Model(name, "checkpoint", [file_sha256(path)], roots, evidence.get("samples_seen"), built_on, config)
+
+
+def _release(path: Path, name: str) -> Model:
+    stages = json.loads(path.read_text(encoding="utf-8"))["stages"].values()
+    roots = {str(label): str(root) for stage in stages for root, label in stage["data"].items()}
+    built_on = [str(stage["base"]["sha256"]) for stage in stages if (stage.get("base") or {}).get("sha256")]
+    return Model(name, "release", [str(stage["checkpoint_sha256"]) for stage in stages], roots, None, built_on)
+
+
+def _parts(evidence: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Descriptions of the models that a training used: frozen ones, and the weights it began with."""
+    found = [*(evidence.get("frozen") or {}).values(), evidence.get("pretrained")]
+    return [part for part in found if isinstance(part, dict)]
+
+
+def affected(models: list[Model], places: list[Place], earlier: set[str]) -> list[dict[str, Any]]:
+    """Say which models were trained on the samples, or on what was.
+
+    Args:
+        models: Of `models_below`.
+        places: Of the samples, in every folder that holds them.
+        earlier: Merkle roots of earlier states of those folders, which held them, too, at places no longer known.
+
+    Returns:
+        For each affected model: name, kind, sha256, data (roots that held the samples), samples_seen, and ``drawn``:
+        ``yes`` with times and the first, ``no``, or ``not known`` with the reason.
+    """
+    by_root: dict[str, list[Place]] = {}
+    for place in places:
+        by_root.setdefault(place.root, []).append(place)
+    touched: dict[str, dict[str, Any]] = {}
+    tainted: set[str] = set()
+    for model in models:
+        roots = sorted(set(model.roots.values()) & (set(by_root) | earlier))
+        if roots:
+            touched[model.name] = _entry(model, roots) | _drawn(model, by_root, earlier)
+            tainted |= set(model.sha256)
+    grown = True
+    while grown:  # a generator on an encoder, a release of that generator, a fine-tuning of it
+        grown = False
+        for model in models:
+            shared = tainted & {*model.built_on, *model.sha256}
+            if shared and model.name not in touched:
+                why = {"drawn": "not known", "reason": "built on an affected model", "built_on": sorted(shared)}
+                touched[model.name] = _entry(model, []) | why
+                tainted |= set(model.sha256)
+                grown = True
+    return [touched[name] for name in sorted(touched)]
+
+
+def _entry(model: Model, roots: list[str]) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "sha256": model.sha256,
+        "data": roots,
+        "samples_seen": model.samples_seen,
+    }
+
+
+def _drawn(model: Model, by_root: dict[str, list[Place]], earlier: set[str]) -> dict[str, Any]:
+    """How often a training drew the samples until its checkpoint."""
+    if model.kind == "release":
+        return {"drawn": "not known", "reason": "a release tells what its data contained; see its checkpoints"}
+    if set(model.roots.values()) & earlier - set(by_root):
+        return {"drawn": "not known", "reason": "trained on an earlier state, whose order is not kept"}
+    if model.samples_seen is None:
+        return {"drawn": "not known", "reason": "the checkpoint does not say how many samples it saw"}
+    try:
+        plan, wanted = _plan(model, by_root)
+        times = _count(plan, wanted, model.samples_seen)
+    except UserError as error:
+        return {"drawn": "not known", "reason": str(error)}
+    drawn = [times[key] for key in wanted if key in times]
+    answer = {"drawn": "yes" if drawn else "no", "samples_drawn": len(drawn), "samples_asked": len(wanted)}
+    if drawn:
+        answer |= {"times": sum(count for count, _ in drawn), "first": min(first for _, first in drawn)}
+    return answer
+
+
+def _plan(model: Model, by_root: dict[str, list[Place]]) -> tuple[SamplePlan, set[tuple[int, int, int]]]:
+    """The training's order, and the samples in its terms: folder, shard, row."""
+    settings = (model.config.get("data") or {}).get("init_args") or {}
+    train, seed = settings.get("train"), settings.get("seed")
+    if train is None or not isinstance(seed, int):
+        raise UserError("its config names no training data or no seed")
+    given = [{"path": train}] if isinstance(train, str) else train
+    if len(given) > 1 and settings.get("language_balance"):
+        raise UserError("its mixture was balanced by languages, which is not followed here")
+    sources = [Source(_where(str(each["path"]), model, by_root), float(each.get("weight") or 1.0)) for each in given]
+    accumulated = int((model.config.get("trainer") or {}).get("accumulate_grad_batches") or 1)
+    runs = settings.get("bucket_batch") or int(settings["batch_size"]) // accumulated
+    plan = SamplePlan(sources, seed, True, None, runs)
+    numbers = {reader.folder.merkle_root: number for number, reader in enumerate(plan.readers)}
+    if set(numbers) != set(model.roots.values()):
+        raise UserError("the folders that its config names hold other data now")
+    found = [place for root, places in by_root.items() if root in numbers for place in places]
+    return plan, {(numbers[place.root], place.shard, place.row) for place in found}
+
+
+def _where(path: str, model: Model, by_root: dict[str, list[Place]]) -> Path:
+    """The folder of a training as it lies now: where it was, or where the samples were found under the same root."""
+    wanted = {root for name, root in model.roots.items() if name == path or name.startswith(path.rstrip("/") + "/")}
+    for root in wanted:
+        for place in by_root.get(root, []):
+            return place.path if model.roots.get(path) == root else place.path.parent
+    try:
+        if ShardFolder(path).merkle_root in wanted:
+            return Path(path)
+    except UserError:
+        pass
+    raise UserError(f"its data {Path(path).name} is no longer where it was")
+
+
+def _count(plan: SamplePlan, wanted: set[tuple[int, int, int]], seen: int) -> dict[tuple[int, int, int], list[int]]:
+    """How often each of the samples is among the first ``seen``, and when first."""
+    times: dict[tuple[int, int, int], list[int]] = {}
+    if len(plan.readers) == 1 and plan.buckets is None:
+        order = plan.orders[0]
+        epochs = -(-seen // order.samples)
+        if epochs > MOST_EPOCHS:
+            raise UserError(f"{epochs} epochs are more than are walked here ({MOST_EPOCHS})")
+        for epoch in range(epochs):
+            for place in wanted:
+                index = order.index_of(epoch, place[1], place[2])
+                if index < seen:
+                    times.setdefault(place, [0, index])[0] += 1
+        return times
+    if seen > MOST_STEPS:
+        raise UserError(f"{seen} samples of a mixture are more than are walked here ({MOST_STEPS})")
+    for index in range(seen):
+        place = plan.locate(index)
+        if place in wanted:
+            times.setdefault(place, [0, index])[0] += 1
+    return times

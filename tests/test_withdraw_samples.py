@@ -1,0 +1,379 @@
+"""data_tools/withdraw_samples.py: what is meant goes and nothing else, everywhere, provably, and whatever is killed."""
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_tools.blocklists import DigestList
+from data_tools.check_shards import check_folder
+from data_tools.ledger import LEDGER, LedgerWriter, link_uid, read_ledger
+from data_tools.shard_withdrawal import staging
+from data_tools.signed_statement import make_key
+from data_tools.withdraw_samples import main
+from leam_mm.data.keep_list import write_keep_list
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
+from leam_mm.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def picture(seed: int, size: int = 80) -> Image.Image:
+    """Smooth and full of edges, so that PDQ can tell it from others."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **settings: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def record_of(number: int, content: bytes) -> dict:
+    host = f"img.site{number % 5}.example"
+    url, caption = f"https://{host}/{number}.png", f"Picture number {number} of a lake"
+    return {
+        "captions": [{"text": caption, "language": "en", "source": "alt", "machine_translated": False}],
+        "uid": link_uid(url, None, caption),
+        "url": url,
+        "page_url": f"https://pages{number % 3}.example/{number}",
+        "domain": host,
+        "licence": "CC0-1.0",
+        "legal_basis": "public_domain",
+        "crawler": "leam_mm",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "pdq": None,
+        "width": 80,
+        "height": 80,
+        "consent": {},
+        "metadata": {},
+        "transforms": [],
+    }
+
+
+def write_shards(folder: Path, samples: int = 23, per_shard: int = 5) -> Path:
+    rows = []
+    with ShardWriter(folder, per_shard) as writer:
+        for number in range(samples):
+            content = encoded(picture(number))
+            record = record_of(number, content)
+            writer.write(f"{number:07d}", {"png": content, "json": json.dumps(record).encode()})
+            rows.append(
+                {name: record.get(name) for name in ("uid", "url", "domain", "sha256", "licence", "legal_basis")}
+                | {"key": f"{number:07d}", "kept": True, "rule": "kept", "evidence": {"url": record["url"]}}
+            )
+        with LedgerWriter(writer.partial / LEDGER, "download") as ledger:
+            ledger.write(rows)
+    return folder
+
+
+def run(*args: object) -> None:
+    main([str(arg) for arg in args])
+
+
+def keys_of(folder: Path) -> list[str]:
+    return [key for key, _ in read_samples(folder)]
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write_shards(tmp_path / "shards")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run("--shards", folder, "--domain", "site3.example")
+    said = capsys.readouterr().out
+    assert "4 of 23 samples" in said and "0000013" in said and "dry run" in said
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run("--shards", folder, "--domain", "elsewhere.example", "--apply", "--unsigned")
+    assert "no sample fits" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write_shards(tmp_path / "shards")
+    make_key(tmp_path / "lab.pem")
+    before, old = ShardFolder(folder), {key: members for key, members in read_samples(folder)}
+    untouched = {name: (folder / name).stat().st_ino for name in ("00000.tar", "00002.tar")}
+    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--caption", "number 16 of",
+        "--match", "contains", "--date", "2026-11-22", "--key", tmp_path / "lab.pem", "--apply")  # fmt: skip
+    after = ShardFolder(folder)
+    new = {key: members for key, members in read_samples(folder)}
+    assert set(old) - set(new) == {"0000006", "0000016"} and all(old[key] == new[key] for key in new)
+    assert check_folder(folder)[1].faults == []
+    assert untouched == {name: (folder / name).stat().st_ino for name in untouched}
+    assert [entry.samples for entry in after.shards] == [5, 4, 5, 4, 3]
+    assert not staging(folder).exists() and before.merkle_root != after.merkle_root
+
+    said = json.loads((folder / "withdrawals/0001.json").read_text())
+    assert said["data_sets"][0]["merkle_root_before"] == before.merkle_root
+    assert said["data_sets"][0]["merkle_root_after"] == after.merkle_root
+    run("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
+    assert "holds none of the 2 samples" in capsys.readouterr().out
+    stones = [json.loads(line) for line in (folder / "tombstones.jsonl").read_text().splitlines()]
+    assert [stone["key"] for stone in stones] == ["0000006", "0000016"]
+    for path in folder.rglob("*"):  # nothing of the content is left or published
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"img.site1.example/6.png" not in content and b"Picture number 16" not in content, path
+            assert encoded(picture(6))[40:] not in content
+
+    rows = [row for batch in read_ledger(folder / LEDGER) for row in batch.to_pylist()]
+    assert [(row["key"], row["kept"], row["stage"]) for row in rows[23:]] == [
+        ("0000006", False, "withdraw"), ("0000016", False, "withdraw")]  # fmt: skip
+    assert {row["key"] for row in rows[:23] if row["domain"] is None} == {"0000006", "0000016"}
+    lists = tmp_path / "shards.blocklists"
+    blocked = DigestList(lists / "url_sha256.txt")
+    assert blocked.find({"https://img.site1.example/6.png"}) and not blocked.find({"https://img.site1.example/1.png"})
+    assert len((lists / "pdq.txt").read_text().split()) == 2
+
+    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
+    assert "no sample fits" in capsys.readouterr().out
+    run(
+        "--shards",
+        folder,
+        "--sha256",
+        old["0000003"] and json.loads(old["0000003"]["json"])["sha256"],
+        "--unsigned",
+        "--apply",
+    )
+    assert len(list((folder / "withdrawals").glob("*.json"))) == 2
+    with pytest.raises(UserError, match="another state"):
+        run("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
+
+
+def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", 10)
+    for name in ("lab.pem", "other.pem"):
+        make_key(tmp_path / name)
+    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--key", tmp_path / "lab.pem", "--apply")
+    file = folder / "withdrawals/0001.json"
+    with pytest.raises(UserError, match="was made with the key"):
+        run("--shards", folder, "--verify", file, "--public-key", tmp_path / "other.pem.pub")
+    from data_tools.signed_statement import read_private_key, sign_file
+
+    good = json.loads(file.read_text())
+    for change, word in (
+        ({"merkle_root_after": "0" * 64}, "is not that of manifest_after"),
+        ({"samples_before": 11}, "is not the sum"),
+        ({"manifest_after": good["data_sets"][0]["manifest_before"]}, "is not that of manifest_after"),
+    ):
+        bad = good | {"data_sets": [good["data_sets"][0] | change]}
+        file.write_text(json.dumps(bad))
+        sign_file(file, read_private_key(tmp_path / "lab.pem"))
+        with pytest.raises(UserError, match=word):
+            run("--shards", folder, "--verify", file, "--public-key", tmp_path / "lab.pem.pub")
+
+
+def test_salted_hashes_cannot_be_tried(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", 10)
+    (tmp_path / "salt").write_bytes(bytes(range(32)))
+    digest = hashlib.sha256(encoded(picture(6))).hexdigest()
+    run("--shards", folder, "--sha256", digest, "--salt", tmp_path / "salt", "--unsigned", "--apply")
+    for path in folder.rglob("*"):
+        assert path.is_dir() or digest.encode() not in path.read_bytes(), path
+
+
+def derived_from(folder: Path, place: Path) -> tuple[Path, Path]:
+    """A keep-list, and latents in two shapes."""
+    source = ShardFolder(folder)
+    kept = [(number, row, key) for number in range(len(source.shards)) for row, key in
+            enumerate(source.index(number).keys) if row != 1]  # fmt: skip
+    (place / "kept").mkdir()
+    columns = zip(*kept, strict=True)
+    table = pa.table(dict(zip(("shard", "row", "key"), map(list, columns), strict=True)))
+    write_keep_list(place / "kept", "../shards", source.merkle_root, table)
+    listed = []
+    for shape, rest in (("8x16", 0), ("16x8", 1)):
+        samples = [key for key in keys_of(folder) if int(key) % 2 == rest]
+        with ShardWriter(place / "latents" / shape, 4) as writer:
+            for key in samples:
+                json_bytes = json.dumps({"captions": [{"text": key, "language": "en"}]}).encode()
+                writer.write(key, {"latent.npy": key.encode(), "json": json_bytes})
+        height, width = map(int, shape.split("x"))
+        listed.append({"folder": shape, "height": height, "width": width, "samples": len(samples)})
+    (place / "latents/buckets.json").write_text(json.dumps({"buckets": listed}))
+    (place / "latents/encoding.json").write_text(json.dumps({"shards": source.merkle_root}))
+    return place / "kept", place / "latents"
+
+
+def test_what_was_made_from_the_samples_loses_them_too(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards")
+    kept, latents = derived_from(folder, tmp_path)
+    before = keys_of(kept)
+    run(
+        "--shards",
+        folder,
+        "--derived",
+        kept,
+        "--derived",
+        latents,
+        "--domain",
+        "site3.example",
+        "--apply",
+        "--unsigned",
+    )
+    gone = {"0000003", "0000008", "0000013", "0000018"}
+    assert keys_of(kept) == [key for key in before if key not in gone]
+    assert ShardFolder(kept).merkle_root.startswith(ShardFolder(folder).merkle_root + "+keep.")
+    left = keys_of(latents / "8x16") + keys_of(latents / "16x8")
+    assert sorted(left) == keys_of(folder) == [f"{n:07d}" for n in range(23) if f"{n:07d}" not in gone]
+    counts = {
+        entry["folder"]: entry["samples"] for entry in json.loads((latents / "buckets.json").read_text())["buckets"]
+    }
+    assert counts == {"8x16": len(keys_of(latents / "8x16")), "16x8": len(keys_of(latents / "16x8"))}
+    # A second time: the latents were made from a state that is no longer there, and are still known.
+    run(
+        "--shards",
+        folder,
+        "--derived",
+        kept,
+        "--derived",
+        latents,
+        "--domain",
+        "site2.example",
+        "--apply",
+        "--unsigned",
+    )
+    assert len(keys_of(folder)) == 14 == len(keys_of(latents / "8x16") + keys_of(latents / "16x8"))
+    other = write_shards(tmp_path / "other", 7)
+    with pytest.raises(UserError, match="none of --shards"):
+        run("--shards", other, "--derived", latents, "--domain", "site3.example")
+    with pytest.raises(UserError, match="keep-list"):
+        run("--shards", kept, "--domain", "site3.example")
+
+
+def test_a_link_goes_from_all_folders_even_where_its_caption_was_changed(tmp_path: Path) -> None:
+    first, second = write_shards(tmp_path / "a"), tmp_path / "b"
+    with ShardWriter(second, 9) as writer:
+        for key, members in read_samples(first):
+            record = json.loads(members["json"])
+            record["captions"][0]["text"] = "redacted"
+            writer.write(key, members | {"json": json.dumps(record).encode()})
+    run("--shards", first, "--shards", second, "--caption", "picture number 6 of a lake", "--apply", "--unsigned")
+    assert keys_of(first) == keys_of(second) and "0000006" not in keys_of(second)
+
+
+def test_all_samples_are_refused_and_so_is_damage(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards", 7)
+    with pytest.raises(UserError, match="delete the folder instead"):
+        run("--shards", folder, "--caption", "picture", "--match", "contains", "--apply", "--unsigned")
+    raw = bytearray((folder / "00001.tar").read_bytes())
+    raw[600] ^= 1
+    (folder / "00001.tar").write_bytes(raw)
+    with pytest.raises(UserError, match="sample 0000005 is damaged"):
+        run("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
+    for args, word in (
+        (["--domain", "localhost"], "no domain"),
+        (["--sha256", "12"], "64 hex digits"),
+        (["--url", " "], "is empty"),
+        ([], "nothing to look for"),
+        (["--image", str(tmp_path / "absent.png")], "cannot be read"),
+        (["--url", "x", "--apply"], "needs --key"),
+    ):
+        with pytest.raises(UserError, match=word):
+            run("--shards", folder, *args)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    chance = random.Random(1)
+    wanted = write_shards(tmp_path / "whole" / "shards")
+    derived = derived_from(wanted, tmp_path / "whole")
+    args = ["--domain", "site3.example", "--date", "2026-11-22", "--apply", "--unsigned"]
+
+    def command(place: Path) -> list[str]:
+        program = [sys.executable, str(ROOT / "data_tools/withdraw_samples.py"), "--shards", str(place / "shards")]
+        return [*program, "--derived", str(place / "kept"), "--derived", str(place / "latents"), *args]
+
+    begin = time.monotonic()
+    subprocess.run(command(tmp_path / "whole"), check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - begin
+    assert len(keys_of(wanted)) == 19 and len(derived) == 2
+
+    def content(place: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+    kills = 0
+    for attempt in range(10):
+        place = tmp_path / str(attempt)
+        write_shards(place / "shards")
+        derived_from(place / "shards", place)
+        process = subprocess.Popen(command(place), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(seconds * (0.4 + 0.6 * chance.random()))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        subprocess.run(command(place), check=True, stdout=subprocess.DEVNULL)
+        assert content(place) == content(tmp_path / "whole")
+    assert kills >= 5
+
+
+@pytest.mark.parametrize("stride", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
+    stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rename is a moment at which a kill may come; here each of them is."""
+
+    class Kill(BaseException):
+        pass
+
+    write_shards(tmp_path / "new" / "shards", 12)
+    derived_from(tmp_path / "new" / "shards", tmp_path / "new")
+
+    def attempt(place: Path, steps: int) -> bool:
+        shutil.copytree(tmp_path / "new", place)
+        left = [steps]
+
+        def counted(name: str):
+            real = getattr(os, name)
+
+            def step(*args: object, **settings: object) -> object:
+                if "withdrawal" in str(args[0]) + str(args[1] if len(args) > 1 else ""):
+                    if left[0] == 0:
+                        raise Kill
+                    left[0] -= 1
+                return real(*args, **settings)
+
+            return step
+
+        given = ["--shards", place / "shards", "--derived", place / "kept", "--derived", place / "latents",
+                 "--domain", "site3.example", "--date", "2026-11-22", "--apply", "--unsigned"]  # fmt: skip
+        with monkeypatch.context() as patch:
+            for name in ("replace", "rename"):
+                patch.setattr(os, name, counted(name))
+            try:
+                run(*given)
+                return True
+            except Kill:
+                pass
+        run(*given)
+        return False
+
+    def content(place: Path) -> dict[str, bytes]:
+        files = (path for path in sorted(place.rglob("*")) if path.is_file() and "lock" not in path.name)
+        return {str(path.relative_to(place)): path.read_bytes() for path in files}
+
+    assert attempt(tmp_path / "whole", 10**6)
+    expected = content(tmp_path / "whole")
+    steps, ended = 0, False
+    while not ended:
+        place = tmp_path / f"at{steps}"
+        ended = attempt(place, steps)
+        assert content(place) == expected, steps
+        assert sorted(path.name for path in place.iterdir()) == sorted(
+            path.name for path in (tmp_path / "whole").iterdir()
+        )
+        steps += stride
+    assert steps > 15
+    assert pq.ParquetFile(tmp_path / "whole/shards" / LEDGER).metadata.num_rows == 14
