@@ -28,7 +28,7 @@ from data_tools.reservation_grammar import (
 )
 
 ACCESS = "robots.txt"  # the one kind of signal that says who may fetch, not what may be done with what was fetched
-PARSED = 256  # files of origins kept in parsed form, of each kind
+PARSED = 128  # files of origins kept in parsed form, of each kind
 SHOWN = 500  # characters of a stranger's words in a signal
 
 

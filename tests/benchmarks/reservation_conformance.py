@@ -1,0 +1,165 @@
+"""Whose "no" is heard: every case of rights_cases.yaml, decided by data_tools and by img2dataset 1.47 alone.
+
+Both ask the same server on this machine for the same links. Ours must decide every case as the rule beside it demands,
+with the right words as evidence, and must not ask for an image that was refused before it could be asked for.
+img2dataset runs as it comes, with its own opt-out switches on (user_agent_token, disallowed_header_directives); it
+knows neither robots.txt, tdmrep.json and ai.txt nor pages and legal bases: the table tells the kinds apart.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import measure
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rights_server import HOST, PLACES, Case, RightsServer, read_cases
+
+from data_tools.ai_registry import OptOutRegistry
+from data_tools.image_fetch import FetchSetting
+from data_tools.image_request import ImageRequest
+from data_tools.legal_basis import LegalBasis
+from data_tools.origin_rules import OriginRules
+from data_tools.reservations import decide, meta_signals
+from leam_mm.errors import UserError, run
+
+AGENT, CONTACT = "LeamBot", "https://lab.example/bot"
+DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # what img2dataset's README offers
+MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+class Pipeline:
+    """Decides links as the programs do: the page, then the origin, then the answers hop by hop.
+
+    Args:
+        folder: For the evidence and the registries.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open the door to the network."""
+        self.folder = folder
+        self.setting = FetchSetting("", "", AGENT, CONTACT, allow_private=[HOST], timeout=1, image_seconds=3)
+        self.rules = OriginRules(self.setting, folder / "origins.jsonl")
+        self.request = ImageRequest(self.setting, judge_origin=lambda url, basis: self.rules.judge(url, basis)[0])
+
+    def decide(self, case: Case) -> dict[str, Any]:
+        """Give ``refused``, the kind of the signal or the rule that refused or "", and ``evidence``."""
+        basis = LegalBasis.of(case.row.get("basis"), LegalBasis.art4_general)
+        rules = self.rules
+        agreed = [HOST] if case.row.get("agreed", basis is LegalBasis.consent) else []
+        if (entry := case.registry()) or agreed:
+            path = self.folder / "registry.txt"
+            path.write_text((entry or "nobody.example") + "\n", encoding="utf-8")
+            rules = OriginRules(self.setting, self.folder / "origins.jsonl", [OptOutRegistry(path)], agreed)
+        forbids = decide(meta_signals(case.metas, AGENT, case.page, MOMENT), basis)
+        if forbids is None:
+            forbids, _ = rules.judge(case.url, basis)
+        if forbids is not None:
+            return {"refused": forbids.kind, "evidence": asdict(forbids)}
+        answer = self.request.ask(case.url, basis)
+        if answer.content is not None:
+            return {"refused": "", "evidence": answer.response}
+        kind = answer.value.partition(": ")[0] if answer.rule == "reservation" else answer.rule
+        return {"refused": kind, "evidence": {"value": answer.value, "reason": answer.reason, **answer.response}}
+
+
+def our_faults(cases: list[Case], folder: Path) -> list[str]:
+    """What is wrong in our decisions, in words; an empty list is what is wanted."""
+    faults, pipeline = [], Pipeline(folder)
+    for case in cases:
+        found = pipeline.decide(case)
+        name, wanted = case.row["name"], case.row.get("refused", "")
+        if found["refused"] != wanted:
+            faults.append(f"{name}: {found['refused'] or 'taken'} instead of {wanted or 'taken'} ({found['evidence']})")
+        if wanted and not found["evidence"].get("value"):
+            faults.append(f"{name}: refused without evidence")
+        if case.spared and case.image_asked:
+            faults.append(f"{name}: the image was asked for, though it was refused before")
+        if any(agent != f"{AGENT} (+{CONTACT})" for _, agent in case.asked):
+            faults.append(f"{name}: asked under another name than our own")
+    return faults
+
+
+def peer_takes(cases: list[Case], folder: Path) -> list[bool]:
+    """Whether img2dataset takes the image of each case."""
+    links = folder / "links.parquet"
+    pq.write_table(pa.table({"url": [case.url for case in cases], "row": list(range(len(cases)))}), links)
+    code = (
+        "from img2dataset import download\n"
+        "if __name__ == '__main__':\n"
+        f"    download(url_list={str(links)!r}, input_format='parquet', output_folder={str(folder / 'peer')!r},\n"
+        "        output_format='parquet', save_additional_columns=['row'], processes_count=1, thread_count=16,\n"
+        "        image_size=64, number_sample_per_shard=1000, timeout=3, enable_wandb=False,\n"
+        f"        user_agent_token={AGENT!r}, disallowed_header_directives={DIRECTIVES!r})\n"
+    )
+    program = folder / "peer.py"
+    program.write_text(code)
+    environment = dict(os.environ, NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
+    files = sorted((folder / "peer").glob("*.parquet"))
+    if done.returncode or not files:
+        raise UserError(f"img2dataset failed with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
+    taken = {row["row"]: row["status"] == "success" for row in pq.read_table(files).to_pylist()}
+    return [taken[number] for number in range(len(cases))]
+
+
+def kind_of(case: Case) -> str:
+    """What a case is about, for the table."""
+    if case.row.get("basis"):
+        return "legal basis"
+    kinds = {
+        "hops": "redirects",
+        "robots": "robots.txt",
+        "tdmrep": "tdmrep.json",
+        "ai": "ai.txt",
+        "registry": "registry",
+    }
+    found = next((kind for key, kind in (kinds | {"meta": "page"}).items() if key in case.row), None)
+    return found or ("headers" if "headers" in case.row else "silence")
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Serve, decide all cases on both sides, print the table, write the record."""
+    settings = measure.parse_arguments("reservation_conformance", __doc__ or "", args, 1)
+    cases = read_cases()
+    with tempfile.TemporaryDirectory() as scratch, RightsServer(cases) as server:
+        faults = our_faults(cases, Path(scratch))
+        if faults:
+            raise UserError(f"{len(faults)} of {len(cases)} decisions are wrong: " + "; ".join(faults)[:2000])
+        server.forget()
+        taken = peer_takes(cases, Path(scratch))
+        asked = {path for case in cases for path, _ in case.asked}
+    wrong = [case for case, took in zip(cases, taken, strict=True) if took == bool(case.row.get("refused"))]
+    used = [case.row["name"] for case in wrong if case.row.get("refused")]
+    totals, missed = Counter(map(kind_of, cases)), Counter(map(kind_of, wrong))
+    table = Table("cases about", "number", "ours right", "img2dataset right")
+    for kind, count in sorted(totals.items()):
+        table.add_row(kind, str(count), str(count), str(count - missed[kind]))
+    table.add_row("all", str(len(cases)), str(len(cases)), str(len(cases) - len(wrong)))
+    console = Console()
+    console.print(table)
+    content = {
+        "cases": len(cases),
+        "ours_right": len(cases) - len(faults),
+        "peer_right": len(cases) - len(wrong),
+        "peer_takes_what_was_refused": used,
+        "peer_leaves_what_was_free": [case.row["name"] for case in wrong if case.row["name"] not in used],
+        "peer_right_by_kind": {kind: [count - missed[kind], count] for kind, count in sorted(totals.items())},
+        "peer_asked_for_rules": sorted(asked & set(PLACES)),
+        "same_work": [measure.require_same("ours, decisions against the rules", len(faults) / len(cases), 0.0)],
+    }
+    path = measure.write_json("reservation_conformance", content, settings)
+    console.print(f"img2dataset takes {len(used)} images that it must not take; wrote {path}")
+    return [path]
+
+
+if __name__ == "__main__":
+    run(main)
