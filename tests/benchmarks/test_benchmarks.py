@@ -20,6 +20,7 @@ BENCHMARKS = (
     "resume",
     "resume_buckets",
     "language_balance",
+    "language_identification",
     "codec_gradients",
     "process_identities",
     "generator_step",
