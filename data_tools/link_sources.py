@@ -88,6 +88,11 @@ class LinkSources:
             return Standing(LegalBasis.of(said), None, "table")
         return Standing(self.default, None, "default")
 
+    def names_host(self, host: str, source: str | None) -> bool:
+        """Whether an entry names a link's host itself, so that a licence or a consent there is its owner's word."""
+        entry = self._find(host, source or "")
+        return entry is not None and entry.host is not None
+
     def _first(self, host: str, source: str) -> _Entry | None:
         for entry in self._entries:
             if (entry.host is None or entry.host.match(host)) and entry.source in (None, source):
