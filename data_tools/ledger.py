@@ -71,6 +71,15 @@ class LedgerWriter:
             if len(self._waiting) == ROWS:
                 self._flush()
 
+    def write_table(self, table: pa.Table) -> None:
+        """Append many decisions at once, as a row group of their own; columns that are missing stay empty."""
+        if self._waiting:
+            self._flush()
+        columns = {name: table[name] if name in table.column_names else None for name in SCHEMA.names}
+        columns["stage"] = pa.array([self.stage] * table.num_rows)
+        filled = [pa.nulls(table.num_rows) if column is None else column for column in columns.values()]
+        self._file.write_table(pa.table(filled, SCHEMA.names).cast(SCHEMA))
+
     def _flush(self) -> None:
         self._file.write_table(pa.Table.from_pylist(self._waiting, SCHEMA))
         self._waiting = []

@@ -24,12 +24,14 @@ class Sample:
         record: Its json.
         extension: Of the image: jpg, png or webp.
         content: The image file, as stored.
+        changed: Whether a rule changed ``pixels`` since.
     """
 
     key: str
     record: dict[str, Any]
     extension: str
     content: bytes
+    changed: bool = False
 
     @cached_property
     def pixels(self) -> np.ndarray:

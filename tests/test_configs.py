@@ -13,6 +13,7 @@ from rich.console import Console
 
 import evaluate
 from data_tools import encode_latents
+from data_tools.vet_shards import read_rules
 from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
@@ -26,10 +27,10 @@ FOLDER = Path(__file__).parent.parent / "configs"
 
 def kind(path: Path) -> str:
     first = path.stem.partition("_")[0]
-    return first if first in ("corridor", "evaluate", "overlay") else "recipe"
+    return first if first in ("corridor", "evaluate", "overlay", "vet") else "recipe"
 
 
-FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "corridor", "evaluate")}
+FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "corridor", "evaluate", "vet")}
 for _path in sorted(FOLDER.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
 
@@ -132,6 +133,11 @@ def test_corridor_names_files_that_exist(path: Path) -> None:
         if word.startswith(("configs/", "data_tools/")) or word in ("train.py", "evaluate.py"):
             assert (FOLDER.parent / word).is_file(), word
     assert len({stage.name for stage in corridor.stages}) == len(corridor.stages)
+
+
+@named("vet")
+def test_vetting_parses(path: Path) -> None:
+    assert all(rule.setting()["rule"].startswith("data_tools.") for rule in read_rules(path))
 
 
 @named("evaluate")

@@ -1,0 +1,157 @@
+"""The parallel passes of vet_shards: one job for each shard, done by one process or several, never twice.
+
+A job's folder appears when the job is finished, so a kill at any moment leaves nothing half; which process does a job,
+and in which order, changes no byte.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.vet_review import review_shard
+from data_tools.vetting import VettingRule
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, index_name, parse_sample
+from leam_mm.errors import UserError
+
+
+@dataclass(frozen=True)
+class VettingJob:
+    """The work on one shard.
+
+    Args:
+        shards: Folder of the shard.
+        number: Of the shard.
+        place: Folder that appears when the job is done.
+        found: Folder of the review, for writing; None for reviewing.
+        rows: That are written.
+        records: What rules that decided later put into the records, by row.
+        against: Whether it is of another data set, which only rules that look across are asked about.
+    """
+
+    shards: Path
+    number: int
+    place: Path
+    found: Path | None = None
+    rows: list[int] = field(default_factory=list)
+    records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    against: bool = False
+
+
+def do(job: VettingJob, folder: ShardFolder, rules: list[VettingRule]) -> None:
+    """Review a shard, or write it anew."""
+    if job.found is None:
+        review_shard(folder, job.number, rules, job.place, job.against)
+    else:
+        write_shard(job, folder, job.found)
+
+
+def write_shard(job: VettingJob, folder: ShardFolder, found: Path) -> None:
+    """Write the kept samples of a shard with what the rules changed in them; untouched ones keep their bytes."""
+    changes: dict[int, dict[str, Any]] = {}
+    if (found / "changes.parquet").is_file():
+        changes = {row["row"]: row for row in pq.read_table(found / "changes.parquet").to_pylist()}
+    index = folder.index(job.number)
+    with ShardWriter(job.place, len(job.rows)) as writer, open(folder.tar(job.number), "rb") as file:
+        for row in job.rows:
+            file.seek(int(index.offset[row]))
+            members = parse_sample(file.read(int(index.size[row])))
+            change = changes.get(row, {"record": "{}", "content": None})
+            update = json.loads(change["record"]) | job.records.get(row, {})
+            if update:
+                record = json.loads(members["json"]) | update
+                members["json"] = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
+            if change["content"] is not None:
+                kind = next(name for name in ("jpg", "png", "webp") if name in members)
+                members[kind] = change["content"]
+            writer.write(index.keys[row], members)
+
+
+def assemble(jobs: Iterable[VettingJob], folder: Path) -> None:
+    """Make one shard folder of the finished jobs, in their order; may be killed and repeated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, job in enumerate(jobs):
+        entry, name = ShardFolder(job.place).shards[0], f"{number:05d}.tar"
+        for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
+            if (job.place / before).is_file():
+                os.replace(job.place / before, folder / after)
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} was written and is gone: delete {job.place.parent} and start again")
+        entries.append(replace(entry, shard=name))
+    temporary = folder / (MANIFEST + ".tmp")
+    temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+    os.replace(temporary, folder / MANIFEST)
+
+
+def run_jobs(jobs: list[VettingJob], rules: list[VettingRule], processes: int, advance: Callable[[], object]) -> None:
+    """Do all jobs that are not done yet.
+
+    Raises:
+        UserError: A process was brought down.
+    """
+    waiting = [job for job in jobs if not job.place.is_dir()]
+    for _ in range(len(jobs) - len(waiting)):
+        advance()
+    if processes == 1 or len(waiting) < 2:
+        folders = {path: ShardFolder(path) for path in {job.shards for job in waiting}}
+        for job in waiting:
+            do(job, folders[job.shards], rules)
+            advance()
+        return
+    others = set(multiprocessing.active_children())
+    # Spawned, because forking a process that has threads (the progress bar, pyarrow) may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(waiting)), context, _start, (rules,))
+    finished = False
+    try:
+        done = {pool.submit(_do, job): job for job in waiting}
+        for future in as_completed(done):
+            job = done[future]
+            future.result()
+            advance()
+        finished = True
+    except BrokenProcessPool:
+        raise UserError(
+            f"a process ended in the midst of its work (out of memory?), perhaps on shard {job.number} of "
+            f"{job.shards}: give fewer --processes; the same command goes on where this one ended"
+        ) from None
+    finally:
+        pool.shutdown(wait=finished, cancel_futures=True)
+        if not finished:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()  # a job that is cut off leaves nothing behind that counts
+
+
+_own: dict[str, Any] = {}  # of a process of the pool: the rules, and the folders that it opened
+
+
+def _start(rules: list[VettingRule]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's is for the one that ends the others
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+    pa.set_cpu_count(1)
+    _own.update(rules=rules, folders={})
+
+
+def _end_with(parent: Any) -> None:
+    """A process whose parent was killed must not go on: nobody would hear of it."""
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _do(job: VettingJob) -> None:
+    folders = _own["folders"]
+    if job.shards not in folders:
+        folders[job.shards] = ShardFolder(job.shards)
+    do(job, folders[job.shards], _own["rules"])

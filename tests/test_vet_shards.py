@@ -1,0 +1,243 @@
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from vetting_input import Members, hostile_samples, picture, sample, write, write_hostile
+from vetting_rules import Even, Fails, Redden, SameMean
+
+from data_tools.check_shards import check_folder
+from data_tools.ledger import LEDGER
+from data_tools.vet_shards import main
+from data_tools.vetting import Sample
+from leam_mm.data.keep_list import KEEP
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
+from leam_mm.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def rules(path: Path, *wanted: type | tuple[type, dict[str, Any]]) -> Path:
+    pairs = [each if isinstance(each, tuple) else (each, {}) for each in wanted]
+    listed = [{"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": given} for kind, given in pairs]
+    path.write_text(yaml.safe_dump({"rules": listed}))
+    return path
+
+
+def vet(shards: Path, listed: Path, output: Path, *words: str) -> Path:
+    main(["--shards", str(shards), "--rules", str(listed), "--output", str(output), "--processes", "1", *words])
+    return output
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / LEDGER).to_pylist()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digest of every file but the times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """35 samples in four shards; numbers 30 to 34 show the pictures 0 to 4 again."""
+    samples = [sample(number, image=picture(number % 30)) for number in range(35)]
+    return write(tmp_path_factory.mktemp("vetting") / "shards", samples)
+
+
+def test_a_keep_list_and_every_answer(shards: Path, tmp_path: Path) -> None:
+    vetted = vet(shards, rules(tmp_path / "r.yaml", Even, SameMean), tmp_path / "vetted")
+    keys = [key for key, _ in read_samples(vetted)]
+    assert keys == [f"{number:06d}" for number in range(0, 30, 2)]
+    rows = ledger(vetted)
+    # Each is asked by Even, 18 stay and are asked by SameMean, 15 of them stay for good.
+    assert Counter((row["rule"], row["kept"]) for row in rows) == {
+        **{("even", True): 18, ("even", False): 17},
+        **{("same_mean", True): 15, ("same_mean", False): 3, ("kept", True): 15},
+    }
+    assert [row["key"] for row in rows] == sorted(row["key"] for row in rows)
+    about = [row for row in rows if row["key"] == "000030"]
+    assert [(row["rule"], row["kept"], row["reason"]) for row in about] == [
+        ("even", True, ""),
+        ("same_mean", False, "as 000000"),
+    ]
+    assert about[0]["evidence"] == '{"half": 15.0}' and about[0]["uid"] == f"{30:032x}"
+    assert (about[0]["stage"], about[0]["domain"], about[0]["width"]) == ("vet_shards", "pictures.example", 72)
+    report = json.loads((vetted / "vetting.json").read_text())
+    assert report["kept"] == 15 and report["shards"] == ShardFolder(shards).merkle_root
+    assert [found["dropped"] for found in report["found"]] == [0, 17, 3]
+    timing = json.loads((vetted / "timing.json").read_text())
+    assert [row["rule"] for row in timing] == ["sample", "even", "same_mean"]
+    assert all(row["cpu_ms_per_image"] > 0 for row in timing)
+    assert not list(tmp_path.glob("vetted.*"))
+
+
+def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", Even, Redden, SameMean)
+    vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
+    assert not check_folder(vetted)[1].faults and not (vetted / KEEP).exists()
+    before = dict(read_samples(shards))
+    after = dict(read_samples(vetted))
+    for key, members in after.items():
+        record, old = json.loads(members["json"]), json.loads(before[key]["json"])
+        red = int(key) % 3 == 0
+        assert record["red"] == red and "mean" in record
+        shown = Sample(key, record, "jpg", members["jpg"]).pixels
+        if red:
+            assert shown[..., 0].mean() > 240 and record["transforms"] == ["red"]
+        else:
+            assert members["jpg"] == before[key]["jpg"]
+        changed = {"red", "mean", "transforms", "width", "height"}
+        assert {name: value for name, value in record.items() if name not in changed} == {
+            name: value for name, value in old.items() if name not in changed
+        }
+    values = {row["key"]: row["value"] for row in ledger(vetted) if row["rule"] == "kept"}
+    assert values["000006"] == "red" and values["000002"] == ""
+
+
+def test_processes_change_no_byte(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", Even, Redden, SameMean)
+    one = vet(shards, listed, tmp_path / "a" / "vetted", "--materialise")
+    command = [sys.executable, "-m", "data_tools.vet_shards", "--shards", str(shards), "--rules", str(listed)]
+    two = tmp_path / "b" / "vetted"
+    done = subprocess.run(
+        [*command, "--output", str(two), "--materialise", "--processes", "2"],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(one) == contents(two) and len(contents(one)) == 3 * 2 + 3
+
+
+def test_killed_runs_end_with_the_same_bytes(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean)
+    wanted = contents(vet(shards, listed, tmp_path / "a" / "vetted", "--materialise"))
+    output = tmp_path / "b" / "vetted"
+    command = [sys.executable, "-m", "data_tools.vet_shards", "--shards", str(shards), "--rules", str(listed)]
+    command += ["--output", str(output), "--materialise", "--processes", "1"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    killed, generator = 0, random.Random(7)
+    places = [lambda: any(output.with_name("vetted.work").glob("review0/*")), *[lambda: True] * 2]
+    for begun in places:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (begun() and output.with_name("vetted.work").exists()) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 2
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert contents(output) == wanted and not list(output.parent.glob("vetted.*"))
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "nothing to do" in again.stdout and contents(output) == wanted
+
+
+def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", Even, Redden)
+    with pytest.raises(UserError, match="redden changed images or captions"):
+        vet(shards, listed, tmp_path / "vetted")
+    rules(tmp_path / "r.yaml", (Even, {"sleep": 0.001}), Redden)
+    with pytest.raises(UserError, match="begun with other rules"):
+        vet(shards, listed, tmp_path / "vetted", "--materialise")
+    rules(tmp_path / "r.yaml", Even, Redden)
+    reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("review0/*/*")}
+    assert reviewed
+    vet(shards, listed, tmp_path / "vetted", "--materialise")
+    with pytest.raises(UserError, match="exists already"):
+        vet(shards, listed, tmp_path / "vetted")
+    assert vet(shards, rules(tmp_path / "s.yaml", Even), tmp_path / "vetted", "--overwrite")
+    assert (tmp_path / "vetted" / KEEP).exists() and not (tmp_path / "vetted" / MANIFEST).exists()
+
+
+def test_hostile_samples_are_told_and_left_out(tmp_path: Path) -> None:
+    hostile = hostile_samples()
+    good = Sample("K", {}, "jpg", picture(9))
+    from vetting_input import member
+
+    sound = member("K.jpg", good.content) + member("K.json", sample(2)["json"])
+    folder = write_hostile(tmp_path / "shards", [raw for raw, _ in hostile.values()] + [sound, sound])
+    vetted = vet(folder, rules(tmp_path / "r.yaml", Even), tmp_path / "vetted", "--materialise")
+    assert [key for key, _ in read_samples(vetted)] == ["K"]
+    rows = ledger(vetted)
+    assert [row["value"] for row in rows[: len(hostile)]] == [value for _, value in hostile.values()]
+    assert all(row["reason"] and not row["kept"] and row["rule"] == "sample" for row in rows[: len(hostile)])
+    # The last sample has the key of the one before it.
+    assert [(row["rule"], row["kept"]) for row in rows[len(hostile) :]] == [
+        *[("even", True), ("kept", True)],
+        *[("sample", False), ("even", True)],
+    ]
+
+
+def test_damaged_shards_are_told(shards: Path, tmp_path: Path) -> None:
+    samples: list[Members] = [sample(number) for number in range(12)]
+    folder = write(tmp_path / "shards", samples, per_shard=3)
+    raw = bytearray((folder / "00000.tar").read_bytes())
+    raw[700] ^= 1
+    (folder / "00000.tar").write_bytes(raw)
+    (folder / "00001.index.parquet").write_bytes(b"PAR1")
+    (folder / "00002.tar").unlink()
+    vetted = vet(folder, rules(tmp_path / "r.yaml", Even), tmp_path / "vetted")
+    assert [key for key, _ in read_samples(vetted)] == ["000010"]
+    damaged = [row for row in ledger(vetted) if row["value"] == "shard"]
+    assert len(damaged) == 9 and {row["reason"][:9] for row in damaged} == {"00000.tar", "00001.tar", "00002.tar"}
+
+
+def test_what_is_elsewhere_is_dropped(shards: Path, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", [sample(100 + number, image=picture(number)) for number in (4, 8, 40)])
+    listed = rules(tmp_path / "r.yaml", Even, SameMean)
+    vetted = vet(shards, listed, tmp_path / "vetted", "--against", str(other))
+    keys = [int(key) for key, _ in read_samples(vetted)]
+    assert keys == [number for number in range(0, 30, 2) if number not in (4, 8)]
+    told = {row["key"]: row["reason"] for row in ledger(vetted) if row["rule"] == "same_mean" and not row["kept"]}
+    assert told["000004"] == "as 000000 against" and told["000034"] == "as 000000 against"
+    assert json.loads((vetted / "vetting.json").read_text())["against"] == [ShardFolder(other).merkle_root]
+    with pytest.raises(UserError, match="no rule looks across"):
+        vet(shards, rules(tmp_path / "s.yaml", Even), tmp_path / "w", "--against", str(other))
+
+
+def test_a_rule_that_fails_keeps_nothing_it_failed_for(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", Fails)
+    vetted = vet(shards, listed, tmp_path / "vetted")
+    assert ShardFolder(vetted).samples == 34
+    row = next(row for row in ledger(vetted) if not row["kept"])
+    assert (row["key"], row["value"]) == ("000003", "error")
+    assert row["reason"] == "the rule could not judge: ZeroDivisionError: cannot"
+    with pytest.raises(UserError, match="failed for 1 of 35"):
+        vet(shards, listed, tmp_path / "again", "--max-errors", "0.01")
+
+
+def test_vetted_folders_are_vetted_again(shards: Path, tmp_path: Path) -> None:
+    first = vet(shards, rules(tmp_path / "r.yaml", Even), tmp_path / "first")
+    second = vet(first, rules(tmp_path / "s.yaml", SameMean), tmp_path / "second")
+    copied = vet(first, rules(tmp_path / "s.yaml", SameMean), tmp_path / "copied", "--materialise")
+    assert [key for key, _ in read_samples(second)] == [f"{number:06d}" for number in range(0, 30, 2)]
+    assert [key for key, _ in read_samples(copied)] == [key for key, _ in read_samples(second)]
+
+
+def test_rules_are_read_with_one_line_of_error(tmp_path: Path, shards: Path) -> None:
+    (tmp_path / "r.yaml").write_text("rules:\n- class_path: data_tools.vetting.Nothing\n")
+    with pytest.raises(UserError, match=r"r\.yaml"):
+        vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
+    (tmp_path / "r.yaml").write_text("rules: []\n")
+    with pytest.raises(UserError, match="no rule"):
+        vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
+    with pytest.raises(UserError, match="no_file"):
+        vet(shards, tmp_path / "no_file.yaml", tmp_path / "vetted")
+    with pytest.raises(UserError, match="min_side"):
+        (tmp_path / "r.yaml").write_text(
+            "rules: [{class_path: data_tools.image_quality.ImageQuality, init_args: {min_side: 0}}]"
+        )
+        vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
+    assert not (tmp_path / "vetted").exists()

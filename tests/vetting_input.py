@@ -1,0 +1,152 @@
+"""Shards to vet: pictures with captions, and samples as an enemy would write them."""
+
+import io
+import json
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from leam_mm.data.shard_index import BLOCK, ShardWriter, index_name
+
+Members = dict[str, bytes]
+
+
+def picture(seed: int, size: tuple[int, int] = (72, 64), kind: str = "JPEG", **settings: Any) -> bytes:
+    """A smooth picture unlike any of another seed."""
+    generator = np.random.default_rng(seed)
+    coarse = generator.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def sample(seed: int, text: str | None = None, image: bytes | None = None, **changes: Any) -> Members:
+    """A sample that is in order."""
+    captions = [{"text": text or f"a meadow with {seed} grey horses", "language": "en", "source": "alt"}]
+    record = {"captions": captions, "url": f"http://pictures.example/{seed}.jpg", "domain": "pictures.example"}
+    record |= {"licence": "CC0-1.0", "legal_basis": "licensed", "sha256": f"{seed:064x}", "width": 72, "height": 64}
+    record |= {"metadata": {}, "uid": f"{seed:032x}"} | changes
+    content = picture(seed) if image is None else image
+    kind = "png" if content.startswith(b"\x89PNG") else "jpg"
+    return {kind: content, "json": json.dumps(record, ensure_ascii=False).encode()}
+
+
+def write(folder: Path, samples: list[Members], per_shard: int = 10) -> Path:
+    """A shard folder with keys 000000, 000001, ..."""
+    with ShardWriter(folder, per_shard) as writer:
+        for number, members in enumerate(samples):
+            writer.write(f"{number:06d}", members)
+    return folder
+
+
+def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+    """A tar member of any kind and name."""
+    header = tarfile.TarInfo(name)
+    header.size, header.type, header.linkname = len(content), kind, link
+    return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % BLOCK)
+
+
+def bomb(side: int = 30_000) -> bytes:
+    """A PNG of a few kilobytes that says it is huge, and is."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1_000_000), 9)), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(body)) + n + body + struct.pack(">I", zlib.crc32(n + body)) for n, body in parts]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def text_bomb() -> bytes:
+    """A PNG with a compressed text chunk of 200 MB."""
+    good = picture(1, kind="PNG")
+    body = b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9)
+    chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
+    return good[:33] + chunk + good[33:]
+
+
+def hostile_samples() -> dict[str, tuple[bytes, str]]:
+    """Byte range of a sample by what is wrong with it, and the value that the ledger must show."""
+    record, image = sample(1)["json"], picture(1)
+    json_of = json.loads(record)
+
+    def pair(kind: str, content: bytes, text: bytes = record) -> bytes:
+        return member(f"K.{kind}", content) + member("K.json", text)
+
+    def changed(**changes: Any) -> bytes:
+        return pair("jpg", image, json.dumps(json_of | changes).encode())
+
+    exif = Image.Exif()
+    exif[0x010E] = "x" * 60_000
+    found = {
+        "parent path": (member("../../K.jpg", image) + member("K.json", record), "member"),
+        "absolute path": (member("/etc/K.jpg", image) + member("K.json", record), "member"),
+        "other name": (member("L.jpg", image) + member("K.json", record), "member"),
+        "symbolic link": (member("K.jpg", b"", tarfile.SYMTYPE, "/etc/passwd") + member("K.json", record), "member"),
+        "hard link": (member("K.jpg", b"", tarfile.LNKTYPE, "../x") + member("K.json", record), "member"),
+        "device": (member("K.jpg", b"", tarfile.CHRTYPE) + member("K.json", record), "member"),
+        "fifo": (member("K.jpg", b"", tarfile.FIFOTYPE) + member("K.json", record), "member"),
+        "long name": (member("K" * 60_000 + ".jpg", image) + member("K.json", record), "member"),
+        "twice": (pair("jpg", image) + member("K.jpg", image), "member"),
+        "no header": (b"\xff" * 2048, "tar"),
+        "negative size": (_sized(b"-0000000001\0") + member("K.json", record), "tar"),
+        "endless size": (_sized(b"\x80" + b"\xff" * 11) + member("K.json", record), "tar"),
+        "no json": (member("K.jpg", image), "json"),
+        "broken json": (pair("jpg", image, record[:-9]), "json"),
+        "deep json": (pair("jpg", image, b"[" * 200_000), "json"),
+        "large json": (pair("jpg", image, b'{"a": "' + b"x" * 5_000_000 + b'"}'), "json"),
+        "huge number": (pair("jpg", image, b'{"a": ' + b"9" * 100_000 + b"}"), "json"),
+        "not a number": (changed(clip=float("nan")), "json"),
+        "half a pair": (changed(captions=[{"text": "a \ud800 horse", "language": "en"}]), "json"),
+        "latin-1": (pair("jpg", image, b'{"captions": "\xe9"}'), "json"),
+        "no captions": (changed(captions=[]), "captions"),
+        "captions of numbers": (changed(captions=[1, 2]), "captions"),
+        "caption of a list": (changed(captions=[{"text": ["a"], "language": "en"}]), "captions"),
+        "empty caption": (changed(captions=[{"text": "  ", "language": "en"}]), "captions"),
+        "endless caption": (changed(captions=[{"text": "a " * 60_000, "language": "en"}]), "captions"),
+        "captions without end": (changed(captions=[{"text": "a", "language": "en"}] * 1001), "captions"),
+        "no image": (member("K.json", record), "image"),
+        "two images": (pair("jpg", image) + member("K.png", picture(1, kind="PNG")), "image"),
+        "empty image": (pair("jpg", b""), "image"),
+        "cut image": (pair("jpg", image[: len(image) // 2]), "image"),
+        "cut png": (pair("png", picture(1, kind="PNG")[:-20]), "image"),
+        "html": (pair("jpg", b"<html><script>alert(1)</script></html>"), "image"),
+        "svg": (pair("png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "image"),
+        "gif": (pair("jpg", picture(1, kind="GIF")), "image"),
+        "postscript": (pair("jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) run"), "image"),
+        "bomb": (pair("png", bomb()), "image"),
+        "large bomb": (pair("png", bomb(10_000)), "pixels"),
+        "text bomb": (pair("png", text_bomb()), "image"),
+        "polyglot": (pair("jpg", b"PK\x03\x04" + image), "image"),
+        "noise": (pair("jpg", np.random.default_rng(0).bytes(3000)), "image"),
+    }
+    return found
+
+
+def _sized(size: bytes) -> bytes:
+    """A header that is right but for its size."""
+    block = bytearray(member("K.jpg", b""))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
+def write_hostile(folder: Path, samples: list[bytes], keys: list[str] | None = None) -> Path:
+    """Shards of raw byte ranges with an index that vouches for them, as a stranger's would."""
+    import hashlib
+
+    folder.mkdir(parents=True)
+    tar = b"".join(samples) + bytes(2 * BLOCK)
+    size = np.array([len(raw) for raw in samples])
+    digests = [hashlib.sha256(raw).hexdigest() for raw in samples]
+    columns = {"key": keys or ["K"] * len(samples), "offset": np.cumsum(size) - size, "size": size, "sha256": digests}
+    (folder / "00000.tar").write_bytes(tar)
+    pq.write_table(pa.table(columns), folder / index_name("00000.tar"))
+    line = {"shard": "00000.tar", "sha256": hashlib.sha256(tar).hexdigest(), "bytes": len(tar), "samples": len(samples)}
+    (folder / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    return folder

@@ -1,0 +1,71 @@
+"""Small rules for the tests of vet_shards, in a file of their own because worker processes import them by name."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from data_tools.vetting import DatasetRule, Finding, Sample, VettingRule
+
+
+class Even(VettingRule):
+    """Keeps samples whose picture's number is even."""
+
+    name = "even"
+
+    def __init__(self, sleep: float = 0.0) -> None:
+        self.sleep = sleep
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        time.sleep(self.sleep)
+        numbers = [int(sample.record["sha256"], 16) for sample in samples]
+        return [Finding(str(n), n % 2 == 0, "" if n % 2 == 0 else "odd", {"half": n / 2}) for n in numbers]
+
+
+class Redden(VettingRule):
+    """Makes every third picture red, and says so in the record."""
+
+    name = "redden"
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        findings = []
+        for sample in samples:
+            pixels = sample.pixels.copy()
+            pixels[..., 0] = 255
+            red = int(sample.record["sha256"], 16) % 3 == 0
+            more: dict[str, Any] = {"pixels": pixels, "transform": "red"} if red else {}
+            findings.append(Finding("red" if red else "as it was", record={"red": red}, **more))
+        return findings
+
+
+class SameMean(DatasetRule):
+    """Drops later ones of samples whose first pixel is the same; looks across data sets."""
+
+    name = "same_mean"
+    across = True
+
+    def measure(self, samples: list[Sample]) -> np.ndarray:
+        return np.array([sample.pixels[0, 0] for sample in samples])
+
+    def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
+        seen: dict[bytes, str] = {}
+        findings = []
+        for key, record, row in zip(keys, records, measured, strict=True):
+            first = seen.setdefault(row.tobytes(), f"{key}{' against' if record.get('against') else ''}")
+            kept = first.split()[0] == key and not (first.endswith("against") and not record.get("against"))
+            findings.append(Finding("", kept, "" if kept else f"as {first}", record={"mean": row.tolist()}))
+        return findings
+
+
+class Fails(VettingRule):
+    """Fails for one number, and with it for its batch."""
+
+    name = "fails"
+
+    def __init__(self, number: int = 3) -> None:
+        self.number = number
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        if any(int(sample.record["sha256"], 16) == self.number for sample in samples):
+            raise ZeroDivisionError("cannot\njudge this")
+        return [Finding("fine") for _ in samples]
