@@ -1,4 +1,4 @@
-"""Find what names a person in a caption: e-mail, telephone, accounts, national numbers, handles, addresses of machines and profiles.
+"""Find what names a person in a caption: e-mail, telephone, accounts, national numbers, handles, addresses of profiles.
 
 Each finding has a kind, a place in the text, and says whether it was validated (a known top-level domain, a number in
 use in a European numbering plan, a checksum) or is only written like one. By default only validated ones are acted on:
@@ -62,7 +62,8 @@ _PROFILE = re.compile(
     re.IGNORECASE,
 )
 _PHONE = re.compile(
-    r"(?<![\w.,/#+=&-])(?:\+|00|\(\+|\(?0[-/ ]?|(?=[1-9]))[0-9(](?:[ ./()–-]{0,3}[0-9]){5,16}(?![\w%€$£])(?![.,/-][0-9])"
+    r"(?<![\w.,/#+=&-])(?:\+|00|\(\+|\(?0[-/ ]?|(?=[1-9]))[0-9(](?:[ ./()–-]{0,3}[0-9]){5,16}"
+    r"(?![\w%€$£])(?![.,/-][0-9])"
 )
 _PHONE_WORDS = re.compile(
     r"(?:☎|📞|📱|✆|(?<!\w)(?:tel|phone|telephone|telefon|téléphone|tél|telefono|teléfono|telefone|telefón|telefoon|telefoni|"
@@ -188,7 +189,7 @@ def _phones(text: str) -> Iterator[PersonalData]:
         raw = match[0]
         digits = re.sub(r"[^0-9]", "", raw)
         announced = bool(_PHONE_WORDS.search(text[max(0, match.start() - 40) : match.start()]))
-        if not 7 <= len(digits) <= 17 or (not announced and _DATE.fullmatch(raw)):
+        if not 7 <= len(digits) <= 17 or _DATE.fullmatch(raw):
             continue
         international = raw.lstrip("(").startswith(("+", "00"))
         trunk = raw.lstrip("(").startswith("0")

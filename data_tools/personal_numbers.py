@@ -15,11 +15,13 @@ from typing import Any
 
 import yaml
 from stdnum import iban, luhn, verhoeff
+from stdnum.hu import anum
 
 TABLE = Path(__file__).with_name("personal_numbers.yaml")
 BEFORE, AFTER = 40, 15  # characters around a number in which a word may announce it
 # Not inside a longer number or word, nor behind "12.", "12-" or "12/".
 START, END = r"(?<![0-9A-Za-z])(?<![0-9][.,/-])", r"(?![0-9A-Za-z])(?![.,/-][0-9])"
+_LETTERS = re.compile(r"[^\W\d_]+")
 # Where a number may begin, tried before the forms of forty countries: five more capitals or digits follow.
 _BEGIN = re.compile(r"[0-9A-Z](?=(?:[ ./+-]?[0-9A-Z]){5})" + r"(?<![0-9A-Za-z].)(?<![0-9][.,/-].)")
 
@@ -33,8 +35,12 @@ _CARD = re.compile(
     + r"|3[47][0-9]{2}[ -]?[0-9]{6}[ -]?[0-9]{5})"
     + END
 )
-_CARD_WORDS = ("card", "karte", "kreditkarte", "carte", "carta", "tarjeta", "cartão", "kort", "karta", "kortti", "kártya",
-               "visa", "mastercard", "amex", "κάρτα", "карта", "kaart", "kartă", "kartica")  # fmt: skip
+# fmt: off
+_CARD_WORDS = (
+    "card", "karte", "kreditkarte", "carte", "carta", "tarjeta", "cartão", "kort", "karta", "kortti", "kártya", "kaart",
+    "visa", "mastercard", "amex", "κάρτα", "карта", "kartă", "kartica",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ def find_numbers(text: str, shaped: bool = False) -> Iterator[NumberFound]:
     if not POSSIBLE.search(text):
         return
     yield from (found for found in (*_accounts(text), *_cards(text)) if shaped or found.validated)
+    near = shaped or not _cue_words().isdisjoint(_LETTERS.findall(text.casefold()))
     for place in _BEGIN.finditer(text):
-        near = shaped or _all_cues().search(text[max(0, place.start() - BEFORE) : place.start() + 2 * AFTER + BEFORE])
         for entry in _entries():
             if not near and not entry.sure:
                 continue
@@ -96,11 +102,16 @@ def find_numbers(text: str, shaped: bool = False) -> Iterator[NumberFound]:
 
 def _accounts(text: str) -> Iterator[NumberFound]:
     for match in _IBAN.finditer(text):
-        end = _longest(text, *match.span(), iban.is_valid, shorten=True)
+        end = _longest(text, *match.span(), _account, shorten=True)
         if end:
             yield NumberFound("iban", match.start(), end, True, match[0][:2].upper())
         elif _announced(text, match.start(), match.end(), _words(("iban",))):
             yield NumberFound("iban", match.start(), match.end(), False, "checksum wrong")
+
+
+def _account(number: str) -> bool:
+    # Checksum and the country's form; a bank that the library does not know may be new.
+    return bool(iban.is_valid(number, check_country=False))
 
 
 def _cards(text: str) -> Iterator[NumberFound]:
@@ -131,10 +142,12 @@ def _words(words: tuple[str, ...]) -> re.Pattern[str]:
 
 
 @cache
-def _all_cues() -> re.Pattern[str]:
+def _cue_words() -> frozenset[str]:
+    """The first word of every cue: a caption without any of them has no cue."""
     table = yaml.safe_load(TABLE.read_text("utf-8"))
     rows = (row for kind in ("national_id", "tax_id") for row in table[kind].values())
-    return _words(tuple(sorted({*table["words"], *(cue for row in rows for cue in row["cues"])})))
+    cues = {*table["words"], *(cue for row in rows for cue in row["cues"])}
+    return frozenset(_LETTERS.findall(cue.casefold())[0] for cue in cues)
 
 
 @cache
@@ -168,6 +181,11 @@ def hungarian_insurance(number: str) -> bool:
     return sum((3, 7)[place % 2] * digit for place, digit in enumerate(digits[:8])) % 10 == digits[8] and any(digits)
 
 
+def hungarian_business(number: str) -> bool:
+    """Adószám: eight digits with their checksum, then kind of tax and county."""
+    return bool(anum.is_valid(number[:8]))
+
+
 def luxembourgish(number: str) -> bool:
     """Matricule: birth date and serial, then a Luhn digit and a Verhoeff digit, both over the first eleven."""
     digits = "".join(str(digit) for digit in _digits(number))
@@ -176,7 +194,7 @@ def luxembourgish(number: str) -> bool:
 
 
 def german_pension(number: str) -> bool:
-    """Rentenversicherungsnummer: the letter counts as two digits; cross sums of weighted digits, modulo 10 (VKVV § 2)."""
+    """Rentenversicherungsnummer: the letter counts as two digits; weighted cross sums modulo 10 (VKVV § 2)."""
     raw = number.replace(" ", "")
     digits = [int(digit) for digit in raw[:8] + f"{ord(raw[8]) - 64:02d}" + raw[9:]]
     products = [weight * digit for weight, digit in zip((2, 1, 2, 5, 7, 1, 2, 1, 2, 1, 2, 1), digits, strict=False)]
