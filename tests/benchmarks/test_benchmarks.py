@@ -12,6 +12,7 @@ BENCHMARKS = (
     "loader_memory",
     "end_to_end",
     "shard_building",
+    "sample_search",
     "ema_update",
     "sampling",
     "contrastive_exactness",
@@ -26,6 +27,7 @@ BENCHMARKS = (
     "generator_step",
     "generator_step_from_shards",
     "techniques",
+    "reservation_conformance",
 )
 
 
@@ -49,6 +51,7 @@ def test_every_benchmark_is_run() -> None:
         "accuracy_clock",
         "measure",
         "published_loop",
+        "rights_server",
         "technique_run",
         "toy_input",
         "test_benchmarks",
