@@ -49,7 +49,8 @@ def graphemes(text: str) -> int:
 def _combines(letter: str) -> bool:
     if letter.isascii():
         return False
-    return unicodedata.category(letter) in ("Mn", "Me", "Cf") or "\U0001f3fb" <= letter <= "\U0001f3ff"
+    marks = unicodedata.category(letter) in ("Mn", "Me", "Mc", "Cf") or letter in "\u0e33\u0eb3"  # Thai and Lao am
+    return marks or "\U0001f3fb" <= letter <= "\U0001f3ff"  # skin tones of emoji
 
 
 def words(text: str) -> list[str]:

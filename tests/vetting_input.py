@@ -19,9 +19,9 @@ Members = dict[str, bytes]
 
 
 def picture(seed: int, size: tuple[int, int] = (72, 64), kind: str = "JPEG", **settings: Any) -> bytes:
-    """A smooth picture unlike any of another seed."""
+    """A picture of soft patches, unlike any of another seed."""
     generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    coarse = generator.integers(0, 256, (20, 20, 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind, **settings)
     return buffer.getvalue()

@@ -1,0 +1,60 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.image_quality import ImageQuality, grey_entropy
+from data_tools.vetting import Finding, Sample
+from leam_mm.errors import UserError
+
+
+def look(pixels: np.ndarray, **setting: float) -> Finding:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return ImageQuality(**setting).judge([Sample("k", {}, "png", buffer.getvalue())])[0]  # type: ignore[arg-type]
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+
+
+def test_entropy_of_known_pictures() -> None:
+    assert grey_entropy(np.full((50, 50, 3), 7, np.uint8)) == 0
+    halves = np.zeros((64, 64, 3), np.uint8)
+    halves[:32] = 255
+    assert grey_entropy(halves) == pytest.approx(1)
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    assert grey_entropy(levels) == pytest.approx(8)
+    large = levels.repeat(100, 0).repeat(100, 1)  # of 2.56 million pixels some are looked at
+    assert grey_entropy(large) == pytest.approx(8, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "pixels, reason",
+    [
+        (noise(100, 120), ""),
+        (noise(63, 120), "side"),
+        (noise(70, 211), "ratio"),
+        (noise(211, 70), "ratio"),
+        (noise(70, 210), ""),
+        (np.full((100, 100, 3), 255, np.uint8), "blank"),
+        (np.full((1, 1, 3), 255, np.uint8), "side"),
+    ],
+)
+def test_pictures_are_dropped_for_a_reason(pixels: np.ndarray, reason: str) -> None:
+    found = look(pixels)
+    assert found.kept == (not reason) and reason in found.reason
+    assert found.value.startswith(f"{pixels.shape[1]}x{pixels.shape[0]} ")
+
+
+def test_a_nearly_blank_picture() -> None:
+    pixels = np.full((200, 200, 3), 255, np.uint8)
+    pixels[:4, :4] = 0
+    assert not look(pixels).kept and look(pixels, min_entropy=0.0).kept
+
+
+def test_settings_are_checked() -> None:
+    for setting in ({"min_side": 0}, {"max_aspect": 0.5}, {"min_entropy": 9}):
+        with pytest.raises(UserError, match="ImageQuality"):
+            ImageQuality(**setting)

@@ -1,0 +1,48 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_image_repair import ADOBE, deep_png, encoded, in_space, matrix_profile, picture, rotated_jpeg
+from test_vet_shards import rules, vet
+from vetting_input import sample, write
+
+from data_tools.repaired_images import RepairedImages
+from data_tools.vetting import Finding, Sample
+from leam_mm.data.shard_index import read_samples
+from leam_mm.errors import UserError
+
+
+def mend(content: bytes) -> Finding:
+    kind = "png" if content.startswith(b"\x89PNG") else "jpg"
+    return RepairedImages().judge([Sample("k", {}, kind, content)])[0]
+
+
+def test_sound_pictures_stay_as_they_are() -> None:
+    found = mend(encoded(picture(), "JPEG"))
+    assert (found.value, found.pixels, found.transform) == ("sound", None, "")
+
+
+def test_each_fault_is_mended() -> None:
+    turned = mend(rotated_jpeg())
+    assert turned.transform == "orientation:6" and turned.pixels is not None and turned.pixels.shape == (40, 24, 3)
+    deep = mend(deep_png(3, 257 * 100))
+    assert deep.pixels is not None and (deep.pixels == 100).all() and "depth:16" in deep.transform
+    colours = np.array([(200, 60, 60), (60, 180, 70)], np.uint8)
+    stored = Image.fromarray(in_space(colours, ADOBE, 2.2)[None].repeat(8, 0))
+    wide = mend(encoded(stored, "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "Wide")))
+    assert wide.pixels is not None and np.abs(wide.pixels[0].astype(int) - colours).max() <= 3
+    assert not mend(b"\x89PNG").kept
+
+
+def test_in_a_vetting(tmp_path: Path) -> None:
+    folder = write(tmp_path / "shards", [sample(0), sample(1, image=rotated_jpeg())])
+    listed = rules(tmp_path / "r.yaml", RepairedImages)
+    with pytest.raises(UserError, match="--materialise"):
+        vet(folder, listed, tmp_path / "vetted")
+    vet(folder, listed, tmp_path / "vetted", "--materialise")
+    images = [Image.open(io.BytesIO(members["jpg"])) for _, members in read_samples(tmp_path / "vetted")]
+    assert [image.size for image in images] == [(72, 64), (24, 40)]
+    upper_right = np.asarray(images[1])[5, -5]  # the red corner, turned a quarter clockwise
+    assert upper_right[0] > 180 and upper_right[2] < 80
