@@ -1,9 +1,11 @@
 """Walk a shard folder and verify all of it: digests, indexes, images, and the json of every sample.
 
     python data_tools/check_shards.py shards/train
+    python data_tools/check_shards.py shards/train --contains portrait.jpg
 
 Exit code 0: sound. 1: damaged, one line per broken thing. 2: not a shard folder at all.
 ``--fast`` leaves the pixels out. Of a folder with a keep-list, the list is verified, and all of the shards it names.
+``--contains``: was this picture used? Exit code 0: yes. 1: no.
 """
 
 import argparse
@@ -196,7 +198,18 @@ def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of final shards (images or latents)")
     parser.add_argument("--fast", action="store_true", help="check digests and json only, decode no image")
+    parser.add_argument(
+        "--contains",
+        metavar="FILE|URL|SHA256",
+        help="say whether the folder holds this picture, instead of checking it; see data_tools/sample_search.py",
+    )
     settings = parser.parse_args(args)
+    if settings.contains is not None:
+        from data_tools.sample_search import contains  # its pictures' hashes come from a library of their own
+
+        if not contains(settings.folder, settings.contains):
+            raise SystemExit(1)
+        return
     faults = []
     for path in shape_folders(settings.folder):
         listed = ShardFolder(path)
