@@ -95,7 +95,7 @@ def find_numbers(text: str, shaped: bool = False) -> Iterator[NumberFound]:
             if announced or shaped or (entry.sure and entry.sure.match(text, match.start())):
                 end = _longest(text, *match.span(), entry.valid, entry.shorten)
                 sure = announced or bool(entry.sure and entry.sure.fullmatch(text, match.start(), end or match.end()))
-                if shaped or (end and sure):
+                if (end and sure) or (shaped and (end or announced)):
                     detail = entry.name if end else f"{entry.name}, checksum wrong"
                     yield NumberFound(entry.kind, match.start(), end or match.end(), bool(end and sure), detail)
 
