@@ -69,3 +69,13 @@ class Fails(VettingRule):
         if any(int(sample.record["sha256"], 16) == self.number for sample in samples):
             raise ZeroDivisionError("cannot\njudge this")
         return [Finding("fine") for _ in samples]
+
+
+class Third(VettingRule):
+    """Keeps every third key, and nothing of the keys from 20 to 39."""
+
+    name = "third"
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        numbers = [int(sample.key) for sample in samples]
+        return [Finding("", n % 3 == 0 and not 20 <= n < 40, "by its number") for n in numbers]
