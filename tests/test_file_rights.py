@@ -1,0 +1,55 @@
+"""data_tools/file_rights.py: the rule follows the sample's legal basis and says what it read."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.file_rights import FileRights, rights_in_file
+from data_tools.vetting import Sample
+from tests.signed_picture import sign, training_mining
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((24, 32, 3), (200, 40, 90), np.uint8)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def sample(content: bytes, basis: str | None) -> Sample:
+    return Sample("0", {"legal_basis": basis, "sha256": hashlib.sha256(content).hexdigest()}, "jpg", content)
+
+
+def test_the_legal_basis_decides():
+    refused = sign(picture(), assertions=[training_mining(ai_training="notAllowed")])
+    free = sign(picture(), assertions=[training_mining(ai_training="allowed")])
+    bases = [None, "art4_general", "art3_research", "licensed", "public_domain", "consent", "synthetic"]
+    kept = [finding.kept for finding in FileRights().judge([sample(refused, basis) for basis in bases])]
+    assert kept == [False, False, True, True, True, True, True]
+    assert [
+        finding.kept for finding in FileRights().judge([sample(free, "art4_general"), sample(picture(), None)])
+    ] == [
+        True,
+        True,
+    ]
+
+
+def test_the_finding_says_what_was_read():
+    refused = sign(picture(), assertions=[training_mining(ai_training="constrained")])
+    (finding,) = FileRights().judge([sample(refused, None)])
+    assert finding.value == "c2pa" and "cawg.ai_training=constrained" in finding.reason
+    assert finding.evidence["signals"] == [["c2pa", "cawg.training-mining: cawg.ai_training=constrained", True]]
+    (finding,) = FileRights().judge([sample(picture(), None)])
+    assert finding.kept and finding.value == "0" and finding.evidence == {}
+
+
+def test_bytes_that_are_not_the_original_are_named():
+    stored = Sample("0", {"legal_basis": None, "sha256": "0" * 64}, "jpg", picture())
+    assert "encoded again" in FileRights().judge([stored])[0].evidence["bytes"]
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xd8\xff", b"RIFF", b"\x89PNG\r\n\x1a\n", bytes(1000)])
+def test_no_picture_says_nothing(raw: bytes):
+    assert rights_in_file(raw) == []
