@@ -11,6 +11,9 @@ sample's key is its row in the table, so the same table, answers and settings gi
 what belongs to the clock stands in ledger.parquet, and ``fetched_at`` in the samples only with --record-time.
 ``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why, with evidence.
 
+What screen_links has screened (its origins.jsonl lies beside the table) is not screened again; of another table every
+stranger's origin is asked for its robots.txt, tdmrep.json and ai.txt here, as are origins that redirects lead to.
+
 --retry-failed asks again for the links that failed for a reason that may have passed (rule ``download``) and builds the
 shards anew from the samples that are there and those that came now: the bytes, and so the Merkle root, are those of a
 run in which all of them had come at once, however often it was tried.
@@ -33,6 +36,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from data_tools.download_folder import fetch_identity, finished_rows, working, write_seal
 from data_tools.image_fetch import FetchSetting
@@ -79,7 +83,8 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     told(
         "--longest-wait", type=float, default=fetch.longest_wait, help="seconds for a host's Retry-After (%(default)s)"
     )
-    told("--spare-private", action="store_true", help="keep these three for hosts of --allow-private, too")
+    told("--spare-private", action="store_true", help="treat hosts of --allow-private like strangers' in all this")
+    told("--skip-origins", action="store_true", help="ask no origin for its robots.txt, tdmrep.json and ai.txt")
     told("--timeout", type=float, default=fetch.timeout, help="seconds to wait for an answer (%(default)s)")
     told("--retries", type=int, default=fetch.retries, help="further attempts for a failed link (%(default)s)")
     told(
@@ -118,18 +123,22 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     return settings
 
 
-def crawl_delays(table: Path | None) -> dict[str, float]:
-    """Delays that hosts ask for in robots.txt, where screen_links has left its origins.jsonl beside the table."""
-    path = (table or Path()).with_name("origins.jsonl") if table else None
-    if path is None or not path.is_file():
-        return {}
+def screened_origins(table: Path | None) -> Path | None:
+    """The list of origins that screen_links has left beside the table, if it was there."""
+    path = table.with_name("origins.jsonl") if table else None
+    return path if path is not None and path.is_file() else None
+
+
+def crawl_delays(origins: Path | None) -> dict[str, float]:
+    """Delays that hosts ask for in robots.txt, from the list of screened origins."""
     delays: dict[str, float] = {}
-    with path.open(encoding="utf-8") as lines:
+    if origins is None:
+        return delays
+    with origins.open(encoding="utf-8") as lines:
         for line in lines:
             found = json.loads(line)
             if delay := found.get("crawl_delay"):
-                host = str(found["origin"]).rpartition("//")[2].rpartition("@")[2]
-                host = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+                host = urlsplit(str(found["origin"])).hostname or ""
                 delays[host] = max(delays.get(host, 0.0), float(delay))
     return delays
 
@@ -223,11 +232,13 @@ def main(args: list[str] | None = None) -> None:
     wanted = FetchSetting(
         **{"links": "", "output": ""} | {name: getattr(settings, name) for name in shared - {"output"}}
     )
+    screened = screened_origins(settings.table)
     wanted = replace(
         wanted,
         allow_file=links.allow_file,
         allow_private=sorted(settings.allow_private),
-        crawl_delay=crawl_delays(settings.table),
+        ask_origins="none" if settings.skip_origins else "redirects" if screened else "all",
+        crawl_delay=crawl_delays(screened),
     )
     rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})
     identity = fetch_identity(wanted, survey.digest)

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from data_tools.host_budget import HostBudget, HostQueue, Place
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_request import AGAIN, Answer, ImageRequest, basis_of
+from data_tools.origin_rules import OriginRules
 
 LINKS = pa.schema(
     [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]
@@ -35,6 +36,7 @@ FETCHED = pa.schema(
     [
         ("row", pa.int64()),
         *((name, pa.string()) for name in ("rule", "value", "reason", "fetched_at", "sha256", "response", "visit")),
+        ("legal_basis", pa.string()),
         ("content", pa.large_binary()),
     ]
 )  # what becomes of it
@@ -80,7 +82,11 @@ class PartDownloader:
 def _requests(setting: str) -> ImageRequest:
     """One door per process; multiprocessing's workers leave with their parent."""
     known = FetchSetting(**json.loads(setting))
-    return ImageRequest(known, os.getppid() if known.distributor == "multiprocessing" else None)
+    parent = os.getppid() if known.distributor == "multiprocessing" else None
+    if known.ask_origins == "none":
+        return ImageRequest(known, parent)
+    quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
+    return ImageRequest(known, parent, OriginRules(quick, Path(known.output).with_name("origins.jsonl")).judge)
 
 
 class Part:
@@ -158,7 +164,7 @@ class Part:
         waiting = {row["row"]: row for row in self.rows}
         group: list[dict[str, Any]] = []
         size = total = 0
-        counted, progress = 0.0, Path(f"{self.setting.output}.progress") / f"{socket.gethostname()}-{os.getpid()}"
+        counted, progress = 0.0, Path(f"{self.setting.links}.progress") / f"{socket.gethostname()}-{os.getpid()}"
         before = int(progress.read_text() or 0) if progress.exists() else 0
         with pq.ParquetWriter(temporary, FETCHED, compression="none") as writer:
             while waiting:
@@ -191,6 +197,7 @@ def _cells(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
     visit = answer.visit | {"attempts": row.get("attempts", 1)}
     return {
         "row": row["row"],
+        "legal_basis": row["legal_basis"],
         "rule": answer.rule,
         "value": answer.value,
         "reason": answer.reason,

@@ -43,7 +43,9 @@ class FetchSetting:
         connections_per_host: Most connections to one host at a time, of all processes that share the work folder.
         delay_per_host: Seconds between the beginnings of two requests to one host.
         crawl_delay: Longer such delays, by host, as their robots.txt asks.
-        spare_private: Whether the hosts of ``allow_private`` are spared like all others.
+        spare_private: Whether the hosts of ``allow_private`` are treated like strangers': with a budget, and asked.
+        ask_origins: Whose robots.txt, tdmrep.json and ai.txt are asked before an image is: of ``all`` origins, of those
+            that only ``redirects`` lead to (the others were screened), or of ``none``.
         longest_wait: Longest time to wait where a host asks for patience, in seconds.
         timeout: Seconds without an answer.
         processes: Worker processes.
@@ -69,6 +71,7 @@ class FetchSetting:
     delay_per_host: float = 0.2
     crawl_delay: dict[str, float] = field(default_factory=dict)
     spare_private: bool = False
+    ask_origins: str = "all"
     longest_wait: float = 120.0
     timeout: float = 10
     processes: int = 2

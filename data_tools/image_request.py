@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 from data_tools.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.legal_basis import LegalBasis
@@ -81,15 +81,16 @@ class ImageRequest:
     Args:
         setting: Limits, names and permissions.
         parent: Process without which this one has nothing left to do.
-        judge_origin: Asked when a redirect leads to another origin than that of the link: the signal that forbids to
-            go there (its robots.txt, its tdmrep.json), or None.
+        judge_origin: ``OriginRules.judge``: asked once for each origin on the way, before it is knocked at: the signal
+            that forbids (robots.txt, tdmrep.json, ai.txt) or None, and all that was said. Hosts of ``allow_private``
+            are ours and not asked, unless ``spare_private`` treats them like others.
     """
 
     def __init__(
         self,
         setting: FetchSetting,
         parent: int | None = None,
-        judge_origin: Callable[[str, LegalBasis], Signal | None] | None = None,
+        judge_origin: Callable[[str, LegalBasis], tuple[Signal | None, list[Signal]]] | None = None,
     ) -> None:
         """Open the door to the network; see the class for the arguments."""
         self.setting, self.guard, self.judge_origin = setting, Guard(setting, parent), judge_origin
@@ -140,6 +141,8 @@ class ImageRequest:
         setting, address = self.setting, url
         hops: list[dict[str, Any]] = []
         for _ in range(setting.max_hops + 1):
+            if self._closed(address, {origin_of(hop["url"]) for hop in hops}, basis, answer):
+                return
             with self.opener.open(urllib.request.Request(address), timeout=setting.timeout) as response:
                 if not address.startswith("http"):  # a file has no server that could say anything
                     answer.content = response.read()
@@ -160,20 +163,27 @@ class ImageRequest:
             if any(hop["url"] == target for hop in hops):
                 answer.refuse(AGAIN, "redirect_loop", f"redirects lead back to {target}")
                 return
-            if self.judge_origin and origin_of(target) not in {origin_of(hop["url"]) for hop in hops}:
-                found = self.judge_origin(target, basis)
-                if found and self._forbidden([found], basis, answer, found):
-                    return
             address = target
         answer.refuse(AGAIN, "redirects", f"more than {setting.max_hops} redirects")
 
-    def _forbidden(
-        self, signals: list[Signal], basis: LegalBasis, answer: Answer, forbids: Signal | None = None
-    ) -> bool:
-        """Note what was found; whether any of it forbids the use."""
+    def _closed(self, address: str, known: set[str], basis: LegalBasis, answer: Answer) -> bool:
+        """Whether an origin on the way forbids to go on."""
+        if self.judge_origin is None or not address.startswith("http") or origin_of(address) in known:
+            return False
+        if self.setting.ask_origins != "all" and not known:
+            return False  # screen_links has asked it
+        if urlsplit(address).hostname in self.setting.allow_private and not self.setting.spare_private:
+            return False
+        forbids, signals = self.judge_origin(address, basis)
+        return self._noted(signals, forbids, answer)
+
+    def _forbidden(self, signals: list[Signal], basis: LegalBasis, answer: Answer) -> bool:
+        return self._noted(signals, decide(signals, basis), answer)
+
+    def _noted(self, signals: list[Signal], forbids: Signal | None, answer: Answer) -> bool:
+        """Note what was said; whether any of it forbids the use."""
         if told := [asdict(signal) for signal in signals]:
             answer.response.setdefault("signals", []).extend(told)
-        forbids = forbids or decide(signals, basis)
         if forbids:
             reason = f"{forbids.kind} at {forbids.source}: {forbids.value}"
             rule = "robots.txt" if forbids.kind == ACCESS else "reservation"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,11 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_tools.download_worker import FETCHED, LINKS, part_file
+from data_tools.file_rights import rights_in_file
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
+from data_tools.image_request import basis_of
+from data_tools.reservations import decide
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -142,7 +145,7 @@ def _write_links(folder: Path, size: int, links: Iterator[Link], parts: set[int]
 
 def _run_child(setting: FetchSetting, total: int, waiting: int, journal: Path) -> int:
     """Run data_tools.distributors with a progress bar; its chatter goes to the journal. A long silence ends it."""
-    counts = Path(setting.output + ".progress")
+    counts = Path(setting.links + ".progress")
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir()
     scratch = Path(setting.links + ".img2dataset")
@@ -217,6 +220,13 @@ def _judge(row: dict[str, Any], rule: ImageRule) -> Fetched:
     if image.sha256 != row["sha256"]:
         reason = "bytes changed since the download"
         return Fetched(None, moment, len(raw), row["sha256"], "sha256", image.sha256, reason, **evidence)
+    if signals := rights_in_file(raw):  # asked here, because mending an image may take its manifest and metadata away
+        evidence["response"].setdefault("signals", []).extend(asdict(signal) for signal in signals)
+        if forbids := decide(signals, basis_of(row["legal_basis"])):
+            told = f"{forbids.kind}: {forbids.value}"
+            return Fetched(
+                None, moment, len(raw), row["sha256"], "reservation", told, f"in the file, {told}", **evidence
+            )
     return Fetched(image, moment, len(raw), image.sha256, **evidence)
 
 
@@ -262,8 +272,8 @@ def repaired_rows(
         for path, rows in _repaired_parts(parts, rule, processes if count >= IN_PROCESS else 0):
             if [number for number, _ in rows] != list(itertools.islice(expected, size)):
                 raise UserError(f"{path} does not hold the rows it should: delete {raw.parent} and start again")
-            yield from rows
             progress.update(bar, advance=len(rows))
+            yield from rows
 
 
 def _repaired_parts(

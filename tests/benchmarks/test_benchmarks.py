@@ -49,6 +49,7 @@ def test_every_benchmark_is_run() -> None:
     parts = {
         "batch_record",
         "accuracy_clock",
+        "hostile_server",
         "measure",
         "published_loop",
         "rights_server",
