@@ -31,15 +31,15 @@ class Pairs:
 
 
 def distinct(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct hashes, so that a thousand blank pictures are not half a million pairs.
+    """Find the distinct rows, so that a thousand blank pictures are not half a million pairs.
 
     Args:
-        codes: (N, 32) uint8.
+        codes: (N, D) uint8.
 
     Returns:
-        First row of each distinct hash, ascending (M,), and for every row the place of its hash among them (N,).
+        Where each distinct row comes first, ascending (M,), and for every row the place of its like among them (N,).
     """
-    whole = np.ascontiguousarray(codes).view(f"V{BYTES}")[:, 0]
+    whole = np.ascontiguousarray(codes).view(f"V{codes.shape[1]}")[:, 0]
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     order = np.argsort(first)
     place = np.empty_like(order)
