@@ -2,12 +2,18 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_tools.download_worker import FETCHED, part_file
 from data_tools.file_rights import FileRights, rights_in_file
+from data_tools.image_repair import ImageRule
+from data_tools.raw_part import repaired_rows
 from data_tools.vetting import Sample
 from tests.signed_picture import sign, training_mining
 
@@ -53,3 +59,30 @@ def test_bytes_that_are_not_the_original_are_named():
 @pytest.mark.parametrize("raw", [b"", b"\xff\xd8\xff", b"RIFF", b"\x89PNG\r\n\x1a\n", bytes(1000)])
 def test_no_picture_says_nothing(raw: bytes):
     assert rights_in_file(raw) == []
+
+
+def test_a_download_is_asked_before_its_bytes_are_mended(tmp_path: Path):
+    """A picture to be resized would lose its manifest: the second pass of the download reads the original."""
+    refused = sign(picture(), assertions=[training_mining(data_mining="notAllowed")])
+    cells = [
+        {
+            "row": row,
+            "rule": "",
+            "fetched_at": "2026-11-01T12:00:00+00:00",
+            "response": "{}",
+            "visit": "{}",
+            "legal_basis": basis,
+            "sha256": hashlib.sha256(refused).hexdigest(),
+            "content": refused,
+        }
+        for row, basis in enumerate([None, "art4_general", "art3_research"])
+    ]
+    pq.write_table(pa.Table.from_pylist(cells, FETCHED), part_file(tmp_path, 0))
+    rule = ImageRule(size=16, resize="center_crop")
+    found = [fetched for _, fetched in repaired_rows(tmp_path, iter(range(3)), 3, 3, rule, 0)]
+    assert [fetched.image is None for fetched in found] == [True, True, False]
+    assert found[0].rule == "reservation" and "cawg.data_mining=notAllowed" in found[0].value
+    assert found[2].image is not None and rights_in_file(found[2].image.content) == []
+    for fetched in found:
+        (signal,) = fetched.response["signals"]
+        assert (signal["kind"], signal["reserved"], signal["source"]) == ("c2pa", True, "file")
