@@ -11,7 +11,8 @@ each origin, many origins at a time and never two connections to one.
 
 OUTPUT/links.parquet    links that stay, ordered so that every origin's are spread evenly, for download_shards --table
 OUTPUT/ledger.parquet   every link in the order of the tables: rule, value and evidence of its fate
-OUTPUT/origins.jsonl    each origin: its answers with status, SHA-256 and time, its links, the delay it wants
+OUTPUT/origins.jsonl    each origin: its answers with status, SHA-256 and time, its links, the delay it wants; its being
+                        there tells download_shards that origins were asked
 OUTPUT/answers.jsonl    the answers themselves, with their texts
 OUTPUT/summary.json     counts and CPU time of each rule
 
@@ -287,7 +288,9 @@ def screen(settings: argparse.Namespace, work: Path, setting: ScreenSetting, bar
     asked: Counter[str] = Counter()
     with counted_cost(work, "writing"):
         counts = write_decisions(partial, work / "rows", chunks, duplicates, parted, work)
-        with (partial / "origins.jsonl").open("wb") as file:
+        # download_shards takes origins.jsonl as the word that robots.txt was obeyed: without asking there is none.
+        place = work if settings.skip_origins else partial
+        with (place / "origins.jsonl").open("wb") as file:
             for number in range(buckets):
                 for line in (work / "verdicts" / f"{number:06d}.jsonl").read_bytes().splitlines(keepends=True):
                     file.write(line)
