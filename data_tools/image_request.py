@@ -26,7 +26,7 @@ from data_tools.reservations import ACCESS, Signal, decide, header_signals, orig
 REDIRECTS = (301, 302, 303, 307, 308)  # RFC 9110, section 15.4; 300 leaves the choice to a person
 PATIENCE = (429, 503)  # the server asks to be left alone for a while
 PASSING = (408, 425, 500, 502, 504)  # may be over at the next attempt
-RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "link")
+RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
 LONGEST_HEADER = 1000  # characters kept of one header
 AGAIN = "download"  # the rule of links that another attempt may bring
@@ -81,9 +81,9 @@ class ImageRequest:
     Args:
         setting: Limits, names and permissions.
         parent: Process without which this one has nothing left to do.
-        judge_origin: ``OriginRules.judge``: asked once for each origin on the way, before it is knocked at: the signal
-            that forbids (robots.txt, tdmrep.json, ai.txt) or None, and all that was said. Hosts of ``allow_private``
-            are ours and not asked, unless ``spare_private`` treats them like others.
+        judge_origin: ``OriginRules.judge``: asked for each address on the way, before it is knocked at (its rules name
+            paths): the signal that forbids (robots.txt, tdmrep.json, ai.txt) or None, and all that was said. Hosts of
+            ``allow_private`` are ours and not asked, unless ``spare_private`` treats them like others.
     """
 
     def __init__(
@@ -168,8 +168,10 @@ class ImageRequest:
 
     def _closed(self, address: str, known: set[str], basis: LegalBasis, answer: Answer) -> bool:
         """Whether an origin on the way forbids to go on."""
-        if self.judge_origin is None or not address.startswith("http") or origin_of(address) in known:
+        if self.judge_origin is None or not address.startswith("http"):
             return False
+        if origin_of(address) in known and basis.may_be_agreed:
+            return False  # whose agreements name which hosts was looked up before
         if self.setting.ask_origins != "all" and not known:
             return False  # screen_links has asked it
         if urlsplit(address).hostname in self.setting.allow_private and not self.setting.spare_private:
