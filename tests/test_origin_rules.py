@@ -21,7 +21,7 @@ from data_tools.origin_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, OriginRu
 from leam_mm.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
-from reservation_conformance import our_faults
+from reservation_conformance import our_faults, program_faults
 from rights_server import HOST, PRIVATE, Case, RightsServer, read_cases
 
 ART4 = LegalBasis.art4_general
@@ -43,6 +43,13 @@ def test_every_case_is_decided_as_its_rule_says(tmp_path: Path) -> None:
         assert our_faults(cases, tmp_path) == []
     assert len(cases) > 120 and sum("refused" in case.row for case in cases) > 80
     assert all(paths(case) for case in cases if not {"meta", "agreed", "registry"} & case.row.keys())
+
+
+@pytest.mark.slow
+def test_the_programs_decide_every_case_so(tmp_path: Path) -> None:
+    cases = read_cases()
+    with RightsServer(cases):
+        assert program_faults(cases, tmp_path) == []
 
 
 def test_a_wrong_decision_is_noticed(tmp_path: Path) -> None:

@@ -24,11 +24,13 @@ class Case:
 
     Args:
         row: As it stands there.
+        host: Where it is served; cases in a registry have a host of their own.
         url: Of the link: the image, or the first redirect.
         asked: Paths that were asked for, with the user agent of each.
     """
 
     row: dict[str, Any]
+    host: str = HOST
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
 
@@ -63,7 +65,7 @@ class Case:
         kind = self.row.get("registry")
         if kind in ("sha256", "md5"):
             return hashlib.new(kind, self.url.encode()).hexdigest()
-        return {"domain": HOST, "prefix": self.url[:-4]}.get(kind) if kind else None
+        return {"domain": self.host, "prefix": self.url[:-4]}[kind] if kind else None
 
 
 def _pair(line: str) -> tuple[str, str]:
@@ -75,7 +77,7 @@ def read_cases() -> list[Case]:
     """All cases, without addresses."""
     rows = yaml.safe_load(Path(__file__).with_name("rights_cases.yaml").read_text("utf-8"))
     assert len({row["name"] for row in rows}) == len(rows)
-    return [Case(row) for row in rows]
+    return [Case(row, f"127.0.1.{place}" if "registry" in row else HOST) for place, row in enumerate(rows)]
 
 
 class RightsServer:
@@ -131,7 +133,7 @@ class RightsServer:
                 default = f"/hop/{number + 1}" if number + 1 < len(hops) else case.path
                 named = {"elsewhere": f"{other}{case.path}", "private": f"{hidden}{case.path}", None: default}
                 hops[number] = {**hop, "to": named.get(hop.get("to"), hop.get("to"))}
-            case.url = await self._port(case, case.row, HOST, hops) + ("/hop/0" if hops else case.path)
+            case.url = await self._port(case, case.row, case.host, hops) + ("/hop/0" if hops else case.path)
 
     async def _port(self, case: Case, said: dict[str, Any], host: str, hops: list[dict[str, Any]]) -> str:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
