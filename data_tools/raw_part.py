@@ -5,6 +5,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -32,6 +33,7 @@ from data_tools.reservations import decide
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
+NOWHERE = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")  # addresses in memory, which libraries' messages hold
 Link = tuple[int, str, str | None]  # row of the table, address, legal basis
 IN_PROCESS = 400  # below this many images, starting processes costs more than it saves
 DECODE_SECONDS = 60.0  # for one image; a photograph takes a hundredth of one
@@ -216,7 +218,8 @@ def _judge(row: dict[str, Any], rule: ImageRule) -> Fetched:
         with _TimeLimit(DECODE_SECONDS):
             image = repair_image(raw, rule)
     except ImageFault as fault:
-        return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, fault.reason, **evidence)
+        reason = NOWHERE.sub("", fault.reason)
+        return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, reason, **evidence)
     if image.sha256 != row["sha256"]:
         reason = "bytes changed since the download"
         return Fetched(None, moment, len(raw), row["sha256"], "sha256", image.sha256, reason, **evidence)

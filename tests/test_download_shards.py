@@ -173,40 +173,34 @@ def test_every_row_has_its_fate(server: Server, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
-def test_killed_run_goes_on_to_the_same_bytes(server: Server, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_killed_runs_go_on_to_the_same_bytes(server: Server, tmp_path: Path) -> None:
     rows = 300
     for number in range(rows):
-        server.answers[f"/{number}.png"] = (
-            200,
-            {},
-            encoded(Image.new("RGB", (8, 8), (number % 256, number // 256, 0))),
-        )
+        content = encoded(Image.new("RGB", (8, 8), (number % 256, number // 256, 0)))
+        server.answers[f"/{number}.png"] = (200, {}, content)
     table = {"url": [f"{server.url}/{i}.png" for i in range(rows)], "caption": [f"picture {i}" for i in range(rows)]}
     pq.write_table(pa.table(table), tmp_path / "links.parquet")
+    raw = tmp_path / "killed.work" / "raw"
 
     def command(output: str) -> list[str]:
-        program = [
-            sys.executable,
-            str(ROOT / "data_tools/download_shards.py"),
-            "--table",
-            str(tmp_path / "links.parquet"),
-        ]
-        return [*program, "--output", str(tmp_path / output), "--allow-private", "127.0.0.1", "--threads", "2"]
+        program = [sys.executable, str(ROOT / "data_tools/download_shards.py")]
+        program += ["--table", str(tmp_path / "links.parquet"), "--output", str(tmp_path / output)]
+        return [*program, "--allow-private", "127.0.0.1", "--threads", "2"]
 
     server.delay = 0.02
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    raw = tmp_path / "killed.work" / "raw"
-    end = time.monotonic() + 60
-    while len(list(raw.glob("*.parquet"))) < 2 and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    done = len(list(raw.glob("*.parquet")))
-    assert 2 <= done < 8 and not (tmp_path / "killed").exists()
-    time.sleep(2)
-    quiet = len(server.requests)
-    time.sleep(0.5)
-    assert len(server.requests) == quiet  # no orphan goes on fetching
+    for moment in (1, 3, 5):  # parts that are there
+        process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 120
+        while len(list(raw.glob("*.parquet"))) < moment and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
+        time.sleep(1.5)
+        quiet = len(server.requests)
+        time.sleep(0.5)
+        assert len(server.requests) == quiet  # no orphan goes on fetching
+        assert moment <= len(list(raw.glob("*.parquet"))) < 8
     server.delay = 0.0
     subprocess.run(command("killed"), check=True, timeout=120)
     assert len(server.requests) < 2 * rows  # finished parts were not fetched again
@@ -214,6 +208,81 @@ def test_killed_run_goes_on_to_the_same_bytes(server: Server, tmp_path: Path) ->
     for path in (tmp_path / "whole").glob("*.tar"):
         assert path.read_bytes() == (tmp_path / "killed" / path.name).read_bytes()
     assert (tmp_path / "whole/manifest.jsonl").read_bytes() == (tmp_path / "killed/manifest.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_failed_links_are_asked_again_and_the_bytes_are_those_of_one_good_run(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    rows = 12
+    good = {f"/{i}.png": (200, {}, encoded(picture(8 + i, 9))) for i in range(rows)}
+    good["/3.png"] = (200, {"X-Robots-Tag": "noai"}, b"")  # refused for good
+    good["/4.png"] = (200, {}, b"no image")
+    table = {"url": [f"{server.url}/{i}.png" for i in range(rows)], "caption": [f"picture {i}" for i in range(rows)]}
+    pq.write_table(pa.table(table), tmp_path / "links.parquet")
+    command = ["--table", str(tmp_path / "links.parquet"), "--allow-private", "127.0.0.1", "--min-success", "0.5"]
+    command += ["--samples-per-shard", "4", "--retries", "0", "--processes", "1"]
+    with pytest.raises(UserError, match="run without --retry-failed first"):
+        main([*command, "--output", str(tmp_path / "shaken"), "--retry-failed"])
+    server.answers = dict(good) | {f"/{i}.png": (500, {}, b"") for i in (0, 5, 11)}
+    main([*command, "--output", str(tmp_path / "shaken")])
+    first = (tmp_path / "shaken/manifest.jsonl").read_bytes()
+    server.requests.clear()
+    server.answers["/5.png"] = good["/5.png"]
+    for number, expected in enumerate([["/0.png", "/11.png", "/5.png"], ["/0.png", "/11.png"], []]):
+        main([*command, "--output", str(tmp_path / "shaken"), "--retry-failed"])
+        assert sorted(server.requests) == expected
+        server.requests.clear()
+        server.answers = good
+        assert (number == 2) == ("nothing to do" in capsys.readouterr().out)
+    main([*command, "--output", str(tmp_path / "whole")])
+    for name in ("manifest.jsonl", "download.json", "00000.tar", "00002.tar", "00000.index.parquet"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "shaken" / name).read_bytes()
+    assert (tmp_path / "whole/manifest.jsonl").read_bytes() != first and not list(tmp_path.glob("*.retry*"))
+    ledgers = [pq.read_table(tmp_path / name / "ledger.parquet").to_pylist() for name in ("whole", "shaken")]
+    columns = ("uid", "key", "stage", "rule", "value", "kept", "reason", "bytes", "sha256", "width")
+    assert [[row[name] for name in columns] for row in ledgers[0]] == [
+        [row[name] for name in columns] for row in ledgers[1]
+    ]
+    assert [row["rule"] for row in ledgers[0]].count("kept") == rows - 2
+    with pytest.raises(UserError, match=r"another size \(256, now 32\): give the settings"):
+        main([*command, "--output", str(tmp_path / "shaken"), "--retry-failed", "--size", "32"])
+
+
+def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) -> None:
+    server.answers["/a"] = (302, {"Location": "/b"}, b"")
+    server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": "x"}, encoded(picture()))
+    row = {"url": f"{server.url}/a", "caption": "x", "uid": "f" * 32, "legal_basis": "licensed", "language": "de"}
+    row |= {"consent": json.dumps({"page_rights": ["none found"]}), "licence": "CC-BY-4.0"}
+    (tmp_path / "links.jsonl").write_text(json.dumps(row))
+    output = str(tmp_path / "out")
+    main(["--table", str(tmp_path / "links.jsonl"), "--output", output, "--allow-private", "127.0.0.1"])
+    (decision,) = pq.read_table(tmp_path / "out/ledger.parquet").to_pylist()
+    assert (decision["uid"], decision["legal_basis"], decision["language"]) == ("f" * 32, "licensed", "de")
+    assert (decision["stage"], decision["licence"]) == ("download_shards", "CC-BY-4.0")
+    evidence = json.loads(decision["evidence"])
+    assert [hop["status"] for hop in evidence["hops"]] == [302, 200] and evidence["attempts"] == 1
+    assert evidence["seconds"] > 0 and ["etag", "x"] in evidence["headers"]
+    ((_, members),) = read_samples(tmp_path / "out")
+    record = json.loads(members["json"])
+    assert record["uid"] == "f" * 32 and record["consent"]["page_rights"] == ["none found"]
+    response = record["consent"]["response"]
+    assert response["final_url"] == f"{server.url}/b" and response["content_type"] == "image/png"
+    assert not {"seconds", "attempts", "headers"} & set(response)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (["--slice", "4/4"], "I/N"),
+        (["--part-bytes", "0"], "--part-bytes is 0"),
+        (["--delay-per-host", "-1"], "at least 0"),
+        (["--image-seconds", "nan"], "at least 0.1"),
+    ],
+)
+def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=word):
+        main(["--table", "links.csv", "--output", str(tmp_path / "out"), *given])
 
 
 @pytest.mark.slow

@@ -1,0 +1,65 @@
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from data_tools import download_folder
+from data_tools.download_folder import FREE, fetch_identity, finished_rows, working, write_seal
+from data_tools.image_fetch import FetchSetting
+from data_tools.ledger import LEDGER, LedgerWriter
+from leam_mm.errors import UserError
+
+SETTING = FetchSetting("a", "b", "Agent", "https://lab.example")
+
+
+def test_the_fingerprint_covers_what_decides_which_bytes_come() -> None:
+    identity = fetch_identity(SETTING, "digest")
+    assert (
+        fetch_identity(replace(SETTING, threads=9, retries=7, delay_per_host=3.0, distributor="ray"), "digest")
+        == identity
+    )
+    for change in (
+        {"max_bytes": 1},
+        {"image_seconds": 1.0},
+        {"part_bytes": 1},
+        {"max_hops": 0},
+        {"ask_origins": "none"},
+    ):
+        assert fetch_identity(replace(SETTING, **change), "digest") != identity  # type: ignore[arg-type]
+    assert fetch_identity(SETTING, "other") != identity
+    assert set(asdict(SETTING)) - set(FREE) == set(identity) - {"table"}
+
+
+def test_a_folder_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
+    with working(tmp_path / "w", {"max_bytes": 5}, 20, (0, 1)) as size:
+        assert size == 20
+    with working(tmp_path / "w", {"max_bytes": 5}, 99, (0, 1)) as size:
+        assert size == 20  # as the first run has cut it
+    with (
+        pytest.raises(UserError, match=r"another max_bytes \(5, now 6\)"),
+        working(tmp_path / "w", {"max_bytes": 6}, 20, (0, 1)),
+    ):
+        pass
+
+
+def test_jobs_share_a_folder_and_the_last_has_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_folder.time, "sleep", lambda seconds: None)
+    with working(tmp_path / "w", {}, 20, (0, 3)), working(tmp_path / "w", {}, 20, (1, 3)):
+        for piece in ((0, 1), (1, 3)):
+            with pytest.raises(UserError, match="in use by another run"), working(tmp_path / "w", {}, 20, piece):
+                pass
+    with working(tmp_path / "w", {}, 20, (0, 1)):
+        pass
+
+
+def test_a_finished_folder_is_opened_by_its_seal(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="without --retry-failed first"):
+        list(finished_rows(tmp_path, {}))
+    with LedgerWriter(tmp_path / LEDGER, "download_shards") as ledger:
+        ledger.write([{"uid": "a", "kept": True}])
+    write_seal(tmp_path, {"size": 5})
+    assert [row["uid"] for row in finished_rows(tmp_path, {"size": 5})] == ["a"]
+    assert json.loads((tmp_path / "download.json").read_text()) == {"size": 5}
+    with pytest.raises(UserError, match=r"another size \(5, now 6\)"):
+        list(finished_rows(tmp_path, {"size": 6}))

@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_tools import link_rows
+from data_tools.ledger import link_uid
+from data_tools.link_rows import LinkRows
+from leam_mm.errors import UserError
+
+TABLE = """url,caption,legal_basis,captions,page_url
+http://a.example/1.png,one,licensed,,http://a.example/
+file:///etc/passwd,two,,,
+http://10.0.0.1/x.png,three,,,
+http://b.example/4.png,,,,
+http://b.example/5.png,five,,[1,
+http://own.example/6.png,six,,,
+"""
+
+
+@pytest.fixture()
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(link_rows, "BATCH", 2)  # several batches
+    (tmp_path / "links.csv").write_text(TABLE)
+    return tmp_path / "links.csv"
+
+
+def test_rows_are_judged_in_the_order_of_the_table(table: Path) -> None:
+    rows = LinkRows(table, None, False, ["own.example"])
+    found = list(rows)
+    assert [row.number for row in found] == list(range(6)) == [int(row.decision["key"]) for row in found]
+    assert [row.decision.get("rule") for row in found] == [
+        None,
+        "scheme",
+        "private_address",
+        "caption",
+        "captions",
+        None,
+    ]
+    assert [bool(row.fetch) for row in found] == [True, False, False, False, False, True]
+    assert all(row.fetch or row.decision["reason"] for row in found)
+    assert found[0].decision["uid"] == link_uid("http://a.example/1.png", "http://a.example/", "one")
+    assert found[0].decision["legal_basis"] == "licensed" and found[0].decision["domain"] == "a.example"
+    assert list(rows)[3].decision == found[3].decision  # every walk is the same
+
+
+def test_the_survey_counts_and_names_a_stranger(table: Path) -> None:
+    survey = LinkRows(table, None, False, ["own.example"]).survey
+    assert (survey.rows, survey.fetch, survey.stranger) == (6, 2, "a.example")
+    assert LinkRows(table, None, False, ["own.example", "a.example"]).survey.stranger is None
+
+
+def test_the_digest_changes_with_any_value(table: Path) -> None:
+    def digest(text: str) -> str:
+        table.write_text(text)
+        return LinkRows(table, None, False, []).survey.digest
+
+    same = digest(TABLE)
+    assert digest(TABLE) == same
+    others = [TABLE.replace("six", "sex"), TABLE.replace("one,licensed", "one,"), TABLE + "http://c.example/,c,,,\n"]
+    assert len({same, *map(digest, others)}) == 4
+
+
+def test_a_folder_is_a_table_of_files(tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("text")
+    (row,) = LinkRows(None, tmp_path, False, [])
+    assert row.fetch == (tmp_path / "a.png").as_uri() and row.decision["url"] == "file:a.png"
+
+
+def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "links.jsonl").write_text("\n")
+    with pytest.raises(UserError, match="holds no row"):
+        LinkRows(tmp_path / "links.jsonl", None, False, [])
