@@ -101,7 +101,7 @@ class NearDuplicates(DatasetRule):
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
         """Keep the best of what looks the same; the guard against chains is that of ``duplicate_groups``."""
-        pictures = _Pictures(self, measured)
+        pictures = Pictures(self, measured)
         components = Components(len(keys))
         first, place = distinct(measured)  # the same in all that is looked at: no need to compare
         components.join(first[place], np.arange(len(keys)))
@@ -125,7 +125,7 @@ class NearDuplicates(DatasetRule):
         row: int,
         keys: list[str],
         records: list[dict[str, Any]],
-        pictures: "_Pictures",
+        pictures: "Pictures",
         best: int,
         size: int,
         diameter: float,
@@ -141,11 +141,16 @@ class NearDuplicates(DatasetRule):
         return Finding(f"{bits} bits", False, f"looks like {keys[best]}", evidence)
 
 
-class _Pictures:
-    """What was measured, as the rule compares it."""
+class Pictures:
+    """What was measured, as a rule compares it.
+
+    Args:
+        rule: Its settings count.
+        measured: (N, 225 + 32 T) uint8.
+    """
 
     def __init__(self, rule: NearDuplicates, measured: np.ndarray) -> None:
-        """Take the columns apart; measured is (N, 225 + 32 T) uint8."""
+        """Take the columns apart; see the class for the arguments."""
         self.rule, self.small = rule, measured[:, BYTES + 1 : BYTES + 1 + SMALL]
         self.codes, self.quality = np.ascontiguousarray(measured[:, :BYTES]), np.array(measured[:, BYTES])
         rest = measured[:, BYTES + 1 + SMALL :]
