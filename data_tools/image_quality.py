@@ -5,7 +5,7 @@ import numpy as np
 from data_tools.vetting import Finding, Sample, VettingRule
 from leam_mm.errors import UserError
 
-LOOKED_AT = 16_384  # pixels of which the grey levels are counted, spread evenly
+LOOKED_AT = 4096  # pixels of which the grey levels are counted, spread evenly
 
 
 class ImageQuality(VettingRule):

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from data_tools.vet_review import review_shard
+from data_tools.vet_review import read_part, review_shard
 from data_tools.vetting import VettingRule
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, index_name, parse_sample
 from leam_mm.errors import UserError
@@ -61,7 +60,7 @@ def write_shard(job: VettingJob, folder: ShardFolder, found: Path) -> None:
     """Write the kept samples of a shard with what the rules changed in them; untouched ones keep their bytes."""
     changes: dict[int, dict[str, Any]] = {}
     if (found / "changes.parquet").is_file():
-        changes = {row["row"]: row for row in pq.read_table(found / "changes.parquet").to_pylist()}
+        changes = {row["row"]: row for row in read_part(found / "changes.parquet").to_pylist()}
     index = folder.index(job.number)
     with ShardWriter(job.place, len(job.rows)) as writer, open(folder.tar(job.number), "rb") as file:
         for row in job.rows:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ SAMPLES = pa.schema(
     + [("staying", pa.bool_()), ("transforms", pa.string())]
 )
 CHANGES = pa.schema([("row", pa.int64()), ("record", pa.string()), ("content", pa.binary()), ("rules", pa.string())])
+
+
+def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a parquet file of ours; pyarrow's read_table would first load all that it has for data sets, in 0.3 s."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns and list(columns))
 
 
 class Review:

@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data_tools.ledger import LEDGER, LedgerWriter
 from data_tools.vet_jobs import VettingJob, assemble, run_jobs
-from data_tools.vet_review import INTAKE
+from data_tools.vet_review import INTAKE, read_part
 from data_tools.vet_verdict import Reviewed, Verdict, count
 from data_tools.vetting import VettingRule
 from leam_mm.config_error import explain
@@ -76,7 +75,7 @@ def read_rules(path: Path) -> list[VettingRule]:
     parser.add_argument("--rules", type=list[VettingRule])
     line = [f"--config={path}"]
     try:
-        rules = parser.instantiate_classes(parser.parse_args(line)).rules
+        rules = parser.instantiate(parser.parse_args(line)).rules
     except ArgumentError as error:
         raise beneath(error) or UserError(explain(str(error), line)) from None
     if not rules:
@@ -160,7 +159,7 @@ def write_keep(settings: argparse.Namespace, verdict: Verdict, root: str, partia
     for number, place in enumerate(verdict.own.places):
         rows = verdict.kept_rows(number)
         fields += _changes(place, rows, verdict.records(number), settings)
-        keys = pq.read_table(place / "samples.parquet", columns=["key"])["key"].take(rows).combine_chunks()
+        keys = read_part(place / "samples.parquet", columns=["key"])["key"].take(rows).combine_chunks()
         tables.append(
             pa.table([pa.array(np.full(len(rows), number, np.int32)), pa.array(rows, pa.int32()), keys], SCHEMA)
         )
@@ -177,7 +176,7 @@ def _changes(place: Path, rows: np.ndarray, records: dict[int, dict[str, Any]], 
     captions = [row for row in sorted(changed) if "captions" in records[row]]
     path = place / "changes.parquet"
     if path.is_file():
-        table = pq.read_table(path, columns=["row", "rules"])
+        table = read_part(path, columns=["row", "rules"])
         table = table.filter(pc.is_in(table["row"], pa.array(rows)))
         changed |= set(table["row"].to_pylist())
         for row, rules in zip(table["row"].to_pylist(), table["rules"].to_pylist(), strict=True):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.ledger import SCHEMA, evidence_text
-from data_tools.vet_review import ANSWER, ERROR, FINDINGS, INTAKE
+from data_tools.vet_review import ANSWER, ERROR, FINDINGS, INTAKE, read_part
 from data_tools.vetting import DatasetRule, Finding, VettingRule
 from leam_mm.errors import UserError
 
@@ -45,7 +45,7 @@ class Reviewed:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """One column of the samples."""
-        parts = [pq.read_table(place / "samples.parquet", columns=[name])[name] for place in self.places]
+        parts = [read_part(place / "samples.parquet", columns=[name])[name] for place in self.places]
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks], parts[0].type)
 
     def measured(self, step: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -62,7 +62,7 @@ class Reviewed:
         for number, place in enumerate(self.places):
             rows = positions[edges[number] : edges[number + 1]] - self.starts[number]
             if len(rows):
-                for record in pq.read_table(place / "samples.parquet", columns=list(KNOWN)).take(rows).to_pylist():
+                for record in read_part(place / "samples.parquet", columns=list(KNOWN)).take(rows).to_pylist():
                     keys.append(record.pop("key"))
                     records.append(record | {"against": True} if against else record)
         return keys, records
@@ -98,7 +98,7 @@ class Verdict:
                     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
                     pq.write_table(table, temporary)
                     os.replace(temporary, path)
-                self._take(pq.read_table(path))
+                self._take(read_part(path))
 
     def _take(self, table: pa.Table) -> None:
         dropped = table["row"].to_numpy()[~table["kept"].to_numpy()]
@@ -175,7 +175,7 @@ class Verdict:
     def decisions(self, number: int) -> pa.Table:
         """All rows of the ledger about one shard: sample after sample, rule after rule; ``step`` numbers the rules."""
         place, kept = self.own.places[number], self.kept_rows(number)
-        samples = pq.read_table(place / "samples.parquet")
+        samples = read_part(place / "samples.parquet")
         transforms = pc.fill_null(samples["transforms"].take(kept), "")
         final = pa.table([kept, np.full(len(kept), len(self.rules), np.int32)], ["row", "step"])
         for name, column in (
@@ -186,7 +186,7 @@ class Verdict:
             ("evidence", pa.nulls(len(kept), pa.string())),
         ):
             final = final.append_column(name, column if isinstance(column, pa.ChunkedArray | pa.Array) else [column])
-        found = [pq.read_table(place / "findings.parquet"), *(part.drop("record") for part in self._of_shard(number))]
+        found = [read_part(place / "findings.parquet"), *(part.drop("record") for part in self._of_shard(number))]
         answers = pa.concat_tables([*found, final.cast(FINDINGS)])
         answers = answers.take(np.lexsort((answers["step"].to_numpy(), answers["row"].to_numpy())))
         about = samples.take(answers["row"])

@@ -27,7 +27,7 @@ def test_entropy_of_known_pictures() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     assert grey_entropy(levels) == pytest.approx(8)
     large = levels.repeat(100, 0).repeat(100, 1)  # of 2.56 million pixels some are looked at
-    assert grey_entropy(large) == pytest.approx(8, abs=0.02)
+    assert grey_entropy(large) == pytest.approx(8, abs=0.05)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def hostile_samples() -> dict[str, tuple[bytes, str]]:
         "gif": (pair("jpg", picture(1, kind="GIF")), "image"),
         "postscript": (pair("jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) run"), "image"),
         "bomb": (pair("png", bomb()), "image"),
-        "large bomb": (pair("png", bomb(10_000)), "pixels"),
+        "large bomb": (pair("png", bomb(10_000)), "image"),
         "text bomb": (pair("png", text_bomb()), "image"),
         "polyglot": (pair("jpg", b"PK\x03\x04" + image), "image"),
         "noise": (pair("jpg", np.random.default_rng(0).bytes(3000)), "image"),

@@ -99,7 +99,7 @@ def parse_keep_list(place: str, content: bytes, where: str) -> KeepList:
     """Read both files, which strangers may have written; ``where`` names their folder in messages."""
     try:
         shards = json.loads(place)["shards"]
-        table = pq.read_table(io.BytesIO(content), columns=["shard", "row"], use_threads=False)
+        table = pq.ParquetFile(io.BytesIO(content)).read(columns=["shard", "row"], use_threads=False)
         root = (table.schema.metadata or {}).get(ROOT, b"").decode()
         shard, row = (table[name].to_numpy().astype(np.int32, casting="safe") for name in ("shard", "row"))
         if not isinstance(shards, str) or not root or not len(shard):

@@ -239,7 +239,8 @@ def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
     """Read an index file and check that it fits its shard; ``where`` names it in messages."""
     try:
         # Their own thread: a pool that was there before a fork has no threads left in the worker.
-        table = pq.read_table(path, use_threads=False)
+        with pq.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{where} is no readable parquet file ({error}); copy or build the folder again") from None
     missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
