@@ -225,14 +225,14 @@ class LinkRules:
             raise LinkRefused("caption", found[0].kind, "nothing is left of the caption beside personal data")
 
     def _language(self, rows: list[_Row]) -> None:
-        votes = language_vote.vote(
-            [row.cells["caption"] or "" for row in rows], [row.cells["language"] for row in rows]
-        )
-        for row, found in zip(rows, votes, strict=True):
+        pages = [row.cells["language"] for row in rows]
+        votes = language_vote.vote([row.cells["caption"] or "" for row in rows], pages)
+        for row, page, found in zip(rows, pages, votes, strict=True):
             row.cells["language"] = found.language
             row.evidence["language"] = {"confidence": found.confidence, **found.votes}
             unknown = [entry for entry in row.captions if entry["language"] == language_vote.UNDETERMINED]
-            for entry, other in zip(unknown, language_vote.vote([entry["text"] for entry in unknown]), strict=True):
+            others = language_vote.vote([entry["text"] for entry in unknown], [page] * len(unknown))
+            for entry, other in zip(unknown, others, strict=True):
                 entry["language"] = other.language
             if self.keep:
                 kept = [entry for entry in row.captions if entry["language"] in self.keep]

@@ -12,6 +12,8 @@ BENCHMARKS = (
     "loader_memory",
     "end_to_end",
     "shard_building",
+    "shard_resume",
+    "hostile_inputs",
     "sample_search",
     "ema_update",
     "sampling",
@@ -28,6 +30,7 @@ BENCHMARKS = (
     "generator_step_from_shards",
     "techniques",
     "reservation_conformance",
+    "screen_memory",
 )
 
 
