@@ -55,7 +55,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-errors", type=float, default=0.1, help="share of samples for which a rule may fail (%(default)s)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it holds something else")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, also where it holds the same")
     settings = parser.parse_args(args)
     if settings.processes < 1 or not 0 <= settings.max_errors <= 1:
         raise UserError("--processes must be at least 1, --max-errors a share between 0 and 1")
@@ -230,7 +230,7 @@ def vet_shards(settings: argparse.Namespace, console: Console) -> None:
         raise UserError("--against is given, and no rule looks across data sets: add one for duplicates to --rules")
     wanted, output = identity(folder, others, rules), settings.output
     work = output.with_name(output.name + ".work")
-    if _done(output, wanted, settings.materialise):
+    if not settings.overwrite and _done(output, wanted, settings.materialise):
         shutil.rmtree(work, ignore_errors=True)
         console.print(f"{output} already holds exactly this; nothing to do")
         return

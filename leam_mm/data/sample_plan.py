@@ -26,7 +26,7 @@ class Source:
     """One shard folder of a mixture.
 
     Args:
-        path: Folder with ``manifest.jsonl``, or its URL.
+        path: Folder with ``manifest.jsonl``, or with a keep-list that names one (data/keep_list.py), or its URL.
         weight: Relative share of samples drawn from it.
         language: Of all its captions, where they have one only; see LanguageBalance.
     """
@@ -217,7 +217,7 @@ class SamplePlan:
         return StoredSample(reader.folder.shard_name(shard), stored, *reader.read(shard, row))
 
     def roots(self) -> dict[str, str]:
-        """Merkle root of each folder: the name of the data that a checkpoint was trained on."""
+        """Name of each folder by content, a keep-list's included: what data a checkpoint was trained on."""
         return {reader.folder.name: reader.folder.merkle_root for reader in self.readers}
 
 
