@@ -197,7 +197,7 @@ def file_cases(number: int) -> list[Case]:
         ("script", "decode", b"#!/bin/sh\nrm -rf /\n"),
         ("zip", "decode", b"PK\x03\x04" + chance.randbytes(300)),
         ("polyglot of JPEG and zip", "kept", jpeg + b"PK\x03\x04" + chance.randbytes(300)),
-        ("polyglot of GIF and script", "decode", b"GIF89a/*" + chance.randbytes(40) + b"*/=1;alert(1)"),
+        ("polyglot of GIF and script", "decode pixels side", b"GIF89a/*" + chance.randbytes(40) + b"*/=1;alert(1)"),
         ("PostScript", "decode", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nquit\n"),
         ("noise", "decode", chance.randbytes(1000)),
         ("16 bit grey", "kept", _png(8, 8, zlib.compress(row * 8), 16, 0)),

@@ -1,7 +1,9 @@
-"""Final shards from a list of links: data_tools/download_shards.py against img2dataset 1.47 alone, whole processes.
+"""Final shards from a list of links: screening and download against img2dataset 1.47 alone, as whole processes.
 
 Both fetch the same 256 px JPEGs from a server on this machine, decode each one, and keep its bytes in tar files.
-img2dataset is told to (skip_reencode, resize_only_if_bigger): otherwise it would encode every picture again.
+img2dataset is told to (skip_reencode, resize_only_if_bigger): otherwise it would encode every picture again. Ours first
+screens the table (data_tools/screen_links.py, its origin asked for robots.txt and the rest) and is timed for both; with
+--rules also for data_tools/vet_shards.py, with --no-screen for the download alone.
 """
 
 import asyncio
@@ -36,9 +38,12 @@ def serve(pictures: Sequence[bytes], pipe: Connection) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = await reader.readuntil(b"\r\n\r\n")
-            number = int(request.split(b" ", 2)[1].strip(b"/").partition(b".")[0])
-            content = pictures[number % len(pictures)] + number.to_bytes(8, "big")
-            writer.write(HEADER.format(len(content)).encode() + content)
+            name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
+            if name.isdigit():
+                content = pictures[int(name) % len(pictures)] + int(name).to_bytes(8, "big")
+                writer.write(HEADER.format(len(content)).encode() + content)
+            else:
+                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
         finally:
             writer.close()
@@ -57,6 +62,20 @@ def call(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"{command[:3]} failed with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
+
+
+def our_stages(links: Path, output: Path, scratch: Path, settings: Any) -> list[list[str]]:
+    """The commands of ours, one after the other; the shards to compare lie in ``output``."""
+    own = ["--allow-private", "127.0.0.1", "--overwrite", "--processes", str(PROCESSES)]
+    stages, table = [], links
+    if not settings.no_screen:
+        table = scratch / "screened" / "links.parquet"
+        stages.append(["screen_links", "--table", str(links), "--output", str(table.parent), *own])
+    stages.append(["download_shards", "--table", str(table), "--output", str(output), *own, "--threads", str(THREADS)])
+    if settings.rules:
+        vetted = ["--shards", str(output), "--rules", str(settings.rules.resolve()), "--overwrite"]
+        stages.append(["vet_shards", *vetted, "--output", str(scratch / "vetted"), "--processes", str(PROCESSES)])
+    return [[sys.executable, "-m", f"data_tools.{name}", *arguments] for name, *arguments in stages]
 
 
 def our_digests(folder: Path) -> list[str]:
@@ -82,6 +101,8 @@ def main(args: list[str] | None = None) -> list[Path]:
 
     def extend(parser: Any) -> None:
         parser.add_argument("--links", type=int, default=2000, help="pictures fetched in each run (%(default)s)")
+        parser.add_argument("--no-screen", action="store_true", help="leave screen_links out")
+        parser.add_argument("--rules", type=Path, help="YAML of vet_shards, which is then part of ours")
 
     settings = measure.parse_arguments("shard_building", __doc__ or "", args, 3, extend)
     pictures = [jpeg(number, SIZE) for number in range(min(DISTINCT, settings.links))]
@@ -104,10 +125,7 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
     urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(settings.links)]
     pq.write_table(pa.table({"url": urls, "caption": captions(settings.links)}), links)
     ours_folder, peer_folder = scratch / "ours", scratch / "peer"
-    ours_command = [
-        *(sys.executable, "-m", "data_tools.download_shards", "--table", str(links), "--output", str(ours_folder)),
-        *("--allow-private", "127.0.0.1", "--processes", str(PROCESSES), "--threads", str(THREADS), "--overwrite"),
-    ]
+    stages = our_stages(links, ours_folder, scratch, settings)
     options = {
         "url_list": links,
         "input_format": "parquet",
@@ -130,7 +148,8 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
     peer_command = [str(program), *(f"--{name}={value}" for name, value in options.items())]
 
     def ours() -> None:
-        call(ours_command, root)
+        for command in stages:
+            call(command, root)
 
     def peer() -> None:
         shutil.rmtree(peer_folder, ignore_errors=True)
@@ -142,12 +161,15 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
     differing = len(set(kept[0]) ^ set(kept[1])) + abs(len(kept[0]) - len(kept[1])) + settings.links - len(kept[0])
     same = [measure.require_same("digests of the pictures kept, number that differs or is missing", differing, 0)]
     found = measure.time_pairs(ours, peer, settings.repeats, warmup=0)
+    names = [command[2].rpartition(".")[2] for command in stages]
     notes = (
         f"{PROCESSES} processes x {THREADS} connections, {SIZE} px JPEG, the server on the same processors; start-up "
-        "of Python included; ours also reads TDM-Reservation, keeps the table's order, writes index and ledger"
+        f"of Python included, {len(stages)} times for ours; ours also reads rights on every hop, keeps the table's "
+        "order, writes index and ledger"
     )
-    labels = ("download_shards.py", "img2dataset")
-    return measure.write_comparison("shard_building", labels, found, (settings.links, "image"), same, settings, notes)
+    labels = (" + ".join(names), "img2dataset")
+    name = "shard_building" + ("_alone" if settings.no_screen else "") + ("_vetted" if settings.rules else "")
+    return measure.write_comparison(name, labels, found, (settings.links, "image"), same, settings, notes)
 
 
 if __name__ == "__main__":

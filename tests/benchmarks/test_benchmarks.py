@@ -31,6 +31,7 @@ BENCHMARKS = (
     "techniques",
     "reservation_conformance",
     "screen_memory",
+    "personal_data_rates",
 )
 
 

@@ -1,0 +1,174 @@
+"""The way from a table of links to vetted shards, killed (signal 9) at random moments and started again: what differs.
+
+The programs run one after the other, each a process of its own: screen_links, download_shards, vet_shards with
+--materialise. One is killed at a moment drawn over the time of the undisturbed whole, and the same commands are given
+again at once; what it had started must leave by itself. Whenever the way is at its end, every shard, index and manifest
+is compared with the undisturbed run's, and the way begins anew until all kills are done. Counts, not times.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import measure
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from shard_building import serve
+from toy_input import captions, jpeg
+
+from leam_mm.errors import UserError, run
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("screen", "download", "vet")
+OUTPUTS = {"screen": "screened", "download": "shards", "vet": "vetted"}
+COMPARED = ("*.tar", "*.index.parquet", "manifest.jsonl", "keep.parquet", "links.parquet", "vetting.json")
+PATIENCE = 600.0  # seconds that a program may take
+
+
+def commands(links: Path, folder: Path, stages: list[str], rules: Path) -> list[tuple[str, Path, list[str]]]:
+    """Name, output and command of every stage, in order."""
+    output = {name: folder / OUTPUTS[name] for name in STAGES}
+    table = output["screen"] / "links.parquet" if "screen" in stages else links
+    own = ["--allow-private", "127.0.0.1"]
+    fetch = ["--table", str(table), "--output", str(output["download"]), "--samples-per-shard", "50", "--threads", "4"]
+    vet = ["--shards", str(output["download"]), "--output", str(output["vet"]), "--rules", str(rules)]
+    told = {
+        "screen": ["screen_links", "--table", str(links), "--output", str(output["screen"]), *own],
+        "download": ["download_shards", *fetch, *own],
+        "vet": ["vet_shards", *vet, "--materialise"],
+    }
+    return [
+        (name, output[name], [sys.executable, "-m", f"data_tools.{told[name][0]}", *told[name][1:]]) for name in stages
+    ]
+
+
+def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str | None:
+    """Run what is not done yet, until the end or until a kill.
+
+    Args:
+        stages: Of `commands`.
+        moment: Seconds from now to the kill; None for none.
+
+    Returns:
+        The stage that was killed, or None if the end was reached first.
+    """
+    begin = time.monotonic()
+    for name, output, command in stages:
+        if output.exists():
+            continue
+        limit = PATIENCE if moment is None else max(0.0, moment - (time.monotonic() - begin))
+        with tempfile.TemporaryFile() as told:
+            program = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=told)
+            try:
+                code = program.wait(limit)
+            except subprocess.TimeoutExpired:
+                program.send_signal(signal.SIGKILL)
+                program.wait()
+                if moment is None:
+                    raise UserError(f"{name} did not end within {PATIENCE:.0f} s") from None
+                return name
+            if code:
+                told.seek(0)
+                raise UserError(f"{name} ended with {code}: {told.read().decode(errors='replace').strip()[-600:]}")
+    return None
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that must be the same."""
+    found = {}
+    for output in OUTPUTS.values():
+        for pattern in COMPARED:
+            for path in sorted((folder / output).glob(pattern)):
+                found[f"{output}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def main(args: list[str] | None = None) -> list[Path]:
+    """Serve, run undisturbed, then kill and compare."""
+
+    def extend(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--kills", type=int, default=20, help="(%(default)s)")
+        parser.add_argument("--links", type=int, default=400, help="pictures (%(default)s)")
+        parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="(all)")
+        parser.add_argument("--rules", type=Path, default=ROOT / "configs/vet_basic.yaml", help="of vet (%(default)s)")
+        parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
+
+    settings = measure.parse_arguments("shard_resume", __doc__ or "", args, 1, extend)
+    settings.stages = [name for name in STAGES if name in settings.stages]
+    if "download" not in settings.stages:
+        raise UserError("--stages: without download nothing is made that could be compared")
+    context = multiprocessing.get_context("spawn")
+    mine, other = context.Pipe()
+    pictures = [jpeg(number, 96) for number in range(min(100, settings.links))]
+    server = context.Process(target=serve, args=(pictures, other), daemon=True)
+    server.start()
+    try:
+        if not mine.poll(60):
+            raise UserError("the server on 127.0.0.1 did not start within a minute")
+        with tempfile.TemporaryDirectory() as scratch:
+            return [_measure(Path(scratch), int(mine.recv()), settings)]
+    finally:
+        server.terminate()
+        server.join()
+
+
+def _measure(scratch: Path, port: int, settings: Any) -> Path:
+    links = scratch / "links.parquet"
+    urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(settings.links)]
+    pq.write_table(pa.table({"url": urls, "caption": captions(settings.links)}), links)
+    begin = time.monotonic()
+    walk(commands(links, scratch / "whole", settings.stages, settings.rules), None)
+    seconds = time.monotonic() - begin
+    expected = digests(scratch / "whole")
+    rng, killed, finished = random.Random(settings.seed), Counter[str](), 0
+    differing: list[str] = []
+    folder = scratch / "killed"
+    stages = commands(links, folder, settings.stages, settings.rules)
+    while True:
+        done = killed.total() == settings.kills
+        stage = walk(stages, None if done else rng.uniform(0.0, seconds))
+        if stage is not None:
+            killed[stage] += 1
+            continue
+        finished += 1
+        found = digests(folder)
+        differing += [name for name in expected | found if expected.get(name) != found.get(name)]
+        shutil.rmtree(folder)
+        if done:
+            break
+    same = [measure.require_same("files that differ from the undisturbed run's", len(differing), 0)]
+    content = {
+        "kills": dict(killed),
+        "ways_finished": finished,
+        "files_compared": len(expected),
+        "seconds_undisturbed": seconds,
+        "links": settings.links,
+        "same_work": same,
+    }
+    path = measure.write_json("shard_resume", content, settings)
+    table = Table("", "", title="shard_resume")
+    for name in STAGES:
+        table.add_row(f"kills in {name}", str(killed[name]))
+    table.add_row("ways finished, each compared", str(finished))
+    table.add_row("files compared, differing", f"{len(expected)}, {len(differing)}")
+    Console().print(table)
+    print(f"wrote {path}")
+    return path
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    run(main)
