@@ -25,7 +25,7 @@ from leam_mm.errors import UserError
 
 TOMBSTONES, STATEMENTS, BUCKETS = "tombstones.jsonl", "withdrawals", "buckets.json"
 READY, LEADER = "ready", "leader"
-STAGE = "withdraw"
+STAGE, WITHDRAWN = "withdraw_samples", "withdrawn"
 SCRUBBED = ("url", "domain", "value", "evidence", "sha256")
 
 
@@ -254,7 +254,10 @@ def link_rest(folder: Path, new: Path, rewritten: set[Path]) -> None:
 
 
 def write_ledger(old: Path, new: Path, gone: list[Withdrawn], veil: Callable[[str], str]) -> None:
-    """Copy a ledger; rows of the withdrawn samples lose what they quote, and get a row of their own at the end."""
+    """Copy a ledger; rows of the withdrawn samples lose what they quote, and get a row of their own at the end.
+
+    Where they stood as ``kept``, they stand as ``withdrawn``: a download that is resumed does not ask for them again.
+    """
     keys = {sample.key: sample for sample in gone}
     columns = pq.read_schema(old)
     extra = [column for column in columns if column.name not in SCHEMA.names]
@@ -265,8 +268,10 @@ def write_ledger(old: Path, new: Path, gone: list[Withdrawn], veil: Callable[[st
             rows = batch.to_pylist()
             for row in rows:
                 if row.get("key") in keys:
-                    row.update({name: veil(str(row[name])) if name in ("url", "sha256") else None
-                                for name in SCRUBBED if row.get(name) is not None})  # fmt: skip
+                    veiled = {name: veil(str(row[name])) for name in ("url", "sha256") if row.get(name)}
+                    row.update(dict.fromkeys(SCRUBBED) | veiled)
+                    if row.get("rule") == "kept":
+                        row.update(rule=WITHDRAWN, kept=False, reason=WITHDRAWN)
             writer.write_table(pa.Table.from_pylist(rows, schema))
         last = [
             {
@@ -275,7 +280,7 @@ def write_ledger(old: Path, new: Path, gone: list[Withdrawn], veil: Callable[[st
                 "stage": STAGE,
                 "rule": sample.reasons[0].split(",")[0],
             }
-            | {"kept": False, "reason": "withdrawn"}
+            | {"kept": False, "reason": WITHDRAWN}
             for sample in gone
         ]
         writer.write_table(pa.Table.from_pylist(last, schema))

@@ -103,8 +103,8 @@ def write_blocklists(folder: Path, gone: list[Withdrawn], selection: Selection) 
             line for url in urls if url and not url.startswith("file:") for line in blocked_digests(url)
         },
         "domains.txt": {selector.wanted for selector in selection.selectors if selector.kind == "domain"},
-        "sha256.txt": {str(digest) for sample in gone if (digest := sample.record.get("sha256"))},
-        "pdq.txt": {str(code) for sample in gone if (code := sample.record.get("pdq"))},
+        "withdrawn.sha256": {str(digest) for sample in gone if (digest := sample.record.get("sha256"))},
+        "withdrawn.pdq": {str(code) for sample in gone if (code := sample.record.get("pdq"))},
     }
     for name, new in lines.items():
         path = place / name

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data_tools.blocklists import DigestList
 from data_tools.check_shards import check_folder
+from data_tools.hash_lists import read_hashes
 from data_tools.ledger import LEDGER, LedgerWriter, link_uid, read_ledger
 from data_tools.shard_withdrawal import staging
 from data_tools.signed_statement import make_key
@@ -131,12 +132,15 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
 
     rows = [row for batch in read_ledger(folder / LEDGER) for row in batch.to_pylist()]
     assert [(row["key"], row["kept"], row["stage"]) for row in rows[23:]] == [
-        ("0000006", False, "withdraw"), ("0000016", False, "withdraw")]  # fmt: skip
+        ("0000006", False, "withdraw_samples"), ("0000016", False, "withdraw_samples")]  # fmt: skip
+    assert {row["key"] for row in rows[:23] if row["rule"] == "withdrawn"} == {"0000006", "0000016"}
     assert {row["key"] for row in rows[:23] if row["domain"] is None} == {"0000006", "0000016"}
     lists = tmp_path / "shards.blocklists"
     blocked = DigestList(lists / "url_sha256.txt")
     assert blocked.find({"https://img.site1.example/6.png"}) and not blocked.find({"https://img.site1.example/1.png"})
-    assert len((lists / "pdq.txt").read_text().split()) == 2
+    known = read_hashes(lists / "withdrawn.sha256")["sha256"]
+    assert known == {hashlib.sha256(encoded(picture(n))).digest() for n in (6, 16)}
+    assert len((lists / "withdrawn.pdq").read_text().split()) == 2
 
     run("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
     assert "no sample fits" in capsys.readouterr().out

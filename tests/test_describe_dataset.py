@@ -1,0 +1,259 @@
+"""data_tools/describe_dataset.py: numbers are those of the samples, all files agree, and gaps are called gaps."""
+
+import json
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
+
+from data_tools.describe_dataset import main
+from data_tools.ledger import LedgerWriter, link_uid
+from data_tools.training_summary import TITLES
+from leam_mm.data.shard_index import ShardFolder, ShardWriter
+from leam_mm.errors import UserError
+
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
+VOID = {"meta", "link", "img", "br", "rect", "path"}
+FILES = ("croissant.json", "statistics.html", "statistics.json", "training_summary.json", "training_summary.md")
+
+
+def screened(place: Path, dropped: int = 6) -> Path:
+    """A ledger of screening over the 23 links of the shards and some that were dropped."""
+    with LedgerWriter(place, "screen_links") as ledger:
+        rows = [record_of(number, b"") for number in range(23)]
+        ledger.write({"uid": row["uid"], "url": row["url"], "rule": "kept", "kept": True} for row in rows)
+        rules = ("robots.txt", "duplicate_link", "personal_data")
+        ledger.write(
+            {"uid": link_uid(str(n), None, "x"), "rule": rules[n % 3], "kept": False, "reason": "no"}
+            for n in range(dropped)
+        )
+    return place
+
+
+def describe(place: Path, *args: object) -> dict[str, dict]:
+    main([str(arg) for arg in args] + ["--output", str(place)])
+    return {path.name: json.loads(path.read_text()) for path in place.glob("*.json")}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = write_shards(tmp_path / "shards")
+    with LedgerWriter(folder / "ledger.parquet", "download_shards") as ledger:  # as the real one names its stage
+        rows = [record_of(number, encoded(picture(number))) for number in range(23)]
+        ledger.write(
+            {name: row[name] for name in ("uid", "url", "domain", "licence", "legal_basis", "sha256")}
+            | {"key": f"{number:07d}", "rule": "kept", "kept": True, "bytes": 1000 * (1 + number % 5)}
+            | {"fetched_at": f"2026-1{number % 2}-07T10:00:00+00:00"}
+            for number, row in enumerate(rows)
+        )
+    return folder
+
+
+def test_numbers_are_those_of_the_samples(shards: Path, tmp_path: Path) -> None:
+    found = describe(tmp_path / "out", "--shards", shards, "--ledger", screened(tmp_path / "screen.parquet"))
+    counted, summary = found["statistics.json"], found["training_summary.json"]
+    assert counted["accounting"] == {
+        "links": 29, "dropped": 6, "withdrawn": 0, "kept": 23, "samples": 23, "faults": [],
+    }  # fmt: skip
+    assert counted["stages"][0]["dropped"] == {"robots.txt": 2, "duplicate_link": 2, "personal_data": 2}
+    assert counted["duplicates_removed"] == 2 and counted["languages"] == {"en": 23} and counted["words"] == 6 * 23
+    assert {entry["domain"]: entry["samples"] for entry in counted["largest_domains"]} == {
+        f"site{n}.example": 5 if n < 3 else 4 for n in range(5)
+    }
+    assert sum(entry["bytes"] for entry in counted["largest_domains"]) == sum(1000 * (1 + n % 5) for n in range(23))
+    assert counted["domain_bytes"] == "fetched" and sum(counted["sides"].values()) == 23
+    for name in ("licence", "legal_basis", "crawler", "formats", "shapes", "consent"):
+        assert sum(counted[name].values()) == 23, name
+
+    assert set(summary) - {"template", "data"} == set(TITLES)
+    assert summary["1.3"]["image"]["size_range"] == "<1 million images"
+    assert summary["1.3"]["latest_date_of_data_acquisition"] == "11/2026"
+    crawled = summary["2.3"]
+    assert crawled["samples"] == 23 and crawled["crawler_names"] == ["leam_mm"] and crawled["domains_counted"] == 5
+    assert crawled["period_of_collection"] == "10/2026 to 11/2026" and crawled["behaviour"] == "not stated"
+    assert [entry["domain"] for entry in crawled["domains"]] == ["site4.example"]  # the largest by bytes, of five
+    assert summary["3.1"]["links_dropped_by_rule"] == {"robots.txt": 2}
+    assert "bg" in summary["1.3"]["linguistic_characteristics"]["eu_languages_missing"]
+    text = (tmp_path / "out/training_summary.md").read_text()
+    assert "site4.example" in text and all(f"## {number} " in text for number in TITLES)
+
+
+def test_the_same_input_gives_the_same_bytes(shards: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        describe(tmp_path / name, "--shards", shards)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(FILES)
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in FILES)
+
+
+def test_a_gap_between_stages_ends_with_code_1_and_is_shown(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with LedgerWriter(tmp_path / "screen.parquet", "screen_links") as ledger:
+        ledger.write({"uid": link_uid(str(n), None, ""), "rule": "kept", "kept": True} for n in range(24))
+    with pytest.raises(SystemExit) as ended:
+        describe(tmp_path / "out", "--shards", shards, "--ledger", tmp_path / "screen.parquet")
+    assert ended.value.code == 1
+    assert "screen_links kept 24 links, download_shards decided on 23" in capsys.readouterr().out
+    assert "screen_links kept 24 links" in (tmp_path / "out/statistics.html").read_text()
+
+
+def test_withdrawals_and_keep_lists_add_up(shards: Path, tmp_path: Path) -> None:
+    kept, _ = derived_from(shards, tmp_path)
+    named = set(keys_of(kept))
+    with LedgerWriter(kept / "ledger.parquet", "vet_shards") as ledger:
+        for number in range(23):
+            key, uid = f"{number:07d}", record_of(number, b"")["uid"]
+            ledger.write([{"uid": uid, "key": key, "rule": "orientation", "kept": True}])
+            ledger.write(
+                [{"uid": uid, "key": key, "rule": "kept" if key in named else "exact_duplicates", "kept": key in named}]
+            )
+    run("--shards", shards, "--derived", kept, "--domain", "site3.example", "--apply", "--unsigned")
+    counted = describe(tmp_path / "out", "--shards", kept)["statistics.json"]
+    assert counted["accounting"]["faults"] == [] and counted["accounting"]["links"] == 23
+    assert counted["accounting"]["withdrawn"] == sum(f"{n:07d}" in named for n in (3, 8, 13, 18))
+    assert counted["samples"] == len(keys_of(kept)) and "+keep." in counted["data_sets"][0]["merkle_root"]
+    assert counted["duplicates_removed"] == 23 - len(named)
+    raw = describe(tmp_path / "raw", "--shards", shards)["statistics.json"]
+    assert raw["accounting"] == {"links": 23, "dropped": 0, "withdrawn": 4, "kept": 19, "samples": 19, "faults": []}
+
+
+def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "provider.yaml").write_text(
+        "small_enterprise: true\n"
+        "dataset: {name: Lakes, description: Pictures of lakes., licence: 'https://creativecommons.org/publicdomain/zero/1.0/',"
+        " url: 'https://lakes.example', creator: Lake Office, date_published: 2026-11-22}\n"
+        "crawled: {behaviour: robots.txt is obeyed}\n"
+        "responsible: {dataBiases: [Northern lakes only]}\n"
+        "public_data_sets: [{name: Open Lakes, link: 'https://open.example', folder: open}]\n"
+    )
+    other = write_shards(tmp_path / "open", 7)
+    args = (
+        "--shards",
+        shards,
+        "--shards",
+        other,
+        "--provider",
+        tmp_path / "provider.yaml",
+        "--place",
+        "https://x.example/d",
+    )
+    with pytest.raises(SystemExit):  # the second folder's ledger is of another stage: the numbers do not add up
+        describe(tmp_path / "out", *args)
+    summary = json.loads((tmp_path / "out/training_summary.json").read_text())
+    found = json.loads((tmp_path / "out/croissant.json").read_text())
+    assert summary["2.1"]["samples"] == 7 and summary["2.1"]["large_datasets"][0]["name"] == "Open Lakes"
+    assert summary["2.3"]["samples"] == 23 and summary["2.3"]["behaviour"] == "robots.txt is obeyed"
+    assert summary["2.3"]["purposes"] == "not stated" and summary["2.4"]["from_model_interactions"] == "not stated"
+    assert summary["2.5"]["used"] == "no" and summary["2.3"]["domains_rule"].startswith("top 5 %")
+    assert (
+        found["name"] == "Lakes"
+        and found["datePublished"] == "2026-11-22"
+        and found["rai:dataBiases"] == ["Northern lakes only"]
+    )
+    assert found["rai:dataLimitations"] == ["not stated"]
+    assert found["distribution"][0]["contentUrl"] == "https://x.example/d/shards/00000.tar"
+    with pytest.raises(UserError, match="names the folder 'open'"):
+        describe(tmp_path / "no", "--shards", shards, "--provider", tmp_path / "provider.yaml")
+
+
+class Balance(HTMLParser):
+    """Checks that elements close in order, and collects attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    with ShardWriter(tmp_path / "hostile", 9) as writer:
+        for number in range(9):
+            content = encoded(picture(number))
+            record = record_of(number, content) | {"licence": HOSTILE, "domain": HOSTILE, "crawler": HOSTILE}
+            record["captions"] = [{"text": HOSTILE * 9, "language": HOSTILE, "source": HOSTILE}]
+            record["consent"] = {"page": {HOSTILE: 1}, "origin": [{"kind": HOSTILE}]}
+            writer.write(f"{number}", {"png": content, "json": json.dumps(record).encode()})
+    describe(tmp_path / "out", "--shards", tmp_path / "hostile", "--title", HOSTILE)
+    return tmp_path / "out"
+
+
+def test_the_page_is_whole_and_escapes_what_strangers_wrote(hostile: Path) -> None:
+    text = (hostile / "statistics.html").read_text()
+    balance = Balance()
+    balance.feed(text)
+    assert balance.open == [] and not any(tag == "script" for tag, _ in balance.seen)
+    pictures = [attributes for tag, attributes in balance.seen if tag == "img"]
+    assert len(pictures) == 9 and all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in pictures)
+    assert not any("onerror" in attributes for _, attributes in balance.seen)
+    outside = [value for _, each in balance.seen for name, value in each.items() if name in ("src", "href") and value]
+    assert all(value.startswith(("data:", "#")) for value in outside)
+    assert "No ledger" not in text.replace("No ledger was given: what was left out is not known", "")
+    assert "not measured" in text  # duplicates and withdrawals, of which no ledger tells
+
+
+def test_a_browser_has_no_complaint(hostile: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
+    )
+    address = (hostile / "statistics.html").resolve().as_uri()
+    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert '<section id="fate">' in done.stdout and "<script" not in done.stdout
+
+
+def test_croissant_names_every_shard_by_its_digest(shards: Path, tmp_path: Path) -> None:
+    found = describe(tmp_path / "out", "--shards", shards)["croissant.json"]
+    files = [entry for entry in found["distribution"] if entry["@type"] == "cr:FileObject"]
+    for entry, shard in zip(files, ShardFolder(shards).shards, strict=True):
+        assert entry["sha256"] == shard.sha256 and entry["contentSize"] == f"{shard.bytes} B"
+        assert (tmp_path / "out" / entry["contentUrl"]).resolve() == (shards / shard.shard).resolve()
+    named = {entry["@id"] for entry in found["distribution"]}
+    sets = [entry for entry in found["distribution"] if entry["@type"] == "cr:FileSet"]
+    assert all(inside["@id"] in named for entry in sets for inside in entry["containedIn"])
+    fields = [field for records in found["recordSet"] for field in records["field"]]
+    assert all(field["source"]["fileSet"]["@id"] in named for field in fields)
+    assert len({field["@id"] for field in fields}) == len(fields)
+    assert found["conformsTo"] == ["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"]
+    assert "datePublished" not in found and "url" not in found  # nobody said so
+
+
+@pytest.mark.slow
+def test_mlcroissant_accepts_it_and_loads_the_samples(shards: Path, tmp_path: Path) -> None:
+    """In an environment of its own, for its pandas is not that of img2dataset: pip install mlcroissant pillow."""
+    python = os.environ.get("MLCROISSANT_PYTHON")
+    if not python:
+        pytest.skip("set MLCROISSANT_PYTHON to a python that has mlcroissant")
+    describe(tmp_path / "out", "--shards", shards)
+    code = (
+        "import sys, mlcroissant\n"
+        "for name in ('records', 'pictures'):\n"
+        "    found = mlcroissant.Dataset(jsonld=sys.argv[1])\n"
+        "    assert not found.metadata.ctx.issues.errors, found.metadata.ctx.issues.report()\n"
+        "    print(name, len({row[f'{name}/key'] for row in found.records(name)}))\n"
+    )
+    place = str(tmp_path / "out/croissant.json")
+    own = os.environ | {"CROISSANT_CACHE": str(tmp_path / "cache")}  # it knows files by their addresses only
+    done = subprocess.run([python, "-c", code, place], capture_output=True, text=True, env=own)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["records", "23", "pictures", "23"]
