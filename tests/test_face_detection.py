@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,17 +10,31 @@ from PIL import Image
 
 from data_tools.face_cascade import FaceCascade
 from data_tools.face_detection import FaceDetection, blur_face
+from data_tools.ledger import read_ledger
+from data_tools.vet_shards import main as vet
 from data_tools.vetting import Sample
+from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 from tests.benchmarks.face_pictures import ASTRONAUT, portraits, read_picture
+from tests.signed_picture import sign, training_mining
+from tests.vetting_input import sample as members
+from tests.vetting_input import write
 
 pytest.importorskip("skimage")
+CONFIG = Path(__file__).parent.parent / "configs" / "vet_detectors.yaml"
 
 
 def sample(pixels: np.ndarray, key: str = "0") -> Sample:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return Sample(key, {"captions": [], "transforms": []}, "png", buffer.getvalue())
+
+
+def signed() -> bytes:
+    """A picture that refuses to be mined, with a real signature."""
+    buffer = io.BytesIO()
+    Image.fromarray(read_picture("coins.png")).save(buffer, "JPEG")
+    return sign(buffer.getvalue(), assertions=[training_mining(data_mining="notAllowed")])
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +144,25 @@ def test_the_setting_names_all_that_decides():
     for wrong in ({"action": "hide"}, {"smallest": 5}, {"margin": -1.0}, {"most_pixels": 10}):
         with pytest.raises(UserError):
             FaceDetection(**wrong)
+
+
+def test_the_recipe_of_the_detectors(tmp_path: Path):
+    """Reserved pictures leave, faces are blurred, the rest keeps its bytes: vet_shards with vet_detectors.yaml."""
+    cat, refused = sample(read_picture("chelsea.png")).content, signed()
+    stored = [sample(read_picture("astronaut.png")[:300, 80:380]).content, cat, refused, refused]
+    bases = ["art4_general", "art4_general", "art4_general", "art3_research"]
+    rows = [members(n, image=raw, legal_basis=basis) for n, (raw, basis) in enumerate(zip(stored, bases, strict=True))]
+    shards = write(tmp_path / "shards", rows)
+    vet(["--shards", str(shards), "--rules", str(CONFIG), "--output", str(tmp_path / "vetted"), "--materialise"])
+    written = dict(read_samples(tmp_path / "vetted"))
+    assert sorted(written) == ["000000", "000001", "000003"]
+    records = {key: json.loads(found["json"]) for key, found in written.items()}
+    assert written["000001"]["png"] == cat and written["000003"]["jpg"] == refused
+    assert "blur_faces:1" in records["000000"]["transforms"] and len(records["000000"]["faces"]) == 1
+    assert records["000001"]["faces"] == [] and 0 <= records["000001"]["nudity"] < 0.25
+    blurred = np.asarray(Image.open(io.BytesIO(written["000000"]["png"])).convert("RGB"))
+    assert FaceDetection("record").judge([sample(blurred)])[0].value == "0"
+    ledger = [row for batch in read_ledger(tmp_path / "vetted" / "ledger.parquet") for row in batch.to_pylist()]
+    told = {(row["key"], row["rule"]): row for row in ledger}
+    assert told["000002", "file_rights"]["kept"] is False and "notAllowed" in told["000002", "file_rights"]["reason"]
+    assert json.loads(told["000000", "faces"]["evidence"])["faces"][0][4] > 0.9
