@@ -44,7 +44,8 @@ from data_tools.image_repair import RESIZE_MODES, ImageRule
 from data_tools.image_request import AGAIN
 from data_tools.ledger import LEDGER, LedgerWriter, evidence_text
 from data_tools.link_rows import LinkRow, LinkRows
-from data_tools.raw_part import Fetched, fetch_parts, repaired_rows
+from data_tools.part_repair import Fetched, repaired_rows
+from data_tools.raw_part import fetch_parts
 from data_tools.sample_record import sample_record
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run

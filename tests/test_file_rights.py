@@ -13,7 +13,7 @@ from PIL import Image
 from data_tools.download_worker import FETCHED, part_file
 from data_tools.file_rights import FileRights, rights_in_file
 from data_tools.image_repair import ImageRule
-from data_tools.raw_part import repaired_rows
+from data_tools.part_repair import repaired_rows
 from data_tools.vetting import Sample
 from tests.signed_picture import sign, training_mining
 
