@@ -32,6 +32,7 @@ BENCHMARKS = (
     "reservation_conformance",
     "screen_memory",
     "personal_data_rates",
+    "detectors",
 )
 
 
