@@ -32,6 +32,7 @@ JUDGED = pa.schema(
     + [("link_hash", pa.binary(16))]
     + [(name, pa.string()) for name in ("rule", "value", "reason", "evidence")]
 )
+MAX_ADDRESS = 8000  # characters (RFC 9110, 4.1, asks servers to support that many)
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -147,6 +148,8 @@ class LinkRules:
                     rule(row)
                 except LinkRefused as refused:
                     row.refused = refused
+                except RecursionError:
+                    row.refused = LinkRefused("table", "", "JSON in a column is nested too deeply")
 
         return judge
 
@@ -157,6 +160,9 @@ class LinkRules:
         for name in ("captions", "metadata", "consent"):
             if cells[name] and (fault := json_fault(name, cells[name])):
                 raise LinkRefused(name, str(cells[name])[:80], fault)
+            if "\\u" in (cells[name] or ""):  # half a character, which no file of ours could hold
+                whole = json.dumps(json.loads(cells[name] or ""), ensure_ascii=False)
+                cells[name] = whole.encode("utf-8", "replace").decode()
         row.captions = json.loads(cells["captions"] or "[]")
         if cells["consent"]:  # sorted, and without the place where the origin's word will stand
             kept = {name: value for name, value in json.loads(cells["consent"]).items() if name != "origin"}
@@ -168,6 +174,10 @@ class LinkRules:
             raise LinkRefused("caption", f"{longest} characters", f"longer than {self.setting.max_caption} characters")
 
     def _address(self, row: _Row) -> None:
+        if len(row.cells["url"] or "") > MAX_ADDRESS:
+            raise LinkRefused(
+                "url", f"{len(row.cells['url'] or '')} characters", f"longer than {MAX_ADDRESS} characters"
+            )
         row.fetch, row.cells["url"], row.domain = check_link(
             row.cells["url"], Path("/"), False, self.setting.allow_private
         )

@@ -21,7 +21,7 @@ def json_fault(column: str, text: str | None) -> str | None:
     if isinstance(value, list):
         for item in value:
             if not isinstance(item, dict) or not all(
-                str(item.get(name) or "").strip() for name in ("text", "language")
+                isinstance(item.get(name), str) and item[name].strip() for name in ("text", "language")
             ):
                 return "captions holds an entry without text or language"
     return None

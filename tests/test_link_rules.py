@@ -63,6 +63,37 @@ def test_rows_that_are_dropped(row: dict[str, Any], rule: str) -> None:
     assert found["rule"] == rule and found["reason"] and found["link_hash"] is None and found["uid"]
 
 
+def test_hostile_rows_stop_nobody() -> None:
+    deep = "[" * 400 + "]" * 400
+    half = '[{"text": "\\ud800 rote Katze", "language": "de\\udfff"}]'
+    hostile: list[dict[str, Any]] = [
+        {"captions": half},
+        {"consent": '{"page_rights": [{"kind": "\\ud800", "value": "\\udc00", "source": "x", "reserved": true}]}'},
+        {"metadata": f'{{"a": {deep}}}'},
+        {"consent": f'{{"page_rights": {deep}}}'},
+        {"consent": '{"page_rights": [[]]}'},
+        {"consent": '{"page_rights": 7, "x": 1e999}'},
+        {"captions": '[{"text": 7, "language": "de"}]'},
+        {"captions": '[{"text": "x", "language": ["de"]}]'},
+        {"caption": "\x00\x01\u202e\ufeff"},
+        {"caption": "<email>" * 700},
+        {"url": "http://a.example/" + "x" * 9000},
+        {"url": "http://[::ffff:127.0.0.1]/"},
+        {"url": "http://[fe80::1%25eth0]/"},
+        {"url": "http://a.example:0x50/"},
+        {"url": "http://" + "a." * 200 + "example/"},
+        {"url": "http://\u202ea.example/"},
+        {"url": "//a.example/x"},
+        {"uid": "../../etc/passwd"},
+        {"page_url": "x" * 100_000, "licence": "\x00", "source": "../..", "language": "e" * 10_000},
+    ]
+    found = judge(ScreenSetting(), *hostile, {})
+    assert len(found) == len(hostile) + 1 and found[-1]["rule"] is None
+    assert all(row["rule"] is None or row["reason"] for row in found)
+    assert found[0]["rule"] is None and found[1]["rule"] == "page_rights" and found[10]["rule"] == "url"
+    assert [row["uid"] for row in found if len(row["uid"]) != 32] == []
+
+
 def test_reservations_follow_from_the_legal_basis(tmp_path: Path) -> None:
     (tmp_path / "sources.yaml").write_text(
         'sources: [{domain: "*.museum.example", basis: licensed, licence: contract 7}]'

@@ -159,3 +159,11 @@ def test_batches_of_unusable_tables_are_told(tmp_path: Path) -> None:
         assert name in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="is no file"):
         list(link_batches(tmp_path / "g.csv", 10))
+
+
+def test_half_characters_of_a_jsonl_file_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "links.jsonl").write_text(
+        '{"url": "http://a.example/", "caption": "a\\ud800b", "captions": ["\\udfff"]}'
+    )
+    for table in (read_links(tmp_path / "links.jsonl"), *link_batches(tmp_path / "links.jsonl", 10)):
+        assert table["caption"].to_pylist() == ["a?b"] and table["captions"].to_pylist() == ['["?"]']

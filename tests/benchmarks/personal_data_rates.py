@@ -40,7 +40,7 @@ def labelled(text: str) -> tuple[str, list[str]]:
 
 
 def telephone_captions(number: int) -> list[tuple[str, str, list[str]]]:
-    """Country, caption and number: ``number`` valid ones of each country; "bare" are those without a word or country."""
+    """Country, caption and number: ``number`` valid ones of each country; "bare" is one without a word or country."""
     chance, found = random.Random(0), []
     for region in REGIONS:
         for kind in (PhoneNumberType.FIXED_LINE, PhoneNumberType.MOBILE):
