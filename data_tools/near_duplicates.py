@@ -3,7 +3,7 @@
 Two pictures look the same when their PDQ hashes are near and their colours agree. PDQ sees brightness at low
 frequencies only, to which a red and a blue heart, or the flags of Hungary and of Sierra Leone, are one picture; 8 x 8
 pixels in colour tell them apart. A hash of low quality is made of a nearly flat picture's noise: such pictures are not
-left out, since half of a corpus of drawings may be of that kind; instead their pixels must agree, brightness included.
+left out, since half of a corpus of drawings may be of that kind; instead their pixels must agree much better.
 """
 
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from PIL import Image
 
 from data_tools.binary_neighbours import distinct, pairs_within
 from data_tools.duplicate_groups import Components, choose, preference
-from data_tools.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq_turned, turned
+from data_tools.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_turned, turned
 from data_tools.vetting import DatasetRule, Finding, Sample
 from leam_mm.errors import UserError
 
 SIDE = 8  # of the small picture whose colours are compared
 SMALL = SIDE * SIDE * 3
 PALEST = 0.5  # contrast of a copy, as a share of the other's
+FAINT = 0.15  # of its contrast, which may be left of a faint picture after a change of brightness or contrast
 BLOCK = 8192  # pairs whose colours are compared at once
-Way = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def small_picture(pixels: np.ndarray) -> np.ndarray:
@@ -55,6 +55,23 @@ def pixel_difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(first.astype(np.float32) - second).mean(axis=1))
 
 
+def faint_alike(first: np.ndarray, second: np.ndarray, levels: float) -> np.ndarray:
+    """Whether nearly flat pictures agree, (P,) bool: as they are, or but for brightness alone or contrast alone.
+
+    What is left may be ``levels``, and in the second case no more than FAINT of the contrast: faint pictures agree
+    within a few levels whatever they show. Free to be moved in brightness as well as in contrast, all grey papers with
+    the same faint mark would be one picture. Arguments as above.
+    """
+    one, other = first.astype(np.float32), second.astype(np.float32)
+    contrast = np.minimum(one.std(axis=1), other.std(axis=1))
+    its, shared = np.square(one).mean(axis=1), (one * other).mean(axis=1)
+    gain = np.clip(shared / np.maximum(its, 1e-6), PALEST, 1 / PALEST)
+    brightness = np.sqrt(np.maximum(np.square(other).mean(axis=1) - 2 * gain * shared + gain**2 * its, 0))
+    moved = one.mean(axis=1) - other.mean(axis=1)
+    left = np.minimum(brightness / np.maximum(gain, 1), np.hypot(colour_difference(first, second), moved))
+    return (pixel_difference(first, second) <= levels) | (left <= np.minimum(levels, FAINT * contrast))
+
+
 class NearDuplicates(DatasetRule):
     """Drops pictures that look like a better one: more pixels, then more detail, then the first key.
 
@@ -63,9 +80,11 @@ class NearDuplicates(DatasetRule):
         quality: Hashes below it, in [0, 100], are not believed alone.
         colour: Levels by which colours may differ besides brightness and contrast; None does not look at colours
             (for believed hashes), so that drawings that differ in colour alone leave.
-        flat: Levels by which pixels may differ where a hash is not believed.
-        transforms: Ways of ``perceptual_hash.TRANSFORMS`` in which a copy may be turned or mirrored; each costs a
-            hash per picture and one more search.
+        flat: Levels by which pixels may differ where a hash is not believed, but for brightness or for contrast.
+        transforms: Ways of ``perceptual_hash.TRANSFORMS`` in which a copy may be turned or mirrored.
+        crops: Shares of the sides, in (0, 0.5), that a copy may lack around its middle, or have in excess as a frame;
+            PDQ itself bears 2 %, so 0.04 and 0.08 find what lies between 2 and 10 %. Each entry of both lists costs
+            one more hash per picture and one more search.
     """
 
     name, across = "near_duplicates", True
@@ -77,6 +96,7 @@ class NearDuplicates(DatasetRule):
         colour: float | None = 8.0,
         flat: float = 4.0,
         transforms: tuple[str, ...] = (),
+        crops: tuple[float, ...] = (),
     ) -> None:
         """See the class for the arguments."""
         if not 0 <= radius <= 100:
@@ -84,11 +104,16 @@ class NearDuplicates(DatasetRule):
         unknown = [name for name in transforms if name not in TRANSFORMS[1:]]
         if unknown:
             raise UserError(f"NearDuplicates: transforms {unknown[0]!r} is none of {', '.join(TRANSFORMS[1:])}")
+        if not all(0 < crop < 0.5 for crop in crops):
+            raise UserError(
+                f"NearDuplicates: crops {list(crops)} are not all shares between 0 and 0.5; try 0.04 and 0.08"
+            )
         self.radius, self.quality, self.colour, self.flat = radius, quality, colour, flat
         self.transforms = sorted(set(transforms), key=TRANSFORMS.index)
+        self.crops = sorted(set(crops))
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Hash, quality and small picture, then the hashes of the turned picture: (B, 225 + 32 T) uint8."""
+        """Hash, quality and small picture, hashes turned, hashes and small pictures cropped: (B, D) uint8."""
         return np.stack([self._measured(sample) for sample in samples])
 
     def _measured(self, sample: Sample) -> np.ndarray:
@@ -97,6 +122,11 @@ class NearDuplicates(DatasetRule):
         if self.transforms:
             codes, _ = pdq_turned(sample.pixels)
             parts += [codes[TRANSFORMS.index(name)] for name in self.transforms]
+        height, width = sample.pixels.shape[:2]
+        for crop in self.crops:
+            top, left = round(height * crop / 2), round(width * crop / 2)
+            inner = np.ascontiguousarray(sample.pixels[top : height - top, left : width - left])
+            parts += [pdq(inner)[0], small_picture(inner).ravel()]
         return np.concatenate(parts)
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
@@ -141,42 +171,58 @@ class NearDuplicates(DatasetRule):
         return Finding(f"{bits} bits", False, f"looks like {keys[best]}", evidence)
 
 
+class View:
+    """A way to look at every picture, such as turned or cropped: hashes (N, 32), and small pictures on demand."""
+
+    def __init__(self, codes: np.ndarray, small: np.ndarray, order: np.ndarray | None = None) -> None:
+        """Keep the columns; ``order`` says where the values of a turned small picture lie in the upright one."""
+        self.codes, self._small, self._order = np.ascontiguousarray(codes), small, order
+
+    def small(self, rows: np.ndarray) -> np.ndarray:
+        """Small pictures of rows, (P, 192)."""
+        return self._small[rows] if self._order is None else self._small[rows][:, self._order]
+
+
 class Pictures:
     """What was measured, as a rule compares it.
 
     Args:
         rule: Its settings count.
-        measured: (N, 225 + 32 T) uint8.
+        measured: (N, D) uint8.
     """
 
     def __init__(self, rule: NearDuplicates, measured: np.ndarray) -> None:
         """Take the columns apart; see the class for the arguments."""
-        self.rule, self.small = rule, measured[:, BYTES + 1 : BYTES + 1 + SMALL]
-        self.codes, self.quality = np.ascontiguousarray(measured[:, :BYTES]), np.array(measured[:, BYTES])
-        rest = measured[:, BYTES + 1 + SMALL :]
-        self.turned = [
-            np.ascontiguousarray(rest[:, BYTES * place : BYTES * (place + 1)]) for place in range(len(rule.transforms))
-        ]
-        everything = np.arange(SMALL).reshape(SIDE, SIDE, 3)
-        self.orders = [turned(everything)[TRANSFORMS.index(name)].ravel() for name in rule.transforms]
+        small = measured[:, BYTES + 1 : BYTES + 1 + SMALL]
+        self.rule, self.quality = rule, np.array(measured[:, BYTES])
+        self.upright = View(measured[:, :BYTES], small)
+        self.codes = self.upright.codes
+        self.views, at = [], BYTES + 1 + SMALL
+        everything = turned(np.arange(SMALL).reshape(SIDE, SIDE, 3))
+        for name in rule.transforms:
+            order = everything[TRANSFORMS.index(name)].ravel()
+            self.views.append(View(measured[:, at : at + BYTES], small, order))
+            at += BYTES
+        for _ in rule.crops:
+            self.views.append(View(measured[:, at : at + BYTES], measured[:, at + BYTES : at + BYTES + SMALL]))
+            at += BYTES + SMALL
 
     def pairs(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Pairs of the given rows whose hashes are near, (P,) and (P,), some at a time."""
         codes = self.codes[rows]
         for pairs in pairs_within(codes, self.rule.radius):
             yield rows[pairs.first], rows[pairs.second]
-        for other in self.turned:
-            for pairs in pairs_within(other[rows], self.rule.radius, codes):
+        for view in self.views:
+            for pairs in pairs_within(view.codes[rows], self.rule.radius, codes):
                 apart = pairs.first != pairs.second  # many things look the same in a mirror
                 yield rows[pairs.first[apart]], rows[pairs.second[apart]]
 
-    def _ways(self, first: np.ndarray, second: np.ndarray) -> Iterator[Way]:
-        """Distances, (P,), and how the small pictures of both lie, for each way that is looked at."""
-        upright = np.arange(SMALL)
-        yield hamming(self.codes[first], self.codes[second]), upright, upright
-        for codes, order in zip(self.turned, self.orders, strict=True):
-            yield hamming(codes[first], self.codes[second]), order, upright
-            yield hamming(self.codes[first], codes[second]), upright, order
+    def _ways(self, first: np.ndarray, second: np.ndarray) -> Iterator[tuple[np.ndarray, View, View]]:
+        """Distances, (P,), and the views of both, for each way that is looked at."""
+        for own, its in ((self.upright, self.upright), *((view, self.upright) for view in self.views)):
+            yield hamming(own.codes[first], its.codes[second]), own, its
+            if own is not its:
+                yield hamming(its.codes[first], own.codes[second]), its, own
 
     def alike(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Whether each pair of rows looks the same, (P,) bool."""
@@ -184,14 +230,13 @@ class Pictures:
         return np.concatenate([np.zeros(0, bool), *found])
 
     def _block(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        same = np.zeros(len(first), bool)
+        same, rule = np.zeros(len(first), bool), self.rule
         for bits, own, its in self._ways(first, second):
-            near = np.flatnonzero(bits <= self.rule.radius)
-            one, other = self.small[first[near]][:, own], self.small[second[near]][:, its]
-            believed = np.minimum(self.quality[first[near]], self.quality[second[near]]) >= self.rule.quality
-            agree = pixel_difference(one, other) <= self.rule.flat
-            agree |= believed & (self.rule.colour is None or colour_difference(one, other) <= self.rule.colour)
-            same[near] |= agree
+            near = np.flatnonzero(bits <= rule.radius)
+            one, other = own.small(first[near]), its.small(second[near])
+            believed = np.minimum(self.quality[first[near]], self.quality[second[near]]) >= rule.quality
+            agree = rule.colour is None or colour_difference(one, other) <= rule.colour
+            same[near] |= np.where(believed, agree, faint_alike(one, other, rule.flat))
         return same
 
     def bits(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -200,5 +245,6 @@ class Pictures:
 
     def compared(self, row: int, best: int) -> tuple[int, float]:
         """Bits and colour difference of two rows, in the way in which they are nearest."""
-        bits, own, its = min(self._ways(np.array([row]), np.array([best])), key=lambda way: int(way[0][0]))
-        return int(bits[0]), float(colour_difference(self.small[[row]][:, own], self.small[[best]][:, its])[0])
+        first, second = np.array([row]), np.array([best])
+        bits, own, its = min(self._ways(first, second), key=lambda way: int(way[0][0]))
+        return int(bits[0]), float(colour_difference(own.small(first), its.small(second))[0])

@@ -98,6 +98,37 @@ def test_flat_pictures_stay_unless_their_pixels_agree() -> None:
     assert not dropped(vet(NearDuplicates(quality=0), blank)) and blank[0].pdq[1] == 0
 
 
+def test_faint_copies_are_found_when_they_are_brighter_or_of_other_contrast() -> None:
+    faint = (120 + (data.moon()[100:228, 200:328, None].astype(np.float64) - 110) * 0.6).repeat(3, axis=2)
+    assert pdq(faint.astype(np.uint8))[1] < 50
+    copies = {
+        "plain": faint,
+        "dark": 0.7 * faint,
+        "bright": 1.25 * faint,
+        "pale": faint.mean() + 0.6 * (faint - faint.mean()),
+    }
+    samples = [sample(name, pixels.round().astype(np.uint8)) for name, pixels in copies.items()]
+    for copy in samples[1:]:
+        assert len(dropped(vet(NearDuplicates(), [samples[0], copy]))) == 1
+    moved = [sample("plain", faint.astype(np.uint8)), sample("moved", (faint + 80).round().astype(np.uint8))]
+    assert moved[0].pdq[0].tobytes() and not dropped(vet(NearDuplicates(), moved))
+    assert dropped(vet(NearDuplicates(quality=0), moved))
+
+
+def test_cropped_and_framed_copies_where_they_are_asked_for() -> None:
+    height, width = CAT.shape[:2]
+    framed = np.full((height + 20, width + 20, 3), 255, np.uint8)
+    framed[10:-10, 10:-10] = CAT
+    cat, cropped, frame = sample("cat", CAT), sample("cropped", CAT[10:-10, 10:-10]), sample("framed", framed)
+    samples = [cat, sample("rocket", ROCKET)]
+    assert not dropped(vet(NearDuplicates(), [*samples, cropped, frame]))
+    rule = NearDuplicates(crops=(0.08,))
+    assert dropped(vet(rule, [*samples, cropped])) == {"cropped": "cat"}
+    assert dropped(vet(rule, [*samples, frame])) == {"cat": "framed"}
+    all_three = vet(rule, [*samples, cropped, frame])  # the cropped one is no copy of the framed one, which stays
+    assert dropped(all_three) == {"cat": "framed"} and all_three["cropped"].evidence["group"] == 3
+
+
 def test_the_best_one_stays() -> None:
     larger = np.asarray(Image.fromarray(CAT).resize((300, 300), Image.Resampling.BICUBIC))
     found = vet(NearDuplicates(), [sample("a", CAT), sample("z", larger), sample("b", CAT)])
@@ -139,10 +170,12 @@ def test_the_same_rows_many_times_are_no_work() -> None:
 
 
 def test_settings_name_all_that_decides_and_wrong_ones_are_refused() -> None:
-    assert set(NearDuplicates().setting()) == {"rule", "radius", "quality", "colour", "flat", "transforms"}
+    assert set(NearDuplicates().setting()) == {"rule", "radius", "quality", "colour", "flat", "transforms", "crops"}
     assert NearDuplicates(transforms=("rotate90", "rotate90")).transforms == ["rotate90"]
     with pytest.raises(UserError, match="radius"):
         NearDuplicates(radius=128)
+    with pytest.raises(UserError, match="crops"):
+        NearDuplicates(crops=(0.08, 0.5))
     with pytest.raises(UserError, match="sideways"):
         NearDuplicates(transforms=("sideways",))
 
