@@ -1,8 +1,8 @@
 """What a licence's address on a page means: its SPDX name, and which legal basis it supports on its own.
 
 Known are Creative Commons' deeds (creativecommons.org/licenses, /publicdomain), the open licences of European
-governments, and nothing else: an unknown address stays an address and supports no basis. A licence with NonCommercial
-or NoDerivatives supports none either, for nobody knows here who will use the data and how. Names from spdx.org/licenses.
+governments, and nothing else: an unknown address stays an address and supports no basis. One with NonCommercial or
+NoDerivatives supports none either: nobody knows here who will use the data and how. Names from spdx.org/licenses.
 """
 
 import re
@@ -13,7 +13,8 @@ from data_tools.legal_basis import LegalBasis
 
 MAX_LENGTH = 500
 _DEED = re.compile(
-    r"/licenses/(by(?:-nc)?(?:-nd|-sa)?)/([1-4]\.[015])(?:/(?!deed|legalcode)([a-z]{2,8}))?(?:/(?:deed|legalcode)[\w.-]*)?/?"
+    r"/licenses/(by(?:-nc)?(?:-nd|-sa)?)/([1-4]\.[015])"
+    r"(?:/(?!deed|legalcode)([a-z]{2,8}))?(?:/(?:deed|legalcode)[\w.-]*)?/?"
 )
 _PUBLIC = re.compile(r"/publicdomain/(zero|mark)/1\.0(?:/(?:deed|legalcode)[\w.-]*)?/?")
 # Ported Creative Commons licences that SPDX has names for, of version 3.0; of others the address is the name.

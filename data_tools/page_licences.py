@@ -1,0 +1,173 @@
+"""What a page says of its images' authors and licences: schema.org as JSON-LD or microdata, and rel=license.
+
+Follows schema.org/ImageObject and Google's image metadata (license, acquireLicensePage, creditText, creator,
+copyrightNotice). A statement holds for an image where it names the image's address or stands in its figure; everything
+else is said of the page, and says nothing of an image in it. Strangers write this: sizes and depths are limited.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from resiliparse.parse.html import ElementNode, HTMLTree
+
+FIELDS = ("license", "acquireLicensePage", "creditText", "creator", "copyrightNotice", "copyrightHolder", "caption")
+IMAGE_TYPES = frozenset({"ImageObject", "Photograph", "ImageObjectSnapshot"})
+MAX_SCRIPTS, MAX_JSON, MAX_NODES = 20, 1 << 18, 20_000
+MAX_PROPERTIES, MAX_STATEMENTS, MAX_TEXT = 2000, 1000, 500
+ANCESTORS = 40  # elements between a thing and the one that holds it; deeper nesting is not looked through
+Resolve = Callable[[str | None], str | None]
+
+
+@dataclass
+class Statement:
+    """What a page says of one image, or of itself.
+
+    Args:
+        addresses: Of the image; empty where it is said of the page.
+        source: Where it stands: ``json-ld``, ``microdata``, ``rel=license``.
+        fields: Those of ``FIELDS`` that are given, as text.
+    """
+
+    addresses: list[str]
+    source: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def page_statements(tree: HTMLTree, resolve: Resolve) -> list[Statement]:
+    """All statements of a page, at most ``MAX_STATEMENTS``; rel=license inside of figures is `figure_licences`'.
+
+    Args:
+        tree: The page.
+        resolve: Gives the absolute http(s) address of a reference, or nothing.
+    """
+    if tree.document is None:
+        return []
+    found = [*_json_ld(tree, resolve), *_microdata(tree, resolve), *_relations(tree, resolve)]
+    return found[:MAX_STATEMENTS]
+
+
+def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
+    scripts = select(tree.document, 'script[type="application/ld+json" i]')
+    for script in scripts[:MAX_SCRIPTS]:
+        text = script.text or ""
+        if len(text) > MAX_JSON:
+            continue
+        try:
+            waiting: list[Any] = [json.loads(text.strip().removeprefix("<!--").removesuffix("-->"), strict=False)]
+        except (ValueError, RecursionError):
+            continue  # broken JSON-LD says nothing, as for every search engine
+        seen = 0
+        while waiting and seen < MAX_NODES:
+            node, seen = waiting.pop(), seen + 1
+            if isinstance(node, list):
+                waiting += node[::-1]
+            elif isinstance(node, dict):
+                yield from _json_statement(node, resolve)
+                waiting += [value for value in node.values() if isinstance(value, dict | list)][::-1]
+
+
+def _json_statement(node: dict[str, Any], resolve: Resolve) -> Iterator[Statement]:
+    types = node.get("@type")
+    names = {str(name).rpartition("/")[2] for name in (types if isinstance(types, list) else [types])}
+    fields = {name: text for name in FIELDS if (text := _json_text(node.get(name)))}
+    image = bool(names & IMAGE_TYPES)
+    if "license" in fields and (address := resolve(fields["license"])):
+        fields["license"] = address
+    if image and "caption" not in fields and (text := _json_text(node.get("description") or node.get("name"))):
+        fields["caption"] = text
+    addresses = [resolve(_json_text(node.get(name))) for name in ("contentUrl", "url", "@id")] if image else []
+    known = list(dict.fromkeys(address for address in addresses if address))
+    if fields and (known or "license" in fields):
+        yield Statement(known, "json-ld", fields)
+
+
+def _json_text(value: Any) -> str:
+    """Text of a property: itself, or the name or address of the thing that it is."""
+    for _ in range(4):
+        if isinstance(value, list):
+            value = value[0] if value else None
+        elif isinstance(value, dict):
+            value = next((value[key] for key in ("name", "url", "@id", "@value") if key in value), None)
+    return " ".join(value.split())[:MAX_TEXT] if isinstance(value, str) else ""
+
+
+def _microdata(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
+    items: dict[ElementNode, Statement] = {}
+    for prop in select(tree.document, "[itemprop]")[:MAX_PROPERTIES]:
+        name = (prop.get_attribute("itemprop") or "").strip()
+        if name not in (*FIELDS, "contentUrl", "url", "name"):
+            continue
+        item, nested = _item_of(prop)
+        if item is None or (name == "name" and nested != "creator"):
+            continue
+        statement = items.setdefault(item, Statement([], "microdata"))
+        value = _property(prop)
+        if name in ("contentUrl", "url"):
+            address = resolve(value)
+            statement.addresses += [address] if address and address not in statement.addresses else []
+        elif value:
+            key = "creator" if name == "name" else name
+            value = (resolve(value) or value) if key == "license" else value
+            statement.fields.setdefault(key, value)
+    yield from (statement for statement in items.values() if statement.fields and statement.addresses)
+
+
+def _item_of(prop: ElementNode) -> tuple[ElementNode | None, str]:
+    """The ImageObject that a property belongs to, and the name of the item between the two, if there is one."""
+    nested = ""
+    for node in ancestors(prop):
+        if node.has_attribute("itemscope"):
+            if (node.get_attribute("itemtype") or "").strip().rpartition("/")[2] in IMAGE_TYPES:
+                return node, nested
+            if nested:
+                return None, ""
+            nested = (node.get_attribute("itemprop") or "?").strip()
+            if nested != "creator":
+                return None, ""
+    return None, ""
+
+
+def _property(prop: ElementNode) -> str:
+    """Value of a property (WHATWG HTML, 5.2.4 Values)."""
+    for attribute in ("content", "href", "src"):
+        if value := prop.get_attribute(attribute):
+            return " ".join(value.split())[:MAX_TEXT]
+    return " ".join((prop.text or "")[: 4 * MAX_TEXT].split())[:MAX_TEXT]
+
+
+def _relations(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
+    """rel=license outside of figures; ``about`` or ``resource`` (RDFa) may name an image."""
+    for link in license_links(tree.document):
+        if any((node.tag or "") == "figure" for node in ancestors(link)):
+            continue
+        if address := resolve(link.get_attribute("href")):
+            about = resolve(link.get_attribute("about") or link.get_attribute("resource"))
+            yield Statement([about] if about else [], "rel=license", {"license": address})
+
+
+def figure_licences(figure: ElementNode, resolve: Resolve) -> list[Statement]:
+    """Licences that stand in a figure as rel=license: they hold for its images."""
+    addresses = [resolve(link.get_attribute("href")) for link in license_links(figure)]
+    return [Statement([], "rel=license", {"license": address}) for address in dict.fromkeys(addresses) if address]
+
+
+def license_links(node: Any) -> list[ElementNode]:
+    """Links of a node whose rel holds the word license, at most 50."""
+    return select(node, '[rel~="license" i][href]')[:50]
+
+
+def select(node: Any, selector: str) -> list[Any]:
+    """All elements below a node that a CSS selector fits (resiliparse's own iterators take quadratic time)."""
+    return list(node.query_selector_all(selector).values())
+
+
+def ancestors(node: ElementNode) -> Iterator[ElementNode]:
+    """Elements that hold a node, from the inside out, at most ``ANCESTORS``."""
+    parent = node.parent_element
+    for _ in range(ANCESTORS):
+        if parent is None:
+            return
+        yield parent
+        parent = parent.parent_element

@@ -1,0 +1,201 @@
+"""Read HTML pages from WARC files (ISO 28500; plain, gzip, zstandard) or from folders of HTML files, one at a time.
+
+The one door to fastwarc. Bodies are decompressed here and not by the iterator, which gives up a whole file for one
+broken body; a page's stored and decompressed size are limited, so that memory does not grow with the archive.
+"""
+
+import contextlib
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
+MAX_HEADERS = 200
+
+
+class PageRefused(Exception):
+    """A page that is not read: the rule that says so, the value it looked at, and the reason in words."""
+
+    def __init__(self, rule: str, value: str, reason: str) -> None:
+        """Keep rule and value for the ledger."""
+        super().__init__(reason)
+        self.rule, self.value, self.reason = rule, value, reason
+
+
+@dataclass
+class Page:
+    """One page as it was fetched.
+
+    Args:
+        number: Its place in the archive, counting what is no page, too.
+        url: Its address.
+        content: The body, decompressed.
+        charset: What the server said of its encoding, or nothing.
+        headers: Of the answer.
+        moment: When it was fetched, or None where nobody knows.
+        archive: Name of the file it was read from, without its folder.
+        record: Name of its record (WARC-Record-ID), or path inside the folder.
+        refused: Why it is not to be read; the content is empty then.
+    """
+
+    number: int
+    url: str
+    content: bytes = b""
+    charset: str | None = None
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    moment: datetime | None = None
+    archive: str = ""
+    record: str = ""
+    refused: PageRefused | None = None
+
+    @property
+    def date(self) -> str | None:
+        """When it was fetched, ISO 8601."""
+        return self.moment.isoformat(timespec="seconds") if self.moment else None
+
+
+def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
+    """Give every answer of a WARC file; those that are no readable HTML page say why in ``refused``.
+
+    Args:
+        path: The file; its compression is detected.
+        max_bytes: Of a page, stored as well as decompressed.
+
+    Raises:
+        PageRefused: The file itself is broken from some record on.
+    """
+    kinds = WarcRecordType.response | WarcRecordType.resource
+    with path.open("rb") as file:
+        number = -1
+        try:
+            records = ArchiveIterator(file, record_types=kinds, parse_http=True, auto_decode="none", strict_mode=False)
+            for number, record in enumerate(records):
+                yield _page(record, number, path.name, max_bytes)
+        except (OSError, ValueError) as error:
+            told = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PageRefused("broken_archive", told, f"the file cannot be read after record {number}") from None
+    if number < 0:
+        raise PageRefused("broken_archive", path.name, "the file holds no answer of a server")
+
+
+def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page:
+    url = (record.headers.get("WARC-Target-URI") or "").strip().strip("<>")
+    page = Page(number, url, archive=archive, record=(record.record_id or "").strip("<>"))
+    try:
+        page.moment = _moment(record.headers.get("WARC-Date"))
+        fields = record.http_headers.to_tuples() if record.is_http_parsed else ()
+        page.headers = [(name, value) for name, value in fields[:MAX_HEADERS]]
+        declared = _header(page, "content-type") or record.headers.get("Content-Type") or ""
+        kind, _, rest = declared.partition(";")
+        status = record.http_headers.status_code if record.is_http_parsed else 200
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise PageRefused("page_address", url[:80], "its address is not one of http or https")
+        if status != 200:
+            raise PageRefused("page_status", str(status), "the server did not answer with 200")
+        if kind.strip().lower() not in HTML_TYPES:
+            raise PageRefused("page_type", kind.strip().lower()[:80], "no HTML page")
+        if len(fields) > MAX_HEADERS:
+            raise PageRefused("page_headers", str(len(fields)), f"more than {MAX_HEADERS} headers")
+        stored = record.reader.read(max_bytes + 1)
+        page.content = _decoded(page, stored, max_bytes)
+        page.charset = _charset(rest)
+    except PageRefused as refused:
+        page.refused = refused
+    except ValueError as error:  # a host in brackets that is no address, a date that is none
+        page.refused = PageRefused("page_address", url[:80], str(error))
+    return page
+
+
+def _decoded(page: Page, stored: bytes, limit: int) -> bytes:
+    """Undo transfer and content encodings; archives often have done so already and left the headers as they were."""
+    if len(stored) > limit:
+        raise PageRefused("page_size", f"more than {limit} bytes", "larger than --max-page-bytes")
+    if (_header(page, "transfer-encoding") or "").strip().lower() == "chunked":
+        with contextlib.suppress(OSError):  # not chunked any more
+            stored = _read(ChunkedReader(io.BytesIO(stored)), limit)
+    coding = (_header(page, "content-encoding") or "").strip().lower()
+    readers = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader}
+    if coding in ("", "identity") or (coding in ("gzip", "x-gzip") and stored[:2] != b"\x1f\x8b"):
+        return stored
+    if stored.lstrip()[:1] == b"<":
+        return stored  # HTML as it is: decompressed by whoever wrote the archive
+    try:
+        if coding == "deflate":
+            return _read(GzipReader(io.BytesIO(stored), zlib=True), limit)
+        if coding in readers:
+            return _read(readers[coding](io.BytesIO(stored)), limit)
+    except (OSError, ValueError) as error:
+        raise PageRefused("page_encoding", coding, f"its body cannot be decompressed ({error})") from None
+    raise PageRefused("page_encoding", coding[:80], "an unknown content encoding")
+
+
+def _read(reader: GzipReader | BrotliReader | ZstdReader | ChunkedReader, limit: int) -> bytes:
+    pieces, size = [], 0
+    while piece := reader.read(min(1 << 16, limit + 1 - size)):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limit:
+            raise PageRefused("page_size", f"more than {limit} bytes", "larger than --max-page-bytes, decompressed")
+    return b"".join(pieces)
+
+
+def _header(page: Page, name: str) -> str | None:
+    return next((value for key, value in page.headers if key.casefold() == name), None)
+
+
+def _charset(parameters: str) -> str | None:
+    for part in parameters.split(";")[:5]:
+        name, _, value = part.partition("=")
+        if name.strip().lower() == "charset":
+            return value.strip().strip("\"'")[:40] or None
+    return None
+
+
+def _moment(date: str | None) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat((date or "").strip().replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """HTML files below a folder, sorted; links that lead out of it are left out."""
+    root = folder.resolve()
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders.sort()
+        found += [Path(place, name) for name in names if name.lower().endswith(HTML_SUFFIXES)]
+    return sorted(path for path in found if path.is_file() and path.resolve().is_relative_to(root))
+
+
+def folder_pages(folder: Path, files: list[Path], base_url: str, max_bytes: int) -> Iterator[Page]:
+    """Give the pages of some files of a folder; their addresses are ``base_url`` and the path inside the folder."""
+    for number, path in enumerate(files):
+        inside = path.relative_to(folder).as_posix()
+        page = Page(number, base_url.rstrip("/") + "/" + quote(inside), archive=folder.name, record=inside)
+        with path.open("rb") as file:
+            page.content = file.read(max_bytes + 1)
+        if len(page.content) > max_bytes:
+            page.content = b""
+            page.refused = PageRefused("page_size", f"more than {max_bytes} bytes", "larger than --max-page-bytes")
+        yield page
+
+
+def archive_digest(path: Path) -> str:
+    """Name the content of an archive by its size and the SHA-256 of its first and last MiB."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(1 << 20))
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        digest.update(file.read(1 << 20))
+    return digest.hexdigest()
