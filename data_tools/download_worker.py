@@ -79,14 +79,15 @@ class PartDownloader:
 
 
 @functools.lru_cache(1)
-def _requests(setting: str) -> ImageRequest:
+def _requests(setting: str) -> tuple[ImageRequest, OriginRules | None]:
     """One door per process; multiprocessing's workers leave with their parent."""
     known = FetchSetting(**json.loads(setting))
     parent = os.getppid() if known.distributor == "multiprocessing" else None
     if known.ask_origins == "none":
-        return ImageRequest(known, parent)
+        return ImageRequest(known, parent), None
     quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
-    return ImageRequest(known, parent, OriginRules(quick, Path(known.output).with_name("origins.jsonl")).judge)
+    rules = OriginRules(quick, Path(known.output).with_name("origins.jsonl"))
+    return ImageRequest(known, parent, rules.judge), rules
 
 
 class Part:
@@ -107,14 +108,15 @@ class Part:
             Path(setting.output).with_name("hosts"),
             setting.connections_per_host,
             setting.delay_per_host,
-            setting.crawl_delay,
+            dict(setting.crawl_delay),
             free,
         )
-        self.requests = _requests(json.dumps(asdict(setting)))
+        self.requests, self.rules = _requests(json.dumps(asdict(setting)))
         self.results: queue.SimpleQueue[tuple[dict[str, Any], Answer]] = queue.SimpleQueue()
         hosts = [(urlsplit(row["url"]).hostname or "", row) for row in self.rows]
         self.queue = HostQueue(hosts, self.budget, setting.longest_wait, self._give_up)
         self._unreached: dict[str, int] = {}
+        self._heard: set[str] = set()  # hosts whose robots.txt was looked at for a crawl delay
 
     def fetch(self) -> None:
         """Fetch all links and write the part."""
@@ -146,6 +148,7 @@ class Part:
             answer = self.requests.ask(row["url"], basis_of(row["legal_basis"]))
         finally:
             place.leave()
+        self._hear(host, row["url"])
         row["moment"] = datetime.now(UTC).isoformat(timespec="seconds")
         if answer.busy or answer.again:
             doubled = float(2 ** (row.get("attempts", 1) - 1))
@@ -154,6 +157,15 @@ class Part:
         if self._unreached[host] >= UNREACHED:
             self.budget.hold(host, self.setting.longest_wait + 1, False)
         return answer
+
+    def _hear(self, host: str, url: str) -> None:
+        """Keep the pauses that an origin asks for, where nobody has screened it and it was asked here."""
+        if self.rules is None or self.setting.ask_origins != "all" or host in self.budget.free or host in self._heard:
+            return
+        self._heard.add(host)
+        if host and (delay := self.rules.crawl_delay(url)):
+            self.budget.longer[host] = delay
+            self.budget.hold(host, delay, False)
 
     def _give_up(self, row: dict[str, Any], left: float) -> None:
         reason = f"not asked: the host is to be left alone for {left:.0f} s more"

@@ -94,6 +94,14 @@ def test_strangers_origins_are_asked_first(server: Server, tmp_path: Path) -> No
     assert server.requests.count("/robots.txt") == 1 and "/b" not in server.requests
 
 
+def test_a_crawl_delay_is_kept_from_the_first_request_on(server: Server, tmp_path: Path) -> None:
+    server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 0.3\n")
+    server.answers |= {path: (200, {}, b"x") for path in ("/a", "/b", "/c")}
+    begin = time.monotonic()
+    fetch(server, tmp_path, ["/a", "/b", "/c"], spare_private=True, ask_origins="all", threads=1, delay_per_host=0.0)
+    assert 0.6 < time.monotonic() - begin < 5
+
+
 def test_a_part_that_cannot_be_written_is_told_to_the_distributor(
     server: Server, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:

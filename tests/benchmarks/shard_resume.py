@@ -146,6 +146,8 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
         finished += 1
         found = digests(folder)
         differing += [name for name in expected | found if expected.get(name) != found.get(name)]
+        if differing:
+            raise UserError(f"after {dict(killed)} kills these differ from the undisturbed run's: {differing[:8]}")
         shutil.rmtree(folder)
         if done:
             break
