@@ -35,10 +35,13 @@ FREE = ("DMI-ALLOWED", "DMI-UNSPECIFIED")
 IPTC = {(2, 40): "iptc:instructions", (2, 116): "iptc:copyright"}  # IIM 4.2 data sets
 MOST_XMP, MOST_WORDS, MOST_PACKETS, DEPTH, SHOWN = 2_000_000, 20_000, 20, 64, 300
 _RDF = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,20}:)?)RDF[\s>]")
-# What a sentence on rights speaks of when it is about us: text and data mining, training of machines, the directive.
+# What a sentence on rights speaks of when it is about us: mining, the directive, or machines near their training, in
+# the words of the larger languages of the Union.
+_MACHINES = r"(?:\b(?:ai|ia|ki)\b|artificial intel|intel{1,2}igen\w{1,5} artific|künstliche\w? intel|machine|maschin)"
+_TRAINING = r"(?:\btrain|entra.{1,3}ne|\bentren|addestra|\btrein|szkoleni|trénov)"
 MINING = re.compile(
-    r"data[ -]?mining|\btdm\b|machine[ -]learning|\bnoai\b|train\w{0,9}.{0,40}\b(ai|ki|ia|artificial)\b"
-    r"|\b(ai|ki|ia|artificial intelligence)\b.{0,40}train|2019/790|44b UrhG|fouille de textes|miner\w{1,9} di testi",
+    rf"data[ -]?mining|\btdm\b|machine[ -]learning|\bnoai\b|2019/790|44b UrhG|fouille de textes|estrazione di testo"
+    rf"|minería de textos|{_TRAINING}.{{0,60}}{_MACHINES}|{_MACHINES}.{{0,60}}{_TRAINING}",
     re.IGNORECASE | re.DOTALL,
 )
 

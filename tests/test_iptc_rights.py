@@ -92,6 +92,12 @@ def test_reservation_of_tdmrep(value: str, reserved: bool):
         ("Not for the training of artificial intelligence", True),
         ("Nutzung zum Trainieren von KI vorbehalten, § 44b UrhG", True),
         ("Fouille de textes et de données réservée", True),
+        ("Interdit pour l'entraînement d'une IA", True),
+        ("Prohibido el uso para entrenar inteligencia artificial", True),
+        ("Vietato l'addestramento di sistemi di IA", True),
+        ("Niet voor het trainen van AI", True),
+        ("Entraînement de l'équipe de France, tous droits réservés", False),
+        ("Machine room of the training ship", True),  # a wrong refusal: the price of reading plain words
     ],
 )
 def test_notices_reserve_only_where_they_speak_of_mining(text: str, reserved: bool):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_onnxruntime_sends_and_stores_nothing(tmp_path):
         opened = [os.readlink(name) for name in names if os.path.islink(name)]
         print(json.dumps([text for text in opened if text.startswith("socket") or "icrosoft" in text]))
     """
-    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": "."}
+    home = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=home, capture_output=True, text=True, timeout=120)
     assert json.loads(done.stdout) == [], done.stderr
     assert not (tmp_path / ".cache").exists()
