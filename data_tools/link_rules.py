@@ -236,7 +236,11 @@ class LinkRules:
 
     def _language(self, rows: list[_Row]) -> None:
         pages = [row.cells["language"] for row in rows]
-        votes = language_vote.vote([row.cells["caption"] or "" for row in rows], pages)
+        asked = [(row.cells["caption"] or "", page) for row, page in zip(rows, pages, strict=True)]
+        distinct = list(dict.fromkeys(asked))  # alt texts repeat: "logo"
+        known = language_vote.vote([text for text, _ in distinct], [page for _, page in distinct])
+        told = dict(zip(distinct, known, strict=True))
+        votes = [told[pair] for pair in asked]
         for row, page, found in zip(rows, pages, votes, strict=True):
             row.cells["language"] = found.language
             row.evidence["language"] = {"confidence": found.confidence, **found.votes}
@@ -247,8 +251,8 @@ class LinkRules:
             if self.keep:
                 kept = [entry for entry in row.captions if entry["language"] in self.keep]
                 if not kept and (row.captions or found.language not in self.keep):
-                    told = ", ".join(sorted({entry["language"] for entry in row.captions})) or found.language
-                    row.refused = LinkRefused("language", told, "not among the languages to keep")
+                    named = ", ".join(sorted({entry["language"] for entry in row.captions})) or found.language
+                    row.refused = LinkRefused("language", named, "not among the languages to keep")
                     continue
                 row.captions = kept
             if row.captions:

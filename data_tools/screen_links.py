@@ -29,8 +29,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from data_tools.link_duplicates import LINKS as HASHES
 from data_tools.link_duplicates import LinkDuplicates, hash_numbers
 from data_tools.link_rules import LinkRules, ScreenSetting
 from data_tools.link_sources import LinkSources
+from data_tools.link_table import LinkRefused, check_link, link_batches
 from data_tools.origin_order import hashed
 from data_tools.origin_rules import OriginRules
 from data_tools.origin_screen import LINKS, OriginScreen, verdict_tables
@@ -179,14 +180,27 @@ def part_by_origin(work: Path, chunks: int, buckets: int, duplicates: Path) -> P
     return output
 
 
-def public_host(links: Path, buckets: int, allow_private: list[str]) -> str | None:
-    """A stranger's host among the links, or None."""
+def require_contact(settings: argparse.Namespace, hosts: Iterable[str | None]) -> None:
+    """Refuse to ask strangers' hosts without saying who asks."""
+    stranger = next((host for host in hosts if host and host not in settings.allow_private), None)
+    if stranger and not settings.agent_contact and not settings.skip_origins:
+        raise UserError(
+            f"--agent-contact is missing: give a page or address where the owner of {stranger} can reach you"
+        )
+
+
+def first_hosts(table: Path) -> Iterator[str]:
+    """Hosts of a table's beginning, so that nobody waits an hour to be told what is missing."""
+    for url in next(link_batches(table, 1000), pa.table({"url": []}))["url"].to_pylist():
+        with suppress(LinkRefused):
+            yield check_link(url, Path("/"), False, [])[2]
+
+
+def asked_hosts(links: Path, buckets: int) -> Iterator[str | None]:
+    """Hosts that are to be asked."""
     for number in range(buckets):
         for table in read_bucket(links, number):
-            for origin in pc.unique(table["origin"]).to_pylist():
-                if urlsplit(origin).hostname not in allow_private:
-                    return urlsplit(origin).hostname
-    return None
+            yield from (urlsplit(origin).hostname for origin in pc.unique(table["origin"]).to_pylist())
 
 
 def part_verdicts(work: Path, buckets: int) -> Path:
@@ -272,11 +286,7 @@ def screen(settings: argparse.Namespace, work: Path, setting: ScreenSetting, bar
     buckets = -(-rows // ASKED)
     with counted_cost(work, "origins"):
         links = part_by_origin(work, chunks, buckets, duplicates)
-        stranger = None if settings.skip_origins else public_host(links, buckets, settings.allow_private)
-        if stranger and not settings.agent_contact:
-            raise UserError(
-                f"--agent-contact is missing: give a page or address where the owner of {stranger} can reach you"
-            )
+        require_contact(settings, asked_hosts(links, buckets))
         asking = origin_screen(settings, work)
         (work / "verdicts").mkdir(exist_ok=True)
         for number in bar.track(range(buckets), description="groups of origins"):
@@ -315,6 +325,7 @@ def main(args: list[str] | None = None) -> None:
     begin = time.perf_counter()
     setting = screen_setting(settings)
     LinkRules(setting)  # what is wrong with a list or a setting is told before anything is done
+    require_contact(settings, first_hosts(settings.table[0]))
     work = output.with_name(output.name + ".work")
     asked = ("agent_name", "agent_contact", "skip_origins", "delay")
     identity = setting.identity() | {name: getattr(settings, name) for name in asked}

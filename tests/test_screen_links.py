@@ -252,7 +252,10 @@ def test_what_is_wrong_is_told_before_anything_is_done(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UserError, match=word):
             main([*base, *more])
-    assert not (tmp_path / "screened").exists()
+    assert not (tmp_path / "screened").exists() and not (tmp_path / "screened.work").exists()
+    (tmp_path / "none.csv").write_text("url,caption\n")
+    with pytest.raises(UserError, match="holds no row"):
+        main(["--table", str(tmp_path / "none.csv"), "--output", str(tmp_path / "screened"), "--processes", "1"])
     (tmp_path / "screened").mkdir()
     with pytest.raises(UserError, match="exists already"):
         main(base)

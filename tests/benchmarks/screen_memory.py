@@ -50,7 +50,7 @@ PERSONAL = [", anna.berg@example.de", ", Tel. 030 901820", " by @anna_b", ", +33
 def write_table(path: Path, rows: int, hosts: list[str]) -> None:
     """A table of links; the same rows for the same numbers of rows and hosts."""
     chance = np.random.default_rng(0)
-    texts = [text for number in range(400) for text in captions(make_scene("train", 0, number), chance).values()]
+    texts = [text for number in range(4000) for text in captions(make_scene("train", 0, number), chance).values()]
     weights = 1 / np.arange(1, len(hosts) + 1)
     edges = np.cumsum(weights / weights.sum())
     schema = pa.schema([(name, pa.string()) for name in ("url", "caption", "page_url", "language", "source")])
