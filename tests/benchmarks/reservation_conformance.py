@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -31,11 +32,12 @@ from data_tools.image_request import ImageRequest
 from data_tools.legal_basis import LegalBasis
 from data_tools.origin_rules import OriginRules
 from data_tools.reservation_grammar import WORDS
-from data_tools.reservations import decide, meta_signals
+from data_tools.reservations import decide, header_signals, meta_signals
 from leam_mm.errors import UserError, run
 
 AGENT, CONTACT = "LeamBot", "https://lab.example/bot"
 DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # what img2dataset's README offers
+ADDRESSES = ("private_address", "scheme")  # refused for what they are: nobody said anything
 JUDGED = ("robots.txt", "tdmrep.json", "ai.txt", "registry", "reservation", "page_rights")
 MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -65,7 +67,8 @@ class Pipeline:
             path = self.folder / "registry.txt"
             path.write_text((entry or "nobody.example") + "\n", encoding="utf-8")
             rules = OriginRules(self.setting, self.folder / "origins.jsonl", [OptOutRegistry(path)], agreed)
-        forbids = decide(meta_signals(case.metas, AGENT, case.page, MOMENT), basis)
+        page = header_signals(case.page_headers, AGENT, case.page, MOMENT)
+        forbids = decide([*page, *meta_signals(case.metas, AGENT, case.page, MOMENT)], basis)
         if forbids is None:
             forbids, _ = rules.judge(case.url, basis)
         if forbids is not None:
@@ -88,8 +91,9 @@ def case_faults(case: Case, found: dict[str, Any]) -> Iterator[str]:
     name, wanted = case.row["name"], case.row.get("refused", "")
     if found["refused"] != wanted:
         yield f"{name}: {found['refused'] or 'taken'} instead of {wanted or 'taken'} ({found['evidence']})"
-    if wanted and not found["evidence"].get("value"):
-        yield f"{name}: refused without evidence"
+    told = json.dumps(found["evidence"])
+    if wanted and not (found["evidence"].get("value") and ("source" in told or wanted in ADDRESSES)):
+        yield f"{name}: refused without words and the place where they stood ({told})"
     if case.spared and case.image_asked:
         yield f"{name}: the image was asked for, though it was refused before"
     if any(agent != f"{AGENT} (+{CONTACT})" for _, agent in case.asked):
@@ -97,21 +101,27 @@ def case_faults(case: Case, found: dict[str, Any]) -> Iterator[str]:
 
 
 def program_faults(cases: list[Case], folder: Path) -> list[str]:
-    """The same of the programs: screen_links, then download_shards with what it leaves; both ledgers are read."""
-    page_rights = [[asdict(one) for one in meta_signals(case.metas, AGENT, case.page, MOMENT)] for case in cases]
-    columns = {
-        "url": [case.url for case in cases],
-        "caption": [f"A picture that shows: {case.row['name']}" for case in cases],
-        "page_url": [case.page for case in cases],
-        "legal_basis": [case.row.get("basis", "art4_general") for case in cases],
-        "source": [f"case {number}" for number in range(len(cases))],
-        "consent": [json.dumps({"page_rights": rights}) for rights in page_rights],
-    }
-    pq.write_table(pa.table(columns), folder / "links.parquet")
+    """The same of the programs, one after the other, on an archive of the pages; their ledgers are read.
+
+    crawl_links finds the images and the pages' rights, screen_links asks the origins, download_shards the images.
+    """
+    (folder / "pages.warc").write_bytes(b"".join(map(_record, cases)))
+    known = ["--warc", str(folder / "pages.warc"), "--output", str(folder / "crawled"), "--agent-name", AGENT]
+    _call("data_tools.crawl_links", [*known, "--processes", "1"])
+    table = pq.read_table(folder / "crawled" / "links.parquet")
+    numbers = {case.url: number for number, case in enumerate(cases)}
+    places = [numbers[url] for url in table["url"].to_pylist()]
+    if sorted(places) != list(range(len(cases))):
+        raise UserError(f"crawl_links found {len(places)} of {len(cases)} images: its tests come first")
+    bases = [case.row.get("basis", "art4_general") for case in cases]
+    sources = [f"case {number}" for number in range(len(cases))]
+    for name, words in (("legal_basis", bases), ("source", sources)):
+        table = table.set_column(table.column_names.index(name), name, [[words[place] for place in places]])
+    pq.write_table(table, folder / "links.parquet")
     (folder / "registry.txt").write_text("\n".join(filter(None, (case.registry() for case in cases))), "utf-8")
     agreed = [
         {"domain": case.host, "source": source, "basis": basis}
-        for case, source, basis in zip(cases, columns["source"], columns["legal_basis"], strict=True)
+        for case, source, basis in zip(cases, sources, bases, strict=True)
         if case.row.get("agreed", basis == "consent")
     ]
     (folder / "sources.yaml").write_text(json.dumps({"sources": agreed}), "utf-8")
@@ -134,6 +144,15 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
         found = {"refused": "" if row["kept"] else kind, "evidence": evidence}
         faults += [f"programs: {fault}" for fault in case_faults(case, found)]
     return faults
+
+
+def _record(case: Case) -> bytes:
+    """The page of a case as a crawler archives it (WARC 1.1, ISO 28500, section 6.3)."""
+    answer = case.page_answer()
+    lines = ["WARC/1.1", "WARC-Type: response", f"WARC-Target-URI: {case.page}", "WARC-Date: 2026-11-22T00:00:00Z"]
+    lines += [f"WARC-Record-ID: <urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, case.page)}>"]
+    lines += ["Content-Type: application/http; msgtype=response", f"Content-Length: {len(answer)}", "", ""]
+    return "\r\n".join(lines).encode() + answer + b"\r\n\r\n"
 
 
 def _call(module: str, words: list[str]) -> None:
@@ -179,7 +198,10 @@ def kind_of(case: Case) -> str:
         "ai": "ai.txt",
         "registry": "registry",
     }
-    found = next((kind for key, kind in (kinds | {"meta": "page"}).items() if key in case.row), None)
+    found = next(
+        (kind for key, kind in (kinds | dict.fromkeys(("meta", "page_headers"), "page")).items() if key in case.row),
+        None,
+    )
     return found or ("headers" if "headers" in case.row else "silence")
 
 

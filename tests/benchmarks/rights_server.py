@@ -60,6 +60,18 @@ class Case:
         """Meta tags of the page: name and content."""
         return [_pair(line) for line in self.row.get("meta", [])]
 
+    @property
+    def page_headers(self) -> list[tuple[str, str]]:
+        """Headers with which the page comes."""
+        return [("Content-Type", "text/html; charset=utf-8"), *map(_pair, self.row.get("page_headers", []))]
+
+    def page_answer(self) -> bytes:
+        """The page as a crawler receives it."""
+        tags = "".join(f'<meta name="{html.escape(n)}" content="{html.escape(c)}">' for n, c in self.metas)
+        image = f'<img src="{html.escape(self.url)}" alt="A red picture: {html.escape(self.row["name"])}">'
+        page = f"<!doctype html><html lang='en'><head><title>Pictures</title>{tags}</head><body>{image}</body></html>"
+        return reply(200, self.page_headers, page.encode())
+
     def registry(self) -> str | None:
         """The entry of the opt-out registry, if the case has one."""
         kind = self.row.get("registry")
@@ -181,9 +193,7 @@ class RightsServer:
             hop = hops[int(path[5:])]
             return reply(302, [("Location", hop["to"]), *(_pair(line) for line in hop.get("headers", []))], b"")
         if path == "/page.html":
-            tags = "".join(f'<meta name="{html.escape(n)}" content="{html.escape(c)}">' for n, c in case.metas)
-            page = f'<!doctype html><html><head>{tags}</head><body><img src="{case.url}" alt="A red picture"></body>'
-            return reply(200, [("Content-Type", "text/html")], page.encode())
+            return case.page_answer()
         if path == case.path:
             headers = [("Content-Type", "image/png"), *(_pair(line) for line in said.get("headers", []))]
             return reply(200, headers, self.image)
