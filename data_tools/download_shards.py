@@ -47,6 +47,7 @@ from data_tools.link_rows import LinkRow, LinkRows
 from data_tools.part_repair import Fetched, repaired_rows
 from data_tools.raw_part import fetch_parts
 from data_tools.sample_record import sample_record
+from data_tools.shard_withdrawal import carry_evidence
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run
 
@@ -196,6 +197,7 @@ def write_shards(
                 f"{settings.min_success}): {told}; see {failed_ledger}"
             )
         write_seal(writer.partial, seal)
+        carry_evidence(output, writer.partial)
     failed_ledger.unlink(missing_ok=True)
     return kept, merkle_root(writer.entries)
 

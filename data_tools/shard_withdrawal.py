@@ -317,6 +317,14 @@ def commit(folders: Iterable[Path]) -> None:
     finish_withdrawal(leader)
 
 
+def carry_evidence(old: Path, new: Path) -> None:
+    """Copy tombstones and statements into a folder that will replace another one, as a repeated download does."""
+    if (old / TOMBSTONES).is_file():
+        shutil.copy2(old / TOMBSTONES, new / TOMBSTONES)
+    if (old / STATEMENTS).is_dir():
+        shutil.copytree(old / STATEMENTS, new / STATEMENTS, dirs_exist_ok=True)
+
+
 def dead_keys(folder: Path) -> set[str]:
     """Keys of the samples that earlier withdrawals took out of a folder."""
     path = folder / TOMBSTONES

@@ -1,0 +1,92 @@
+"""From links over screening, download and vetting to the description and a withdrawal: every link adds up."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_download_shards import Server, server  # noqa: F401 # a fixture
+from test_withdraw_samples import encoded, keys_of, picture
+
+from data_tools.describe_dataset import main as describe
+from data_tools.withdraw_samples import main as withdraw
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKS = 30
+
+
+def program(name: str, *args: object) -> None:
+    command = [sys.executable, str(ROOT / f"data_tools/{name}.py"), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def described(place: Path, *args: object) -> dict:
+    describe([*map(str, args), "--output", str(place)])  # exits with 1 where the numbers do not add up
+    return json.loads((place / "statistics.json").read_text())
+
+
+@pytest.mark.slow
+def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F811
+    """Thirty links: three without caption, two forbidden by robots.txt, two gone, one reserved, and four copies."""
+    server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed/\n")
+    rows = []
+    for number in range(LINKS):
+        path = f"/{'closed' if number in (3, 4) else 'open'}/{number}.png"
+        kept = 20 if number in (21, 22, 23, 24) else number
+        headers = {"X-Robots-Tag": "noai"} if number == 7 else {}
+        if number not in (5, 6):
+            server.answers[path] = (200, headers, encoded(picture(kept)))
+        text = "" if number < 3 else f"A picture of the lake, number {number}"
+        rows.append({"url": server.url + path, "caption": text, "licence": "CC0-1.0", "legal_basis": "art4_general"})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "links.parquet")
+    polite = ["--agent-contact", "https://lab.example/bot", "--allow-private", "127.0.0.1"]
+    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "screened", *polite)
+    download = ["--table", tmp_path / "screened/links.parquet", "--output", tmp_path / "shards", "--min-success", "0.5"]
+    download += ["--samples-per-shard", "6", "--retries", "0", *polite]
+    program("download_shards", *download)
+    (tmp_path / "rules.yaml").write_text("rules:\n- class_path: data_tools.exact_duplicates.ExactDuplicates\n")
+    program(
+        "vet_shards",
+        "--shards",
+        tmp_path / "shards",
+        "--rules",
+        tmp_path / "rules.yaml",
+        "--output",
+        tmp_path / "vetted",
+    )
+
+    ledger = ["--ledger", tmp_path / "screened/ledger.parquet"]
+    found = described(tmp_path / "first", "--shards", tmp_path / "vetted", *ledger)
+    drops = {stage["stage"]: sum(stage["dropped"].values()) for stage in found["stages"]}
+    assert drops == {"screen_links": 5, "download_shards": 3, "vet_shards": 4} and found["duplicates_removed"] == 4
+    assert found["accounting"]["links"] == LINKS and found["samples"] == LINKS - 12
+    assert sum(found["months"].values()) == LINKS - 8 and found["domain_bytes"] == "fetched"
+
+    wanted = server.url + "/open/12.png"
+    derived = ["--derived", str(tmp_path / "vetted"), "--apply", "--unsigned"]
+    withdraw(["--shards", str(tmp_path / "shards"), "--url", wanted, *derived])
+    after = described(tmp_path / "second", "--shards", tmp_path / "vetted", *ledger)
+    assert after["accounting"]["links"] == LINKS and after["accounting"]["withdrawn"] == 1
+    assert after["samples"] == found["samples"] - 1
+
+    # It does not come back: not by a second attempt at what failed, and not with a new screening.
+    before = keys_of(tmp_path / "shards")
+    statement = (tmp_path / "shards/withdrawals/0001.json").read_bytes()
+    server.answers["/open/5.png"] = (200, {}, encoded(picture(5)))
+    server.requests.clear()
+    program("download_shards", *download, "--retry-failed")
+    assert "/open/12.png" not in server.requests
+    came = set(keys_of(tmp_path / "shards")) - set(before)
+    assert len(came) == 1 and not set(before) - set(keys_of(tmp_path / "shards"))
+    assert (tmp_path / "shards/withdrawals/0001.json").read_bytes() == statement
+    digest = hashlib.sha256(encoded(picture(12))).hexdigest()
+    assert all(digest.encode() not in path.read_bytes() for path in (tmp_path / "shards").glob("*.tar"))
+    blocked = ["--block-urls", tmp_path / "shards.blocklists/url_sha256.txt"]
+    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "again", *blocked, *polite)
+    fates = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "again/ledger.parquet").to_pylist()}
+    assert fates[wanted] == "blocked_url" and list(fates.values()).count("blocked_url") == 1
