@@ -4,6 +4,7 @@ A job's folder appears when the job is finished, so a kill at any moment leaves 
 and in which order, changes no byte.
 """
 
+import io
 import json
 import multiprocessing
 import os
@@ -12,14 +13,17 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from PIL import Image
 
-from data_tools.vet_review import read_part, review_shard
+from data_tools.image_repair import encode_image
+from data_tools.sample_intake import IMAGES
+from data_tools.vet_review import Stage, read_changes, review_shard
 from data_tools.vetting import VettingRule
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, index_name, parse_sample
 from leam_mm.errors import UserError
@@ -33,47 +37,38 @@ class VettingJob:
         shards: Folder of the shard.
         number: Of the shard.
         place: Folder that appears when the job is done.
-        found: Folder of the review, for writing; None for reviewing.
-        rows: That are written.
-        records: What rules that decided later put into the records, by row.
-        against: Whether it is of another data set, which only rules that look across are asked about.
+        stage: Samples and what is known of them; without steps they are written.
     """
 
     shards: Path
     number: int
     place: Path
-    found: Path | None = None
-    rows: list[int] = field(default_factory=list)
-    records: dict[int, dict[str, Any]] = field(default_factory=dict)
-    against: bool = False
+    stage: Stage
 
 
 def do(job: VettingJob, folder: ShardFolder, rules: list[VettingRule]) -> None:
     """Review a shard, or write it anew."""
-    if job.found is None:
-        review_shard(folder, job.number, rules, job.place, job.against)
+    if job.stage.steps:
+        review_shard(folder, job.number, rules, job.stage, job.place)
     else:
-        write_shard(job, folder, job.found)
+        write_shard(job, folder)
 
 
-def write_shard(job: VettingJob, folder: ShardFolder, found: Path) -> None:
+def write_shard(job: VettingJob, folder: ShardFolder) -> None:
     """Write the kept samples of a shard with what the rules changed in them; untouched ones keep their bytes."""
-    changes: dict[int, dict[str, Any]] = {}
-    if (found / "changes.parquet").is_file():
-        changes = {row["row"]: row for row in read_part(found / "changes.parquet").to_pylist()}
-    index = folder.index(job.number)
-    with ShardWriter(job.place, len(job.rows)) as writer, open(folder.tar(job.number), "rb") as file:
-        for row in job.rows:
+    changes, index, rows = read_changes(job.stage), folder.index(job.number), job.stage.rows or []
+    with ShardWriter(job.place, len(rows)) as writer, open(folder.tar(job.number), "rb") as file:
+        for row in rows:
             file.seek(int(index.offset[row]))
             members = parse_sample(file.read(int(index.size[row])))
-            change = changes.get(row, {"record": "{}", "content": None})
-            update = json.loads(change["record"]) | job.records.get(row, {})
-            if update:
-                record = json.loads(members["json"]) | update
+            change = changes.get(row, {"record": {}, "content": None})
+            if change["record"]:
+                record = json.loads(members["json"]) | change["record"]
                 members["json"] = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
             if change["content"] is not None:
-                kind = next(name for name in ("jpg", "png", "webp") if name in members)
-                members[kind] = change["content"]
+                kind = next(name for name in IMAGES if name in members)
+                with Image.open(io.BytesIO(change["content"]), formats=["PNG"]) as image:
+                    members[kind] = encode_image(image, kind)
             writer.write(index.keys[row], members)
 
 
@@ -94,42 +89,63 @@ def assemble(jobs: Iterable[VettingJob], folder: Path) -> None:
     os.replace(temporary, folder / MANIFEST)
 
 
-def run_jobs(jobs: list[VettingJob], rules: list[VettingRule], processes: int, advance: Callable[[], object]) -> None:
-    """Do all jobs that are not done yet.
+class Workers:
+    """Does jobs in this process, or in several, which are started once.
 
-    Raises:
-        UserError: A process was brought down.
+    Args:
+        rules: All, in the order in which they are asked.
+        processes: How many; 1 is this one.
     """
-    waiting = [job for job in jobs if not job.place.is_dir()]
-    for _ in range(len(jobs) - len(waiting)):
-        advance()
-    if processes == 1 or len(waiting) < 2:
-        folders = {path: ShardFolder(path) for path in {job.shards for job in waiting}}
-        for job in waiting:
-            do(job, folders[job.shards], rules)
+
+    def __init__(self, rules: list[VettingRule], processes: int) -> None:
+        """Start nothing yet; see the class for the arguments."""
+        self.rules, self.processes = rules, processes
+        self._pool: ProcessPoolExecutor | None = None
+        self._others: set[Any] = set(multiprocessing.active_children())
+
+    def __enter__(self) -> "Workers":
+        """Return itself."""
+        return self
+
+    def run(self, jobs: list[VettingJob], advance: Callable[[], object]) -> None:
+        """Do all jobs that are not done yet; the order is anyone's.
+
+        Raises:
+            UserError: A process was brought down.
+        """
+        waiting = [job for job in jobs if not job.place.is_dir()]
+        for _ in range(len(jobs) - len(waiting)):
             advance()
-        return
-    others = set(multiprocessing.active_children())
-    # Spawned, because forking a process that has threads (the progress bar, pyarrow) may hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(processes, len(waiting)), context, _start, (rules,))
-    finished = False
-    try:
-        done = {pool.submit(_do, job): job for job in waiting}
-        for future in as_completed(done):
-            job = done[future]
-            future.result()
-            advance()
-        finished = True
-    except BrokenProcessPool:
-        raise UserError(
-            f"a process ended in the midst of its work (out of memory?), perhaps on shard {job.number} of "
-            f"{job.shards}: give fewer --processes; the same command goes on where this one ended"
-        ) from None
-    finally:
-        pool.shutdown(wait=finished, cancel_futures=True)
-        if not finished:
-            for process in set(multiprocessing.active_children()) - others:
+        if self.processes == 1 or len(waiting) < 2:
+            folders = {path: ShardFolder(path) for path in {job.shards for job in waiting}}
+            for job in waiting:
+                do(job, folders[job.shards], self.rules)
+                advance()
+            return
+        if self._pool is None:
+            # Spawned, because forking a process that has threads (the progress bar, pyarrow) may hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.processes, context, _start, (self.rules,))
+        job = waiting[0]
+        try:
+            done = {self._pool.submit(_do, job): job for job in waiting}
+            for future in as_completed(done):
+                job = done[future]
+                future.result()
+                advance()
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process ended in the midst of its work (out of memory?), perhaps on shard {job.number} of "
+                f"{job.shards}: give fewer --processes; the same command goes on where this one ended"
+            ) from None
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """End the processes, without waiting for what they do after an error."""
+        if self._pool is None:
+            return
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()  # a job that is cut off leaves nothing behind that counts
 
 

@@ -1,42 +1,74 @@
-"""What vetting finds in one shard: every sample asked by every rule, written as a folder that is whole or not there.
+"""What vetting finds in one shard: samples asked by the rules of a stage, written as a folder, whole or not there.
 
-``samples.parquet`` has a row for each sample in order, ``findings.parquet`` one for each answer, ``changes.parquet``
-what the rules changed, ``measured_STEP.npz`` the numbers for the rules that decide later, ``times.json`` the processor
-time. The last is the only one in which two runs differ.
+A stage ends where a rule that looks at the whole data set is followed by one that does not: the latter then sees only
+what stays. ``samples.parquet`` (of the first stage) has a row for each sample in order, ``findings.parquet`` one for
+each answer, ``changes.parquet`` what the rules changed, ``measured_STEP.npz`` the numbers for the rules that decide
+later, ``times.json`` the processor time. The last is the only one in which two runs differ.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_tools.image_repair import encode_image
 from data_tools.ledger import SCHEMA, evidence_text
 from data_tools.sample_intake import MAX_SAMPLE, SampleFault, first_line, known, open_sample
 from data_tools.vetting import DatasetRule, Finding, Sample, VettingRule
 from leam_mm.data.shard_index import ShardFolder, ShardIndex
 from leam_mm.errors import UserError
 
+Records = dict[int, dict[str, Any]]
 BATCH = 64  # samples that a rule sees at once
 ERROR = "error"  # value of a finding of a rule that failed
 INTAKE = "sample"  # name of the rule that opens samples
 ANSWER = ("rule", "value", "kept", "reason", "evidence")
 FINDINGS = pa.schema([("row", pa.int64()), ("step", pa.int32()), *(SCHEMA.field(name) for name in ANSWER)])
 SAMPLES = pa.schema(
-    [SCHEMA.field(name) for name in SCHEMA.names if name not in (*ANSWER, "stage")]
-    + [("staying", pa.bool_()), ("transforms", pa.string())]
+    [SCHEMA.field(name) for name in SCHEMA.names if name not in (*ANSWER, "stage")] + [("staying", pa.bool_())]
 )
-CHANGES = pa.schema([("row", pa.int64()), ("record", pa.string()), ("content", pa.binary()), ("rules", pa.string())])
+TEXT = ("record", "rules", "transforms")
+CHANGES = pa.schema([("row", pa.int64()), ("content", pa.binary()), *((name, pa.string()) for name in TEXT)])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is asked of one shard.
+
+    Args:
+        steps: Numbers of the rules.
+        against: Whether the shard is of another data set, which only rules that look across are asked about.
+        rows: Samples that stayed; None in the first stage, which opens all.
+        earlier: Reviews of earlier stages, which hold what they changed.
+        records: What the rules that decided at the end of each of them put into the records, by row.
+    """
+
+    steps: list[int]
+    against: bool = False
+    rows: list[int] | None = None
+    earlier: list[Path] = field(default_factory=list)
+    records: list[Records] = field(default_factory=list)
+
+
+def split_rules(rules: list[VettingRule]) -> list[list[int]]:
+    """Numbers of the rules of each stage."""
+    stages: list[list[int]] = [[]]
+    for step, rule in enumerate(rules):
+        if step and isinstance(rules[step - 1], DatasetRule) and not isinstance(rule, DatasetRule):
+            stages.append([])
+        stages[-1].append(step)
+    return stages
 
 
 def read_part(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -49,13 +81,13 @@ class Review:
     """Collects what is found in one shard.
 
     Args:
-        rules: In the order in which they are asked.
-        against: Whether the shard is of another data set, which only rules that look across are asked about.
+        rules: All, in the order in which they are asked.
+        stage: Which of them are asked, and of which samples.
     """
 
-    def __init__(self, rules: list[VettingRule], against: bool = False) -> None:
+    def __init__(self, rules: list[VettingRule], stage: Stage) -> None:
         """Nothing is found yet; see the class for the arguments."""
-        self.rules, self.against = rules, against
+        self.rules, self.stage = rules, stage
         self.samples: list[dict[str, Any]] = []
         self.findings: list[dict[str, Any]] = []
         self.changes: list[dict[str, Any]] = []
@@ -76,10 +108,11 @@ class Review:
         """Ask all rules about some samples, numbered by their rows."""
         staying = asked
         changed: dict[int, _Change] = {}
-        for step, rule in enumerate(self.rules):
+        for step in self.stage.steps:
+            rule = self.rules[step]
             if not staying:
                 break
-            if self.against and not (isinstance(rule, DatasetRule) and rule.across):
+            if self.stage.against and not (isinstance(rule, DatasetRule) and rule.across):
                 continue
             begin = time.process_time()
             if isinstance(rule, DatasetRule):
@@ -89,11 +122,10 @@ class Review:
             self.seconds[step] += time.process_time() - begin
         left = {row for row, _ in staying}
         for row, sample in asked:
-            change = changed.get(row, _Change())
-            self.samples[row]["staying"] = row in left
-            self.samples[row]["transforms"] = ";".join(change.transforms)
+            if self.stage.rows is None:
+                self.samples[row]["staying"] = row in left
             if row in left and row in changed:
-                self.changes.append({"row": row, **change.stored(sample)})
+                self.changes.append({"row": row, **changed[row].stored(sample)})
 
     def _judge(
         self, step: int, rule: VettingRule, asked: list[tuple[int, Sample]], changed: dict[int, "_Change"]
@@ -152,7 +184,7 @@ class Review:
             ("findings", self.findings, FINDINGS),
             ("changes", self.changes, CHANGES),
         ):
-            if name != "changes" or rows:
+            if rows or name == "findings":
                 pq.write_table(pa.Table.from_pylist(rows, schema), temporary / f"{name}.parquet", compression="zstd")
         for step, (rows, numbers) in self.measured.items():
             if rows:
@@ -196,35 +228,52 @@ class _Change:
         """Columns of ``CHANGES``."""
         content = None
         if self.pixels:
-            content = encode_image(Image.fromarray(sample.pixels), sample.extension)
+            buffer = io.BytesIO()
+            Image.fromarray(sample.pixels).save(buffer, "PNG", compress_level=1)  # a later stage may change it again
+            content = buffer.getvalue()
             earlier = sample.record.get("transforms")
             self.record["transforms"] = [*(earlier if isinstance(earlier, list) else []), *self.transforms]
             self.record["height"], self.record["width"] = sample.pixels.shape[:2]
         record = json.dumps(self.record, ensure_ascii=False, sort_keys=True)
-        return {"record": record, "content": content, "rules": ";".join(dict.fromkeys(self.rules))}
+        texts = {"rules": ";".join(dict.fromkeys(self.rules)), "transforms": ";".join(self.transforms)}
+        return {"record": record, "content": content} | texts
 
 
-def review_shard(
-    folder: ShardFolder, number: int, rules: list[VettingRule], place: Path, against: bool = False
-) -> None:
-    """Ask all rules about all samples of one shard; a damaged shard is written down, too.
+def read_changes(stage: Stage) -> dict[int, dict[str, Any]]:
+    """What earlier stages changed: ``record``, ``content`` (PNG) or None, ``rules``, ``transforms``, by row."""
+    found: dict[int, dict[str, Any]] = {}
+    for place, resolved in zip(stage.earlier, stage.records, strict=True):
+        path = place / "changes.parquet"
+        changes = read_part(path).to_pylist() if path.is_file() else []
+        changes = [change | {"record": json.loads(change["record"])} for change in changes]
+        for change in [*changes, *({"row": row, "record": record} for row, record in resolved.items())]:
+            old = found.setdefault(change["row"], {"record": {}, "content": None, "rules": "", "transforms": ""})
+            for name in ("rules", "transforms"):
+                old[name] = ";".join(filter(None, (old[name], change.get(name))))
+            old["record"] |= change["record"]
+            old["content"] = change.get("content") or old["content"]
+    return found
+
+
+def review_shard(folder: ShardFolder, number: int, rules: list[VettingRule], stage: Stage, place: Path) -> None:
+    """Ask the rules of a stage about the samples of one shard; a damaged shard is written down, too.
 
     Args:
         folder: The shards, which strangers may have made.
         number: Of the shard.
-        rules: In the order in which they are asked.
+        rules: All, in the order in which they are asked.
+        stage: Which of them are asked, and of which samples.
         place: Folder to write.
-        against: Whether the shard is of another data set, which only rules that look across are asked about.
     """
-    review = Review(rules, against)
+    review = Review(rules, stage)
     begin = time.process_time()
-    rows = _opened(folder, number, review)
+    rows = _opened(folder, number, review) if stage.rows is None else _opened_again(folder, number, stage)
     while batch := list(islice(rows, BATCH)):
-        review.asked[-1] = len(review.samples)
+        review.asked[-1] = len(review.samples) or review.asked[-1] + len(batch)
         review.seconds[-1] += time.process_time() - begin
         review.ask(batch)
         begin = time.process_time()
-    review.asked[-1] = len(review.samples)
+    review.asked[-1] = len(review.samples) or review.asked[-1]
     review.seconds[-1] += time.process_time() - begin
     review.write(place)
 
@@ -239,18 +288,39 @@ def _opened(folder: ShardFolder, number: int, review: Review) -> Iterator[tuple[
             review.refuse(row, None, SampleFault("shard", f"{entry.shard}: {first_line(error)}"))
         return
     with open(path, "rb") as file:
-        places = zip(index.keys, index.offset.tolist(), index.size.tolist(), index.sha256, strict=True)
-        for row, (key, offset, size, digest) in enumerate(places):
+        for row in range(entry.samples):
             try:
-                if size > MAX_SAMPLE:
-                    raise SampleFault("bytes", f"has more than {MAX_SAMPLE} bytes")
-                file.seek(offset)
-                sample = open_sample(key, file.read(size), digest)
+                sample = _read(file, index, row)
             except SampleFault as fault:
-                review.refuse(row, key, fault)
+                review.refuse(row, index.keys[row], fault)
                 continue
             review.samples.append(known(sample))
             yield row, sample
+
+
+def _opened_again(folder: ShardFolder, number: int, stage: Stage) -> Iterator[tuple[int, Sample]]:
+    """The samples of a later stage, as the earlier ones left them."""
+    changes, index = read_changes(stage), folder.index(number)
+    with open(folder.tar(number), "rb") as file:
+        for row in stage.rows or ():
+            try:
+                sample = _read(file, index, row)
+            except SampleFault as fault:
+                raise UserError(f"{folder.shard_name(number)} changed while it was vetted ({fault.reason})") from None
+            change = changes.get(row, {"record": {}, "content": None})
+            sample.record = sample.record | change["record"]
+            if change["content"] is not None:
+                sample.__dict__["pixels"] = np.asarray(Image.open(io.BytesIO(change["content"]), formats=["PNG"]))
+                sample.changed = True
+            yield row, sample
+
+
+def _read(file: BinaryIO, index: ShardIndex, row: int) -> Sample:
+    size = int(index.size[row])
+    if size > MAX_SAMPLE:
+        raise SampleFault("bytes", f"has more than {MAX_SAMPLE} bytes")
+    file.seek(int(index.offset[row]))
+    return open_sample(index.keys[row], file.read(size), index.sha256[row])
 
 
 def _checked(folder: ShardFolder, number: int) -> tuple[ShardIndex, Path]:

@@ -18,19 +18,19 @@ import shutil
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data_tools.ledger import LEDGER, LedgerWriter
-from data_tools.vet_jobs import VettingJob, assemble, run_jobs
-from data_tools.vet_review import INTAKE, read_part
+from data_tools.vet_jobs import VettingJob, Workers, assemble
+from data_tools.vet_review import INTAKE, Stage, read_changes, read_part, split_rules
 from data_tools.vet_verdict import Reviewed, Verdict, count
 from data_tools.vetting import VettingRule
 from leam_mm.config_error import explain
@@ -117,39 +117,50 @@ def opened_work(output: Path, wanted: dict[str, Any]) -> Iterator[Path]:
         yield work
 
 
-def review_all(
-    settings: argparse.Namespace, folders: list[ShardFolder], rules: list[VettingRule], work: Path
-) -> list[Reviewed]:
-    """First pass: every shard of our folder, and of those to look against."""
-    reviewed, jobs = [], []
-    for position, folder in enumerate(folders):
-        own = [
-            VettingJob(folder.path, number, work / f"review{position}" / f"{number:05d}", against=position > 0)
-            for number in range(len(folder.shards))
-        ]
-        reviewed.append(Reviewed([job.place for job in own], [entry.samples for entry in folder.shards]))
-        jobs += own
-    _run(jobs, rules, settings.processes, "vet")
-    return reviewed
+def review_all(workers: Workers, folders: list[ShardFolder], work: Path) -> tuple[Verdict, list[Reviewed]]:
+    """First and second pass, stage by stage: each shard is asked about, then the rules that look at all decide.
+
+    Returns:
+        What stays, and all reviews.
+    """
+    rules, samples = workers.rules, [[entry.samples for entry in folder.shards] for folder in folders]
+    verdict, reviewed = Verdict(rules, samples[0], work), []
+    for number, steps in enumerate(split_rules(rules)):
+        jobs: list[VettingJob] = []
+        across = any(getattr(rules[step], "across", False) for step in steps)
+        places: list[list[Path]] = []
+        for at, folder in enumerate(folders if across else folders[:1]):
+            place = work / f"review{number}_{at}"
+            places.append([place / f"{shard:05d}" for shard in range(len(folder.shards))])
+            for shard, target in enumerate(places[-1]):
+                stage = verdict.stage(shard, steps) if number and not at else Stage(steps, against=at > 0)
+                if stage.rows is None or stage.rows:
+                    jobs.append(VettingJob(folder.path, shard, target, stage))
+        _run(workers, jobs, "vet")
+        others = Reviewed(list(chain(*places[1:])), list(chain(*samples[1 : len(places)])))
+        own = Reviewed(places[0], samples[0])
+        verdict.take_stage(own, others, steps)
+        reviewed += [own, others]
+    return verdict, reviewed
 
 
-def _run(jobs: list[VettingJob], rules: list[VettingRule], processes: int, told: str) -> None:
+def _run(workers: Workers, jobs: list[VettingJob], told: str) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(told, total=len(jobs))
-        run_jobs(jobs, rules, processes, lambda: bar.advance(task))
+        workers.run(jobs, lambda: bar.advance(task))
 
 
-def write_shards(settings: argparse.Namespace, verdict: Verdict, work: Path, partial: Path) -> None:
+def write_shards(workers: Workers, shards: Path, verdict: Verdict, work: Path, partial: Path) -> None:
     """Third pass with --materialise: the kept samples of a shard become one, so that trainings keep their order."""
     jobs = []
-    for number, place in enumerate(verdict.own.places):
-        if len(rows := verdict.kept_rows(number)):
-            target, records = work / "shards" / f"{number:05d}", verdict.records(number)
-            jobs.append(VettingJob(settings.shards, number, target, place, rows.tolist(), records))
+    for number in range(len(verdict.own.places)):
+        stage = verdict.stage(number, [])
+        if stage.rows:
+            jobs.append(VettingJob(shards, number, work / "shards" / f"{number:05d}", stage))
     if not jobs:
         raise UserError("no sample is kept: loosen the rules")
-    _run(jobs, verdict.rules, settings.processes, "write")
+    _run(workers, jobs, "write")
     assemble(jobs, partial)
 
 
@@ -157,37 +168,25 @@ def write_keep(settings: argparse.Namespace, verdict: Verdict, root: str, partia
     """Third pass without: the keep-list; refuses where a rule changed what such a list cannot hold."""
     tables, fields = [], 0
     for number, place in enumerate(verdict.own.places):
-        rows = verdict.kept_rows(number)
-        fields += _changes(place, rows, verdict.records(number), settings)
-        keys = read_part(place / "samples.parquet", columns=["key"])["key"].take(rows).combine_chunks()
-        tables.append(
-            pa.table([pa.array(np.full(len(rows), number, np.int32)), pa.array(rows, pa.int32()), keys], SCHEMA)
-        )
+        stage = verdict.stage(number, [])
+        rows = stage.rows or []
+        kept = set(rows)
+        changes = {row: change for row, change in read_changes(stage).items() if row in kept}
+        for row, change in sorted(changes.items()):
+            if change["rules"] or "captions" in change["record"]:
+                raise UserError(
+                    f"{change['rules'] or 'a rule'} changed images or captions (row {row} of shard {number} is the "
+                    "first), which a keep-list cannot hold: give --materialise; what was looked at is kept"
+                )
+        fields += len(changes)
+        taken, shard = pa.array(rows, pa.int32()), pa.array(np.full(len(rows), number, np.int32))
+        keys = read_part(place / "samples.parquet", columns=["key"])["key"].take(taken).combine_chunks()
+        tables.append(pa.table([shard, taken, keys], SCHEMA))
     relative = os.path.relpath(settings.shards.resolve(), settings.output.resolve())
     write_keep_list(partial, relative, root, pa.concat_tables(tables))
     if fields:
         console.print(f"{fields:,} records would get further fields (perceptual hashes, scores), which the ledger has:")
         console.print("a keep-list changes no record; --materialise writes them into new shards")
-
-
-def _changes(place: Path, rows: np.ndarray, records: dict[int, dict[str, Any]], settings: argparse.Namespace) -> int:
-    """How many kept records would change; images and captions must not."""
-    changed = set(records) & set(rows.tolist())
-    captions = [row for row in sorted(changed) if "captions" in records[row]]
-    path = place / "changes.parquet"
-    if path.is_file():
-        table = read_part(path, columns=["row", "rules"])
-        table = table.filter(pc.is_in(table["row"], pa.array(rows)))
-        changed |= set(table["row"].to_pylist())
-        for row, rules in zip(table["row"].to_pylist(), table["rules"].to_pylist(), strict=True):
-            if rules:
-                raise UserError(
-                    f"{rules} changed images or captions (row {row} of shard {int(place.name)} is the first), which a "
-                    "keep-list cannot hold: give --materialise; what was looked at is kept"
-                )
-    if captions:
-        raise UserError(f"a rule changed captions (row {captions[0]}): give --materialise; what was looked at is kept")
-    return len(changed)
 
 
 def write_ledger(verdict: Verdict, partial: Path) -> np.ndarray:
@@ -204,7 +203,7 @@ def write_ledger(verdict: Verdict, partial: Path) -> np.ndarray:
 def processor_times(verdict: Verdict, reviewed: list[Reviewed]) -> list[float | None]:
     """CPU milliseconds per image of the opening of samples and of each rule; None where nothing was asked."""
     asked, seconds = np.zeros(len(verdict.rules) + 1), np.zeros(len(verdict.rules) + 1)
-    for place in (place for data in reviewed for place in data.places):
+    for place in (place for data in reviewed for place in data.places if place.is_dir()):
         times = json.loads((place / "times.json").read_text())
         asked += times["asked"]
         seconds += times["seconds"]
@@ -236,11 +235,8 @@ def vet_shards(settings: argparse.Namespace, console: Console) -> None:
         return
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
-    with opened_work(output, wanted):
-        reviewed = review_all(settings, [folder, *others], rules, work)
-        foreign = Reviewed([p for r in reviewed[1:] for p in r.places], [n for r in reviewed[1:] for n in r.samples])
-        verdict = Verdict(rules, reviewed[0], foreign, work)
-        verdict.resolve()
+    with opened_work(output, wanted), Workers(rules, settings.processes) as workers:
+        verdict, reviewed = review_all(workers, [folder, *others], work)
         partial = output.with_name(output.name + ".partial")
         if not settings.materialise:
             shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run began to write there
@@ -250,7 +246,7 @@ def vet_shards(settings: argparse.Namespace, console: Console) -> None:
         counts = write_ledger(verdict, partial)
         _check_errors(rules, counts, settings)
         if settings.materialise:
-            write_shards(settings, verdict, work, partial)
+            write_shards(workers, settings.shards, verdict, work, partial)
         else:
             write_keep(settings, verdict, folder.merkle_root, partial, console)
         times = processor_times(verdict, reviewed)

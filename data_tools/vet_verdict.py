@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_tools.ledger import SCHEMA, evidence_text
-from data_tools.vet_review import ANSWER, ERROR, FINDINGS, INTAKE, read_part
+from data_tools.vet_review import ANSWER, ERROR, FINDINGS, INTAKE, Records, Stage, read_changes, read_part
 from data_tools.vetting import DatasetRule, Finding, VettingRule
 from leam_mm.errors import UserError
 
@@ -28,11 +28,11 @@ RESOLVED = pa.schema([*FINDINGS, ("record", pa.string())])
 
 @dataclass(frozen=True)
 class Reviewed:
-    """The reviews of all shards of one data set, in order.
+    """The reviews of all shards of one data set in one stage, in order.
 
     Args:
-        places: Folder of each review.
-        samples: How many samples each has.
+        places: Folder of each review; in a later stage there is none where nothing stayed.
+        samples: How many samples each shard has.
     """
 
     places: list[Path]
@@ -73,27 +73,48 @@ class Verdict:
 
     Args:
         rules: In the order of the reviews.
-        own: Our shards.
-        others: Those of other data sets.
+        samples: How many samples each of our shards has.
         work: Folder in which finished steps are kept for a run that goes on.
     """
 
-    def __init__(self, rules: list[VettingRule], own: Reviewed, others: Reviewed, work: Path) -> None:
-        """Start from what the reviews say; see the class for the arguments."""
-        self.rules, self.own, self.others, self.work = rules, own, others, work
-        self.staying = own.column("staying").to_numpy()
-        self.resolved: list[pa.Table] = []
+    def __init__(self, rules: list[VettingRule], samples: list[int], work: Path) -> None:
+        """Nothing is known yet; see the class for the arguments."""
+        self.rules, self.work = rules, work
+        self.starts = np.cumsum([0, *samples])
+        self.staying = np.ones(int(self.starts[-1]), bool)
+        self.stages: list[Reviewed] = []
+        self.resolved: list[tuple[int, pa.Table]] = []  # with the number of the stage
         self.seconds = [0.0] * len(rules)
 
-    def resolve(self) -> None:
-        """Ask the rules that look at the whole data set, one after the other."""
-        self._take(self._repeated_keys())
-        for step, rule in enumerate(self.rules):
+    @property
+    def own(self) -> Reviewed:
+        """Our shards as the first stage saw them, which knows every sample."""
+        return self.stages[0]
+
+    def take_stage(self, own: Reviewed, others: Reviewed, steps: list[int]) -> None:
+        """Take what a stage found, and ask those of its rules that look at the whole data set, one after the other.
+
+        Args:
+            own: Reviews of our shards.
+            others: Reviews of other data sets.
+            steps: Numbers of the stage's rules.
+        """
+        self.stages.append(own)
+        if own is self.own:
+            self.staying &= own.column("staying").to_numpy()
+            self._take(self._repeated_keys())
+        else:
+            for start, place in zip(self.starts[:-1].tolist(), own.places, strict=True):
+                if place.is_dir():
+                    findings = read_part(place / "findings.parquet", ["row", "kept"])
+                    self.staying[start + findings["row"].to_numpy()[~findings["kept"].to_numpy()]] = False
+        for step in steps:
+            rule = self.rules[step]
             if isinstance(rule, DatasetRule):
                 path = self.work / f"resolved_{step}.parquet"
                 if not path.is_file():
                     begin = time.process_time()
-                    table = self._ask(step, rule)
+                    table = self._ask(step, rule, others)
                     self.seconds[step] = time.process_time() - begin
                     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
                     pq.write_table(table, temporary)
@@ -101,10 +122,8 @@ class Verdict:
                 self._take(read_part(path))
 
     def _take(self, table: pa.Table) -> None:
-        dropped = table["row"].to_numpy()[~table["kept"].to_numpy()]
-        self.staying = self.staying.copy()
-        self.staying[dropped] = False
-        self.resolved.append(table)
+        self.staying[table["row"].to_numpy()[~table["kept"].to_numpy()]] = False
+        self.resolved.append((len(self.stages) - 1, table))
 
     def _repeated_keys(self) -> pa.Table:
         """Samples whose key an earlier one has: loaders, ledgers and withdrawals go by keys."""
@@ -115,19 +134,19 @@ class Verdict:
         told = Finding("key", False, "an earlier sample has the same key")
         return _table([(position, told) for position in positions[later].tolist()], -1, INTAKE)
 
-    def _ask(self, step: int, rule: DatasetRule) -> pa.Table:
-        positions = np.flatnonzero(self.staying)
-        before = len(self.others.column("key")) if rule.across and self.others.places else 0
-        foreign = np.flatnonzero(self.others.column("staying").to_numpy()) if before else np.zeros(0, np.int64)
+    def _ask(self, step: int, rule: DatasetRule, others: Reviewed) -> pa.Table:
+        positions, foreign = np.flatnonzero(self.staying), np.zeros(0, np.int64)
+        if rule.across and others.places:  # those that could be opened, and measured
+            foreign = np.concatenate([foreign, *(found for found, _ in others.measured(step))])
         if not len(positions):
             return RESOLVED.empty_table()
-        sets = [(self.others, foreign, True)] if len(foreign) else []
+        sets = [(others, foreign, True)] if len(foreign) else []
         keys: list[str] = []
         records: list[dict[str, Any]] = []
         for data, chosen, against in [*sets, (self.own, positions, False)]:
             more_keys, more_records = data.records(chosen, against)
             keys, records = keys + more_keys, records + more_records
-        measured = self._numbers(step, [(self.others, foreign), (self.own, positions)])
+        measured = self._numbers(step, [(others, foreign), (self.stages[-1], positions)])
         if measured is None or len(measured) != len(keys):
             raise UserError(f"rule {rule.name} has not measured every sample: delete {self.work} and start again")
         findings = rule.resolve(keys, records, measured)
@@ -151,42 +170,45 @@ class Verdict:
 
     def kept_rows(self, number: int) -> np.ndarray:
         """Rows of one of our shards that stay."""
-        return np.flatnonzero(self.staying[self.own.starts[number] : self.own.starts[number + 1]])
+        return np.flatnonzero(self.staying[self.starts[number] : self.starts[number + 1]])
 
-    def records(self, number: int) -> dict[int, dict[str, Any]]:
-        """What the rules of this pass put into the records of one shard, by row."""
-        found: dict[int, dict[str, Any]] = {}
-        for table in self._of_shard(number):
+    def stage(self, number: int, steps: list[int]) -> Stage:
+        """What is known of one of our shards after all stages so far, for the next one, or for writing."""
+        records: list[Records] = [{} for _ in self.stages]
+        for at, table in self._of_shard(number):
             for row, record in zip(table["row"].to_pylist(), table["record"].to_pylist(), strict=True):
                 if record:
-                    found[row] = found.get(row, {}) | json.loads(record)
-        return found
+                    records[at][row] = records[at].get(row, {}) | json.loads(record)
+        places = [stage.places[number] for stage in self.stages]
+        return Stage(steps, rows=self.kept_rows(number).tolist(), earlier=places, records=records)
 
-    def _of_shard(self, number: int) -> list[pa.Table]:
-        """What this pass found in one shard, numbered by its rows."""
-        start, end = self.own.starts[number : number + 2].tolist()
+    def _of_shard(self, number: int) -> list[tuple[int, pa.Table]]:
+        """What the deciding rules found in one shard, numbered by its rows; with the number of their stage."""
+        start, end = self.starts[number : number + 2].tolist()
         parts = []
-        for table in self.resolved:
+        for at, table in self.resolved:
             first, last = np.searchsorted(table["row"].to_numpy(), [start, end]).tolist()
             if part := table.slice(first, last - first):
-                parts.append(part.set_column(0, "row", pc.subtract(part["row"], start)))
+                parts.append((at, part.set_column(0, "row", pc.subtract(part["row"], start))))
         return parts
 
     def decisions(self, number: int) -> pa.Table:
         """All rows of the ledger about one shard: sample after sample, rule after rule; ``step`` numbers the rules."""
-        place, kept = self.own.places[number], self.kept_rows(number)
-        samples = read_part(place / "samples.parquet")
-        transforms = pc.fill_null(samples["transforms"].take(kept), "")
+        kept, stage = self.kept_rows(number), self.stage(number, [])
+        changes = read_changes(stage)
+        samples = read_part(self.own.places[number] / "samples.parquet")
+        transforms = [changes[row]["transforms"] if row in changes else "" for row in kept.tolist()]
         final = pa.table([kept, np.full(len(kept), len(self.rules), np.int32)], ["row", "step"])
         for name, column in (
             ("rule", ["kept"] * len(kept)),
-            ("value", transforms),
+            ("value", pa.array(transforms, pa.string())),
             ("kept", [True] * len(kept)),
             ("reason", [""] * len(kept)),
             ("evidence", pa.nulls(len(kept), pa.string())),
         ):
-            final = final.append_column(name, column if isinstance(column, pa.ChunkedArray | pa.Array) else [column])
-        found = [read_part(place / "findings.parquet"), *(part.drop("record") for part in self._of_shard(number))]
+            final = final.append_column(name, column if isinstance(column, pa.Array) else [column])
+        found = [read_part(place / "findings.parquet") for place in stage.earlier if place.is_dir()]
+        found += [part.drop("record") for _, part in self._of_shard(number)]
         answers = pa.concat_tables([*found, final.cast(FINDINGS)])
         answers = answers.take(np.lexsort((answers["step"].to_numpy(), answers["row"].to_numpy())))
         about = samples.take(answers["row"])

@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
 from vetting_input import Members, hostile_samples, picture, sample, write, write_hostile
-from vetting_rules import Even, Fails, Redden, SameMean
+from vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
 from data_tools.check_shards import check_folder
+from data_tools.image_repair import encode_image
 from data_tools.ledger import LEDGER
 from data_tools.vet_shards import main
 from data_tools.vetting import Sample
@@ -109,13 +111,13 @@ def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "kills",
     [
-        ["vetted.work/review0/*"],  # in the midst of the first pass
-        pytest.param(["vetted.work", "vetted.work/review0/*", "vetted.work/shards/*"], marks=pytest.mark.slow),
+        ["vetted.work/review0_0/*"],  # in the midst of the first pass
+        pytest.param(["vetted.work", "vetted.work/review0_0/*", "vetted.work/shards/*"], marks=pytest.mark.slow),
     ],
     ids=["one", "three"],
 )
 def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean)
+    listed = rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean, Mirror)
     wanted = contents(vet(shards, listed, tmp_path / "a" / "vetted", "--materialise"))
     assert len(wanted) == 3 * 2 + 3  # nothing of the last shard stays
     output = tmp_path / "b" / "vetted"
@@ -138,6 +140,30 @@ def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_
     assert contents(output) == wanted
 
 
+def test_rules_after_one_that_looks_at_all_see_what_it_left(shards: Path, tmp_path: Path) -> None:
+    listed = rules(tmp_path / "r.yaml", Even, Redden, SameMean, Mirror)
+    vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
+    assert [found["asked"] for found in json.loads((vetted / "vetting.json").read_text())["found"]] == [
+        35,
+        35,
+        18,
+        18,
+        15,
+    ]
+    before = dict(read_samples(shards))
+    for key, members in read_samples(vetted):
+        pixels, record = Sample(key, {}, "jpg", before[key]["jpg"]).pixels.copy(), json.loads(members["json"])
+        if int(key) % 3 == 0:
+            pixels[..., 0] = 255
+        assert record["saw_red"] == (int(key) % 3 == 0) and record["transforms"][-1] == "mirror"
+        assert members["jpg"] == encode_image(Image.fromarray(pixels[:, ::-1]), "jpg")  # encoded once
+    told = {row["key"]: row["value"] for row in ledger(vetted) if row["rule"] == "kept"}
+    assert told["000006"] == "red;mirror" and told["000002"] == "mirror"
+    other = write(tmp_path / "other", [sample(100, image=picture(4))])
+    without = vet(shards, listed, tmp_path / "without", "--materialise", "--against", str(other))
+    assert ShardFolder(without).samples == 14
+
+
 def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
     listed = rules(tmp_path / "r.yaml", Even, Redden)
     with pytest.raises(UserError, match="redden changed images or captions"):
@@ -146,7 +172,7 @@ def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="begun with other rules"):
         vet(shards, listed, tmp_path / "vetted", "--materialise")
     rules(tmp_path / "r.yaml", Even, Redden)
-    reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("review0/*/*")}
+    reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("review0_0/*/*")}
     assert reviewed
     vet(shards, listed, tmp_path / "vetted", "--materialise")
     with pytest.raises(UserError, match="exists already"):

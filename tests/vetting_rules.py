@@ -79,3 +79,17 @@ class Third(VettingRule):
     def judge(self, samples: list[Sample]) -> list[Finding]:
         numbers = [int(sample.key) for sample in samples]
         return [Finding("", n % 3 == 0 and not 20 <= n < 40, "by its number") for n in numbers]
+
+
+class Mirror(VettingRule):
+    """Mirrors every picture whose record says how it was before."""
+
+    name = "mirror"
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        assert all(isinstance(sample.record["mean"], list) for sample in samples)  # of a rule of an earlier stage
+        pixels = [np.ascontiguousarray(sample.pixels[:, ::-1]) for sample in samples]
+        seen = [{"saw_red": bool(sample.record["red"])} for sample in samples]
+        return [
+            Finding("", pixels=each, transform="mirror", record=red) for each, red in zip(pixels, seen, strict=True)
+        ]
