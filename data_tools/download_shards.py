@@ -18,6 +18,8 @@ stranger's origin is asked for its robots.txt, tdmrep.json and ai.txt here, as a
 shards anew from the samples that are there and those that came now: the bytes, and so the Merkle root, are those of a
 run in which all of them had come at once, however often it was tried.
 
+Addresses in OUTPUT.blocklists, which withdraw_samples leaves, are never fetched again.
+
 --slice I/N fetches every N-th part only and writes no shards: configs/clusters/slurm_download.sh. A proxy named in the
 environment is used; its own address must then be public, or be named by --allow-private.
 """
@@ -38,6 +40,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_tools.blocklists import DigestList
 from data_tools.download_folder import fetch_identity, finished_rows, working, write_seal
 from data_tools.image_fetch import FetchSetting
 from data_tools.image_repair import RESIZE_MODES, ImageRule
@@ -225,7 +228,9 @@ def main(args: list[str] | None = None) -> None:
     if output.exists() and not (settings.overwrite or settings.retry_failed):
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
     begin = time.perf_counter()
-    links = LinkRows(settings.table, settings.folder, settings.allow_file, settings.allow_private)
+    withdrawn = output.with_name(output.name + ".blocklists") / "url_sha256.txt"  # of data_tools/withdraw_samples.py
+    blocked = DigestList(withdrawn) if withdrawn.is_file() else None
+    links = LinkRows(settings.table, settings.folder, settings.allow_file, settings.allow_private, blocked)
     survey = links.survey
     if survey.stranger and not settings.agent_contact:
         raise UserError(
@@ -265,7 +270,8 @@ def main(args: list[str] | None = None) -> None:
         # Named by what is missing: a retry that was killed at its end is not taken for the beginning of the next.
         work = output.with_name(f"{output.name}.retry-{count}")
     part_size = min(1000, max(20, -(-count // (4 * settings.processes))))
-    with working(work, identity, part_size, settings.slice) as size:
+    fetched_with = identity | {"blocked": blocked.sha256 if blocked else None}
+    with working(work, fetched_with, part_size, settings.slice) as size:
         place = f"links.{settings.slice[0]}"
         setting = replace(
             wanted,

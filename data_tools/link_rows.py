@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_tools.blocklists import DigestList
 from data_tools.ledger import link_uid
 from data_tools.link_table import LinkRefused, check_link, folder_links, link_batches
 from data_tools.sample_record import json_fault
@@ -61,11 +62,20 @@ class LinkRows:
         folder: Instead of it, a folder of images with captions beside them.
         allow_file: Whether files of this machine may be read; those of ``folder`` always may.
         allow_private: Hosts that are trusted although their addresses are not public.
+        blocked: Addresses that are not fetched whatever the table says: those of withdrawn samples.
     """
 
-    def __init__(self, table: Path | None, folder: Path | None, allow_file: bool, allow_private: list[str]) -> None:
+    def __init__(
+        self,
+        table: Path | None,
+        folder: Path | None,
+        allow_file: bool,
+        allow_private: list[str],
+        blocked: DigestList | None = None,
+    ) -> None:
         """Look at nothing yet; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
+        self.blocked = blocked
         self.base = folder or (table or Path()).parent
         self._pictures = folder_links(folder) if folder else None
         self._width = 7
@@ -121,6 +131,8 @@ class LinkRows:
         row = LinkRow(number, source, decision, None)
         try:
             fetch, decision["url"], decision["domain"] = check_link(url, self.base, self.allow_file, self.allow_private)
+            if self.blocked and (hit := self.blocked.find({url or "", decision["url"], fetch})):
+                raise LinkRefused(hit.rule, hit.value, f"on the list {hit.list_name} of withdrawn addresses")
             for column in ("captions", "metadata", "consent"):
                 if fault := json_fault(column, source.get(column)):
                     raise LinkRefused(column, str(source[column])[:80], fault)

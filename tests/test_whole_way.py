@@ -86,6 +86,10 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F8
     assert (tmp_path / "shards/withdrawals/0001.json").read_bytes() == statement
     digest = hashlib.sha256(encoded(picture(12))).hexdigest()
     assert all(digest.encode() not in path.read_bytes() for path in (tmp_path / "shards").glob("*.tar"))
+    program("download_shards", *download, "--overwrite")
+    assert "/open/12.png" not in server.requests
+    anew = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "shards/ledger.parquet").to_pylist()}
+    assert anew[wanted] == "blocked_url" and list(anew.values()).count("blocked_url") == 1
     blocked = ["--block-urls", tmp_path / "shards.blocklists/url_sha256.txt"]
     program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "again", *blocked, *polite)
     fates = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "again/ledger.parquet").to_pylist()}
