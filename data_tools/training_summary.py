@@ -17,6 +17,21 @@ from leam_mm.errors import UserError
 
 TEXT_BANDS = ((10**9, "<1 billion tokens"), (10**13, "1 billion to 10 trillion tokens"), (None, ">10 trillion tokens"))
 IMAGE_BANDS = ((10**6, "<1 million images"), (10**9, "1 million to 1 billion images"), (None, ">1 billion images"))
+# Parts of the names of rules by which links and samples were dropped, for the sections that ask for measures.
+RESERVATIONS = (
+    "reserv",
+    "robots",
+    "tdm",
+    "ai.txt",
+    "registry",
+    "header:",
+    "meta:",
+    "c2pa",
+    "page_rights",
+    "file_rights",
+)
+ILLEGAL = ("hash_lists", "nudity", "blocked_")
+PERSONAL = ("personal_data", "faces")
 LARGE = 0.03  # share of all public data sets above which one is named
 EU = (
     *("bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu"),
@@ -232,22 +247,20 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             "code_of_practice_signatory": told("rights", "code_of_practice_signatory"),
             "measures": told("rights", "measures"),
             "evidence_kept": statistics["consent"],
-            "links_dropped_by_rule": _dropped(
-                statistics, "reserv", "robots", "tdm", "ai_txt", "registry", "c2pa", "opt"
-            ),
+            "links_dropped_by_rule": _dropped(statistics, *RESERVATIONS),
             "legal_bases": statistics["legal_basis"],
             "copyright_policy": told("rights", "policy"),
             "comments": told("rights", "comments"),
         },
         "3.2": {
             "measures": told("illegal_content", "measures"),
-            "samples_dropped_by_rule": _dropped(statistics, "hash", "nud", "nsfw", "block", "csam"),
+            "samples_dropped_by_rule": _dropped(statistics, *ILLEGAL),
         },
         "3.3": {
             "other": provider.get("further") or NOT_STATED,
             "withdrawn": statistics["accounting"]["withdrawn"],
             "duplicates_removed": statistics["duplicates_removed"],
-            "personal_data_dropped_by_rule": _dropped(statistics, "personal", "face"),
+            "personal_data_dropped_by_rule": _dropped(statistics, *PERSONAL),
         },
     }
 
