@@ -73,8 +73,8 @@ def _json_statement(node: dict[str, Any], resolve: Resolve) -> Iterator[Statemen
     names = {str(name).rpartition("/")[2] for name in (types if isinstance(types, list) else [types])}
     fields = {name: text for name in FIELDS if (text := _json_text(node.get(name)))}
     image = bool(names & IMAGE_TYPES)
-    if "license" in fields and (address := resolve(fields["license"])):
-        fields["license"] = address
+    if "license" in fields and " " not in fields["license"]:
+        fields["license"] = resolve(fields["license"]) or fields["license"]
     if image and "caption" not in fields and (text := _json_text(node.get("description") or node.get("name"))):
         fields["caption"] = text
     addresses = [resolve(_json_text(node.get(name))) for name in ("contentUrl", "url", "@id")] if image else []

@@ -170,7 +170,9 @@ class _Reader:
     def text(self, text: str) -> str:
         """A text on one line, without control characters; empty where it is too long."""
         text = unicodedata.normalize("NFC", text) if len(text) <= 4 * self.limits.caption else ""
-        text = " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text).split())
+        if not text.isprintable():
+            text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+        text = " ".join(text.split())
         return text if len(text) <= self.limits.caption else ""
 
     def _metas(self) -> Iterator[tuple[str, str]]:

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "resume_buckets",
     "language_balance",
     "language_identification",
+    "crawl_speed",
     "codec_gradients",
     "process_identities",
     "generator_step",
