@@ -48,6 +48,9 @@ class Origins(http.server.ThreadingHTTPServer):
         self.total_most, self.pause, self.lock = 0, 0.0, threading.Lock()
         super().__init__(("0.0.0.0", 0), Answer)
 
+    def handle_error(self, *_: Any) -> None:
+        pass  # a client that was killed leaves in the middle of an answer
+
 
 class Answer(http.server.BaseHTTPRequestHandler):
     server: Origins
@@ -285,19 +288,19 @@ def test_memory_is_bounded_by_parts(server: Origins, tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_killed_at_random_moments_it_goes_on(server: Origins, tmp_path: Path) -> None:
     table, output = write_table(tmp_path, server.server_port, 3000), tmp_path / "screened"
-    program = [sys.executable, "-m", "data_tools.screen_links", *command(table, output, "--connections", "2")]
+    program = [sys.executable, "-m", "data_tools.screen_links", *command(table, output, "--connections", "1")]
     program[program.index("--processes") + 1] = "2"
-    server.pause, chance, kills = 0.3, random.Random(0), 0
+    server.pause, chance, kills = 0.5, random.Random(0), 0
     for _ in range(20):
         running = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            running.wait(chance.uniform(2, 12))
+            running.wait(chance.uniform(1, 6))
             break
         except subprocess.TimeoutExpired:
             running.send_signal(signal.SIGKILL)
             running.wait()
             kills += 1
-    assert kills >= 2
+    assert kills >= 3
     if not output.exists():
         assert subprocess.run(program, cwd=ROOT, capture_output=True).returncode == 0
     main(command(table, tmp_path / "undisturbed"))
