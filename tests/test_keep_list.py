@@ -111,6 +111,9 @@ def test_wrong_lists_are_refused(base: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="order"):
             ShardFolder(vetted)
     write(vetted, "../shards")
+    (vetted / PLACE).write_text('{"shards": "../moved"}')
+    with pytest.raises(UserError, match="write their place into it"):
+        ShardFolder(vetted)
     (vetted / PLACE).write_text('{"shards": "."}')
     with pytest.raises(UserError, match="back to itself"):
         ShardFolder(vetted)

@@ -37,12 +37,16 @@ def test_each_fault_is_mended() -> None:
 
 
 def test_in_a_vetting(tmp_path: Path) -> None:
-    folder = write(tmp_path / "shards", [sample(0), sample(1, image=rotated_jpeg())])
+    folder = write(
+        tmp_path / "shards", [sample(0), sample(1, image=rotated_jpeg()), sample(2, image=deep_png(1, 25700))]
+    )
     listed = rules(tmp_path / "r.yaml", RepairedImages)
     with pytest.raises(UserError, match="--materialise"):
         vet(folder, listed, tmp_path / "vetted")
     vet(folder, listed, tmp_path / "vetted", "--materialise")
-    images = [Image.open(io.BytesIO(members["jpg"])) for _, members in read_samples(tmp_path / "vetted")]
-    assert [image.size for image in images] == [(72, 64), (24, 40)]
+    members = [members for _, members in read_samples(tmp_path / "vetted")]
+    images = [Image.open(io.BytesIO(each.get("jpg") or each["png"])) for each in members]
+    assert [image.size for image in images] == [(72, 64), (24, 40), (8, 8)]
+    assert (np.asarray(images[2]) == 100).all()  # Pillow alone would show white
     upper_right = np.asarray(images[1])[5, -5]  # the red corner, turned a quarter clockwise
     assert upper_right[0] > 180 and upper_right[2] < 80

@@ -279,6 +279,11 @@ class ShardFolder:
                 f"the shards of {self.path} lie at {kept.shards}: trainings read them there, other programs want a "
                 "copy on this machine and its place in keep.json"
             )
+        elif not (self.path / kept.shards).is_dir():
+            raise UserError(
+                f"{self.path}/keep.json says that its shards lie at {kept.shards}, where no folder is: write their "
+                "place into it, relative to that file"
+            )
         else:
             try:
                 vars(self).update(vars(ShardFolder(self.path / kept.shards)) | {"path": self.path})
