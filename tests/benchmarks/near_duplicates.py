@@ -32,6 +32,7 @@ from data_tools.emoji_names import SKIN_TONES, base_of, group_of
 from data_tools.exact_duplicates import ExactDuplicates
 from data_tools.near_duplicates import NearDuplicates, Pictures
 from data_tools.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
+from data_tools.semantic_duplicates import SemanticDuplicates, similar_pairs
 from data_tools.vetting import Sample
 from leam_mm.errors import UserError, run
 
@@ -199,6 +200,44 @@ def _without_tone(code: str) -> str:
     return "-".join(part for part in code.split("-") if part not in SKIN_TONES) or code
 
 
+def measure_semantic(folder: Path, clip: str) -> dict[str, Any]:
+    """What an encoder of ours takes for the same among emoji, by cosine, and how many of the pairs clusters find."""
+    rule, drawn = SemanticDuplicates(clip), emoji(folder)
+    keys, samples = list(drawn), []
+    for key, picture in drawn.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        samples.append(Sample(key, {}, "png", buffer.getvalue()))
+    begin = time.process_time()
+    features = np.concatenate([rule.measure(samples[at : at + 128]) for at in range(0, len(samples), 128)])
+    content: dict[str, Any] = {"pictures": len(keys), "cpu_ms": (time.process_time() - begin) * 1000 / len(keys)}
+    names = (
+        [f"{key.split('/')[0]}/{_without_tone(key.split('/')[1])}" for key in keys],
+        [group_of(key.split("/")[1]) for key in keys],
+    )
+    toneless, group = (np.unique(each, return_inverse=True)[1] for each in names)
+    sizes = np.bincount(toneless)
+    truth = int((sizes * (sizes - 1) // 2).sum())
+    for cosine in (0.999, 0.99, 0.98, 0.95):
+        whole, clustered = (
+            np.unique(
+                np.concatenate([np.stack(pair, axis=1) for pair in similar_pairs(features, cosine, size)]), axis=0
+            )
+            for size in (len(keys), 1000)
+        )
+        first, second = whole.T
+        found = SemanticDuplicates(clip, cosine=cosine).resolve(keys, [{}] * len(keys), features)
+        kept = np.array([finding.kept for finding in found])
+        content[f"{cosine:g}"] = {
+            "recall_of_tones": share(int((toneless[first] == toneless[second]).sum()), truth),
+            "same_emoji_in_any_style": share(int((group[first] == group[second]).sum()), len(whole)),
+            "pairs_that_clusters_of_1000_find": share(len(np.unique(np.sort(clustered), axis=0)), len(whole)),
+            "pictures_that_leave": share(int((~kept).sum()), len(keys)),
+            "emoji_lost_altogether": share(len(set(group)) - len(set(group[kept])), len(set(group))),
+        }
+    return content
+
+
 def best_seconds(work: Callable[[], object]) -> float:
     """Processor seconds of one run, in the fastest of thirty rounds of ten."""
     found = []
@@ -323,6 +362,7 @@ def main(args: list[str] | None = None) -> list[Path]:
 
     def extend(parser: Any) -> None:
         parser.add_argument("--emoji", type=Path, help="folder of gather_emoji --variants; without it no drawings")
+        parser.add_argument("--clip", help="run or checkpoint of a contrastive training, for semantic duplicates")
         parser.add_argument("--rows", type=int, default=200_000, help="hashes searched for speed alone (%(default)s)")
         parser.add_argument("--compared", type=int, default=50_000, help="hashes that faiss compares (%(default)s)")
 
@@ -340,6 +380,11 @@ def main(args: list[str] | None = None) -> list[Path]:
         names = list(next(iter(variants["rules"].values())))
         show(f"{variants['pictures']} drawings with variants", variants["rules"], names)
         written.append(measure.write_json("near_duplicates_variants", variants | {"same_work": same}, settings))
+        if settings.clip is not None:
+            semantic = measure_semantic(settings.emoji, settings.clip)
+            rules = {name: each for name, each in semantic.items() if isinstance(each, dict)}
+            show("semantic duplicates, by cosine", rules, list(rules["0.99"]))
+            written.append(measure.write_json("semantic_duplicates", semantic | {"same_work": same}, settings))
     else:
         print("variants of emoji: not measured, since --emoji names no folder of drawings")
     return [*written, measure_search(settings)]
