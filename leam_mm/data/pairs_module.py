@@ -114,7 +114,7 @@ class PairsModule(PlannedModule):
     The K captions of an image follow each other; K is 1 unless the recipe wants more; l is the longest's length.
 
     Args:
-        train: Shard folder or its URL, or several with weights.
+        train: Shard folder, or one with a keep-list, or its URL; or several with weights.
         image: Size and augmentation of training images; validation takes the size only.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation: Shard folder walked in order, or None.

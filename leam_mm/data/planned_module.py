@@ -22,7 +22,7 @@ class PlannedModule(LightningDataModule):
     """Base of data modules over shard folders.
 
     Args:
-        train: Shard folder or its URL, or several with weights.
+        train: Shard folder, or one with a keep-list, or its URL; or several with weights.
         validation: Shard folder walked in order, or None.
         batch_size: Samples per optimizer step, over all ranks and accumulated micro-batches.
         validation_samples: Upper bound for validation.
