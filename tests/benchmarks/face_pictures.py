@@ -78,7 +78,7 @@ def _soft(height: int, width: int, edge: float) -> np.ndarray:
     return np.clip((1 - np.hypot(row, column) * (1 - edge)) / edge, 0, 1)[..., None]
 
 
-def _faces(copies: int) -> list[tuple[str, np.ndarray, tuple[float, float, float, float]]]:
+def _faces(copies: int, people: int) -> list[tuple[str, np.ndarray, tuple[float, float, float, float]]]:
     """Source, pixels and the face's box in them."""
     found = []
     for name, (left, top, right, bottom) in (("astronaut", ASTRONAUT), ("photographer", PHOTOGRAPHER)):
@@ -88,15 +88,17 @@ def _faces(copies: int) -> list[tuple[str, np.ndarray, tuple[float, float, float
         found += [
             (name, cut, (wide, top - max(top - high, 0), wide + right - left, bottom - max(top - high, 0)))
         ] * copies
-    return found + [("lfw", face, (2, 0, 23, 25)) for face in portraits()]
+    return found + [("lfw", face, (2, 0, 23, 25)) for face in portraits()[:people]]
 
 
-def with_faces(heights: list[int], copies: int = 30, side: int = 256, seed: int = 0) -> Iterator[FacePicture]:
-    """Pictures of ``side`` x ``side`` with one face each: for each height 100 of LFW and ``copies`` of both others."""
+def with_faces(
+    heights: list[int], copies: int = 30, side: int = 256, seed: int = 0, people: int = 100
+) -> Iterator[FacePicture]:
+    """Squares with one face each: for each height ``people`` of LFW and ``copies`` of both others."""
     random = np.random.default_rng(seed)
     grounds = face_free(side)
     for height in heights:
-        for source, cut, box in _faces(copies):
+        for source, cut, box in _faces(copies, people):
             scale, angle, light = height / (box[3] - box[1]), random.uniform(-25, 25), random.uniform(0.5, 1.4)
             face, (left, top, right, bottom) = cut, box
             if random.random() < 0.5:
