@@ -88,11 +88,13 @@ def fate(statistics: dict[str, Any]) -> str:
         )
     rows = []
     for stage in statistics["stages"]:
+        # A withdrawn sample had passed all stages: it is taken off the last one, which the shards are held against.
+        gone = stage["withdrawn_later"] if stage is statistics["stages"][-1] else 0
         rows.append(_row(stage["stage"], stage["given"], "", stage["given"], "in"))
         rows += [_row("", count, rule, stage["given"], "dropped") for rule, count in stage["dropped"].items()]
-        if stage["withdrawn_later"]:
-            rows.append(_row("", stage["withdrawn_later"], "withdrawn later", stage["given"], "dropped"))
-        rows.append(_row("", stage["kept"] - stage["withdrawn_later"], "", stage["given"], "kept"))
+        if gone:
+            rows.append(_row("", gone, "withdrawn later", stage["given"], "dropped"))
+        rows.append(_row("", stage["kept"] - gone, "", stage["given"], "kept"))
     return told + table("".join(rows), "stage", "", "rule", "#links", "-", kind="flow")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from test_withdraw_samples import run, write_shards
+from test_withdraw_samples import derived_from, keys_of, run, write_shards
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.sample_plan import SamplePlan, Source
@@ -56,3 +56,20 @@ def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) 
     said = json.loads((folder / "withdrawals/0002.json").read_text())["models"]
     assert {model["name"].partition("/")[0] for model in said["affected"]} == set(found)
     assert all(model["drawn"] == "not known" for model in said["affected"])
+
+
+def test_a_training_on_a_keep_list_is_followed_by_its_own_order(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "shards")
+    kept, _ = derived_from(folder, tmp_path)
+    opened = ShardFolder(kept)
+    order = SamplePlan([Source(kept)], 3, True)
+    seen = [opened.index(shard).keys[row] for _, shard, row in (order.locate(n) for n in range(opened.samples))]
+    config = {"data": {"init_args": {"train": str(kept), "seed": 3, "batch_size": 4}}, "trainer": {}}
+    first = seen.index("0000007")
+    for name, count in (("before", first), ("after", first + 1)):
+        checkpoint(tmp_path / "runs" / name / "last.ckpt", {str(kept): opened.merkle_root}, count, config)
+    run("--shards", folder, "--derived", kept, "--url", "https://img.site2.example/7.png", "--runs", tmp_path / "runs",
+        "--apply", "--unsigned")  # fmt: skip
+    said = json.loads((kept / "withdrawals/0001.json").read_text())["models"]["affected"]
+    assert [(model["name"].partition("/")[0], model["drawn"]) for model in said] == [("after", "yes"), ("before", "no")]
+    assert said[0]["first"] == first and "0000007" not in keys_of(kept)
