@@ -18,9 +18,7 @@ from PIL import Image
 BYTES = 32
 BITS = 8 * BYTES
 GRID = 128  # of which every other point is taken: PDQ looks at 64 x 64, and then has no filter of its own
-REFERENCE = (
-    512  # the size whose hash is approached; larger pictures come to it first in the authors' program, pdqio.cpp
-)
+REFERENCE = 512  # the side whose hash is approached: the authors' program (pdqio.cpp) brings larger pictures to it
 TRANSFORMS = (
     "identity",
     "rotate90",
