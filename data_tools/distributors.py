@@ -1,6 +1,7 @@
 """The process that runs img2dataset (https://github.com/rom1504/img2dataset) with our PartDownloader in it.
 
 img2dataset reads the table, cuts it into parts and hands them out: to processes of this machine, to Spark, or to Ray.
+Workers on other machines need this package installed and the file system of the work folder.
 What fetches a part is data_tools/download_worker.py; what img2dataset would have done itself (a browser's name, no
 robots words but four, no limits) is not loaded at all. The ray distributor of 1.47 ignores parts that failed and does
 nothing, successfully, where ray is not installed: data_tools/raw_part.py looks what is there and asks again.

@@ -197,7 +197,8 @@ def write_shards(
             told = ", ".join(f"{name} {count}" for name, count in reasons.most_common(8))
             raise UserError(
                 f"only {kept} of {rows} rows could be kept ({kept / rows:.1%}, --min-success "
-                f"{settings.min_success}): {told}; see {failed_ledger}"
+                f"{settings.min_success}): {told}; see {failed_ledger}; to go on, give a lower --min-success and then "
+                f"--retry-failed, or delete {output}.work to fetch anew"
             )
         write_seal(writer.partial, seal)
         carry_evidence(output, writer.partial)
@@ -287,7 +288,7 @@ def main(args: list[str] | None = None) -> None:
         fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes)
         kept, root = write_shards(links, old(), fetched, settings, seal)
     if not settings.keep_work:
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)  # what a killed run had started may be leaving only now
     seconds = time.perf_counter() - begin
     print(f"{output}: {kept} of {survey.rows} rows kept, {survey.rows / seconds:.0f} rows/s, Merkle root {root}")
 

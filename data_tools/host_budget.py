@@ -101,7 +101,7 @@ def _moment(file: TextIO) -> float:
 
 def _write(file: TextIO, moment: float) -> None:
     file.truncate(0)
-    file.write(f"{moment:.3f}")
+    file.write(f"{moment:.6f}")
     file.flush()
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from test_image_repair import deep_png, encoded, picture, rotated_jpeg
 
+from data_tools import download_shards
 from data_tools.check_shards import check_folder
 from data_tools.download_shards import main
 from leam_mm.data.shard_index import read_samples
@@ -283,6 +284,16 @@ def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) ->
 def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=word):
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), *given])
+
+
+@pytest.mark.parametrize(("distributor", "extra"), [("pyspark", "spark"), ("ray", "ray")])
+def test_a_distributor_that_is_not_installed_is_told(
+    distributor: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """img2dataset 1.47 would end well with nothing done where ray is missing."""
+    monkeypatch.setattr(download_shards, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=rf"leam_mm\[{extra}\]"):
+        main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 
 
 @pytest.mark.slow

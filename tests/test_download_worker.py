@@ -54,7 +54,7 @@ def test_a_busy_host_is_left_alone_and_asked_again(server: Server, tmp_path: Pat
     begin = time.monotonic()
     (row,) = fetch(server, tmp_path, ["/a"], retries=1)
     assert row["content"] == b"image" and json.loads(row["visit"])["attempts"] == 2
-    assert 0.9 < time.monotonic() - begin < 4 and server.requests == ["/a", "/a"]
+    assert 0.9 < time.monotonic() - begin < 15 and server.requests == ["/a", "/a"]
 
 
 def test_a_host_that_wants_to_be_left_alone_for_long_is_not_asked_again(server: Server, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_part_ends_in_time_and_within_its_bytes(server: Server, tmp_path: Path
         server.answers[f"/{number}"] = (200, {}, bytes(1000))
     begin = time.monotonic()
     rows = fetch(server, tmp_path, ["/drip", "/0"], part_seconds=0.7, image_seconds=30.0, timeout=30)
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 15
     assert [row["value"] for row in rows] == ["part_seconds", ""]
     rows = fetch(server, tmp_path, [f"/{number}" for number in range(4)], part_bytes=2500)
     assert sorted(row["value"] for row in rows) == ["", "", "part_bytes", "part_bytes"]
@@ -81,7 +81,7 @@ def test_requests_to_a_host_keep_their_distance(server: Server, tmp_path: Path) 
     server.answers |= {f"/{number}": (200, {}, b"x") for number in range(4)}
     begin = time.monotonic()
     fetch(server, tmp_path, [f"/{number}" for number in range(4)], delay_per_host=0.2, spare_private=True)
-    assert time.monotonic() - begin > 0.6
+    assert time.monotonic() - begin > 0.55
 
 
 def test_strangers_origins_are_asked_first(server: Server, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_crawl_delay_is_kept_from_the_first_request_on(server: Server, tmp_pat
     server.answers |= {path: (200, {}, b"x") for path in ("/a", "/b", "/c")}
     begin = time.monotonic()
     fetch(server, tmp_path, ["/a", "/b", "/c"], spare_private=True, ask_origins="all", threads=1, delay_per_host=0.0)
-    assert 0.6 < time.monotonic() - begin < 5
+    assert 0.55 < time.monotonic() - begin < 15
 
 
 def test_a_part_that_cannot_be_written_is_told_to_the_distributor(

@@ -85,7 +85,7 @@ def test_a_connection_ends_when_its_time_is_over(secure: bool, tmp_path: Path) -
     guard.until(begin + 1)
     with pytest.raises(Exception, match=r"IncompleteRead|timed out|reset|EOF"):
         opener.open(f"http{'s' * secure}://127.0.0.1:{listener.getsockname()[1]}/", timeout=5).read()
-    assert 0.8 < time.monotonic() - begin < 2.5
+    assert 0.8 < time.monotonic() - begin < 4.5
     listener.close()
 
 
