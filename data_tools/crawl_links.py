@@ -44,9 +44,12 @@ WARC_SUFFIXES = (".warc", ".warc.gz", ".warc.zst")
 
 def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, fromfile_prefix_chars="@")
     told = parser.add_argument
-    told("--warc", type=Path, nargs="+", default=[], help="WARC files, or folders that hold some")
+    told(
+        "--warc", type=Path, nargs="+", default=[], help="WARC files, or folders that hold some; @FILE names one a line"
+    )
     told("--html", type=Path, help="folder of HTML files, read with all its folders")
     told("--base-url", default="", help="where that folder's files stand on the web")
     told("--output", type=Path, required=True, help="folder of the results; must not exist yet")

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,6 +86,24 @@ def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
             raise PageRefused("broken_archive", told, f"the file cannot be read after record {number}") from None
     if number < 0:
         raise PageRefused("broken_archive", path.name, "the file holds no answer of a server")
+    if path.suffix == ".gz" and _torn(path):  # fastwarc takes such an end for the end
+        raise PageRefused("broken_archive", "unexpected end of file", "the file ends in the middle of a record")
+
+
+def _torn(path: Path) -> bool:
+    """Whether a gzip file ends in the middle of a member (decompressing once more costs little beside parsing)."""
+    member = zlib.decompressobj(31)
+    with path.open("rb") as file, contextlib.suppress(zlib.error):
+        while piece := member.unused_data or file.read(1 << 16):
+            if member.eof:
+                member = zlib.decompressobj(31)
+            while piece and not member.eof:
+                member.decompress(piece, 1 << 20)
+                piece = member.unconsumed_tail
+        while not member.eof and member.decompress(b"", 1 << 20):
+            pass
+        return not member.eof
+    return True
 
 
 def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page:

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from warc_files import WarcFile
 
-from data_tools.crawl_jobs import CrawlJob, CrawlSetting, run_jobs
 from data_tools.crawl_links import main
 from data_tools.link_table import read_links
 from leam_mm.errors import UserError
@@ -179,20 +178,6 @@ def test_another_setting_does_not_go_on_in_the_same_folder(archive: Path, tmp_pa
 def test_wrong_commands(arguments: tuple[str, ...], word: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=word):
         crawl(*arguments, "--output", tmp_path / "out")
-
-
-@pytest.mark.slow
-def test_a_page_that_holds_up_its_process_is_left_out(tmp_path: Path) -> None:
-    attributes = " ".join(f"a{number}=1" for number in range(150_000))  # the parser compares each with each
-    with WarcFile(tmp_path / "slow.warc") as file:
-        file.add("https://a.example/1", PAGE.format(n=1))
-        file.add("https://a.example/slow", f"<div {attributes}>")
-        file.add("https://a.example/2", PAGE.format(n=2))
-    (tmp_path / "work").mkdir()
-    run_jobs(tmp_path / "work", CrawlSetting("leam_mm"), [CrawlJob(0, tmp_path / "slow.warc")], 1, 3.0)
-    ledger = rows(tmp_path / "work", "000000.ledger.parquet")
-    assert [row["rule"] for row in ledger] == ["read", "page_crash", "read"]
-    assert ledger[1]["value"] == "longer than 3 s"
 
 
 @pytest.mark.slow

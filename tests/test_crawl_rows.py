@@ -1,0 +1,73 @@
+import json
+from collections import Counter
+
+from data_tools.crawl_rows import LINK_SCHEMA, attribution, image_licence, link_rows, page_row
+from data_tools.ledger import link_uid
+from data_tools.page_licences import Statement
+from data_tools.page_links import PageLink, PageReading
+from data_tools.reservations import Signal
+from data_tools.warc_pages import Page, PageRefused
+
+ZERO, BY = "https://creativecommons.org/publicdomain/zero/1.0/", "https://creativecommons.org/licenses/by/4.0/"
+PAGE = Page(0, "https://a.example/", b"<p>", archive="a.warc", record="urn:1")
+
+
+def link(*licences: str, **fields: str) -> PageLink:
+    said = [Statement(["x"], "json-ld", {"license": licence}) for licence in licences]
+    return PageLink("https://a.example/x.jpg", [("A map", "alt", None)], [*said, Statement(["x"], "json-ld", fields)])
+
+
+def reading(*links: PageLink, reserved: bool = False, language: str = "en") -> PageReading:
+    signals = [Signal("meta:robots", "noai", PAGE.url, reserved)]
+    page_wide = [Statement([], "rel=license", {"license": ZERO})]
+    return PageReading("T", language, "html", signals, list(links), page_wide, Counter())
+
+
+def test_a_basis_needs_a_licence_of_the_image_and_no_reservation() -> None:
+    cases = [
+        link(ZERO),
+        link(BY),
+        link(ZERO, BY),
+        link(ZERO, "https://a.example/terms"),
+        link(ZERO, "all mine"),
+        link(),
+    ]
+    rows = link_rows(PAGE, reading(*cases), "", True)
+    assert [row["legal_basis"] for row in rows] == ["public_domain", "licensed", "licensed", None, None, None]
+    assert [row["licence"] for row in rows][:3] == ["CC0-1.0", "CC-BY-4.0", "CC-BY-4.0"] and rows[5]["licence"] is None
+    for other in (
+        link_rows(PAGE, reading(*cases, reserved=True), "", True),
+        link_rows(PAGE, reading(*cases), "", False),
+    ):
+        assert not any(row["legal_basis"] for row in other)
+        assert [row["licence"] for row in other] == [row["licence"] for row in rows]
+
+
+def test_words_that_are_no_address_allow_nothing() -> None:
+    licence = image_licence(link("CC BY 4.0"))
+    assert licence is not None and licence.name == "CC BY 4.0" and licence.basis is None
+
+
+def test_names_to_credit_come_once() -> None:
+    said = [
+        Statement([], "json-ld", {"creator": "A", "creditText": "Museum"}),
+        Statement([], "microdata", {"creator": "A"}),
+    ]
+    assert attribution(said) == "Museum; A" and attribution([]) is None
+
+
+def test_captions_have_languages_and_the_row_its_name() -> None:
+    several = PageLink(
+        "https://a.example/x.jpg", [("logo", "alt", None), ("Vanha kirkko lumisella mäellä", "title", "fi")]
+    )
+    row = link_rows(PAGE, reading(several), "museum", True)[0]
+    assert set(row) == set(LINK_SCHEMA.names) and row["source"] == "museum" and row["language"] == "en"
+    assert [(one["language"], one["source"]) for one in json.loads(row["captions"])] == [("en", "alt"), ("fi", "title")]
+    assert row["uid"] == link_uid("https://a.example/x.jpg", "https://a.example/", "logo")
+
+
+def test_rows_of_the_ledger() -> None:
+    kept = page_row(PAGE, reading(link(), reserved=True))
+    assert kept["kept"] and kept["value"] == "1 links" and kept["evidence"]["reserving"] == ["meta:robots"]
+    refused = page_row(Page(1, "http://[::1"), PageRefused("page_address", "x", "no address"))
+    assert (refused["rule"], refused["kept"], refused["domain"]) == ("page_address", False, None)

@@ -1,0 +1,76 @@
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from warc_files import WarcFile
+
+from data_tools.warc_pages import PageRefused, archive_digest, folder_files, folder_pages, warc_pages
+
+
+def read(path: Path, limit: int = 1000) -> list:
+    return list(warc_pages(path, limit))
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz", "a.warc.zst"])
+def test_an_answer_comes_back_whole(name: str, tmp_path: Path) -> None:
+    headers = (("X-Robots-Tag", "noai"), ("x-robots-tag", "bot: none"), ("Set-Cookie", "a=b"))
+    with WarcFile(tmp_path / name) as file:
+        file.add("https://a.example/ä", "<p>é", kind='text/html; boundary=x; charset="UTF-8"', headers=headers)
+        file.add("https://a.example/2", "<p>", kind="application/xhtml+xml", date="2026-01-02T05:04:05+02:00")
+        file.add("https://a.example/3", "<p>", date="yesterday")
+    first, second, third = read(tmp_path / name)
+    assert (first.url, first.content, first.charset) == ("https://a.example/ä", "<p>é".encode(), "UTF-8")
+    assert [value for key, value in first.headers if key.lower() == "x-robots-tag"] == ["noai", "bot: none"]
+    assert first.moment == second.moment == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC) and third.moment is None
+    assert first.archive == name and first.record == "urn:00000000-0000-4000-8000-000000000000"
+    assert second.refused is None and second.charset is None and [page.number for page in (first, second)] == [0, 1]
+
+
+def test_bodies_that_are_and_are_not_chunked(tmp_path: Path) -> None:
+    chunked = (("Transfer-Encoding", "chunked"),)
+    with WarcFile(tmp_path / "a.warc.gz") as file:
+        file.add("https://a.example/1", b"3\r\n<p>\r\n2\r\nhi\r\n0\r\n\r\n", headers=chunked)
+        file.add("https://a.example/2", b"<p>hi", headers=chunked)
+        file.add("https://a.example/3", b"ffffffff\r\n<p>", headers=chunked)
+    assert [page.content for page in read(tmp_path / "a.warc.gz")] == [b"<p>hi", b"<p>hi", b"ffffffff\r\n<p>"]
+
+
+def test_limits_of_size_and_number(tmp_path: Path) -> None:
+    with WarcFile(tmp_path / "a.warc.gz") as file:
+        file.add("https://a.example/1", b"x" * 1000)
+        file.add("https://a.example/2", b"x" * 1001)
+        file.add("https://a.example/3", b"x", headers=tuple(("A", "b") for _ in range(300)))
+    fates = [page.refused.rule if page.refused else "" for page in read(tmp_path / "a.warc.gz")]
+    assert fates == ["", "page_size", "page_headers"]
+
+
+def test_a_torn_end_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc.gz"
+    with WarcFile(path) as file:
+        for number in range(5):
+            file.add(f"https://a.example/{number}", f"<p>{number}")
+    whole = path.read_bytes()
+    assert len(read(path)) == 5
+    for cut in (1, 9, 60, 200, 300):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(PageRefused) as refused:
+            read(path)
+        assert refused.value.rule == "broken_archive", cut
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("b.html", "a/ü.HTM", "c.txt"):
+        (tmp_path / name).write_text("<p>" + name)
+    files = folder_files(tmp_path)
+    pages = list(folder_pages(tmp_path, files, "https://m.example", 6))
+    assert [page.url for page in pages] == ["https://m.example/a/%C3%BC.HTM", "https://m.example/b.html"]
+    assert pages[0].refused is not None and pages[0].refused.rule == "page_size" and pages[1].refused is not None
+
+
+def test_digest_of_an_archive_sees_both_ends(tmp_path: Path) -> None:
+    digests = set()
+    for content in (b"a" * 3_000_000, b"b" + b"a" * 2_999_999, b"a" * 2_999_999 + b"b", b"a" * 2_999_999, b""):
+        (tmp_path / "a").write_bytes(content)
+        digests.add(archive_digest(tmp_path / "a"))
+    assert len(digests) == 5
