@@ -1,9 +1,10 @@
 """Find faces in the pictures of final shards, and make them unrecognisable, or drop the picture, or only say where.
 
 Recall comes before precision: what looks a little like a face is blurred too. tests/benchmarks/detectors.py measures
-it (found by size, wrongly found, milliseconds) beside the detectors it was chosen from. It finds faces from about 20
-pixels on, frontal or half turned; smaller ones, backs of heads, people who lie (see ``turns``) and most pure profiles
-under 32 pixels stay. It says that there is a face, never whose.
+it beside the detectors it was chosen from: it finds about two of three faces that are 20 pixels high, 87 of 100 at 24,
+and 95 to 98 of 100 from 32 on. Smaller ones, backs of heads, people who lie (see ``turns``) and most profiles under
+32 pixels stay. It says that there is a face, never whose. There is no pre-filter: of those that were tried, each lost
+faces or spared next to nothing; the cascade's first network is the cheap look.
 """
 
 from typing import Any
