@@ -1,7 +1,7 @@
 """Rights in the bytes of a picture itself: Content Credentials and embedded metadata, and the vetting rule that asks.
 
-Only the original bytes can tell: a picture that was encoded again has lost both. So data_tools/part_repair.py asks while
-it still has them, and the rule here serves shards whose pictures are stored as they came.
+Only the original bytes can tell: a picture that was encoded again has lost both. So data_tools/part_repair.py asks
+while it still has them, and the rule here serves shards whose pictures are stored as they came.
 """
 
 import hashlib

@@ -157,7 +157,7 @@ def test_hostile_packets_end_soon():
         packet(f'<dc:rights xmlns:dc="http://purl.org/dc/elements/1.1/">{"train" * 300_000}</dc:rights>'),
         b"\x89PNG\r\n\x1a\n" + b"XML:com.adobe.xmp" + bytes(range(256)) * 1000,
     ]
-    bomb = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(200_000_000), 9)
+    bomb = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(50_000_000), 9)
     png = picture("PNG")
     hostile.append(png[:33] + len(bomb).to_bytes(4, "big") + b"iTXt" + bomb + bytes(4) + png[33:])
     begin = time.perf_counter()
