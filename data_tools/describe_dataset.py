@@ -1,6 +1,6 @@
 """Describe a data set: Croissant for programs, the AI Act's summary for the public, a page with pictures for people.
 
-    python data_tools/describe_dataset.py --shards vetted --ledger screened/ledger.parquet \
+    python data_tools/describe_dataset.py --shards vetted --ledger screened/ledger.parquet
         --ledger shards/ledger.parquet --provider provider.yaml --output description
 
 OUTPUT gets croissant.json (Croissant 1.0 with RAI 1.0), training_summary.json and .md (the data half of the public

@@ -1,6 +1,6 @@
 """Gather the pictures of a company or institution, with captions, rights and purpose, into final shards.
 
-    python data_tools/gather_folder.py --source archive --output shards --legal-basis licensed --licence CC-BY-4.0 \
+    python data_tools/gather_folder.py --source archive --output shards --legal-basis licensed --licence CC-BY-4.0
         --rights-holder "Museum of Lakes" --purpose "training of open text-image models" --evidence contract.pdf
     python data_tools/gather_folder.py --source s3://bucket/archive --legal-basis consent ...
     python data_tools/gather_folder.py --source renderings --legal-basis synthetic --generator "scenes 2.1" ...

@@ -1,15 +1,17 @@
 """Take samples out of shard folders, with proof: by address, domain, digest, picture or caption.
 
     python data_tools/withdraw_samples.py --shards vetted --domain museum.example
-    python data_tools/withdraw_samples.py --shards vetted --derived latents --runs runs --image portrait.jpg \
+    python data_tools/withdraw_samples.py --shards vetted --derived latents --runs runs --image portrait.jpg
         --caption "Jane Doe at the lake" --match contains --reason "GDPR art. 17" --key lab.pem --apply
 
 Without --apply it only says what would go. With it, the shards that hold the samples are written again and the folder
 is exchanged as a whole (killed at any moment, the same command goes on); folders that were made from it (--derived:
-latents, embeddings) lose the same samples. Each folder then holds ``tombstones.jsonl`` (hashes, nothing of the content)
-and ``withdrawals/NNNN.json``, the statement: Merkle roots and manifests before and after, and which checkpoints and
-releases below --runs were trained on the samples; beside it its signature (data_tools/signed_statement.py). Lists that
-keep the samples from coming back lie in SHARDS.blocklists. The statement is checked by anyone:
+keep-lists, latents, embeddings) lose the same samples. Each folder then holds ``tombstones.jsonl`` (hashes, nothing of
+the content) and ``withdrawals/NNNN.json``, the statement: Merkle roots and manifests before and after, and which
+checkpoints and releases below --runs were trained on the samples; beside it its signature
+(data_tools/signed_statement.py). Lists that keep the samples from coming back lie in SHARDS.blocklists; downloads into
+SHARDS follow them, screen_links and vet_shards take them by --block-urls, --block-domains and the rule HashLists. The
+statement is checked by anyone:
 
     python data_tools/withdraw_samples.py --shards vetted --verify vetted/withdrawals/0001.json --public-key lab.pem.pub
 """
@@ -50,7 +52,13 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--shards", type=Path, action="append", required=True, help="folder to search; may be repeated")
-    add("--derived", type=Path, action="append", default=[], help="latents or embeddings made from it; may be repeated")
+    add(
+        "--derived",
+        type=Path,
+        action="append",
+        default=[],
+        help="keep-list, latents or embeddings made from it; may be repeated",
+    )
     for kind, text in (
         ("url", "address of the picture"),
         ("domain", "of picture or page, with all below it"),
