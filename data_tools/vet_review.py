@@ -186,9 +186,9 @@ class Review:
         ):
             if rows or name == "findings":
                 pq.write_table(pa.Table.from_pylist(rows, schema), temporary / f"{name}.parquet", compression="zstd")
-        for step, (rows, numbers) in self.measured.items():
-            if rows:
-                np.savez(temporary / f"measured_{step}.npz", rows=np.array(rows), numbers=np.stack(numbers))
+        for step, (measured, numbers) in self.measured.items():
+            if measured:
+                np.savez(temporary / f"measured_{step}.npz", rows=np.array(measured), numbers=np.stack(numbers))
         (temporary / "times.json").write_text(json.dumps({"asked": self.asked, "seconds": self.seconds}))
         try:
             os.replace(temporary, place)
