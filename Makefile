@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 # The environment is built anew whenever a pin changes; its marker carries the hash of all that decides what is installed.
-PINS := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-16)
+# EXTRAS=dev,nudity,spark,ray adds what few need and some tests skip without.
+EXTRAS ?= dev
+PINS := $(shell { cat pyproject.toml constraints.txt; echo $(EXTRAS); } | sha256sum | cut -c1-16)
 READY := $(VENV)/.ready-$(PINS)
 RUN := $(VENV)/bin/python
 # Tests run side by side, one file after the other in each process; a thread each, for more would only wait.
@@ -21,7 +23,7 @@ $(READY):
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --progress-bar on -c constraints.txt -e '.[dev]'
+	$(RUN) -m pip install --progress-bar on -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 environment: $(READY) ## Build the environment with the pinned versions

