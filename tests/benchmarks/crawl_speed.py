@@ -1,6 +1,6 @@
 """Pages a second that crawl_links reads, beside the least that can be done: fastwarc and resiliparse alone.
 
-The pages are made up: 30 kB of prose and markup each, a dozen images, half of them in figures or with several sizes, a
+The pages are made up: 20 kB of prose and markup each, a dozen images, half of them in figures or with several sizes, a
 meta robots tag and JSON-LD. The peer iterates over the same gzipped WARC, parses each page and takes src and alt of its
 images, without captions, language, rights, licences, limits or a table: what remains is the price of those.
 """

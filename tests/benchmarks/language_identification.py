@@ -42,8 +42,6 @@ Text = tuple[str, str]  # language, text
 
 def wilson(right: int, count: int) -> list[float]:
     """95 % interval of a share (Wilson 1927)."""
-    if not count:
-        return [0.0, 1.0]
     z, share = 1.959964, right / count
     middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
     return [(middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)]
@@ -120,17 +118,23 @@ def answers_of(texts: list[Text]) -> tuple[dict[str, list[str]], list[float]]:
 def shares(texts: list[Text], answers: list[str], chosen: Callable[[Text], bool]) -> dict[str, Any]:
     """Right, undetermined and wrong among the chosen texts."""
     pairs = [(text[0], answer) for text, answer in zip(texts, answers, strict=True) if chosen(text)]
+    count = len(pairs)
+    if not count:
+        return {"texts": 0}  # nothing was measured
     right = sum(a == b for a, b in pairs)
     silent = sum(b == UNDETERMINED for _, b in pairs)
-    count = len(pairs)
-    wrong = (count - right - silent) / max(1, count)
     return {
         "texts": count,
-        "right": right / max(1, count),
+        "right": right / count,
         "interval": wilson(right, count),
-        "undetermined": silent / max(1, count),
-        "wrong": wrong,
+        "undetermined": silent / count,
+        "wrong": (count - right - silent) / count,
     }
+
+
+def percent(found: dict[str, Any]) -> str:
+    """Share right as it is printed."""
+    return f"{found['right']:.1%}" if found["texts"] else "not measured"
 
 
 def length_of(text: Text) -> str:
@@ -145,7 +149,9 @@ def evaluate(texts: list[Text]) -> dict[str, Any]:
     for side, given in answers.items():
         by_language = {code: shares(texts, given, lambda text, code=code: text[0] == code) for code in languages}
         eu = [by_language[code]["right"] for code in languages if code in EU_LANGUAGES]
+        world = sum(by_language[code]["texts"] for code in languages if code in WORLD)
         confused = Counter((text[0], answer) for text, answer in zip(texts, given, strict=True))
+        taken = sum(n for (true, answer), n in confused.items() if true in WORLD and answer in EUROPEAN)
         result["sides"][side] = {
             "eu_mean": float(np.mean(eu)),
             "eu": shares(texts, given, lambda text: text[0] in EU_LANGUAGES),
@@ -165,10 +171,7 @@ def evaluate(texts: list[Text]) -> dict[str, Any]:
                 for pair in PAIRS
                 if all(code in by_language for code in pair.split())
             },
-            "world_taken_for_european": sum(
-                count for (true, answer), count in confused.items() if true in WORLD and answer in EUROPEAN
-            )
-            / max(1, sum(by_language[code]["texts"] for code in languages if code in WORLD)),
+            "world_taken_for_european": taken / world if world else None,
         }
     bins: dict[int, list[bool]] = defaultdict(list)
     for (language, _), answer, sure in zip(texts, answers["vote"], confidence, strict=True):
@@ -187,14 +190,10 @@ def print_tables(name: str, result: dict[str, Any], console: Console) -> None:
         "", "EU", "95 %", "und", "wrong", "other European", *WORDS, title=f"{name}: {result['texts']:,} texts"
     )
     for side, found in result["sides"].items():
-        eu, lengths = found["eu"], [found["by_words"][length]["right"] for length in WORDS]
-        cells = [
-            f"{eu['right']:.1%}",
-            f"{eu['interval'][0]:.1%} to {eu['interval'][1]:.1%}",
-            f"{eu['undetermined']:.1%}",
-        ]
-        cells += [f"{eu['wrong']:.1%}", f"{found['other_european']['right']:.1%}"]
-        table.add_row(side, *cells, *(f"{value:.0%}" for value in lengths))
+        eu, lengths = found["eu"], [found["by_words"][length] for length in WORDS]
+        cells = [percent(eu), f"{eu['interval'][0]:.1%} to {eu['interval'][1]:.1%}", f"{eu['undetermined']:.1%}"]
+        cells += [f"{eu['wrong']:.1%}", percent(found["other_european"]), *map(percent, lengths)]
+        table.add_row(side, *cells)
     console.print(table)
     sides = ("pycld2", "py3langid", "vote", "vote, page's language")
     table = Table("language", *sides, title=f"{name}: share right by language")
