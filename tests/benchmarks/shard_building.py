@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from toy_input import captions, jpeg
 
-from leam_mm.data.shard_index import read_samples
+from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError, run
 
 SIZE, DISTINCT, PROCESSES, THREADS = 256, 100, 2, 32
@@ -105,7 +105,9 @@ def main(args: list[str] | None = None) -> list[Path]:
         parser.add_argument("--rules", type=Path, help="YAML of vet_shards, which is then part of ours")
 
     settings = measure.parse_arguments("shard_building", __doc__ or "", args, 3, extend)
-    pictures = [jpeg(number, SIZE) for number in range(min(DISTINCT, settings.links))]
+    # Vetting drops copies before its later rules see them: it gets as many pictures as links.
+    count = settings.links if settings.rules else min(DISTINCT, settings.links)
+    pictures = [jpeg(number, SIZE) for number in range(count)]
     context = multiprocessing.get_context("spawn")
     mine, other = context.Pipe()
     server = context.Process(target=serve, args=(pictures, other), daemon=True)
@@ -167,6 +169,8 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
         f"of Python included, {len(stages)} times for ours; ours also reads rights on every hop, keeps the table's "
         "order, writes index and ledger"
     )
+    if settings.rules:
+        notes += f"; of {settings.links} vetted, {ShardFolder(scratch / 'vetted').samples} stayed"
     labels = (" + ".join(names), "img2dataset")
     name = "shard_building" + ("_alone" if settings.no_screen else "") + ("_vetted" if settings.rules else "")
     return measure.write_comparison(name, labels, found, (settings.links, "image"), same, settings, notes)
