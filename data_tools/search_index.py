@@ -185,11 +185,13 @@ class SearchIndex:
             for word in words:
                 near = np.bitwise_count(first ^ word[0])
                 near += np.bitwise_count(second ^ word[1])
-                for place in (np.flatnonzero(near <= radius) + start).tolist():
-                    bits = sum(int(np.bitwise_count(columns[at][place] ^ word[at])) for at in range(4))
-                    if bits <= radius:
-                        row = int(self.columns["pdq.row"][place])
-                        found[row] = min(bits, found.get(row, bits))
+                places = np.flatnonzero(near <= radius) + start
+                bits = np.zeros(len(places), np.uint16)
+                for at, column in enumerate(columns if len(places) else ()):
+                    bits += np.bitwise_count(column[places] ^ word[at])
+                rows = self.columns["pdq.row"][places[bits <= radius]]
+                for row, count in zip(rows.tolist(), bits[bits <= radius].tolist(), strict=True):
+                    found[row] = min(count, found.get(row, count))
         return sorted((bits, row) for row, bits in found.items())
 
     def told(self, row: int) -> dict[str, Any]:

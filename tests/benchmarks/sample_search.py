@@ -110,7 +110,7 @@ def forget(index: Path) -> None:
 
 def compare(index: SearchIndex, codes: list[np.ndarray], file: Path) -> dict[str, Any]:
     """Hold the answer on a picture against the comparison of all rows, at a radius at which strangers match, too."""
-    hashes, radius = read_picture(file).hashes, 80
+    hashes, radius = read_picture(file).hashes, 86
     expected: set[tuple[int, int]] = set()
     for number, code in enumerate(codes):
         words = code.view(np.uint64)  # the order of the bytes does not matter to the number of bits
