@@ -26,10 +26,10 @@ from typing import Any
 
 import yaml
 
-from data_tools.croissant import croissant, missing
-from data_tools.dataset_statistics import statistics, thumbnails
-from data_tools.statistics_page import page
-from data_tools.training_summary import check_provider, summary_text, training_summary
+from data_tools.description.croissant import croissant, missing
+from data_tools.description.dataset_statistics import statistics, thumbnails
+from data_tools.description.statistics_page import page
+from data_tools.description.training_summary import check_provider, summary_text, training_summary
 from leam_mm.errors import UserError, run
 
 MAX_PROVIDER = 1_000_000  # bytes

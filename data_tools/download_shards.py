@@ -4,9 +4,9 @@
     python data_tools/download_shards.py --folder images --output shards
     python data_tools/download_shards.py --table links.parquet --output shards ... --retry-failed
 
-Two passes. img2dataset hands the links out in parts, which data_tools/download_worker.py fetches into ``OUTPUT.work``:
+Two passes. img2dataset hands the links out in parts, which download/download_worker.py fetches into ``OUTPUT.work``:
 politely, within limits, and with rights looked up in the headers of every hop; a killed run goes on there. Then every
-image is checked and mended (data_tools/image_repair.py) and the shards are written in the order of the table. A
+image is checked and mended (download/image_repair.py) and the shards are written in the order of the table. A
 sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte for byte:
 what belongs to the clock stands in ledger.parquet, and ``fetched_at`` in the samples only with --record-time.
 ``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why, with evidence.
@@ -40,17 +40,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_tools.blocklists import DigestList
-from data_tools.download_folder import fetch_identity, finished_rows, working, write_seal
-from data_tools.image_fetch import FetchSetting
-from data_tools.image_repair import RESIZE_MODES, ImageRule
-from data_tools.image_request import AGAIN
+from data_tools.download.download_folder import fetch_identity, finished_rows, working, write_seal
+from data_tools.download.image_fetch import FetchSetting
+from data_tools.download.image_repair import RESIZE_MODES, ImageRule
+from data_tools.download.image_request import AGAIN
+from data_tools.download.part_repair import Fetched, repaired_rows
+from data_tools.download.raw_part import fetch_parts
+from data_tools.download.sample_record import sample_record
 from data_tools.ledger import LEDGER, LedgerWriter, evidence_text
-from data_tools.link_rows import LinkRow, LinkRows
-from data_tools.part_repair import Fetched, repaired_rows
-from data_tools.raw_part import fetch_parts
-from data_tools.sample_record import sample_record
-from data_tools.shard_withdrawal import carry_evidence
+from data_tools.links.blocklists import DigestList
+from data_tools.links.link_rows import LinkRow, LinkRows
+from data_tools.withdrawal.shard_withdrawal import carry_evidence
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run
 

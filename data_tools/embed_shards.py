@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_tools.latent_encoder import Sample
+from data_tools.latents.latent_encoder import Sample
 from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import read_record

@@ -34,8 +34,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_tools.latent_encoder import STATISTICS, Encoding, LatentEncoder, open_encoder, read_captions, statistics_file
-from data_tools.latent_jobs import (
+from data_tools.latents.latent_encoder import (
+    STATISTICS,
+    Encoding,
+    LatentEncoder,
+    open_encoder,
+    read_captions,
+    statistics_file,
+)
+from data_tools.latents.latent_jobs import (
     Job,
     Part,
     Workers,
@@ -48,7 +55,7 @@ from data_tools.latent_jobs import (
     read_rows,
     write,
 )
-from data_tools.latent_verification import verify
+from data_tools.latents.latent_verification import verify
 from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.stored_array import DTYPES

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from data_tools.emoji_names import (
+from data_tools.emoji.emoji_names import (
     EU_LANGUAGES,
     NEIGHBOUR_LANGUAGES,
     PROMPT_EMOJI,
@@ -41,7 +41,7 @@ from data_tools.emoji_names import (
     make_prompts,
     read_names,
 )
-from data_tools.emoji_pictures import (
+from data_tools.emoji.emoji_pictures import (
     NAMES,
     STYLES,
     Package,

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.ledger import read_ledger
-from data_tools.sample_selector import (
+from data_tools.withdrawal.sample_selector import (
     RADIUS,
     caption_form,
     host_of,
@@ -33,7 +33,7 @@ from data_tools.sample_selector import (
     sample_pdq,
     stored_image,
 )
-from data_tools.search_index import IndexWriter, SearchIndex, digest_of
+from data_tools.withdrawal.search_index import IndexWriter, SearchIndex, digest_of
 from leam_mm.errors import UserError, run
 
 SHOWN = 10
@@ -75,7 +75,7 @@ def build(folders: list[Path], ledgers: list[Path], output: Path) -> int:
     Returns:
         How many rows it has.
     """
-    from data_tools.shard_withdrawal import shard_folders
+    from data_tools.withdrawal.shard_withdrawal import shard_folders
 
     parts = [(folder, part) for folder in folders for _, part in shard_folders(folder)]
     about = [{"name": part.path.name, "merkle_root": part.merkle_root, "samples": part.samples} for _, part in parts]
@@ -193,7 +193,7 @@ def kind_of(value: str) -> str:
 
 def contains(folder: Path, value: str) -> bool:
     """Answer for a shard folder, from the index beside it; one that is missing or of another state is built first."""
-    from data_tools.shard_withdrawal import shard_folders
+    from data_tools.withdrawal.shard_withdrawal import shard_folders
 
     kind, place = kind_of(value), place_of(folder)
     roots = [part.merkle_root for _, part in shard_folders(folder)]

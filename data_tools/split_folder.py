@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from data_tools.link_table import folder_links
+from data_tools.links.link_table import folder_links
 from leam_mm.errors import UserError, run
 
 FEWEST = 8  # pictures, below which nothing can be held out and learnt

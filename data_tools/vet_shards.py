@@ -3,7 +3,7 @@
     python data_tools/vet_shards.py --shards shards --rules configs/vet_basic.yaml --output vetted
     python data_tools/vet_shards.py --shards shards --rules configs/vet_basic.yaml --output vetted --materialise
 
-Rules are classes named by dotted path (data_tools/vetting.py says what one is); each sees what the ones before it left.
+Rules are classes named by dotted path (vetting_rule.py says what one is); each sees what the ones before it left.
 OUTPUT gets ``ledger.parquet`` with every answer, ``vetting.json`` with settings and counts, ``timing.json`` with the
 processor time of each rule, and either ``keep.parquet``, which trainings follow (``data.init_args.train: OUTPUT``), or,
 with --materialise, new shards: only these can hold changed images and captions. The same shards and rules give the same
@@ -29,10 +29,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_tools.ledger import LEDGER, LedgerWriter
-from data_tools.vet_jobs import VettingJob, Workers, assemble
-from data_tools.vet_review import INTAKE, Stage, read_changes, read_part, split_rules
-from data_tools.vet_verdict import Reviewed, Verdict, count
-from data_tools.vetting import VettingRule
+from data_tools.vetting.vet_jobs import VettingJob, Workers, assemble
+from data_tools.vetting.vet_review import INTAKE, Stage, read_changes, read_part, split_rules
+from data_tools.vetting.vet_verdict import Reviewed, Verdict, count
+from data_tools.vetting.vetting_rule import VettingRule
 from leam_mm.config_error import explain
 from leam_mm.data.keep_list import KEEP, PLACE, SCHEMA, write_keep_list
 from leam_mm.data.shard_index import ShardFolder

@@ -29,9 +29,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.derived_withdrawal import Origin, find, is_keep_list, origin_of, stage_keep_list
-from data_tools.sample_selector import CAPTION_MATCHES, RADIUS, Selection, Selector, blocked_digests, veil
-from data_tools.shard_withdrawal import (
+from data_tools.signed_statement import read_private_key, sign_file
+from data_tools.withdrawal.derived_withdrawal import Origin, find, is_keep_list, origin_of, stage_keep_list
+from data_tools.withdrawal.sample_selector import CAPTION_MATCHES, RADIUS, Selection, Selector, blocked_digests, veil
+from data_tools.withdrawal.shard_withdrawal import (
     STATEMENTS,
     Withdrawn,
     add_evidence,
@@ -42,8 +43,7 @@ from data_tools.shard_withdrawal import (
     shard_folders,
     stage,
 )
-from data_tools.signed_statement import read_private_key, sign_file
-from data_tools.withdrawal_statement import statement, tombstones, verify_statement
+from data_tools.withdrawal.withdrawal_statement import statement, tombstones, verify_statement
 from leam_mm.errors import UserError, run
 
 
@@ -145,7 +145,11 @@ def models(found: dict[Path, list[Withdrawn]], runs: Path | None) -> dict[str, A
     """The part of the statement on trainings."""
     if runs is None:
         return {"looked_at": None, "affected": "not looked for: no --runs was given"}
-    from data_tools.affected_models import Place, affected, models_below  # imports torch, which nothing else here needs
+    from data_tools.withdrawal.affected_models import (  # imports torch, which nothing else here needs
+        Place,
+        affected,
+        models_below,
+    )
 
     places, earlier = [], set()
     for folder, gone in found.items():

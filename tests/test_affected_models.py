@@ -1,4 +1,4 @@
-"""data_tools/affected_models.py: trainings on withdrawn samples are named, with what they drew."""
+"""data_tools/withdrawal/affected_models.py: trainings on withdrawn samples are named, with what they drew."""
 
 import hashlib
 import json

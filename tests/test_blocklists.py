@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.blocklists import DigestList, DomainList, PhraseList, ascii_domain, registrable_domain, text_words
+from data_tools.links.blocklists import DigestList, DomainList, PhraseList, ascii_domain, registrable_domain, text_words
 from leam_mm.errors import UserError
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from data_tools.caption_quality import CaptionQuality, RepeatedCaptions, graphemes, letter_share, words
-from data_tools.vetting import Sample
+from data_tools.vetting.caption_quality import CaptionQuality, RepeatedCaptions, graphemes, letter_share, words
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError
 
 GOOD = [

@@ -7,8 +7,8 @@ from conftest import clip_recipe
 from test_encode_latents import save_checkpoint
 from test_vet_shards import rules, vet
 
-from data_tools.clip_score import ClipScore
-from data_tools.vetting import Sample
+from data_tools.vetting.clip_score import ClipScore
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.checkpoint import load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import ShardFolder, read_samples

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from warc_files import WarcFile
 
-from data_tools.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names, run_jobs
+from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names, run_jobs
 
 PAGE = '<html lang="de"><img src="/{n}.jpg" alt="Eine alte Kirche"></html>'
 

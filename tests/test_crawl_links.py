@@ -13,7 +13,7 @@ import pytest
 from warc_files import WarcFile
 
 from data_tools.crawl_links import main
-from data_tools.link_table import read_links
+from data_tools.links.link_table import read_links
 from leam_mm.errors import UserError
 
 ROOT = Path(__file__).parent.parent

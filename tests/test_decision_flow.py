@@ -1,11 +1,11 @@
-"""data_tools/decision_flow.py: every link is kept or dropped exactly once, or the fault is named."""
+"""data_tools/description/decision_flow.py: every link is kept or dropped exactly once, or the fault is named."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_tools.decision_flow import account, identity, own_ledgers, read_flow
+from data_tools.description.decision_flow import account, identity, own_ledgers, read_flow
 from data_tools.ledger import LedgerWriter, link_uid
 
 UIDS = [link_uid(str(number), None, "") for number in range(20)]

@@ -11,8 +11,8 @@ import pytest
 from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
 
 from data_tools.describe_dataset import main
+from data_tools.description.training_summary import TITLES
 from data_tools.ledger import LedgerWriter, link_uid
-from data_tools.training_summary import TITLES
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import UserError
 

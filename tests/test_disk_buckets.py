@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_tools.disk_buckets import DiskBuckets, read_bucket
+from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from leam_mm.errors import UserError
 
 

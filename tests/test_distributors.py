@@ -18,8 +18,8 @@ from test_download_shards import ROOT, Server, server
 from test_image_repair import encoded, picture
 from test_slurm import Cluster, cluster, wait_for
 
-from data_tools.download_worker import PartDownloader
-from data_tools.image_fetch import FetchSetting
+from data_tools.download.download_worker import PartDownloader
+from data_tools.download.image_fetch import FetchSetting
 
 __all__ = ["cluster", "server"]
 ROWS = 50
@@ -27,9 +27,9 @@ SCRIPT = ROOT / "configs" / "clusters" / "slurm_download.sh"
 NEEDED = {"pyspark": "pyspark", "ray": "ray"}
 FAILS_ONCE = """
     import pathlib, sys
-    if "data_tools.distributors" in " ".join(sys.orig_argv) or "ray" in " ".join(sys.orig_argv):
+    if "data_tools.download.distributors" in " ".join(sys.orig_argv) or "ray" in " ".join(sys.orig_argv):
         try:
-            from data_tools import download_worker
+            from data_tools.download import download_worker
         except ImportError:
             download_worker = None
         if download_worker:
@@ -82,7 +82,7 @@ def test_the_class_travels_by_its_name_and_brings_no_heavy_library() -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], input=packed, capture_output=True, cwd=ROOT, check=True
     )
-    assert done.stdout.split() == [b"data_tools.download_worker", b"Agent"]
+    assert done.stdout.split() == [b"data_tools.download.download_worker", b"Agent"]
 
 
 @pytest.mark.slow

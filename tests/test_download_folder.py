@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from data_tools import download_folder
-from data_tools.download_folder import FREE, fetch_identity, finished_rows, working, write_seal
-from data_tools.image_fetch import FetchSetting
+from data_tools.download import download_folder
+from data_tools.download.download_folder import FREE, fetch_identity, finished_rows, working, write_seal
+from data_tools.download.image_fetch import FetchSetting
 from data_tools.ledger import LEDGER, LedgerWriter
 from leam_mm.errors import UserError
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_tools.duplicate_groups import Components, choose, preference
+from data_tools.vetting.duplicate_groups import Components, choose, preference
 
 
 def on_a_line(places: list[float], reach: float = 1.0) -> tuple:

@@ -15,7 +15,7 @@ from conftest import clip_recipe, write_toy_shards
 from rich.console import Console
 
 from data_tools import encode_latents as program
-from data_tools.latent_encoder import choose_captions, trained_image_size
+from data_tools.latents.latent_encoder import choose_captions, trained_image_size
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codec_module import load_codec
 from leam_mm.contrastive_module import ContrastiveModule

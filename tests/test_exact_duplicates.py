@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_tools.exact_duplicates import ExactDuplicates
-from data_tools.vetting import Finding, Sample
+from data_tools.vetting.exact_duplicates import ExactDuplicates
+from data_tools.vetting.vetting_rule import Finding, Sample
 
 PIXELS = data.chelsea()[:64, :96]
 

@@ -1,9 +1,9 @@
-"""data_tools/face_cascade.py: real faces are found where they are, in one picture or many, and none where none is."""
+"""vetting/face_cascade.py: real faces are found where they are, in one picture or many, and none where none is."""
 
 import numpy as np
 import pytest
 
-from data_tools.face_cascade import FaceCascade, suppress
+from data_tools.vetting.face_cascade import FaceCascade, suppress
 from tests.benchmarks.face_pictures import ASTRONAUT, face_free, is_hit, portraits, read_picture, with_faces
 
 pytest.importorskip("skimage")

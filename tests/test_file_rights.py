@@ -1,4 +1,4 @@
-"""data_tools/file_rights.py: the rule follows the sample's legal basis and says what it read."""
+"""data_tools/rights/file_rights.py: the rule follows the sample's legal basis and says what it read."""
 
 import hashlib
 import io
@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.download_worker import FETCHED, part_file
-from data_tools.file_rights import FileRights, rights_in_file
-from data_tools.image_repair import ImageRule
-from data_tools.part_repair import repaired_rows
-from data_tools.vetting import Sample
+from data_tools.download.download_worker import FETCHED, part_file
+from data_tools.download.image_repair import ImageRule
+from data_tools.download.part_repair import repaired_rows
+from data_tools.rights.file_rights import FileRights, rights_in_file
+from data_tools.vetting.vetting_rule import Sample
 from tests.signed_picture import sign, training_mining
 
 

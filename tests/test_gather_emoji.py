@@ -12,9 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools import emoji_pictures
-from data_tools.emoji_names import EU_LANGUAGES, base_of, code_of, code_of_file, group_of, make_classes, read_names
-from data_tools.emoji_pictures import NAMES, STYLES, draw, fetch_package, read_package
+from data_tools.emoji import emoji_pictures
+from data_tools.emoji.emoji_names import (
+    EU_LANGUAGES,
+    base_of,
+    code_of,
+    code_of_file,
+    group_of,
+    make_classes,
+    read_names,
+)
+from data_tools.emoji.emoji_pictures import NAMES, STYLES, draw, fetch_package, read_package
 from data_tools.gather_emoji import COLUMNS, main, select
 from leam_mm.errors import UserError
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from vetting_input import picture
 
-from data_tools.hash_lists import HashLists, read_hashes
-from data_tools.perceptual_hash import pdq
-from data_tools.vetting import Sample
+from data_tools.vetting.hash_lists import HashLists, read_hashes
+from data_tools.vetting.perceptual_hash import pdq
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError
 
 

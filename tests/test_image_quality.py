@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.image_quality import ImageQuality, grey_entropy
-from data_tools.vetting import Finding, Sample
+from data_tools.vetting.image_quality import ImageQuality, grey_entropy
+from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.errors import UserError
 
 

@@ -7,10 +7,10 @@ import pytest
 from test_download_shards import Server, server
 from test_image_repair import encoded, picture
 
-from data_tools.image_fetch import FetchSetting, TooManyBytesError
-from data_tools.image_request import Answer, ImageRequest, basis_of, patience, unpack
-from data_tools.legal_basis import LegalBasis
-from data_tools.reservations import Signal
+from data_tools.download.image_fetch import FetchSetting, TooManyBytesError
+from data_tools.download.image_request import Answer, ImageRequest, basis_of, patience, unpack
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.reservations import Signal
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 

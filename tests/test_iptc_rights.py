@@ -1,4 +1,4 @@
-"""data_tools/iptc_rights.py: rights in XMP, IPTC and EXIF are found where tools really write them; hostile ones end."""
+"""rights/iptc_rights.py: rights in XMP, IPTC and EXIF are found where tools really write them; hostile ones end."""
 
 import io
 import time
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from data_tools.iptc_rights import metadata_signals
+from data_tools.rights.iptc_rights import metadata_signals
 
 RDF = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
 PLUS = 'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'

@@ -15,7 +15,7 @@ from test_encode_latents import encode, save_checkpoint
 from test_hugging_face_captions import write_text_encoder
 
 from data_tools import encode_latents as program
-from data_tools.latent_encoder import centre_square, statistics_of
+from data_tools.latents.latent_encoder import centre_square, statistics_of
 from leam_mm.checkpoint import file_sha256, load_module
 from leam_mm.codec_module import LatentCodecModule
 from leam_mm.contrastive_module import ContrastiveModule

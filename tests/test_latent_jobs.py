@@ -18,7 +18,7 @@ from rich.console import Console
 from test_encode_latents import CODEC, encode, save_checkpoint
 
 from data_tools import encode_latents as program
-from data_tools.latent_jobs import Job, ahead, merge_statistics, read_rows
+from data_tools.latents.latent_jobs import Job, ahead, merge_statistics, read_rows
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 from leam_mm.models.latent_codec import LatentStatistics

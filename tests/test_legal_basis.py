@@ -1,8 +1,8 @@
-"""data_tools/legal_basis.py: reservations bind article 4 alone, and an unknown word names the known ones."""
+"""data_tools/rights/legal_basis.py: reservations bind article 4 alone, and an unknown word names the known ones."""
 
 import pytest
 
-from data_tools.legal_basis import LegalBasis
+from data_tools.rights.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 

@@ -1,7 +1,7 @@
 import pytest
 
-from data_tools.legal_basis import LegalBasis
-from data_tools.licence_address import read_licence, strictest
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.licence_address import read_licence, strictest
 
 PUBLIC, LICENSED = LegalBasis.public_domain, LegalBasis.licensed
 

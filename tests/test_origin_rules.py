@@ -1,4 +1,4 @@
-"""data_tools/origin_rules.py and ai_registry.py: every case of rights_cases.yaml, and how often, how long, how much."""
+"""rights/origin_rules.py and ai_registry.py: every case of rights_cases.yaml, and how often, how long, how much."""
 
 import gzip
 import hashlib
@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.ai_registry import OptOutRegistry
-from data_tools.image_fetch import FetchSetting
-from data_tools.legal_basis import LegalBasis
-from data_tools.origin_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, OriginRules
+from data_tools.download.image_fetch import FetchSetting
+from data_tools.rights.ai_registry import OptOutRegistry
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.origin_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, OriginRules
 from leam_mm.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_tools import origin_screen
-from data_tools.disk_buckets import DiskBuckets
-from data_tools.link_sources import LinkSources
-from data_tools.origin_order import even_positions, hashed
-from data_tools.origin_screen import LINKS, NOT_ASKED, OriginScreen, slabs, verdict_tables
+from data_tools.links import origin_screen
+from data_tools.links.disk_buckets import DiskBuckets
+from data_tools.links.origin_order import even_positions, hashed
+from data_tools.links.origin_screen import LINKS, NOT_ASKED, OriginScreen, slabs, verdict_tables
+from data_tools.rights.link_sources import LinkSources
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from data_tools.page_links import PageLimits, PageReading, decode_page, link_evidence, read_page, srcset
-from data_tools.warc_pages import Page, PageRefused
+from data_tools.pages.page_links import PageLimits, PageReading, decode_page, link_evidence, read_page, srcset
+from data_tools.pages.warc_pages import Page, PageRefused
 
 URL = "https://site.example/dir/page.html"
 

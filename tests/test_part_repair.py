@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools import part_repair
-from data_tools.download_worker import FETCHED, part_file
-from data_tools.image_fetch import FetchSetting
-from data_tools.image_repair import ImageRule
-from data_tools.part_repair import Fetched, repaired_rows
+from data_tools.download import part_repair
+from data_tools.download.download_worker import FETCHED, part_file
+from data_tools.download.image_fetch import FetchSetting
+from data_tools.download.image_repair import ImageRule
+from data_tools.download.part_repair import Fetched, repaired_rows
 from leam_mm.errors import UserError
 
 ROWS = [0, 2, 3, 5, 8, 9, 11]  # rows of the table that were worth fetching
@@ -22,7 +22,7 @@ PART = 3
 ROOT = Path(__file__).resolve().parent.parent
 HOLE = """
     import os, signal
-    from data_tools import part_repair
+    from data_tools.download import part_repair
     repair_image = part_repair.repair_image
     def with_a_hole(raw, rule):
         if raw.startswith(b"CRASH"):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_tools.perceptual_hash import TRANSFORMS, hamming, hash_text, pdq, pdq_turned, read_hash, turned
+from data_tools.vetting.perceptual_hash import TRANSFORMS, hamming, hash_text, pdq, pdq_turned, read_hash, turned
 
 PICTURES = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.hubble_deep_field()]
 

@@ -13,7 +13,7 @@ from conftest import write_toy_shards, write_toy_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 
 from data_tools.make_scenes import write_descriptions
-from data_tools.scene_drawing import SceneObject, draw_scene
+from data_tools.scenes.scene_drawing import SceneObject, draw_scene
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional

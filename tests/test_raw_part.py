@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 from test_part_repair import ROWS, parts_of, setting, write_part
 
-from data_tools import raw_part
-from data_tools.image_fetch import FetchSetting
-from data_tools.raw_part import fetch_parts
+from data_tools.download import raw_part
+from data_tools.download.image_fetch import FetchSetting
+from data_tools.download.raw_part import fetch_parts
 from leam_mm.errors import UserError
 
 __all__ = ["setting"]

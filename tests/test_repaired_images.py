@@ -8,8 +8,8 @@ from test_image_repair import ADOBE, deep_png, encoded, in_space, matrix_profile
 from test_vet_shards import rules, vet
 from vetting_input import sample, write
 
-from data_tools.repaired_images import RepairedImages
-from data_tools.vetting import Finding, Sample
+from data_tools.vetting.repaired_images import RepairedImages
+from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

@@ -1,13 +1,13 @@
-"""data_tools/reservations.py and its grammar: identities and limits that rights_cases.yaml does not show."""
+"""data_tools/rights/reservations.py and its grammar: identities and limits that rights_cases.yaml does not show."""
 
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from data_tools.legal_basis import LegalBasis
-from data_tools.reservation_grammar import path_matches, tdm_rules, usage_refusals
-from data_tools.reservations import (
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.reservation_grammar import path_matches, tdm_rules, usage_refusals
+from data_tools.rights.reservations import (
     Signal,
     ai_txt_signals,
     decide,

@@ -4,9 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools import row_judges
-from data_tools.link_rules import ScreenSetting
-from data_tools.row_judges import chunk_cost, judge_rows, read_chunk
+from data_tools.links import row_judges
+from data_tools.links.link_rules import ScreenSetting
+from data_tools.links.row_judges import chunk_cost, judge_rows, read_chunk
 from leam_mm.errors import UserError
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"

@@ -4,8 +4,8 @@ import json
 import pytest
 from vetting_input import hostile_samples, member, picture, sample
 
-from data_tools.sample_intake import SampleFault, known, open_sample
-from data_tools.vetting import MAX_PIXELS
+from data_tools.vetting.sample_intake import SampleFault, known, open_sample
+from data_tools.vetting.vetting_rule import MAX_PIXELS
 
 HOSTILE = hostile_samples()
 

@@ -1,4 +1,4 @@
-"""data_tools/sample_selector.py: addresses, domains, digests, pictures and captions mean what people mean by them."""
+"""withdrawal/sample_selector.py: addresses, domains, digests, pictures and captions mean what people mean by them."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from test_withdraw_samples import encoded, picture, record_of, write_shards
 
-from data_tools.sample_selector import Selection, Selector, normalised_url
+from data_tools.withdrawal.sample_selector import Selection, Selector, normalised_url
 from leam_mm.data.shard_index import ShardWriter, read_samples
 
 SELECTORS = {

@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_tools import row_judges, screened_folder
 from data_tools.ledger import read_ledger
-from data_tools.link_table import read_links
+from data_tools.links import row_judges, screened_folder
+from data_tools.links.link_table import read_links
+from data_tools.links.screened_folder import counted
 from data_tools.screen_links import main
-from data_tools.screened_folder import counted
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 

@@ -7,8 +7,8 @@ import yaml
 from conftest import clip_recipe
 from test_encode_latents import save_checkpoint
 
-from data_tools.semantic_duplicates import SemanticDuplicates, centres, similar_pairs
-from data_tools.vetting import Sample
+from data_tools.vetting.semantic_duplicates import SemanticDuplicates, centres, similar_pairs
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

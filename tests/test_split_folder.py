@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import toy_picture
 
-from data_tools.link_table import read_links
+from data_tools.links.link_table import read_links
 from data_tools.split_folder import main, split
 from leam_mm.errors import UserError
 

@@ -1,4 +1,4 @@
-"""data_tools/training_mining.py: what really signed pictures say about training is read, and every doubt reserves."""
+"""rights/training_mining.py: what really signed pictures say about training is read, and every doubt reserves."""
 
 import io
 import socket
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.legal_basis import LegalBasis
-from data_tools.reservations import decide
-from data_tools.training_mining import mining_signals
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.reservations import decide
+from data_tools.rights.training_mining import mining_signals
 from tests.signed_picture import sign, training_mining
 
 KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}

@@ -1,13 +1,13 @@
-"""data_tools/training_summary.py: all sections, sizes and domains as the template wants them, and nothing invented."""
+"""description/training_summary.py: all sections, sizes and domains as the template wants them, and nothing invented."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from data_tools.dataset_statistics import DomainCount
 from data_tools.describe_dataset import read_provider
-from data_tools.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
+from data_tools.description.dataset_statistics import DomainCount
+from data_tools.description.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
 from leam_mm.errors import UserError
 
 

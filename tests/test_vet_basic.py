@@ -14,7 +14,7 @@ from vetting_input import Members, picture, write
 from vetting_input import sample as small_sample
 
 from data_tools.check_shards import check_folder
-from data_tools.vetting import Sample
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.shard_index import ShardFolder, read_samples
 
 CONFIG = Path(__file__).parent.parent / "configs" / "vet_basic.yaml"
@@ -69,7 +69,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
     (folder / "own.pdq").write_text(Sample("", {}, "jpg", listed[1]).pdq[0].tobytes().hex() + "\n")
     rules = yaml.safe_load(CONFIG.read_text("utf-8"))["rules"]
     lists = [str(folder / "own.sha256"), str(folder / "own.pdq")]
-    rules.insert(3, {"class_path": "data_tools.hash_lists.HashLists", "init_args": {"lists": lists}})
+    rules.insert(3, {"class_path": "data_tools.vetting.hash_lists.HashLists", "init_args": {"lists": lists}})
     rules[-1]["init_args"] = {"max_pictures": 3}
     (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": rules}))
     return write(folder / "shards", samples, 16), folder / "rules.yaml", wanted

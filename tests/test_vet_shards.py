@@ -18,10 +18,10 @@ from vetting_input import Members, hostile_samples, picture, sample, write, writ
 from vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
 from data_tools.check_shards import check_folder
-from data_tools.image_repair import encode_image
+from data_tools.download.image_repair import encode_image
 from data_tools.ledger import LEDGER
 from data_tools.vet_shards import main
-from data_tools.vetting import Sample
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
 from leam_mm.errors import UserError
@@ -247,7 +247,7 @@ def test_vetted_folders_are_vetted_again(shards: Path, tmp_path: Path) -> None:
 
 
 def test_rules_are_read_with_one_line_of_error(tmp_path: Path, shards: Path) -> None:
-    (tmp_path / "r.yaml").write_text("rules:\n- class_path: data_tools.vetting.Nothing\n")
+    (tmp_path / "r.yaml").write_text("rules:\n- class_path: data_tools.vetting.vetting_rule.Nothing\n")
     with pytest.raises(UserError, match=r"r\.yaml"):
         vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
     (tmp_path / "r.yaml").write_text("rules: []\n")
@@ -257,7 +257,7 @@ def test_rules_are_read_with_one_line_of_error(tmp_path: Path, shards: Path) -> 
         vet(shards, tmp_path / "no_file.yaml", tmp_path / "vetted")
     with pytest.raises(UserError, match="min_side"):
         (tmp_path / "r.yaml").write_text(
-            "rules: [{class_path: data_tools.image_quality.ImageQuality, init_args: {min_side: 0}}]"
+            "rules: [{class_path: data_tools.vetting.image_quality.ImageQuality, init_args: {min_side: 0}}]"
         )
         vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
     assert not (tmp_path / "vetted").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from warc_files import WarcFile
 
-from data_tools.warc_pages import PageRefused, archive_digest, folder_files, folder_pages, warc_pages
+from data_tools.pages.warc_pages import PageRefused, archive_digest, folder_files, folder_pages, warc_pages
 
 
 def read(path: Path, limit: int = 1000) -> list:

@@ -49,7 +49,7 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F8
     download = ["--table", tmp_path / "screened/links.parquet", "--output", tmp_path / "shards", "--min-success", "0.5"]
     download += ["--samples-per-shard", "6", "--retries", "0", *polite]
     program("download_shards", *download)
-    (tmp_path / "rules.yaml").write_text("rules:\n- class_path: data_tools.exact_duplicates.ExactDuplicates\n")
+    (tmp_path / "rules.yaml").write_text("rules:\n- class_path: data_tools.vetting.exact_duplicates.ExactDuplicates\n")
     program(
         "vet_shards",
         "--shards",

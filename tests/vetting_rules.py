@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.vetting import DatasetRule, Finding, Sample, VettingRule
+from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, VettingRule
 
 
 class Even(VettingRule):

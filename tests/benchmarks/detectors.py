@@ -27,11 +27,11 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.face_cascade import FaceCascade
-from data_tools.face_detection import FaceDetection
-from data_tools.file_rights import rights_in_file
-from data_tools.nudity import EXPOSED, Nudity
-from data_tools.vetting import Sample, VettingRule
+from data_tools.rights.file_rights import rights_in_file
+from data_tools.vetting.face_cascade import FaceCascade
+from data_tools.vetting.face_detection import FaceDetection
+from data_tools.vetting.nudity import EXPOSED, Nudity
+from data_tools.vetting.vetting_rule import Sample, VettingRule
 from leam_mm.errors import UserError, run
 
 HEIGHTS = [16, 20, 24, 32, 48, 80]

@@ -1,4 +1,4 @@
-"""What data_tools/near_duplicates.py finds and what it takes wrongly: copies of pictures, variants of emoji, and speed.
+"""What vetting/near_duplicates.py finds and what it takes wrongly: copies of pictures, variants of emoji, and speed.
 
 Beside it stand the hash alone (PDQ at the usual 31 bits), and SHA-256, which is all that img2dataset offers. Intervals
 are those of Clopper and Pearson (95 %) for shares of pictures, and bootstraps over originals for shares of pairs.
@@ -27,13 +27,13 @@ from rich.table import Table
 from scipy.stats import beta
 from toy_input import photo
 
-from data_tools.binary_neighbours import compare_all, join_parts
-from data_tools.emoji_names import SKIN_TONES, base_of, group_of
-from data_tools.exact_duplicates import ExactDuplicates
-from data_tools.near_duplicates import NearDuplicates, Pictures
-from data_tools.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
-from data_tools.semantic_duplicates import SemanticDuplicates, similar_pairs
-from data_tools.vetting import Sample
+from data_tools.emoji.emoji_names import SKIN_TONES, base_of, group_of
+from data_tools.vetting.binary_neighbours import compare_all, join_parts
+from data_tools.vetting.exact_duplicates import ExactDuplicates
+from data_tools.vetting.near_duplicates import NearDuplicates, Pictures
+from data_tools.vetting.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
+from data_tools.vetting.semantic_duplicates import SemanticDuplicates, similar_pairs
+from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError, run
 
 SIDE, SCENES, DRAWINGS = 160, 250, 300

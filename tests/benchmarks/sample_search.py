@@ -27,10 +27,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.perceptual_hash import pdq
 from data_tools.sample_search import ask
-from data_tools.sample_selector import normalised_url, read_picture
-from data_tools.search_index import BATCH, KINDS, TOLD, IndexWriter, SearchIndex, digest_of
+from data_tools.vetting.perceptual_hash import pdq
+from data_tools.withdrawal.sample_selector import normalised_url, read_picture
+from data_tools.withdrawal.search_index import BATCH, KINDS, TOLD, IndexWriter, SearchIndex, digest_of
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import run
 

@@ -1,0 +1,118 @@
+"""The process that runs img2dataset (https://github.com/rom1504/img2dataset) with our PartDownloader in it.
+
+img2dataset reads the table, cuts it into parts and hands them out: to processes of this machine, to Spark, or to Ray.
+Workers on other machines need this package installed and the file system of the work folder.
+What fetches a part is download/download_worker.py; what img2dataset would have done itself (a browser's name, no
+robots words but four, no limits) is not loaded at all. The ray distributor of 1.47 ignores parts that failed and does
+nothing, successfully, where ray is not installed: data_tools/download/raw_part.py looks what is there and asks again.
+"""
+
+import functools
+import importlib
+import json
+import os
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+from data_tools.download.download_worker import LINKS, PartDownloader
+from data_tools.download.image_fetch import FetchSetting
+
+
+class SilentLogger:
+    """Stands for img2dataset's LoggerProcess, a process of its own that prints sums and feeds wandb."""
+
+    def __init__(self, *given: Any) -> None:
+        """Take what is given to the real one."""
+        self.done_shards: set[int] = set()
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def join(self) -> None:
+        """Nothing to wait for."""
+
+    def terminate(self) -> None:
+        """Nothing to end."""
+
+
+def leave_with(parent: int) -> None:
+    """End this process as soon as another process has become its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.3)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def open_spark(setting: FetchSetting) -> Any:
+    """A session that img2dataset finds and uses; its own would ask for 16 GB and serve a page on all interfaces."""
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.appName("leam_mm").config("spark.ui.enabled", "false")
+    builder = builder.config("spark.sql.execution.arrow.pyspark.enabled", "false")
+    if setting.cluster:
+        return builder.master(setting.cluster).getOrCreate()
+    builder = builder.config("spark.driver.bindAddress", "127.0.0.1").config("spark.driver.host", "127.0.0.1")
+    return builder.config("spark.driver.memory", "1g").master(f"local[{setting.processes}]").getOrCreate()
+
+
+def open_ray(setting: FetchSetting) -> None:
+    """Connect to a Ray head, or start one here, without its page and without telling anybody of it."""
+    import ray
+
+    if setting.cluster:
+        ray.init(address=setting.cluster, log_to_driver=False)
+    else:
+        ray.init(num_cpus=setting.processes, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+
+
+def download(setting: FetchSetting, scratch: Path) -> None:
+    """Fetch all parts of ``setting.links``.
+
+    Args:
+        setting: What is fetched, how, and by whom.
+        scratch: Folder that img2dataset may use as its own.
+    """
+    os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+    # img2dataset imports these at start, for telemetry and for re-encoding. Leaving them out saves three seconds, and
+    # what is not there cannot phone home. None makes an import fail, which webdataset expects of torch.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    for name in ("wandb", "albumentations"):
+        sys.modules[name] = types.ModuleType(name)
+    if setting.distributor != "ray":
+        sys.modules["ray"] = None  # type: ignore[assignment]
+    program: Any = importlib.import_module("img2dataset.main")  # the package has a function of that name, too
+    program.Downloader = functools.partial(PartDownloader, setting)
+    program.LoggerProcess = SilentLogger
+    if setting.distributor == "pyspark":
+        session = open_spark(setting)
+    elif setting.distributor == "ray":
+        open_ray(setting)
+    program.download(
+        url_list=setting.links,
+        input_format="parquet",
+        save_additional_columns=[name for name in LINKS.names if name != "url"],
+        output_folder=str(scratch),
+        output_format="dummy",
+        processes_count=setting.processes,
+        thread_count=setting.threads,
+        number_sample_per_shard=setting.rows_per_part,
+        max_shard_retry=2,
+        user_agent_token=setting.agent_name,
+        distributor=setting.distributor,
+        incremental_mode="incremental",
+    )
+    if setting.distributor == "pyspark":
+        session.stop()
+
+
+if __name__ == "__main__":
+    leave_with(os.getppid())
+    download(FetchSetting(**json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))

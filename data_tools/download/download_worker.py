@@ -1,0 +1,221 @@
+"""What stands in img2dataset's place for the downloading: one part of the links, fetched politely, with its evidence.
+
+img2dataset's own program divides the table and hands the parts to processes, Spark or Ray; it is told to build this
+class where it would have built its ``Downloader`` (download/distributors.py). Workers receive it pickled by its
+name, so that they need this package and none of img2dataset. A part is a parquet file, written beside its place and
+renamed: it is whole or not there, however often it was begun and wherever.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import queue
+import socket
+import threading
+import time
+import traceback
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.download.host_budget import HostBudget, HostQueue, Place
+from data_tools.download.image_fetch import FetchSetting
+from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
+from data_tools.rights.origin_rules import OriginRules
+
+LINKS = pa.schema(
+    [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]
+)  # what a part is made of
+FETCHED = pa.schema(
+    [
+        ("row", pa.int64()),
+        *((name, pa.string()) for name in ("rule", "value", "reason", "fetched_at", "sha256", "response", "visit")),
+        ("legal_basis", pa.string()),
+        ("content", pa.large_binary()),
+    ]
+)  # what becomes of it
+GROUP_ROWS, GROUP_BYTES = 100, 1 << 24  # of a row group: what is held in memory before it is written
+UNREACHED = 8  # connections in a row that fail before a host is left alone for a while
+
+
+def part_file(raw: Path, part: int) -> Path:
+    """Where a fetched part lies."""
+    return raw / f"{part:05d}.parquet"
+
+
+class PartDownloader:
+    """Fetches the parts that img2dataset's distributors hand it.
+
+    Args:
+        setting: All it needs; nothing of the other arguments is used.
+        given: What img2dataset gives its own ``Downloader``.
+    """
+
+    def __init__(self, setting: FetchSetting, **given: Any) -> None:
+        """Keep the setting; see the class for the arguments."""
+        self.setting = setting
+
+    def __call__(self, row: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
+        """Fetch one part; False where it could not be finished, as img2dataset expects it.
+
+        Args:
+            row: Number and file of the part's links, as img2dataset's reader has cut them.
+        """
+        try:
+            with pa.memory_map(row[1]) as file:
+                links = pa.ipc.open_file(file).read_all()
+            Part(self.setting, links).fetch()
+            Path(row[1]).unlink(missing_ok=True)
+            return True, row
+        except Exception:  # the distributor must hear of it, whatever it was
+            traceback.print_exc()
+            return False, row
+
+
+@functools.lru_cache(1)
+def _requests(setting: str) -> tuple[ImageRequest, OriginRules | None]:
+    """One door per process; multiprocessing's workers leave with their parent."""
+    known = FetchSetting(**json.loads(setting))
+    parent = os.getppid() if known.distributor == "multiprocessing" else None
+    if known.ask_origins == "none":
+        return ImageRequest(known, parent), None
+    quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
+    rules = OriginRules(quick, Path(known.output).with_name("origins.jsonl"))
+    return ImageRequest(known, parent, rules.judge), rules
+
+
+class Part:
+    """One part while it is fetched.
+
+    Args:
+        setting: Limits, names and permissions.
+        links: Columns of ``LINKS``.
+    """
+
+    def __init__(self, setting: FetchSetting, links: pa.Table) -> None:
+        """Take the links; see the class for the arguments."""
+        self.setting, self.number = setting, int(links["part"][0].as_py())
+        self.path = part_file(Path(setting.output), self.number)
+        self.rows: list[dict[str, Any]] = links.to_pylist()
+        free = frozenset() if setting.spare_private else frozenset(setting.allow_private)
+        self.budget = HostBudget(
+            Path(setting.output).with_name("hosts"),
+            setting.connections_per_host,
+            setting.delay_per_host,
+            dict(setting.crawl_delay),
+            free,
+        )
+        self.requests, self.rules = _requests(json.dumps(asdict(setting)))
+        self.results: queue.SimpleQueue[tuple[dict[str, Any], Answer]] = queue.SimpleQueue()
+        hosts = [(urlsplit(row["url"]).hostname or "", row) for row in self.rows]
+        self.queue = HostQueue(hosts, self.budget, setting.longest_wait, self._give_up)
+        self._unreached: dict[str, int] = {}
+        self._heard: set[str] = set()  # hosts whose robots.txt was looked at for a crawl delay
+
+    def fetch(self) -> None:
+        """Fetch all links and write the part."""
+        end = time.monotonic() + self.setting.part_seconds
+        threads = min(self.setting.threads, len(self.rows))
+        for _ in range(threads):  # daemons: one that hangs in the resolver must not keep the part from ending
+            threading.Thread(target=self._work, daemon=True).start()
+        temporary = self.path.with_name(f"{self.path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
+        try:
+            self._write(temporary, end)
+            os.replace(temporary, self.path)
+        finally:
+            self.queue.stop()
+            temporary.unlink(missing_ok=True)
+
+    def _work(self) -> None:
+        while taken := self.queue.take():
+            host, row, place = taken
+            answer = self._ask(host, row, place)
+            if answer.again and row.setdefault("attempts", 1) <= self.setting.retries:
+                row["attempts"] += 1
+                self.queue.back(host, row)
+            else:
+                self.results.put((row, answer))
+                self.queue.done()
+
+    def _ask(self, host: str, row: dict[str, Any], place: Place) -> Answer:
+        try:
+            answer = self.requests.ask(row["url"], basis_of(row["legal_basis"]))
+        finally:
+            place.leave()
+        self._hear(host, row["url"])
+        row["moment"] = datetime.now(UTC).isoformat(timespec="seconds")
+        if answer.busy or answer.again:
+            doubled = float(2 ** (row.get("attempts", 1) - 1))
+            self.budget.hold(host, doubled if answer.wait is None else answer.wait, answer.busy)
+        self._unreached[host] = 0 if answer.reached else self._unreached.get(host, 0) + 1
+        if self._unreached[host] >= UNREACHED:
+            self.budget.hold(host, self.setting.longest_wait + 1, False)
+        return answer
+
+    def _hear(self, host: str, url: str) -> None:
+        """Keep the pauses that an origin asks for, where nobody has screened it and it was asked here."""
+        if self.rules is None or self.setting.ask_origins != "all" or host in self.budget.free or host in self._heard:
+            return
+        self._heard.add(host)
+        if host and (delay := self.rules.crawl_delay(url)):
+            self.budget.longer[host] = delay
+            self.budget.hold(host, delay, False)
+
+    def _give_up(self, row: dict[str, Any], left: float) -> None:
+        reason = f"not asked: the host is to be left alone for {left:.0f} s more"
+        self.results.put((row, Answer().refuse(AGAIN, "patience", reason)))
+
+    def _write(self, temporary: Path, end: float) -> None:
+        """Write rows as they come; those that do not come in time are written as failed."""
+        waiting = {row["row"]: row for row in self.rows}
+        group: list[dict[str, Any]] = []
+        size = total = 0
+        counted, progress = 0.0, Path(f"{self.setting.links}.progress") / f"{socket.gethostname()}-{os.getpid()}"
+        before = int(progress.read_text() or 0) if progress.exists() else 0
+        with pq.ParquetWriter(temporary, FETCHED, compression="none") as writer:
+            while waiting:
+                row, answer = self._next(waiting, end)
+                del waiting[row["row"]]
+                if answer.content is not None:
+                    total += len(answer.content)
+                    if total > self.setting.part_bytes:
+                        answer.refuse(AGAIN, "part_bytes", f"the part holds {self.setting.part_bytes} bytes already")
+                group.append(_cells(row, answer))
+                size += len(answer.content or b"")
+                if len(group) == GROUP_ROWS or size >= GROUP_BYTES or not waiting:
+                    writer.write_table(pa.Table.from_pylist(group, FETCHED))
+                    group, size = [], 0
+                if (time.monotonic() - counted > 0.3 or not waiting) and progress.parent.is_dir():
+                    counted = time.monotonic()
+                    progress.write_text(str(before + len(self.rows) - len(waiting)))
+
+    def _next(self, waiting: dict[int, dict[str, Any]], end: float) -> tuple[dict[str, Any], Answer]:
+        try:
+            return self.results.get(timeout=max(0.0, end - time.monotonic()))
+        except queue.Empty:
+            self.queue.stop()
+            reason = f"the part took longer than {self.setting.part_seconds:g} s"
+            return next(iter(waiting.values())), Answer().refuse(AGAIN, "part_seconds", reason)
+
+
+def _cells(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
+    moment = row.get("moment") or datetime.now(UTC).isoformat(timespec="seconds")
+    visit = answer.visit | {"attempts": row.get("attempts", 1)}
+    return {
+        "row": row["row"],
+        "legal_basis": row["legal_basis"],
+        "rule": answer.rule,
+        "value": answer.value,
+        "reason": answer.reason,
+        "fetched_at": moment,
+        "sha256": hashlib.sha256(answer.content).hexdigest() if answer.content is not None else None,
+        "response": json.dumps(answer.response, ensure_ascii=False, sort_keys=True),
+        "visit": json.dumps(visit, ensure_ascii=False, sort_keys=True),
+        "content": answer.content,
+    }

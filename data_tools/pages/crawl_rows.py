@@ -1,0 +1,88 @@
+"""Turn what was read in a page into rows of the table of links and of the ledger."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from data_tools.ledger import evidence_text, link_uid
+from data_tools.links.language_vote import UNDETERMINED, vote
+from data_tools.links.link_table import OPTIONAL, REQUIRED
+from data_tools.pages.page_licences import Statement
+from data_tools.pages.page_links import PageLink, PageReading, link_evidence
+from data_tools.pages.warc_pages import Page, PageRefused
+from data_tools.rights.licence_address import Licence, read_licence, strictest
+
+LINK_SCHEMA = pa.schema([(name, pa.string()) for name in (*REQUIRED, *OPTIONAL)])
+AUTHORS = ("creditText", "creator", "copyrightNotice", "copyrightHolder")
+
+
+def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool) -> list[dict[str, Any]]:
+    """A row for each image, as in ``LINK_SCHEMA``.
+
+    Args:
+        page: The page.
+        reading: What was found in it.
+        source: Name of the source, or empty.
+        suggest_basis: Whether a legal basis may follow from a licence.
+    """
+    known = reading.language if reading.language != UNDETERMINED else None
+    texts = [(text, spoken or known) for link in reading.links for text, _, spoken in link.captions]
+    languages = iter(vote([text for text, _ in texts], [expected for _, expected in texts]))
+    reserved = any(signal.reserved for signal in reading.signals)
+    rows = []
+    for link in reading.links:
+        captions = [
+            {"text": text, "language": next(languages).language, "source": origin, "machine_translated": False}
+            for text, origin, _ in link.captions
+        ]
+        licence = image_licence(link)
+        basis = licence.basis if licence and suggest_basis and not reserved else None
+        rows.append(
+            {
+                "url": link.url,
+                "caption": captions[0]["text"],
+                "captions": json.dumps(captions, ensure_ascii=False),
+                "licence": licence.name if licence else None,
+                "legal_basis": basis.value if basis else None,
+                "page_url": page.url,
+                "attribution": attribution(link.statements),
+                "metadata": evidence_text({"page_title": reading.title, "page_language_by": reading.language_source}),
+                "consent": evidence_text(link_evidence(page, reading, link)),
+                "language": reading.language,
+                "uid": link_uid(link.url, page.url, str(captions[0]["text"])),
+                "source": source or None,
+            }
+        )
+    return rows
+
+
+def image_licence(link: PageLink) -> Licence | None:
+    """The strictest licence that the page names for this very image; words that are no address allow nothing."""
+    said = [one.fields["license"] for one in link.statements if "license" in one.fields]
+    return strictest([read_licence(words) or Licence(words, words, None) for words in said])
+
+
+def attribution(statements: list[Statement]) -> str | None:
+    """Whom to name: credit, creator and copyright notice, each once."""
+    names = [one.fields[name] for one in statements for name in AUTHORS if name in one.fields]
+    return "; ".join(dict.fromkeys(names)) or None
+
+
+def page_row(page: Page, outcome: PageReading | PageRefused) -> dict[str, Any]:
+    """The page's row of the ledger."""
+    evidence: dict[str, Any] = {"archive": page.archive, "record": page.record}
+    try:
+        domain = urlsplit(page.url).hostname
+    except ValueError:
+        domain = None
+    row = {"uid": link_uid(page.url, None, None), "url": page.url, "domain": domain, "fetched_at": page.date}
+    if isinstance(outcome, PageRefused):
+        decision = {"rule": outcome.rule, "value": outcome.value, "kept": False, "reason": outcome.reason}
+        return row | decision | {"evidence": evidence}
+    evidence |= {"skipped_images": dict(sorted(outcome.skipped.items()))} if outcome.skipped else {}
+    reserving = sorted({signal.kind for signal in outcome.signals if signal.reserved})
+    evidence |= {"reserving": reserving} if reserving else {}
+    found = {"rule": "read", "value": f"{len(outcome.links)} links", "kept": True, "reason": ""}
+    return row | found | {"bytes": len(page.content), "language": outcome.language, "evidence": evidence}

@@ -1,0 +1,194 @@
+"""Rights that stand in a picture's own metadata: XMP, IPTC and EXIF, read from the bytes as they were fetched.
+
+``plus:DataMining`` (IPTC Photo Metadata Standard 2023.1, vocabulary of the PLUS coalition) reserves with each value but
+DMI-ALLOWED and DMI-UNSPECIFIED; ``tdm:reservation`` of TDMRep with 1. Copyright notices, usage terms and the web
+statement of rights say whose picture it is, which reserves nothing; but a sentence among them that speaks of mining or
+training does. Whether plain words are machine-readable is disputed (LG Hamburg, 310 O 227/23, leaned to yes in 2024).
+XMP is looked for as packets anywhere in the file (XMP specification part 3), and in compressed text of PNG.
+"""
+
+import io
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from xml.parsers import expat
+
+from PIL import ExifTags, Image, IptcImagePlugin
+
+from data_tools.rights.reservation_grammar import tdm_value
+from data_tools.rights.reservations import Signal
+
+PLUS, TDM = "http://ns.useplus.org/ldf/xmp/1.0/", "http://www.w3.org/ns/tdmrep/"
+# Qualified names as expat writes them -> kind of the signal.
+PROPERTIES = {
+    f"{PLUS} DataMining": "xmp:data-mining",
+    f"{TDM} reservation": "xmp:tdm-reservation",
+    "http://purl.org/dc/elements/1.1/ rights": "xmp:rights",
+    "http://ns.adobe.com/xap/1.0/rights/ UsageTerms": "xmp:usage-terms",
+    "http://ns.adobe.com/xap/1.0/rights/ WebStatement": "xmp:web-statement",
+    "http://creativecommons.org/ns# license": "xmp:licence",
+    f"{PLUS} OtherConstraints": "xmp:other-constraints",
+}
+RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
+FREE = ("DMI-ALLOWED", "DMI-UNSPECIFIED")
+IPTC = {(2, 40): "iptc:instructions", (2, 116): "iptc:copyright"}  # IIM 4.2 data sets
+MOST_XMP, MOST_WORDS, MOST_PACKETS, DEPTH, SHOWN = 2_000_000, 20_000, 20, 64, 300
+_RDF = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,20}:)?)RDF[\s>]")
+# What a sentence on rights speaks of when it is about us: mining, the directive, or machines near their training, in
+# the words of the larger languages of the Union.
+_MACHINES = r"(?:\b(?:ai|ia|ki)\b|artificial intel|intel{1,2}igen\w{1,5} artific|künstliche\w? intel|machine|maschin)"
+_TRAINING = r"(?:\btrain|entra.{1,3}ne|\bentren|addestra|\btrein|szkoleni|trénov)"
+MINING = re.compile(
+    rf"data[ -]?mining|\btdm\b|machine[ -]learning|\bnoai\b|2019/790|44b UrhG|fouille de textes|estrazione di testo"
+    rf"|minería de textos|{_TRAINING}.{{0,60}}{_MACHINES}|{_MACHINES}.{{0,60}}{_TRAINING}",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def metadata_signals(raw: bytes) -> list[Signal]:
+    """Read the rights of a file.
+
+    Args:
+        raw: The picture as it was fetched, any size.
+
+    Returns:
+        A signal for each property that is set, reserved or not.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for packet in _packets(raw):
+        found |= dict.fromkeys(_read_packet(packet))
+    if b"Exif" in raw or b"eXIf" in raw or b"EXIF" in raw or b"8BIM" in raw:
+        found |= dict.fromkeys(_pillow_properties(raw))
+    return [Signal(kind, value[:SHOWN], "file", _reserves(kind, value)) for kind, value in sorted(found)]
+
+
+def _reserves(kind: str, value: str) -> bool:
+    if kind == "xmp:unreadable":
+        return True
+    if kind == "xmp:data-mining":
+        word = value.strip().rstrip("/").rpartition("/")[2].upper()
+        return word not in FREE and value.strip().casefold() != "allowed"
+    if kind == "xmp:tdm-reservation":
+        return tdm_value(value) is True
+    return bool(MINING.search(value[:MOST_WORDS]))
+
+
+def _packets(raw: bytes) -> Iterator[bytes]:
+    """The RDF of each XMP packet in the file."""
+    yield from _rdf(raw)
+    if raw.startswith(b"\x89PNG") and b"XML:com.adobe.xmp" in raw:
+        for text in _compressed_texts(raw):
+            yield from _rdf(text)
+
+
+def _rdf(raw: bytes) -> Iterator[bytes]:
+    place = 0
+    if b"RDF" not in raw:
+        return
+    for _ in range(MOST_PACKETS):
+        begin = _RDF.search(raw, place)
+        if begin is None:
+            return
+        close = b"</" + begin[1] + b"RDF>"
+        end = raw.find(close, begin.end())
+        # A packet without an end, or an endless one, is handed over as it is: it will be found unreadable.
+        place = min(end + len(close) if end >= 0 else len(raw), begin.start() + MOST_XMP)
+        yield raw[begin.start() : place]
+
+
+def _compressed_texts(raw: bytes) -> Iterator[bytes]:
+    """XMP in compressed iTXt chunks (PNG specification, 11.3.3.4)."""
+    place = 8
+    while place + 12 <= len(raw):
+        length, name = struct.unpack(">I4s", raw[place : place + 8])
+        body = raw[place + 8 : place + 8 + length]
+        if name == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\1\0"):
+            try:
+                yield zlib.decompressobj().decompress(body[20:].split(b"\0", 2)[2], MOST_XMP)
+            except (zlib.error, IndexError):
+                yield b"<rdf:RDF >DataMining"  # cannot be read, so it might
+        place += 12 + length
+
+
+def _read_packet(packet: bytes) -> Iterator[tuple[str, str]]:
+    """Kind and value of each property we know; a packet that is broken where it speaks of mining is ``unreadable``."""
+    reader = _PacketReader()
+    try:
+        reader.read(packet)
+    except (expat.ExpatError, ValueError) as error:
+        if b"DataMining" in packet or b"reservation" in packet:
+            yield "xmp:unreadable", str(error)[:SHOWN]
+    yield from reader.found
+
+
+class _PacketReader:
+    """Follows the events of an XML parser; keeps no tree, opens no entity, stops at too deep nesting."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+        self._open: list[tuple[str | None, list[str]]] = []  # kind of each open element, and its text so far
+
+    def read(self, packet: bytes) -> None:
+        if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
+            raise ValueError("a packet with a document type")
+        parser = expat.ParserCreate("utf-8", " ")
+        parser.StartElementHandler, parser.EndElementHandler = self._begin, self._end
+        parser.CharacterDataHandler = self._text
+        # Packets are cut out at rdf:RDF, whose prefixes may be declared further out.
+        parser.Parse(_with_prefixes(packet), True)
+
+    def _begin(self, name: str, attributes: dict[str, str]) -> None:
+        if len(self._open) > DEPTH:
+            raise ValueError("a packet nested too deeply")
+        kind = PROPERTIES.get(name)
+        self._open.append((kind, []))
+        for attribute, value in attributes.items():
+            if attribute in PROPERTIES:
+                self.found.append((PROPERTIES[attribute], value))
+            elif attribute == RESOURCE and kind:
+                self.found.append((kind, value))
+
+    def _text(self, text: str) -> None:
+        # Text counts for the innermost property around it: values may stand in rdf:Alt and rdf:li.
+        for kind, parts in reversed(self._open):
+            if kind:
+                parts.append(text)
+                return
+
+    def _end(self, _: str) -> None:
+        kind, parts = self._open.pop()
+        if kind and (value := " ".join("".join(parts).split())):
+            self.found.append((kind, value))
+
+
+def _with_prefixes(packet: bytes) -> bytes:
+    """Declare the usual prefixes where the packet itself does not."""
+    usual = {
+        b"rdf": b"http://www.w3.org/1999/02/22-rdf-syntax-ns#",
+        b"plus": PLUS.encode(),
+        b"tdm": TDM.encode(),
+        b"dc": b"http://purl.org/dc/elements/1.1/",
+        b"xmpRights": b"http://ns.adobe.com/xap/1.0/rights/",
+    }
+    declared = b"".join(b' xmlns:%s="%s"' % pair for pair in usual.items())
+    return b"<x%s>%s</x>" % (declared, packet)
+
+
+def _pillow_properties(raw: bytes) -> Iterator[tuple[str, str]]:
+    """EXIF's Copyright and IPTC's notice and instructions; broken metadata of this kind say nothing."""
+    try:
+        with Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"]) as image:
+            if text := _plain(image.getexif().get(ExifTags.Base.Copyright)):
+                yield "exif:copyright", text
+            notes = IptcImagePlugin.getiptcinfo(image) or {} if image.format == "JPEG" else {}
+            for key, kind in IPTC.items():
+                if text := _plain(notes.get(key)):
+                    yield kind, text
+    except Exception:  # Pillow's parsers raise many kinds on hostile headers; decoding judges such a file later
+        return
+
+
+def _plain(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+    return " ".join(text.replace("\0", " ").split())

@@ -1,0 +1,267 @@
+"""Read what right holders say in machines' words: headers, meta tags, robots.txt, tdmrep.json, ai.txt, registries.
+
+Pure functions: text in, signals out, no network, no clock (grammars and sources: rights/reservation_grammar.py).
+Where a source is unclear, or a text breaks its grammar but plainly refuses, the refusal counts.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+from protego import Protego
+
+from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.reservation_grammar import (
+    WORDS,
+    agent_names,
+    origin_of,
+    path_matches,
+    path_of,
+    product_token,
+    robots_words,
+    rule_groups,
+    tdm_rules,
+    tdm_value,
+    usage_refusals,
+)
+
+ACCESS = "robots.txt"  # the one kind of signal that says who may fetch, not what may be done with what was fetched
+PARSED = 128  # files of origins kept in parsed form, of each kind
+SHOWN = 500  # characters of a stranger's words in a signal
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One thing a right holder said about one address.
+
+    Args:
+        kind: Where it stood: ``robots.txt``, ``robots.txt:content-usage``, ``tdmrep.json``, ``ai.txt``, ``registry``,
+            ``header:x-robots-tag``, ``header:tdm-reservation``, ``meta:robots``, ``c2pa``, ``licence`` and so on.
+        value: The words, as far as they decide.
+        source: Address of the answer or file that holds them.
+        reserved: Whether they refuse.
+    """
+
+    kind: str
+    value: str
+    source: str
+    reserved: bool
+
+
+class Registry(Protocol):
+    """An opt-out list, such as data_tools/rights/ai_registry.py reads."""
+
+    name: str
+
+    def find(self, url: str) -> str | None:
+        """Give the entry that covers an address, or nothing."""
+
+
+def decide(signals: Iterable[Signal], basis: LegalBasis) -> Signal | None:
+    """Give the signal that forbids, or nothing.
+
+    Access rules bind every basis. Reservations bind article 4 alone; among them a ``TDM-Reservation`` header supersedes
+    what tdmrep.json of the same origin says (TDMRep, Processing priority).
+    """
+    known = list(signals)
+    for signal in known:
+        if signal.reserved and signal.kind == ACCESS:
+            return signal
+    if not basis.honours_reservations:
+        return None
+    spoken = {
+        origin_of(signal.source)
+        for signal in known
+        if signal.kind == "header:tdm-reservation" and tdm_value(signal.value.partition(" ")[0]) is not None
+    }
+    for signal in known:
+        if signal.reserved and not (signal.kind == "tdmrep.json" and origin_of(signal.source) in spoken):
+            return signal
+    return None
+
+
+def header_signals(headers: Iterable[tuple[str, str]], agent: str, url: str, moment: datetime) -> list[Signal]:
+    """Read all headers of one answer; every hop of a redirect is an answer of its own.
+
+    Args:
+        headers: Names and values; a name may come several times.
+        agent: Our product name, as it stands in the User-Agent header.
+        url: Address that was asked.
+        moment: When, with time zone; ``unavailable_after`` is compared with it.
+    """
+    found, policy = [], ""
+    for name, value in headers:
+        field = name.strip().casefold()
+        if field == "x-robots-tag":
+            found.append(_robots_signal("header:x-robots-tag", value, agent_names(agent), url, moment))
+        elif field == "tdm-reservation":
+            found.append(_tdm_signal("header:tdm-reservation", value, url))
+        elif field == "tdm-policy":
+            policy = value.strip()[:SHOWN]
+        elif field in WORDS["usage"]["fields"]:
+            found.append(_usage_signal(f"header:{field}", value, url))
+    return _with_policy(found, policy)
+
+
+def meta_signals(pairs: Iterable[tuple[str, str]], agent: str, url: str, moment: datetime) -> list[Signal]:
+    """Read the meta tags (name, content) of a page; its images are taken to be spoken of, too."""
+    found, policy = [], ""
+    for name, content in pairs:
+        field = name.strip().casefold()
+        if field == "robots" or product_token(field) in agent_names(agent):
+            found.append(_robots_signal("meta:robots", content, None, url, moment))
+        elif field in ("tdm-reservation", "tdm:reservation"):
+            found.append(_tdm_signal("meta:tdm-reservation", content, url))
+        elif field in ("tdm-policy", "tdm:policy"):
+            policy = content.strip()[:SHOWN]
+        elif field in WORDS["usage"]["fields"]:
+            found.append(_usage_signal(f"meta:{field}", content, url))
+    return _with_policy(found, policy)
+
+
+def _robots_signal(kind: str, text: str, names: set[str] | None, url: str, moment: datetime) -> Signal:
+    found = list(robots_words(text, names, moment))
+    return Signal(kind, (", ".join(found) or text.strip())[:SHOWN], url, bool(found))
+
+
+def _tdm_signal(kind: str, text: str, url: str) -> Signal:
+    """Several values in one header were several headers once; one that reserves is enough."""
+    values = [value.strip() for value in text.split(",")]
+    said = next((value for value in values if tdm_value(value)), values[0])
+    return Signal(kind, said[:SHOWN], url, bool(tdm_value(said)))
+
+
+def _usage_signal(kind: str, text: str, url: str) -> Signal:
+    refused = usage_refusals(text)
+    return Signal(kind, (", ".join(refused) or text.strip())[:SHOWN], url, bool(refused))
+
+
+def _with_policy(found: list[Signal], policy: str) -> list[Signal]:
+    """A policy says where a licence can be had; it belongs into the evidence of the reservation."""
+    return [
+        replace(one, value=f"{one.value} {policy}")
+        if policy and one.reserved and one.kind.endswith("tdm-reservation")
+        else one
+        for one in found
+    ]
+
+
+class _Rules:
+    """A file in the grammar of robots.txt, for one agent: access by Protego, the newer rules by their own lines."""
+
+    def __init__(self, text: str, agent: str) -> None:
+        text = text.removeprefix("\ufeff").replace("\0", "")
+        groups = list(rule_groups(text))
+        self.file = Protego.parse(text)
+        known = {name for names, _ in groups for name in names if name}
+        own = {name for name in known if product_token(name) == product_token(agent)} or {"*"}
+        also = {name for name in known if product_token(name) in WORDS["also_obeyed"]}
+        self.names = sorted(own) + sorted(also - own)
+        lines = [line for names, rules in groups for line in rules if not names or names & set(self.names)]
+        self.disallowed = [value for field, value in lines if field == "disallow" and value]
+        self.used: dict[str, list[tuple[str, str, str]]] = {}  # field -> path, what is refused, what is said
+        for field, value in lines:
+            if field in WORDS["usage"]["fields"]:
+                path, _, said = value.partition(" ") if value.startswith("/") else ("", "", value)
+                self.used.setdefault(field, []).append((path, ", ".join(usage_refusals(said)), said))
+        training = WORDS["training_rules"]
+        self.trained = [
+            (value, field in training["allowing"], f"{field}: {value}")
+            for field, value in lines
+            if value and field in training["refusing"] + training["allowing"]
+        ]
+
+    def refusal(self, url: str) -> str | None:
+        """The access rule that forbids, or nothing."""
+        refusing = next((name for name in self.names if not self.file.can_fetch(url, name)), None)
+        if refusing is None:
+            return None
+        target = path_of(url)
+        rules = [value for value in self.disallowed if path_matches(value, target)]
+        return f"{refusing}: Disallow: {max(rules, key=len, default='')}".rstrip()[:SHOWN]
+
+    def usage(self, url: str, source: str, kind: str) -> Iterator[Signal]:
+        """Content-Usage, Content-Signal and DisallowAITraining: of each, the rules with the longest path that fits."""
+        target = path_of(url)
+        for field, rules in self.used.items():
+            fits = [
+                (len(path), bool(refused), f"{path} {refused or said}".strip())
+                for path, refused, said in rules
+                if path_matches(path, target)
+            ]
+            if fits:
+                _, reserved, said = max(fits)
+                yield Signal(f"{kind}:{field}", said[:SHOWN], source, reserved)
+        ruled = [(len(path), allowed, said) for path, allowed, said in self.trained if path_matches(path, target)]
+        if ruled:
+            _, allowed, said = max(ruled)
+            yield Signal(f"{kind}:training", said[:SHOWN], source, not allowed)
+
+
+@functools.lru_cache(PARSED)
+def _rules(text: str, agent: str) -> _Rules:
+    return _Rules(text, agent)
+
+
+def robots_signals(text: str | None, status: int | None, url: str, agent: str) -> list[Signal]:
+    """Read robots.txt for one address (RFC 9309).
+
+    Args:
+        text: The file, or None where there is none.
+        status: Of the answer; None where no answer came. 5xx and no answer forbid everything (2.3.1.4), 4xx and too
+            many redirects nothing (2.3.1.2, 2.3.1.3).
+        url: Address that is to be fetched.
+        agent: Our product name; its own groups count, else those of ``*``.
+    """
+    source = origin_of(url) + "/robots.txt"
+    if status is None or status >= 500:
+        return [Signal(ACCESS, "no answer" if status is None else f"status {status}", source, True)]
+    if text is None:
+        return [Signal(ACCESS, f"status {status}", source, False)]
+    rules = _rules(text, agent)
+    refusal = rules.refusal(url)
+    return [Signal(ACCESS, refusal or "allowed", source, refusal is not None), *rules.usage(url, source, ACCESS)]
+
+
+def robots_delay(text: str, agent: str) -> float | None:
+    """Seconds that robots.txt asks for between two requests of ours, or nothing."""
+    rules = _rules(text, agent)
+    return max((delay for name in rules.names if (delay := rules.file.crawl_delay(name)) is not None), default=None)
+
+
+def ai_txt_signals(text: str | None, url: str, agent: str = "") -> list[Signal]:
+    """Read Spawning's ai.txt: robots.txt's grammar, mostly of file endings, and a refusal is one of training."""
+    if not text or text.lstrip("\ufeff \t\r\n").startswith("<"):
+        return []  # a page instead of the file
+    source = origin_of(url) + "/ai.txt"
+    rules = _rules(text.casefold(), agent)
+    refusal = rules.refusal(url.casefold())
+    return [Signal("ai.txt", refusal or "allowed", source, refusal is not None), *rules.usage(url, source, "ai.txt")]
+
+
+@functools.lru_cache(PARSED)
+def _tdm_rules(text: str) -> list[tuple[str, bool, str]]:
+    return tdm_rules(text)
+
+
+def tdmrep_signals(text: str | None, url: str) -> list[Signal]:
+    """Read /.well-known/tdmrep.json for one address (TDMRep final report, TDM File on the Origin Server).
+
+    The report says both that the most specific match counts and that this is the first in sequence. Where the first
+    match and the longest one differ, the reservation counts.
+    """
+    target = path_of(url)
+    matches = [rule for rule in _tdm_rules(text or "[]") if path_matches(rule[0], target)]
+    if not matches:
+        return []
+    first, longest = matches[0], max(matches, key=lambda rule: len(rule[0]))
+    location, reserved, value = longest if longest[1] and not first[1] else first
+    return [Signal("tdmrep.json", f"{location}: {value}", origin_of(url) + "/.well-known/tdmrep.json", reserved)]
+
+
+def registry_signals(registry: Registry, url: str) -> list[Signal]:
+    """Look an address up in an opt-out registry; silence there says nothing."""
+    entry = registry.find(url)
+    return [Signal("registry", entry, registry.name, True)] if entry else []

@@ -1,0 +1,143 @@
+"""Pictures on shared lists of hashes (of illegal material, of withdrawn works): found by digest, or by PDQ distance.
+
+A list is a text file in UTF-8, named by its kind: ``NAME.sha256``, ``NAME.md5`` or ``NAME.pdq``. A line begins with a
+hash in hex digits (64, 32 and 64); what follows after white space or a comma is ignored, so the output of sha256sum and
+md5sum and the lists that PDQ's authors exchange (``hash,id``) are read as they are. Empty lines are skipped, and those
+that begin with ``#``. A csv file whose header names columns ``sha256``, ``md5`` or ``pdq`` holds lists of these kinds.
+The ledger tells which list matched, and at what distance; no hash of a list is written or printed anywhere.
+"""
+
+import csv
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.errors import UserError
+
+DIGITS = {"sha256": 64, "md5": 32, "pdq": 64}
+BREAK = re.compile(r"[\s,;]")
+
+
+def read_hashes(path: Path) -> dict[str, set[bytes]]:
+    """Hashes of a list by their kind.
+
+    Raises:
+        UserError: The file is missing, names no kind, holds no hash, or a line begins with none.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"hash list {path} cannot be read ({error}): give a text file in UTF-8") from None
+    kind = path.suffix.lower().lstrip(".")
+    if kind == "csv":
+        rows = csv.DictReader(text.splitlines())
+        kinds = [name for name in DIGITS if name in (rows.fieldnames or [])]
+        cells = [(rows.line_num, name, row[name]) for row in rows for name in kinds if row[name]]
+    elif kind in DIGITS:
+        lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
+        cells = [(number, kind, BREAK.split(line)[0]) for number, line in lines if line and not line.startswith("#")]
+        kinds = [kind]
+    else:
+        raise UserError(f"hash list {path}: name it .sha256, .md5, .pdq, or .csv with such columns")
+    found: dict[str, set[bytes]] = {name: set() for name in kinds}
+    for number, name, cell in cells:
+        try:
+            value = bytes.fromhex(cell.strip())
+        except ValueError:
+            value = b""
+        if 2 * len(value) != DIGITS[name]:
+            raise UserError(f"hash list {path}, line {number}: is no {name} of {DIGITS[name]} hex digits")
+        found[name].add(value)
+    if not any(found.values()):
+        raise UserError(f"hash list {path} holds no hash: an empty list would let everything pass, leave it out")
+    return found
+
+
+class HashLists(VettingRule):
+    """Drops pictures that a list names.
+
+    SHA-256 is compared with that of the bytes that were fetched (``sha256`` of the json) and with that of the stored
+    file, MD5 with that of the stored file, PDQ with the perceptual hash of the pixels.
+
+    Args:
+        lists: Files, as data_tools/vetting/hash_lists.py describes them.
+        max_distance: Largest number of the 256 bits by which a picture may differ from a PDQ hash and still match; 31
+            is what its authors advise.
+        min_quality: Smallest quality of a picture's own PDQ, in [0, 100]; that of a flatter picture says nothing.
+    """
+
+    name = "hash_lists"
+
+    def __init__(self, lists: list[Path], max_distance: int = 31, min_quality: int = 50) -> None:
+        """See the class for the arguments."""
+        if not lists:
+            raise UserError("HashLists: name at least one file under lists")
+        if not 0 <= max_distance <= 255 or not 0 <= min_quality <= 100:
+            raise UserError("HashLists: max_distance is a number of bits from 0 to 255, min_quality is in [0, 100]")
+        self.lists, self.max_distance, self.min_quality = lists, max_distance, min_quality
+        self._digests: dict[str, dict[bytes, str]] | None = None
+        self._pdq: list[tuple[str, np.ndarray]] = []
+
+    def setting(self) -> dict[str, Any]:
+        """The lists by what is in them, not by where they lie."""
+        contents = [hashlib.sha256(read).hexdigest() for read in (_content(path) for path in self.lists)]
+        return super().setting() | {"lists": contents}
+
+    def _open(self) -> dict[str, dict[bytes, str]]:
+        if self._digests is None:
+            digests: dict[str, dict[bytes, str]] = {"sha256": {}, "md5": {}}
+            for path in self.lists:
+                for kind, hashes in read_hashes(path).items():
+                    if kind != "pdq":
+                        digests[kind] |= dict.fromkeys(hashes, path.name)
+                    elif hashes:
+                        rows = np.frombuffer(b"".join(sorted(hashes)), np.uint64).reshape(-1, 4)
+                        self._pdq.append((path.name, rows))
+            self._digests = digests
+        return self._digests
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        """Look each picture up."""
+        self._open()
+        return [self._look(sample) for sample in samples]
+
+    def _look(self, sample: Sample) -> Finding:
+        digests = self._open()
+        own = {"sha256": [hashlib.sha256(sample.content).digest(), _digest(sample.record.get("sha256"))]}
+        own["md5"] = [hashlib.md5(sample.content, usedforsecurity=False).digest()] if digests["md5"] else []
+        for kind, values in own.items():
+            for value in values:
+                if name := digests[kind].get(value):
+                    return Finding(kind, False, f"its {kind} is on the list {name}", {"list": name, "kind": kind})
+        if not self._pdq:
+            return Finding("on none")
+        looks, quality = sample.pdq
+        if quality < self.min_quality:
+            return Finding(f"quality {quality}", evidence={"pdq_quality": quality})
+        words = np.frombuffer(looks.tobytes(), np.uint64)
+        nearest = 256
+        for name, rows in self._pdq:
+            distance = int(np.bitwise_count(rows ^ words).sum(1, dtype=np.int64).min())
+            nearest = min(nearest, distance)
+            if distance <= self.max_distance:
+                evidence = {"list": name, "kind": "pdq", "distance": distance}
+                return Finding(f"pdq {distance}", False, f"{distance} of 256 bits from a hash on {name}", evidence)
+        return Finding(f"pdq {nearest}")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"hash list {path} cannot be read ({error.strerror}): mend its path") from None
+
+
+def _digest(text: Any) -> bytes:
+    try:
+        return bytes.fromhex(text) if isinstance(text, str) else b""
+    except ValueError:
+        return b""

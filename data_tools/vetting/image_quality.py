@@ -1,0 +1,53 @@
+"""Pictures in which there is nothing to see: too small, too long, or blank."""
+
+import numpy as np
+
+from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.errors import UserError
+
+LOOKED_AT = 4096  # pixels of which the grey levels are counted, spread evenly
+
+
+class ImageQuality(VettingRule):
+    """Drops pictures by their sides and by the entropy of their grey levels.
+
+    Args:
+        min_side: Shortest side, in pixels.
+        max_aspect: Largest ratio of the longer to the shorter side.
+        min_entropy: Smallest entropy of the grey levels, in bits of 8; a picture of one colour has 0, a drawing of two
+            evenly used ones 1, photographs mostly 6 to 8.
+    """
+
+    name = "image_quality"
+
+    def __init__(self, min_side: int = 64, max_aspect: float = 3.0, min_entropy: float = 0.5) -> None:
+        """See the class for the arguments."""
+        if min_side < 1 or max_aspect < 1 or not 0 <= min_entropy <= 8:
+            raise UserError("ImageQuality: give min_side and max_aspect from 1 on, min_entropy between 0 and 8 bits")
+        self.min_side, self.max_aspect, self.min_entropy = min_side, max_aspect, min_entropy
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        """Measure every picture."""
+        return [self._look(sample.pixels) for sample in samples]
+
+    def _look(self, pixels: np.ndarray) -> Finding:
+        height, width = pixels.shape[:2]
+        aspect, bits = max(height, width) / min(height, width), grey_entropy(pixels)
+        reason = ""
+        if min(height, width) < self.min_side:
+            reason = f"a side shorter than {self.min_side} pixels"
+        elif aspect > self.max_aspect:
+            reason = f"sides of a ratio above {self.max_aspect:g}"
+        elif bits < self.min_entropy:
+            reason = f"nearly blank: its grey levels have less than {self.min_entropy:g} bits"
+        return Finding(f"{width}x{height} {bits:.2f} bits", not reason, reason)
+
+
+def grey_entropy(pixels: np.ndarray) -> float:
+    """Entropy of the grey levels of a picture (H, W, 3) uint8, in bits, from at most about LOOKED_AT of its pixels."""
+    step = max(1, int((pixels.shape[0] * pixels.shape[1] / LOOKED_AT) ** 0.5))
+    some = pixels[step // 2 :: step, step // 2 :: step].astype(np.uint16)
+    grey = (77 * some[..., 0] + 150 * some[..., 1] + 29 * some[..., 2]) >> 8  # BT.601, in 256ths
+    counts = np.bincount(grey.ravel(), minlength=256)
+    share = counts[counts > 0] / counts.sum()
+    return float(max(0.0, -(share * np.log2(share)).sum()))

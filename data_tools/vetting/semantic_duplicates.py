@@ -1,0 +1,183 @@
+"""Vetting rule: of pictures that show the same to an image encoder (other frames, other crops) the best one stays.
+
+After SemDeDup (Abbas et al. 2303.09540): embeddings are clustered by k-means and compared within clusters only, so that
+a million need no trillion cosines. Two things differ: each picture is compared in the two clusters nearest to it, since
+pairs fall on both sides of a border; and of a group the best picture stays, not the one farthest from the centre.
+"""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from data_tools.download.image_repair import encode_image
+from data_tools.vetting.duplicate_groups import Components, choose, preference
+from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
+from leam_mm.errors import UserError
+
+BLOCK = 2048  # rows compared at once
+TRAINED_ON = 128  # rows per cluster from which its centre is learned
+ROUNDS = 10
+CLUSTERS = 2  # in which each row is compared
+
+
+def centres(features: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Centres of spherical k-means, (count, D) float32 of unit length, learned from evenly drawn rows of (N, D)."""
+    generator = np.random.default_rng(seed)
+    drawn = np.sort(generator.permutation(len(features))[: TRAINED_ON * count])
+    rows = features[drawn].astype(np.float32)
+    found = rows[generator.permutation(len(rows))[:count]]
+    for _ in range(ROUNDS):
+        nearest = np.concatenate([own[:, 0] for own in _nearest(rows, found, 1)])
+        order = np.argsort(nearest, kind="stable")
+        used, begin = np.unique(nearest[order], return_index=True)
+        found[used] = np.add.reduceat(rows[order], begin, axis=0)  # a centre without rows stays where it was
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+    return found
+
+
+def _nearest(features: np.ndarray, found: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """The nearest centres of each row, (up to BLOCK, count), a block of rows at a time."""
+    for start in range(0, len(features), BLOCK):
+        cosines = features[start : start + BLOCK].astype(np.float32) @ found.T
+        yield np.argpartition(-cosines, min(count, len(found) - 1), axis=1)[:, :count]
+
+
+def similar_pairs(
+    features: np.ndarray, cosine: float, cluster_size: int, seed: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of rows, (P,) and (P,), whose embeddings are at least so near, of those that share a cluster.
+
+    A pair that shares two clusters comes twice. Up to ``cluster_size`` rows all are compared.
+
+    Args:
+        features: (N, D) of unit length.
+        cosine: Smallest cosine of a pair.
+        cluster_size: Rows of an average cluster; more find more of the pairs and take as much more time.
+        seed: Of the clustering.
+    """
+    count = -(-len(features) // cluster_size)
+    if count <= 1:
+        members = [np.arange(len(features))]
+    else:
+        found = centres(features, count, seed)
+        nearest = np.concatenate(list(_nearest(features, found, min(CLUSTERS, count))))
+        order = np.argsort(nearest.ravel(), kind="stable")
+        begin = np.searchsorted(nearest.ravel()[order], np.arange(1, count))
+        members = np.split(order // nearest.shape[1], begin)
+    for rows in members:
+        for start in range(0, len(rows), BLOCK):
+            mine = features[rows[start : start + BLOCK]].astype(np.float32)
+            for further in range(start, len(rows), BLOCK):
+                others = features[rows[further : further + BLOCK]].astype(np.float32)
+                first, second = np.nonzero(mine @ others.T >= cosine)
+                new = first + start < second + further
+                yield rows[first[new] + start], rows[second[new] + further]
+
+
+class SemanticDuplicates(DatasetRule):
+    """Drops pictures whose embedding lies next to that of a better one: more pixels, then the first key.
+
+    What a cosine means differs between encoders: look at the pictures that a strict threshold drops before you lower
+    it. To a small CLIP trained on emoji, half of the pairs at 0.95 are other emoji (benchmarks/near_duplicates.py).
+
+    Args:
+        teacher: Run or checkpoint of a contrastive training, or open_clip's folder or NAME:TAG.
+        tokenizer: Of open_clip's models: a folder, or ``open_clip``; by default the teacher's.
+        cosine: Smallest cosine, in (0, 1], of two pictures of which one suffices.
+        cluster_size: Pictures of an average cluster; up to so many, all are compared with all.
+        device: cpu or cuda.
+    """
+
+    name, across = "semantic_duplicates", True
+
+    def __init__(
+        self,
+        teacher: str,
+        tokenizer: str | None = None,
+        cosine: float = 0.98,
+        cluster_size: int = 4096,
+        device: Literal["cpu", "cuda"] = "cpu",
+    ) -> None:
+        """See the class for the arguments."""
+        if not 0 < cosine <= 1:
+            raise UserError(f"SemanticDuplicates: cosine {cosine} does not lie above 0 and up to 1; try 0.98")
+        if cluster_size < 2:
+            raise UserError(f"SemanticDuplicates: cluster_size {cluster_size} compares nothing; try 4096")
+        self.teacher, self.tokenizer, self.cosine = teacher, tokenizer, cosine
+        self.cluster_size, self.device = cluster_size, device
+        self._teacher: Any = None
+        self._sha256 = ""
+
+    def setting(self) -> dict[str, Any]:
+        """With the digest of the weights instead of their place."""
+        self._open()
+        return super().setting() | {"teacher": self._sha256}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Each process opens the encoder for itself."""
+        return vars(self) | {"_teacher": None}
+
+    def _open(self) -> Any:
+        if self._teacher is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            import torch  # only here: rules without a network need not wait for it
+
+            from data_tools.embed_shards import Teacher, open_teacher
+
+            torch.set_num_threads(1)  # processes are many; and sums in another order would give other digits
+            options = argparse.Namespace(teacher=self.teacher, tokenizer=self.tokenizer)
+            encoder, tokenizer, self._sha256 = open_teacher(options)
+            device = torch.device(self.device)
+            self._teacher = Teacher(encoder.to(device).eval(), tokenizer, device, ThreadPoolExecutor(1))
+        return self._teacher
+
+    def measure(self, samples: list[Sample]) -> np.ndarray:
+        """Embeddings of the pictures as they will be stored: (B, D') float16 of unit length."""
+        import torch
+
+        teacher = self._open()
+        shown = [
+            encode_image(Image.fromarray(sample.pixels), sample.extension) if sample.changed else sample.content
+            for sample in samples
+        ]
+        with torch.no_grad():
+            return teacher.images(
+                [(sample.key, {sample.extension: raw}) for sample, raw in zip(samples, shown, strict=True)]
+            )
+
+    def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
+        """Keep the best of what shows the same; the guard against chains is that of ``duplicate_groups``."""
+        components = Components(len(keys))
+        for first, second in similar_pairs(measured, self.cosine, self.cluster_size):
+            components.join(first, second)
+
+        def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            parts = [
+                np.einsum("pd,pd->p", *(measured[rows[at : at + BLOCK]].astype(np.float32) for rows in (first, second)))
+                for at in range(0, len(first), BLOCK)
+            ]
+            return np.concatenate([np.zeros(0, np.float32), *parts])
+
+        def alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            return cosines(first, second) >= self.cosine - 1e-4  # sums in another order than a product of matrices
+
+        def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            return 1 - cosines(first, second)
+
+        foreign = np.array([bool(record.get("against")) for record in records])
+        grouping = choose(components, preference(keys, records), alike, distance, foreign)
+        near = cosines(np.arange(len(keys)), grouping.kept_by)
+        found = []
+        for row, best in enumerate(grouping.kept_by.tolist()):
+            size, diameter = int(grouping.size[row]), round(float(grouping.diameter[row]), 3)
+            group: dict[str, Any] = {"group": size, "diameter": diameter} if size > 1 else {}
+            if best == row:
+                found.append(Finding("alone" if size == 1 else f"best of {size}", evidence=group))
+                continue
+            evidence = {"kept": keys[best], **group} | ({"against": True} if foreign[best] else {})
+            found.append(Finding(f"cosine {near[row]:.3f}", False, f"shows the same as {keys[best]}", evidence))
+        return found

@@ -1,0 +1,185 @@
+"""Samples of a withdrawal in the folders themselves and in what was made from them: keep-lists, latents, embeddings.
+
+A derived folder says in its own files of which shards it was made, by their Merkle root; where that is one of the
+shards that are searched, now or before an earlier withdrawal, the keys are the same samples.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from rich.progress import track
+
+from data_tools.ledger import LEDGER
+from data_tools.withdrawal.sample_selector import copies_hash
+from data_tools.withdrawal.shard_withdrawal import (
+    Withdrawn,
+    dead_keys,
+    earlier_roots,
+    link_rest,
+    shard_folders,
+    staging,
+    write_ledger,
+)
+from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
+from leam_mm.data.shard_index import ShardFolder, parse_sample
+from leam_mm.errors import UserError
+
+LINEAGE = {"encoding.json": "encode_latents", "embedding.json": "embed_shards"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Shards that others were made from.
+
+    Args:
+        folder: Where they lie.
+        root: Their Merkle root before this withdrawal.
+        roots: That one, and the earlier ones.
+        keys: Of all samples that go or went.
+        gone: The samples that go.
+    """
+
+    folder: Path
+    root: str
+    roots: frozenset[str]
+    keys: frozenset[str]
+    gone: tuple[Withdrawn, ...]
+
+    @classmethod
+    def of(cls, folder: Path, gone: list[Withdrawn]) -> "Origin":
+        """Describe shards that were searched."""
+        now = [part.merkle_root for _, part in shard_folders(folder)]
+        keys = dead_keys(folder) | {sample.key for sample in gone}
+        return cls(folder, now[0], frozenset([*now, *earlier_roots(folder)]), frozenset(keys), tuple(gone))
+
+    def match(self, key: str, members: dict[str, bytes]) -> list[str]:
+        """Whether a derived sample was made from one that goes."""
+        return ["made from the sample"] if key in self.keys else []
+
+    def changes(self, derived: Path) -> bool:
+        """Whether a keep-list must follow, although it names none of the samples: its shards get another name."""
+        return is_keep_list(derived) and bool(self.gone)
+
+
+def is_keep_list(folder: Path) -> bool:
+    """Whether a folder holds a keep-list and no shards."""
+    return (folder / KEEP).is_file() and not (folder / "manifest.jsonl").is_file()
+
+
+def origin_of(derived: Path, sources: list[Origin]) -> Origin:
+    """The shards that a derived folder was made from.
+
+    Raises:
+        UserError: It does not say so, or it was made from others.
+    """
+    kept = read_keep_list(derived) if is_keep_list(derived) else None
+    if kept is not None:
+        wanted = kept.merkle_root
+    else:
+        name = next((name for name in LINEAGE if (derived / name).is_file()), None)
+        if name is None:
+            raise UserError(f"--derived {derived} has no {KEEP}, {', '.join(LINEAGE)}: search it by --shards instead")
+        try:
+            wanted = str(json.loads((derived / name).read_text("utf-8"))["shards"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"{derived / name} does not say what it was made from: run {LINEAGE[name]} again") from None
+    for source in sources:
+        if wanted in source.roots or wanted.partition("+")[0] in source.roots:
+            if kept is not None and wanted != source.root:
+                raise UserError(f"{derived} keeps samples of {source.folder} as it was before: vet these shards again")
+            return source
+    raise UserError(f"--derived {derived} was made from {wanted[:12]}, which is none of --shards: leave it out")
+
+
+def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) -> tuple[list[Withdrawn], int]:
+    """Walk a folder and gather the samples that are meant.
+
+    Args:
+        folder: Shard folder, keep-list, or the folder above those of the shapes.
+        matches: Reasons for (key, members); none keeps the sample.
+
+    Returns:
+        The samples, and how many there are in all. Their ``pdq`` is None where the picture is flat.
+    """
+    found, total = [], 0
+    for name, part in shard_folders(folder):
+        total += part.samples
+        for number in track(range(len(part.shards)), description=f"search {folder.name}", transient=True):
+            index = part.index(number)
+            with part.open(number) as file:
+                for row, key in enumerate(index.keys):
+                    file.seek(int(index.offset[row]))
+                    members = parse_sample(file.read(int(index.size[row])))
+                    try:
+                        reasons = matches(key, members)
+                        record = json.loads(members["json"]) if reasons else {}
+                    except (KeyError, ValueError, TypeError, AttributeError) as error:
+                        raise UserError(
+                            f"{part.tar(number)}: sample {key} breaks the contract ({error!r}); run check_shards first"
+                        ) from None
+                    if reasons:
+                        record["pdq"] = copies_hash(members)
+                        found.append(Withdrawn(name, part.shards[number].shard, row, key, record, tuple(reasons)))
+    return found, total
+
+
+def stage_keep_list(folder: Path, origin: Origin, gone: list[Withdrawn], veil: Callable[[str], str]) -> dict[str, Any]:
+    """Build a keep-list that follows its shards, beside it; nothing changes yet.
+
+    Args:
+        folder: Of the keep-list.
+        origin: Its shards, whose new folder is staged already.
+        gone: The samples of the list that go.
+        veil: Hash that stands for what the ledger said of them.
+
+    Returns:
+        What the statement says of it.
+    """
+    before, kept = ShardFolder(folder), read_keep_list(folder)
+    assert kept is not None
+    shards, after = ShardFolder(origin.folder), ShardFolder(staging(origin.folder) / "new")
+    numbers = {entry.shard: number for number, entry in enumerate(after.shards)}
+    dead: dict[int, list[int]] = {}
+    places = {entry.shard: number for number, entry in enumerate(shards.shards)}
+    for sample in origin.gone:
+        dead.setdefault(places[sample.shard], []).append(sample.row)
+    columns: tuple[list[np.ndarray], list[np.ndarray], list[str]] = ([], [], [])
+    keys = np.array(kept_keys(folder), dtype=object)
+    for number in np.unique(kept.shard):
+        at = np.flatnonzero(kept.shard == number)
+        removed = np.sort(np.array(dead.get(int(number), []), dtype=np.int32))
+        at = at[~np.isin(kept.row[at], removed)]
+        if len(at):
+            columns[0].append(np.full(len(at), numbers[shards.shards[number].shard], np.int32))
+            columns[1].append((kept.row[at] - np.searchsorted(removed, kept.row[at])).astype(np.int32))
+            columns[2].extend(keys[at])
+    new = staging(folder) / "new"
+    shutil.rmtree(staging(folder), ignore_errors=True)
+    new.mkdir(parents=True)
+    table = pa.table(
+        {
+            "shard": np.concatenate([np.empty(0, np.int32), *columns[0]]),
+            "row": np.concatenate([np.empty(0, np.int32), *columns[1]]),
+            "key": pa.array(columns[2], pa.string()),
+        }
+    )
+    digest = write_keep_list(new, kept.shards, after.merkle_root, table)
+    done = {Path(KEEP), Path(PLACE)}
+    if (folder / LEDGER).is_file():
+        write_ledger(folder / LEDGER, new / LEDGER, list(origin.gone), veil)
+        done.add(Path(LEDGER))
+    link_rest(folder, new, done)
+    return {
+        "name": folder.name,
+        "keep_list_of": shards.merkle_root,
+        "merkle_root_before": before.merkle_root,
+        "merkle_root_after": f"{after.merkle_root}+keep.{digest}",
+        "samples_before": before.samples,
+        "samples_after": table.num_rows,
+    }
