@@ -292,7 +292,7 @@ def test_a_distributor_that_is_not_installed_is_told(
 ) -> None:
     """img2dataset 1.47 would end well with nothing done where ray is missing."""
     monkeypatch.setattr(download_shards, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=rf"leam_mm\[{extra}\]"):
+    with pytest.raises(UserError, match=rf"\.\[{extra}\]"):
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 
 
