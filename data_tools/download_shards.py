@@ -90,6 +90,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     )
     told("--spare-private", action="store_true", help="treat hosts of --allow-private like strangers' in all this")
     told("--skip-origins", action="store_true", help="ask no origin for its robots.txt, tdmrep.json and ai.txt")
+    told("--registry", action="append", default=[], help="opt-out registry: data_tools/rights/ai_registry.py")
     told("--timeout", type=float, default=fetch.timeout, help="seconds to wait for an answer (%(default)s)")
     told("--retries", type=int, default=fetch.retries, help="further attempts for a failed link (%(default)s)")
     told(
@@ -132,18 +133,21 @@ def screened_origins(table: Path | None) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def crawl_delays(origins: Path | None) -> dict[str, float]:
-    """Delays that hosts ask for in robots.txt, from the list of screened origins."""
+def screened_hosts(origins: Path | None) -> tuple[dict[str, float], list[str]]:
+    """What the list of screened origins says of hosts: delays that robots.txt asks for, and who has agreed."""
     delays: dict[str, float] = {}
+    agreed: set[str] = set()
     if origins is None:
-        return delays
+        return delays, []
     with origins.open(encoding="utf-8") as lines:
         for line in lines:
             found = json.loads(line)
+            host = urlsplit(str(found["origin"])).hostname or ""
             if delay := found.get("crawl_delay"):
-                host = urlsplit(str(found["origin"])).hostname or ""
                 delays[host] = max(delays.get(host, 0.0), float(delay))
-    return delays
+            if found.get("agreed"):
+                agreed.add(host)
+    return delays, sorted(agreed)
 
 
 def write_shards(
@@ -240,12 +244,15 @@ def main(args: list[str] | None = None) -> None:
         **{"links": "", "output": ""} | {name: getattr(settings, name) for name in shared - {"output"}}
     )
     screened = screened_origins(settings.table)
+    crawl_delay, agreed_hosts = screened_hosts(screened)
     wanted = replace(
         wanted,
         allow_file=links.allow_file,
         allow_private=sorted(settings.allow_private),
         ask_origins="none" if settings.skip_origins else "redirects" if screened else "all",
-        crawl_delay=crawl_delays(screened),
+        crawl_delay=crawl_delay,
+        agreed_hosts=agreed_hosts,
+        registries=[str(Path(path).resolve()) for path in settings.registry],
     )
     rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})
     identity = fetch_identity(wanted, survey.digest)

@@ -21,7 +21,6 @@ tables, settings and answers give the same links.parquet and ledger.parquet, byt
 """
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -42,7 +41,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_tools.download.download_folder import working
+from data_tools.download.download_folder import file_digest, working
 from data_tools.download.image_fetch import FetchSetting
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from data_tools.links.link_duplicates import LINKS as HASHES
@@ -132,15 +131,6 @@ def screen_setting(settings: argparse.Namespace) -> ScreenSetting:
         allow_private=sorted(settings.allow_private),
         seed=settings.seed,
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give an existing file") from None
 
 
 def find_duplicates(work: Path, chunks: int, rows: int) -> Path:

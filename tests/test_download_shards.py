@@ -296,6 +296,35 @@ def test_a_distributor_that_is_not_installed_is_told(
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 
 
+def test_redirects_follow_registries_and_agreements(server: Server, tmp_path: Path) -> None:
+    """What a registry lists is refused behind a redirect, too; what an owner has agreed to is not."""
+    other = f"http://localhost:{server.server_port}"
+    server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed\n")
+    for name, target in (("a", f"{server.url}/listed/a"), ("b", f"{other}/closed/b"), ("c", f"{other}/open/c")):
+        server.answers[f"/{name}"] = (302, {"Location": target}, b"")
+        server.answers["/" + target.split("/", 3)[3]] = (200, {}, encoded(picture()))
+    links = [f"{server.url}/{name}" for name in "abc"] + [f"{server.url}/listed/a"]
+    table = {"url": links, "caption": ["a picture"] * 4, "legal_basis": ["art4_general", "licensed", "licensed", None]}
+    pq.write_table(pa.table(table), tmp_path / "links.parquet")
+    (tmp_path / "registry.txt").write_text(f"{server.url}/listed/\n")
+    own = ["--table", str(tmp_path / "links.parquet"), "--processes", "1", "--retries", "0", "--min-success", "0"]
+    own += ["--allow-private", "127.0.0.1", "--allow-private", "localhost", "--spare-private", "--delay-per-host", "0"]
+    own += ["--agent-contact", "https://lab.example/bot", "--registry", str(tmp_path / "registry.txt")]
+
+    def rules(name: str) -> list[str]:
+        main([*own, "--output", str(tmp_path / name)])
+        return [row["rule"] for row in pq.read_table(tmp_path / name / "ledger.parquet").to_pylist()]
+
+    assert rules("strangers") == ["reservation", "robots.txt", "kept", "reservation"]
+    screened = {"origin": other, "agreed": True}, {"origin": server.url, "agreed": False}
+    (tmp_path / "origins.jsonl").write_text("".join(json.dumps(line) + "\n" for line in screened))
+    # The table's own addresses were judged by screen_links then; what redirects lead to is judged here.
+    assert rules("screened") == ["reservation", "kept", "kept", "kept"]
+    (tmp_path / "registry.txt").write_text("elsewhere.example\n")
+    with pytest.raises(UserError, match="registries"):
+        main([*own, "--output", str(tmp_path / "screened"), "--retry-failed"])
+
+
 @pytest.mark.slow
 def test_folder_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "images"

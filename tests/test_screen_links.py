@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools import screen_links
-from data_tools.download_shards import crawl_delays
+from data_tools.download_shards import screened_hosts
 from data_tools.ledger import SCHEMA
 from data_tools.links.link_table import read_links
 from data_tools.rights.origin_rules import OriginRules
@@ -174,7 +174,7 @@ def test_each_origin_is_asked_once_and_alone_and_its_budget_is_written(server: O
     robots = slow["evidence"]["/robots.txt"]
     assert robots["status"] == 200 and robots["sha256"] == hashlib.sha256(ROBOTS["127.0.0.2"][1].encode()).hexdigest()
     assert "Crawl-delay" in (tmp_path / "screened/answers.jsonl").read_text()
-    assert crawl_delays(tmp_path / "screened/origins.jsonl")["127.0.0.2"] == 3.0
+    assert screened_hosts(tmp_path / "screened/origins.jsonl")[0]["127.0.0.2"] == 3.0
 
 
 def test_neighbours_in_the_order_are_of_different_origins(server: Origins, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The folder in which a download works, and the seal on what it made: other settings never go on with either."""
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -22,9 +23,19 @@ FREE = (
 )
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give an existing file") from None
+
+
 def fetch_identity(setting: FetchSetting, digest: str) -> dict[str, Any]:
-    """All that decides which bytes may come, with the digest of the table."""
-    return {key: value for key, value in asdict(setting).items() if key not in FREE} | {"table": digest}
+    """All that decides which bytes may come, with the digests of the table and of opt-out registries."""
+    known = {key: value for key, value in asdict(setting).items() if key not in FREE}
+    return known | {"table": digest, "registries": [file_digest(Path(path)) for path in setting.registries]}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], where: Path, cure: str) -> None:

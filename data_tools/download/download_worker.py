@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from data_tools.download.host_budget import HostBudget, HostQueue, Place
 from data_tools.download.image_fetch import FetchSetting
 from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
+from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.origin_rules import OriginRules
 
 LINKS = pa.schema(
@@ -86,7 +87,8 @@ def _requests(setting: str) -> tuple[ImageRequest, OriginRules | None]:
     if known.ask_origins == "none":
         return ImageRequest(known, parent), None
     quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
-    rules = OriginRules(quick, Path(known.output).with_name("origins.jsonl"))
+    registries = [OptOutRegistry(Path(path)) for path in known.registries]
+    rules = OriginRules(quick, Path(known.output).with_name("origins.jsonl"), registries, known.agreed_hosts)
     return ImageRequest(known, parent, rules.judge), rules
 
 

@@ -46,6 +46,8 @@ class FetchSetting:
         spare_private: Whether the hosts of ``allow_private`` are treated like strangers': with a budget, and asked.
         ask_origins: Whose robots.txt, tdmrep.json and ai.txt are asked before an image is: of ``all`` origins, of those
             that only ``redirects`` lead to (the others were screened), or of ``none``.
+        registries: Files of opt-out registries (data_tools/rights/ai_registry.py), for origins that are asked.
+        agreed_hosts: Hosts whose owners a licence or a consent names, as screen_links has found.
         longest_wait: Longest time to wait where a host asks for patience, in seconds.
         timeout: Seconds without an answer.
         processes: Worker processes.
@@ -72,6 +74,8 @@ class FetchSetting:
     crawl_delay: dict[str, float] = field(default_factory=dict)
     spare_private: bool = False
     ask_origins: str = "all"
+    registries: list[str] = field(default_factory=list)
+    agreed_hosts: list[str] = field(default_factory=list)
     longest_wait: float = 120.0
     timeout: float = 10
     processes: int = 2
