@@ -5,16 +5,14 @@ a million need no trillion cosines. Two things differ: each picture is compared 
 pairs fall on both sides of a border; and of a group the best picture stays, not the one farthest from the centre.
 """
 
-import argparse
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
-from data_tools.download.image_repair import encode_image
 from data_tools.vetting.duplicate_groups import Components, choose, preference
-from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
+from data_tools.vetting.encoder_rule import EncoderRule
+from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.errors import UserError
 
 BLOCK = 2048  # rows compared at once
@@ -77,7 +75,7 @@ def similar_pairs(
                 yield rows[first[new] + start], rows[second[new] + further]
 
 
-class SemanticDuplicates(DatasetRule):
+class SemanticDuplicates(EncoderRule):
     """Drops pictures whose embedding lies next to that of a better one: more pixels, then the first key.
 
     What a cosine means differs between encoders: look at the pictures that a strict threshold drops before you lower
@@ -106,48 +104,12 @@ class SemanticDuplicates(DatasetRule):
             raise UserError(f"SemanticDuplicates: cosine {cosine} does not lie above 0 and up to 1; try 0.98")
         if cluster_size < 2:
             raise UserError(f"SemanticDuplicates: cluster_size {cluster_size} compares nothing; try 4096")
-        self.teacher, self.tokenizer, self.cosine = teacher, tokenizer, cosine
-        self.cluster_size, self.device = cluster_size, device
-        self._teacher: Any = None
-        self._sha256 = ""
-
-    def setting(self) -> dict[str, Any]:
-        """With the digest of the weights instead of their place."""
-        self._open()
-        return super().setting() | {"teacher": self._sha256}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Each process opens the encoder for itself."""
-        return vars(self) | {"_teacher": None}
-
-    def _open(self) -> Any:
-        if self._teacher is None:
-            from concurrent.futures import ThreadPoolExecutor
-
-            import torch  # only here: rules without a network need not wait for it
-
-            from data_tools.embed_shards import Teacher, open_teacher
-
-            torch.set_num_threads(1)  # processes are many; and sums in another order would give other digits
-            options = argparse.Namespace(teacher=self.teacher, tokenizer=self.tokenizer)
-            encoder, tokenizer, self._sha256 = open_teacher(options)
-            device = torch.device(self.device)
-            self._teacher = Teacher(encoder.to(device).eval(), tokenizer, device, ThreadPoolExecutor(1))
-        return self._teacher
+        super().__init__(teacher, tokenizer, device)
+        self.cosine, self.cluster_size = cosine, cluster_size
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
         """Embeddings of the pictures as they will be stored: (B, D') float16 of unit length."""
-        import torch
-
-        teacher = self._open()
-        shown = [
-            encode_image(Image.fromarray(sample.pixels), sample.extension) if sample.changed else sample.content
-            for sample in samples
-        ]
-        with torch.no_grad():
-            return teacher.images(
-                [(sample.key, {sample.extension: raw}) for sample, raw in zip(samples, shown, strict=True)]
-            )
+        return self.embed_images(samples)
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
         """Keep the best of what shows the same; the guard against chains is that of ``duplicate_groups``."""
