@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from test_report import Balance
 from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
 
 from data_tools.describe_dataset import main
@@ -17,7 +17,6 @@ from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import UserError
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
-VOID = {"meta", "link", "img", "br", "rect", "path"}
 FILES = ("croissant.json", "statistics.html", "statistics.json", "training_summary.json", "training_summary.md")
 
 
@@ -158,26 +157,6 @@ def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, 
     assert found["distribution"][0]["contentUrl"] == "https://x.example/d/shards/00000.tar"
     with pytest.raises(UserError, match="names the folder 'open'"):
         describe(tmp_path / "no", "--shards", shards, "--provider", tmp_path / "provider.yaml")
-
-
-class Balance(HTMLParser):
-    """Checks that elements close in order, and collects attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 @pytest.fixture

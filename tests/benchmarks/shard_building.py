@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,22 @@ def serve(pictures: Sequence[bytes], pipe: Connection) -> None:
         await server.serve_forever()
 
     asyncio.run(listen())
+
+
+@contextmanager
+def served(pictures: Sequence[bytes]) -> Iterator[int]:
+    """Serve pictures in a process of its own, for as long as this lasts; gives the port on 127.0.0.1."""
+    context = multiprocessing.get_context("spawn")
+    mine, other = context.Pipe()
+    server = context.Process(target=serve, args=(pictures, other), daemon=True)
+    server.start()
+    try:
+        if not mine.poll(60):
+            raise UserError("the server on 127.0.0.1 did not start within a minute")
+        yield int(mine.recv())
+    finally:
+        server.terminate()
+        server.join()
 
 
 def call(command: list[str], folder: Path) -> None:
@@ -108,18 +125,8 @@ def main(args: list[str] | None = None) -> list[Path]:
     # Vetting drops copies before its later rules see them: it gets as many pictures as links.
     count = settings.links if settings.rules else min(DISTINCT, settings.links)
     pictures = [jpeg(number, SIZE) for number in range(count)]
-    context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
-    server = context.Process(target=serve, args=(pictures, other), daemon=True)
-    server.start()
-    try:
-        if not mine.poll(60):
-            raise UserError("the server on 127.0.0.1 did not start within a minute")
-        with tempfile.TemporaryDirectory() as scratch:
-            return [_measure(Path(scratch), int(mine.recv()), settings)]
-    finally:
-        server.terminate()
-        server.join()
+    with served(pictures) as port, tempfile.TemporaryDirectory() as scratch:
+        return [_measure(Path(scratch), port, settings)]
 
 
 def _measure(scratch: Path, port: int, settings: Any) -> Path:

@@ -8,7 +8,6 @@ is compared with the undisturbed run's, and the way begins anew until all kills 
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -26,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
-from shard_building import serve
+from shard_building import served
 from toy_input import captions, jpeg
 
 from leam_mm.errors import UserError, run
@@ -110,19 +109,9 @@ def main(args: list[str] | None = None) -> list[Path]:
     settings.stages = [name for name in STAGES if name in settings.stages]
     if "download" not in settings.stages:
         raise UserError("--stages: without download nothing is made that could be compared")
-    context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
     pictures = [jpeg(number, 96) for number in range(min(100, settings.links))]
-    server = context.Process(target=serve, args=(pictures, other), daemon=True)
-    server.start()
-    try:
-        if not mine.poll(60):
-            raise UserError("the server on 127.0.0.1 did not start within a minute")
-        with tempfile.TemporaryDirectory() as scratch:
-            return [_measure(Path(scratch), int(mine.recv()), settings)]
-    finally:
-        server.terminate()
-        server.join()
+    with served(pictures) as port, tempfile.TemporaryDirectory() as scratch:
+        return [_measure(Path(scratch), port, settings)]
 
 
 def _measure(scratch: Path, port: int, settings: Any) -> Path:
