@@ -129,10 +129,10 @@ def test_an_image_that_brings_its_process_down_is_left_out(
 def test_an_image_that_keeps_its_decoder_busy_is_given_up(
     setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG", compress_level=1)
     write_part(Path(setting.output), 0, [0], content=buffer.getvalue())
-    monkeypatch.setattr(part_repair, "DECODE_SECONDS", 0.01)
+    monkeypatch.setattr(part_repair, "DECODE_SECONDS", 0.005)
     ((_, fetched),) = repaired(setting, [0])
-    assert fetched.image is None and "longer than 0.01 s" in fetched.reason
+    assert fetched.image is None and "longer than 0.005 s" in fetched.reason
