@@ -46,7 +46,6 @@ from data_tools.latents.latent_jobs import (
     Job,
     Part,
     Workers,
-    assemble,
     keep_shapes,
     measure,
     merge_statistics,
@@ -57,7 +56,7 @@ from data_tools.latents.latent_jobs import (
 )
 from data_tools.latents.latent_verification import verify
 from leam_mm.data.aspect_buckets import BUCKETS
-from leam_mm.data.shard_index import ShardFolder
+from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.data.stored_array import DTYPES
 from leam_mm.errors import UserError, run
 
@@ -179,7 +178,7 @@ def finish(options: argparse.Namespace, encoder: LatentEncoder, parts: list[Part
     partial = partial_folder(options.output)
     finished = partial / "finished"
     for part in parts:
-        assemble([job for job in jobs if job.part == part.folder], finished / part.folder)
+        join_shards([job.place for job in jobs if job.part == part.folder], finished / part.folder)
         _replace(finished / part.folder / STATISTICS, encoder.codec.statistics())
     if parts[0].folder:
         listed = [

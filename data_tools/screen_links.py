@@ -41,13 +41,13 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_tools.download.download_folder import file_digest, working
+from data_tools.download.download_folder import working
 from data_tools.download.image_fetch import FetchSetting
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from data_tools.links.link_duplicates import LINKS as HASHES
 from data_tools.links.link_duplicates import LinkDuplicates, hash_numbers
 from data_tools.links.link_rules import LinkRules, ScreenSetting
-from data_tools.links.link_table import LinkRefused, check_link, link_batches
+from data_tools.links.link_table import LinkRefused, check_link, file_digest, link_batches
 from data_tools.links.origin_order import hashed
 from data_tools.links.origin_screen import LINKS, OriginScreen, verdict_tables
 from data_tools.links.personal_data import KINDS

@@ -29,13 +29,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_tools.ledger import LEDGER, LedgerWriter
-from data_tools.vetting.vet_jobs import VettingJob, Workers, assemble
+from data_tools.vetting.vet_jobs import VettingJob, Workers
 from data_tools.vetting.vet_review import INTAKE, Stage, read_changes, read_part, split_rules
 from data_tools.vetting.vet_verdict import Reviewed, Verdict, count
 from data_tools.vetting.vetting_rule import VettingRule
 from leam_mm.config_error import explain
 from leam_mm.data.keep_list import KEEP, PLACE, SCHEMA, write_keep_list
-from leam_mm.data.shard_index import ShardFolder
+from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, beneath, run
 
 REPORT, TIMING, FORMAT = "vetting.json", "timing.json", 1
@@ -161,7 +161,7 @@ def write_shards(workers: Workers, shards: Path, verdict: Verdict, work: Path, p
     if not jobs:
         raise UserError("no sample is kept: loosen the rules")
     _run(workers, jobs, "write")
-    assemble(jobs, partial)
+    join_shards((job.place for job in jobs), partial)
 
 
 def write_keep(settings: argparse.Namespace, verdict: Verdict, root: str, partial: Path, console: Console) -> None:

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -171,3 +173,18 @@ def compiler() -> None:
     """Skip where torch.compile does not work; asked when a test runs, for the answer takes seconds."""
     if reason := probe(torch.device("cpu")):
         pytest.skip(f"torch.compile does not work on this machine's CPU: {reason}")
+
+
+def shown_in_browser(page: Path, profile: Path) -> str:
+    """The page as a real browser has built it, without a word on its console; skips where there is no browser."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
+    )
+    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.resolve().as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return done.stdout

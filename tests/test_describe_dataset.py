@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import shown_in_browser
 from test_report import Balance
 from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
 
@@ -187,18 +187,8 @@ def test_the_page_is_whole_and_escapes_what_strangers_wrote(hostile: Path) -> No
 
 
 def test_a_browser_has_no_complaint(hostile: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium is installed")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
-    )
-    address = (hostile / "statistics.html").resolve().as_uri()
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert '<section id="fate">' in done.stdout and "<script" not in done.stdout
+    shown = shown_in_browser(hostile / "statistics.html", tmp_path / "profile")
+    assert '<section id="fate">' in shown and "<script" not in shown
 
 
 def test_croissant_names_every_shard_by_its_digest(shards: Path, tmp_path: Path) -> None:

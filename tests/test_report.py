@@ -3,13 +3,13 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy
 import pytest
+from conftest import shown_in_browser
 from PIL import Image
 
 from leam_mm import errors
@@ -171,16 +171,6 @@ def test_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_browser_has_no_complaint(page: str, run: Path, tmp_path: Path) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium is installed")
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
-    )
-    address = (run / "report.html").resolve().as_uri()
-    command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    assert '<section id="cost">' in done.stdout
-    assert "<script" not in done.stdout
+    shown = shown_in_browser(run / "report.html", tmp_path / "profile")
+    assert '<section id="cost">' in shown
+    assert "<script" not in shown

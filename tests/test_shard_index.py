@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from leam_mm.data.shard_index import (
     ShardEntry,
     ShardFolder,
     ShardWriter,
+    join_shards,
     merkle_root,
     parse_sample,
     read_samples,
@@ -263,3 +265,22 @@ def test_headers_are_read_as_tarfile_reads_them() -> None:
             field = changed[:148] + b" " * 8 + changed[156:]
             changed[148:156] = b"%06o\0 " % sum(field) if generator.random() < 0.8 else changed[148:156]
             assert by_hand(bytes(changed)) == by_tarfile(bytes(changed)), changed
+
+
+def test_folders_of_one_shard_are_joined_however_often_it_is_begun(tmp_path: Path) -> None:
+    for number in range(3):
+        with ShardWriter(tmp_path / f"job{number}", 4) as writer:
+            for row in range(2 + number):
+                writer.write(f"{number}{row}", {"txt": b"x" * row})
+    places = [tmp_path / f"job{number}" for number in range(3)]
+    whole = ShardFolder(places[0]).tar(0).read_bytes()
+    (tmp_path / "all").mkdir()
+    os.replace(ShardFolder(places[0]).tar(0), tmp_path / "all" / "00000.tar")  # a run killed after its first step
+    for _ in range(2):
+        join_shards(places, tmp_path / "all")
+        joined = ShardFolder(tmp_path / "all")
+        assert [entry.samples for entry in joined.shards] == [2, 3, 4] and joined.tar(0).read_bytes() == whole
+        assert [key for key, _ in read_samples(tmp_path / "all")] == [f"{n}{r}" for n in range(3) for r in range(2 + n)]
+    joined.tar(1).unlink()
+    with pytest.raises(UserError, match=r"00001\.tar was written and is gone"):
+        join_shards(places, tmp_path / "all")

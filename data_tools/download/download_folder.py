@@ -1,7 +1,6 @@
 """The folder in which a download works, and the seal on what it made: other settings never go on with either."""
 
 import fcntl
-import hashlib
 import json
 import os
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from data_tools.download.image_fetch import FetchSetting
 from data_tools.ledger import LEDGER, read_ledger
+from data_tools.links.link_table import file_digest
 from leam_mm.errors import UserError
 
 SEAL = "download.json"
@@ -21,15 +21,6 @@ FREE = (
     *("links", "output", "processes", "threads", "timeout", "retries", "rows_per_part", "distributor", "cluster"),
     *("connections_per_host", "delay_per_host", "crawl_delay", "spare_private", "longest_wait"),
 )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give an existing file") from None
 
 
 def fetch_identity(setting: FetchSetting, digest: str) -> dict[str, Any]:

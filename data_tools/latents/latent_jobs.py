@@ -5,7 +5,6 @@ moment leaves nothing half. Which process does a job, and in which order, change
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures import ThreadPoolExecutor as Threads
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -27,7 +26,7 @@ import torch
 from data_tools.latents.latent_encoder import STATISTICS, LatentEncoder, Pictures, Sample, open_encoder, statistics_of
 from leam_mm.data.aspect_buckets import Shape, folder_name
 from leam_mm.data.image_decoding import image_member, open_picture
-from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, index_name, parse_sample, read_samples
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
 from leam_mm.errors import UserError
 from leam_mm.models.latent_codec import LatentStatistics
 
@@ -207,21 +206,6 @@ def write(encoder: LatentEncoder, job: Job, folder: ShardFolder, advance: Advanc
                 writer.write(key, members)
             advance(len(samples))
     shutil.rmtree(job.pictures, ignore_errors=True)
-
-
-def assemble(jobs: list[Job], folder: Path) -> None:
-    """Make one shard folder of the finished jobs of a part; may be killed and repeated."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for job in jobs:
-        entry, name = ShardFolder(job.place).shards[0], f"{job.number:05d}.tar"
-        for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
-            if (job.place / before).is_file():
-                os.replace(job.place / before, folder / after)
-        entries.append(replace(entry, shard=name))
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
-    os.replace(temporary, folder / MANIFEST)
 
 
 class Workers:

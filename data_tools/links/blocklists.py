@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from publicsuffixlist import PublicSuffixList
 
+from data_tools.links.link_table import file_digest
 from leam_mm.errors import UserError
 
 DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their length in hexadecimal
@@ -47,7 +48,7 @@ class DomainList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, _digest(path)
+        self.name, self.sha256 = path.name, file_digest(path)
         self.domains: set[str] = set()
         for number, line in _lines(path):
             domain = ascii_domain(line.split()[-1].removeprefix("*."))  # a hosts file has the address before it
@@ -79,7 +80,7 @@ class DigestList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, _digest(path)
+        self.name, self.sha256 = path.name, file_digest(path)
         found: dict[str, list[bytes]] = {}
         for number, line in _lines(path):
             if len(line) not in DIGESTS or re.search("[^0-9A-Fa-f]", line):
@@ -110,7 +111,7 @@ class PhraseList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, _digest(path)
+        self.name, self.sha256 = path.name, file_digest(path)
         self.phrases: dict[str, list[tuple[str, ...]]] = {}
         for number, line in _lines(path):
             words = tuple(text_words(line))
@@ -166,14 +167,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 if text:
                     yield number, text
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a UTF-8 text file of one entry a line") from None
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); give a UTF-8 text file of one entry a line") from None
 
 

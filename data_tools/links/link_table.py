@@ -262,6 +262,15 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
     return fetch, (url or "").strip(), host
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give an existing file") from None
+
+
 def table_digest(table: pa.Table) -> str:
     """SHA-256 over all values of a table of strings, independent of the file format it came from."""
     digest = hashlib.sha256()

@@ -10,10 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from data_tools.download.image_repair import encode_image
 from data_tools.vetting.sample_intake import IMAGES
 from data_tools.vetting.vet_review import Stage, read_changes, review_shard
 from data_tools.vetting.vetting_rule import VettingRule
-from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, index_name, parse_sample
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, parse_sample
 from leam_mm.errors import UserError
 
 
@@ -70,23 +70,6 @@ def write_shard(job: VettingJob, folder: ShardFolder) -> None:
                 with Image.open(io.BytesIO(change["content"]), formats=["PNG"]) as image:
                     members[kind] = encode_image(image, kind)
             writer.write(index.keys[row], members)
-
-
-def assemble(jobs: Iterable[VettingJob], folder: Path) -> None:
-    """Make one shard folder of the finished jobs, in their order; may be killed and repeated."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number, job in enumerate(jobs):
-        entry, name = ShardFolder(job.place).shards[0], f"{number:05d}.tar"
-        for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
-            if (job.place / before).is_file():
-                os.replace(job.place / before, folder / after)
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} was written and is gone: delete {job.place.parent} and start again")
-        entries.append(replace(entry, shard=name))
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
-    os.replace(temporary, folder / MANIFEST)
 
 
 class Workers:

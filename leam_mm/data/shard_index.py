@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -233,6 +233,28 @@ def parse_manifest(text: str, where: str) -> list[ShardEntry]:
 def index_name(shard: str) -> str:
     """File name of the index that lies beside a tar."""
     return shard.removesuffix(".tar") + ".index.parquet"
+
+
+def join_shards(places: Iterable[Path], folder: Path) -> None:
+    """Make one shard folder of folders of one shard each, in their order; may be killed and repeated.
+
+    Args:
+        places: The folders; their tars and indexes move away.
+        folder: Gets 00000.tar and so on, with indexes and manifest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, place in enumerate(places):
+        entry, name = ShardFolder(place).shards[0], f"{number:05d}.tar"
+        for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
+            if (place / before).is_file():
+                os.replace(place / before, folder / after)
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} was written and is gone: delete {place.parent} and start again")
+        entries.append(replace(entry, shard=name))
+    temporary = folder / (MANIFEST + ".tmp")
+    temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
+    os.replace(temporary, folder / MANIFEST)
 
 
 def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
