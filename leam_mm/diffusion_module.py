@@ -207,6 +207,7 @@ class LatentDiffusionModule(LightningModule):
         batch_size: int = 64,
         edit: Edit | None = None,
         size: tuple[int, int] | None = None,
+        tile: int | None = None,
     ) -> Tensor:
         """Draw one picture for each prompt with the averaged weights.
 
@@ -220,17 +221,26 @@ class LatentDiffusionModule(LightningModule):
             batch_size: Prompts at a time; changes the memory, not the pictures.
             edit: Pictures to start from (image-to-image), with a mask where they are kept (inpainting).
             size: Height and width of the latents; None takes latent_size for both, as an edit must.
+            tile: Side in pixels of the tiles in which the codec decodes pictures larger than that, one at a time: its
+                memory stays that of a tile (LatentCodec.set_tile says what differs); None decodes them whole.
 
         Returns:
             (B, 3, H, W) float in [0, 1].
         """
         if edit is not None and size is not None:
             raise UserError("an edit has the size of the generator's own pictures: leave size out")
-        pictures = []
-        for start in range(0, len(prompts), batch_size):
-            part = prompts[start : start + batch_size]
-            rows = edit.rows(start, len(part), self.latent_size * self.codec.downscale) if edit is not None else None
-            pictures.append(self._sample_batch(part, seed, steps, guidance, method, first_index + start, rows, size))
+        pictures, codec = [], self.codec
+        try:
+            if tile is not None:
+                codec.set_tile(tile)
+            for start in range(0, len(prompts), batch_size):
+                part = prompts[start : start + batch_size]
+                rows = edit.rows(start, len(part), self.latent_size * codec.downscale) if edit is not None else None
+                number = first_index + start
+                pictures.append(self._sample_batch(part, seed, steps, guidance, method, number, rows, size))
+        finally:
+            if tile is not None:
+                codec.set_tile(None)
         return torch.cat(pictures)
 
     def _sample_batch(

@@ -20,6 +20,7 @@ from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.denoiser import PRXDenoiser
+from leam_mm.models.latent_codec import DCCodec
 
 LENGTH, WIDTH = 6, 12
 
@@ -238,6 +239,24 @@ def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     nn.init.zeros_(next(module.denoiser.parameters()))
     assert torch.equal(module.sample(["x"], seed=0, steps=2), first)
+
+
+def test_large_pictures_are_decoded_in_tiles() -> None:
+    module = wake(build())
+    torch.manual_seed(2)
+    codec = DCCodec(latent_channels=4, widths=[8, 8, 16, 16], layers=[0, 1, 1, 1]).requires_grad_(False).eval()
+    module.frozen.opened["codec"] = codec
+    seen: set[tuple[int, ...]] = set()
+    codec.autoencoder.decoder.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape)))
+    whole = module.sample(["x", "y"], seed=0, steps=2, size=(16, 12))
+    assert seen == {(2, 4, 16, 12)}
+    seen.clear()
+    tiled = module.sample(["x", "y"], seed=0, steps=2, size=(16, 12), tile=64)
+    assert tiled.shape == whole.shape == (2, 3, 128, 96) and not torch.equal(tiled, whole)
+    assert max(shape[0] for shape in seen) == 1 and max(max(shape[2:]) for shape in seen) == 8
+    with pytest.raises(UserError, match="tile is 60"):
+        module.sample(["x"], seed=0, steps=2, tile=60)
+    assert torch.equal(module.sample(["x", "y"], seed=0, steps=2, size=(16, 12)), whole)
 
 
 def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
