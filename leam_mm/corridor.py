@@ -329,9 +329,9 @@ def main(args: list[str] | None = None) -> None:
     write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
     spent = sum(record["seconds"] for record in records)
     console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
-    written = {name: corridor.run / name for name in ("summary.json", "release", "report.html")}
-    console.print(f"numbers  {written['summary.json']}\nrelease  {written['release']}", soft_wrap=True)
-    console.print(f"report   [bold green]{written['report.html']}[/bold green]", soft_wrap=True)
+    for what, name in (("numbers", "summary.json"), ("release", "release"), ("report", "report.html")):
+        if (path := corridor.run / name).exists():  # not every corridor releases
+            console.print(f"{what:<8} {f'[bold green]{path}[/bold green]' if what == 'report' else path}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ def test_main_writes_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFi
     joules, source = summary["energy"]["by_stage"]["first"].values()
     assert (joules is None) == (summary["energy"]["joules"] is None) and source
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Two stages" in page and "report.html" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Two stages" in page and "report.html" in told and "release" not in told  # there is none
 
 
 def test_python_is_the_interpreter_in_use(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ STYLE = """
 .samples .source { display: block; font-size: .74rem; }
 .flow td:first-child { font-weight: 600; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(19rem, 1fr)); gap: 0 2.5rem; }
+.columns .drawn { width: 25%; min-width: 2.5rem; }
+.columns tbody th { white-space: normal; overflow-wrap: anywhere; }
 """
 MOST_ROWS = 30
 LONGEST = 160  # characters of a caption
