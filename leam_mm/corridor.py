@@ -331,7 +331,9 @@ def main(args: list[str] | None = None) -> None:
     console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
     for what, name in (("numbers", "summary.json"), ("release", "release"), ("report", "report.html")):
         if (path := corridor.run / name).exists():  # not every corridor releases
-            console.print(f"{what:<8} {f'[bold green]{path}[/bold green]' if what == 'report' else path}", soft_wrap=True)
+            console.print(
+                f"{what:<8} {f'[bold green]{path}[/bold green]' if what == 'report' else path}", soft_wrap=True
+            )
 
 
 if __name__ == "__main__":

@@ -279,10 +279,11 @@ class LatentDiffusionModule(LightningModule):
             return self.process.sample(denoise, x, times, method, fresh)
 
         times = self.process.times(steps, height * width)
-        if edit is None:
-            picture = self.codec.decode(draw(noise, times))
-        else:
-            picture = draw_from(edit, self.codec, self.process, draw, noise, times)
+        with network.sampling(), (weaker or network).sampling():
+            if edit is None:
+                picture = self.codec.decode(draw(noise, times))
+            else:
+                picture = draw_from(edit, self.codec, self.process, draw, noise, times)
         network.train(training)
         return (picture.float() / 2 + 0.5).clamp(0, 1)
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from leam_mm.models.caption_packing import PackedKeys
+from leam_mm.models.step_memory import CaptionHeads, caption_heads
 
 Kernel = Callable[..., Tensor]
 """xformers' memory_efficient_attention: query (B, N, K, d), key and value (B, M, K, d), attn_bias -> (B, N, K, d)."""
@@ -33,7 +34,7 @@ class MemoryEfficientProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | CaptionHeads,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tensor | None = None,
         **kwargs: object,
@@ -43,6 +44,24 @@ class MemoryEfficientProcessor:
         query, key, value = (rearrange(part, "b k n d -> b n k d") for part in heads)
         bias = None if attention_mask is None else mask_to_bias(attention_mask, query, key.shape[1])
         return _prx_out(attn, rearrange(self.kernel(query, key, value, attn_bias=bias), "b n k d -> b n (k d)"))
+
+
+class MaskedProcessor:
+    """Attention of PRX through torch's own kernel with a mask, as diffusers has it; it takes CaptionHeads too."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | CaptionHeads,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Tensor | None = None,
+        **kwargs: object,
+    ) -> Tensor:
+        """Attend from image tokens (B, N, E) to caption tokens (B, L, E) and image tokens; the names are diffusers'."""
+        return _prx_masked(
+            attn, _prx_heads(attn, hidden_states, encoder_hidden_states, image_rotary_emb), attention_mask
+        )
 
 
 class PackedProcessor:
@@ -63,7 +82,7 @@ class PackedProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
+        encoder_hidden_states: Tensor | CaptionHeads,
         attention_mask: Tensor | PackedKeys | None = None,
         image_rotary_emb: Tensor | None = None,
         **kwargs: object,
@@ -76,10 +95,7 @@ class PackedProcessor:
             out = self.kernel(rows, key[keys.real], value[keys.real], *keys[2:])
             return _prx_out(attn, rearrange(out, "(b n) k d -> b n (k d)", b=len(query)))
         mask = attention_mask.mask if isinstance(attention_mask, PackedKeys) else attention_mask
-        if mask is not None:
-            mask = F.pad(mask.bool(), (0, key.shape[2] - mask.shape[1]), value=True)[:, None, None]
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return _prx_out(attn, rearrange(out, "b k n d -> b n (k d)"))
+        return _prx_masked(attn, [query, key, value], mask)
 
 
 class JointProcessor:
@@ -157,17 +173,28 @@ def mask_to_bias(mask: Tensor, query: Tensor, keys: int, first: int = 0) -> Tens
     return row[..., :keys].expand(batch, heads, queries, keys)
 
 
-def _prx_heads(attn: Any, image_states: Tensor, text_states: Tensor, rotary: Tensor | None) -> list[Tensor]:
+def _prx_heads(
+    attn: Any, image_states: Tensor, text_states: Tensor | CaptionHeads, rotary: Tensor | None
+) -> list[Tensor]:
     """Queries (B, K, N, d) of the image, keys and values (B, K, L + N, d) of caption and image."""
     image = rearrange(attn.img_qkv_proj(image_states), "b n (part k d) -> part b k n d", part=3, k=attn.heads)
-    text = rearrange(attn.txt_kv_proj(text_states), "b l (part k d) -> part b k l d", part=2, k=attn.heads)
+    text = text_states.of(attn) if isinstance(text_states, CaptionHeads) else caption_heads(attn, text_states)
     query, image_key = attn.norm_q(image[0]), attn.norm_k(image[1])
     if rotary is not None:
-        query, image_key = apply_rope(query, rotary), apply_rope(image_key, rotary)
+        query, image_key = apply_rope(torch.stack([query, image_key]), rotary)
     value = torch.cat([text[1], image[2]], dim=2)
-    key = torch.cat([attn.norm_added_k(text[0]), image_key], dim=2)
+    key = torch.cat([text[0], image_key], dim=2)
     # Under autocast the norms answer in float32 beside half precision values; kernels want one type.
     return [part.to(value.dtype) for part in (query, key, value)]
+
+
+def _prx_masked(attn: Any, heads: list[Tensor], mask: Tensor | None) -> Tensor:
+    """Torch's attention, with a mask (B, L) of the caption tokens, and the layer's end."""
+    query, key, value = heads
+    if mask is not None:
+        mask = F.pad(mask.bool(), (0, key.shape[2] - mask.shape[1]), value=True)[:, None, None]
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return _prx_out(attn, rearrange(out, "b k n d -> b n (k d)"))
 
 
 def _prx_out(attn: Any, out: Tensor) -> Tensor:

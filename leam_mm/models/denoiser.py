@@ -5,19 +5,22 @@ All take (latent, time, caption_state, caption_mask); their weights keep diffuse
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import PRXTransformer2DModel, UNet2DConditionModel
+from diffusers.models.transformers.transformer_prx import PRXAttnProcessor2_0
 from einops import rearrange
 from torch import Tensor, nn
 
 from leam_mm.errors import UserError
-from leam_mm.models.attention_processors import PackedProcessor
+from leam_mm.models.attention_processors import MaskedProcessor, PackedProcessor
 from leam_mm.models.caption_packing import TrimmedCaptions
 from leam_mm.models.size_conditioning import SizeConditioning
+from leam_mm.models.step_memory import CaptionHeads, StepMemory
 from leam_mm.models.tokens import BlockStep, Tokens, walk_blocks
 
 SCHEDULER_STEPS = 1000  # all but PRX embed training steps, not times; so does every scheduler in a released pipeline
@@ -52,6 +55,14 @@ class Denoiser(nn.Module, ABC):
     def origin(self) -> dict[str, Any]:
         """The trained weights that this network started from, and their digest; empty where there were none."""
         return {}
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within, the steps of a sampler: the weights stay, and a caption tensor that comes again holds what it held.
+
+        A network may keep what it makes of captions, as PRX does; this one makes it anew.
+        """
+        yield
 
     @property
     def depth(self) -> int:
@@ -106,6 +117,8 @@ class PRXDenoiser(Denoiser):
             released network always draws. None tells it nothing.
     """
 
+    _memory: StepMemory | None = None
+
     def __init__(
         self,
         in_channels: int,
@@ -147,6 +160,25 @@ class PRXDenoiser(Denoiser):
         if size_conditioning is not None:
             self.size_conditioning = SizeConditioning(hidden_size, size_conditioning)
 
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Within, captions are cut, embedded and made keys and values once for each tensor that they come in."""
+        if any(block._compiled_call_impl is not None for block in self.model.blocks):
+            yield  # compiled code would be made anew for the kept keys
+            return
+        layers = [block.attention for block in self.model.blocks]
+        before = [layer.processor for layer in layers]
+        for layer in layers:
+            if isinstance(layer.processor, PRXAttnProcessor2_0):
+                layer.processor = MaskedProcessor()  # the same computation; diffusers' knows no kept keys
+        self._memory = StepMemory()
+        try:
+            yield
+        finally:
+            self._memory = None
+            for layer, processor in zip(layers, before, strict=True):
+                layer.processor = processor
+
     def plain_model(self) -> nn.Module:
         """A copy of diffusers' model; what it would be told of each picture is in the bias of its time's embedding."""
         model: Any = copy.deepcopy(self.model)
@@ -182,8 +214,7 @@ class PRXDenoiser(Denoiser):
         check_latent(latent, self.patch_size)
         model, patch = self.model, self.patch_size
         grid = latent.shape[2] // patch, latent.shape[3] // patch
-        captions = TrimmedCaptions(caption_state, caption_mask)
-        text = model.txt_in(captions.state)
+        captions, text = self._read(caption_state, caption_mask)
         values = model.img_in(rearrange(latent, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch))
         moment = model._compute_timestep_embedding(time, dtype=values.dtype)
         if self.size_conditioning is not None:
@@ -197,7 +228,16 @@ class PRXDenoiser(Denoiser):
         patches = model.final_layer(tokens.values, moment)
         return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 
-    def _run(self, block: Any, tokens: Tokens, text: Tensor, moment: Tensor, captions: TrimmedCaptions) -> Tensor:
+    def _read(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, Tensor | CaptionHeads]:
+        """The captions without their padding, and what the blocks get of them."""
+        known = self._memory.find(state, mask) if self._memory is not None else None
+        if known is not None:
+            return known
+        captions = TrimmedCaptions(state, mask)
+        text = self.model.txt_in(captions.state)
+        return captions, text if self._memory is None else self._memory.keep(state, mask, captions, text)
+
+    def _run(self, block: Any, tokens: Tokens, text: Any, moment: Tensor, captions: TrimmedCaptions) -> Tensor:
         packs = isinstance(block.attention.processor, PackedProcessor)
         mask = captions.packed(tokens.values.shape[1]) if packs else captions.mask
         if torch.is_grad_enabled() and self.model.gradient_checkpointing:
@@ -213,8 +253,13 @@ class PRXDenoiser(Denoiser):
 
     def _rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Rotation (1, 1, N, ...) of each token by its row and column."""
+        if self._memory is not None and grid in self._memory.rotary:
+            return self._memory.rotary[grid]
         places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32, device=device) for size in grid))
-        return self.model.pe_embedder(places[None])
+        rotary = self.model.pe_embedder(places[None])
+        if self._memory is not None:
+            self._memory.rotary[grid] = rotary
+        return rotary
 
 
 class UNetDenoiser(Denoiser):
