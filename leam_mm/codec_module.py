@@ -6,7 +6,7 @@ the gradients of every rank are averaged; the two optimizers of adversarial trai
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
@@ -55,6 +55,10 @@ class LatentCodecModule(LightningModule):
         final_rate: Share of the learning rate left at the end of the cosine; 1 keeps it constant.
         ema_decay: Decay of the averaged codec, which is then validated, encodes and is released; None keeps none.
         seed: Of the noise with which a KLCodec's posterior is sampled.
+        weights: Run folder, checkpoint or folder of diffusers of a codec of the same sizes, whose weights and latent
+            statistics a new training starts from; read when a training starts, never afterwards.
+        trained: decoder leaves the encoder and the statistics as they were in `weights`: latents that were encoded
+            with it, and generators that were trained on these, go with the new decoder as they are.
     """
 
     def __init__(
@@ -75,14 +79,21 @@ class LatentCodecModule(LightningModule):
         final_rate: float = 0.0,
         ema_decay: float | None = None,
         seed: int = 0,
+        weights: str | None = None,
+        trained: Literal["all", "decoder"] = "all",
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
+        if trained == "decoder" and weights is None:
+            raise UserError("model.trained is decoder: name the codec that it belongs to in model.weights")
         if kl_weight and not codec.variational:
             raise UserError(
                 f"model.kl_weight is {kl_weight}, but an AutoencoderDC has no posterior: set 0 or use KLCodec"
             )
         self.codec, self.discriminator = codec, discriminator
+        self.weights, self.trained, self._origin = weights, trained, dict[str, Any]()
+        if trained == "decoder":
+            codec.freeze_encoder()
         self.reconstruction, self.perceptual = reconstruction or L1Loss(), perceptual
         self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
         self.adversarial_weight, self.adversarial_start_samples = adversarial_weight, adversarial_start_samples
@@ -105,6 +116,31 @@ class LatentCodecModule(LightningModule):
 
     def _pixels(self, image: Tensor) -> Tensor:
         return signed(image, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
+
+    def setup(self, stage: str) -> None:
+        """Start from the named weights; where a run is resumed, its own take their place afterwards."""
+        if stage != "fit" or self.weights is None:
+            return
+        source = load_codec(self.weights)
+        for codec in self._codecs().values():
+            try:
+                codec.load_state_dict(source.state_dict())
+            except RuntimeError as error:
+                first = str(error).splitlines()[1].strip()
+                raise UserError(
+                    f"the weights of {self.weights} do not fit model.codec ({first}): give it the class and sizes that "
+                    "they were trained with"
+                ) from None
+        self._origin = {"path": self.weights, "sha256": source.checkpoint_evidence["sha256"]}  # type: ignore[union-attr, index]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on from other weights than before."""
+        before = checkpoint.get(EVIDENCE, {}).get("pretrained", {}).get("sha256")
+        if self._origin and before != self._origin["sha256"]:
+            raise UserError(
+                f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than {self.weights} holds "
+                f"now ({self._origin['sha256'][:12]}): name the old ones, or start a new run folder"
+            )
 
     def configure_model(self) -> None:
         """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""
@@ -241,6 +277,8 @@ class LatentCodecModule(LightningModule):
 
     def _set_statistics(self, statistics: LatentStatistics) -> None:
         """Give the statistics of the codec that others use to both: an average copies the trained one's buffers."""
+        if self.trained == "decoder":
+            return
         for codec in self._codecs().values():
             codec.set_statistics(statistics)
 
@@ -254,6 +292,8 @@ class LatentCodecModule(LightningModule):
         Where validation has not just measured them, the last training batch of this rank does, so that the file depends
         on nothing but the step; encode_latents measures the whole data set.
         """
+        if self._origin:
+            checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self._origin
         if self._last_image is None or self._measured_step == self.trainer.global_step:
             return
         with torch.no_grad():

@@ -1,11 +1,12 @@
-"""What a fine-tuning takes over from its base: a plan of three files, made before any picture is encoded.
+"""What a fine-tuning takes over from its base: a plan of four files, made before any picture is encoded.
 
     python -m leam_mm.fine_tuning --base runs/quickstart --run runs/finetune
 
 RUN/plan/codec_statistics.json holds the numbers that the base's latents were normalised with, recipe.yaml the process,
-size, text tower and codec of the base (on top of configs/finetune_generator.yaml), evaluate.yaml what is measured
-before and after. Text tower and codec are compared with what the base was trained with. Where the base's own latents
-lie beside it, a share of the samples is drawn from them, so that the base is not forgotten (rehearsal, 1811.11682).
+size and text tower of the base (on top of configs/finetune_generator.yaml), codec.yaml its codec, whose decoder learns
+the folder's pictures (on top of configs/finetune_codec.yaml), evaluate.yaml what is measured before and after. Text
+tower and codec are compared with what the base was trained with. Where the base's own shards and latents lie beside it,
+a share of the samples is drawn from them, so that the base is not forgotten (rehearsal, 1811.11682).
 """
 
 import argparse
@@ -97,9 +98,38 @@ def recipe(base: Path, place: Path, model: dict[str, Any], data: str | list[dict
                 "process": model["process"],
                 "latent_size": model["latent_size"],
                 "clip": str(base / "clip"),
-                "codec": str(base / "codec"),
+                "codec": str(place / "codec"),
                 "latents": str(place / "plan"),
             }
+        },
+    }
+
+
+def codec_recipe(base: Path, place: Path, share: float) -> dict[str, Any]:
+    """The overlay for the decoder: the base's codec, and its pictures where they are there.
+
+    The encoder stays as it is, so that the latents of the base keep their meaning, and the base's denoiser its task.
+
+    Args:
+        base: Folder of its corridor.
+        place: Run folder of the fine-tuning.
+        share: Of all samples, in [0, 1), drawn from the base's own pictures.
+    """
+    config = checkpoint_config(read_checkpoint(base / "codec"))
+    old, data = base / "shards" / "train", str(place / "shards" / "train")
+    sources = [{"path": data, "weight": 1 - share}, {"path": str(old), "weight": share}]
+    rehearsed = share > 0 and (old / "manifest.jsonl").is_file()
+    return {
+        "trainer": {"default_root_dir": str(place / "codec")},
+        "data": {
+            "init_args": {
+                "train": sources if rehearsed else data,
+                "validation": str(place / "shards" / "held_out"),
+                "image": config["data"]["init_args"]["image"],
+            }
+        },
+        "model": {
+            "init_args": {"codec": config["model"]["init_args"]["codec"], "weights": str(base / "codec")},
         },
     }
 
@@ -167,7 +197,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="run folder of the fine-tuning")
     parser.add_argument("--language", default="en", help="of the folder's captions, as two letters (%(default)s)")
     parser.add_argument(
-        "--rehearse", type=float, default=0.25, help="share of samples from BASE/latents/train, if any (%(default)s)"
+        "--rehearse",
+        type=float,
+        default=0.25,
+        help="share of samples from BASE/{latents,shards}/train, if any (%(default)s)",
     )
     options = parser.parse_args(args)
     if not 0 <= options.rehearse < 1:
@@ -179,8 +212,9 @@ def main(args: list[str] | None = None) -> None:
     data = training_data(options.base, options.run / "latents" / "train", statistics, options.rehearse)
     write_json(plan / STATISTICS, statistics)
     write_yaml(plan / "recipe.yaml", recipe(options.base, options.run, model, data))
+    write_yaml(plan / "codec.yaml", codec_recipe(options.base, options.run, options.rehearse))
     write_yaml(plan / "evaluate.yaml", evaluation(options.base, options.run, options.language))
-    print(f"wrote {plan}: statistics of the base's latents, recipe.yaml and evaluate.yaml")
+    print(f"wrote {plan}: statistics of the base's latents, recipe.yaml, codec.yaml and evaluate.yaml")
 
 
 if __name__ == "__main__":

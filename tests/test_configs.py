@@ -178,3 +178,18 @@ def test_recipes_of_a_corridor_train_one_after_the_other(
     parts = {"clip": str(clip), "codec": str(codec), "latents": str(latents)}
     changes = {"data": {"init_args": {"train": str(latents)}}, "model": {"init_args": parts}}
     train(FOLDER / f"{corpus}_generator.yaml", tmp_path / "generator", changes)
+
+
+@pytest.mark.parametrize("recipe", ["scenes_codec.yaml", "scenes_generator.yaml"])
+def test_a_mixture_of_folders_is_printed_so_that_it_can_be_read_again(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = [{"path": "a", "weight": 0.5, "language": None}, {"path": "b", "weight": 2.0, "language": "fi"}]
+    overlay = tmp_path / "mixture.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"train": sources}}}))
+    config = printed(capsys, FOLDER / recipe, overlay)
+    found = [each.get("init_args", each) for each in config["data"]["init_args"]["train"]]
+    assert found == sources
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(config))
+    assert printed(capsys, whole)["data"] == config["data"]

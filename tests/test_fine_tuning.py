@@ -23,14 +23,20 @@ MODEL = {
     "codec": "somewhere/codec",
 }
 
+KIND: dict[str, Any] = {
+    "class_path": "leam_mm.models.latent_codec.KLCodec",
+    "init_args": {"latent_channels": 4, "widths": [32, 64], "layers": 1},
+}
+
 
 def write_base(base: Path, **changes: Any) -> Path:
-    """Three checkpoints of a corridor; text tower and codec are only known by their digests here."""
+    """Three checkpoints of a corridor; text tower and codec are only known by their digests and recipes here."""
     frozen: dict[str, Any] = {"latents": {"sha256": "0" * 64, "statistics": STATISTICS}}
     for name in ("clip", "codec", "generator"):
         file = base / name / "checkpoints" / "last.ckpt"
         file.parent.mkdir(parents=True)
-        config = yaml.safe_dump({"model": {"init_args": {**MODEL, **changes}}})
+        model = {"init_args": {"codec": KIND}} if name == "codec" else {"init_args": {**MODEL, **changes}}
+        config = yaml.safe_dump({"model": model, "data": {"init_args": {"image": {"image_size": 48}}}})
         torch.save({"name": name, EVIDENCE: {"config": config, "frozen": frozen}}, file)
         frozen[name] = {"path": "then", "sha256": file_sha256(file)}
     return base
@@ -45,7 +51,7 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
         config = printed(capsys, *chosen)
         settings = config["model"]["init_args"]
         assert settings["process"]["init_args"]["shift"] == 2.5 and settings["latent_size"] == 8
-        assert (settings["clip"], settings["codec"]) == (str(base / "clip"), str(base / "codec"))
+        assert (settings["clip"], settings["codec"]) == (str(base / "clip"), str(run / "codec"))
         assert settings["latents"] == str(run / "plan")
         denoiser = settings["denoiser"]["init_args"]
         assert denoiser["weights"] == str(base / "generator")
@@ -74,6 +80,27 @@ def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pyt
         mixed()
     with pytest.raises(UserError, match="--rehearse is 1"):
         mixed("--rehearse", "1")
+
+
+def test_the_decoder_learns_beside_pictures_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+
+    def planned() -> Any:
+        main(["--base", str(base), "--run", str(run), "--rehearse", "0.4"])
+        return printed(capsys, FOLDER / "finetune_codec.yaml", run / "plan" / "codec.yaml")
+
+    config = planned()
+    settings, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (settings["weights"], settings["trained"]) == (str(base / "codec"), "decoder")
+    assert settings["codec"]["class_path"] == KIND["class_path"]
+    assert settings["codec"]["init_args"]["widths"] == KIND["init_args"]["widths"]
+    assert config["trainer"]["default_root_dir"] == str(run / "codec")
+    assert data["image"]["init_args"]["image_size"] == 48 and data["train"] == str(run / "shards" / "train")
+    (base / "shards" / "train").mkdir(parents=True)
+    (base / "shards" / "train" / "manifest.jsonl").write_text("")
+    own, old = planned()["data"]["init_args"]["train"]
+    assert (own["path"], own["weight"]) == (str(run / "shards" / "train"), 0.6)
+    assert (old["path"], old["weight"]) == (str(base / "shards" / "train"), 0.4)
 
 
 def test_what_the_base_could_do_is_measured_where_it_can_be(tmp_path: Path) -> None:

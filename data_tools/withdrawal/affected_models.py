@@ -169,7 +169,7 @@ def _plan(model: Model, by_root: dict[str, list[Place]]) -> tuple[SamplePlan, se
     train, seed = settings.get("train"), settings.get("seed")
     if train is None or not isinstance(seed, int):
         raise UserError("its config names no training data or no seed")
-    given = [{"path": train}] if isinstance(train, str) else train
+    given = [{"path": train}] if isinstance(train, str) else [each.get("init_args") or each for each in train]
     if len(given) > 1 and settings.get("language_balance"):
         raise UserError("its mixture was balanced by languages, which is not followed here")
     sources = [Source(_where(str(each["path"]), model, by_root), float(each.get("weight") or 1.0)) for each in given]

@@ -110,7 +110,7 @@ class LatentsModule(PlannedModule):
 
     def __init__(
         self,
-        train: str | Path | list[Source],
+        train: list[Source] | str | Path,
         batch_size: int,
         validation: str | Path | None = None,
         validation_samples: int = 1024,

@@ -136,7 +136,7 @@ class PairsModule(PlannedModule):
 
     def __init__(
         self,
-        train: str | Path | list[Source],
+        train: list[Source] | str | Path,
         image: ImageDecoding,
         batch_size: int,
         validation: str | Path | None = None,

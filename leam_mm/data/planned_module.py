@@ -39,7 +39,7 @@ class PlannedModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | Path | list[Source],
+        train: list[Source] | str | Path,
         validation: str | Path | None,
         batch_size: int,
         validation_samples: int,

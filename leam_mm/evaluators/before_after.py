@@ -84,7 +84,7 @@ class BeforeAfter(Evaluator):
         after = EvaluationContext(context.clip, tuned, context.output / "after", context.device)
         self._draw(base, tuned, context.output)
         metrics = [] if self.latents is None else self._losses(self.latents, base, tuned)
-        metrics.append(self._codec_error(tuned))
+        metrics += [self._codec_error(name, module) for name, module in (("before", base), ("after", tuned))]
         digest = base.checkpoint_evidence["sha256"]
         for evaluator in self.evaluators:
             first, second = evaluator.run(before), evaluator.run(after)
@@ -113,18 +113,18 @@ class BeforeAfter(Evaluator):
             save_grid(output / "before_after_old_prompts.png", sheet, labels, columns=4)
 
     @torch.no_grad()
-    def _codec_error(self, tuned: Any) -> Metric:
-        """Mean absolute error of the codec on held-out pictures, which no training of the generator can undo."""
-        side = tuned.latent_size * tuned.codec.downscale
+    def _codec_error(self, name: str, module: Any) -> Metric:
+        """Mean absolute error of its codec on held-out pictures, which no training of the generator can undo."""
+        side = module.latent_size * module.codec.downscale
         pictures = [picture.pixels(side) for picture in read_pictures(self.held_out, 256)]
         errors = []
         for start in range(0, len(pictures), 64):
             real = torch.stack(pictures[start : start + 64])
-            errors.append((_through_codec(tuned, real) - real / 255).abs().flatten(1).mean(1))
+            errors.append((_through_codec(module, real) - real / 255).abs().flatten(1).mean(1))
         values = torch.cat(errors).numpy()
         low, high = bootstrap_interval(values, numpy.mean, self.seed)
         note = "of levels 0 to 1, on held-out pictures; the generator cannot draw what the codec cannot show"
-        return Metric("fine_tuning/codec_error", float(values.mean()), low, high, "", len(values), note=note)
+        return Metric(f"{name}/codec_error", float(values.mean()), low, high, "", len(values), note=note)
 
     def _losses(self, latents: Path, base: Any, tuned: Any) -> list[Metric]:
         """Loss on held-out latents before and after, and the change of each latent, at the same times and noise."""

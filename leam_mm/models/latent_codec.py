@@ -96,6 +96,11 @@ class LatentCodec(nn.Module):
         kernels = [part.weight for part in self.autoencoder.decoder.conv_out.modules() if isinstance(part, nn.Conv2d)]
         return kernels[-1]
 
+    def freeze_encoder(self) -> None:
+        """Leave only what lies behind the latents to be trained: their meaning stays."""
+        for name, weight in self.autoencoder.named_parameters():
+            weight.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+
     def set_tile(self, tile: int | None) -> None:
         """Bound the memory of large pictures: work on one picture at a time, in overlapping tiles that are blended.
 
