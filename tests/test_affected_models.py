@@ -33,8 +33,8 @@ def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) 
     checkpoint(runs / "innocent/last.ckpt", {str(other): ShardFolder(other).merkle_root}, 9, config)
     clip = hashlib.sha256((runs / "after/checkpoints/last.ckpt").read_bytes()).hexdigest()
     checkpoint(runs / "generator/last.ckpt", {"latents": "f" * 64}, 9, config, {"clip": {"sha256": clip}})
-    mixed = {"data": {"init_args": {"train": [{"path": str(folder)}, {"init_args": {"path": str(other), "weight": 2.0}}], "seed": 3,
-                                    "batch_size": 4}}}  # fmt: skip
+    sources = [{"path": str(folder)}, {"init_args": {"path": str(other), "weight": 2.0}}]  # configs have both forms
+    mixed = {"data": {"init_args": {"train": sources, "seed": 3, "batch_size": 4}}}
     roots = {str(folder): root, str(other): ShardFolder(other).merkle_root}
     checkpoint(runs / "mixture/last.ckpt", roots, 300, mixed)
     (runs / "release").mkdir()
