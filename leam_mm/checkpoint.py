@@ -98,6 +98,21 @@ def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return yaml.safe_load(checkpoint[EVIDENCE]["config"])
 
 
+def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint that did not start from these trained weights.
+
+    Args:
+        checkpoint: Its evidence names what it started from under ``pretrained``, where it did from something.
+        origin: What is named now, with its sha256; empty where nothing is.
+    """
+    before, now = (where.get("sha256") for where in (checkpoint.get(EVIDENCE, {}).get("pretrained", {}), origin))
+    if before != now:
+        raise UserError(
+            f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
+            f"({str(now)[:12]}): name the old ones, or start a new run folder"
+        )
+
+
 def file_sha256(path: Path) -> str:
     """Digest of a file, read in pieces."""
     digest = hashlib.sha256()

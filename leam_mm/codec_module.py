@@ -15,7 +15,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, refuse_other_weights
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
@@ -135,12 +135,8 @@ class LatentCodecModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from other weights than before."""
-        before = checkpoint.get(EVIDENCE, {}).get("pretrained", {}).get("sha256")
-        if self._origin and before != self._origin["sha256"]:
-            raise UserError(
-                f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than {self.weights} holds "
-                f"now ({self._origin['sha256'][:12]}): name the old ones, or start a new run folder"
-            )
+        if self._origin:
+            refuse_other_weights(checkpoint, self._origin)
 
     def configure_model(self) -> None:
         """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""

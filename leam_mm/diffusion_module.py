@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, load_module
+from leam_mm.checkpoint import EVIDENCE, load_module, refuse_other_weights
 from leam_mm.data.sample_order import sample_noise, sample_uniform
 from leam_mm.diffusion.editing import Edit, draw_from
 from leam_mm.diffusion.guidance import Guidance, guide
@@ -279,7 +280,7 @@ class LatentDiffusionModule(LightningModule):
             return self.process.sample(denoise, x, times, method, fresh)
 
         times = self.process.times(steps, height * width)
-        with network.sampling(), (weaker or network).sampling():
+        with network.sampling(), weaker.sampling() if weaker is not None else nullcontext():
             if edit is None:
                 picture = self.codec.decode(draw(noise, times))
             else:
@@ -374,14 +375,8 @@ class LatentDiffusionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with other frozen parts than before."""
-        evidence = checkpoint.get(EVIDENCE, {})
-        self.frozen.compare(evidence.get("frozen", {}))
-        before, now = (where.get("sha256") for where in (evidence.get("pretrained", {}), self.denoiser.origin()))
-        if before != now:
-            raise UserError(
-                f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
-                f"({str(now)[:12]}): name the old ones, or start a new run folder"
-            )
+        self.frozen.compare(checkpoint.get(EVIDENCE, {}).get("frozen", {}))
+        refuse_other_weights(checkpoint, self.denoiser.origin())
 
 
 def _trim(*captions: Caption) -> list[Caption]:
