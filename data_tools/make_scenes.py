@@ -41,6 +41,7 @@ RADII = {"small": (0.19, 0.21), "": (0.26, 0.30), "large": (0.36, 0.40)}
 # learns combinations by heart (tried once with a share of 0.3 and timm's resnet10t: English zero-shot on unseen
 # combinations after 60,000 samples 63 %, without such captions 54 %).
 COLOURLESS = {"train": 0.25, "test": 0.0}
+PAIRS = 0.3  # share of two things in a relation
 LICENCE = "CC0-1.0"
 
 
@@ -89,20 +90,22 @@ def _count(generator: np.random.Generator, things: tuple[Thing, ...]) -> Scene:
     )
 
 
-def make_scene(split: str, seed: int, number: int) -> Scene:
+def make_scene(split: str, seed: int, number: int, pairs: float = PAIRS) -> Scene:
     """Compose one scene from its number alone.
 
     Args:
         split: "train" draws from the seen combinations; "test" puts an unseen one into every scene.
         seed: Seed of the corpus.
         number: Number of the scene inside its split.
+        pairs: Chance that it is a pair, in [0, 1]; of the others five of seven are single things.
     """
     generator = np.random.default_rng([seed, ("train", "test").index(split), number])
     things = SEEN if split == "train" else UNSEEN
     kind = generator.random()
-    if kind < 0.5:
+    single = (1 - pairs) * 5 / 7
+    if kind < single:
         return _single(generator, things)
-    if kind < 0.8:
+    if kind < single + pairs:
         return _pair(generator, things, SEEN if split == "train" else EVERY)
     return _count(generator, things)
 
@@ -124,13 +127,15 @@ def render(scene: Scene, seed: int, split: str, number: int, size: int) -> bytes
     return buffer.getvalue()
 
 
-def write_split(folder: Path, split: str, samples: int, size: int, seed: int, base_url: str) -> None:
+def write_split(
+    folder: Path, split: str, samples: int, size: int, seed: int, base_url: str, pairs: float = PAIRS
+) -> None:
     """Write the pictures and the table of links of one split into ``folder``."""
     images = folder / "images" / split
     images.mkdir(parents=True)
     urls, primary, all_captions, metadata = [], [], [], []
     for number in track(range(samples), description=f"drawing {split}"):
-        scene = make_scene(split, seed, number)
+        scene = make_scene(split, seed, number, pairs)
         name = f"{number:07d}.png"
         (images / name).write_bytes(render(scene, seed, split, number, size))
         words = np.random.default_rng([seed, ("train", "test").index(split), number, 2])
@@ -178,7 +183,7 @@ def write_descriptions(folder: Path, size: int, seed: int) -> None:
     np.savez_compressed(folder / "shapes.npz", **masks)
 
 
-def make_scenes(output: Path, train: int, test: int, size: int, seed: int, base_url: str) -> None:
+def make_scenes(output: Path, train: int, test: int, size: int, seed: int, base_url: str, pairs: float = PAIRS) -> None:
     """Write the whole corpus beside ``output`` and rename it when it is complete.
 
     Args:
@@ -188,12 +193,15 @@ def make_scenes(output: Path, train: int, test: int, size: int, seed: int, base_
         size: Side of the pictures in pixels, 16 to 1024.
         seed: Seed, 0 or more.
         base_url: Where a web server will offer the folder; http or https.
+        pairs: Share of pairs among the training scenes, in [0, 1]; test scenes keep the usual one.
     """
     if not 16 <= size <= 1024:
         raise UserError(f"--size is {size}: give a side between 16 and 1024 pixels")
     for option, value, least in (("--train", train, 1), ("--test", test, 1), ("--seed", seed, 0)):
         if value < least:
             raise UserError(f"{option} is {value}: give at least {least}")
+    if not 0 <= pairs <= 1:
+        raise UserError(f"--pairs is {pairs}: give a share between 0 and 1")
     address = urlsplit(base_url)
     if address.scheme not in ("http", "https") or not address.netloc:
         raise UserError(f"--base-url is {base_url!r}: give an address such as http://127.0.0.1:8000")
@@ -204,7 +212,7 @@ def make_scenes(output: Path, train: int, test: int, size: int, seed: int, base_
     temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        write_split(temporary, "train", train, size, seed, base_url.rstrip("/"))
+        write_split(temporary, "train", train, size, seed, base_url.rstrip("/"), pairs)
         write_split(temporary, "test", test, size, seed, base_url.rstrip("/"))
         write_descriptions(temporary, size, seed)
         if output.is_dir():
@@ -225,6 +233,12 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=10000, help="number of training scenes (default %(default)s)")
     parser.add_argument("--test", type=int, default=1000, help="number of test scenes (default %(default)s)")
     parser.add_argument("--size", type=int, default=32, help="side of the pictures in pixels (default %(default)s)")
+    parser.add_argument(
+        "--pairs",
+        type=float,
+        default=PAIRS,
+        help="share of pairs among the training scenes (default %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of everything (default %(default)s)")
     parser.add_argument(
         "--base-url",
@@ -232,7 +246,8 @@ def main(args: list[str] | None = None) -> None:
         help="where a web server will offer the folder (default %(default)s)",
     )
     options = parser.parse_args(args)
-    make_scenes(options.output, options.train, options.test, options.size, options.seed, options.base_url)
+    corpus = (options.train, options.test, options.size, options.seed, options.base_url, options.pairs)
+    make_scenes(options.output, *corpus)
     print(
         f"wrote {options.train} training and {options.test} test scenes, captions in {len(LANGUAGES)} languages, "
         f"classes.json, scenes.json and shapes.npz to {options.output}"

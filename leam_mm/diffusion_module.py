@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from leam_mm.checkpoint import EVIDENCE, load_module, refuse_other_weights
+from leam_mm.data.caption_states import fit_length, trim
 from leam_mm.data.sample_order import sample_noise, sample_uniform
 from leam_mm.diffusion.editing import Edit, draw_from
 from leam_mm.diffusion.guidance import Guidance, guide
@@ -20,6 +21,7 @@ from leam_mm.diffusion.samplers import Method
 from leam_mm.errors import UserError
 from leam_mm.models.attention import choose_attention
 from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.caption_tower import CaptionTower, begin_tower
 from leam_mm.models.denoiser import Denoiser
 from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.latent_codec import LatentCodec
@@ -61,6 +63,8 @@ class LatentDiffusionModule(LightningModule):
         schedule: What follows it.
         attention: auto takes packed rows or xformers where a probe says that they work; see models/attention.py.
         techniques: What is added to the training; see training/technique.py.
+        caption_tower: Trained along with the denoiser, from clip's text tower on; see models/caption_tower.py. None
+            takes what the frozen one says.
     """
 
     def __init__(
@@ -80,10 +84,12 @@ class LatentDiffusionModule(LightningModule):
         schedule: Literal["constant", "cosine"] = "constant",
         attention: Literal["auto", "packed", "xformers", "sdpa"] = "auto",
         techniques: list[Technique] | None = None,
+        caption_tower: CaptionTower | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.denoiser, self.process, self.optimizer = denoiser, process, optimizer
+        denoiser.caption_tower = caption_tower
         plain = Ema(denoiser, ema_decay) if ema is None and ema_decay is not None else None
         self.ema = plain if ema is None else ema.follow(denoiser)
         self.latent_size, self.seed, self.caption_dropout = latent_size, seed, caption_dropout
@@ -104,9 +110,10 @@ class LatentDiffusionModule(LightningModule):
 
     @property
     def caption_encoder(self) -> CaptionEncoder:
-        """The frozen text tower, on this module's device."""
+        """The text side on this module's device: the frozen tower, or the average of the one trained here."""
         self.frozen_record()
-        return self.frozen.caption_encoder(self.denoiser.context_dim).to(self.device)
+        frozen, tower = self.frozen.caption_encoder(self.denoiser.context_dim), self.ema_denoiser().caption_tower
+        return (frozen if tower is None else tower.as_encoder(frozen)).to(self.device)
 
     @property
     def codec(self) -> LatentCodec:
@@ -117,11 +124,16 @@ class LatentDiffusionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Miss what is missing before the first step."""
         self.frozen_record()
+        if stage == "fit" and not hasattr(self, "checkpoint_evidence"):
+            for denoiser in (self.denoiser, *self._averages()):
+                begin_tower(denoiser, self.frozen)  # where a training goes on, Lightning loads its weights after this
         if stage == "fit" and self.caption_dropout > 0:
             self.empty_caption()
 
     def configure_model(self) -> None:
         """Shard the denoiser and its average where the strategy asks for it."""
+        if self.device_mesh is not None and self.denoiser.caption_tower is not None:
+            raise UserError("a caption_tower is not sharded: train it with trainer.strategy ddp, or drop it")
         if self.device_mesh is not None:
             for denoiser in (self.denoiser, *self._averages()):
                 shard_blocks(denoiser, self.device_mesh)
@@ -142,9 +154,8 @@ class LatentDiffusionModule(LightningModule):
 
     def sample_losses(self, batch: dict[str, Any]) -> Tensor:
         """Training loss (B,) of each sample, a function of the sample, its number and the weights."""
-        latent, caption = self._inputs(batch)
         index = batch["sample_index"]
-        state, mask = self._drop_captions(caption, index)
+        latent, (state, mask) = self._inputs(batch, learning=True)
         noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
         time = self.process.time(sample_uniform(self.seed, index, "time").to(latent), latent[0, 0].numel())
         step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time), self.process)
@@ -189,7 +200,8 @@ class LatentDiffusionModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer with its schedule."""
         trained = nn.ModuleList([self.denoiser, *self.techniques]) if len(self.techniques) else self.denoiser
-        optimizer = build_optimizer(self.optimizer, trained)
+        tower = self.denoiser.caption_tower
+        optimizer = build_optimizer(self.optimizer, trained, shares=tower.rate_shares() if tower is not None else None)
         if self.schedule == "cosine":
             rate = warmup_cosine(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         else:
@@ -267,7 +279,7 @@ class LatentDiffusionModule(LightningModule):
                 return model
             return partial(model, size=whole_picture(height, width, self.codec.downscale))
 
-        captions, empty = _trim(self.caption_encoder.encode(prompts), self.empty_caption())
+        captions, empty = trim(self.caption_encoder.encode(prompts), self.empty_caption())
         denoise = guide(told(network), captions, empty, guidance, told(weaker) if weaker is not None else None)
         training = network.training
         network.eval()
@@ -299,17 +311,17 @@ class LatentDiffusionModule(LightningModule):
                 (type(one.process), one.denoiser.in_channels, torch.stack(one.process.path(times)).tolist())
                 for one in (self, other)
             )
-            if ours != theirs:
+            if ours != theirs or any(one.denoiser.caption_tower is not None for one in (self, other)):
                 raise UserError(
                     f"{path} predicts something else than this generator: the weaker generator of autoguidance needs "
-                    f"the same process as here ({ours[0].__name__}) and as many channels ({ours[1]})"
+                    f"the same process as here ({ours[0].__name__}), as many channels ({ours[1]}) and no caption_tower"
                 )
             self.frozen.opened[path] = other.ema_denoiser().requires_grad_(False).eval()
         return self.frozen.opened[path].to(self.device)
 
     def empty_caption(self) -> Caption:
         """State (1, L, D) and mask (1, L) of "", the released pipeline's negative prompt."""
-        if self._empty is None:
+        if self._empty is None or self.denoiser.caption_tower is not None:  # a tower that learns says something new
             self._empty = self.caption_encoder.encode([""])
         state, mask = self._empty
         self._empty = state.to(self.device), mask.to(self.device)
@@ -326,25 +338,33 @@ class LatentDiffusionModule(LightningModule):
             )
         return {"size": batch["picture_size"]}
 
-    def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Caption]:
-        """Latents and captions of a batch, encoded here if it holds pictures and texts."""
-        if "latent" not in batch:
-            if len(batch["caption"]) != len(batch["image"]):
-                raise UserError(
-                    "a generator takes one caption for each image: set data.init_args.captions_per_image to 1"
-                )
-            with torch.no_grad():
-                latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
-            # Under autocast the codec answers in half precision; noise and times must not be rounded to it.
-            return latent.float(), self.caption_encoder.encode(batch["caption"])
-        state = batch["caption_state"]
-        if batch["latent"].shape[1] != self.denoiser.in_channels or state.shape[-1] != self.denoiser.context_dim:
+    def _inputs(self, batch: dict[str, Any], learning: bool = False) -> tuple[Tensor, Caption]:
+        """Latents and captions of a batch, encoded here if it holds pictures and texts; some dropped in learning."""
+        latent = batch["latent"] if "latent" in batch else self._encode(batch)
+        tower, state = self.denoiser.caption_tower, batch.get("caption_state")
+        if tower is not None and learning:
+            dropped = sample_uniform(self.seed, batch["sample_index"], "caption_dropout") < self.caption_dropout
+            texts = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
+            return latent, tower(texts, self.caption_encoder.tokenizer)
+        if tower is not None or state is None:
+            caption = self.caption_encoder.encode(batch["caption"])
+        else:
+            caption = state, torch.arange(state.shape[1], device=state.device) < batch["caption_length"][:, None]
+        found = latent.shape[1], caption[0].shape[-1]
+        if found != (self.denoiser.in_channels, self.denoiser.context_dim):
             raise UserError(
-                f"latents have {batch['latent'].shape[1]} channels and caption states {state.shape[-1]}, the denoiser "
-                f"expects {self.denoiser.in_channels} and {self.denoiser.context_dim}: set its in_channels, context_dim"
+                f"latents have {found[0]} channels and caption states {found[1]}, the denoiser expects "
+                f"{self.denoiser.in_channels} and {self.denoiser.context_dim}: set its in_channels, context_dim"
             )
-        mask = torch.arange(state.shape[1], device=state.device) < batch["caption_length"][:, None]
-        return batch["latent"], (state, mask)
+        return latent, self._drop_captions(caption, batch["sample_index"]) if learning else caption
+
+    @torch.no_grad()
+    def _encode(self, batch: dict[str, Any]) -> Tensor:
+        """Latents of a batch of pictures."""
+        if len(batch["caption"]) != len(batch["image"]):
+            raise UserError("a generator takes one caption for each image: set data.init_args.captions_per_image to 1")
+        latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
+        return latent.float()  # under autocast the codec answers in half precision; noise must not be rounded to it
 
     def _drop_captions(self, caption: Caption, index: Tensor) -> Caption:
         """Replace the captions of a share of the samples by the empty one."""
@@ -355,7 +375,7 @@ class LatentDiffusionModule(LightningModule):
         empty = self.empty_caption()
         # The captions of a batch may all be shorter than the empty one, which several text encoders begin and end.
         length = max(state.shape[1], int(empty[1].sum()))
-        state, mask, empty_state, empty_mask = (_fit(part, length) for part in (*caption, *empty))
+        state, mask, empty_state, empty_mask = (fit_length(part, length) for part in (*caption, *empty))
         state = torch.where(dropped[:, None, None], empty_state.to(state.dtype), state)
         return state, torch.where(dropped[:, None], empty_mask, mask)
 
@@ -377,19 +397,3 @@ class LatentDiffusionModule(LightningModule):
         """Refuse to go on with other frozen parts than before."""
         self.frozen.compare(checkpoint.get(EVIDENCE, {}).get("frozen", {}))
         refuse_other_weights(checkpoint, self.denoiser.origin())
-
-
-def _trim(*captions: Caption) -> list[Caption]:
-    """Cut the padding that none of them needs; it is masked anyway, and every step of a sampler would carry it."""
-    needed = max(int(mask.any(0).nonzero().max()) + 1 for _, mask in captions)
-    return [(state[:, :needed], mask[:, :needed]) for state, mask in captions]
-
-
-def _fit(part: Tensor, length: int) -> Tensor:
-    """Cut or pad dimension 1 to `length`; only padding may be cut."""
-    if part.shape[1] == length:
-        return part
-    padded = part.new_zeros(part.shape[0], length, *part.shape[2:])
-    kept = min(length, part.shape[1])
-    padded[:, :kept] = part[:, :kept]
-    return padded

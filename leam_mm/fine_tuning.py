@@ -89,6 +89,10 @@ def recipe(base: Path, place: Path, model: dict[str, Any], data: str | list[dict
         model: The base's own settings.
         data: What is trained on.
     """
+    tower: dict[str, Any] = {}
+    if model.get("caption_tower") is not None:  # goes on as the base's, and stays as it is
+        text = model["caption_tower"]["text"]
+        tower = {"caption_tower": {"text": text, "weights": str(base / "generator"), "trained": False}}
     return {
         "trainer": {"default_root_dir": str(place / "generator")},
         "data": {"init_args": {"train": data, "validation": str(place / "latents" / "held_out")}},
@@ -100,6 +104,7 @@ def recipe(base: Path, place: Path, model: dict[str, Any], data: str | list[dict
                 "clip": str(base / "clip"),
                 "codec": str(place / "codec"),
                 "latents": str(place / "plan"),
+                **tower,
             }
         },
     }

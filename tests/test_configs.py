@@ -75,7 +75,9 @@ def test_recipe_parses_and_says_what_it_needs(path: Path, capsys: pytest.Capture
 @named("overlay")
 def test_overlay_parses_on_top_of_a_recipe(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for_generators = {"techniques+", "denoiser", "ema"} & content.get("model", {}).get("init_args", {}).keys()
+    for_generators = {"techniques+", "denoiser", "ema", "caption_tower"} & content.get("model", {}).get(
+        "init_args", {}
+    ).keys()
     recipe = FOLDER / ("scenes_generator.yaml" if for_generators else "scenes_clip.yaml")
     below, above = printed(capsys, recipe), printed(capsys, recipe, path)
     changes_model = "model" in content

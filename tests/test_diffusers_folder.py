@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from leam_mm.diffusion.variance_preserving import (
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.caption_tower import CaptionTower
 from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
+from leam_mm.models.dual_encoder import TextTower
 from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.release.diffusers_folder import clip_text_model, released_scheduler, write_diffusers_folder
 
@@ -40,6 +43,17 @@ def tiny_generator(
     module = LatentDiffusionModule(denoiser, process or RectifiedFlow(shift=shift), latent_size=8)
     module.frozen.opened = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
     return module.eval()
+
+
+def with_tower(module: LatentDiffusionModule) -> None:
+    """Let it read with a deeper text tower of its own."""
+    frozen = module.caption_encoder
+    tower = CaptionTower(TextTower(**{**asdict(frozen.encoder.text), "layers": 3}))
+    tower.begin(frozen)
+    for parameter in tower.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    for denoiser in (module.denoiser, module.ema_denoiser()):
+        denoiser.caption_tower = tower
 
 
 def tiny_kl() -> LatentCodec:
@@ -68,6 +82,7 @@ def test_diffusers_draws_our_pictures_without_us(toy_tokenizer: Path, tmp_path: 
         "vp": tiny_generator(toy_tokenizer, tiny_dc(), 1.0, 2, VariancePreserving("sd_linear")),
         "noise": tiny_generator(toy_tokenizer, tiny_dc(), 1.0, 3, VariancePreservingNoise()),
     }
+    with_tower(generators["kl"])
     noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
     for name, generator in generators.items():
         write_diffusers_folder(generator, tmp_path / name)

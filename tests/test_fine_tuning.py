@@ -60,6 +60,17 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
         assert config["data"]["init_args"]["validation"] == str(run / "latents" / "held_out")
 
 
+def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}
+    base, run = write_base(tmp_path / "base", caption_tower={"text": text}), tmp_path / "run"
+    main(["--base", str(base), "--run", str(run)])
+    config = printed(capsys, FOLDER / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
+    tower = config["model"]["init_args"]["caption_tower"]
+    assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
+
+
 def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base, run = write_base(tmp_path / "base"), tmp_path / "run"
 

@@ -67,6 +67,15 @@ def test_held_out_combinations_never_occur_in_training_and_always_in_the_test() 
         assert {(thing.colour, thing.shape) for thing in make_scene("test", 0, number).objects} & HELD_OUT
 
 
+@pytest.mark.parametrize("pairs", [0.0, 0.3, 0.75, 1.0])
+def test_as_many_pairs_as_asked_for(pairs: float) -> None:
+    kinds = [make_scene("train", 0, number, pairs).kind for number in range(2000)]
+    assert kinds.count("pair") / 2000 == pytest.approx(pairs, abs=0.03)
+    assert kinds.count("single") / 2000 == pytest.approx((1 - pairs) * 5 / 7, abs=0.03)
+    if pairs == 0.3:
+        assert kinds == [make_scene("train", 0, number).kind for number in range(2000)]
+
+
 def test_every_colour_and_every_shape_is_seen() -> None:
     assert {colour for colour, _ in SEEN} == set(COLOURS) == set(PALETTE)
     assert {shape for _, shape in SEEN} == set(SHAPES)
@@ -258,6 +267,7 @@ def test_pictures_are_rgb_png_of_the_size() -> None:
         (["--train", "0"], "--train"),
         (["--test", "-3"], "--test"),
         (["--seed", "-1"], "--seed"),
+        (["--pairs", "1.5"], "--pairs"),
         (["--base-url", "file:///etc"], "--base-url"),
     ],
 )

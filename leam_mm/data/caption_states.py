@@ -50,3 +50,19 @@ def pad_states(states: Sequence[Tensor]) -> Tensor:
     for row, state in zip(batch, states, strict=True):
         row[: len(state)] = state
     return batch
+
+
+def trim(*captions: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Cut the padding that none of them needs; it is masked anyway, and every step of a sampler would carry it."""
+    needed = max(int(mask.any(0).nonzero().max()) + 1 for _, mask in captions)
+    return [(state[:, :needed], mask[:, :needed]) for state, mask in captions]
+
+
+def fit_length(part: Tensor, length: int) -> Tensor:
+    """Cut or pad dimension 1 to ``length``; only padding may be cut."""
+    if part.shape[1] == length:
+        return part
+    padded = part.new_zeros(part.shape[0], length, *part.shape[2:])
+    kept = min(length, part.shape[1])
+    padded[:, :kept] = part[:, :kept]
+    return padded

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from leam_mm.errors import UserError
 from leam_mm.models.attention_processors import MaskedProcessor, PackedProcessor
 from leam_mm.models.caption_packing import TrimmedCaptions
+from leam_mm.models.caption_tower import CaptionTower
 from leam_mm.models.size_conditioning import SizeConditioning
 from leam_mm.models.step_memory import CaptionHeads, StepMemory
 from leam_mm.models.tokens import BlockStep, Tokens, walk_blocks
@@ -47,6 +48,7 @@ class Denoiser(nn.Module, ABC):
         self.context_dim = context_dim
         self.patch_size = patch_size
         self.size_conditioning: SizeConditioning | None = None
+        self.caption_tower: CaptionTower | None = None  # what is trained with the weights is averaged with them
 
     def plain_model(self) -> nn.Module:
         """A copy of diffusers' model as it is released: plain layers, without additions of ours."""

@@ -70,7 +70,7 @@ class TextTower:
     layers: int = 12
 
 
-def _differing(tower: ImageTower | TextTower) -> dict[str, Any]:
+def tower_config(tower: ImageTower | TextTower) -> dict[str, Any]:
     """What open_clip must be told; a timm tower's silent vision-transformer settings stay out."""
     return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
 
@@ -107,7 +107,7 @@ class DualEncoder(nn.Module):
         """See the class for the arguments."""
         super().__init__()
         self.text = text
-        config = {"embed_dim": embed_dim, "vision_cfg": _differing(vision), "text_cfg": {}}
+        config = {"embed_dim": embed_dim, "vision_cfg": tower_config(vision), "text_cfg": {}}
         scalars = {"init_logit_scale": math.log(init_scale), "init_logit_bias": init_bias}
         clip: Any
         if isinstance(text, HuggingFaceText):
@@ -115,10 +115,10 @@ class DualEncoder(nn.Module):
             config["text_cfg"] = text.text_config(text.model)
             told = CLIPTextCfg(**text.text_config(str(transformers_folder(text.model))))  # type: ignore[arg-type]
             told.hf_model_pretrained = text.pretrained and not REBUILDING.get()
-            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**_differing(vision)), told, **scalars)
+            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), told, **scalars)
         else:
-            config["text_cfg"] = _differing(text)
-            clip = CLIP(embed_dim, CLIPVisionCfg(**_differing(vision)), CLIPTextCfg(**_differing(text)), **scalars)
+            config["text_cfg"] = tower_config(text)
+            clip = CLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), CLIPTextCfg(**tower_config(text)), **scalars)
         self._hold(clip, config, image_mean, image_std, low_rank)
 
     def _hold(

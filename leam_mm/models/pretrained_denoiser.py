@@ -142,7 +142,8 @@ def _from_training(path: Path) -> tuple[Any, str, dict[str, Any]]:
     if not isinstance(denoiser, PRXDenoiser):
         raise UserError(f"{path} holds a {type(denoiser).__name__}: only a PRXDenoiser can be trained on")
     digest = file_sha256(find_checkpoint(path))
-    return denoiser.plain_model(), digest, _released([path.parent / "release"], digest)
+    known: dict[str, Any] = _released([path.parent / "release"], digest)
+    return denoiser.plain_model(), digest, known | ({"caption_tower": True} if denoiser.caption_tower else {})
 
 
 def _released(places: list[Path], checkpoint: str | None = None) -> dict[str, str]:

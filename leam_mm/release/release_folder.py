@@ -141,7 +141,8 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
 
 def base_facts(evidence: dict[str, Any]) -> dict[str, str]:
     """What a training started from: named without the place on this machine, as a hub or a release names it."""
-    base = {key: str(value) for key, value in (evidence.get("pretrained") or {}).items() if key != "config"}
+    known = evidence.get("pretrained") or {}
+    base = {key: str(value) for key, value in known.items() if key not in ("config", "caption_tower")}
     if "weights" in base and Path(base["weights"]).is_absolute():
         base["weights"] = "/".join(Path(base["weights"]).parts[-2:])
     return base

@@ -1,7 +1,7 @@
 """Learning-rate schedules and the split of parameters into those with and without weight decay."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -137,7 +137,10 @@ def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | 
 
 
 def build_optimizer(
-    optimizer: OptimizerCallable, module: nn.Module, layer_decay: LayerDecay | None = None
+    optimizer: OptimizerCallable,
+    module: nn.Module,
+    layer_decay: LayerDecay | None = None,
+    shares: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimizer:
     """Build the recipe's optimizer over the groups of ``decay_groups``.
 
@@ -145,10 +148,12 @@ def build_optimizer(
         optimizer: Takes the groups.
         module: Its trainable parameters are stepped.
         layer_decay: Smaller rates for lower layers; the groups are then split by depth.
+        shares: Of the rate for some weights, where there is no layer decay; all others have the whole.
     """
     groups = decay_groups(module)
-    if layer_decay is not None:
-        groups = split_by_share(groups, rate_shares(module, layer_decay))
+    if layer_decay is not None or shares:
+        known = rate_shares(module, layer_decay) if layer_decay is not None else shares or {}
+        groups = split_by_share(groups, {weight: known.get(weight, 1.0) for weight in module.parameters()})
     built: Optimizer = optimizer(groups)  # type: ignore[arg-type]
     scale_rates(built)
     return built

@@ -1,0 +1,142 @@
+"""A text tower that learns with the denoiser what it needs of captions (tau_theta of 2112.10752, section 3.3).
+
+A contrastive loss asks which words a caption has; seldom does it ask which belongs to which, or what stands left of
+what. Nor can a denoiser easily read out what a frozen tower never put in. This tower starts as the frozen one and is
+trained on, averaged and saved with the denoiser; batches bring captions as texts, and stored states are not used.
+"""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from open_clip.model import CLIPTextCfg, _build_text_tower
+from torch import Tensor, nn
+
+from leam_mm.checkpoint import load_module
+from leam_mm.errors import UserError
+from leam_mm.models.caption_encoder import CaptionEncoder, clean_caption
+from leam_mm.models.dual_encoder import TextTower, tower_config
+from leam_mm.models.text_reading import PackedReading, text_tower
+
+if TYPE_CHECKING:
+    from leam_mm.data.captions import Tokenizer
+    from leam_mm.models.denoiser import Denoiser
+    from leam_mm.models.frozen_parts import FrozenParts
+
+SIZES = ("context_length", "vocab_size", "width", "heads")
+
+
+class CaptionTower(nn.Module):
+    """A causal text tower of its own, with open_clip's names of weights.
+
+    Args:
+        text: Its sizes. All but the layers are those of the encoder that it starts from; layers beyond that
+            encoder's stand above them, and hand on what they get until they have learnt something.
+        weights: Run or checkpoint of a generator with such a tower, whose average it starts from; None starts from
+            the encoder that model.init_args.clip names.
+        trained: False keeps it as it is, for a generator that goes on from one whose tower was trained.
+        rate: Its learning rates over those of the denoiser. Blocks of CLIP do not normalise queries and keys: at the
+            rates that suit a PRX their attention grows hard.
+    """
+
+    def __init__(self, text: TextTower, weights: str | None = None, trained: bool = True, rate: float = 0.2) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        if rate <= 0:
+            raise UserError(f"model.init_args.caption_tower.rate is {rate}: give a number above 0, or trained: false")
+        self.rate = rate
+        self.settings, self.weights, self.reading = text, weights, PackedReading()
+        self.text: Any = _build_text_tower(text.width, CLIPTextCfg(**tower_config(text)))
+        self.text.text_projection = None  # makes an embedding, which no denoiser asks for
+        self.requires_grad_(trained)
+
+    def begin(self, captions: Any) -> None:
+        """Take over the weights that it starts from.
+
+        Args:
+            captions: The frozen encoder of the generator.
+        """
+        settings, theirs = self._from_encoder(captions) if self.weights is None else self._from_generator(self.weights)
+        for name in (*SIZES, "layers"):
+            before, now = getattr(settings, name), getattr(self.settings, name)
+            if now != before and (name != "layers" or now < before):
+                raise UserError(
+                    f"model.init_args.caption_tower: text.{name} is {now}, that of {self.weights or 'the encoder'} is "
+                    f"{before}: " + ("give at least as many" if name == "layers" else "write the same")
+                )
+        with torch.no_grad():
+            self.text.positional_embedding.copy_(theirs.positional_embedding)
+        for name in ("token_embedding", "ln_final"):
+            getattr(self.text, name).load_state_dict(getattr(theirs, name).state_dict())
+        blocks = self.text.transformer.resblocks
+        for block, known in zip(blocks, theirs.transformer.resblocks, strict=False):
+            block.load_state_dict(known.state_dict())
+        for block in blocks[settings.layers :]:
+            for last in (block.attn.out_proj, block.mlp.c_proj):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+
+    def _from_encoder(self, captions: Any) -> tuple[TextTower, Any]:
+        encoder = captions.encoder if isinstance(captions, CaptionEncoder) else None
+        if encoder is None or not isinstance(encoder.text, TextTower):
+            raise UserError(
+                "model.init_args.caption_tower starts from the text tower of one encoder of ours, and "
+                "model.init_args.clip names another kind, or several: name a ContrastiveModule's run, or drop "
+                "caption_tower"
+            )
+        return encoder.text, text_tower(encoder.plain_clip())
+
+    def _from_generator(self, weights: str) -> tuple[TextTower, Any]:
+        from leam_mm.diffusion_module import LatentDiffusionModule  # it imports this file
+
+        tower = load_module(weights, LatentDiffusionModule).ema_denoiser().caption_tower
+        if tower is None:
+            raise UserError(f"{weights} has no caption tower: drop model.init_args.caption_tower.weights")
+        return tower.settings, tower.text
+
+    def rate_shares(self) -> dict[nn.Parameter, float]:
+        """Share of the learning rate for each weight."""
+        return dict.fromkeys(self.parameters(), self.rate)
+
+    def forward(self, captions: list[str], tokenizer: "Tokenizer") -> tuple[Tensor, Tensor]:
+        """State (B, L, D) after the final layer norm and mask (B, L) bool of B texts; L is the longest's length."""
+        text, length = tokenizer.encode([clean_caption(caption) for caption in captions])
+        text = text[:, : int(length.max())]
+        mask = torch.arange(text.shape[1]) < length[:, None]
+        device = self.text.positional_embedding.device
+        return self.reading.states(self, text.to(device)), mask.to(device)
+
+    def as_encoder(self, captions: CaptionEncoder) -> CaptionEncoder:
+        """The frozen encoder with this text tower in the place of its own: it draws and is released like any other."""
+        encoder, clip = _other(captions.encoder), _other(captions.encoder.clip)
+        for name in ("token_embedding", "transformer", "ln_final", "positional_embedding"):
+            setattr(clip, name, getattr(self.text, name))
+        encoder.clip, encoder.text = clip, self.settings
+        encoder._config = encoder._config | {"text_cfg": tower_config(self.settings)}
+        found = _other(captions)
+        found.encoder = encoder
+        return found
+
+
+def begin_tower(denoiser: "Denoiser", frozen: "FrozenParts") -> None:
+    """Begin the caption tower of a denoiser that has one, and refuse that one is missing.
+
+    Args:
+        denoiser: One that is trained, or an average of it, before its first step.
+        frozen: Where the encoder is opened.
+    """
+    if denoiser.caption_tower is not None:
+        denoiser.caption_tower.begin(frozen.caption_encoder(denoiser.context_dim))
+    elif denoiser.origin().get("caption_tower"):
+        raise UserError(
+            "the base of this training reads captions with a tower of its own: give model.init_args.caption_tower the "
+            "base's text sizes and weights (python -m leam_mm.fine_tuning does)"
+        )
+
+
+def _other(module: Any) -> Any:
+    """Another module with the same parts, of which some may be put in its place."""
+    other = copy.copy(module)
+    for kind in ("_modules", "_parameters", "_buffers"):
+        other.__dict__[kind] = dict(module.__dict__[kind])
+    return other

@@ -1,0 +1,257 @@
+"""A text tower that is trained with the denoiser: it begins as the frozen one, learns, is averaged and drawn with."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from test_diffusion_module import FakeCodec
+from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
+from test_open_clip_folder import tiny_module
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.data.captions import Tokenizer
+from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
+from leam_mm.models.caption_encoder import CaptionEncoder
+from leam_mm.models.caption_tower import CaptionTower
+from leam_mm.models.denoiser import PRXDenoiser
+from leam_mm.models.dual_encoder import TextTower
+from leam_mm.release.diffusers_folder import clip_text_model
+
+TEXTS = ["ein rotes Quadrat", "a blue square left of l’oiseau", "", "a red square"]
+SIZES = {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture
+def frozen(toy_tokenizer: Path) -> CaptionEncoder:
+    return CaptionEncoder.from_module(tiny_module(toy_tokenizer))  # type: ignore[arg-type]
+
+
+def sizes(frozen: CaptionEncoder, layers: int = 2, **changes: int) -> dict[str, int]:
+    vocabulary = frozen.tokenizer.vocabulary
+    return {"context_length": 12, "vocab_size": vocabulary, "width": 32, "heads": 2, "layers": layers, **changes}
+
+
+def begun(frozen: CaptionEncoder, layers: int = 2) -> CaptionTower:
+    torch.manual_seed(1)
+    tower = CaptionTower(TextTower(**sizes(frozen, layers)))
+    tower.begin(frozen)
+    return tower
+
+
+def generator(frozen: CaptionEncoder, tower: CaptionTower | None, **changes: Any) -> LatentDiffusionModule:
+    torch.manual_seed(2)
+    denoiser = PRXDenoiser(**SIZES)  # type: ignore[arg-type]
+    for weight in denoiser.parameters():
+        nn.init.normal_(weight, std=0.1)
+    arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema_decay": 0.5, "warmup_steps": 0}
+    arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=1e-2)
+    module = LatentDiffusionModule(denoiser, RectifiedFlow(), caption_tower=tower, **{**arguments, **changes})
+    module.frozen.opened = {"clip": frozen, "codec": FakeCodec()}
+    return module
+
+
+def batch(frozen: CaptionEncoder, texts: list[str]) -> dict[str, Any]:
+    """As of a latent folder: texts, and what the frozen tower said of them."""
+    state, mask = frozen.encode(texts)
+    latent = torch.randn(len(texts), 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    lengths = {"caption_state": state, "caption_length": mask.sum(1), "caption": texts}
+    return {"latent": latent, **lengths, "sample_index": torch.arange(len(texts))}
+
+
+def run(module: LatentDiffusionModule, steps: int, start: Path | None = None, **changes: Any) -> Trainer:
+    """One batch, again and again."""
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", max_steps=steps, enable_model_summary=False, **quiet, **changes)
+    rows = [batch(module.frozen.opened["clip"], TEXTS * 2)]
+    trainer.fit(module, DataLoader(rows, batch_size=None), ckpt_path=start)
+    return trainer
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_it_begins_as_the_frozen_tower(frozen: CaptionEncoder, layers: int) -> None:
+    state, mask = begun(frozen, layers)(TEXTS, frozen.tokenizer)
+    wanted, known = frozen.encode(TEXTS)
+    assert torch.equal(mask, known[:, : mask.shape[1]]) and not known[:, mask.shape[1] :].any()
+    torch.testing.assert_close(state[mask], wanted[known], rtol=0, atol=1e-6)
+
+
+def test_the_first_loss_is_that_of_stored_states(frozen: CaptionEncoder) -> None:
+    """The same captions are dropped for the same empty one, too."""
+    rows = batch(frozen, TEXTS * 4)
+    plain, learning = (generator(frozen, tower) for tower in (None, begun(frozen)))
+    torch.testing.assert_close(learning.sample_losses(rows), plain.sample_losses(rows), rtol=1e-5, atol=1e-6)
+    undropped = generator(frozen, None, caption_dropout=0.0).sample_losses(rows)
+    assert not torch.allclose(plain.sample_losses(rows), undropped)
+
+
+def test_a_sample_does_not_depend_on_its_batch(frozen: CaptionEncoder) -> None:
+    rows, module = batch(frozen, TEXTS), generator(frozen, begun(frozen, 3))
+    alone = [{name: value[n : n + 1] for name, value in rows.items()} for n in range(len(TEXTS))]
+    torch.testing.assert_close(torch.cat([module.sample_losses(row) for row in alone]), module.sample_losses(rows))
+
+
+def test_it_learns_and_its_average_reads_the_prompts(frozen: CaptionEncoder) -> None:
+    before = {name: value.clone() for name, value in frozen.encoder.state_dict().items()}
+    module = generator(frozen, CaptionTower(TextTower(**sizes(frozen, 3))))
+    run(module, 3)
+    own, average = module.denoiser.caption_tower, module.ema_denoiser().caption_tower
+    assert own is not None and average is not None
+    moved = [name for name, value in own.named_parameters() if not torch.equal(value, average.get_parameter(name))]
+    assert len(moved) == len(list(own.parameters()))
+    assert all(torch.equal(value, before[name]) for name, value in frozen.encoder.state_dict().items())
+    (state, mask), (drawn, known) = average(TEXTS, frozen.tokenizer), module.caption_encoder.encode(TEXTS)
+    torch.testing.assert_close(drawn[known], state[mask], rtol=0, atol=1e-6)
+    assert (drawn - frozen.encode(TEXTS)[0])[known].abs().max() > 1e-3
+    assert torch.equal(module.empty_caption()[0], module.caption_encoder.encode([""])[0])
+    released = clip_text_model(module.caption_encoder.encoder, frozen.tokenizer.path)
+    text = frozen.tokenizer.encode([text.lower() for text in TEXTS])[0]
+    torch.testing.assert_close(released(input_ids=text).last_hidden_state[known], drawn[known], rtol=0, atol=1e-5)
+
+
+def test_it_learns_what_the_frozen_tower_does_not_say(frozen: CaptionEncoder) -> None:
+    """A frozen tower that hears only the length of captions draws the mean; one that learns tells them apart."""
+    with torch.no_grad():
+        frozen.encoder.clip.token_embedding.weight[:] = 0.1
+    texts = ["red square", "blue square"]
+    rows = batch(frozen, texts * 8)
+    rows["latent"] = torch.tensor([1.0, -1.0]).repeat(8)[:, None, None, None].expand(-1, 4, 4, 4)
+    last = {}
+    for name, tower in (("frozen", None), ("learning", begun(frozen))):
+        module = generator(frozen, tower, caption_dropout=0.0)
+        module.process.time = lambda uniform, _: torch.full_like(uniform, 0.99)  # where nothing else tells them apart
+        weights = torch.optim.AdamW(module.denoiser.parameters(), lr=3e-3)
+        for step in range(60):
+            rows["sample_index"] = torch.arange(16) + 16 * step
+            loss = module.sample_losses(rows).mean()
+            weights.zero_grad()
+            loss.backward()
+            weights.step()
+        last[name] = float(loss.detach())
+    assert last["learning"] < 0.5 * last["frozen"]
+
+
+def test_its_rates_are_a_share_of_the_denoisers(frozen: CaptionEncoder) -> None:
+    module = generator(frozen, CaptionTower(TextTower(**sizes(frozen)), rate=0.25))
+    run(module, 1)
+    optimizer = module.optimizers(use_pl_optimizer=False)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    tower = set(module.denoiser.caption_tower.parameters())  # type: ignore[union-attr]
+    rates = {weight in tower: group["initial_lr"] for group in optimizer.param_groups for weight in group["params"]}
+    assert rates == {True: 0.25e-2, False: 1e-2}
+    with pytest.raises(UserError, match=r"rate is 0"):
+        CaptionTower(TextTower(**sizes(frozen)), rate=0.0)
+
+
+def test_a_resumed_training_keeps_what_the_tower_learnt(frozen: CaptionEncoder, tmp_path: Path) -> None:
+    modules = [generator(frozen, CaptionTower(TextTower(**sizes(frozen)))) for _ in range(3)]
+    run(modules[0], 4)
+    trainer = run(modules[1], 2)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    run(modules[2], 4, tmp_path / "half.ckpt")
+    whole, resumed = modules[0].state_dict(), modules[2].state_dict()
+    assert any("caption_tower" in name for name in whole)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_other_sizes_and_other_encoders_are_refused(frozen: CaptionEncoder) -> None:
+    for changes, told in (({"width": 16}, r"text\.width is 16"), ({"layers": 1}, "at least as many")):
+        with pytest.raises(UserError, match=told):
+            CaptionTower(TextTower(**sizes(frozen, **changes))).begin(frozen)
+    with pytest.raises(UserError, match="names another kind"):
+        begun(frozen).begin(SimpleNamespace(encoder=None))
+    sharded = generator(frozen, begun(frozen))
+    sharded._device_mesh = object()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="is not sharded"):
+        sharded.configure_model()
+
+
+def saved(frozen: CaptionEncoder, folder: Path, **tower: Any) -> Path:
+    """A run folder of a generator whose average and weights differ from what they began as."""
+    section = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": SIZES},
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "latent_size": 4,
+            "caption_tower": {"text": sizes(frozen), **tower},
+        },
+    }
+    module: Any = build_module(section)
+    for weight in module.parameters():
+        nn.init.normal_(weight, std=0.1)
+    checkpoint = {"state_dict": module.state_dict(), EVIDENCE: {"config": yaml.safe_dump({"model": section})}}
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
+def test_a_tuned_generator_goes_on_with_its_bases_tower(frozen: CaptionEncoder, tmp_path: Path) -> None:
+    base = saved(frozen, tmp_path / "base")
+    tuned = {"class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser", "init_args": {"weights": str(base)}}
+    section: dict[str, Any] = {
+        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
+        "init_args": {
+            "denoiser": tuned,
+            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
+            "latent_size": 4,
+            "warmup_steps": 0,
+        },
+    }
+
+    def build() -> Any:
+        module: Any = build_module(section)
+        module.frozen.opened = {"clip": frozen, "codec": FakeCodec()}
+        return module
+
+    with pytest.raises(UserError, match="reads captions with a tower of its own"):
+        run(build(), 1)
+    section["init_args"]["caption_tower"] = {"text": sizes(frozen), "weights": str(base), "trained": False}
+    module = build()
+    run(module, 2)
+    wanted = load_module(base, LatentDiffusionModule).ema_denoiser().caption_tower
+    assert wanted is not None
+    for denoiser in (module.denoiser, module.ema_denoiser()):
+        assert all(
+            torch.equal(a, b) for a, b in zip(denoiser.caption_tower.parameters(), wanted.parameters(), strict=True)
+        )
+    assert not torch.equal(module.denoiser.model.img_in.weight, module.ema_denoiser().model.img_in.weight)
+    with pytest.raises(UserError, match="and no caption_tower"):
+        module.sample(TEXTS, 0, 2, Guidance(2.0, weaker=str(base)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_on_two_ranks_it_learns_as_on_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    recipe = toy_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16)
+    text = recipe["model"]["init_args"]["encoder"]["text"]
+    clip = fit(recipe)
+    codec = fit({**toy_recipe(tmp_path / "codec", toy_shards, toy_tokenizer, max_samples=16), "model": codec_section()})
+    model = generator_section(clip, codec)
+    model["init_args"]["caption_tower"] = {"text": text}
+    made = []
+    for name, overlays in (("one", ()), ("two", ("overlay_two_ranks.yaml",))):
+        recipe = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
+        made.append(fit({**recipe, "model": model}, *overlays))
+    assert_same_training(*made)
+
+
+def test_the_tokenizer_is_the_encoders(frozen: CaptionEncoder) -> None:
+    seen: list[list[str]] = []
+
+    class Spy:
+        def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+            seen.append(captions)
+            return frozen.tokenizer.encode(captions)
+
+    begun(frozen)(["  A RED (square) "], Spy())  # type: ignore[arg-type]
+    assert seen == [["a red square"]]  # cleaned as by the released pipeline
+    assert isinstance(frozen.tokenizer, Tokenizer)
