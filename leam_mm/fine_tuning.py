@@ -91,7 +91,7 @@ def recipe(base: Path, place: Path, model: dict[str, Any], data: str | list[dict
     """
     tower: dict[str, Any] = {}
     if model.get("caption_tower") is not None:  # goes on as the base's, and stays as it is
-        text = model["caption_tower"]["text"]
+        text = model["caption_tower"].get("init_args", model["caption_tower"])["text"]
         tower = {"caption_tower": {"text": text, "weights": str(base / "generator"), "trained": False}}
     return {
         "trainer": {"default_root_dir": str(place / "generator")},

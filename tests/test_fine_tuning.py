@@ -64,10 +64,11 @@ def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}
-    base, run = write_base(tmp_path / "base", caption_tower={"text": text}), tmp_path / "run"
+    resolved = {"class_path": "leam_mm.models.caption_tower.CaptionTower", "init_args": {"text": text}}
+    base, run = write_base(tmp_path / "base", caption_tower=resolved), tmp_path / "run"
     main(["--base", str(base), "--run", str(run)])
     config = printed(capsys, FOLDER / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
-    tower = config["model"]["init_args"]["caption_tower"]
+    tower = config["model"]["init_args"]["caption_tower"]["init_args"]
     assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
 
 
