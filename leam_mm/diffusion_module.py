@@ -125,8 +125,8 @@ class LatentDiffusionModule(LightningModule):
         """Miss what is missing before the first step."""
         self.frozen_record()
         if stage == "fit" and not hasattr(self, "checkpoint_evidence"):
-            for denoiser in (self.denoiser, *self._averages()):
-                begin_tower(denoiser, self.frozen)  # where a training goes on, Lightning loads its weights after this
+            # Where a training goes on, Lightning loads its weights after this.
+            begin_tower(self.denoiser, self._averages(), self.frozen)
         if stage == "fit" and self.caption_dropout > 0:
             self.empty_caption()
 
@@ -201,7 +201,7 @@ class LatentDiffusionModule(LightningModule):
         """The recipe's optimizer with its schedule."""
         trained = nn.ModuleList([self.denoiser, *self.techniques]) if len(self.techniques) else self.denoiser
         tower = self.denoiser.caption_tower
-        optimizer = build_optimizer(self.optimizer, trained, shares=tower.rate_shares() if tower is not None else None)
+        optimizer = build_optimizer(self.optimizer, trained, tower.rate_shares() if tower is not None else None)
         if self.schedule == "cosine":
             rate = warmup_cosine(optimizer, self.warmup_steps, int(self.trainer.estimated_stepping_batches))
         else:
@@ -345,7 +345,7 @@ class LatentDiffusionModule(LightningModule):
         if tower is not None and learning:
             dropped = sample_uniform(self.seed, batch["sample_index"], "caption_dropout") < self.caption_dropout
             texts = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
-            return latent, tower(texts, self.caption_encoder.tokenizer)
+            return latent, tower(texts, self.frozen.caption_encoder(self.denoiser.context_dim).tokenizer)
         if tower is not None or state is None:
             caption = self.caption_encoder.encode(batch["caption"])
         else:

@@ -168,6 +168,10 @@ def test_other_sizes_and_other_encoders_are_refused(frozen: CaptionEncoder) -> N
             CaptionTower(TextTower(**sizes(frozen, **changes))).begin(frozen)
     with pytest.raises(UserError, match="names another kind"):
         begun(frozen).begin(SimpleNamespace(encoder=None))
+    frozen.encoder._config["quick_gelu"] = True  # as OpenAI's weights have it
+    with pytest.raises(UserError, match="another activation"):
+        begun(frozen)
+    del frozen.encoder._config["quick_gelu"]
     sharded = generator(frozen, begun(frozen))
     sharded._device_mesh = object()  # type: ignore[assignment]
     with pytest.raises(UserError, match="is not sharded"):

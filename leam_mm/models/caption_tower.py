@@ -84,6 +84,13 @@ class CaptionTower(nn.Module):
                 "model.init_args.clip names another kind, or several: name a ContrastiveModule's run, or drop "
                 "caption_tower"
             )
+        config = encoder.config()
+        told = {name: value for name, value in config["text_cfg"].items() if "tokenizer" not in name}
+        if config.get("quick_gelu") or told != tower_config(encoder.text):
+            raise UserError(
+                "model.init_args.caption_tower is built from sizes alone; the text tower of model.init_args.clip has "
+                "more to it (another activation, or another mask): name an encoder trained with a TextTower, or drop it"
+            )
         return encoder.text, text_tower(encoder.plain_clip())
 
     def _from_generator(self, weights: str) -> tuple[TextTower, Any]:
@@ -118,20 +125,26 @@ class CaptionTower(nn.Module):
         return found
 
 
-def begin_tower(denoiser: "Denoiser", frozen: "FrozenParts") -> None:
+def begin_tower(denoiser: "Denoiser", averages: "list[Denoiser]", frozen: "FrozenParts") -> None:
     """Begin the caption tower of a denoiser that has one, and refuse that one is missing.
 
     Args:
-        denoiser: One that is trained, or an average of it, before its first step.
+        denoiser: What is trained, before its first step.
+        averages: Of it; their towers become the same.
         frozen: Where the encoder is opened.
     """
-    if denoiser.caption_tower is not None:
-        denoiser.caption_tower.begin(frozen.caption_encoder(denoiser.context_dim))
-    elif denoiser.origin().get("caption_tower"):
-        raise UserError(
-            "the base of this training reads captions with a tower of its own: give model.init_args.caption_tower the "
-            "base's text sizes and weights (python -m leam_mm.fine_tuning does)"
-        )
+    tower = denoiser.caption_tower
+    if tower is None:
+        if denoiser.origin().get("caption_tower"):
+            raise UserError(
+                "the base of this training reads captions with a tower of its own: give model.init_args.caption_tower "
+                "the base's text sizes and weights (python -m leam_mm.fine_tuning does)"
+            )
+        return
+    tower.begin(frozen.caption_encoder(denoiser.context_dim))
+    for average in averages:
+        assert average.caption_tower is not None
+        average.caption_tower.load_state_dict(tower.state_dict())
 
 
 def _other(module: Any) -> Any:

@@ -137,23 +137,20 @@ def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | 
 
 
 def build_optimizer(
-    optimizer: OptimizerCallable,
-    module: nn.Module,
-    layer_decay: LayerDecay | None = None,
-    shares: Mapping[nn.Parameter, float] | None = None,
+    optimizer: OptimizerCallable, module: nn.Module, rates: LayerDecay | Mapping[nn.Parameter, float] | None = None
 ) -> Optimizer:
     """Build the recipe's optimizer over the groups of ``decay_groups``.
 
     Args:
         optimizer: Takes the groups.
         module: Its trainable parameters are stepped.
-        layer_decay: Smaller rates for lower layers; the groups are then split by depth.
-        shares: Of the rate for some weights, where there is no layer decay; all others have the whole.
+        rates: Shares of the rate, by which the groups are then split: smaller ones for lower layers, or those of some
+            weights, where all others have the whole.
     """
     groups = decay_groups(module)
-    if layer_decay is not None or shares:
-        known = rate_shares(module, layer_decay) if layer_decay is not None else shares or {}
-        groups = split_by_share(groups, {weight: known.get(weight, 1.0) for weight in module.parameters()})
+    if rates is not None:
+        shares = rate_shares(module, rates) if isinstance(rates, LayerDecay) else rates
+        groups = split_by_share(groups, {weight: shares.get(weight, 1.0) for weight in module.parameters()})
     built: Optimizer = optimizer(groups)  # type: ignore[arg-type]
     scale_rates(built)
     return built
