@@ -21,7 +21,7 @@ from leam_mm.diffusion.samplers import Method
 from leam_mm.errors import UserError
 from leam_mm.models.attention import choose_attention
 from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_tower import CaptionTower, begin_tower
+from leam_mm.models.caption_tower import CaptionTower, begin_tower, read_in_workers
 from leam_mm.models.denoiser import Denoiser
 from leam_mm.models.frozen_parts import FrozenParts
 from leam_mm.models.latent_codec import LatentCodec
@@ -127,6 +127,8 @@ class LatentDiffusionModule(LightningModule):
         if stage == "fit" and not hasattr(self, "checkpoint_evidence"):
             # Where a training goes on, Lightning loads its weights after this.
             begin_tower(self.denoiser, self._averages(), self.frozen)
+        if stage == "fit" and self.denoiser.caption_tower is not None:
+            read_in_workers(self.trainer, self.frozen.caption_encoder(self.denoiser.context_dim))
         if stage == "fit" and self.caption_dropout > 0:
             self.empty_caption()
 
@@ -344,8 +346,7 @@ class LatentDiffusionModule(LightningModule):
         tower, state = self.denoiser.caption_tower, batch.get("caption_state")
         if tower is not None and learning:
             dropped = sample_uniform(self.seed, batch["sample_index"], "caption_dropout") < self.caption_dropout
-            texts = ["" if drop else text for text, drop in zip(batch["caption"], dropped.tolist(), strict=True)]
-            return latent, tower(texts, self.frozen.caption_encoder(self.denoiser.context_dim).tokenizer)
+            return latent, tower.read(batch, dropped, self.frozen.caption_encoder(self.denoiser.context_dim).tokenizer)
         if tower is not None or state is None:
             caption = self.caption_encoder.encode(batch["caption"])
         else:

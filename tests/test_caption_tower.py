@@ -1,5 +1,6 @@
 """A text tower that is trained with the denoiser: it begins as the frozen one, learns, is averaged and drawn with."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.data.batch import Decoding
 from leam_mm.data.captions import Tokenizer
+from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.shard_index import ShardWriter
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_tower import CaptionTower
+from leam_mm.models.caption_tower import CaptionTower, prompt_tokens, read_in_workers
 from leam_mm.models.denoiser import PRXDenoiser
 from leam_mm.models.dual_encoder import TextTower
 from leam_mm.release.diffusers_folder import clip_text_model
@@ -78,7 +82,7 @@ def run(module: LatentDiffusionModule, steps: int, start: Path | None = None, **
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_it_begins_as_the_frozen_tower(frozen: CaptionEncoder, layers: int) -> None:
-    state, mask = begun(frozen, layers)(TEXTS, frozen.tokenizer)
+    state, mask = begun(frozen, layers)(*prompt_tokens(TEXTS, frozen.tokenizer))
     wanted, known = frozen.encode(TEXTS)
     assert torch.equal(mask, known[:, : mask.shape[1]]) and not known[:, mask.shape[1] :].any()
     torch.testing.assert_close(state[mask], wanted[known], rtol=0, atol=1e-6)
@@ -108,7 +112,8 @@ def test_it_learns_and_its_average_reads_the_prompts(frozen: CaptionEncoder) -> 
     moved = [name for name, value in own.named_parameters() if not torch.equal(value, average.get_parameter(name))]
     assert len(moved) == len(list(own.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in frozen.encoder.state_dict().items())
-    (state, mask), (drawn, known) = average(TEXTS, frozen.tokenizer), module.caption_encoder.encode(TEXTS)
+    state, mask = average(*prompt_tokens(TEXTS, frozen.tokenizer))
+    drawn, known = module.caption_encoder.encode(TEXTS)
     torch.testing.assert_close(drawn[known], state[mask], rtol=0, atol=1e-6)
     assert (drawn - frozen.encode(TEXTS)[0])[known].abs().max() > 1e-3
     assert torch.equal(module.empty_caption()[0], module.caption_encoder.encode([""])[0])
@@ -249,13 +254,50 @@ def test_on_two_ranks_it_learns_as_on_one(tmp_path: Path, toy_shards: Path, toy_
 
 
 def test_the_tokenizer_is_the_encoders(frozen: CaptionEncoder) -> None:
+    """Cleaned as by the released pipeline, cut to the longest of the batch."""
+    text, length = prompt_tokens(["  A RED (square) ", ""], frozen.tokenizer)
+    wanted, known = frozen.tokenizer.encode(["a red square", ""])
+    assert torch.equal(length, known) and torch.equal(text, wanted[:, : text.shape[1]]) and text.shape[1] == known.max()
+
+
+class Stored(Decoding):
+    """A latent and a text."""
+
+    def __call__(self, key: str, members: dict[str, bytes], index: int) -> dict[str, Any]:
+        """The text has something to clean."""
+        latent = torch.full((4, 4, 4), int(members["n"]) / 8)
+        return {"latent": latent, "caption": f"{TEXTS[index % 4]} <b>", "sample_index": index}
+
+
+def stored_latents(folder: Path, workers: int) -> PlannedModule:
+    with ShardWriter(folder, 4) as writer:
+        for number in range(8):
+            writer.write(f"{number:06d}", {"n": str(number).encode()})
+    return PlannedModule(folder, None, 4, 8, workers, Stored(1), Stored(1))
+
+
+def test_the_loaders_processes_tokenize(
+    frozen: CaptionEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the training process is left with is the empty caption; the losses are those of tokens made here."""
     seen: list[list[str]] = []
 
-    class Spy:
-        def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-            seen.append(captions)
-            return frozen.tokenizer.encode(captions)
+    def spy(captions: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+        seen.append(captions)
+        return prompt_tokens(captions, tokenizer)
 
-    begun(frozen)(["  A RED (square) "], Spy())  # type: ignore[arg-type]
-    assert seen == [["a red square"]]  # cleaned as by the released pipeline
-    assert isinstance(frozen.tokenizer, Tokenizer)
+    monkeypatch.setattr("leam_mm.models.caption_tower.prompt_tokens", spy)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    module, data = generator(frozen, begun(frozen)), stored_latents(tmp_path / "shards", 1)
+    trainer = Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, **quiet)
+    trainer.fit(module, datamodule=data)
+    assert seen == [[""]] * 2  # that of the other process is its own list
+    batch = next(iter(data.train_dataloader()))
+    assert batch["prompt"].shape == (4, int(batch["prompt_length"].max()))
+    known = module.sample_losses(batch)
+    del batch["prompt"]
+    assert torch.equal(module.sample_losses(batch), known) and len(seen[-2]) == 4
+    monkeypatch.undo()
+    read_in_workers(trainer, frozen)
+    pickled = pickle.loads(pickle.dumps(data.decode))  # as a loader with forkserver does
+    assert torch.equal(pickled.prompts(TEXTS)[0], prompt_tokens(TEXTS, frozen.tokenizer)[0])

@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -48,11 +48,16 @@ class Decoding:
 
     Args:
         seed: All randomness of a sample is derived from it and the sample's number.
+
+    Attributes:
+        prompts: Captions to token ids and lengths, ``prompt`` and ``prompt_length`` of a batch; set by a training whose
+            generator learns to read captions.
     """
 
     def __init__(self, seed: int) -> None:
         """See the class for the arguments."""
         self.seed = seed
+        self.prompts: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """Decode the sample that is seen ``index``-th."""
@@ -101,6 +106,8 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         broken: list[str] = []
         own = whole[self.rank * local : (self.rank + 1) * local]
         batch = self.decode.collate([self.sample(index, broken) for index in own])
+        if self.decode.prompts is not None:
+            batch["prompt"], batch["prompt_length"] = self.decode.prompts(batch["caption"])
         return batch | {"broken": broken} if broken else batch
 
     def sample(self, index: int, broken: list[str] | None = None) -> Sample:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import build_module
+from leam_mm.checkpoint import build_module, load_module
+from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
 from leam_mm.evaluators.embedding import read_pictures
@@ -22,6 +23,7 @@ from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.models.caption_tower import begin_tower, prompt_tokens
 from leam_mm.training.compilation import probe, trained_blocks
 from leam_mm.training.optimizer import build_optimizer, warmup_cosine
 
@@ -33,11 +35,15 @@ REAL = 1024  # pictures that generated ones are compared with, at most
 def collect(latents: Path, runs: Path, file: Path) -> None:
     """Keep all latent samples, and features of real pictures, as tensors that processes can share from the disk."""
     rows: list[dict[str, Any]] = []
+    tokenizer = load_module(runs / "clip", ContrastiveModule).tokenizer
     for _, members in read_samples(latents):
         captions = json.loads(members["json"])["caption_states"]
         states = [read_caption_state(members, entry, place).half() for place, entry in enumerate(captions)]
-        rows.append({"latent": read_latent(members, 0, 0), "states": states, **read_feature(members)})
+        texts = [entry["text"] for entry in captions]
+        rows.append({"latent": read_latent(members, 0, 0), "states": states, "texts": texts, **read_feature(members)})
     captions_each = min(len(row["states"]) for row in rows)
+    prompt, length = prompt_tokens([text for row in rows for text in row["texts"][:captions_each]], tokenizer)
+    prompts = {"prompt": prompt.unflatten(0, (len(rows), -1)), "prompt_length": length.unflatten(0, (len(rows), -1))}
     longest = max(len(state) for row in rows for state in row["states"])
     state = torch.zeros(len(rows), captions_each, longest, rows[0]["states"][0].shape[1], dtype=torch.half)
     length = torch.zeros(len(rows), captions_each, dtype=torch.int64)
@@ -49,7 +55,7 @@ def collect(latents: Path, runs: Path, file: Path) -> None:
     pixels = torch.stack([picture.pixels(size) for picture in read_pictures(runs / "shards/test", REAL)])
     features = EfficientNetLite0()
     real = torch.cat([features.extract(part) for part in pixels.split(64)])
-    torch.save({**whole, "caption_state": state, "caption_length": length, "real": real}, file)
+    torch.save({**whole, **prompts, "caption_state": state, "caption_length": length, "real": real}, file)
 
 
 class Batches:
@@ -73,11 +79,13 @@ class Batches:
         self.digest.update(torch.stack([rows, caption]).numpy().tobytes())
         index = torch.arange(self.seen, self.seen + self.batch_size)
         self.seen += self.batch_size
-        length = self.data["caption_length"][rows, caption]
+        length, spoken = (self.data[name][rows, caption] for name in ("caption_length", "prompt_length"))
         return {
             "latent": self.data["latent"][rows],
             "caption_state": self.data["caption_state"][rows, caption, : int(length.max())].float(),
             "caption_length": length,
+            "prompt": self.data["prompt"][rows, caption, : int(spoken.max())],
+            "prompt_length": spoken,
             "image_feature": self.data["image_feature"][rows],
             "sample_index": index,
         }
@@ -137,9 +145,10 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     module, batch_size, steps = build(settings), settings["batch_size"], settings["steps"]
     batches = Batches(Path(settings["data"]), settings["seed"], batch_size)
     judge = Judge(Path(settings["runs"]), settings["pictures"], batches.data["real"])
-    beginning = digest(module.denoiser)
+    beginning, tower = digest(module.denoiser.model), module.denoiser.caption_tower
+    begin_tower(module.denoiser, module.ema.copies(), module.frozen)
     trained = nn.ModuleList([module.denoiser, *module.techniques])
-    optimizer = build_optimizer(module.optimizer, trained)
+    optimizer = build_optimizer(module.optimizer, trained, tower.rate_shares() if tower is not None else None)
     rate = warmup_cosine(optimizer, min(module.warmup_steps, steps // 4), steps)
     began = time.process_time()
     reason = probe(torch.device("cpu"))
@@ -149,16 +158,11 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     module.train()
     module.empty_caption()
     warming = Batches(Path(settings["data"]), 0, batch_size)
-    for cut in (
-        0,
-        1,
-        2,
-        3,
-        0,
-    ):  # captions of several lengths: what is compiled, is compiled here, and nothing is learnt
+    for cut in (0, 1, 2, 3, 0):  # captions of several lengths: what is compiled, is compiled here; nothing is learnt
         batch = warming.next()
-        batch["caption_state"] = batch["caption_state"][:, : batch["caption_state"].shape[1] - cut]
-        batch["caption_length"] = batch["caption_length"].clamp(max=batch["caption_state"].shape[1])
+        for tokens, length in (("caption_state", "caption_length"), ("prompt", "prompt_length")):
+            batch[tokens] = batch[tokens][:, : batch[tokens].shape[1] - cut]
+            batch[length] = batch[length].clamp(max=batch[tokens].shape[1])
         module.sample_losses(batch).mean().backward()
         trained.zero_grad()
     compiling = time.process_time() - began
