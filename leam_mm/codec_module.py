@@ -131,7 +131,7 @@ class LatentCodecModule(LightningModule):
                     f"the weights of {self.weights} do not fit model.codec ({first}): give it the class and sizes that "
                     "they were trained with"
                 ) from None
-        self._origin = {"path": self.weights, "sha256": source.checkpoint_evidence["sha256"]}  # type: ignore[union-attr, index]
+        self._origin = {"weights": self.weights, "sha256": source.checkpoint_evidence["sha256"]}  # type: ignore[union-attr, index]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on from other weights than before."""

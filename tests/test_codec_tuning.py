@@ -48,7 +48,7 @@ def test_a_decoder_alone_is_tuned_and_the_latents_stay(kind: str, critic: bool, 
         )
     trainer.save_checkpoint(tmp_path / "tuned.ckpt")
     checkpoint = torch.load(tmp_path / "tuned.ckpt", weights_only=True)
-    assert checkpoint[EVIDENCE]["pretrained"] == {"path": str(path), "sha256": file_sha256(path)}
+    assert checkpoint[EVIDENCE]["pretrained"] == {"weights": str(path), "sha256": file_sha256(path)}
     for name in ("scale", "latent_mean", "latent_count"):
         assert torch.equal(checkpoint["state_dict"][f"codec.{name}"], getattr(base.codec, name))
 

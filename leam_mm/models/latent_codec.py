@@ -372,4 +372,5 @@ class PretrainedCodec(LatentCodec):
             raise UserError(
                 f"{path} holds no loadable safetensors ({str(error).splitlines()[0]}): copy it again"
             ) from None
+        loaded.register_to_config(_name_or_path="")  # a place on this machine, which a release must not tell
         super().__init__(loaded)

@@ -34,7 +34,7 @@ class StageFacts:
         energy: The record of training/energy_meter.EnergyRecord, or None.
         versions: Of the libraries it was trained with.
         base: The weights that it started from: ``weights`` as they were named, ``sha256``, and ``name`` and ``licence``
-            where they say so themselves; empty where it started from chance.
+            where they say so themselves; empty where it started from chance. A part that was taken over has only this.
     """
 
     kind: str
@@ -165,8 +165,9 @@ def _bases(facts: ReleaseFacts) -> str:
     ]
     if not rows:
         return ""
-    text = "## What it started from\n\nThese parts were trained on from other weights, whose licences bind this "
-    return text + "release too.\n\n" + table(["part", "base", "licence of the base", "SHA-256 of its weights"], rows)
+    text = "## What it started from\n\nThese parts were trained on from other weights, or taken over as they were; "
+    text += "the licences of those bind this release too.\n\n"
+    return text + table(["part", "base", "licence of the base", "SHA-256 of its weights"], rows)
 
 
 def _use(facts: ReleaseFacts) -> str:

@@ -17,9 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from torch import nn
 
 from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, read_checkpoint
+from leam_mm.codec_module import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -33,6 +35,7 @@ from leam_mm.release.open_clip_folder import write_open_clip_folder
 
 log = logging.getLogger(__name__)
 EVIDENCE_FILE = "leam_mm_release.json"
+MAX_CARD = 1 << 20  # bytes
 LIBRARIES = ("torch", "open_clip_torch", "diffusers", "transformers", "safetensors", "lightning")
 
 
@@ -75,7 +78,7 @@ def write_release(
             if low_rank := has_low_rank(drawer.ema_denoiser()):
                 write_low_rank_folder(drawer.ema_denoiser(), temporary / "low_rank")
             stages.append(stage_facts("generator", generator, drawer.ema_denoiser().plain_model(), temporary))
-            stages.append(stage_facts("codec", Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
+            stages.append(codec_facts(Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         data = [data_facts(path, stages) for path in shards]
         towers = encoder.ema_encoder()
@@ -137,6 +140,34 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
         versions=evidence.get("versions", {}),
         base=base_facts(evidence),
     )
+
+
+def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
+    """The codec's training; or, where it is a folder of diffusers, whose weights these are and what they say of it."""
+    if not (path / "config.json").is_file():
+        return stage_facts("codec", path, released, temporary)
+    digest = file_sha256(codec_file(path))
+    base = {"weights": "/".join(path.resolve().parts[-2:]), "sha256": digest, **stated_licence(path)}
+    parameters = sum(parameter.numel() for parameter in released.parameters())
+    return StageFacts("codec", parameters, None, digest, {}, None, {}, base)
+
+
+def stated_licence(folder: Path) -> dict[str, str]:
+    """The licence in the front matter of a folder's model card, or of the pipeline's around it, as the Hub reads it."""
+    for card in (folder / "README.md", folder.parent / "README.md"):
+        if not card.is_file() or card.stat().st_size > MAX_CARD:
+            continue
+        begin, _, rest = card.read_text(encoding="utf-8", errors="replace").partition("---")
+        try:
+            front = yaml.safe_load(rest.partition("\n---")[0]) if not begin.strip() else None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            log.warning("the front matter of %s cannot be read: the licence of these weights stays unknown", card)
+            continue
+        licence = front.get("license") if isinstance(front, dict) else None
+        if isinstance(licence, str):
+            name = front.get("license_name") if licence == "other" else None
+            return {"licence": str(name)[:200] if isinstance(name, str) else licence[:200]}
+    return {}
 
 
 def base_facts(evidence: dict[str, Any]) -> dict[str, str]:
