@@ -163,10 +163,10 @@ def stated_licence(folder: Path) -> dict[str, str]:
         except (yaml.YAMLError, ValueError, RecursionError):
             log.warning("the front matter of %s cannot be read: the licence of these weights stays unknown", card)
             continue
-        licence = front.get("license") if isinstance(front, dict) else None
-        if isinstance(licence, str):
-            name = front.get("license_name") if licence == "other" else None
-            return {"licence": str(name)[:200] if isinstance(name, str) else licence[:200]}
+        told = front if isinstance(front, dict) else {}
+        for licence in (told.get("license_name") if told.get("license") == "other" else None, told.get("license")):
+            if isinstance(licence, str):
+                return {"licence": licence[:200]}
     return {}
 
 
