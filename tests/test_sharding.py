@@ -142,3 +142,34 @@ def test_sharded_generator_trains_as_one(tmp_path: Path, toy_shards: Path, toy_t
         made["trainer"]["gradient_clip_val"] = 1.0
         runs.append(fit(made, *overlays))
     assert_same_training(*runs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sharded_low_rank_additions_train_as_on_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    """Most weights are frozen then, and have neither gradients nor an optimizer's states."""
+
+    def recipe(name: str, samples: int = 32) -> dict:
+        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+
+    from test_distributed import codec_section
+
+    clip = fit(recipe("clip", 8))
+    codec = fit({**recipe("codec", 8), "model": codec_section()})
+    base = fit({**recipe("base"), "model": generator_section(clip, codec)})
+    section = generator_section(clip, codec)
+    low_rank = {"rank": 2, "alpha": 4.0, "patterns": ["*.attention.*", "*.*_proj"]}
+    section["init_args"]["denoiser"] = {
+        "class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser",
+        "init_args": {"weights": str(base), "low_rank": low_rank},
+    }
+    one = fit({**recipe("one"), "model": section})
+    assert_same_training(one, fit({**recipe("sharded"), "model": section}, FSDP2))
+    fit({**recipe("grown"), "model": section}, stop_at=3)
+    grown = fit({**recipe("grown"), "model": section}, FSDP2)
+    assert_same_training(one, grown)
+    state, before = checkpoint(grown)["state_dict"], checkpoint(base)["state_dict"]
+    averaged = {name.removeprefix("ema."): value for name, value in before.items() if name.startswith("ema.model.")}
+    for name, value in averaged.items():  # what a tuned generator starts from
+        assert torch.equal(state[f"denoiser.{name.removeprefix('model.')}"], value)
+    assert any("low_rank_second" in name and value.abs().max() > 0 for name, value in state.items())
