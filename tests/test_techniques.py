@@ -52,6 +52,7 @@ def test_arms_that_saw_other_samples_are_no_comparison() -> None:
 def test_batches_of_a_seed_are_the_same_and_walk_over_all(tmp_path: Path) -> None:
     length = torch.tensor([[2, 3]] * 6)
     parts = {"latent": torch.arange(6.0)[:, None], "image_feature": torch.zeros(6, 1, 1)}
+    parts |= {"prompt": torch.ones(6, 2, 5, dtype=torch.int64), "prompt_length": length + 1}
     torch.save({**parts, "caption_state": torch.zeros(6, 2, 3, 1), "caption_length": length}, tmp_path / "data.pt")
     one, two, other = (Batches(tmp_path / "data.pt", seed, 4) for seed in (1, 1, 2))
     latents = torch.cat([one.next()["latent"] for _ in range(3)])
@@ -62,3 +63,4 @@ def test_batches_of_a_seed_are_the_same_and_walk_over_all(tmp_path: Path) -> Non
     assert one.digest.hexdigest() == two.digest.hexdigest() != other.digest.hexdigest()
     assert batch["sample_index"].tolist() == [8, 9, 10, 11]
     assert batch["caption_state"].shape[1] == int(batch["caption_length"].max())
+    assert batch["prompt"].shape == (4, int(batch["prompt_length"].max()))

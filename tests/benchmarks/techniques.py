@@ -106,6 +106,7 @@ def arm_settings(arm: str, corpus: str, runs: Path, folder: Path, seed: int, set
     if arm != "muon":
         adamw = {"lr": settings.rate, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True}
         arguments["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": adamw}
+    arguments.pop("caption_tower", None)
     if arm == "tower":
         arguments["caption_tower"] = {"text": recipe_of("clip", corpus, runs)["model"]["init_args"]["encoder"]["text"]}
     if arm in OVERLAYS:
