@@ -9,12 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_model_card import RECORD, metric
 from test_open_clip_folder import run_without_us
 
-from leam_mm.checkpoint import build_module, file_sha256
+from leam_mm.checkpoint import build_module, file_sha256, load_module
 from leam_mm.codec_module import load_codec
 from leam_mm.data.shard_index import ShardFolder
+from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.models.caption_encoders import encoder_file
 from leam_mm.release.__main__ import main
@@ -167,6 +169,25 @@ def test_a_codec_of_diffusers_is_released_with_what_it_says_of_itself(runs: Path
     drawing = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
     run_without_us(drawing, output)
     assert (output / "picture.png").is_file()
+
+
+def test_a_tower_that_learnt_with_the_generator_is_counted_and_released_with_it(runs: Path, tmp_path: Path) -> None:
+    files = [runs / name / "checkpoints/last.ckpt" for name in ("clip", "generator")]
+    told = [torch.load(file, weights_only=True)["leam_mm"] for file in files]
+    of_clip, of_generator = (yaml.safe_load(evidence["config"])["model"] for evidence in told)
+    of_generator["init_args"]["caption_tower"] = {"text": of_clip["init_args"]["encoder"]["text"]}
+    frozen = told[1]["frozen"]
+    write_checkpoint(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
+    output = tmp_path / "release"
+    main(["--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
+          "--name", "toy"])  # fmt: skip
+    module = load_module(tmp_path / "generator", LatentDiffusionModule)
+    tower = module.ema_denoiser().caption_tower
+    assert tower is not None
+    stage = json.loads((output / EVIDENCE_FILE).read_text())["stages"]["generator"]
+    assert stage["parameters"] == sum(weight.numel() for weight in module.ema_denoiser().parameters())
+    released = load_file(output / "generator/text_encoder/model.safetensors")
+    assert any(torch.equal(value, tower.text.token_embedding.weight) for value in released.values())
 
 
 def test_hostile_cards_state_no_licence(tmp_path: Path) -> None:

@@ -75,9 +75,11 @@ def write_release(
         drawer = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and drawer is not None:
             write_diffusers_folder(drawer, temporary / "generator")
-            if low_rank := has_low_rank(drawer.ema_denoiser()):
-                write_low_rank_folder(drawer.ema_denoiser(), temporary / "low_rank")
-            stages.append(stage_facts("generator", generator, drawer.ema_denoiser().plain_model(), temporary))
+            denoiser = drawer.ema_denoiser()
+            if low_rank := has_low_rank(denoiser):
+                write_low_rank_folder(denoiser, temporary / "low_rank")
+            own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]  # clip/ has another text tower then
+            stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         data = [data_facts(path, stages) for path in shards]

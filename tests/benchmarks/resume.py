@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -104,11 +105,18 @@ def killed(
 
 
 def read_parts(path: Path) -> list[dict[str, Any]]:
-    """The batches of an attempt; those of several ranks are put together, as far as all have written them."""
+    """The batches of an attempt; those of several ranks are put together, as far as all have written them.
+
+    Losses are averaged: a generator's rank has that of its own samples, an encoder's that of all.
+    """
     files = sorted(path.parent.glob(f"{path.name}.[0-9]")) or [path]
     ranks = [read(file) for file in files]
     return [
-        lines[0] | {"samples": [sample for line in lines for sample in line["samples"]]}
+        {
+            "position": lines[0]["position"],
+            "samples": [sample for line in lines for sample in line["samples"]],
+            "loss": statistics.fmean(float.fromhex(line["loss"]) for line in lines).hex(),
+        }
         for lines in zip(*ranks, strict=False)
     ]
 
