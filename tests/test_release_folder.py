@@ -147,6 +147,8 @@ def test_a_codec_of_diffusers_is_released_with_what_it_says_of_itself(runs: Path
     folder = tmp_path / "private" / "vae"
     load_codec(runs / "codec").save(folder)
     (tmp_path / "private" / "README.md").write_text("---\nlicense: other\nlicense_name: lab | terms\n---\n# A codec\n")
+    assert stated_licence(folder) == {}  # of some folder around it, not of a pipeline
+    (tmp_path / "private" / "model_index.json").write_text("{}")
     weights = file_sha256(folder / "diffusion_pytorch_model.safetensors")
     checkpoint = torch.load(runs / "generator/checkpoints/last.ckpt", weights_only=True)
     evidence = checkpoint["leam_mm"]

@@ -156,7 +156,8 @@ def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
 
 def stated_licence(folder: Path) -> dict[str, str]:
     """The licence in the front matter of a folder's model card, or of the pipeline's around it, as the Hub reads it."""
-    for card in (folder / "README.md", folder.parent / "README.md"):
+    around = [folder.parent] if (folder.parent / "model_index.json").is_file() else []
+    for card in (place / "README.md" for place in (folder, *around)):
         if not card.is_file() or card.stat().st_size > MAX_CARD:
             continue
         begin, _, rest = card.read_text(encoding="utf-8", errors="replace").partition("---")
