@@ -1,12 +1,12 @@
 """What each technique gains or loses: learning on scenes or emoji against samples and seconds, over three seeds.
 
-    python tests/benchmarks/techniques.py                       runs/quickstart, six arms, three seeds
+    python tests/benchmarks/techniques.py                       runs/quickstart, seven arms, three seeds
     python tests/benchmarks/techniques.py --runs runs/emoji
 
 The arms train the recipe's generator on the same samples in the same order from the same weights with the same noise:
 plain rectified flow with AdamW at the rate that the recipe had for it; the recipe's Muon; plain with representation
-alignment, token routing or contrastive flow, as their overlays say; and plain with a caption tower that learns, too.
-The averaged weights draw the same prompts.
+alignment, token routing or contrastive flow, as their overlays say; plain with a caption tower that learns, too; and
+Muon with contrastive flow. The averaged weights draw the same prompts.
 
 Alignment needs an image encoder with patches. The quickstart's is a small convolutional one, so a vision transformer of
 our own is trained on the same pictures and captions first (its cost is stated, and counts for no arm); a large encoder
@@ -36,7 +36,7 @@ from leam_mm.evaluators.evaluator import bootstrap_interval
 ROOT = Path(__file__).parent.parent.parent
 RUN = Path(__file__).with_name("technique_run.py")
 OVERLAYS = {"repa": "overlay_repa.yaml", "tread": "overlay_tread.yaml", "contrastive": "overlay_contrastive_flow.yaml"}
-ARMS = ("plain", "muon", *OVERLAYS, "tower")
+ARMS = ("plain", "muon", *OVERLAYS, "tower", "muon_contrastive")
 # A projection of 2048 channels would cost three times as much as this generator.
 ALIGNED = {"feature_size": 96, "depth": 2, "width": 256}
 TOWER = {"image_size": 32, "patch_size": 8, "width": 96, "layers": 4, "head_width": 32, "pool_type": "avg"}
@@ -103,17 +103,18 @@ def arm_settings(arm: str, corpus: str, runs: Path, folder: Path, seed: int, set
     model, batch = recipe["model"], recipe["data"]["init_args"]["batch_size"]
     arguments = model["init_args"]
     arguments |= {"seed": seed, "latents": str(folder / "latents")}
-    if arm != "muon":
+    parts = arm.split("_")
+    if "muon" not in parts:
         adamw = {"lr": settings.rate, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True}
         arguments["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": adamw}
     arguments.pop("caption_tower", None)
-    if arm == "tower":
+    if "tower" in parts:
         arguments["caption_tower"] = {"text": recipe_of("clip", corpus, runs)["model"]["init_args"]["encoder"]["text"]}
-    if arm in OVERLAYS:
-        overlay = yaml.safe_load((ROOT / "configs" / OVERLAYS[arm]).read_text())
+    for name in OVERLAYS.keys() & set(parts):
+        overlay = yaml.safe_load((ROOT / "configs" / OVERLAYS[name]).read_text())
         arguments["techniques"] = overlay["model"]["init_args"]["techniques+"]
-        if arm == "repa":
-            arguments["techniques"][0]["init_args"] |= ALIGNED
+    if "repa" in parts:
+        arguments["techniques"][0]["init_args"] |= ALIGNED
     return {
         "model": model,
         "seed": seed,
