@@ -1,12 +1,12 @@
 """A sharded run is the run on one device: same losses, same checkpoint file, either resumes the other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_distributed import assert_same_training, curve, fit, generator_section, toy_recipe
+from test_distributed import assert_same_training, codec_section, curve, fit, generator_section, toy_recipe
 from test_resume import checkpoint
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -126,19 +126,26 @@ def test_sharded_encoder_trains_as_one_and_either_resumes_the_other(
         torch.testing.assert_close(checkpoint(shrunk)["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_sharded_generator_trains_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+Recipe = Callable[..., dict]
+
+
+@pytest.fixture
+def stages(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> tuple[Recipe, Path, Path]:
+    """How a recipe is made, and the runs of an encoder and a codec."""
+
     def recipe(name: str, samples: int = 32) -> dict:
         return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
 
-    from test_distributed import codec_section
+    return recipe, fit(recipe("clip", 8)), fit({**recipe("codec", 8), "model": codec_section()})
 
-    clip = fit(recipe("clip", 8))
-    codec = fit({**recipe("codec", 8), "model": codec_section()})
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sharded_generator_trains_as_one(stages: tuple[Recipe, Path, Path]) -> None:
+    recipe, *frozen = stages
     runs = []
     for name, overlays in (("one", ()), ("sharded", (FSDP2,))):
-        made = {**recipe(name), "model": generator_section(clip, codec)}
+        made = {**recipe(name), "model": generator_section(*frozen)}
         made["trainer"]["gradient_clip_val"] = 1.0
         runs.append(fit(made, *overlays))
     assert_same_training(*runs)
@@ -146,18 +153,11 @@ def test_sharded_generator_trains_as_one(tmp_path: Path, toy_shards: Path, toy_t
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_sharded_low_rank_additions_train_as_on_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+def test_sharded_low_rank_additions_train_as_on_one(stages: tuple[Recipe, Path, Path]) -> None:
     """Most weights are frozen then, and have neither gradients nor an optimizer's states."""
-
-    def recipe(name: str, samples: int = 32) -> dict:
-        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
-
-    from test_distributed import codec_section
-
-    clip = fit(recipe("clip", 8))
-    codec = fit({**recipe("codec", 8), "model": codec_section()})
-    base = fit({**recipe("base"), "model": generator_section(clip, codec)})
-    section = generator_section(clip, codec)
+    recipe, *frozen = stages
+    base = fit({**recipe("base"), "model": generator_section(*frozen)})
+    section = generator_section(*frozen)
     low_rank = {"rank": 2, "alpha": 4.0, "patterns": ["*.attention.*", "*.*_proj"]}
     section["init_args"]["denoiser"] = {
         "class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser",
