@@ -198,6 +198,7 @@ def test_hostile_cards_state_no_licence(tmp_path: Path) -> None:
         "---\n!!python/object:os.system {}\n---",
         "license: mit",
         "---\n- a\n---",
+        "---\nlicense: {a: b\n---",
     ):
         (tmp_path / "README.md").write_text(text)
         assert stated_licence(tmp_path) == {}

@@ -53,6 +53,7 @@ class CaptionTower(nn.Module):
         self.text: Any = _build_text_tower(text.width, CLIPTextCfg(**tower_config(text)))
         self.text.text_projection = None  # makes an embedding, which no denoiser asks for
         self.requires_grad_(trained)
+        self._empty: tuple[Tensor, ...] | None = None  # tokens of "", made once
 
     def begin(self, captions: Any) -> None:
         """Take over the weights that it starts from.
@@ -124,8 +125,9 @@ class CaptionTower(nn.Module):
         """
         device, known = self.text.positional_embedding.device, "prompt" in batch
         told = (batch["prompt"], batch["prompt_length"]) if known else prompt_tokens(batch["caption"], tokenizer)
-        empty = prompt_tokens([""], tokenizer)
-        (text, length), (no_text, no_length) = ([part.to(device) for part in pair] for pair in (told, empty))
+        if self._empty is None or self._empty[0].device != device:
+            self._empty = tuple(part.to(device) for part in prompt_tokens([""], tokenizer))
+        (text, length), (no_text, no_length) = [part.to(device) for part in told], self._empty
         columns = max(text.shape[1], no_text.shape[1])
         text, no_text = (F.pad(part, (0, columns - part.shape[1]), value=tokenizer.pad) for part in (text, no_text))
         dropped = dropped.to(device)
