@@ -31,14 +31,14 @@ environment: $(READY) ## Build the environment with the pinned versions
 	  || $(RUN) -m pip install --quiet --no-deps -e .
 
 quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network
-	$(RUN) -m leam_mm.corridor configs/corridor_quickstart.yaml
+	$(RUN) -m leam_mm.pipeline configs/pipeline_quickstart.yaml
 
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
-	$(RUN) -m leam_mm.corridor configs/corridor_emoji.yaml
+	$(RUN) -m leam_mm.pipeline configs/pipeline_emoji.yaml
 
 finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart]
 	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }
-	$(RUN) -m leam_mm.corridor configs/corridor_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)"
+	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)"
 
 test: environment ## All CPU tests
 	$(PYTEST)

@@ -18,8 +18,8 @@ from leam_mm import errors
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
-from leam_mm.evaluators.report import write_report
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
+from leam_mm.report.report_page import write_report
 
 
 def evaluate(

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from leam_mm.data.array_format import parse_array
 from leam_mm.data.keep_list import KEEP, kept_keys
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardIndex, parse_sample
-from leam_mm.data.stored_array import parse_array
 from leam_mm.errors import UserError, run
 
 FIELDS = ("url", "domain", "licence", "legal_basis", "sha256", "width", "height", "metadata")

@@ -31,10 +31,10 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from data_tools.ledger import LEDGER, SCHEMA
 from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, part_names, run_jobs
 from data_tools.pages.crawl_rows import LINK_SCHEMA
 from data_tools.pages.warc_pages import archive_digest, folder_files
+from data_tools.work.ledger import LEDGER, SCHEMA
 from leam_mm.errors import UserError, run
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@
 
 Two passes. img2dataset hands the links out in parts, which download/download_worker.py fetches into ``OUTPUT.work``:
 politely, within limits, and with rights looked up in the headers of every hop; a killed run goes on there. Then every
-image is checked and mended (download/image_repair.py) and the shards are written in the order of the table. A
+image is checked and mended (samples/image_repair.py) and the shards are written in the order of the table. A
 sample's key is its row in the table, so the same table, answers and settings give the same tar files, byte for byte:
 what belongs to the clock stands in ledger.parquet, and ``fetched_at`` in the samples only with --record-time.
 ``ledger.parquet`` tells the fate of every row: which rule looked at which value, kept or not, and why, with evidence.
@@ -41,16 +41,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from data_tools.download.download_folder import fetch_identity, finished_rows, working, write_seal
-from data_tools.download.image_fetch import FetchSetting
-from data_tools.download.image_repair import RESIZE_MODES, ImageRule
+from data_tools.download.fetched_part import fetch_parts
+from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
-from data_tools.download.part_repair import Fetched, repaired_rows
-from data_tools.download.raw_part import fetch_parts
-from data_tools.download.sample_record import sample_record
-from data_tools.ledger import LEDGER, LedgerWriter, evidence_text
 from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
+from data_tools.network.image_fetch import FetchSetting
+from data_tools.samples.image_repair import RESIZE_MODES, ImageRule
+from data_tools.samples.sample_record import sample_record
 from data_tools.withdrawal.shard_withdrawal import carry_evidence
+from data_tools.work.ledger import LEDGER, LedgerWriter, evidence_text
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run
 

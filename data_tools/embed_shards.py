@@ -27,13 +27,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data_tools.latents.latent_encoder import Sample
 from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
-from leam_mm.data.stored_array import read_array
+from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError, run
-from leam_mm.models.dual_encoder import DualEncoder
 
 SETTINGS, IMAGE, TEXT = "embedding.json", "teacher_image.npy", "teacher_text.npy"
 
@@ -164,7 +164,7 @@ def open_teacher(options: argparse.Namespace) -> tuple[DualEncoder, Tokenizer, s
     ):
         module = load_module(path, ContrastiveModule)
         return module.ema_encoder(), module.tokenizer, file_sha256(find_checkpoint(path))
-    from leam_mm.models.pretrained_encoder import PretrainedEncoder
+    from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
 
     encoder = PretrainedEncoder(options.teacher)
     tokenizer = Tokenizer(options.tokenizer or path, encoder.context_length)

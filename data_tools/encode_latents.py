@@ -55,9 +55,9 @@ from data_tools.latents.latent_jobs import (
     write,
 )
 from data_tools.latents.latent_verification import verify
+from leam_mm.data.array_format import DTYPES
 from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.shard_index import ShardFolder, join_shards
-from leam_mm.data.stored_array import DTYPES
 from leam_mm.errors import UserError, run
 
 SETTINGS, SHAPES = "encoding.json", "shapes.npy"

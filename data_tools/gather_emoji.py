@@ -28,20 +28,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
-from data_tools.emoji.emoji_names import (
-    EU_LANGUAGES,
-    NEIGHBOUR_LANGUAGES,
-    PROMPT_EMOJI,
-    Names,
-    base_of,
-    captions_of,
-    emoji_of,
-    group_of,
-    make_classes,
-    make_prompts,
-    read_names,
-)
-from data_tools.emoji.emoji_pictures import (
+from data_tools.corpora.emoji_images import (
     NAMES,
     STYLES,
     Package,
@@ -53,6 +40,19 @@ from data_tools.emoji.emoji_pictures import (
     read_package,
     read_pictures,
     sha512_of,
+)
+from data_tools.corpora.emoji_names import (
+    EU_LANGUAGES,
+    NEIGHBOUR_LANGUAGES,
+    PROMPT_EMOJI,
+    Names,
+    base_of,
+    captions_of,
+    emoji_of,
+    group_of,
+    make_classes,
+    make_prompts,
+    read_names,
 )
 from leam_mm.errors import UserError, run
 

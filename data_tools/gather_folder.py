@@ -35,9 +35,9 @@ from fsspec import AbstractFileSystem
 from rich.progress import track
 
 from data_tools import download_shards
-from data_tools.ledger import link_uid
 from data_tools.links.link_table import IMAGE_SUFFIXES, folder_links
 from data_tools.rights.legal_basis import LegalBasis
+from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError, run
 
 AGREEMENT = "agreement.json"

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from data_tools.scenes.scene_drawing import BACKGROUND, PALETTE, SceneObject, draw_scene, shape_masks
-from data_tools.scenes.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES
-from data_tools.scenes.scene_prompts import Scene, captions, classes_table, prompts
+from data_tools.corpora.scene_drawing import BACKGROUND, PALETTE, SceneObject, draw_scene, shape_masks
+from data_tools.corpora.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES
+from data_tools.corpora.scene_prompts import Scene, captions, classes_table, prompts
 from leam_mm.errors import UserError, run
 
 Thing = tuple[str, str]

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.ledger import read_ledger
 from data_tools.withdrawal.sample_selector import (
     RADIUS,
     caption_form,
@@ -34,6 +33,7 @@ from data_tools.withdrawal.sample_selector import (
     stored_image,
 )
 from data_tools.withdrawal.search_index import IndexWriter, SearchIndex, digest_of
+from data_tools.work.ledger import read_ledger
 from leam_mm.errors import UserError, run
 
 SHOWN = 10

@@ -42,20 +42,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_tools.download.download_folder import working
-from data_tools.download.image_fetch import FetchSetting
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
+from data_tools.links.host_shuffle import hashed
 from data_tools.links.link_duplicates import LINKS as HASHES
 from data_tools.links.link_duplicates import LinkDuplicates, hash_numbers
 from data_tools.links.link_rules import LinkRules, ScreenSetting
+from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import LinkRefused, check_link, file_digest, link_batches
-from data_tools.links.origin_order import hashed
-from data_tools.links.origin_screen import LINKS, OriginScreen, verdict_tables
 from data_tools.links.personal_data import KINDS
-from data_tools.links.row_judges import CHUNK, chunk_cost, judge_rows, read_chunk
+from data_tools.links.robots_screen import LINKS, OriginScreen, verdict_tables
+from data_tools.links.row_filters import CHUNK, chunk_cost, judge_rows, read_chunk
 from data_tools.links.screened_folder import RANGE, Counts, counted, write_decisions
+from data_tools.network.image_fetch import FetchSetting
 from data_tools.rights.ai_registry import OptOutRegistry
-from data_tools.rights.link_sources import LinkSources
-from data_tools.rights.origin_rules import OriginRules
+from data_tools.rights.robots_rules import OriginRules
 from leam_mm.errors import UserError, run
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     told("--table", type=Path, nargs="+", required=True, help="parquet, csv or jsonl with url and caption (or more)")
     told("--output", type=Path, required=True, help="folder of the results; must not exist yet")
     told("--overwrite", action="store_true", help="replace OUTPUT if it exists")
-    told(
-        "--sources", type=Path, help="YAML of legal bases: data_tools/rights/link_sources.py (everything is article 4)"
-    )
+    told("--sources", type=Path, help="YAML of legal bases: data_tools/links/link_sources.py (everything is article 4)")
     for name, what in (("domains", "domains"), ("urls", "md5, sha1 or sha256 of addresses"), ("phrases", "phrases")):
         told(
             f"--block-{name}", action="append", default=[], metavar="FILE", help=f"{what}, one a line; may be repeated"

@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_tools.ledger import LEDGER, LedgerWriter
+from data_tools.vetting.dataset_decision import Reviewed, Verdict, count
+from data_tools.vetting.shard_findings import INTAKE, Stage, read_changes, read_part, split_rules
 from data_tools.vetting.vet_jobs import VettingJob, Workers
-from data_tools.vetting.vet_review import INTAKE, Stage, read_changes, read_part, split_rules
-from data_tools.vetting.vet_verdict import Reviewed, Verdict, count
 from data_tools.vetting.vetting_rule import VettingRule
+from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.config_error import explain
 from leam_mm.data.keep_list import KEEP, PLACE, SCHEMA, write_keep_list
 from leam_mm.data.shard_index import ShardFolder, join_shards

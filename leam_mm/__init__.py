@@ -13,5 +13,5 @@ _SETTINGS = {
 }
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
-# xformers complains at import when its kernels do not fit this torch; models/attention.py says in one line what runs.
+# xformers warns at import if its kernels do not fit this torch; denoisers/attention.py logs which kernel runs.
 logging.getLogger("xformers").setLevel(logging.ERROR)

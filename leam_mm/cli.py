@@ -18,15 +18,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from leam_mm.callbacks.divergence import Divergence
+from leam_mm.callbacks.energy_meter import EnergyRecord
+from leam_mm.callbacks.metrics_log import MetricsLog, RowBeforeCheckpoint
+from leam_mm.callbacks.preemption import Preemption
+from leam_mm.callbacks.throughput import Throughput
 from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition
 from leam_mm.errors import UserError
-from leam_mm.training.divergence import Divergence
-from leam_mm.training.energy_meter import EnergyRecord
-from leam_mm.training.metrics_log import MetricsLog, RowBeforeCheckpoint
-from leam_mm.training.preemption import Preemption
-from leam_mm.training.throughput import Throughput
 
 
 class ConfigInCheckpoint(SaveConfigCallback):

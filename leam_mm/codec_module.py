@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, refuse_other_weights
+from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, PretrainedCodec
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
@@ -29,9 +30,8 @@ from leam_mm.losses.reconstruction import (
     gaussian_divergence,
     widened,
 )
-from leam_mm.models.latent_codec import STATISTICS, LatentCodec, LatentStatistics, PretrainedCodec
-from leam_mm.training.ema import Ema
-from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+from leam_mm.optim.ema import Ema
+from leam_mm.optim.optimizer import build_optimizer, warmup_cosine
 
 
 class LatentCodecModule(LightningModule):

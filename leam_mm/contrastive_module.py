@@ -14,15 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.captions import Tokenizer
 from leam_mm.distributed import gather, ring, ring_softmax
+from leam_mm.encoders.cached_features import embed_in_parts
+from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive
-from leam_mm.models.dual_encoder import DualEncoder
-from leam_mm.training.cached_features import embed_in_parts
-from leam_mm.training.ema import Ema
-from leam_mm.training.layer_decay import LayerDecay
-from leam_mm.training.optimizer import Cooldown, build_optimizer, warmup_cooldown, warmup_cosine
-from leam_mm.training.sharding import shard_blocks
+from leam_mm.optim.ema import Ema
+from leam_mm.optim.layer_decay import LayerDecay
+from leam_mm.optim.optimizer import Cooldown, build_optimizer, warmup_cooldown, warmup_cosine
+from leam_mm.optim.sharding import shard_blocks
 
 
 class ContrastiveModule(LightningModule):

@@ -11,25 +11,25 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.caption_tower import CaptionTower, begin_tower, read_in_workers
+from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.checkpoint import EVIDENCE, load_module, refuse_other_weights
+from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.caption_states import fit_length, trim
 from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.denoisers.attention import choose_attention
+from leam_mm.denoisers.denoiser import Denoiser
+from leam_mm.denoisers.size_conditioning import whole_picture
 from leam_mm.diffusion.editing import Edit, draw_from
 from leam_mm.diffusion.guidance import Guidance, guide
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.samplers import Method
 from leam_mm.errors import UserError
-from leam_mm.models.attention import choose_attention
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_tower import CaptionTower, begin_tower, read_in_workers
-from leam_mm.models.denoiser import Denoiser
-from leam_mm.models.frozen_parts import FrozenParts
-from leam_mm.models.latent_codec import LatentCodec
-from leam_mm.models.size_conditioning import whole_picture
-from leam_mm.training.ema import Averaging, Ema
-from leam_mm.training.optimizer import build_optimizer, warmup_constant, warmup_cosine
-from leam_mm.training.sharding import shard_blocks
-from leam_mm.training.technique import Technique, TrainingStep
+from leam_mm.optim.ema import Averaging, Ema
+from leam_mm.optim.optimizer import build_optimizer, warmup_constant, warmup_cosine
+from leam_mm.optim.sharding import shard_blocks
+from leam_mm.techniques.technique import Technique, TrainingStep
 
 VALIDATION_TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
 VALIDATION_SEED = 0  # another training seed must not change what is measured
@@ -58,12 +58,12 @@ class LatentDiffusionModule(LightningModule):
         seed: Of noise, times and caption drops.
         caption_dropout: Share of samples that see the empty caption, for classifier-free guidance (0.1 in 2207.12598).
         ema_decay: Per optimizer step, in [0, 1); None keeps no average.
-        ema: An average of another kind in its place; see training/power_ema.py.
+        ema: An average of another kind in its place; see optim/power_ema.py.
         warmup_steps: Optimizer steps of the linear rise.
         schedule: What follows it.
-        attention: auto takes packed rows or xformers where a probe says that they work; see models/attention.py.
-        techniques: What is added to the training; see training/technique.py.
-        caption_tower: Trained along with the denoiser, from clip's text tower on; see models/caption_tower.py. None
+        attention: auto takes packed rows or xformers where a probe says that they work; see denoisers/attention.py.
+        techniques: What is added to the training; see techniques/technique.py.
+        caption_tower: Trained along with the denoiser, from clip's text tower on; see captions/caption_tower.py. None
             takes what the frozen one says.
     """
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from leam_mm.callbacks.compilation import probe
 from leam_mm.data.shard_index import ShardWriter
-from leam_mm.training.compilation import probe
 
 torch.set_num_threads(1)
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 200), "yellow": (220, 200, 40)}

@@ -6,8 +6,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from test_attention_processors import torch_kernel, torch_packed_kernel
 
-from leam_mm.errors import UserError
-from leam_mm.models.attention import (
+from leam_mm.denoisers.attention import (
     _deviation,
     _masked,
     _packed,
@@ -16,8 +15,9 @@ from leam_mm.models.attention import (
     probe_packed,
     probe_xformers,
 )
-from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
-from leam_mm.models.joint_denoiser import SD3Denoiser
+from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
+from leam_mm.errors import UserError
 
 
 def careless_kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_bias: Any) -> torch.Tensor:
@@ -55,9 +55,9 @@ def test_a_cpu_runs_sdpa_and_one_line_says_so(prx: Any, wanted: Any, caplog: pyt
     before = _AttentionBackendRegistry.get_active_backend()
     for model in (prx, unet, joint):
         caplog.clear()
-        with caplog.at_level(logging.INFO, logger="leam_mm.models.attention"):
+        with caplog.at_level(logging.INFO, logger="leam_mm.denoisers.attention"):
             assert choose_attention(model, torch.device("cpu"), torch.float32, wanted) == "sdpa"
-        lines = [record.getMessage() for record in caplog.records if record.name == "leam_mm.models.attention"]
+        lines = [record.getMessage() for record in caplog.records if record.name == "leam_mm.denoisers.attention"]
         assert len(lines) == 1
         assert "sdpa" in lines[0] and ("cpu" in lines[0]) and type(model).__name__ in lines[0]
         name = type(next(iter(model.attn_processors.values()))).__name__

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from leam_mm.models.attention_processors import (
+from leam_mm.denoisers.attention_processors import (
     JointProcessor,
     MemoryEfficientProcessor,
     PackedProcessor,
     mask_to_bias,
 )
-from leam_mm.models.denoiser import Denoiser, PRXDenoiser
-from leam_mm.models.joint_denoiser import SD3Denoiser
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 
 
 def torch_kernel(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None) -> Tensor:

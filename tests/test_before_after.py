@@ -17,9 +17,9 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import UserError
 from leam_mm.evaluators.before_after import BeforeAfter, held_out_losses
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.report import write_report
-from leam_mm.evaluators.report_change import changes, is_change
 from leam_mm.evaluators.results import RESULTS, append_results, evidence, read_results
+from leam_mm.report.report_change import changes, is_change
+from leam_mm.report.report_page import write_report
 
 
 def write_latents(folder: Path, count: int = 12) -> Path:

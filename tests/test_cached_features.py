@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from leam_mm.encoders.cached_features import embed_in_parts, split_batch
 from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
-from leam_mm.training.cached_features import embed_in_parts, split_batch
 
 B, K = 7, 2
 

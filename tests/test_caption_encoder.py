@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leam_mm.models.caption_encoder import CaptionEncoder, clean_caption
+from leam_mm.captions.caption_encoder import CaptionEncoder, clean_caption
 
 
 class WordTokenizer:

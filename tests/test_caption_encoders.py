@@ -9,21 +9,21 @@ from conftest import clip_recipe
 from test_encode_latents import save_checkpoint
 from test_hugging_face_captions import write_text_encoder
 
-from leam_mm.checkpoint import file_sha256
-from leam_mm.diffusion.rectified_flow import RectifiedFlow
-from leam_mm.diffusion_module import LatentDiffusionModule
-from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_encoders import (
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.caption_encoders import (
     SeveralCaptionEncoders,
     caption_width,
     encoder_file,
     open_caption_encoder,
 )
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.models.frozen_parts import FrozenParts
-from leam_mm.models.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.models.latent_codec import DCCodec
+from leam_mm.captions.frozen_parts import FrozenParts
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
+from leam_mm.checkpoint import file_sha256
+from leam_mm.codecs.latent_codec import DCCodec
+from leam_mm.denoisers.denoiser import PRXDenoiser
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError
 from leam_mm.release.diffusers_folder import build_pipeline
 
 TEXTS = ["a red square", "", "Quadrat, grün", "a blue square on a yellow square"]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from leam_mm.models.caption_packing import TrimmedCaptions, pack_keys
+from leam_mm.denoisers.caption_packing import TrimmedCaptions, pack_keys
 
 
 def captions(rows: list[list[int]]) -> TrimmedCaptions:

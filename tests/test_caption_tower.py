@@ -15,19 +15,19 @@ from test_open_clip_folder import tiny_module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.caption_tower import CaptionTower, prompt_tokens, read_in_workers
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import Decoding
 from leam_mm.data.captions import Tokenizer
-from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.plan_datamodule import PlannedModule
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_tower import CaptionTower, prompt_tokens, read_in_workers
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.models.dual_encoder import TextTower
 from leam_mm.release.diffusers_folder import clip_text_model
 
 TEXTS = ["ein rotes Quadrat", "a blue square left of l’oiseau", "", "a red square"]
@@ -188,7 +188,7 @@ def saved(frozen: CaptionEncoder, folder: Path, **tower: Any) -> Path:
     section = {
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
-            "denoiser": {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": SIZES},
+            "denoiser": {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": SIZES},
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "latent_size": 4,
             "caption_tower": {"text": sizes(frozen), **tower},
@@ -205,7 +205,10 @@ def saved(frozen: CaptionEncoder, folder: Path, **tower: Any) -> Path:
 
 def test_a_tuned_generator_goes_on_with_its_bases_tower(frozen: CaptionEncoder, tmp_path: Path) -> None:
     base = saved(frozen, tmp_path / "base")
-    tuned = {"class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser", "init_args": {"weights": str(base)}}
+    tuned = {
+        "class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser",
+        "init_args": {"weights": str(base)},
+    }
     section: dict[str, Any] = {
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
@@ -286,7 +289,7 @@ def test_the_loaders_processes_tokenize(
         seen.append(captions)
         return prompt_tokens(captions, tokenizer)
 
-    monkeypatch.setattr("leam_mm.models.caption_tower.prompt_tokens", spy)
+    monkeypatch.setattr("leam_mm.captions.caption_tower.prompt_tokens", spy)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     module, data = generator(frozen, begun(frozen)), stored_latents(tmp_path / "shards", 1)
     trainer = Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, **quiet)

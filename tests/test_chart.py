@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from leam_mm.evaluators.chart import HEIGHT, WIDTH, interval_bar, line_chart, short, thin, ticks
+from leam_mm.report.chart import HEIGHT, WIDTH, interval_bar, line_chart, short, thin, ticks
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.02, 0.4), (-3, 7), (1e5, 3e6), (5, 5), (0, 0), (-1e-9, 1e-9)])

@@ -11,9 +11,9 @@ from test_codec_module import Pictures, fit, module, sgd, weights
 from torch import Tensor, nn
 
 from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
-from leam_mm.models.latent_codec import KLCodec
 
 
 class Noted(LatentCodecModule):

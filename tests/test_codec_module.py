@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
 from leam_mm.codec_module import LatentCodecModule, codec_file, load_codec, signed
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
-from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -200,7 +200,7 @@ def train(run: Path, shards: Path, tokenizer: Path, samples: int, **settings: An
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
             "codec": {
-                "class_path": "leam_mm.models.latent_codec.KLCodec",
+                "class_path": "leam_mm.codecs.latent_codec.KLCodec",
                 "init_args": {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4},
             },
             "discriminator": {"width": 4},
@@ -258,7 +258,7 @@ def test_large_recipe_trains_when_it_is_made_small(
         },
     }
     every = {
-        "class_path": "leam_mm.training.evaluate_every.EvaluateEvery",
+        "class_path": "leam_mm.callbacks.evaluate_every.EvaluateEvery",
         "init_args": {"every_n_steps": 2, "evaluators": [evaluator]},
     }
     run, data = tmp_path / "run", {"train": str(toy_shards), "validation": str(toy_shards), "validation_samples": 4}

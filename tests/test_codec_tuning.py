@@ -23,7 +23,7 @@ SIZES: dict[str, dict[str, Any]] = {
 def saved(model: LatentCodecModule, path: Path) -> Path:
     """A checkpoint as a training leaves it, with statistics."""
     kind = type(model.codec).__name__
-    codec = {"class_path": f"leam_mm.models.latent_codec.{kind}", "init_args": SIZES[kind]}
+    codec = {"class_path": f"leam_mm.codecs.latent_codec.{kind}", "init_args": SIZES[kind]}
     section = {"class_path": "leam_mm.codec_module.LatentCodecModule", "init_args": {"codec": codec}}
     model.measure_statistics(DataLoader(Pictures(), batch_size=8))
     torch.save({"state_dict": model.state_dict(), EVIDENCE: {"config": yaml.safe_dump({"model": section})}}, path)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.training import compilation
-from leam_mm.training.blocks import repeated_blocks
-from leam_mm.training.compilation import Compilation, probe, trained_blocks
-from leam_mm.training.ema import Ema
+from leam_mm.callbacks import compilation
+from leam_mm.callbacks.compilation import Compilation, probe, trained_blocks
+from leam_mm.denoisers.denoiser import PRXDenoiser
+from leam_mm.encoders.repeated_blocks import repeated_blocks
+from leam_mm.optim.ema import Ema
 
 
 class Module(nn.Module):

@@ -17,10 +17,10 @@ from data_tools.vet_shards import read_rules
 from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.corridor import read_corridor
 from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
-from leam_mm.models.image_tokens import check_size
+from leam_mm.encoders.image_tokens import check_size
+from leam_mm.pipeline import read_corridor
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -124,7 +124,7 @@ def test_compilation_is_added_to_the_callbacks_of_a_recipe(capsys: pytest.Captur
     recipe = FOLDER / "emoji_clip.yaml"
     below, above = printed(capsys, recipe), printed(capsys, recipe, FOLDER / "overlay_compile.yaml")
     added = above["trainer"]["callbacks"][len(below["trainer"]["callbacks"]) :]
-    assert [each["class_path"] for each in added] == ["leam_mm.training.compilation.Compilation"]
+    assert [each["class_path"] for each in added] == ["leam_mm.callbacks.compilation.Compilation"]
 
 
 @named("corridor")

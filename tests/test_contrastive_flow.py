@@ -12,8 +12,8 @@ from leam_mm.data.sample_order import sample_noise
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.errors import UserError
-from leam_mm.training.contrastive_flow import ContrastiveFlow, partners
-from leam_mm.training.technique import TrainingStep
+from leam_mm.techniques.contrastive_flow import ContrastiveFlow, partners
+from leam_mm.techniques.technique import TrainingStep
 
 
 def batch(first: int = 0, count: int = 8) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from test_resume import assert_same_run, checkpoint, losses
 
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.encoders import cached_features
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.training import cached_features
 
 
 def encoder(patch_dropout: float = 0.0) -> DualEncoder:

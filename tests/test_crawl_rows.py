@@ -1,12 +1,12 @@
 import json
 from collections import Counter
 
-from data_tools.ledger import link_uid
 from data_tools.pages.crawl_rows import LINK_SCHEMA, attribution, image_licence, link_rows, page_row
 from data_tools.pages.page_licences import Statement
 from data_tools.pages.page_links import PageLink, PageReading
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal
+from data_tools.work.ledger import link_uid
 
 ZERO, BY = "https://creativecommons.org/publicdomain/zero/1.0/", "https://creativecommons.org/licenses/by/4.0/"
 PAGE = Page(0, "https://a.example/", b"<p>", archive="a.warc", record="urn:1")

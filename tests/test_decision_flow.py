@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_tools.description.decision_flow import account, identity, own_ledgers, read_flow
-from data_tools.ledger import LedgerWriter, link_uid
+from data_tools.work.ledger import LedgerWriter, link_uid
 
 UIDS = [link_uid(str(number), None, "") for number in range(20)]
 

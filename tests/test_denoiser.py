@@ -6,9 +6,9 @@ import torch
 from diffusers import PRXTransformer2DModel
 from torch import nn
 
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
-from leam_mm.models.joint_denoiser import SD3Denoiser
 
 CASES = ["prx", "unet", "sd3"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from conftest import shown_in_browser
-from test_report import Balance
+from test_report_page import Balance
 from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
 
 from data_tools.describe_dataset import main
 from data_tools.description.training_summary import TITLES
-from data_tools.ledger import LedgerWriter, link_uid
+from data_tools.work.ledger import LedgerWriter, link_uid
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import UserError
 

@@ -7,7 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_open_clip_folder import run_without_us, tiny_module
 
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.caption_tower import CaptionTower
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.process import DiffusionProcess
@@ -19,12 +23,8 @@ from leam_mm.diffusion.variance_preserving import (
     VariancePreservingNoise,
 )
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.caption_tower import CaptionTower
-from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
-from leam_mm.models.dual_encoder import TextTower
-from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.release.diffusers_folder import clip_text_model, released_scheduler, write_diffusers_folder
 
 PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κόκκινο τετράγωνο"]

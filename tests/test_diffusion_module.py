@@ -10,8 +10,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.guidance import Guidance
@@ -19,8 +21,6 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.models.latent_codec import DCCodec
 
 LENGTH, WIDTH = 6, 12
 
@@ -320,7 +320,7 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
             "codec": {
-                "class_path": "leam_mm.models.latent_codec.DCCodec",
+                "class_path": "leam_mm.codecs.latent_codec.DCCodec",
                 "init_args": {"latent_channels": 4, "widths": [8, 8], "layers": [1, 1]},
             }
         },
@@ -329,7 +329,7 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
             "denoiser": {
-                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
                 "init_args": {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 1, "num_heads": 2},
             },
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.0}},

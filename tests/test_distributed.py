@@ -19,12 +19,12 @@ from test_resume import losses as step_losses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from leam_mm.callbacks.preemption import EXIT_CODE
 from leam_mm.distributed import any_rank, gather, ring, ring_softmax, world_size
+from leam_mm.encoders.cached_features import embed_in_parts
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
 from leam_mm.losses.distillation import Distillation, Teacher
 from leam_mm.losses.global_contrastive import GlobalContrastive
-from leam_mm.training.cached_features import embed_in_parts
-from leam_mm.training.preemption import EXIT_CODE
 
 BATCH = 12  # of all ranks together
 TEACHER = 6
@@ -294,7 +294,7 @@ def codec_section() -> dict:
     return {
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
-            "codec": {"class_path": "leam_mm.models.latent_codec.KLCodec", "init_args": codec},
+            "codec": {"class_path": "leam_mm.codecs.latent_codec.KLCodec", "init_args": codec},
             "kl_weight": 0.001,
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
         },
@@ -306,7 +306,7 @@ def generator_section(clip: Path, codec: Path) -> dict:
     return {
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
-            "denoiser": {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": denoiser},
+            "denoiser": {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": denoiser},
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "latent_size": 4,
             "clip": str(clip),

@@ -19,7 +19,7 @@ from test_image_repair import encoded, picture
 from test_slurm import Cluster, cluster, wait_for
 
 from data_tools.download.download_worker import PartDownloader
-from data_tools.download.image_fetch import FetchSetting
+from data_tools.network.image_fetch import FetchSetting
 
 __all__ = ["cluster", "server"]
 ROWS = 50

@@ -6,8 +6,8 @@ import pytest
 
 from data_tools.download import download_folder
 from data_tools.download.download_folder import FREE, fetch_identity, finished_rows, working, write_seal
-from data_tools.download.image_fetch import FetchSetting
-from data_tools.ledger import LEDGER, LedgerWriter
+from data_tools.network.image_fetch import FetchSetting
+from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.errors import UserError
 
 SETTING = FetchSetting("a", "b", "Agent", "https://lab.example")

@@ -8,7 +8,7 @@ import pytest
 from test_download_shards import Server, server
 
 from data_tools.download.download_worker import FETCHED, LINKS, Part, PartDownloader, part_file
-from data_tools.download.image_fetch import FetchSetting
+from data_tools.network.image_fetch import FetchSetting
 
 __all__ = ["server"]
 

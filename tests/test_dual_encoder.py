@@ -4,8 +4,8 @@ import pytest
 import torch
 from open_clip.model import CLIP
 
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 
 LENGTH, VOCABULARY = 12, 50
 

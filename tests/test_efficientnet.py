@@ -2,7 +2,7 @@
 
 import torch
 
-from leam_mm.models.efficientnet import efficientnet_lite0
+from leam_mm.encoders.efficientnet import efficientnet_lite0
 
 
 def test_weights_are_the_shipped_ones_and_frozen() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from leam_mm.training.ema import Ema, unwrap
+from leam_mm.optim.ema import Ema, unwrap
 
 
 def test_equals_a_double_precision_reference() -> None:

@@ -14,12 +14,12 @@ from test_resume import assert_same_run, fit, killed
 from test_sharding import mesh  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader, Subset
 
+from leam_mm.callbacks.ema_snapshots import FOLDER, EmaSnapshots, Snapshot, read_snapshots, write_snapshot
 from leam_mm.data.batch import SamplePosition, collate_samples
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
-from leam_mm.training.ema_snapshots import FOLDER, EmaSnapshots, Snapshot, read_snapshots, write_snapshot
-from leam_mm.training.power_ema import PowerEma, PowerFunction
-from leam_mm.training.sharding import shard_blocks
+from leam_mm.optim.power_ema import PowerEma, PowerFunction
+from leam_mm.optim.sharding import shard_blocks
 
 BATCH = 16
 
@@ -103,7 +103,7 @@ def test_an_interrupted_run_writes_the_same_files(tmp_path: Path, caplog: pytest
 
 
 def test_sharded_averages_are_gathered_whole(mesh: Any, tmp_path: Path) -> None:  # noqa: F811
-    from leam_mm.training.ema_snapshots import gather
+    from leam_mm.callbacks.ema_snapshots import gather
 
     module = build(ema=PowerFunction((0.05, 0.1)))
     assert isinstance(module.ema, PowerEma)
@@ -156,11 +156,11 @@ def test_snapshots_after_a_kill_are_those_of_an_undisturbed_run(
         made = clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=96)
         made["model"] = generator_section(tmp_path / "clip", tmp_path / "codec")
         made["model"]["init_args"]["ema"] = {
-            "class_path": "leam_mm.training.power_ema.PowerFunction",
+            "class_path": "leam_mm.optim.power_ema.PowerFunction",
             "init_args": {"widths": [0.05, 0.1]},
         }
         made["trainer"]["callbacks"] = [
-            {"class_path": "leam_mm.training.ema_snapshots.EmaSnapshots", "init_args": {"every_n_samples": 20}}
+            {"class_path": "leam_mm.callbacks.ema_snapshots.EmaSnapshots", "init_args": {"every_n_samples": 20}}
         ]
         made["checkpoint"] = {"every_n_train_steps": 4}
         return made

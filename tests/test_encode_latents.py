@@ -16,20 +16,20 @@ from rich.console import Console
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import choose_captions, trained_image_size
+from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codec_module import load_codec
+from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.latent_codec import DCCodec
 
 CODEC = {
     "class_path": "leam_mm.codec_module.LatentCodecModule",
     "init_args": {
         "codec": {
-            "class_path": "leam_mm.models.latent_codec.DCCodec",
+            "class_path": "leam_mm.codecs.latent_codec.DCCodec",
             "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
         }
     },

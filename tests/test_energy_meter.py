@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from leam_mm.training import energy_meter
-from leam_mm.training.energy_counter import (
+from leam_mm.callbacks import energy_meter
+from leam_mm.callbacks.energy_counter import (
     AmdGpuCounter,
     CounterUnavailable,
     CrayCounter,
@@ -18,7 +18,7 @@ from leam_mm.training.energy_counter import (
     NvmlCounter,
     RaplCounter,
 )
-from leam_mm.training.energy_meter import EnergyMeter, EnergyRecord
+from leam_mm.callbacks.energy_meter import EnergyMeter, EnergyRecord
 
 
 class Clock:

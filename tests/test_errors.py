@@ -16,9 +16,9 @@ from conftest import clip_recipe, toy_picture, write_toy_shards
 
 from leam_mm import cli
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError, one_line, run
-from leam_mm.models.latent_codec import DCCodec
 
 ROOT = Path(__file__).parent.parent
 
@@ -170,7 +170,7 @@ def codec_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     run_folder = tmp_path_factory.mktemp("codec")
     codec = {
-        "class_path": "leam_mm.models.latent_codec.DCCodec",
+        "class_path": "leam_mm.codecs.latent_codec.DCCodec",
         "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
     }
     module = LatentCodecModule(DCCodec(**codec["init_args"]))  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ from lightning.pytorch import Callback
 from test_resume import assert_same_run
 from torch import nn
 
+from leam_mm.callbacks import evaluate_every, throughput
+from leam_mm.callbacks.evaluate_every import EvaluateEvery, untouched
 from leam_mm.cli import main
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.training import evaluate_every, throughput
-from leam_mm.training.evaluate_every import EvaluateEvery, untouched
 
 
 class CountCalls(Evaluator):
@@ -45,7 +45,7 @@ def test_metrics_are_logged_on_the_interval_and_at_the_end(
         made = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=samples)
         made["trainer"]["callbacks"] = [
             {
-                "class_path": "leam_mm.training.evaluate_every.EvaluateEvery",
+                "class_path": "leam_mm.callbacks.evaluate_every.EvaluateEvery",
                 "init_args": {"every_n_steps": 2, "evaluators": [{"class_path": f"{__name__}.CountCalls"}]},
             }
         ]
@@ -91,7 +91,7 @@ def test_training_does_not_notice_it(tmp_path: Path, toy_shards: Path, toy_token
         if name == "with":
             callbacks.append(
                 {
-                    "class_path": "leam_mm.training.evaluate_every.EvaluateEvery",
+                    "class_path": "leam_mm.callbacks.evaluate_every.EvaluateEvery",
                     "init_args": {"every_n_steps": 2, "evaluators": [{"class_path": f"{__name__}.Meddler"}]},
                 }
             )
@@ -139,7 +139,7 @@ def test_its_time_is_kept_apart(tmp_path: Path, toy_shards: Path, toy_tokenizer:
     made["trainer"]["callbacks"] = [
         {"class_path": f"{__name__}.Ticking"},
         {
-            "class_path": "leam_mm.training.evaluate_every.EvaluateEvery",
+            "class_path": "leam_mm.callbacks.evaluate_every.EvaluateEvery",
             "init_args": {"every_n_steps": 5, "evaluators": [{"class_path": f"{__name__}.Costly"}]},
         },
     ]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_tools.ledger import read_ledger
 from data_tools.vet_shards import main as vet
 from data_tools.vetting.face_cascade import FaceCascade
 from data_tools.vetting.face_detection import FaceDetection, blur_face
 from data_tools.vetting.vetting_rule import Sample
+from data_tools.work.ledger import read_ledger
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 from tests.benchmarks.face_pictures import ASTRONAUT, portraits, read_picture

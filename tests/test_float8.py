@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.training import float8
-from leam_mm.training.float8 import Float8, _deviation, float8_linear, probe, product, quantise
+from leam_mm.callbacks import float8
+from leam_mm.callbacks.float8 import Float8, _deviation, float8_linear, probe, product, quantise
+from leam_mm.denoisers.denoiser import PRXDenoiser
 
 FORMATS = [(torch.float8_e4m3fn, 3), (torch.float8_e5m2, 2)]  # with the bits of their fraction
 

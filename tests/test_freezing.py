@@ -21,7 +21,7 @@ def frozen_run(folder: Path, shards: Path, tokenizer: Path, patterns: list[str])
     recipe["data"]["init_args"].update(validation=str(shards), validation_samples=8)
     recipe["trainer"].update(val_check_interval=1, check_val_every_n_epoch=None)
     recipe["trainer"]["callbacks"] = [
-        {"class_path": "leam_mm.training.freezing.Freezing", "init_args": {"patterns": patterns}}
+        {"class_path": "leam_mm.callbacks.freezing.Freezing", "init_args": {"patterns": patterns}}
     ]
     torch.manual_seed(0)
     cli = fit(recipe, folder)

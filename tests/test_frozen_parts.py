@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from leam_mm.captions.frozen_parts import FrozenParts
+from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.errors import UserError
-from leam_mm.models.frozen_parts import FrozenParts
-from leam_mm.models.latent_codec import KLCodec
 
 
 def test_nothing_named_is_an_empty_record_and_opens_nothing() -> None:

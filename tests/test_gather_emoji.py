@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.emoji import emoji_pictures
-from data_tools.emoji.emoji_names import (
+from data_tools.corpora import emoji_images as emoji_pictures
+from data_tools.corpora.emoji_images import NAMES, STYLES, draw, fetch_package, read_package
+from data_tools.corpora.emoji_names import (
     EU_LANGUAGES,
     base_of,
     code_of,
@@ -22,7 +23,6 @@ from data_tools.emoji.emoji_names import (
     make_classes,
     read_names,
 )
-from data_tools.emoji.emoji_pictures import NAMES, STYLES, draw, fetch_package, read_package
 from data_tools.gather_emoji import COLUMNS, main, select
 from leam_mm.errors import UserError
 

@@ -10,10 +10,10 @@ from test_layer_decay import encoder
 from torch import nn
 from torch._dynamo.utils import counters
 
+from leam_mm.callbacks.compilation import Compilation
+from leam_mm.callbacks.gradient_checkpointing import GradientCheckpointing
 from leam_mm.errors import UserError
-from leam_mm.training.compilation import Compilation
-from leam_mm.training.ema import Ema
-from leam_mm.training.gradient_checkpointing import GradientCheckpointing
+from leam_mm.optim.ema import Ema
 
 TRAINER = cast(Any, SimpleNamespace(callbacks=[]))
 

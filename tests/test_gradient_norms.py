@@ -11,7 +11,7 @@ from test_cli import fit
 
 def logged(folder: Path, toy_shards: Path, toy_tokenizer: Path, **trainer: object) -> list[dict[str, str]]:
     recipe = clip_recipe(folder / "run", toy_shards, toy_tokenizer, max_samples=24)
-    recipe["trainer"]["callbacks"] = [{"class_path": "leam_mm.training.gradient_norms.GradientNorms"}]
+    recipe["trainer"]["callbacks"] = [{"class_path": "leam_mm.callbacks.gradient_norms.GradientNorms"}]
     recipe["trainer"].update(trainer)
     recipe["model"]["init_args"].update(
         optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}}, warmup_steps=0, ema_decay=None

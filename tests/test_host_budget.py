@@ -5,13 +5,13 @@ import threading
 import time
 from pathlib import Path
 
-from data_tools.download.host_budget import HostBudget, HostQueue, Place
+from data_tools.network.host_budget import HostBudget, HostQueue, Place
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
 from pathlib import Path
-from data_tools.download.host_budget import HostBudget
+from data_tools.network.host_budget import HostBudget
 place = HostBudget(Path(sys.argv[1]), 2, 0.0, {}, frozenset()).enter("a.example")
 print("in", flush=True)
 time.sleep(60)

@@ -7,8 +7,8 @@ import torch
 from conftest import toy_vocabulary, write_toy_tokenizer
 from transformers import BertConfig, BertModel, T5Config, T5Model
 
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.errors import UserError
-from leam_mm.models.hugging_face_captions import HuggingFaceCaptions
 
 TEXTS = ["a red square", "", "Quadrat, grün " * 9, "A Blue  square", "gelb"]
 

@@ -8,9 +8,9 @@ import torch
 from transformers import BertConfig, BertModel, MT5Config, MT5Model, XLMRobertaConfig, XLMRobertaModel
 
 from leam_mm.checkpoint import build_module
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower
+from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_config
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower
-from leam_mm.models.hugging_face_text import HuggingFaceText, transformers_config
 
 LENGTH, VOCABULARY = 20, 60
 LENGTHS = torch.tensor([2, 5, 20, 9, 5, 3, 20, 11])

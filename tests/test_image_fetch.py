@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_download_shards import Server, server
 
-from data_tools.download.image_fetch import FetchSetting, Guard, TooManyBytesError, build_opener
+from data_tools.network.image_fetch import FetchSetting, Guard, TooManyBytesError, build_opener
 
 __all__ = ["server"]
 

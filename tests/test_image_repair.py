@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from data_tools.download.image_repair import ImageFault, ImageRule, repair_image
+from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **settings: object) -> bytes:

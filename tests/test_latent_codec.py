@@ -7,8 +7,8 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DModel
 from jsonargparse import ArgumentParser
 
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics, PretrainedCodec
 from leam_mm.errors import UserError
-from leam_mm.models.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics, PretrainedCodec
 
 
 def dc_codec(seed: int = 0) -> DCCodec:
@@ -169,7 +169,7 @@ def test_yaml_builds_each_codec(tmp_path: Path) -> None:
         "KLCodec": {"latent_channels": 4, "widths": [8, 16], "layers": 1, "norm_groups": 4},
         "PretrainedCodec": {"path": str(tmp_path / "vae")},
     }.items():
-        section = {"class_path": f"leam_mm.models.latent_codec.{name}", "init_args": arguments}
+        section = {"class_path": f"leam_mm.codecs.latent_codec.{name}", "init_args": arguments}
         codec = parser.instantiate_classes(parser.parse_object({"codec": section})).codec
         assert type(codec).__name__ == name
 

@@ -16,18 +16,18 @@ from test_hugging_face_captions import write_text_encoder
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import centre_square, statistics_of
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.checkpoint import file_sha256, load_module
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.array_format import read_array
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
-from leam_mm.data.stored_array import read_array
+from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.models.latent_codec import LatentCodec
-from leam_mm.models.patch_features import open_patch_features
 
 
 def codec_section(kind: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def codec_section(kind: str) -> dict[str, Any]:
         "DCCodec": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
         "KLCodec": {"latent_channels": 3, "widths": [8, 16], "layers": 1, "norm_groups": 4},
     }
-    codec = {"class_path": f"leam_mm.models.latent_codec.{kind}", "init_args": sizes[kind]}
+    codec = {"class_path": f"leam_mm.codecs.latent_codec.{kind}", "init_args": sizes[kind]}
     return {"class_path": "leam_mm.codec_module.LatentCodecModule", "init_args": {"codec": codec}}
 
 

@@ -19,9 +19,9 @@ from test_encode_latents import CODEC, encode, save_checkpoint
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_jobs import Job, ahead, merge_statistics, read_rows
+from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
-from leam_mm.models.latent_codec import LatentStatistics
 
 ROOT = Path(program.__file__).parents[1]
 MORE = ("--image-size", "8", "--image-size", "16", "--features")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from leam_mm.data.array_format import array_bytes, to_stored
 from leam_mm.data.latent_members import (
     FEATURE,
     LATENT,
@@ -17,7 +18,6 @@ from leam_mm.data.latent_members import (
 )
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.shard_index import ShardWriter
-from leam_mm.data.stored_array import array_bytes, to_stored
 from leam_mm.errors import UserError
 
 SHAPE = (4, 3, 2)

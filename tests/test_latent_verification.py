@@ -9,8 +9,8 @@ from conftest import clip_recipe, write_toy_shards
 from test_encode_latents import encode, save_checkpoint
 from test_latent_encoder import codec_section
 
+from leam_mm.data.array_format import array_bytes, read_array, to_stored
 from leam_mm.data.shard_index import ShardWriter, read_samples
-from leam_mm.data.stored_array import array_bytes, read_array, to_stored
 from leam_mm.errors import UserError
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from test_bucket_order import TOY, write_toy_buckets
 
+from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import SamplePosition
 from leam_mm.data.captions import CaptionMixture
 from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.shard_index import ShardWriter
-from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError
 
 

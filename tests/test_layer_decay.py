@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.training.layer_decay import RATE_SHARE, LayerDecay, rate_shares
-from leam_mm.training.muon import MATRICES, MuonAdamW
-from leam_mm.training.optimizer import build_optimizer, decay_groups, warmup_cosine
+from leam_mm.optim.layer_decay import RATE_SHARE, LayerDecay, rate_shares
+from leam_mm.optim.muon import MATRICES, MuonAdamW
+from leam_mm.optim.optimizer import build_optimizer, decay_groups, warmup_cosine
 
 DECAY = LayerDecay(image=0.5, text=0.8)
 

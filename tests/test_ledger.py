@@ -1,4 +1,4 @@
-"""data_tools/ledger.py: rows come back as written, nothing half-written stays, identities tell links apart."""
+"""data_tools/work/ledger.py: rows come back as written, nothing half-written stays, identities tell links apart."""
 
 import json
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.ledger import ROWS, LedgerWriter, link_uid, read_ledger
+from data_tools.work.ledger import ROWS, LedgerWriter, link_uid, read_ledger
 from leam_mm.errors import UserError
 
 

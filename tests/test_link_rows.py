@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from data_tools.ledger import link_uid
 from data_tools.links import link_rows
 from data_tools.links.link_rows import LinkRows
+from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
 
 TABLE = """url,caption,legal_basis,captions,page_url

@@ -6,9 +6,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_tools.ledger import link_uid
 from data_tools.links.link_rules import LinkRules, ScreenSetting, page_signals
 from data_tools.links.link_table import LinkRefused
+from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.links.link_sources import LinkSources, Standing
 from data_tools.rights.legal_basis import LegalBasis
-from data_tools.rights.link_sources import LinkSources, Standing
 from leam_mm.errors import UserError
 
 SOURCES = """

@@ -18,12 +18,12 @@ from torch import nn
 from leam_mm.checkpoint import load_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.encoders.low_rank import LowRank, LowRankAttention, LowRankLinear
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.models.low_rank import LowRank, LowRankAttention, LowRankLinear
+from leam_mm.optim.ema import Ema
+from leam_mm.optim.optimizer import decay_groups
 from leam_mm.release.open_clip_folder import write_open_clip_folder
-from leam_mm.training.ema import Ema
-from leam_mm.training.optimizer import decay_groups
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 RESNET = {"image_size": 32, "timm_model_name": "test_resnet", "timm_pool": ""}

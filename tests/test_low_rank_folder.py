@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from test_diffusers_folder import tiny_dc, tiny_generator
 from torch import nn
 
+from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
+from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
-from leam_mm.models.low_rank import LowRank
-from leam_mm.models.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.release.diffusers_folder import build_pipeline, write_diffusers_folder
 from leam_mm.release.low_rank_folder import CONFIG, WEIGHTS, has_low_rank, write_low_rank_folder
 

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_tools.corpora.scene_drawing import PALETTE, SceneObject, draw_scene, shape_masks
+from data_tools.corpora.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES, SceneLanguage, scene_languages
+from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import HELD_OUT, RADII, SEEN, UNSEEN, main, make_scene, make_scenes, render
-from data_tools.scenes.scene_drawing import PALETTE, SceneObject, draw_scene, shape_masks
-from data_tools.scenes.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES, SceneLanguage, scene_languages
-from data_tools.scenes.scene_prompts import captions
 from leam_mm.errors import UserError
 
 URL = "http://127.0.0.1:8000"

@@ -6,9 +6,9 @@ import yaml
 from conftest import clip_recipe
 from test_resume import assert_same_run
 
+from leam_mm.callbacks.metrics_log import MetricsLog
 from leam_mm.checkpoint import AtomicCheckpointIO
 from leam_mm.cli import main
-from leam_mm.training.metrics_log import MetricsLog
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

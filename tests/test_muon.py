@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from leam_mm.training.muon import COEFFICIENTS, MATRICES, MuonAdamW, orthogonalise
-from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+from leam_mm.optim.muon import COEFFICIENTS, MATRICES, MuonAdamW, orthogonalise
+from leam_mm.optim.optimizer import build_optimizer, warmup_cosine
 
 
 class Block(nn.Module):

@@ -6,8 +6,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from leam_mm.errors import UserError
-from leam_mm.training.muon import MATRICES
-from leam_mm.training.optimizer import (
+from leam_mm.optim.muon import MATRICES
+from leam_mm.optim.optimizer import (
     Cooldown,
     build_optimizer,
     decay_groups,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import nn
 
-from leam_mm.models import packed_text
-from leam_mm.models.packed_text import (
+from leam_mm.encoders import packed_text
+from leam_mm.encoders.packed_text import (
     PackedAttention,
     Packing,
     _blocks,
@@ -175,7 +175,7 @@ def test_other_blocks_are_refused_by_name() -> None:
 
 def test_a_cpu_runs_groups_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
     _blocks.cache_clear()
-    with caplog.at_level(logging.INFO, logger="leam_mm.models.packed_text"):
+    with caplog.at_level(logging.INFO, logger="leam_mm.encoders.packed_text"):
         assert not any(_blocks(CPU, torch.float32, 8) for _ in range(3))
     assert (
         len(caplog.records) == 1 and "groups of similar length" in caplog.text and "no kernels for a cpu" in caplog.text

@@ -13,9 +13,9 @@ from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError, one_line
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 
 
 def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
+from leam_mm.callbacks.compilation import trained_blocks
 from leam_mm.errors import UserError
-from leam_mm.training.compilation import trained_blocks
-from leam_mm.training.power_ema import (
+from leam_mm.optim.power_ema import (
     WIDEST,
     PowerEma,
     PowerFunction,

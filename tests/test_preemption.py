@@ -14,7 +14,7 @@ import yaml
 from conftest import clip_recipe
 from test_resume import ROOT, assert_same_run, checkpoint
 
-from leam_mm.training.preemption import EXIT_CODE
+from leam_mm.callbacks.preemption import EXIT_CODE
 
 PROBE = """
     import os

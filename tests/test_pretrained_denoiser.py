@@ -13,18 +13,18 @@ from test_diffusion_module import LENGTH, WIDTH, FakeCaptions, FakeCodec, Latent
 from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
 from torch import Tensor, nn
 
+from leam_mm.callbacks.compilation import probe, trained_blocks
 from leam_mm.checkpoint import EVIDENCE, build_module, file_sha256, load_module
 from leam_mm.data.batch import collate_samples
+from leam_mm.denoisers.denoiser import PRXDenoiser
+from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.encoders.low_rank import LowRank, LowRankLinear
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.models.low_rank import LowRank, LowRankLinear
-from leam_mm.models.pretrained_denoiser import PretrainedDenoiser
-from leam_mm.training.compilation import probe, trained_blocks
 
 PATTERNS = ["*.attention.*", "*.*_proj"]
 SIZES = {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
-BASE = {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": SIZES}
+BASE = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": SIZES}
 
 
 def section(denoiser: dict[str, Any]) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def tuned_section(base: Path, low_rank: bool = True, **more: Any) -> dict[str, A
     arguments: dict[str, Any] = {"weights": str(base), **more}
     if low_rank:
         arguments["low_rank"] = {"rank": 2, "alpha": 6.0, "patterns": PATTERNS}
-    return section({"class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser", "init_args": arguments})
+    return section({"class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser", "init_args": arguments})
 
 
 def build(part: dict[str, Any]) -> LatentDiffusionModule:
@@ -270,7 +270,7 @@ def test_two_ranks_train_the_additions_as_one(tmp_path: Path, toy_shards: Path, 
     base = run("base", part)
     arguments = {"weights": str(base), "low_rank": {"rank": 2, "alpha": 4.0, "patterns": PATTERNS}}
     part["init_args"]["denoiser"] = {
-        "class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser",
+        "class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser",
         "init_args": arguments,
     }
     assert_same_training(run("one", part), run("two", part, "overlay_two_ranks.yaml"))

@@ -20,8 +20,8 @@ from leam_mm.checkpoint import EVIDENCE, file_sha256, load_module, read_checkpoi
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.captions import Tokenizer
+from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder, cached_file
 from leam_mm.errors import UserError
-from leam_mm.models.pretrained_encoder import CONFIG, PretrainedEncoder, cached_file
 from leam_mm.release.open_clip_folder import write_open_clip_folder
 
 VISION: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
@@ -158,7 +158,7 @@ def test_unknown_models_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_other_sizes_are_interpolated_as_by_open_clip(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, _ = write_weights(tmp_path / "clip")
-    with caplog.at_level("INFO", logger="leam_mm.models.pretrained_encoder"):
+    with caplog.at_level("INFO", logger="leam_mm.encoders.pretrained_encoder"):
         encoder = PretrainedEncoder(str(folder), image_size=32, context_length=8, patch_dropout=0.5, init_bias=-10.0)
     told = [record.getMessage() for record in caplog.records if record.name.startswith("leam_mm")]
     assert [line.split(":")[0] for line in told] == ["image tower", "text tower"]
@@ -173,7 +173,7 @@ def test_other_sizes_are_interpolated_as_by_open_clip(tmp_path: Path, caplog: py
 def tune(folder: Path, weights: Path, shards: Path, tokenizer: Path, **settings: Any) -> dict[str, Any]:
     recipe = clip_recipe(folder / "run", shards, tokenizer, max_samples=24)
     recipe["model"]["init_args"]["encoder"] = {
-        "class_path": "leam_mm.models.pretrained_encoder.PretrainedEncoder",
+        "class_path": "leam_mm.encoders.pretrained_encoder.PretrainedEncoder",
         "init_args": {"weights": str(weights), **settings},
     }
     recipe["trainer"]["logger"] = False

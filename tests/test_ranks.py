@@ -12,9 +12,10 @@ import torch.distributed as dist
 from conftest import write_toy_shards, write_toy_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
 
+from data_tools.corpora.scene_drawing import SceneObject, draw_scene
 from data_tools.make_scenes import write_descriptions
-from data_tools.scenes.scene_drawing import SceneObject, draw_scene
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional
 from leam_mm.evaluators.embedding import embed_texts, pictures_to_embed, read_pictures
@@ -25,8 +26,7 @@ from leam_mm.evaluators.ranks import agree, over_ranks
 from leam_mm.evaluators.retrieval import Retrieval
 from leam_mm.evaluators.zero_shot import ZeroShot
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.training.sharding import shard_blocks
+from leam_mm.optim.sharding import shard_blocks
 
 SAMPLES, CPU = 29, torch.device("cpu")
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_distributed import codec_section, generator_section
 from test_power_ema import direct
 
+from leam_mm.callbacks.ema_snapshots import FOLDER, read_snapshots
 from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
 from leam_mm.cli import main as train
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.release import reconstruct_ema
 from leam_mm.release.release_folder import write_release
-from leam_mm.training import reconstruct_ema
-from leam_mm.training.ema_snapshots import FOLDER, read_snapshots
 
 SEEN: list[np.ndarray] = []
 WEIGHT = "model.blocks.0.attention.img_qkv_proj.weight"
@@ -54,10 +54,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenize
     codec = fit({**recipe("codec", 8), "model": codec_section()}, folder / "recipes")
     made = {**recipe("generator", 512), "model": generator_section(clip, codec)}
     made["model"]["init_args"]["ema"] = {
-        "class_path": "leam_mm.training.power_ema.PowerFunction",
+        "class_path": "leam_mm.optim.power_ema.PowerFunction",
         "init_args": {"widths": [0.1, 0.05]},
     }
-    snapshots = {"class_path": "leam_mm.training.ema_snapshots.EmaSnapshots", "init_args": {"every_n_samples": 32}}
+    snapshots = {"class_path": "leam_mm.callbacks.ema_snapshots.EmaSnapshots", "init_args": {"every_n_samples": 32}}
     made["trainer"]["callbacks"] = [snapshots, {"class_path": f"{__name__}.Trajectory"}]
     made["checkpoint"] = {"every_n_train_steps": 64}
     SEEN.clear()
@@ -124,7 +124,7 @@ def test_what_does_not_belong_together_is_told(run: Path, tmp_path: Path, caplog
         reconstruct_ema.main([*words, "0.4"])
     reconstruct_ema.main([*words, "0.28"])
     assert "the snapshots' profiles come no nearer" in caplog.text
-    from leam_mm.training.ema_snapshots import Snapshot, write_snapshot
+    from leam_mm.callbacks.ema_snapshots import Snapshot, write_snapshot
 
     other = write_snapshot(run / FOLDER, Snapshot(8, 1, (0.05,)), {"0.weight": torch.ones(2)})
     with pytest.raises(UserError, match="does not fit the network"):
@@ -136,4 +136,4 @@ def test_help_names_the_program(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setattr(sys, "argv", ["reconstruct_ema", "--help"])
     with pytest.raises(SystemExit):
         reconstruct_ema.main()
-    assert "leam_mm.training.reconstruct_ema" in capsys.readouterr().out
+    assert "leam_mm.release.reconstruct_ema" in capsys.readouterr().out

@@ -3,6 +3,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import (
     EfficientNetLoss,
@@ -14,7 +15,6 @@ from leam_mm.losses.reconstruction import (
     gaussian_divergence,
     widened,
 )
-from leam_mm.models.efficientnet import efficientnet_lite0
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ import yaml
 from PIL import Image
 
 import evaluate
+from leam_mm.callbacks.evaluate_every import EvaluateEvery
 from leam_mm.codec_module import LatentCodecModule, load_codec
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
 from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.reconstruction import EXACT, WINDOW, Reconstruction, picture_scores, reconstruct
-from leam_mm.models.latent_codec import DCCodec, KLCodec
-from leam_mm.training.evaluate_every import EvaluateEvery
 
 SIZE, COUNT = 16, 29
 

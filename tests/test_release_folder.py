@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from test_model_card import RECORD, metric
 from test_open_clip_folder import run_without_us
 
+from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.checkpoint import build_module, file_sha256, load_module
 from leam_mm.codec_module import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoders import encoder_file
 from leam_mm.release.__main__ import main
 from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
 
@@ -53,7 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
             "codec": {
-                "class_path": "leam_mm.models.latent_codec.DCCodec",
+                "class_path": "leam_mm.codecs.latent_codec.DCCodec",
                 "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
             }
         },
@@ -63,7 +63,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
             "denoiser": {
-                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
                 "init_args": {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 1, "num_heads": 2},
             },
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},

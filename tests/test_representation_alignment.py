@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint
 from leam_mm.data.batch import collate_samples
+from leam_mm.denoisers.block_step import Tokens
+from leam_mm.denoisers.denoiser import UNetDenoiser
+from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
 from leam_mm.losses.representation_alignment import alignment, resample_features, spread_features
-from leam_mm.models.denoiser import UNetDenoiser
-from leam_mm.models.patch_features import open_patch_features
-from leam_mm.models.tokens import Tokens
-from leam_mm.training.contrastive_flow import ContrastiveFlow
-from leam_mm.training.representation_alignment import RepresentationAlignment, feature_grid
-from leam_mm.training.technique import Technique
+from leam_mm.techniques.contrastive_flow import ContrastiveFlow
+from leam_mm.techniques.representation_alignment import RepresentationAlignment, feature_grid
+from leam_mm.techniques.technique import Technique
 
 FEATURES = 6
 
@@ -302,8 +302,8 @@ def test_two_ranks_sharded_or_not_train_as_one(tmp_path: Path, toy_shards: Path,
     codec = fit({**recipe("codec", 8), "model": codec_section()})
     aligning = {"feature_size": 32, "depth": 1, "width": 16, "until_samples": 28, "encoder": str(clip)}
     techniques = [
-        {"class_path": "leam_mm.training.representation_alignment.RepresentationAlignment", "init_args": aligning},
-        {"class_path": "leam_mm.training.contrastive_flow.ContrastiveFlow", "init_args": {"weight": 0.1}},
+        {"class_path": "leam_mm.techniques.representation_alignment.RepresentationAlignment", "init_args": aligning},
+        {"class_path": "leam_mm.techniques.contrastive_flow.ContrastiveFlow", "init_args": {"weight": 0.1}},
     ]
     runs = []
     for name, overlays in (("one", ()), ("two", ("overlay_two_ranks.yaml",)), ("sharded", ("overlay_fsdp2.yaml",))):

@@ -126,7 +126,7 @@ def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, 
     arguments = {"train": str(latents), "validation": str(latents), "batch_size": 8, "workers": workers, "seed": 5}
     recipe["data"] = {"class_path": "leam_mm.data.latents_module.LatentsModule", "init_args": arguments}
     sizes = {"in_channels": 4, "context_dim": 6, "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 1}
-    denoiser = {"class_path": "leam_mm.models.denoiser.PRXDenoiser", "init_args": {**sizes, "size_conditioning": 16}}
+    denoiser = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": {**sizes, "size_conditioning": 16}}
     recipe["model"] = {
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {

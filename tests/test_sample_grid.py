@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from leam_mm.callbacks.sample_grid import SampleGrid, draw_grid, label_font, read_prompts, save_image, spread, wrap
 from leam_mm.errors import UserError
-from leam_mm.training.sample_grid import SampleGrid, draw_grid, label_font, read_prompts, save_image, spread, wrap
 
 
 class Painter:

@@ -11,11 +11,11 @@ import pytest
 from test_withdraw_samples import encoded, picture, run, write_shards
 
 from data_tools import check_shards
-from data_tools.ledger import LEDGER, LedgerWriter
 from data_tools.sample_search import ask, build, main, parent_domains
 from data_tools.vetting.perceptual_hash import hamming
 from data_tools.withdrawal.sample_selector import Selection, Selector
 from data_tools.withdrawal.search_index import IndexWriter, SearchIndex
+from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

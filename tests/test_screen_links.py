@@ -18,10 +18,10 @@ import pytest
 
 from data_tools import screen_links
 from data_tools.download_shards import screened_hosts
-from data_tools.ledger import SCHEMA
 from data_tools.links.link_table import read_links
-from data_tools.rights.origin_rules import OriginRules
+from data_tools.rights.robots_rules import OriginRules
 from data_tools.screen_links import main
+from data_tools.work.ledger import SCHEMA
 from leam_mm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -280,7 +280,7 @@ def test_memory_is_bounded_by_parts(server: Origins, tmp_path: Path, monkeypatch
     monkeypatch.setattr(screen_links, "ASKED", 40)
     monkeypatch.setattr("data_tools.links.link_duplicates.ROWS", 50)
     monkeypatch.setattr("data_tools.links.disk_buckets.HELD", 1)
-    monkeypatch.setattr("data_tools.links.origin_screen.ROWS", 16)
+    monkeypatch.setattr("data_tools.links.robots_screen.ROWS", 16)
     main(command(table, tmp_path / "small"))
     assert results(tmp_path / "large") == results(tmp_path / "small")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_tools.ledger import read_ledger
-from data_tools.links import row_judges, screened_folder
+from data_tools.links import row_filters, screened_folder
 from data_tools.links.link_table import read_links
 from data_tools.links.screened_folder import counted
 from data_tools.screen_links import main
+from data_tools.work.ledger import read_ledger
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 
@@ -28,7 +28,7 @@ def test_every_row_has_one_fate_whatever_the_parts(tmp_path: Path, monkeypatch: 
         tables[-1].write_text("\n".join(map(json.dumps, lines)))
     found = []
     for place, (chunk, span, held) in enumerate([(10_000, 10, 100_000), (10, 1, 3), (4, 3, 1)]):
-        for module in (row_judges, screened_folder):
+        for module in (row_filters, screened_folder):
             monkeypatch.setattr(module, "CHUNK", chunk)
         monkeypatch.setattr("data_tools.screen_links.CHUNK", chunk)
         monkeypatch.setattr("data_tools.screen_links.RANGE", chunk * span)

@@ -14,14 +14,14 @@ from torch.distributed.tensor import DTensor
 
 from leam_mm.checkpoint import load_module
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.models.joint_denoiser import SD3Denoiser
-from leam_mm.models.latent_codec import DCCodec
-from leam_mm.training.ema import Ema
-from leam_mm.training.sharding import shard_blocks
+from leam_mm.optim.ema import Ema
+from leam_mm.optim.sharding import shard_blocks
 
 FSDP2 = "overlay_fsdp2.yaml"
 
@@ -160,7 +160,7 @@ def test_sharded_low_rank_additions_train_as_on_one(stages: tuple[Recipe, Path, 
     section = generator_section(*frozen)
     low_rank = {"rank": 2, "alpha": 4.0, "patterns": ["*.attention.*", "*.*_proj"]}
     section["init_args"]["denoiser"] = {
-        "class_path": "leam_mm.models.pretrained_denoiser.PretrainedDenoiser",
+        "class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser",
         "init_args": {"weights": str(base), "low_rank": low_rank},
     }
     one = fit({**recipe("one"), "model": section})

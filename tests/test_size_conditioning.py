@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from leam_mm.models.size_conditioning import SizeConditioning, fourier_features, whole_picture
+from leam_mm.denoisers.size_conditioning import SizeConditioning, fourier_features, whole_picture
 
 
 def trained(width: int = 16) -> SizeConditioning:

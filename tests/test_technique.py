@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, Tokens, UNetDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import Denoiser, PRXDenoiser, Tokens, UNetDenoiser
-from leam_mm.training.technique import Technique, TrainingStep
+from leam_mm.techniques.technique import Technique, TrainingStep
 
 
 class Recorder:
@@ -115,7 +115,7 @@ def test_a_checkpoint_with_a_technique_rebuilds_itself(tmp_path: Path) -> None:
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
             "denoiser": {
-                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
                 "init_args": {"in_channels": 4, "context_dim": 12, "hidden_size": 32, "depth": 1, "num_heads": 2},
             },
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from leam_mm.training.throughput import Throughput, batch_size
+from leam_mm.callbacks.throughput import Throughput, batch_size
 
 
 class Clock:

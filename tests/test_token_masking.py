@@ -7,9 +7,9 @@ from test_token_routing import DEPTH, Spy, batch, build
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.training.technique import Technique, TrainingStep
-from leam_mm.training.token_masking import TokenMasking
-from leam_mm.training.token_routing import TokenRouting
+from leam_mm.techniques.technique import Technique, TrainingStep
+from leam_mm.techniques.token_masking import TokenMasking
+from leam_mm.techniques.token_routing import TokenRouting
 
 
 class Errors(Technique):

@@ -6,13 +6,13 @@ from test_diffusion_module import WIDTH, FakeCaptions, Latents
 from torch import Tensor, nn
 
 from leam_mm.data.batch import collate_samples
+from leam_mm.denoisers.block_step import Tokens
+from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import PRXDenoiser, UNetDenoiser
-from leam_mm.models.tokens import Tokens
-from leam_mm.training.technique import Technique
-from leam_mm.training.token_routing import TokenRouting
+from leam_mm.techniques.technique import Technique
+from leam_mm.techniques.token_routing import TokenRouting
 
 DEPTH = 5
 

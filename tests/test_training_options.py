@@ -59,7 +59,7 @@ def test_all_of_them_on_two_ranks_are_those_on_one(
     overlay: str, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     checkpointing = tmp_path / "checkpointing.yaml"
-    entry = {"class_path": "leam_mm.training.gradient_checkpointing.GradientCheckpointing"}
+    entry = {"class_path": "leam_mm.callbacks.gradient_checkpointing.GradientCheckpointing"}
     checkpointing.write_text(yaml.safe_dump({"trainer": {"callbacks+": [entry]}}))
     runs = []
     for name, overlays in (("one", ()), ("two", (str(checkpointing), overlay))):

@@ -18,10 +18,10 @@ from vetting_input import Members, hostile_samples, picture, sample, write, writ
 from vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
 from data_tools.check_shards import check_folder
-from data_tools.download.image_repair import encode_image
-from data_tools.ledger import LEDGER
+from data_tools.samples.image_repair import encode_image
 from data_tools.vet_shards import main
 from data_tools.vetting.vetting_rule import Sample
+from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
 from leam_mm.errors import UserError

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from data_tools.check_shards import check_folder
-from data_tools.ledger import LEDGER, LedgerWriter, link_uid, read_ledger
 from data_tools.links.blocklists import DigestList
 from data_tools.signed_statement import make_key
 from data_tools.vetting.hash_lists import read_hashes
 from data_tools.withdraw_samples import main
 from data_tools.withdrawal.shard_withdrawal import staging
+from data_tools.work.ledger import LEDGER, LedgerWriter, link_uid, read_ledger
 from leam_mm.data.keep_list import write_keep_list
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.ledger import LEDGER, read_ledger
 from data_tools.withdrawal.shard_withdrawal import STAGE, WITHDRAWN
+from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.keep_list import read_keep_list
 
 ORDER = ("crawl_links", "screen_links", "download_shards", "vet_shards")

@@ -4,7 +4,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from leam_mm.evaluators.chart import interval_bar
+from leam_mm.report.chart import interval_bar
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """

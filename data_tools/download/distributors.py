@@ -4,7 +4,8 @@ img2dataset reads the table, cuts it into parts and hands them out: to processes
 Workers on other machines need this package installed and the file system of the work folder.
 What fetches a part is download/download_worker.py; what img2dataset would have done itself (a browser's name, no
 robots words but four, no limits) is not loaded at all. The ray distributor of 1.47 ignores parts that failed and does
-nothing, successfully, where ray is not installed: data_tools/download/raw_part.py looks what is there and asks again.
+nothing, successfully, where ray is not installed: data_tools/download/fetched_part.py checks and
+retries.
 """
 
 import functools
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.download.download_worker import LINKS, PartDownloader
-from data_tools.download.image_fetch import FetchSetting
+from data_tools.network.image_fetch import FetchSetting
 
 
 class SilentLogger:

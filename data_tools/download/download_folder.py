@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_tools.download.image_fetch import FetchSetting
-from data_tools.ledger import LEDGER, read_ledger
 from data_tools.links.link_table import file_digest
+from data_tools.network.image_fetch import FetchSetting
+from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.errors import UserError
 
 SEAL = "download.json"

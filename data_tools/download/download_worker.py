@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.download.host_budget import HostBudget, HostQueue, Place
-from data_tools.download.image_fetch import FetchSetting
 from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
+from data_tools.network.host_budget import HostBudget, HostQueue, Place
+from data_tools.network.image_fetch import FetchSetting
 from data_tools.rights.ai_registry import OptOutRegistry
-from data_tools.rights.origin_rules import OriginRules
+from data_tools.rights.robots_rules import OriginRules
 
 LINKS = pa.schema(
     [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from data_tools.download.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.links.link_table import LinkRefused, check_link
+from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
 

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from data_tools.latents.latent_encoder import STATISTICS, LatentEncoder, Pictures, Sample, open_encoder, statistics_of
+from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.aspect_buckets import Shape, folder_name
 from leam_mm.data.image_decoding import image_member, open_picture
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
 from leam_mm.errors import UserError
-from leam_mm.models.latent_codec import LatentStatistics
 
 T = TypeVar("T")
 Advance = Callable[[int], object]

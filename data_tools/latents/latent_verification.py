@@ -10,9 +10,9 @@ from data_tools.check_shards import check_folder
 from data_tools.latents.latent_encoder import LatentEncoder, Sample
 from data_tools.latents.latent_jobs import Part, read_rows
 from leam_mm.codec_module import signed
+from leam_mm.data.array_format import read_array
 from leam_mm.data.latent_members import LATENT
 from leam_mm.data.shard_index import ShardFolder
-from leam_mm.data.stored_array import read_array
 
 STEP = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24}  # largest relative error of rounding
 NOISE = 1e-3  # other batches and threads may add that much to a number around 1

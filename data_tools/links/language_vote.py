@@ -20,7 +20,7 @@ import pycld2
 import yaml
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from data_tools.scenes.scene_language import LANGUAGES as EU_LANGUAGES
+from data_tools.corpora.scene_language import LANGUAGES as EU_LANGUAGES
 
 LETTERS = Path(__file__).with_name("language_letters.yaml")
 UNDETERMINED = "und"

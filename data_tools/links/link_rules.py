@@ -16,14 +16,14 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from data_tools.download.sample_record import json_fault
-from data_tools.ledger import evidence_text, link_uid
 from data_tools.links import language_vote
 from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseList, text_words
+from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import OPTIONAL, REQUIRED, LinkRefused, check_link
 from data_tools.links.personal_data import PersonalDataRule
-from data_tools.rights.link_sources import LinkSources
 from data_tools.rights.reservations import Signal, decide
+from data_tools.samples.sample_record import json_fault
+from data_tools.work.ledger import evidence_text, link_uid
 from leam_mm.errors import UserError
 
 COLUMNS = (*REQUIRED, *OPTIONAL)

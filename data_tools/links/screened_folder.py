@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_tools.ledger import LEDGER, LedgerWriter
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from data_tools.links.link_duplicates import DUPLICATES, hash_pairs
 from data_tools.links.link_rules import COLUMNS
-from data_tools.links.origin_screen import TEXTS
-from data_tools.links.row_judges import CHUNK, read_chunk
+from data_tools.links.robots_screen import TEXTS
+from data_tools.links.row_filters import CHUNK, read_chunk
+from data_tools.work.ledger import LEDGER, LedgerWriter
 
 STAGE = "screen_links"
 LINKS = "links.parquet"
@@ -52,10 +52,10 @@ def write_decisions(
 
     Args:
         output: The folder.
-        chunks: Rows as data_tools/links/row_judges.py judged them.
+        chunks: Rows as data_tools/links/row_filters.py judged them.
         number_of_chunks: Of them.
         duplicates: Parted as in ``LinkDuplicates.find``.
-        verdicts: Folder with ``fates`` and ``places`` of data_tools/links/origin_screen.py, parted by row // ``RANGE``.
+        verdicts: Folder with ``fates`` and ``places`` of data_tools/links/robots_screen.py, parted by row // ``RANGE``.
         work: For the links on their way into order.
     """
     counts = Counts()

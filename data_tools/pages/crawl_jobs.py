@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_tools.ledger import LedgerWriter
 from data_tools.links.language_vote import vote
 from data_tools.pages.crawl_rows import LINK_SCHEMA, link_rows, page_row
 from data_tools.pages.page_links import PageLimits, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused, folder_pages, warc_pages
+from data_tools.work.ledger import LedgerWriter
 from leam_mm.errors import UserError
 
 STAGE = "crawl_links"

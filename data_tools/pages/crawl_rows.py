@@ -6,13 +6,13 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from data_tools.ledger import evidence_text, link_uid
 from data_tools.links.language_vote import UNDETERMINED, vote
 from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.pages.page_licences import Statement
 from data_tools.pages.page_links import PageLink, PageReading, link_evidence
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.licence_address import Licence, read_licence, strictest
+from data_tools.work.ledger import evidence_text, link_uid
 
 LINK_SCHEMA = pa.schema([(name, pa.string()) for name in (*REQUIRED, *OPTIONAL)])
 AUTHORS = ("creditText", "creator", "copyrightNotice", "copyrightHolder")

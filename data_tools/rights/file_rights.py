@@ -1,6 +1,6 @@
 """Rights in the bytes of a picture itself: Content Credentials and embedded metadata, and the vetting rule that asks.
 
-Only the original bytes can tell: a picture that was encoded again has lost both. So download/part_repair.py asks
+Only the original bytes can tell: a picture that was encoded again has lost both. So download/image_repair_pool.py asks
 while it still has them, and the rule here serves shards whose pictures are stored as they came.
 """
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.download.image_repair import encode_image
+from data_tools.samples.image_repair import encode_image
 from data_tools.vetting.vetting_rule import DatasetRule, Sample
 
 

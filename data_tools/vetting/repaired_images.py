@@ -1,6 +1,6 @@
 """Stored pictures of strangers' shards mended: EXIF orientation, 16 bits, colour profiles, transparency, palettes.
 
-Our own shards need it not, since data_tools/download_shards.py does the same (download/image_repair.py) before it
+Our own shards need it not, since data_tools/download_shards.py does the same (samples/image_repair.py) before it
 stores a picture.
 """
 
@@ -9,7 +9,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from data_tools.download.image_repair import ImageFault, ImageRule, repair_image
+from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
 from data_tools.vetting.vetting_rule import MAX_PIXELS, Finding, Sample, VettingRule
 
 

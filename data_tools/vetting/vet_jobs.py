@@ -21,9 +21,9 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from data_tools.download.image_repair import encode_image
-from data_tools.vetting.sample_intake import IMAGES
-from data_tools.vetting.vet_review import Stage, read_changes, review_shard
+from data_tools.samples.image_repair import encode_image
+from data_tools.vetting.read_samples import IMAGES
+from data_tools.vetting.shard_findings import Stage, read_changes, review_shard
 from data_tools.vetting.vetting_rule import VettingRule
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, parse_sample
 from leam_mm.errors import UserError

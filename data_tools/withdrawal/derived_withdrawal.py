@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import track
 
-from data_tools.ledger import LEDGER
 from data_tools.withdrawal.sample_selector import copies_hash
 from data_tools.withdrawal.shard_withdrawal import (
     Withdrawn,
@@ -26,6 +25,7 @@ from data_tools.withdrawal.shard_withdrawal import (
     staging,
     write_ledger,
 )
+from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.ledger import LEDGER, SCHEMA
+from data_tools.work.ledger import LEDGER, SCHEMA
 from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardEntry, ShardFolder, index_name, merkle_root
 from leam_mm.errors import UserError
 

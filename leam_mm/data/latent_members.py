@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leam_mm.data.array_format import read_array
 from leam_mm.data.caption_states import pack_states
 from leam_mm.data.sample_order import sample_generator
-from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError
 
 LATENT, LOG_VARIANCE, FEATURE = "latent.npy", "latent_log_variance.npy", "image_feature.npy"

@@ -10,7 +10,7 @@ from leam_mm.data.caption_states import pad_states
 from leam_mm.data.captions import CaptionMixture, choose_caption
 from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
-from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.plan_datamodule import PlannedModule
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import Source

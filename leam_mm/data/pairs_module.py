@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import Decoding, Sample, read_record
 from leam_mm.data.captions import CaptionMixture, Tokenizer, choose_caption, cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.language_balance import LanguageBalance
-from leam_mm.data.planned_module import PlannedModule
+from leam_mm.data.plan_datamodule import PlannedModule
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.stages import Stage, Stages
-from leam_mm.data.stored_array import read_array
 from leam_mm.errors import UserError
 
 

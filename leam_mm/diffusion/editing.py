@@ -22,7 +22,7 @@ Sampler = Callable[[Tensor, Tensor], Tensor]
 
 
 class Codec(Protocol):
-    """What is asked of a codec; models/latent_codec.py has them."""
+    """What is asked of a codec; codecs/latent_codec.py has them."""
 
     def encode(self, image: Tensor) -> Tensor:
         """Encode pictures (B, 3, H, W) in [-1, 1] to latents (B, C, h, w)."""

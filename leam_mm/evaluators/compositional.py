@@ -22,11 +22,11 @@ from torch import Tensor
 from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
+from leam_mm.evaluators.contact_sheet import draw_verdicts
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, wilson_interval
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
-from leam_mm.evaluators.verdict_sheet import draw_verdicts
 
 log = logging.getLogger(__name__)
 # What a kind of prompt is asked about; other keys of a verdict say nothing there.

@@ -286,7 +286,7 @@ def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int,
 
 def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
     """Write a captioned grid of (B, 3, H, W) uint8 pictures, enlarged until they can be seen."""
-    from leam_mm.training.sample_grid import draw_grid
+    from leam_mm.callbacks.sample_grid import draw_grid
 
     path.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // images.shape[-1])

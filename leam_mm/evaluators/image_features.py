@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leam_mm.encoders.dual_encoder import DualEncoder
+from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder
-from leam_mm.models.efficientnet import efficientnet_lite0
 
 logger = logging.getLogger(__name__)
 

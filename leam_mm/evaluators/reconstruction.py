@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, pictures_to_embed, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
@@ -21,7 +22,6 @@ from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample
 from leam_mm.evaluators.generation import save_grid
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
-from leam_mm.models.latent_codec import LatentCodec
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window
 EXACT = 100.0  # decibels that a picture counts which is given back without any error

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
-from leam_mm.models.efficientnet import efficientnet_lite0
 
 
 class ReconstructionLoss(nn.Module):

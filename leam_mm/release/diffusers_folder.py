@@ -15,16 +15,16 @@ from open_clip.model import CLIP
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import TRAINING_STEPS
 from leam_mm.diffusion.time_shift import TimeShift
 from leam_mm.diffusion.variance_preserving import BETA_END, BETA_START, TABLE_STEPS, VariancePreserving
+from leam_mm.encoders.dual_encoder import DualEncoder, TextTower
 from leam_mm.errors import UserError
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.denoiser import Denoiser, PRXDenoiser
-from leam_mm.models.dual_encoder import DualEncoder, TextTower
-from leam_mm.models.latent_codec import LatentCodec
 from leam_mm.release.open_clip_folder import plain_weights
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from leam_mm.denoisers.denoiser import Denoiser
+from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
+from leam_mm.encoders.low_rank import LowRankLinear
 from leam_mm.errors import UserError
-from leam_mm.models.denoiser import Denoiser
-from leam_mm.models.low_rank import LowRankLinear
-from leam_mm.models.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.release.open_clip_folder import plain_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from leam_mm.evaluators.report_number import LANGUAGES, in_unit
 from leam_mm.release.generator_usage import DRAWING, EDITING, LOW_RANK
+from leam_mm.report.report_number import LANGUAGES, in_unit
 
 # The Hub knows licences by these names; any other one is given as license_name.
 HUB_LICENCES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "eupl-1.2", "openrail"}

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
-from leam_mm.models.dual_encoder import DualEncoder
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for

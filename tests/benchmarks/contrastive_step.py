@@ -19,14 +19,14 @@ from open_clip.model import CLIP
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from leam_mm.callbacks.compilation import Compilation
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.shard_index import read_samples
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError, run
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.training.compilation import Compilation
-from leam_mm.training.optimizer import build_optimizer
+from leam_mm.optim.optimizer import build_optimizer
 
 CONTEXT = 77  # open_clip's default
 RATE, BETAS, EPSILON, DECAY = 5e-4, (0.9, 0.98), 1e-6, 0.2  # open_clip's defaults
@@ -49,7 +49,7 @@ SIZES = {
     "vit_b_16": Size(512, ImageTower(patch_size=16), TextTower(), 512),
     "vit_l_14": Size(768, ImageTower(224, 14, 1024, 24), TextTower(width=768, heads=12), 256),
 }
-# Tokens of the 254,827 names and keywords of emoji in 24 languages that configs/corridor_emoji.yaml gathers from CLDR,
+# Tokens of the 254,827 names and keywords of emoji in 24 languages that configs/pipeline_emoji.yaml gathers from CLDR,
 # by its tokenizer of 8,192, begin and end included: how many captions have 3 tokens, 4, 5, ... 50; then the longest.
 EMOJI_LENGTHS = (
     *(7259, 21714, 26844, 25955, 23291, 19215, 15608, 12950, 10895, 8816, 7990, 7791, 7667, 7792, 7490, 7229, 6631),

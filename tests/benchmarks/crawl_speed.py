@@ -20,9 +20,9 @@ from fastwarc.warc import ArchiveIterator, WarcRecordType
 from resiliparse.parse.encoding import bytes_to_str
 from resiliparse.parse.html import HTMLTree
 
+from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import make_scene
 from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names
-from data_tools.scenes.scene_prompts import captions
 from leam_mm.errors import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

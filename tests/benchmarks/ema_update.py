@@ -15,9 +15,9 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.errors import run
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.training.ema import Ema
+from leam_mm.optim.ema import Ema
 
 DECAY = 0.9999
 UPDATES = 5  # in one repeat

@@ -27,9 +27,9 @@ from toy_input import captions, write_tokenizer
 
 from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
 from leam_mm.data.captions import Tokenizer
+from leam_mm.encoders.dual_encoder import ImageTower, TextTower
 from leam_mm.errors import run
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.dual_encoder import ImageTower, TextTower
 
 NEAR = 0.25  # of the losses after training, which saw the samples in another order and other crops
 

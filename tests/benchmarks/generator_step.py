@@ -20,14 +20,14 @@ import torch
 from published_loop import AVERAGE, BETAS, CLIP, DECAY, EPSILON, RATE, TABLE, PublishedLoop
 from torch import Tensor, nn
 
+from leam_mm.callbacks.compilation import Compilation, probe
 from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.denoisers.attention import choose_attention
+from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import run
-from leam_mm.models.attention import choose_attention
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.training.compilation import Compilation, probe
-from leam_mm.training.optimizer import build_optimizer, warmup_constant
+from leam_mm.optim.optimizer import build_optimizer, warmup_constant
 
 CONTEXT, BATCHES, SEED = 77, contrastive_step.BATCHES, 0
 CHANNELS = 16

@@ -31,7 +31,9 @@ from torchvision.transforms import v2
 from toy_input import captions, photo, write_tokenizer
 
 from data_tools import encode_latents
+from leam_mm.callbacks.compilation import probe
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.codecs.latent_codec import DCCodec, LatentCodec, PretrainedCodec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
 from leam_mm.data.captions import Tokenizer
@@ -39,9 +41,7 @@ from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.shard_index import ShardWriter, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import run
-from leam_mm.models.latent_codec import DCCodec, LatentCodec, PretrainedCodec
 from leam_mm.release.diffusers_folder import clip_text_model, load_tokenizer
-from leam_mm.training.compilation import probe
 
 CONTEXT, STEPS = generator_step.CONTEXT, 4
 

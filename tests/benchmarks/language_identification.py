@@ -22,11 +22,11 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.emoji.emoji_names import Names, group_of, read_names
-from data_tools.emoji.emoji_pictures import NAMES, read_package
+from data_tools.corpora.emoji_images import NAMES, read_package
+from data_tools.corpora.emoji_names import Names, group_of, read_names
+from data_tools.corpora.scene_prompts import captions
 from data_tools.links.language_vote import EU_LANGUAGES, EUROPEAN, SAME, UNDETERMINED, clean_text, vote
 from data_tools.make_scenes import make_scene
-from data_tools.scenes.scene_prompts import captions
 from leam_mm.errors import UserError, run
 
 PACKAGES = Path("runs/emoji/drawings/packages")

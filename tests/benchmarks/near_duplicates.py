@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy.stats import beta
 from toy_input import photo
 
-from data_tools.emoji.emoji_names import SKIN_TONES, base_of, group_of
+from data_tools.corpora.emoji_names import SKIN_TONES, base_of, group_of
 from data_tools.vetting.binary_neighbours import compare_all, join_parts
 from data_tools.vetting.exact_duplicates import ExactDuplicates
 from data_tools.vetting.near_duplicates import NearDuplicates, Pictures

@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 from rights_server import PLACES, Case, RightsServer, read_cases
 
-from data_tools.download.image_fetch import FetchSetting
 from data_tools.download.image_request import ImageRequest
+from data_tools.network.image_fetch import FetchSetting
 from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.legal_basis import LegalBasis
-from data_tools.rights.origin_rules import OriginRules
 from data_tools.rights.reservation_grammar import WORDS
 from data_tools.rights.reservations import decide, header_signals, meta_signals
+from data_tools.rights.robots_rules import OriginRules
 from leam_mm.errors import UserError, run
 
 AGENT, CONTACT = "LeamBot", "https://lab.example/bot"

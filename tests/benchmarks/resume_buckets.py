@@ -72,7 +72,7 @@ def ours(folder: Path, steps: int) -> Callable[..., Popen[bytes]]:
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
         "init_args": {
             "denoiser": {
-                "class_path": "leam_mm.models.denoiser.PRXDenoiser",
+                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
                 "init_args": {**sizes, "size_conditioning": 128},
             },
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from toy_input import captions, write_tokenizer
 
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.captions import Tokenizer
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import run
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.caption_encoder import CaptionEncoder
-from leam_mm.models.denoiser import PRXDenoiser
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
-from leam_mm.models.latent_codec import DCCodec
 from leam_mm.release.diffusers_folder import build_pipeline
 
 SEED, STEPS, GUIDANCE, CONTEXT = 7, 25, 3.0, 32

@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import make_scene
-from data_tools.scenes.scene_prompts import captions
 from leam_mm.errors import UserError, run
 
 MIB, PART, LIMIT = 2**20, 50_000, 2000

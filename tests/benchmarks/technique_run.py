@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from leam_mm.callbacks.compilation import probe, trained_blocks
+from leam_mm.captions.caption_tower import begin_tower, prompt_tokens
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
@@ -23,9 +25,7 @@ from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.evaluators.scene_reader import SceneReader, score
-from leam_mm.models.caption_tower import begin_tower, prompt_tokens
-from leam_mm.training.compilation import probe, trained_blocks
-from leam_mm.training.optimizer import build_optimizer, warmup_cosine
+from leam_mm.optim.optimizer import build_optimizer, warmup_cosine
 
 STEPS, GUIDANCE = 20, 3.0  # of the sampler
 CLIPPED = 1.0

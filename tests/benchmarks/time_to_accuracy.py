@@ -35,9 +35,9 @@ from rich.table import Table
 from leam_mm.cli import main as train
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import read_samples
+from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import run
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.models.dual_encoder import DualEncoder, ImageTower, TextTower
 
 SHARE, PEER_RATE, WARMUP, WEIGHT_DECAY = 0.6, 0.002, 100, 0.2
 

@@ -1,0 +1,140 @@
+"""A sample of a shard that a stranger may have made: opened without trusting a byte of it, or the reason why not.
+
+What comes out has a plain key, members of no other name, a json that keeps the contract of a final sample, texts that
+are Unicode, and one image whose pixels decode within limits.
+"""
+
+import hashlib
+import io
+import json
+from typing import Any
+
+from PIL import Image
+
+from data_tools.vetting.vetting_rule import MAX_PIXELS, Sample
+from data_tools.work.ledger import link_uid
+from leam_mm.data.shard_index import walk_sample
+from leam_mm.errors import UserError
+
+IMAGES = ("jpg", "png", "webp")
+MAX_SAMPLE = 256_000_000  # bytes of all members
+MAX_RECORD = 4_000_000  # bytes of the json
+MAX_CAPTION = 50_000  # characters
+MAX_CAPTIONS = 1000
+MAX_TEXT = 4000  # characters of an address in the ledger
+TEXTS = ("uid", "url", "page_url", "domain", "sha256", "licence", "legal_basis", "fetched_at")
+
+
+class SampleFault(Exception):
+    """A sample that cannot be judged: the part that is wrong, and the reason in words."""
+
+    def __init__(self, value: str, reason: str) -> None:
+        """Keep the part for the ledger."""
+        super().__init__(reason)
+        self.value, self.reason = value, reason
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough for a ledger and without what a terminal would obey."""
+    line = next(iter((str(error) or type(error).__name__).splitlines()), type(error).__name__)
+    return "".join(letter if letter.isprintable() else "?" for letter in line)[:200]
+
+
+def open_sample(key: Any, raw: bytes, digest: Any) -> Sample:
+    """Check and decode one sample.
+
+    Args:
+        key: From the index.
+        raw: Its byte range of the tar.
+        digest: SHA-256 of that, from the index.
+
+    Raises:
+        SampleFault: It is broken, outside of the limits, or would lead out of its folder.
+    """
+    if not isinstance(key, str) or not key or len(key.encode()) > 80 or not key.isprintable() or set(key) & set("/.\\"):
+        raise SampleFault("key", f"key {str(key)[:80]!r} is no plain name")
+    if hashlib.sha256(raw).hexdigest() != digest:
+        raise SampleFault("bytes", "its bytes are not those of the index")
+    members = _members(key, raw)
+    record = _record(members)
+    kinds = [kind for kind in IMAGES if kind in members]
+    if len(kinds) != 1:
+        raise SampleFault("image", f"holds {len(kinds)} images, should hold one")
+    sample = Sample(key, record, kinds[0], members[kinds[0]])
+    _decode(sample)
+    return sample
+
+
+def _members(key: str, raw: bytes) -> dict[str, bytes]:
+    members = {}
+    try:
+        for name, start, size, plain in walk_sample(raw):
+            stem, _, extension = name.partition(".")
+            if not plain:
+                raise SampleFault("member", f"member {_shown(name)} is a link, a folder or a device")
+            if stem != key or not extension or "/" in extension:
+                raise SampleFault("member", f"member {_shown(name)} has another name than its sample")
+            if extension in members:
+                raise SampleFault("member", f"member {_shown(name)} occurs twice")
+            members[extension] = raw[start : start + size]
+    except UserError as error:
+        raise SampleFault("tar", first_line(error)) from None
+    return members
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:80])
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _record(members: dict[str, bytes]) -> dict[str, Any]:
+    raw = members.get("json")
+    if raw is None:
+        raise SampleFault("json", "has no json")
+    if len(raw) > MAX_RECORD:
+        raise SampleFault("json", f"its json has more than {MAX_RECORD} bytes")
+    try:
+        record = json.loads(raw.decode("utf-8"), parse_constant=_constant)
+        if b"\\u" in raw:  # only so half a pair can come in, which no file of ours could hold
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise SampleFault("json", f"its json cannot be read: {first_line(error)}") from None
+    captions = record.get("captions") if isinstance(record, dict) else None
+    if not isinstance(captions, list) or not 0 < len(captions) <= MAX_CAPTIONS:
+        raise SampleFault("captions", f"its json has no list of 1 to {MAX_CAPTIONS} captions")
+    for caption in captions:
+        parts = (caption.get("text"), caption.get("language")) if isinstance(caption, dict) else (None, None)
+        if not all(isinstance(part, str) and part.strip() and len(part) <= MAX_CAPTION for part in parts):
+            raise SampleFault("captions", "a caption has no text or language, or is far too long")
+    return record
+
+
+def _decode(sample: Sample) -> None:
+    try:
+        if sample.content.startswith(b"\x89PNG"):  # Pillow shows a PNG whose end or checksums are missing
+            with Image.open(io.BytesIO(sample.content), formats=["PNG"]) as image:
+                if image.width * image.height <= MAX_PIXELS:
+                    image.verify()
+        assert sample.pixels.size
+    except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
+        raise SampleFault("image", f"its image cannot be decoded: {first_line(error)}") from None
+
+
+def known(sample: Sample) -> dict[str, Any]:
+    """What the ledger says of a sample: columns of its schema, only of the right kinds."""
+    record, (height, width) = sample.record, sample.pixels.shape[:2]
+    text = {name: record[name][:MAX_TEXT] if isinstance(record.get(name), str) else None for name in TEXTS}
+    first = sample.captions[0]
+    uid = text["uid"] or link_uid(text["url"], text["page_url"], first["text"])
+    return {
+        "key": sample.key,
+        "uid": uid,
+        "width": width,
+        "height": height,
+        "bytes": len(sample.content),
+        "language": first["language"][:35],  # the longest that RFC 5646 has
+        **{name: text[name] for name in ("url", "domain", "sha256", "licence", "legal_basis", "fetched_at")},
+    }

@@ -1,0 +1,79 @@
+"""Kernels made for a network by torch.compile, block by block.
+
+trainer:
+  callbacks:
+  - class_path: leam_mm.callbacks.compilation.Compilation
+
+Blocks of the same class and shapes share one compilation, so that a deep network costs no more than a flat one. The
+weights keep their names, and a checkpoint does not know whether it was made with or without.
+"""
+
+import logging
+from functools import lru_cache
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from leam_mm.encoders.repeated_blocks import repeated_blocks
+from leam_mm.optim.ema import Ema
+
+log = logging.getLogger(__name__)
+logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA runtime" not in record.getMessage())
+
+
+class Compilation(Callback):
+    """Compiles the blocks of what is trained, where a probe shows that this machine can; else says why not.
+
+    Averaged copies and frozen parts, which run seldom, are left as they are.
+
+    Args:
+        dynamic: True makes kernels that fit captions of any length; None fits the first shapes that come, and makes
+            others once they change; False makes kernels anew for each shape.
+    """
+
+    def __init__(self, dynamic: bool | None = True) -> None:
+        """See the class for the arguments."""
+        self.dynamic = dynamic
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Mark the blocks; each is compiled when it first runs."""
+        blocks = trained_blocks(pl_module)
+        reason = probe(pl_module.device) if blocks else "the network has no repeated blocks"
+        if reason:
+            log.warning("torch.compile is not used: %s", reason)
+            return
+        for block in blocks:
+            block.compile(dynamic=self.dynamic)
+        log.info("torch.compile: %d blocks are compiled when they first run, which takes a while", len(blocks))
+
+
+def trained_blocks(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks that hold weights to train, without averaged copies."""
+    parts = [child for child in module.children() if not isinstance(child, Ema)]
+    return [
+        block
+        for part in parts
+        for block in repeated_blocks(part)
+        if any(weight.requires_grad for weight in block.parameters())
+    ]
+
+
+@lru_cache
+def probe(device: torch.device) -> str:
+    """Compile and run a small function forward and backward on the device, once in a process.
+
+    Returns:
+        "" if it works, else the reason why not (no C++ compiler on a CPU, no Triton on a GPU).
+    """
+    try:
+        x = torch.ones(16, device=device, requires_grad=True)
+        torch.compile(_small, dynamic=False)(x).backward()
+    except Exception as error:  # the compiler's back ends raise all kinds
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return ""
+
+
+def _small(x: Tensor) -> Tensor:
+    return torch.nn.functional.gelu(x * 2 + 1).sum()

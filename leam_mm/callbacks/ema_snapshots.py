@@ -1,0 +1,161 @@
+"""Snapshots of power-function averages while training, from which reconstruct_ema.py makes averages of other widths.
+
+trainer:
+  callbacks:
+  - class_path: leam_mm.callbacks.ema_snapshots.EmaSnapshots
+    init_args: {every_n_samples: 100000}
+
+Each is one file of safetensors, ``ema_snapshots/000000100000.safetensors`` in the run folder, written beside its place
+and renamed. A resumed run writes those after its checkpoint again, bit for bit as they were.
+"""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from leam_mm.callbacks.throughput import sample_position
+from leam_mm.errors import UserError
+from leam_mm.optim.power_ema import PowerEma
+
+FOLDER = "ema_snapshots"
+ENTRY = "leam_mm"  # the one key of a file's metadata; several would come in any order
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a file says of itself.
+
+    Args:
+        samples: Seen until then.
+        updates: Of the averages, the t of their profiles.
+        widths: sigma_rel of the averages in it; the weight `name` of the i-th is the tensor `i.name`.
+    """
+
+    samples: int
+    updates: int
+    widths: tuple[float, ...]
+
+
+class EmaSnapshots(Callback):
+    """Writes the averages of a PowerEma every so many samples, and at the end of the training.
+
+    Args:
+        every_n_samples: A snapshot is due after the optimizer step that fills the interval. Ten or twenty in a training
+            suffice; each is as large as all averages.
+    """
+
+    def __init__(self, every_n_samples: int) -> None:
+        """See the class for the arguments."""
+        if every_n_samples < 1:
+            raise UserError(f"EmaSnapshots: every_n_samples is {every_n_samples}: give at least 1")
+        self.every_n_samples = every_n_samples
+        self._seen = 0  # at the last optimizer step
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples at the last optimizer step, which tell whether the interval is full."""
+        return {"seen": self._seen}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from the checkpoint."""
+        self._seen = state_dict["seen"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what a snapshot takes; remove the files that a killed run wrote after its last checkpoint."""
+        average = _average(pl_module)
+        size = sum(value.numel() * value.element_size() for kept in average.copies() for value in kept.parameters())
+        self._step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir) / FOLDER
+        log.info("a snapshot of the averages every %d samples, %.1f MB each", self.every_n_samples, size / 1e6)
+        numbered = [path for path in folder.glob("*.safetensors") if path.stem.isdigit()]
+        later = [path for path in numbered if int(path.stem) > self._seen]
+        for path in [*later, *folder.glob("*.tmp")]:
+            path.unlink()
+        if later:
+            log.info("%d snapshots after sample %d are removed and will be written again", len(later), self._seen)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        """Write when the interval is full or the training ends; the checkpoint comes after this."""
+        if trainer.global_step == self._step:
+            return  # in the midst of accumulation
+        self._step = trainer.global_step
+        seen = sample_position(trainer)
+        if seen is None:
+            raise UserError("EmaSnapshots needs the position in the data, which train.py keeps: start it with train.py")
+        due = seen // self.every_n_samples > self._seen // self.every_n_samples
+        self._seen = seen
+        if due or trainer.global_step == trainer.max_steps:
+            average = _average(pl_module)
+            tensors = gather(average)  # by all ranks, if they share the weights
+            if trainer.is_global_zero:
+                snapshot = Snapshot(seen, int(average.updates), tuple(average.widths))
+                write_snapshot(Path(trainer.default_root_dir) / FOLDER, snapshot, tensors)
+
+
+def _average(module: LightningModule) -> PowerEma:
+    average = getattr(module, "ema", None)
+    if not isinstance(average, PowerEma):
+        raise UserError(
+            "EmaSnapshots keeps power-function averages, and this model has none: set model.init_args.ema to "
+            "leam_mm.optim.power_ema.PowerFunction, or remove EmaSnapshots from trainer.callbacks"
+        )
+    return average
+
+
+def gather(average: PowerEma) -> dict[str, Tensor]:
+    """Whole weights on the CPU, by the names of a file."""
+    return {
+        f"{number}.{name}": (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu().contiguous()
+        for number, kept in enumerate(average.copies())
+        for name, value in kept.named_parameters()
+    }
+
+
+def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor]) -> Path:
+    """Write one file beside its place, flush it to the disk, rename it."""
+    path = folder / f"{snapshot.samples:012d}.safetensors"
+    temporary = path.with_suffix(".tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, {ENTRY: json.dumps(asdict(snapshot))})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error}): make room, then start the same command again") from None
+    return path
+
+
+def read_snapshots(run: Path) -> list[tuple[Path, Snapshot]]:
+    """The snapshots of a run, the oldest first.
+
+    Raises:
+        UserError: There are none, or a file is damaged or was not written here.
+    """
+    folder = run / FOLDER
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = json.loads((file.metadata() or {})[ENTRY])
+            widths = tuple(float(width) for width in content["widths"])
+            found.append((path, Snapshot(int(content["samples"]), int(content["updates"]), widths)))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no snapshot of averages ({error!r}): remove it") from None
+    if not found:
+        raise UserError(
+            f"{folder} holds no snapshots: train with leam_mm.callbacks.ema_snapshots.EmaSnapshots in trainer.callbacks"
+        )
+    return found

@@ -1,0 +1,70 @@
+"""Text encoders by their paths: our own, those of transformers, and several of them as one."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
+from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.data.caption_states import pack_batch
+from leam_mm.encoders.hugging_face_text import folder_sha256
+
+AnyCaptions = CaptionEncoder | HuggingFaceCaptions
+
+
+class SeveralCaptionEncoders(nn.Module):
+    """Several frozen text encoders that answer as one: all real tokens of a caption, in channels of their own.
+
+    Args:
+        encoders: In the order in which data_tools/encode_latents.py was given them.
+    """
+
+    def __init__(self, encoders: list[AnyCaptions]) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.encoders = nn.ModuleList(encoders)
+        self.width = sum(caption_width(encoder) for encoder in encoders)
+
+    @torch.no_grad()
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """State (B, L, D) and mask (B, L) as of the stored ones; see data/caption_states.py."""
+        states, masks = zip(*(encoder.encode(captions) for encoder in self.encoders), strict=True)  # type: ignore[operator]
+        return pack_batch(states, masks)
+
+    def train(self, mode: bool = True) -> "SeveralCaptionEncoders":
+        """Stay in evaluation mode: the encoders are frozen."""
+        return super().train(False)
+
+
+def caption_width(encoder: AnyCaptions | SeveralCaptionEncoders) -> int:
+    """D, channels of an encoder's states."""
+    return encoder.encoder.text.width if isinstance(encoder, CaptionEncoder) else encoder.width
+
+
+def from_transformers(path: str | Path) -> bool:
+    """Whether a path names a folder that transformers saved, and no run of ours."""
+    return (Path(path) / "config.json").is_file()
+
+
+def encoder_file(path: str | Path) -> tuple[Path, str]:
+    """Where a text encoder lies, and its digest."""
+    if from_transformers(path):
+        return Path(path), folder_sha256(Path(path))
+    file = find_checkpoint(path)
+    return file, file_sha256(file)
+
+
+def open_caption_encoder(path: str | Path, context_length: int = 128) -> AnyCaptions:
+    """Open a text encoder.
+
+    Args:
+        path: Run or checkpoint of a contrastive training, or a folder of transformers.
+        context_length: Tokens per caption at most, of an encoder of transformers; our own keep theirs.
+    """
+    if from_transformers(path):
+        return HuggingFaceCaptions(str(path), context_length)
+    from leam_mm.contrastive_module import ContrastiveModule
+
+    return CaptionEncoder.from_module(load_module(path, ContrastiveModule))

@@ -1,0 +1,201 @@
+"""Which attention kernel a denoiser runs on, by probes on the real device.
+
+- ``packed``: torch's kernel for rows of different lengths, where captions are packed instead of masked (PRX alone).
+- ``xformers``: its memory-efficient kernel with the mask as a bias.
+- ``sdpa``: torch's own attention with a mask. Works everywhere, and is what runs on a CPU.
+
+Each computes the same. diffusers' switches fail silently in two ways that are avoided here:
+`set_attention_backend("xformers")` does nothing to a U-Net, and on PRX it adds the boolean caption mask to the scores
+as 0 and 1, so that padding is attended to. It also changes the default of the whole process; nothing here does.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import PRXTransformer2DModel, SD3Transformer2DModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.transformers.transformer_prx import PRXAttnProcessor2_0
+from einops import rearrange
+from torch import Tensor, nn
+
+from leam_mm.denoisers.attention_processors import (
+    JointProcessor,
+    Kernel,
+    MemoryEfficientProcessor,
+    PackedKernel,
+    PackedProcessor,
+    mask_to_bias,
+)
+from leam_mm.denoisers.caption_packing import pack_keys
+from leam_mm.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Wanted = Literal["auto", "packed", "xformers", "sdpa"]
+
+
+def choose_attention(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Wanted = "auto",
+    copies: Sequence[nn.Module] = (),
+) -> str:
+    """Set the attention of one of diffusers' denoisers, say in one log line what runs and why, and return its name.
+
+    Args:
+        model: PRXTransformer2DModel, SD3Transformer2DModel, or a model of diffusers' older attention such as
+            UNet2DConditionModel.
+        device: On which it will run.
+        dtype: In which its attention will run: bfloat16 under bf16-mixed.
+        wanted: `auto` takes the first of packed (PRX only) and xformers whose probe succeeds, else sdpa.
+        copies: Of the model, such as its average; they get the same.
+
+    Returns:
+        `packed`, `xformers` or `sdpa`.
+
+    Raises:
+        UserError: What is wanted does not work here.
+    """
+    order = ("packed", "xformers", "sdpa") if isinstance(model, PRXTransformer2DModel) else ("xformers", "sdpa")
+    chosen, refused = "sdpa", []
+    for name in order if wanted == "auto" else (wanted,):
+        reason = probe(name, model, device, dtype)
+        if not reason:
+            chosen = name
+            break
+        if name == wanted:
+            raise UserError(
+                f"attention: {name} does not work on {device} in {dtype}: {reason}; "
+                "set model.init_args.attention to auto or sdpa, or install builds that fit your torch and device"
+            )
+        refused.append(f"{name} not used: {reason}")
+    for one in (model, *copies):
+        _use(chosen, one)
+    why = "; ".join(refused) or ("the recipe wants it" if chosen == "sdpa" else "its probe agrees with torch")
+    logger.info(attention_report(model, device, dtype, chosen, why))
+    return chosen
+
+
+def attention_report(model: nn.Module, device: torch.device, dtype: torch.dtype, chosen: str, why: str) -> str:
+    """One line for people: which kernel runs where, and why not another."""
+    return f"attention of {type(model).__name__} on {device} in {dtype}: {chosen} ({why})"
+
+
+def head_sizes(model: nn.Module) -> set[int]:
+    """The channels per head of all attention layers of a diffusers model."""
+    layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "inner_dim") and hasattr(layer, "heads")]
+    return {layer.inner_dim // layer.heads for layer in layers}
+
+
+def probe(name: str, model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
+    """Try a kernel on the device, for each head size of the model.
+
+    Returns:
+        "" if it works and agrees with torch's attention, else the reason why not.
+    """
+    if name == "sdpa":
+        return ""
+    if name == "packed" and not isinstance(model, PRXTransformer2DModel):
+        return f"captions are packed for a PRXTransformer2DModel alone, not for a {type(model).__name__}"
+    return {"packed": probe_packed, "xformers": probe_xformers}[name](device, dtype, head_sizes(model))
+
+
+def probe_xformers(device: torch.device, dtype: torch.dtype, sizes: set[int]) -> str:
+    """Run xformers forward and backward on a small masked problem for each head size, beside torch's attention.
+
+    Returns:
+        "" if it works and agrees, else the reason why not.
+    """
+    if device.type != "cuda":  # ROCm devices are called cuda too
+        return f"it has no kernels for a {device.type}"
+    try:
+        from xformers.ops import memory_efficient_attention
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"it cannot be imported ({_first_line(error)})"
+    return _try(_masked(memory_efficient_attention), device, dtype, sizes)
+
+
+def probe_packed(device: torch.device, dtype: torch.dtype, sizes: set[int]) -> str:
+    """Run torch's kernel for packed rows forward and backward likewise.
+
+    Returns:
+        "" if it works and agrees, else the reason why not.
+    """
+    if device.type != "cuda":
+        return f"torch has no kernel of packed rows for a {device.type}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"torch's kernel of packed rows does not know {dtype}"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        return f"it cannot be imported ({_first_line(error)})"
+    return _try(_packed(varlen_attn), device, dtype, sizes)
+
+
+def _try(kernel: Kernel, device: torch.device, dtype: torch.dtype, sizes: set[int]) -> str:
+    for size in sorted(sizes):
+        try:
+            deviation = _deviation(kernel, device, dtype, size)
+        except (NotImplementedError, ValueError, RuntimeError, TypeError) as error:
+            return f"its probe with heads of {size} channels failed ({_first_line(error)})"
+        if not deviation < 0.05:  # a wrong mask is off by about 1, half precision by 0.01
+            return f"its probe with heads of {size} channels deviates from torch by {deviation:.2g}"
+    return ""
+
+
+def _masked(kernel: Kernel) -> Kernel:
+    return lambda query, key, value, mask: kernel(query, key, value, attn_bias=mask_to_bias(mask, query, key.shape[1]))
+
+
+def _packed(kernel: PackedKernel) -> Kernel:
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        keys = pack_keys(mask, mask.sum(1).cpu(), query.shape[1])
+        rows = [rearrange(part, "b n k d -> (b n) k d") for part in (query, key, value)]
+        out = kernel(rows[0], rows[1][keys.real], rows[2][keys.real], *keys[2:])
+        return rearrange(out, "(b n) k d -> b n k d", b=len(query))
+
+    return attend
+
+
+def _deviation(kernel: Kernel, device: torch.device, dtype: torch.dtype, size: int) -> float:
+    """Largest difference to torch over output and gradients, 13 queries on 8 + 13 keys of which some are masked.
+
+    The kernel is called as kernel(query, key, value, mask (B, 8) bool of the first keys).
+    """
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, length, 2, size, generator=generator) for length in (13, 21, 21)]
+    parts = [part.to(device, dtype).requires_grad_() for part in drawn]
+    mask = torch.arange(8, device=device) < torch.tensor([[3], [8]], device=device)
+    bias = mask_to_bias(mask, parts[0].detach(), 21)
+    ours = kernel(*parts, mask)
+    query, key, value = (part.transpose(1, 2) for part in parts)
+    theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
+    slopes = [torch.autograd.grad(out.float().square().sum(), parts) for out in (ours, theirs)]
+    pairs = [(ours, theirs), *zip(*slopes, strict=True)]
+    return max(float((mine - other).abs().max() / other.abs().max()) for mine, other in pairs)
+
+
+def _use(chosen: str, model: Any) -> None:
+    """Give all attention layers of the model the processor of a kernel."""
+    prx, joint = isinstance(model, PRXTransformer2DModel), isinstance(model, SD3Transformer2DModel)
+    if chosen == "packed":
+        from torch.nn.attention.varlen import varlen_attn
+
+        model.set_attn_processor(PackedProcessor(varlen_attn))
+    elif chosen == "sdpa":
+        model.set_attn_processor((PRXAttnProcessor2_0 if prx else JointProcessor if joint else AttnProcessor2_0)())
+    elif prx or joint:
+        from xformers.ops import memory_efficient_attention
+
+        model.set_attn_processor((MemoryEfficientProcessor if prx else JointProcessor)(memory_efficient_attention))
+    else:
+        model.enable_xformers_memory_efficient_attention()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,235 @@
+"""The door to open_clip: an image tower and a text tower with open_clip's own weights' names.
+
+Text runs on tokens; open_clip runs on all of its context length. The embeddings are the same (see text_reading.py).
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, CustomTextCLIP
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from leam_mm.checkpoint import REBUILDING
+from leam_mm.data.captions import Tokenizer
+from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
+from leam_mm.encoders.image_tokens import check_size, image_features
+from leam_mm.encoders.low_rank import LowRank
+from leam_mm.encoders.text_forward import choose_reading
+from leam_mm.errors import UserError
+
+
+@dataclass
+class ImageTower:
+    """Settings of open_clip's image towers.
+
+    Args:
+        image_size: H = W in pixels.
+        patch_size: Pixels per side of a token of the vision transformer.
+        width: E, channels of the vision transformer.
+        layers: Its blocks.
+        head_width: Channels per attention head.
+        pool_type: tok (class token) or avg.
+        patch_dropout: Share of tokens left out in training, in [0, 1).
+        timm_model_name: A timm model takes the place of the vision transformer.
+        timm_pool: Pooling of the timm model (avg, abs_attn, ...; empty for the model's own).
+        timm_proj: Projection of the timm model's features (linear, mlp).
+    """
+
+    image_size: int = 224
+    patch_size: int = 32
+    width: int = 768
+    layers: int = 12
+    head_width: int = 64
+    pool_type: str = "tok"
+    patch_dropout: float = 0.0
+    timm_model_name: str | None = None
+    timm_pool: str = "avg"
+    timm_proj: str = "linear"
+
+
+@dataclass
+class TextTower:
+    """Settings of open_clip's causal text transformer.
+
+    Args:
+        context_length: L, tokens per caption.
+        vocab_size: As the tokenizer's report says.
+        width: E, channels.
+        heads: Attention heads.
+        layers: Blocks.
+    """
+
+    context_length: int = 77
+    vocab_size: int = 49408
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+
+
+def tower_config(tower: ImageTower | TextTower) -> dict[str, Any]:
+    """What open_clip must be told; a timm tower's silent vision-transformer settings stay out."""
+    return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
+
+
+class DualEncoder(nn.Module):
+    """Two towers whose embeddings of an image and its caption meet.
+
+    Args:
+        embed_dim: D, size of the shared embedding.
+        vision: Image tower.
+        text: Text tower, open_clip's causal one or one of Hugging Face's.
+        init_scale: Initial inverse temperature (1/0.07 for the softmax loss, 10 for the sigmoid loss).
+        init_bias: Initial bias of the sigmoid loss (-10); None has no bias.
+        image_mean: Per channel, in [0, 1].
+        image_std: Per channel, in [0, 1].
+        low_rank: Train low-rank additions to some matrices, and nothing else.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+    stage_sizes: tuple[int, ...] = ()  # of images beside image_size, see allow_sizes
+
+    def __init__(
+        self,
+        embed_dim: int,
+        vision: ImageTower,
+        text: TextTower | HuggingFaceText,
+        init_scale: float = 1 / 0.07,
+        init_bias: float | None = None,
+        image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073),
+        image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711),
+        low_rank: LowRank | None = None,
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.text = text
+        config = {"embed_dim": embed_dim, "vision_cfg": tower_config(vision), "text_cfg": {}}
+        scalars = {"init_logit_scale": math.log(init_scale), "init_logit_bias": init_bias}
+        clip: Any
+        if isinstance(text, HuggingFaceText):
+            text.check()
+            config["text_cfg"] = text.text_config(text.model)
+            told = CLIPTextCfg(**text.text_config(str(transformers_folder(text.model))))  # type: ignore[arg-type]
+            told.hf_model_pretrained = text.pretrained and not REBUILDING.get()
+            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), told, **scalars)
+        else:
+            config["text_cfg"] = tower_config(text)
+            clip = CLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), CLIPTextCfg(**tower_config(text)), **scalars)
+        self._hold(clip, config, image_mean, image_std, low_rank)
+
+    def _hold(
+        self,
+        clip: Any,
+        config: dict[str, Any],
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+        low_rank: LowRank | None,
+    ) -> None:
+        """Take in a model of open_clip and the ``model_cfg`` that it was built from."""
+        self.clip, self._config, self.low_rank = clip, config, low_rank
+        self.embed_dim, self.image_size = int(config["embed_dim"]), int(config["vision_cfg"]["image_size"])
+        self.context_length = int(config["text_cfg"]["context_length"])
+        self.reading = choose_reading(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
+        # Convolutions run faster on interleaved channels (three times, for a small residual network on a CPU).
+        clip.visual.to(memory_format=torch.channels_last)
+        self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
+        self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
+        self._still = low_rank.add_to(clip) if low_rank is not None else []
+
+    def train(self, mode: bool = True) -> "DualEncoder":
+        """As always; but the running statistics of a frozen network stay as they are."""
+        super().train(mode)
+        for layer in self._still:
+            layer.eval()
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """The ``model_cfg`` of an open_clip_config.json that rebuilds these towers."""
+        config = self._config | {"init_logit_scale": self.clip.logit_scale.item()}
+        if self.clip.logit_bias is not None:
+            config["init_logit_bias"] = self.clip.logit_bias.item()
+        return config
+
+    def plain_clip(self) -> nn.Module:
+        """The model of open_clip with plain weights: a copy with low-rank additions added in, or itself."""
+        return self.low_rank.merged(self.clip) if self.low_rank is not None else self.clip
+
+    def origin(self) -> dict[str, str]:
+        """Path and sha256 of the weights that training started from; empty where it started from random ones."""
+        return {}
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a tokenizer that is not the text tower's: other vocabulary, end or padding."""
+        rows = self.text.vocab_size
+        if tokenizer.vocabulary > rows or (self._own_vocabulary and tokenizer.vocabulary != rows):
+            raise UserError(
+                f"model.encoder.text.vocab_size is {rows}, but the tokenizer in {tokenizer.path} has "
+                f"{tokenizer.vocabulary} tokens: "
+                + ("write that number into the recipe" if self._own_vocabulary else "give the tower's own tokenizer")
+            )
+        self.reading.check(self.clip, tokenizer)
+
+    @property
+    def _own_vocabulary(self) -> bool:
+        """Whether the recipe says how many tokens there are, so that the number must fit."""
+        return isinstance(self.text, TextTower)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Pixels to the towers' range: (B, 3, H, W) uint8 -> float."""
+        if image.shape[-1] != image.shape[-2] or image.shape[-1] not in (self.image_size, *self.stage_sizes):
+            raise UserError(
+                f"images are {image.shape[-1]} x {image.shape[-2]} pixels, the encoder wants {self.image_size}: "
+                "set data.init_args.image.init_args.image_size"
+            )
+        scale, shift = 1 / (255 * self.image_std), self.image_mean / self.image_std
+        # (image / 255 - mean) / std in two passes over the batch and one allocation, instead of four and four.
+        return (image * scale[:, None, None]).sub_(shift[:, None, None])
+
+    def allow_sizes(self, sizes: list[int]) -> None:
+        """Let images have other sizes than the stored one; whether the tower takes them is found out now."""
+        for size in sizes:
+            check_size(self.clip.visual, size)
+        self.stage_sizes = tuple(sizes)
+
+    def encode_image(
+        self, image: Tensor, sample_index: Tensor | None = None, patch_dropout: float | None = None
+    ) -> Tensor:
+        """Embed normalised images: (B, 3, H, W) -> (B, D) of unit length.
+
+        Args:
+            image: H = W is the stored size, or another that a vision transformer cuts into whole patches.
+            sample_index: (B,) number of each sample in the training, which says what patch dropout takes from it; None
+                draws it from the global random numbers, as open_clip does.
+            patch_dropout: Share of patches left out in training; None takes the tower's own.
+        """
+        tower = self.clip.visual
+        if not isinstance(tower, VisionTransformer):
+            return self.clip.encode_image(image, normalize=True)
+        share = getattr(tower.patch_dropout, "prob", 0.0) if patch_dropout is None else patch_dropout
+        return F.normalize(image_features(tower, image, sample_index, share if tower.training else 0.0), dim=-1)
+
+    def text_states(self, text: Tensor) -> Tensor:
+        """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
+        return self.reading.states(self.clip, text)
+
+    def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
+        """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length.
+
+        Lengths on the host, wherever the text is, let the padding be left out. Lengths on a GPU are not asked for,
+        which would make it wait: then the columns of ``text`` are computed (``captions.cut_padding`` cuts them).
+        """
+        return F.normalize(self.reading.embed(self.clip, text, text_length), dim=-1)
+
+    @property
+    def scale(self) -> Tensor:
+        """The inverse temperature."""
+        return self.clip.logit_scale.exp()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the sigmoid loss, if there is one."""
+        return self.clip.logit_bias

@@ -1,0 +1,169 @@
+"""What a frozen image encoder sees in each patch of a picture, for representation alignment (REPA, 2410.06940).
+
+A run or checkpoint of our own contrastive training serves, weights that open_clip knows, and a folder of transformers
+with a vision transformer in it (DINOv2, DINOv3, SigLIP): offline, and safetensors only for the last.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_model
+from leam_mm.encoders.image_tokens import image_tokens
+from leam_mm.errors import UserError
+
+Read = Callable[[Tensor], Tensor]  # (B, 3, H, W) normalised -> (B, N, D)
+
+
+class PatchFeatures(nn.Module):
+    """Patch tokens after the last norm, without class tokens; frozen, always in evaluation mode.
+
+    Args:
+        tower: The network, which moves along with this module.
+        read: Normalised pictures (B, 3, H, W) -> tokens (B, N, D) by that network.
+        patch: Pixels per side of a token.
+        size: Side in pixels of the square pictures that the tower was trained with.
+        mean: Per channel, in [0, 1].
+        std: Per channel, in [0, 1].
+        sha256: Of the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, tower: nn.Module, read: Read, patch: int, size: int, mean: Tensor, std: Tensor, sha256: str
+    ) -> None:
+        """See the class for the arguments."""
+        super().__init__()
+        self.tower = tower.requires_grad_(False).eval()
+        self.read, self.patch, self.size, self.sha256 = read, patch, size, sha256
+        self.register_buffer("mean", mean.detach().float().cpu().clone(), persistent=False)
+        self.register_buffer("std", std.detach().float().cpu().clone(), persistent=False)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Tokens h, w of a picture of this shape: about as many as the tower had in training, in the same ratio."""
+        scale = self.size / (math.sqrt(height * width) * self.patch)
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """Tokens of pictures of any one shape, which are resized to whole patches.
+
+        Args:
+            image: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            (B, N, D) float32, N = h w of `grid`, row after row.
+        """
+        h, w = self.grid(*image.shape[-2:])
+        wanted = (h * self.patch, w * self.patch)
+        if tuple(image.shape[-2:]) != wanted:
+            image = F.interpolate(image, wanted, mode="bicubic", antialias=True).clamp(-1, 1)
+        try:
+            tokens = self.read((image / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None])
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"the image encoder cannot take pictures of {wanted[1]} x {wanted[0]} pixels "
+                f"({str(error).strip().split(chr(10))[0][:160]}): give --feature-size, or one that interpolates places"
+            ) from None
+        if tokens.shape[1] != h * w:
+            raise UserError(
+                f"the image encoder gives {tokens.shape[1]} tokens for {h} x {w} patches: give a vision transformer"
+            )
+        return tokens.float()
+
+    def train(self, mode: bool = True) -> "PatchFeatures":
+        """Stay in evaluation mode: the encoder is frozen."""
+        return super().train(False)
+
+
+def open_patch_features(path: str, size: int | None = None) -> PatchFeatures:
+    """The image encoder at a path.
+
+    Args:
+        path: Run or checkpoint of a contrastive training; folder, file or NAME:TAG of open_clip; or a folder that
+            transformers saved.
+        size: Side of the pictures in pixels, where not the encoder's own.
+    """
+    place = Path(path)
+    checkpoint = place.suffix == ".ckpt" or any(
+        file.is_file() for file in (place / "checkpoints" / "last.ckpt", place / "last.ckpt")
+    )
+    if not checkpoint and (place / "config.json").is_file() and not (place / "open_clip_config.json").is_file():
+        features = _from_transformers(place)
+    elif checkpoint:
+        from leam_mm.contrastive_module import ContrastiveModule
+
+        encoder = load_module(path, ContrastiveModule).ema_encoder()
+        features = _from_dual_encoder(encoder, file_sha256(find_checkpoint(path)))
+    else:
+        from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
+
+        encoder = PretrainedEncoder(path)
+        features = _from_dual_encoder(encoder, encoder.origin()["sha256"])
+    if size is not None:
+        if size % features.patch:
+            raise UserError(f"--feature-size {size} is no multiple of the encoder's patch of {features.patch} pixels")
+        features.size = size
+    return features
+
+
+def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
+    """The image tower of a model of open_clip."""
+    tower, own = encoder.clip.visual, (encoder.image_size, encoder.image_mean, encoder.image_std, sha256)
+    if isinstance(tower, VisionTransformer):
+        return PatchFeatures(tower, lambda image: _open_clip_tokens(tower, image), tower.patch_size[0], *own)
+    trunk: Any = tower.trunk if isinstance(tower, TimmModel) else None
+    patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
+    if patch is None or not hasattr(trunk, "num_prefix_tokens"):
+        raise UserError(
+            f"the image tower {type(trunk or tower).__name__} has no patch tokens: give a vision transformer"
+        )
+    return PatchFeatures(
+        tower, lambda image: trunk.forward_features(image)[:, trunk.num_prefix_tokens :], patch[0], *own
+    )
+
+
+def _open_clip_tokens(tower: VisionTransformer, image: Tensor) -> Tensor:
+    """As the last block gives them, through the norm that the class token takes."""
+    states = tower.transformer(image_tokens(tower, image, None, 0.0))
+    if tower.attn_pool is None and not tower.final_ln_after_pool:
+        states = tower.ln_post(states)
+    return states[:, 1:]
+
+
+def _from_transformers(folder: Path) -> PatchFeatures:
+    """A vision transformer that transformers saved, with the preprocessing that lies beside it."""
+    model = transformers_model(str(folder), texts=False)
+    tower: Any = getattr(model, "vision_model", model)
+    config, file = tower.config, folder / "preprocessor_config.json"
+    try:
+        patch, size = int(config.patch_size), int(config.image_size)
+        picture = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = (torch.tensor([float(value) for value in picture[f"image_{key}"]]) for key in ("mean", "std"))
+        if min(patch, size) < 1 or mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
+            raise ValueError("sizes or colours are impossible")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{folder} is no vision transformer with a {file.name} ({type(error).__name__}: {error}): copy all of it"
+        ) from None
+    # Class and register tokens come first, wherever there are any.
+    return PatchFeatures(
+        tower,
+        lambda image: tower(image).last_hidden_state[:, -(image.shape[2] // patch) * (image.shape[3] // patch) :],
+        patch,
+        size // patch * patch,
+        mean,
+        std,
+        folder_sha256(folder),
+    )

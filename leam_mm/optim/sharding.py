@@ -1,0 +1,139 @@
+"""Models larger than one device: weights, gradients and optimizer states spread over the ranks (FSDP2 of torch).
+
+The averaged copy is sharded like the network it follows, so that the average is taken shard by shard. Scalars (a
+temperature, a bias) stay whole on every rank and have their gradients averaged. A checkpoint is one whole file in the
+layout of a run on one device: any number of ranks, sharded or not, resumes it, and ``load_module`` reads it.
+"""
+
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.optim import Optimizer
+
+from leam_mm.checkpoint import read_checkpoint
+from leam_mm.encoders.repeated_blocks import repeated_blocks
+
+log = logging.getLogger(__name__)
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = ()) -> None:
+    """Shard a network over the data-parallel ranks: each block for itself, the rest as one more group.
+
+    Calling it again changes nothing.
+
+    Args:
+        module: A tower, a pair of towers, or a denoiser.
+        mesh: Of the strategy, with a dimension ``data_parallel``.
+        methods: Names of methods besides ``forward`` that compute with the weights.
+    """
+    if isinstance(module, FSDPModule):
+        return
+    for value in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(value.data, src=0)  # as DDP does: all ranks begin with the weights of the first
+    for parameter in module.parameters():
+        parameter.data = parameter.data.contiguous()  # kernels in channels-last order cannot be sharded
+    ranks = mesh["data_parallel"]
+    scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
+    for scalar in scalars:
+        if scalar.requires_grad:
+            scalar.register_post_accumulate_grad_hook(_average_gradient)
+    blocks = [block for block in repeated_blocks(module) if any(weight.ndim for weight in block.parameters())]
+    for block in blocks:
+        fully_shard(block, mesh=ranks, ignored_params=scalars)
+    # Torch leaves the outermost group whole after a forward pass, and then the average would move the wrong copy.
+    fully_shard(module, mesh=ranks, ignored_params=scalars, reshard_after_forward=True)
+    for method in methods:
+        register_fsdp_forward_method(module, method)
+    log.info("%s: %d blocks over %d ranks", type(module).__name__, len(blocks), ranks.size())
+
+
+def _average_gradient(parameter: Tensor) -> None:
+    # Averaging an accumulated gradient again leaves its earlier, already averaged part as it is.
+    assert parameter.grad is not None
+    dist.all_reduce(parameter.grad)
+    parameter.grad /= dist.get_world_size()
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's FSDP2 strategy over all ranks, with checkpoints that do not know about it.
+
+    Lightning numbers the optimizer's states by the order of the module's parameters, plain torch by the order of the
+    optimizer's groups; a file of the one gives the other wrong states. Here both directions use torch's order.
+
+    Args:
+        process_group_backend: nccl or gloo; None takes what fits the device.
+        timeout_minutes: Longest wait of a rank for the others.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, timeout_minutes: int = 30) -> None:
+        """See the class for the arguments."""
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+
+    def setup_environment(self) -> None:
+        """Shard over all ranks; Lightning's own default is over nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state as plain torch would write it; empty on all ranks but the first."""
+        plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        assert self.model is not None
+        named: Any = get_optimizer_state_dict(self.model, plain, options=WHOLE)
+        if self.global_rank != 0:
+            return {}
+        names = self._names(plain)
+        numbers = {name: number for number, name in enumerate(names)}
+        groups: Any = [dict(group) for group in named["param_groups"]]
+        for group in groups:
+            group["params"] = sorted(numbers[name] for name in group["params"])
+        return {
+            "state": {numbers[name]: state for name, state in named["state"].items()},
+            "param_groups": sorted(groups, key=lambda group: group["params"][:1]),
+        }
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a whole file, on each rank for itself, and keep this rank's part of weights and optimizer states."""
+        checkpoint = read_checkpoint(Path(self.broadcast(checkpoint_path)))
+        assert self.model is not None and self.lightning_module is not None
+        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
+        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
+            names = self._names(optimizer)
+            order = [number for group in saved["param_groups"] for number in group["params"]]
+            named = dict(zip(order, names, strict=True))
+            state: dict[str, Any] = {
+                "state": {named[number]: value for number, value in saved["state"].items()},
+                "param_groups": [
+                    {**group, "params": [named[number] for number in group["params"]]}
+                    for group in saved["param_groups"]
+                ],
+            }
+            set_optimizer_state_dict(self.model, optimizer, state, options=options)
+        return checkpoint
+
+    def _names(self, optimizer: Optimizer) -> list[str]:
+        """Names of the optimizer's parameters, in the order of its groups."""
+        assert self.model is not None
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,340 @@
+"""Runs the stages of a corridor file one after the other: from data to release, resuming where it stopped.
+
+    python -m leam_mm.pipeline configs/pipeline_quickstart.yaml
+    python -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder=pictures --set base=runs/quickstart
+
+A file may have variables, written ${name} where they are used; --set changes them. Each stage is one command that a
+reader can repeat by hand; it is printed before it runs. A finished stage is skipped as long as its command, the recipe
+it names, what it reads, and all stages before it are what they were.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import yaml
+from rich.console import Console
+
+from leam_mm.errors import UserError, run
+
+if TYPE_CHECKING:
+    from leam_mm.callbacks.energy_meter import EnergyReading
+
+HEARTBEAT = 5.0  # seconds between two notes of what a running stage has cost
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Args:
+        name: One word; ``run/stages/NAME.json`` keeps its time and energy.
+        command: As a reader would type it; ``python`` is the interpreter in use.
+        makes: What it leaves behind, inside the run folder; removed before a changed stage runs again.
+        serve: Folder to offer on loopback while it runs, and the port.
+        reads: Files and folders of the reader's own; where one of them changes, the stage runs again.
+    """
+
+    name: str
+    command: str
+    makes: list[str]
+    serve: dict[str, Any] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Corridor:
+    """A corridor file: a run folder, a title, and stages."""
+
+    run: Path
+    title: str
+    stages: list[Stage]
+
+
+def read_corridor(path: Path, changes: dict[str, str] | None = None) -> Corridor:
+    """Read and check a corridor file.
+
+    Args:
+        path: The YAML.
+        changes: Values of its variables, in place of those that the file gives.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the corridor files lie in configs/corridor_*.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = choose_values(path, content.pop("variables", None) or {}, changes or {})
+        content["stages"] = [
+            {name: fill(part, values, shell=name == "command") for name, part in stage.items()}
+            for stage in content["stages"]
+        ]
+        content = {name: fill(part, values) if name != "stages" else part for name, part in content.items()}
+        stages = [Stage(**stage) for stage in content.pop("stages")]
+        corridor = Corridor(Path(content.pop("run")), str(content.pop("title")), stages)
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is no corridor file ({error}); compare it with configs/pipeline_quickstart.yaml"
+        ) from None
+    if content:
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a corridor has run, title and stages")
+    for stage in stages:
+        if not stage.name.isidentifier() or not shlex.split(stage.command):
+            raise UserError(f"{path}: stage {stage.name!r} needs a name of one word and a command")
+        for made in stage.makes:
+            if corridor.run.resolve() not in Path(made).resolve().parents:
+                raise UserError(f"{path}: stage {stage.name} makes {made}, which lies outside {corridor.run}")
+    return corridor
+
+
+def choose_values(path: Path, variables: dict[str, Any], changes: dict[str, str]) -> dict[str, str]:
+    """The value of each variable; one without a value in the file must be given."""
+    unknown = sorted(changes.keys() - variables.keys())
+    if unknown:
+        known = ", ".join(sorted(variables)) or "none"
+        raise UserError(f"{path} has no variable {unknown[0]!r}; there are {known}")
+    values = {name: changes.get(name, variables[name]) for name in variables}
+    missing = [name for name, value in values.items() if value in (None, "")]
+    if missing:
+        raise UserError(f"{path} needs a value for {missing[0]}: give --set {missing[0]}=VALUE")
+    return {name: str(value) for name, value in values.items()}
+
+
+def fill(part: Any, values: dict[str, str], shell: bool = False) -> Any:
+    """Put values in the place of ${name}, however deep; in a command, each stays one word."""
+    if isinstance(part, dict):
+        return {key: fill(value, values, shell) for key, value in part.items()}
+    if isinstance(part, list):
+        return [fill(value, values, shell) for value in part]
+    if isinstance(part, str):
+        for name, value in values.items():
+            part = part.replace(f"${{{name}}}", shlex.quote(value) if shell else value)
+    return part
+
+
+def fingerprint(stage: Stage, before: str) -> str:
+    """What a stage depends on: the stages before it, its command, the recipes that it names, and what it reads."""
+    digest = hashlib.sha256(before.encode() + stage.command.encode() + json.dumps(stage.serve).encode())
+    for word in shlex.split(stage.command):
+        if word.endswith(".yaml") and Path(word).is_file():
+            digest.update(Path(word).read_bytes())
+    for place in map(Path, stage.reads):
+        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if file.is_file():
+                status = file.stat()
+                digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def serving(folder: str, port: int) -> Iterator[None]:
+    """Offer a folder over HTTP on loopback, by the server that Python ships."""
+    command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
+    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]", soft_wrap=True)
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            if server.poll() is not None:
+                raise UserError(
+                    f"port {port} on 127.0.0.1 is taken: stop what listens there, or change it in the corridor file"
+                )
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
+                break
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def stolen_seconds() -> float | None:
+    """CPU seconds that a virtual machine's host gave to others while this one had work; None where it does not say."""
+    return getattr(psutil.cpu_times(), "steal", None)
+
+
+def add(reading: "EnergyReading", stolen: float | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    """What a stage has cost with this attempt and the earlier ones; what was once not measured is not measured in sum.
+
+    Args:
+        reading: Of this attempt.
+        stolen: CPU seconds stolen during this attempt.
+        earlier: The sum over the attempts before, or nothing.
+    """
+    from leam_mm.callbacks.energy_meter import NOT_MEASURED  # here, for it loads torch
+
+    joules = reading.joules
+    if earlier:
+        joules, stolen = (
+            None if now is None or before is None else now + before
+            for now, before in ((joules, earlier["energy"]["joules"]), (stolen, earlier["stolen_cpu_seconds"]))
+        )
+    return {
+        "seconds": reading.seconds + earlier.get("seconds", 0.0),
+        "cpu_seconds": reading.cpu_seconds + earlier.get("cpu_seconds", 0.0),
+        "stolen_cpu_seconds": stolen,
+        "energy": {"joules": joules, "source": reading.source if joules is not None else NOT_MEASURED},
+        "attempts": 1 + earlier.get("attempts", 0),
+    }
+
+
+def _start(stage: Stage, words: list[str], environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    try:
+        return subprocess.Popen(words, env=environment)
+    except OSError as error:
+        raise UserError(f"stage {stage.name}: {words[0]} cannot be started ({error.strerror}); install it") from None
+
+
+def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
+    """Run one command and measure it; what it has cost so far lies in ``begun``, in case it is killed."""
+    from leam_mm.callbacks.energy_meter import EnergyMeter
+
+    earlier = read_json(begun).get("cost", {})
+    words = shlex.split(stage.command)
+    words = [sys.executable, *words[1:]] if words[0] == "python" else words
+    console.print(f"[bold]$ {stage.command}[/bold]", soft_wrap=True)  # it is there to be copied
+    # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    meter, stolen = EnergyMeter().start(), stolen_seconds()
+
+    def note(reading: "EnergyReading") -> dict[str, Any]:
+        now = stolen_seconds()
+        cost = add(reading, None if now is None or stolen is None else now - stolen, earlier)
+        write_json(begun, {"fingerprint": identity, "cost": cost})
+        return cost
+
+    try:
+        with serving(**stage.serve) if stage.serve else nullcontext(), _start(stage, words, environment) as job:
+            while job.poll() is None:
+                try:
+                    job.wait(timeout=HEARTBEAT)
+                except subprocess.TimeoutExpired:
+                    note(meter.read())
+            code = job.returncode
+    finally:
+        cost = note(meter.stop())
+    if code:
+        raise UserError(
+            f"stage {stage.name} ended with exit code {code}; mend what it says above and start the same command again"
+        )
+    return {"name": stage.name, "command": stage.command, **cost, "fingerprint": identity}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A record of ours, or nothing."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def walk(corridor: Corridor) -> list[dict[str, Any]]:
+    """Run what is not done yet; return the records of all stages."""
+    before, records = "", []
+    for number, stage in enumerate(corridor.stages, start=1):
+        before = fingerprint(stage, before)
+        done, begun = (corridor.run / "stages" / f"{stage.name}{end}" for end in (".json", ".begun"))
+        record = read_json(done)
+        heading = f"[bold cyan]{number}/{len(corridor.stages)} {stage.name}[/bold cyan]"
+        if record.get("fingerprint") == before and all(Path(made).exists() for made in stage.makes):
+            told = f"{heading} done in {record['seconds']:.0f} s, skipped"
+            console.print(f"{told}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
+            records.append(record)
+            continue
+        console.print(heading)
+        if read_json(begun).get("fingerprint") != before:
+            for made in stage.makes:
+                shutil.rmtree(made, ignore_errors=True) if Path(made).is_dir() else Path(made).unlink(missing_ok=True)
+            write_json(begun, {"fingerprint": before})
+        done.unlink(missing_ok=True)
+        record = run_stage(stage, begun, before)
+        write_json(done, record)
+        begun.unlink()
+        records.append(record)
+    return records
+
+
+def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of the report as one JSON object; what was not measured is null."""
+    from leam_mm.evaluators.results import read_results
+
+    results = read_results(corridor.run / "evaluation")
+
+    def numbers(prefix: str) -> dict[str, Any]:
+        return {
+            name.removeprefix(prefix): {key: row[key] for key in ("value", "low", "high", "samples")}
+            for name, row in results.items()
+            if name.startswith(prefix)
+        }
+
+    joules = [record["energy"]["joules"] for record in records]
+    return {
+        "zero_shot": numbers("zero_shot/"),
+        "retrieval": numbers("retrieval/"),
+        "compositional": numbers("compositional/"),
+        "frechet": numbers("generation/"),
+        **{kind: found for kind in ("before", "after", "fine_tuning") if (found := numbers(f"{kind}/"))},
+        "seconds": {record["name"]: round(record["seconds"], 1) for record in records},
+        "cpu_seconds": {record["name"]: round(record["cpu_seconds"], 1) for record in records},
+        "stolen_cpu_seconds": {record["name"]: record.get("stolen_cpu_seconds") for record in records},
+        "energy": {
+            "joules": None if any(value is None for value in joules) else sum(joules),
+            "by_stage": {record["name"]: record["energy"] for record in records},
+        },
+    }
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run a corridor file."""
+    parser = argparse.ArgumentParser(prog="python -m leam_mm.pipeline", description=__doc__.split("\n", 1)[0])
+    parser.add_argument(
+        "corridor", type=Path, help="YAML with run, title and stages, e.g. configs/pipeline_quickstart.yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="value of a variable of the file; repeatable"
+    )
+    options = parser.parse_args(args)
+    pairs = [pair.partition("=") for pair in options.set]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise UserError(f"--set {name}: give NAME=VALUE")
+    corridor = read_corridor(options.corridor, {name: value for name, _, value in pairs})
+    began = time.monotonic()
+    records = walk(corridor)
+    write_json(corridor.run / "summary.json", summarise(corridor, records))
+    from leam_mm.report.report_page import write_report
+
+    write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
+    spent = sum(record["seconds"] for record in records)
+    console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
+    for what, name in (("numbers", "summary.json"), ("release", "release"), ("report", "report.html")):
+        if (path := corridor.run / name).exists():  # not every corridor releases
+            console.print(
+                f"{what:<8} {f'[bold green]{path}[/bold green]' if what == 'report' else path}", soft_wrap=True
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,171 @@
+"""Average the weights of a finished generator over another width than those it was trained with.
+
+python -m leam_mm.release.reconstruct_ema --run runs/quickstart/generator --widths 0.03 0.075 0.15
+python evaluate.py --config configs/evaluate_quickstart.yaml --generator \
+    runs/quickstart/generator/reconstructed/width-0.075.ckpt
+
+From the snapshots that callbacks/ema_snapshots.py wrote; the result is a checkpoint without an optimizer, which
+evaluate.py and the release take like any other.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from safetensors import safe_open
+from torch import Tensor
+
+from leam_mm.callbacks.ema_snapshots import Snapshot, read_snapshots
+from leam_mm.checkpoint import (
+    EVIDENCE,
+    AtomicCheckpointIO,
+    checkpoint_config,
+    file_sha256,
+    load_module,
+    read_checkpoint,
+)
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.errors import UserError, run
+from leam_mm.optim.power_ema import combination, gamma_of
+
+FAR = 0.05  # distance of the profiles, over the norm of the wanted one, from which on there is a warning
+NETWORK, AVERAGE = "denoiser.", "ema."  # in the names of a generator's checkpoint
+KEPT = ("epoch", "global_step", "pytorch-lightning_version")
+log = logging.getLogger(__name__)
+
+
+def combine(
+    snapshots: list[tuple[Path, Snapshot]], coefficients: np.ndarray, like: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Sum up kept averages, one weight at a time, in float64.
+
+    Args:
+        snapshots: Files with their contents; every width of the first is the first coefficient and so on.
+        coefficients: One for each width of each snapshot.
+        like: Names, shapes and types of the weights.
+    """
+    files = [safe_open(path, framework="pt") for path, _ in snapshots]
+    parts = [
+        (file, number) for file, (_, held) in zip(files, snapshots, strict=True) for number in range(len(held.widths))
+    ]
+    combined = {}
+    for name, weight in like.items():
+        total = torch.zeros(weight.shape, dtype=torch.float64)
+        for (file, number), share in zip(parts, coefficients, strict=True):
+            total.add_(file.get_tensor(f"{number}.{name}").double(), alpha=float(share))
+        combined[name] = total.to(weight.dtype)
+    return combined
+
+
+def check_names(snapshots: list[tuple[Path, Snapshot]], like: dict[str, Tensor]) -> None:
+    """Each file must hold these weights in these shapes, for each of its widths.
+
+    Raises:
+        UserError: The snapshots are those of another network.
+    """
+    for path, snapshot in snapshots:
+        with safe_open(path, framework="pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        wanted = {f"{n}.{name}": tuple(w.shape) for n in range(len(snapshot.widths)) for name, w in like.items()}
+        if found != wanted:
+            other = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+            raise UserError(
+                f"{path} does not fit the network of the checkpoint ({other[0]} is missing or has another shape): "
+                "remove the snapshots of other runs"
+            )
+
+
+def reconstruct(
+    checkpoint: dict[str, Any], like: dict[str, Tensor], snapshots: list[tuple[Path, Snapshot]], width: float
+) -> tuple[dict[str, Any], float]:
+    """A checkpoint with the average of this width at the time of the last snapshot.
+
+    Args:
+        checkpoint: Of the same training; it gives the config and the rest of the state.
+        like: The denoiser's parameters; its buffers are no weights and stay as they were last.
+        snapshots: The oldest first.
+        width: sigma_rel.
+
+    Returns:
+        The checkpoint, and the distance between the combined profile and the wanted one over the latter's norm.
+    """
+    state = checkpoint["state_dict"]
+    last = snapshots[-1][1]
+    averages = [(held.updates, gamma_of(kept)) for _, held in snapshots for kept in held.widths]
+    times, gammas = zip(*averages, strict=True)
+    shares, apart = combination(times, gammas, last.updates, gamma_of(width))
+    combined = {f"{NETWORK}{name}": value for name, value in combine(snapshots, shares, like).items()}
+    config = checkpoint_config(checkpoint)
+    config["model"]["init_args"] |= {"ema": None, "ema_decay": None}
+    told = (
+        f"# The denoiser's weights are an average with the power-function profile of width {width:g} over\n"
+        f"# {last.updates} updates, put together from {len(snapshots)} snapshots; no other average is kept.\n"
+    )
+    evidence = {
+        **checkpoint[EVIDENCE],
+        "config": told + yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "samples_seen": last.samples,
+        "reconstructed": {
+            "width": width,
+            "updates": last.updates,
+            "profile_error": apart,
+            "snapshots": {path.name: file_sha256(path) for path, _ in snapshots},
+        },
+    }
+    weights = {name: combined.get(name, value) for name, value in state.items() if not name.startswith(AVERAGE)}
+    energy = {key: value for key, value in checkpoint.get("callbacks", {}).items() if key == "EnergyRecord"}
+    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    return {"state_dict": weights, EVIDENCE: evidence, "callbacks": energy, **kept}, apart
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m leam_mm.release.reconstruct_ema", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("--run", type=Path, required=True, help="run folder with checkpoint and ema_snapshots")
+    parser.add_argument("--widths", type=float, nargs="+", required=True, help="sigma_rel, each in (0, 0.2886]")
+    parser.add_argument("--output", type=Path, help="folder of the checkpoints; by default RUN/reconstructed")
+    parser.add_argument("--samples", type=int, help="end of the average; by default the last snapshot")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> list[Path]:
+    """Run the program."""
+    options = parse(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    checkpoint, module = read_checkpoint(options.run), load_module(options.run, LatentDiffusionModule)
+    like = {name: value.detach() for name, value in module.denoiser.named_parameters()}
+    seen = checkpoint[EVIDENCE].get("samples_seen")
+    end = options.samples if options.samples is not None else seen
+    # A killed run may have written one after its checkpoint.
+    snapshots = [(path, held) for path, held in read_snapshots(options.run) if end is None or held.samples <= end]
+    if not snapshots or (options.samples is not None and snapshots[-1][1].samples != options.samples):
+        there = [held.samples for _, held in read_snapshots(options.run)]
+        raise UserError(f"{options.run} has no snapshot at sample {end}: there are those at {there}")
+    check_names(snapshots, like)
+    output = options.output or options.run / "reconstructed"
+    table, console, written = Table("width", "snapshots", "error of the profile", "checkpoint"), Console(), []
+    for width in options.widths:
+        made, apart = reconstruct(checkpoint, like, snapshots, width)
+        path = output / f"width-{width:g}.ckpt"
+        AtomicCheckpointIO().save_checkpoint(made, path)
+        written.append(path)
+        table.add_row(f"{width:g}", str(len(snapshots)), f"{apart:.2%}", str(path))
+        if apart > FAR:
+            log.warning(
+                "width %g: the snapshots' profiles come no nearer to the wanted one than %.1f %%; more snapshots, or a "
+                "width nearer to those of the training, would", width, 100 * apart,
+            )  # fmt: skip
+    console.print(table)
+    return written
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,159 @@
+"""The plan of a fine-tuning: what it takes over from a base, and that the programs read what it writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from test_configs import FOLDER, printed
+
+import evaluate
+from leam_mm.checkpoint import EVIDENCE, file_sha256
+from leam_mm.errors import UserError
+from leam_mm.finetune_plan import latent_statistics, main
+
+STATISTICS = {"shift": 0.0, "scale": 2.0, "mean": [0.0] * 4, "std": [0.5] * 4, "count": 7}
+MODEL = {
+    "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.5}},
+    "latent_size": 8,
+    "clip": "somewhere/clip",
+    "codec": "somewhere/codec",
+}
+
+KIND: dict[str, Any] = {
+    "class_path": "leam_mm.codecs.latent_codec.KLCodec",
+    "init_args": {"latent_channels": 4, "widths": [32, 64], "layers": 1},
+}
+
+
+def write_base(base: Path, **changes: Any) -> Path:
+    """Three checkpoints of a corridor; text tower and codec are only known by their digests and recipes here."""
+    frozen: dict[str, Any] = {"latents": {"sha256": "0" * 64, "statistics": STATISTICS}}
+    for name in ("clip", "codec", "generator"):
+        file = base / name / "checkpoints" / "last.ckpt"
+        file.parent.mkdir(parents=True)
+        model = {"init_args": {"codec": KIND}} if name == "codec" else {"init_args": {**MODEL, **changes}}
+        config = yaml.safe_dump({"model": model, "data": {"init_args": {"image": {"image_size": 48}}}})
+        torch.save({"name": name, EVIDENCE: {"config": config, "frozen": frozen}}, file)
+        frozen[name] = {"path": "then", "sha256": file_sha256(file)}
+    return base
+
+
+def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    main(["--base", str(base), "--run", str(run), "--language", "de"])
+    assert json.loads((run / "plan" / "codec_statistics.json").read_text()) == STATISTICS
+    files = [FOLDER / "finetune_generator.yaml", FOLDER / "overlay_generator_lora.yaml", run / "plan" / "recipe.yaml"]
+    for chosen in (files, [files[0], files[2]]):
+        config = printed(capsys, *chosen)
+        settings = config["model"]["init_args"]
+        assert settings["process"]["init_args"]["shift"] == 2.5 and settings["latent_size"] == 8
+        assert (settings["clip"], settings["codec"]) == (str(base / "clip"), str(run / "codec"))
+        assert settings["latents"] == str(run / "plan")
+        denoiser = settings["denoiser"]["init_args"]
+        assert denoiser["weights"] == str(base / "generator")
+        assert (denoiser["low_rank"] is None) == (len(chosen) == 2)
+        assert config["trainer"]["default_root_dir"] == str(run / "generator")
+        assert config["data"]["init_args"]["validation"] == str(run / "latents" / "held_out")
+
+
+def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}
+    resolved = {"class_path": "leam_mm.captions.caption_tower.CaptionTower", "init_args": {"text": text}}
+    base, run = write_base(tmp_path / "base", caption_tower=resolved), tmp_path / "run"
+    main(["--base", str(base), "--run", str(run)])
+    config = printed(capsys, FOLDER / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
+    tower = config["model"]["init_args"]["caption_tower"]["init_args"]
+    assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
+
+
+def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+
+    def mixed(*words: str) -> Any:
+        main(["--base", str(base), "--run", str(run), *words])
+        return yaml.safe_load((run / "plan" / "recipe.yaml").read_text())["data"]["init_args"]["train"]
+
+    assert mixed() == str(run / "latents" / "train") and "nothing of what the base" in caplog.text
+    old = base / "latents" / "train"
+    old.mkdir(parents=True)
+    (old / "codec_statistics.json").write_text(json.dumps(STATISTICS))
+    own, rehearsed = mixed("--rehearse", "0.4")
+    assert (own["path"], rehearsed["path"]) == (str(run / "latents" / "train"), str(old))
+    assert (own["weight"], rehearsed["weight"]) == (0.6, 0.4)
+    assert mixed("--rehearse", "0") == own["path"]
+    (old / "codec_statistics.json").write_text(json.dumps({**STATISTICS, "scale": 3.0}))
+    with pytest.raises(UserError, match="normalised otherwise"):
+        mixed()
+    with pytest.raises(UserError, match="--rehearse is 1"):
+        mixed("--rehearse", "1")
+
+
+def test_the_decoder_learns_beside_pictures_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+
+    def planned() -> Any:
+        main(["--base", str(base), "--run", str(run), "--rehearse", "0.4"])
+        return printed(capsys, FOLDER / "finetune_codec.yaml", run / "plan" / "codec.yaml")
+
+    config = planned()
+    settings, data = config["model"]["init_args"], config["data"]["init_args"]
+    assert (settings["weights"], settings["trained"]) == (str(base / "codec"), "decoder")
+    assert settings["codec"]["class_path"] == KIND["class_path"]
+    assert settings["codec"]["init_args"]["widths"] == KIND["init_args"]["widths"]
+    assert config["trainer"]["default_root_dir"] == str(run / "codec")
+    assert data["image"]["init_args"]["image_size"] == 48 and data["train"] == str(run / "shards" / "train")
+    (base / "shards" / "train").mkdir(parents=True)
+    (base / "shards" / "train" / "manifest.jsonl").write_text("")
+    own, old = planned()["data"]["init_args"]["train"]
+    assert (own["path"], own["weight"]) == (str(run / "shards" / "train"), 0.6)
+    assert (old["path"], old["weight"]) == (str(base / "shards" / "train"), 0.4)
+
+
+def test_what_the_base_could_do_is_measured_where_it_can_be(tmp_path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(evaluate.evaluate, as_positional=False)
+    base = write_base(tmp_path / "base")
+
+    def measured(run: Path) -> list[str]:
+        main(["--base", str(base), "--run", str(run), "--language", "de"])
+        content = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())
+        settings = parser.parse_object(content).evaluators[0].init_args
+        assert settings.evaluators[0].init_args.languages == ["de"]
+        return [f"{each.class_path.rpartition('.')[2]} {each.init_args.get('name')}" for each in settings.evaluators]
+
+    assert measured(tmp_path / "plain") == ["Generation own_pictures"]
+    (base / "shards" / "test").mkdir(parents=True)
+    assert measured(tmp_path / "shards") == ["Generation own_pictures", "Generation base_pictures"]
+    (base / "scenes").mkdir()
+    (base / "scenes" / "scenes.json").write_text("{}")
+    assert measured(tmp_path / "scenes") == ["Generation own_pictures", "Compositional None"]
+
+
+def test_a_base_that_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+    several = write_base(tmp_path / "several", clip=["a", "b"])
+    with pytest.raises(UserError, match="was not trained with one clip"):
+        main(["--base", str(several), "--run", str(tmp_path / "run")])
+    base = write_base(tmp_path / "base")
+    torch.save({"another": 1}, base / "codec" / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match=r"codec is not the codec that .*generator was trained with"):
+        main(["--base", str(base), "--run", str(tmp_path / "run")])
+    with pytest.raises(UserError, match="no checkpoint at"):
+        main(["--base", str(tmp_path), "--run", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_latents_the_codec_s_own_numbers_count(tmp_path: Path) -> None:
+    from test_encode_latents import CODEC, save_checkpoint
+
+    (tmp_path / "codec").mkdir()
+    path = save_checkpoint(tmp_path / "codec" / "last.ckpt", CODEC)
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["state_dict"]["codec.latent_count"].fill_(9)
+    torch.save(checkpoint, path)
+    assert latent_statistics(tmp_path, {})["count"] == 9

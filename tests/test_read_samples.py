@@ -1,0 +1,53 @@
+import hashlib
+import json
+
+import pytest
+from vetting_input import hostile_samples, member, picture, sample
+
+from data_tools.vetting.read_samples import SampleFault, known, open_sample
+from data_tools.vetting.vetting_rule import MAX_PIXELS
+
+HOSTILE = hostile_samples()
+
+
+def joined(members: dict[str, bytes], key: str = "K") -> bytes:
+    return b"".join(member(f"{key}.{extension}", content) for extension, content in members.items())
+
+
+def opened(raw: bytes, key: object = "K") -> object:
+    return open_sample(key, raw, hashlib.sha256(raw).hexdigest())
+
+
+def test_a_sound_sample_is_opened() -> None:
+    found = open_sample("K", raw := joined(sample(3)), hashlib.sha256(raw).hexdigest())
+    assert found.pixels.shape == (64, 72, 3) and found.captions[0]["language"] == "en"
+    told = known(found)
+    assert (told["uid"], told["width"], told["bytes"]) == (f"{3:032x}", 72, len(picture(3)))
+
+
+@pytest.mark.parametrize("name", sorted(HOSTILE))
+def test_each_trick_has_its_reason(name: str) -> None:
+    raw, value = HOSTILE[name]
+    with pytest.raises(SampleFault) as caught:
+        opened(raw)
+    assert caught.value.value == value and 5 < len(caught.value.reason) < 300
+    assert caught.value.reason.isprintable()
+
+
+@pytest.mark.parametrize("key", ["", "..", "a/b", "a\\b", "a.b", "a\nb", "x" * 81, None, 7])
+def test_keys_that_are_no_names(key: object) -> None:
+    with pytest.raises(SampleFault, match="no plain name"):
+        opened(joined(sample(1)), key)
+
+
+def test_bytes_that_are_not_the_index_s() -> None:
+    with pytest.raises(SampleFault, match="bytes"):
+        open_sample("K", joined(sample(1)), "0" * 64)
+
+
+def test_strange_fields_do_not_reach_the_ledger() -> None:
+    members = sample(1, url=["a"], licence={"x": 1}, sha256=5, uid=None, domain="d" * 10_000)
+    told = known(open_sample("K", raw := joined(members), hashlib.sha256(raw).hexdigest()))
+    assert told["url"] is None and told["licence"] is None and told["sha256"] is None and len(told["domain"]) == 4000
+    assert len(told["uid"]) == 32 and json.dumps(told)
+    assert MAX_PIXELS < 10_000 * 10_000

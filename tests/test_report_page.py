@@ -1,0 +1,176 @@
+"""The report: complete, self-contained, escaped, honest about gaps, and without a complaint from a browser."""
+
+import json
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy
+import pytest
+from conftest import shown_in_browser
+from PIL import Image
+
+from leam_mm import errors
+from leam_mm.errors import UserError
+from leam_mm.evaluators.evaluator import Metric
+from leam_mm.evaluators.language_summary import language_metrics
+from leam_mm.evaluators.results import append_results
+from leam_mm.report.report_page import main, write_report
+
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
+VOID = {"meta", "link", "img", "br", "rect", "path", "polyline", "circle"}
+
+
+class Balance(HTMLParser):
+    """Checks that elements close in order, and collects attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    evaluation = tmp_path / "run" / "evaluation"
+    (evaluation / "prompts").mkdir(parents=True)
+    codes = ["de", "en", "mt"]
+    hits = (numpy.random.default_rng(0).random((50, 3)) < [0.9, 0.95, 0.5]).astype(float)
+    slices = {code: {"confusions": [{"true": HOSTILE, "predicted": "b", "count": 3}]} for code in codes}
+    metrics = []
+    for top in (1, 5):
+        metrics += language_metrics(f"zero_shot/top{top}", hits, codes, "chance 25.00%", slices=slices, repeats=20)
+    for way in ("image_to_text", "text_to_image"):
+        for top in (1, 5, 10):
+            metrics += language_metrics(f"retrieval/{way}/r{top}", hits, codes, "among 50", repeats=20)
+    for kind, value in (("generated", 31.25), ("real", 9.5)):
+        metrics.append(Metric(f"generation/frechet_distance/{kind}", value, 8, 40, "distance", 50, note="indicative"))
+    metrics.append(Metric("compositional/pair", 0.5, 0.4, 0.6, "fraction", 9, {"language=de": {"value": 0.25}}))
+    metrics.append(Metric("compositional/count", None, None, None, "fraction", 0, note=HOSTILE))
+    metrics.append(Metric("toxicity/share", 0.125, None, None, "fraction", 8))
+    evidence = {"path": "clip/last.ckpt", "sha256": "ab" * 32, "samples_seen": 1000}
+    append_results(evaluation, metrics, {"checkpoints": {"clip": evidence}, "versions": {"torch": "2"}})
+    Image.new("RGB", (8, 8), "red").save(evaluation / "prompts" / "000.png")
+    Image.new("RGB", (80, 80), "blue").save(evaluation / "generated.png")
+    entry = {"row": 0, "language": "mt", "text": f"ċirku {HOSTILE}", "image": "../../../etc/000.png"}
+    (evaluation / "prompts.json").write_text(json.dumps({"languages": ["mt", "en"], "pictures": [entry]}))
+    (tmp_path / "run" / "clip").mkdir()
+    (tmp_path / "run" / "clip" / "metrics.csv").write_text(
+        "step,train/loss,samples_seen,val/loss\n1,3.5,,\n1,,64,\n2,2.5,,\n2,,128,\n2,,,2.75\n3,nan,,\n"
+    )
+    (tmp_path / "run" / "codec").mkdir()
+    (tmp_path / "run" / "codec" / "metrics.csv").write_text("step,val/l1\n1,0.5\n2,0.25\n")
+    (tmp_path / "run" / "stages").mkdir()
+    for number, joules in enumerate([3600.0, None]):
+        energy = {"joules": joules, "source": "RAPL" if joules else "not measured"}
+        stage = {"name": f"stage_{number}", "command": ["python", HOSTILE], "seconds": 100, "energy": energy}
+        (tmp_path / "run" / "stages" / f"{number}.json").write_text(json.dumps(stage))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def page(run: Path) -> str:
+    write_report(run, run / "report.html", f"Run {HOSTILE}")
+    return (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_part_is_there(page: str) -> None:
+    for text in ("31.2", "9.5", "Maltese", "Encoder", "RAPL", "indicative", "ab" * 32, "R@10", "12.5 %"):
+        assert text in page, text
+    assert "1 Wh" in page and "only 1 of 2 stages" in page
+    assert page.count("not measured") >= 2
+    for name in ("pictures", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
+        assert f'<section id="{name}">' in page and f'href="#{name}"' in page
+    assert 'figcaption lang="mt"' in page
+    assert "Latent codec: mean absolute error of pictures never seen" in page
+    assert "language=de" in page
+
+
+def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert "script" not in {tag for tag, _ in parser.seen}
+    for tag, attributes in parser.seen:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("data:", "#")), attributes
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\(|@import|https?:", page)
+
+
+def test_loss_is_placed_by_samples_seen(page: str) -> None:
+    assert "samples seen" in page
+    curves = [points.split() for points in re.findall(r'points="([^"]+)"', page)]
+    assert [len(points) for points in curves] == [2, 1, 2]  # training, validation, codec
+    # Steps 1 and 2 of 64 samples: at half and at the end of the frame.
+    first, second = (float(point.split(",")[0]) for point in curves[0])
+    assert first == pytest.approx((46 + second) / 2, abs=0.2)
+    assert float(curves[1][0].split(",")[0]) == second
+
+
+def test_path_from_inside_a_file_is_not_followed(page: str, run: Path) -> None:
+    # The entry points outside; only its file name is used, and that lies in prompts/.
+    assert page.count("data:image/png;base64,") == 2
+
+
+def test_evaluation_folder_alone_is_enough(run: Path) -> None:
+    write_report(run / "evaluation", run / "evaluation" / "report.html", "Evaluation")
+    page = (run / "evaluation" / "report.html").read_text()
+    assert "Maltese" in page and '<section id="training">' not in page
+
+
+def test_errors_are_one_line(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing to report"):
+        write_report(tmp_path / "empty", tmp_path / "empty" / "r.html", "x")
+    assert not list((tmp_path / "empty").iterdir())
+    (run / "evaluation" / "prompts.json").write_text("{")
+    with pytest.raises(UserError, match=r"prompts\.json"):
+        write_report(run, run / "r.html", "x")
+    (run / "evaluation" / "prompts.json").unlink()
+    (run / "evaluation" / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"broken\.png"):
+        write_report(run, run / "r.html", "x")
+    (run / "stages" / "0.json").write_text("{")
+    with pytest.raises(UserError, match=r"0\.json"):
+        write_report(run, run / "r.html", "x")
+
+
+def test_summary_gives_the_stages_where_there_is_no_folder(run: Path) -> None:
+    shutil.rmtree(run / "stages")
+    (run / "summary.json").write_text('{"stages": [{"name": "alone", "seconds": 7300, "energy": null}, 3]}')
+    write_report(run, run / "report.html", "x")
+    page = (run / "report.html").read_text()
+    assert "alone" in page and "2.0 h" in page and "not measured" in page
+
+
+def test_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", "--run", str(run)])
+    errors.run(main)
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    assert "<h1>Run run</h1>" in (run / "report.html").read_text()
+    monkeypatch.setattr(sys, "argv", ["report", "--run", str(run / "no")])
+    with pytest.raises(SystemExit) as caught:
+        errors.run(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --run")
+
+
+def test_browser_has_no_complaint(page: str, run: Path, tmp_path: Path) -> None:
+    shown = shown_in_browser(run / "report.html", tmp_path / "profile")
+    assert '<section id="cost">' in shown
+    assert "<script" not in shown
