@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_tools.latents.latent_encoder import Sample
-from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
@@ -34,6 +34,7 @@ from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256
 
 SETTINGS, IMAGE, TEXT = "embedding.json", "teacher_image.npy", "teacher_text.npy"
 

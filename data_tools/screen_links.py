@@ -48,15 +48,17 @@ from data_tools.links.link_duplicates import LINKS as HASHES
 from data_tools.links.link_duplicates import LinkDuplicates, hash_numbers
 from data_tools.links.link_rules import LinkRules, ScreenSetting
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.link_table import LinkRefused, check_link, file_digest, link_batches
+from data_tools.links.link_table import link_batches
 from data_tools.links.personal_data import KINDS
 from data_tools.links.robots_screen import LINKS, OriginScreen, verdict_tables
 from data_tools.links.row_filters import CHUNK, chunk_cost, judge_rows, read_chunk
 from data_tools.links.screened_folder import RANGE, Counts, counted, write_decisions
 from data_tools.network.image_fetch import FetchSetting
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.robots_rules import OriginRules
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256
 
 log = logging.getLogger(__name__)
 ASKED = 200_000  # links in a bucket of origins, on average
@@ -321,8 +323,8 @@ def main(args: list[str] | None = None) -> None:
     work = output.with_name(output.name + ".work")
     asked = ("agent_name", "agent_contact", "skip_origins", "delay")
     identity = setting.identity() | {name: getattr(settings, name) for name in asked}
-    identity |= {f"table {number}": file_digest(path) for number, path in enumerate(settings.table)}
-    identity |= {f"registry {number}": file_digest(path) for number, path in enumerate(settings.registry)}
+    identity |= {f"table {number}": file_sha256(path) for number, path in enumerate(settings.table)}
+    identity |= {f"registry {number}": file_sha256(path) for number, path in enumerate(settings.registry)}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with working(work, identity, CHUNK, (0, 1)), Progress(*columns, console=console) as bar:

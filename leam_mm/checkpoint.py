@@ -1,6 +1,5 @@
 """Checkpoints that rebuild themselves: the resolved config is inside, and weights_only loading suffices."""
 
-import hashlib
 import os
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
 # While a module is rebuilt: the evidence of its checkpoint. Its weights come from there too, and files that training
@@ -111,15 +111,6 @@ def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> 
             f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
             f"({str(now)[:12]}): name the old ones, or start a new run folder"
         )
-
-
-def file_sha256(path: Path) -> str:
-    """Digest of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def build_module(section: dict[str, Any]) -> LightningModule:

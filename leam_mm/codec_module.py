@@ -15,11 +15,12 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, refuse_other_weights
+from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, refuse_other_weights
 from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, PretrainedCodec
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.losses.reconstruction import (
     L1Loss,
     PatchDiscriminator,

@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from leam_mm.captions.frozen_parts import STATISTICS
-from leam_mm.checkpoint import EVIDENCE, checkpoint_config, file_sha256, find_checkpoint, load_module, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, checkpoint_config, find_checkpoint, load_module, read_checkpoint
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256
 from leam_mm.pipeline import write_json
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from leam_mm.captions.caption_encoders import (
 )
 from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.checkpoint import file_sha256
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.release.diffusers_folder import build_pipeline
 
 TEXTS = ["a red square", "", "Quadrat, grün", "a blue square on a yellow square"]

@@ -13,7 +13,6 @@ from leam_mm.checkpoint import (
     AtomicCheckpointIO,
     build_module,
     checkpoint_config,
-    file_sha256,
     find_checkpoint,
     load_module,
     read_checkpoint,
@@ -21,6 +20,7 @@ from leam_mm.checkpoint import (
 from leam_mm.codec_module import LatentCodecModule
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 
 @pytest.fixture(scope="module")

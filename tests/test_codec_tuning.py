@@ -10,9 +10,10 @@ from lightning.pytorch import Trainer
 from test_codec_module import Pictures, fit, module, weights
 from torch.utils.data import DataLoader
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256
+from leam_mm.checkpoint import EVIDENCE
 from leam_mm.codec_module import LatentCodecModule, signed
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 SIZES: dict[str, dict[str, Any]] = {
     "DCCodec": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},

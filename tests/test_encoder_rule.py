@@ -11,8 +11,8 @@ from test_encode_latents import save_checkpoint
 from data_tools.vetting.clip_score import ClipScore
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates
 from data_tools.vetting.vetting_rule import Sample
-from leam_mm.checkpoint import file_sha256
 from leam_mm.data.shard_index import read_samples
+from leam_mm.files import file_sha256
 
 
 def test_each_process_opens_the_encoder_for_itself(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:

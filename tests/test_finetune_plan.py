@@ -11,8 +11,9 @@ from jsonargparse import ArgumentParser
 from test_configs import FOLDER, printed
 
 import evaluate
-from leam_mm.checkpoint import EVIDENCE, file_sha256
+from leam_mm.checkpoint import EVIDENCE
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.finetune_plan import latent_statistics, main
 
 STATISTICS = {"shift": 0.0, "scale": 2.0, "mean": [0.0] * 4, "std": [0.5] * 4, "count": 7}

@@ -7,7 +7,8 @@ import pytest
 from test_download_shards import Server, server
 from test_image_repair import encoded, picture
 
-from data_tools.download.image_request import Answer, ImageRequest, basis_of, patience, unpack
+from data_tools.download.image_request import Answer, ImageRequest, basis_of
+from data_tools.network.http_body import patience, unpack
 from data_tools.network.image_fetch import FetchSetting, TooManyBytesError
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal

@@ -18,7 +18,7 @@ from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import centre_square, statistics_of
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.checkpoint import file_sha256, load_module
+from leam_mm.checkpoint import load_module
 from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.contrastive_module import ContrastiveModule
@@ -28,6 +28,7 @@ from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 
 def codec_section(kind: str) -> dict[str, Any]:

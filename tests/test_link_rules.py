@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from data_tools.links.link_rules import LinkRules, ScreenSetting, page_signals
-from data_tools.links.link_table import LinkRefused
+from data_tools.network.link_address import LinkRefused
 from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
 

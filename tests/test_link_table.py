@@ -6,15 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.links.link_table import (
-    LinkRefused,
-    address_fault,
-    check_link,
-    folder_links,
-    link_batches,
-    read_links,
-    table_digest,
-)
+from data_tools.links.link_table import folder_links, link_batches, read_links, table_digest
+from data_tools.network.link_address import LinkRefused, address_fault, check_link
 from leam_mm.errors import UserError
 
 

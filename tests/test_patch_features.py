@@ -9,10 +9,10 @@ from conftest import clip_recipe
 from test_encode_latents import save_checkpoint
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from leam_mm.checkpoint import file_sha256
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.encoders.patch_features import PatchFeatures, _from_dual_encoder, open_patch_features
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 TEXT = TextTower(context_length=4, vocab_size=10, width=16, heads=2, layers=1)
 COLOURS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]}

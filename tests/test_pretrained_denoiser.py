@@ -14,13 +14,14 @@ from test_distributed import assert_same_training, codec_section, fit, generator
 from torch import Tensor, nn
 
 from leam_mm.callbacks.compilation import probe, trained_blocks
-from leam_mm.checkpoint import EVIDENCE, build_module, file_sha256, load_module
+from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.encoders.low_rank import LowRank, LowRankLinear
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 PATTERNS = ["*.attention.*", "*.*_proj"]
 SIZES = {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}

@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from test_hugging_face_text import text_model
 from test_open_clip_folder import run_without_us
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, load_module, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.captions import Tokenizer
 from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder, cached_file
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.release.open_clip_folder import write_open_clip_folder
 
 VISION: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}

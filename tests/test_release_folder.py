@@ -14,11 +14,12 @@ from test_model_card import RECORD, metric
 from test_open_clip_folder import run_without_us
 
 from leam_mm.captions.caption_encoders import encoder_file
-from leam_mm.checkpoint import build_module, file_sha256, load_module
+from leam_mm.checkpoint import build_module, load_module
 from leam_mm.codec_module import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
 from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
 

@@ -14,12 +14,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint
+from leam_mm.checkpoint import EVIDENCE, find_checkpoint
 from leam_mm.data.batch import collate_samples
 from leam_mm.denoisers.block_step import Tokens
 from leam_mm.denoisers.denoiser import UNetDenoiser
 from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.losses.representation_alignment import alignment, resample_features, spread_features
 from leam_mm.techniques.contrastive_flow import ContrastiveFlow
 from leam_mm.techniques.representation_alignment import RepresentationAlignment, feature_grid

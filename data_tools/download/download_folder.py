@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from data_tools.links.link_table import file_digest
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 SEAL = "download.json"
 # What decides how fast, where and how patiently is fetched, but not what may be.
@@ -26,7 +26,7 @@ FREE = (
 def fetch_identity(setting: FetchSetting, digest: str) -> dict[str, Any]:
     """All that decides which bytes may come, with the digests of the table and of opt-out registries."""
     known = {key: value for key, value in asdict(setting).items() if key not in FREE}
-    return known | {"table": digest, "registries": [file_digest(Path(path)) for path in setting.registries]}
+    return known | {"table": digest, "registries": [file_sha256(Path(path)) for path in setting.registries]}
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], where: Path, cure: str) -> None:

@@ -5,7 +5,6 @@ read, as the legal basis of the link demands. The evidence has two halves: what 
 into the sample's ``consent``; what belongs to the clock (seconds, entity tags) only into the ledger.
 """
 
-import email.utils
 import http.client
 import time
 import urllib.error
@@ -18,14 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from data_tools.links.link_table import LinkRefused, check_link
+from data_tools.network.http_body import PASSING, PATIENCE, REDIRECTS, patience, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
 
-REDIRECTS = (301, 302, 303, 307, 308)  # RFC 9110, section 15.4; 300 leaves the choice to a person
-PATIENCE = (429, 503)  # the server asks to be left alone for a while
-PASSING = (408, 425, 500, 502, 504)  # may be over at the next attempt
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
 LONGEST_HEADER = 1000  # characters kept of one header
@@ -215,45 +212,6 @@ class ImageRequest:
             answer.refuse(AGAIN, "empty", "the body is empty")
             return
         answer.content = content
-
-
-def unpack(content: bytes, max_bytes: int) -> bytes:
-    """Undo gzip or deflate (RFC 9110, section 8.4.1) to a limit.
-
-    Raises:
-        TooManyBytesError: It unpacks to more than ``max_bytes``.
-        ValueError: It is damaged or cut short.
-    """
-    # 47: zlib or gzip, whichever the header shows; some servers send deflate without any header, which is -15.
-    kinds = (47, -15) if content[:2] != b"\x1f\x8b" else (47,)
-    for kind in kinds:
-        unpacker = zlib.decompressobj(kind)
-        try:
-            plain = unpacker.decompress(content, max_bytes + 1)
-        except zlib.error:
-            continue
-        if len(plain) > max_bytes:
-            raise TooManyBytesError(f"too many bytes: unpacked over {max_bytes}")
-        if unpacker.eof:
-            return plain
-    raise ValueError("the packed body is damaged")
-
-
-def patience(text: str | None, now: float) -> float | None:
-    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3: a number, or a date), or None.
-
-    Args:
-        text: The header.
-        now: Seconds since 1970.
-    """
-    word = (text or "").strip()
-    if word.isascii() and word.isdigit():
-        return float(min(int(word[:9]), 10**8))
-    try:
-        moment = email.utils.parsedate_to_datetime(word)
-        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 def _kept(headers: list[tuple[str, str]], names: tuple[str, ...]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from leam_mm.captions.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
-from leam_mm.checkpoint import checkpoint_config, file_sha256, read_checkpoint
+from leam_mm.checkpoint import checkpoint_config, read_checkpoint
 from leam_mm.codec_module import codec_file, load_codec, signed
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
@@ -25,6 +25,7 @@ from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_mem
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.encoders.patch_features import PatchFeatures, open_patch_features
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 STATISTICS = "codec_statistics.json"
 TEXTS_AT_ONCE = 1024

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from publicsuffixlist import PublicSuffixList
 
-from data_tools.links.link_table import file_digest
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their length in hexadecimal
 _WORD = re.compile(r"\w+")
@@ -48,7 +48,7 @@ class DomainList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, file_digest(path)
+        self.name, self.sha256 = path.name, file_sha256(path)
         self.domains: set[str] = set()
         for number, line in _lines(path):
             domain = ascii_domain(line.split()[-1].removeprefix("*."))  # a hosts file has the address before it
@@ -80,7 +80,7 @@ class DigestList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, file_digest(path)
+        self.name, self.sha256 = path.name, file_sha256(path)
         found: dict[str, list[bytes]] = {}
         for number, line in _lines(path):
             if len(line) not in DIGESTS or re.search("[^0-9A-Fa-f]", line):
@@ -111,7 +111,7 @@ class PhraseList:
 
     def __init__(self, path: Path) -> None:
         """Read the list."""
-        self.name, self.sha256 = path.name, file_digest(path)
+        self.name, self.sha256 = path.name, file_sha256(path)
         self.phrases: dict[str, list[tuple[str, ...]]] = {}
         for number, line in _lines(path):
             words = tuple(text_words(line))

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 
 from data_tools.links.blocklists import DigestList
-from data_tools.links.link_table import LinkRefused, check_link, folder_links, link_batches
+from data_tools.links.link_table import folder_links, link_batches
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError

@@ -19,8 +19,9 @@ import pyarrow as pa
 from data_tools.links import language_vote
 from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseList, text_words
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.link_table import OPTIONAL, REQUIRED, LinkRefused, check_link
+from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.links.personal_data import PersonalDataRule
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.reservations import Signal, decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid

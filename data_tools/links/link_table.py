@@ -5,13 +5,12 @@ because names resolve and servers redirect; both places ask the same ``address_f
 """
 
 import hashlib
-import ipaddress
 import json
 from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.csv
@@ -26,17 +25,6 @@ OPTIONAL = (
 )
 MAX_LINE = 1 << 24  # characters of a jsonl line: one row never needs more
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
-
-
-class LinkRefused(Exception):
-    """A row that must not be fetched: the rule that says so, the value it looked at, and the reason in words."""
-
-    def __init__(self, rule: str, value: str, reason: str) -> None:
-        """Keep rule and value for the ledger."""
-        super().__init__(reason)
-        self.rule, self.value, self.reason = rule, value, reason
 
 
 def read_links(path: Path) -> pa.Table:
@@ -189,86 +177,6 @@ def folder_links(folder: Path) -> pa.Table:
             "caption": [captions[path].read_text("utf-8").strip() for path in images],
         }
     )
-
-
-def address_fault(address: str) -> str | None:
-    """Say why an IP address is not one of the public internet, or nothing when it is one."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
-        ip = inner or ip
-    if ip.is_loopback:
-        return f"{address} is a loopback address"
-    if ip.is_link_local:
-        return f"{address} is a link-local address"
-    if ip.is_multicast or not ip.is_global:
-        return f"{address} is a private address"
-    return None
-
-
-def check_link(url: str | None, base: Path, allow_file: bool, allow_private: list[str]) -> tuple[str, str, str]:
-    """Decide whether a link may be fetched.
-
-    Args:
-        url: The link as it stands in the table. ``file:name`` without slashes is relative to ``base``.
-        base: Folder of the table, from which relative files count.
-        allow_file: Whether files of this machine may be read.
-        allow_private: Hosts that are trusted although their addresses are not public.
-
-    Returns:
-        The address to fetch (ASCII), the address to publish (files inside ``base`` lose the path of this machine), and
-        the domain ("" for files).
-
-    Raises:
-        LinkRefused: With the rule, the value and the reason.
-    """
-    try:
-        parts = urlsplit((url or "").strip())
-        host, port = (parts.hostname or ""), parts.port
-    except ValueError as error:
-        raise LinkRefused("url", str(url), f"not a valid address: {error}") from None
-    if parts.scheme == "file":
-        if not allow_file:
-            raise LinkRefused("scheme", "file", "files are read only with --allow-file")
-        if host not in ("", "localhost"):
-            raise LinkRefused("host", host, "a file address with another machine's name")
-        path = (base / unquote(parts.path)).resolve()
-        inside = path.is_relative_to(base.resolve())
-        if not inside and not parts.path.startswith("/"):
-            raise LinkRefused("path", parts.path, "a relative file address that leads out of the table's folder")
-        public = quote(path.relative_to(base.resolve()).as_posix() if inside else path.name)
-        return path.as_uri(), "file:" + public, ""
-    if parts.scheme not in ("http", "https"):
-        raise LinkRefused("scheme", parts.scheme, "only http and https are fetched")
-    if not host:
-        raise LinkRefused("host", "", "the address names no host")
-    if parts.username or parts.password:
-        raise LinkRefused("host", host, "the address carries a user name or password")
-    try:
-        host = host.encode("idna").decode() if not host.isascii() else host
-    except UnicodeError as error:
-        raise LinkRefused("host", host, f"not a valid host name: {error}") from None
-    if host not in allow_private:
-        if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
-            raise LinkRefused("private_address", host, "a name of a private network; see --allow-private")
-        try:
-            fault = address_fault(host)
-        except ValueError:
-            fault = None  # a name: its addresses are checked when the connection is made
-        if fault:
-            raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
-    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    fetch = urlunsplit((parts.scheme, netloc, quote(parts.path, URL_SAFE), quote(parts.query, URL_SAFE), ""))
-    return fetch, (url or "").strip(), host
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give an existing file") from None
 
 
 def table_digest(table: pa.Table) -> str:

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.links.link_table import address_fault
+from data_tools.network.link_address import address_fault
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from data_tools.download.image_request import REDIRECTS, unpack
-from data_tools.links.link_table import LinkRefused, check_link
+from data_tools.network.http_body import REDIRECTS, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, build_opener
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservation_grammar import origin_of
 from data_tools.rights.reservations import (

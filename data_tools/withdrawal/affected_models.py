@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, read_checkpoint
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 RELEASE = "leam_mm_release.json"
 MOST_STEPS = 3_000_000  # of a mixture's or of buckets' order, which has no inverse and is walked

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from data_tools.links.blocklists import ascii_domain
-from data_tools.links.link_table import LinkRefused, check_link
+from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.vetting.perceptual_hash import hamming, hash_text, pdq, read_hash
 from leam_mm.errors import UserError
 

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.data.caption_states import pack_batch
 from leam_mm.encoders.hugging_face_text import folder_sha256
+from leam_mm.files import file_sha256
 
 AnyCaptions = CaptionEncoder | HuggingFaceCaptions
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_encoders import SeveralCaptionEncoders, caption_width, encoder_file, open_caption_encoder
-from leam_mm.checkpoint import file_sha256
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 STATISTICS = "codec_statistics.json"
 

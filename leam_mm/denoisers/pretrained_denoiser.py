@@ -23,10 +23,11 @@ import torch
 from diffusers import PRXTransformer2DModel
 from torch import nn
 
-from leam_mm.checkpoint import REBUILDING, file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import REBUILDING, find_checkpoint, load_module
 from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 log = logging.getLogger(__name__)
 KIND = "PRXTransformer2DModel"

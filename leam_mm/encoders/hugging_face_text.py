@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from leam_mm.checkpoint import file_sha256
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 
 @dataclass

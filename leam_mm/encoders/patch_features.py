@@ -16,10 +16,11 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import file_sha256, find_checkpoint, load_module
+from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_model
 from leam_mm.encoders.image_tokens import image_tokens
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 Read = Callable[[Tensor], Tensor]  # (B, 3, H, W) normalised -> (B, N, D)
 

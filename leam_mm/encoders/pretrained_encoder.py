@@ -23,11 +23,12 @@ from open_clip.model import CLIP, CLIPTextCfg, CustomTextCLIP
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from torch import nn
 
-from leam_mm.checkpoint import REBUILDING, file_sha256
+from leam_mm.checkpoint import REBUILDING
 from leam_mm.encoders.dual_encoder import DualEncoder, TextTower
 from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 log = logging.getLogger(__name__)
 CONFIG = "open_clip_config.json"

@@ -22,16 +22,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from leam_mm.callbacks.ema_snapshots import Snapshot, read_snapshots
-from leam_mm.checkpoint import (
-    EVIDENCE,
-    AtomicCheckpointIO,
-    checkpoint_config,
-    file_sha256,
-    load_module,
-    read_checkpoint,
-)
+from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, checkpoint_config, load_module, read_checkpoint
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256
 from leam_mm.optim.power_ema import combination, gamma_of
 
 FAR = 0.05  # distance of the profiles, over the norm of the wanted one, from which on there is a warning

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import yaml
 from torch import nn
 
-from leam_mm.checkpoint import EVIDENCE, file_sha256, find_checkpoint, load_module, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codec_module import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import ShardFolder, read_samples
@@ -28,6 +28,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
+from leam_mm.files import file_sha256
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, model_card

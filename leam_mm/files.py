@@ -1,0 +1,117 @@
+"""Atomic writes and digests: the only place that writes beside a file and renames.
+
+A kill at any moment leaves either the old content or the new one. Temporary names end in ``.tmp-PID``, so that a later
+run can recognise and remove what a killed one left behind (``remove_leftovers``).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from leam_mm.errors import UserError
+
+TEMPORARY = ".tmp-"  # between a name and the number of the process that writes it
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which this process writes ``path`` before it is complete."""
+    return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+
+
+@contextmanager
+def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Give a temporary path to write a file to; rename it to ``path`` at the end, or remove it after an error.
+
+    Args:
+        path: The final file. Its folder is created if missing.
+        durable: Flush to the disk before renaming, so that the content survives a power failure, too.
+    """
+    temporary = temporary_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty temporary folder to fill; rename it to ``folder`` at the end, or remove it after an error.
+
+    An existing ``folder`` is replaced.
+    """
+    temporary = temporary_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(finished: Path, folder: Path) -> None:
+    """Rename a finished folder to ``folder``; an existing one is moved aside first and removed afterwards."""
+    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(finished, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1, **options: Any) -> None:
+    """Write a JSON file atomically, with a newline at its end; ``options`` are those of ``json.dumps``."""
+    write_text(path, json.dumps(content, indent=indent, **({"ensure_ascii": False} | options)) + "\n")
+
+
+def remove_leftovers(folder: Path, pattern: str = "*") -> None:
+    """Remove temporary files and folders that killed runs left; no other process may write in ``folder`` meanwhile."""
+    for left in folder.glob(f"{pattern}{TEMPORARY}*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path | str) -> str:
+    """Return the SHA-256 of a file's content as hex digits.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): give an existing, readable file") from None
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """Return one SHA-256 over the names and contents of several files, in the given order."""
+    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def bytes_sha256(content: bytes) -> str:
+    """Return the SHA-256 of bytes as hex digits."""
+    return hashlib.sha256(content).hexdigest()
