@@ -46,7 +46,7 @@ def page(statistics: dict[str, Any], pictures: list[dict[str, Any]], title: str)
     body = "".join(
         f'<section id="{name}"><h2>{escape(heading)}</h2>{text}</section>' for name, heading, text in sections
     )
-    style = files("leam_mm.evaluators").joinpath("report.css").read_text(encoding="utf-8") + STYLE
+    style = files("leam_mm.report").joinpath("report.css").read_text(encoding="utf-8") + STYLE
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'

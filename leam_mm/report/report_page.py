@@ -64,7 +64,7 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     body = "".join(
         f'<section id="{name}"><h2>{escape(heading)}</h2>{text}</section>' for name, heading, text in sections
     )
-    style = files("leam_mm.evaluators").joinpath("report.css").read_text(encoding="utf-8")
+    style = files("leam_mm.report").joinpath("report.css").read_text(encoding="utf-8")
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
