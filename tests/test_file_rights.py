@@ -12,8 +12,9 @@ from PIL import Image
 
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.image_repair_pool import repaired_rows
-from data_tools.rights.file_rights import FileRights, rights_in_file
+from data_tools.rights.file_rights import rights_in_file
 from data_tools.samples.image_repair import ImageRule
+from data_tools.vetting.file_rights_rule import FileRights
 from data_tools.vetting.vetting_rule import Sample
 from tests.signed_picture import sign, training_mining
 
