@@ -1,0 +1,115 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from data_tools.work.command_line import NonNegativeFloat, PositiveInt, Share, parse_commands, parse_settings
+from leam_mm.errors import UserError
+
+
+@dataclass
+class Settings:
+    """Settings of a toy program.
+
+    Args:
+        folder: Input, at 100 % of its size.
+        size: Side in pixels.
+        languages: Codes to keep.
+    """
+
+    folder: Path
+    shards: list[Path] = field(default_factory=list)
+    size: PositiveInt = 32
+    max_errors: Share = 0.1
+    delay: NonNegativeFloat | None = None
+    format: Literal["png", "jpg"] = "png"
+    languages: list[str] = field(default_factory=lambda: ["en", "de"])
+    overwrite: bool = False
+    verify: int = field(default=0, metadata={"const": 64})
+    texts: list[str] = field(default_factory=list, metadata={"aliases": {"clip": "clip=", "text-encoder": "hf="}})
+
+
+def read(*words: str) -> Settings:
+    return parse_settings(Settings, __doc__, words, positional=("folder",))
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    assert read("here") == Settings(Path("here"))
+    assert read("here").shards is not read("here").shards
+
+
+def test_options_of_every_kind() -> None:
+    words = "here --shards a b --size 8 --shards c --max-errors 0.5 --delay 0 --format jpg --languages ga --overwrite"
+    expected = Settings(Path("here"), [Path("a"), Path("b"), Path("c")], 8, 0.5, 0.0, "jpg", ["ga"], True)
+    assert read(*words.split()) == expected
+    assert read(*words.replace("max-errors", "max_errors").split()) == expected
+
+
+def test_an_option_without_its_value_and_aliases_in_order() -> None:
+    assert (read("here", "--verify").verify, read("here", "--verify", "3").verify) == (64, 3)
+    assert read("here", "--clip", "a", "--text-encoder=b", "--clip", "c").texts == ["clip=a", "hf=b", "clip=c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["here", "--size", "0"], "size"),
+        (["here", "--size", "two"], "size"),
+        (["here", "--max-errors", "1.5"], "max-errors|max_errors"),
+        (["here", "--delay", "-1"], "delay"),
+        (["here", "--format", "gif"], "gif"),
+        (["here", "--sise", "2"], "sise"),
+        ([], "folder"),
+    ],
+)  # fmt: skip
+def test_faults_are_one_line_with_the_option(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        read(*words)
+    assert "\n" not in str(caught.value)
+
+
+def test_config_file_and_print_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("here", "--size", "9", "--overwrite", "--print_config")
+    printed = tmp_path / "settings.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert "max_errors: 0.1" in printed.read_text()
+    assert read("--config", str(printed)) == read("here", "--size", "9", "--overwrite")
+    assert read("--config", str(printed), "--size", "7").size == 7
+    printed.write_text("folder: here\nsise: 2\n")
+    with pytest.raises(UserError, match="sise"):
+        read("--config", str(printed))
+
+
+def test_help_has_the_texts_of_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Side in pixels." in text and "--max-errors" in text and "100 % of its size" in text
+
+
+@dataclass
+class Build:
+    """Build an index."""
+
+    shards: Path
+
+
+@dataclass
+class Ask:
+    """Ask an index."""
+
+    limit: PositiveInt = 3
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {"build": Build, "ask": Ask}
+    assert parse_commands(kinds, "Text.", ["build", "here"], {"build": ("shards",)}) == Build(Path("here"))
+    assert parse_commands(kinds, "Text.", ["ask", "--limit", "5"]) == Ask(5)
+    for wrong in ([], ["drop"]):
+        with pytest.raises(UserError, match="build, ask"):
+            parse_commands(kinds, "Text.", wrong)
+    with pytest.raises(SystemExit):
+        parse_commands(kinds, "Text.", ["--help"])
+    assert "build,ask" in capsys.readouterr().out
