@@ -184,7 +184,7 @@ def _help_texts(kind: type[Any]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for parent in reversed(kind.__mro__):
         for entry in parse(inspect.cleandoc(parent.__dict__.get("__doc__") or "")).params:
-            texts[entry.arg_name] = " ".join((entry.description or "").split()).replace("%", "%%")
+            texts[entry.arg_name] = " ".join((entry.description or "").split())
     return texts
 
 
