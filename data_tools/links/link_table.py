@@ -1,10 +1,5 @@
-"""Tables of image links: read them, check their columns, and decide which addresses may be asked for at all.
+"""Read tables of image links (parquet, csv, jsonl) and folders of captioned images, and check their columns."""
 
-A link may be refused before anything is fetched (its scheme, its host, an empty caption) and again when it is fetched,
-because names resolve and servers redirect; both places ask the same ``address_fault``.
-"""
-
-import hashlib
 import json
 from collections.abc import Collection, Iterator
 from itertools import islice
@@ -23,67 +18,48 @@ OPTIONAL = (
     *("captions", "licence", "legal_basis", "page_url", "attribution", "metadata", "consent", "language"),
     *("uid", "source"),
 )
-MAX_LINE = 1 << 24  # characters of a jsonl line: one row never needs more
+MAX_LINE = 1 << 24  # characters of a jsonl line
+BATCH = 10_000  # rows
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 def read_links(path: Path) -> pa.Table:
-    """Read a parquet, csv or jsonl table; all columns come back as strings, unknown columns are left out.
+    """Read a whole table of links; see ``link_batches`` for the columns.
 
     Raises:
-        UserError: The file is missing, unreadable, empty, or lacks ``url`` or ``caption``.
+        UserError: The file is missing, unreadable or empty, or lacks ``url`` or ``caption``.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is no file: give --table a parquet, csv or jsonl file of links")
-    try:
-        if path.suffix == ".parquet":
-            table = pq.read_table(path)
-        elif path.suffix == ".csv":
-            names = dict.fromkeys((*REQUIRED, *OPTIONAL), pa.string())
-            parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-            options = pyarrow.csv.ConvertOptions(column_types=names)
-            table = pyarrow.csv.read_csv(path, parse_options=parse, convert_options=options)
-        elif path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise ValueError("a line is not a JSON object")
-            present = [name for name in (*REQUIRED, *OPTIONAL) if any(name in row for row in rows)]
-            table = pa.table({name: [_text(row.get(name)) for row in rows] for name in present})
-        else:
-            raise UserError(f"{path}: the ending {path.suffix!r} is not known; use .parquet, .csv or .jsonl")
-    except (pa.ArrowException, OSError, ValueError) as error:
-        message = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again") from None
-    for name in REQUIRED:
-        if name not in table.column_names:
-            found = ", ".join(table.column_names[:12])
-            raise UserError(f"{path} has no column {name!r} (found: {found}); rename or add that column")
-    if not table.num_rows:
+    batches = list(link_batches(path, BATCH))
+    if not batches:
         raise UserError(f"{path} holds no row; give a table with at least one link")
-    table = table.select([name for name in (*REQUIRED, *OPTIONAL) if name in table.column_names])
-    try:
-        return table.cast(pa.schema([(name, pa.string()) for name in table.column_names]))
-    except pa.ArrowException as error:
-        raise UserError(
-            f"{path}: a column is not text ({error}); store url, captions and metadata as strings"
-        ) from None
+    table = pa.concat_tables(batches)
+    if path.suffix == ".jsonl":  # its batches have every column, also those that no line names
+        table = table.select([name for name in table.column_names if table[name].null_count < len(table)])
+    return table
 
 
 def link_batches(path: Path, rows: int) -> Iterator[pa.Table]:
-    """Read a table of any length ``rows`` at a time, in constant memory; all columns come back as strings.
+    """Read a table of any length in batches, in constant memory.
 
-    Only the last batch is shorter. Columns are those of ``REQUIRED`` and ``OPTIONAL`` that the file has; a jsonl file
-    gives all of them, for its later lines are not known.
+    Args:
+        path: A parquet, csv or jsonl file.
+        rows: Rows of each batch; only the last one is shorter.
+
+    Yields:
+        Tables of strings with those columns of ``REQUIRED`` and ``OPTIONAL`` that the file has. A jsonl file gives all
+        of them, because its later lines may name more columns than the first.
 
     Raises:
-        UserError: The file is missing, unreadable, or lacks ``url`` or ``caption``; nothing is raised for an empty one.
+        UserError: The file is missing or unreadable, or lacks ``url`` or ``caption``. An empty file is no error.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file: give a parquet, csv or jsonl file of links")
+        raise UserError(f"{path} is not a file: give a parquet, csv or jsonl file of links")
+    if path.suffix not in READERS:
+        raise UserError(f"{path}: the ending {path.suffix!r} is not supported; use .parquet, .csv or .jsonl")
     waiting: list[pa.Table] = []
     held = 0
     try:
-        for part in _parts(path, rows):
+        for part in READERS[path.suffix](path, rows):
             part = part.cast(pa.schema([(name, pa.string()) for name in part.column_names]))
             while held + part.num_rows >= rows:
                 yield pa.concat_tables([*waiting, part.slice(0, rows - held)]).combine_chunks()
@@ -92,51 +68,58 @@ def link_batches(path: Path, rows: int) -> Iterator[pa.Table]:
             held += part.num_rows
     except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
         message = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again") from None
+        raise UserError(
+            f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again, with all columns as strings"
+        ) from None
     if held:
         yield pa.concat_tables(waiting).combine_chunks()
 
 
-def _parts(path: Path, rows: int) -> Iterator[pa.Table]:
-    if path.suffix == ".parquet":
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            names = _present(path, file.schema_arrow.names)
-            for batch in file.iter_batches(rows, columns=names, use_threads=False):
-                yield pa.Table.from_batches([batch]).select(names)
-    elif path.suffix == ".csv":
-        parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
-            names = _present(path, reader.schema.names)
-        options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=names)
-        with pyarrow.csv.open_csv(path, parse_options=parse, convert_options=options) as reader:
-            for batch in reader:
-                yield pa.Table.from_batches([batch])
-    elif path.suffix == ".jsonl":
-        with path.open(encoding="utf-8") as lines:
-            found_rows = _json_rows(lines)
-            while found := list(islice(found_rows, rows)):
-                _present(path, found[0])
-                yield pa.table({name: [_text(row.get(name)) for row in found] for name in (*REQUIRED, *OPTIONAL)})
-    else:
-        raise UserError(f"{path}: the ending {path.suffix!r} is not known; use .parquet, .csv or .jsonl")
+def _parquet_parts(path: Path, rows: int) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        names = _columns(path, file.schema_arrow.names)
+        for batch in file.iter_batches(rows, columns=names, use_threads=False):
+            yield pa.Table.from_batches([batch]).select(names)
 
 
-def _json_rows(lines: TextIO) -> Iterator[dict[str, Any]]:
+def _csv_parts(path: Path, rows: int) -> Iterator[pa.Table]:
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    with pyarrow.csv.open_csv(path, parse_options=parse) as reader:
+        names = _columns(path, reader.schema.names)
+    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), include_columns=names)
+    with pyarrow.csv.open_csv(path, parse_options=parse, convert_options=options) as reader:
+        for batch in reader:
+            yield pa.Table.from_batches([batch])
+
+
+def _jsonl_parts(path: Path, rows: int) -> Iterator[pa.Table]:
+    with path.open(encoding="utf-8") as lines:
+        objects = _json_objects(lines)
+        while found := list(islice(objects, rows)):
+            _columns(path, {name: None for row in found for name in row})
+            yield pa.table({name: [_text(row.get(name)) for row in found] for name in (*REQUIRED, *OPTIONAL)})
+
+
+READERS = {".parquet": _parquet_parts, ".csv": _csv_parts, ".jsonl": _jsonl_parts}
+
+
+def _json_objects(lines: TextIO) -> Iterator[dict[str, Any]]:
     while line := lines.readline(MAX_LINE):
         if len(line) == MAX_LINE:
             raise ValueError(f"a line is longer than {MAX_LINE} characters")
-        row = json.loads(line) if line.strip() else {}
-        if not isinstance(row, dict):
-            raise ValueError("a line is not a JSON object")
         if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a line is not a JSON object")
             yield row
 
 
-def _present(path: Path, found: Collection[str]) -> list[str]:
+def _columns(path: Path, found: Collection[str]) -> list[str]:
+    """Those of our columns that the file has."""
     for name in REQUIRED:
         if name not in found:
-            told = ", ".join(list(found)[:12])
-            raise UserError(f"{path} has no column {name!r} (found: {told}); rename or add that column")
+            names = ", ".join(list(found)[:12])
+            raise UserError(f"{path} has no column {name!r} (found: {names}); rename or add that column")
     return [name for name in (*REQUIRED, *OPTIONAL) if name in found]
 
 
@@ -177,14 +160,3 @@ def folder_links(folder: Path) -> pa.Table:
             "caption": [captions[path].read_text("utf-8").strip() for path in images],
         }
     )
-
-
-def table_digest(table: pa.Table) -> str:
-    """SHA-256 over all values of a table of strings, independent of the file format it came from."""
-    digest = hashlib.sha256()
-    for name in sorted(table.column_names):
-        digest.update(name.encode() + b"\0")
-        for value in table[name].to_pylist():
-            raw = b"" if value is None else value.encode("utf-8", "surrogatepass")
-            digest.update(b"-" if value is None else len(raw).to_bytes(8, "big") + raw)
-    return digest.hexdigest()
