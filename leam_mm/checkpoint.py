@@ -1,9 +1,10 @@
 """Checkpoints that rebuild themselves: the resolved config is inside, and weights_only loading suffices."""
 
-import os
+import glob
+import inspect
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import yaml
@@ -14,40 +15,43 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
+from leam_mm.files import atomic_write, file_sha256, remove_leftovers
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
-# While a module is rebuilt: the evidence of its checkpoint. Its weights come from there too, and files that training
-# started from are not needed.
+# Which module has a part that others load; a subclass or another module with a part of that name serves as well.
+PARTS = {
+    "ema_encoder": "ContrastiveModule",
+    "ema_codec": "LatentCodecModule",
+    "ema_denoiser": "LatentDiffusionModule",
+}
+# The evidence of a checkpoint while its module is rebuilt. The weights come from the checkpoint, so the files that the
+# run started from are not needed.
 REBUILDING: ContextVar[dict[str, Any] | None] = ContextVar("REBUILDING", default=None)
 Module = TypeVar("Module", bound=LightningModule)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it, so that a kill leaves the old one whole."""
+    """Checkpoint writer that leaves either the old file or the new one, whenever the run is killed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to ``path.tmp``, flush to the disk, rename."""
+        """Write to a temporary file, flush it to the disk, rename it; remove what a killed run left behind."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(target.name + ".tmp")
-        with open(temporary, "wb") as file:
+        remove_leftovers(target.parent, glob.escape(target.name))
+        # torch.save names the archive inside after a path it is given: a file object keeps the bytes independent of it.
+        with atomic_write(target, durable=True) as temporary, open(temporary, "wb") as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be a stranger's."""
+        """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be hostile."""
         return read_checkpoint(path)
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """One file per run, ``checkpoints/last.ckpt``, replaced every few steps and written once more at the end.
+    """One file per run, ``checkpoints/last.ckpt``, replaced at an interval and at the end of training.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
-        dirpath: Folder; None takes ``checkpoints`` in the run folder.
+        dirpath: Folder of the file; None means ``checkpoints`` in the run folder.
     """
 
     def __init__(self, every_n_train_steps: int = 1000, dirpath: str | None = None) -> None:
@@ -62,7 +66,7 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the last steps too, when their number is no multiple of the interval."""
+        """Save the last steps too, if their number is no multiple of the interval."""
         super().on_train_end(trainer, pl_module)
         if self._last_global_step_saved != trainer.global_step:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
@@ -70,7 +74,7 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """A checkpoint file from its own path or from a run folder that holds ``checkpoints/last.ckpt``."""
+    """Return the checkpoint file of a path: the file itself, or ``checkpoints/last.ckpt`` of a run folder."""
     path = Path(path)
     for candidate in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
         if candidate.is_file():
@@ -79,7 +83,11 @@ def find_checkpoint(path: Path | str) -> Path:
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Load a checkpoint without unpickling code; damage and foreign files are one-line errors."""
+    """Load a checkpoint without unpickling code.
+
+    Raises:
+        UserError: The file is damaged, or was not written by train.py.
+    """
     file = find_checkpoint(path)
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -94,22 +102,22 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The resolved config that the checkpoint was trained with."""
+    """Return the resolved config of the run that wrote a checkpoint."""
     return yaml.safe_load(checkpoint[EVIDENCE]["config"])
 
 
 def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint that did not start from these trained weights.
+    """Refuse to resume from a checkpoint whose run started from other pretrained weights.
 
     Args:
-        checkpoint: Its evidence names what it started from under ``pretrained``, where it did from something.
-        origin: What is named now, with its sha256; empty where nothing is.
+        checkpoint: Its evidence names the weights that the run started from under ``pretrained``, if there were any.
+        origin: The weights configured now, with their sha256; empty if none are.
     """
-    before, now = (where.get("sha256") for where in (checkpoint.get(EVIDENCE, {}).get("pretrained", {}), origin))
+    before, now = (weights.get("sha256") for weights in (checkpoint.get(EVIDENCE, {}).get("pretrained", {}), origin))
     if before != now:
         raise UserError(
-            f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are named now "
-            f"({str(now)[:12]}): name the old ones, or start a new run folder"
+            f"the checkpoint was trained from other weights (sha256 {str(before)[:12]}) than are configured now "
+            f"({str(now)[:12]}): configure the old ones, or start a new run folder"
         )
 
 
@@ -120,33 +128,42 @@ def build_module(section: dict[str, Any]) -> LightningModule:
     return parser.instantiate_classes(parser.parse_object({"model": section})).model
 
 
-def load_module(path: Path | str, expected: type[Module] = LightningModule) -> Module:  # type: ignore[assignment]
+@overload
+def load_module(path: Path | str, expected: type[Module]) -> Module: ...
+@overload
+def load_module(path: Path | str, expected: str | None = None) -> LightningModule: ...
+def load_module(path: Path | str, expected: type[LightningModule] | str | None = None) -> LightningModule:
     """Rebuild a trained module from its checkpoint alone.
 
     Args:
         path: A .ckpt file or a run folder.
-        expected: The class it must be.
+        expected: Class that the module must be an instance of, or name of a method or attribute that it must have; a
+            name spares low layers the import of the class. None accepts any module.
 
     Returns:
         The module in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, samples_seen, data).
 
     Raises:
-        UserError: Damaged file, other model, or weights that do not fit the config inside.
+        UserError: The file is damaged, holds another kind of module, or its weights do not fit its config.
     """
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file)
     rebuilding = REBUILDING.set(checkpoint[EVIDENCE])
     try:
         module = build_module(checkpoint_config(checkpoint)["model"])
-    except Exception as error:  # jsonargparse and the constructors raise many kinds; the person needs the reason
+    except Exception as error:  # jsonargparse and the constructors raise many kinds of exceptions
         reason = innermost(str(error))
         raise UserError(f"{file}: the model of its config cannot be rebuilt here ({reason})") from None
     finally:
         REBUILDING.reset(rebuilding)
-    if not isinstance(module, expected):
+    if isinstance(expected, type):
+        fits, needed = isinstance(module, expected), expected.__name__
+    else:
+        fits = expected is None or hasattr(module, expected)
+        needed = PARTS.get(expected or "", f"module with {expected}")
+    if not fits:
         raise UserError(
-            f"{file} holds a {type(module).__name__}, but a {expected.__name__} is needed here: "
-            "give the checkpoint of that training"
+            f"{file} holds a {type(module).__name__}, but a {needed} is needed here: give the checkpoint of such a run"
         )
     try:
         module.load_state_dict(checkpoint["state_dict"])
@@ -160,3 +177,26 @@ def load_module(path: Path | str, expected: type[Module] = LightningModule) -> M
     }
     setattr(module, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
     return module.eval()
+
+
+def load_part(path: Path | str, name: str) -> Any:
+    """Load one part of a trained module, without importing the module's class.
+
+    Args:
+        path: A .ckpt file or a run folder.
+        name: Attribute of the recorded module, or method without arguments, which is called: ``"ema_encoder"``,
+            ``"ema_denoiser"``, ``"ema_codec"``.
+
+    Returns:
+        The part in eval mode on the CPU; a torch module carries the ``checkpoint_evidence`` of `load_module`.
+
+    Raises:
+        UserError: As `load_module`; or the checkpoint's module has no such part.
+    """
+    module = load_module(path, name)
+    part = getattr(module, name)
+    if inspect.ismethod(part):
+        part = part()
+    if isinstance(part, torch.nn.Module):
+        setattr(part, "checkpoint_evidence", module.checkpoint_evidence)  # noqa: B010
+    return part

@@ -25,8 +25,9 @@ from leam_mm.callbacks.preemption import Preemption
 from leam_mm.callbacks.throughput import Throughput
 from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
 from leam_mm.config_error import explain
-from leam_mm.data.batch import SamplePosition
+from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
+from leam_mm.files import write_text
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -35,21 +36,17 @@ class ConfigInCheckpoint(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep the resolved config beside the checkpoints' folder, replaced as a whole."""
         if stage == "fit":
-            target = Path(trainer.default_root_dir) / "config.yaml"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name("config.yaml.tmp")
-            temporary.write_text(self.parser.dump(self.config, skip_none=False, skip_link_targets=False))
-            os.replace(temporary, target)
+            text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the module and says what it was trained on."""
         plan = getattr(trainer.datamodule, "train_plan", None)  # type: ignore[attr-defined]
-        positions = [callback for callback in trainer.callbacks if isinstance(callback, SamplePosition)]  # type: ignore[attr-defined]
         checkpoint[EVIDENCE] = {
             "config": self.parser.dump(self.config, skip_none=False, skip_link_targets=False),
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": plan.roots() if plan is not None else {},
-            "samples_seen": positions[0].samples_seen if positions else None,
+            "samples_seen": samples_seen(trainer),
             "versions": {
                 "torch": str(torch.__version__),
                 "lightning": lightning.__version__,

@@ -15,6 +15,7 @@ from leam_mm.checkpoint import (
     checkpoint_config,
     find_checkpoint,
     load_module,
+    load_part,
     read_checkpoint,
 )
 from leam_mm.codec_module import LatentCodecModule
@@ -121,6 +122,24 @@ def test_foreign_file_is_refused(tmp_path: Path, content: object) -> None:
 def test_other_model_is_named(written: Path) -> None:
     with pytest.raises(UserError, match=r"holds a ContrastiveModule, but a LatentCodecModule is needed"):
         load_module(written, LatentCodecModule)
+
+
+def test_part_is_loaded_by_its_name(written: Path) -> None:
+    part, module = load_part(written, "ema_encoder"), load_module(written, ContrastiveModule)
+    assert type(part) is type(module.ema_encoder()) and not part.training
+    assert part.checkpoint_evidence == module.checkpoint_evidence
+    stored = module.ema_encoder().state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in part.state_dict().items())
+    assert load_part(written, "loss").__class__.__name__ == type(module.loss).__name__  # an attribute, not a method
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("ema_codec", "LatentCodecModule"), ("ema_denoiser", "LatentDiffusionModule"), ("gone", "module with gone")],
+)
+def test_missing_part_names_the_run_that_is_needed(written: Path, name: str, needed: str) -> None:
+    with pytest.raises(UserError, match=f"last.ckpt holds a ContrastiveModule, but a {needed} is needed here: give"):
+        load_part(written, name)
 
 
 def test_edited_weights_are_noticed(written: Path, tmp_path: Path) -> None:

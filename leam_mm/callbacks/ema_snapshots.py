@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from leam_mm.callbacks.throughput import sample_position
+from leam_mm.data.batch import samples_seen
 from leam_mm.errors import UserError
 from leam_mm.optim.power_ema import PowerEma
 
@@ -91,7 +91,7 @@ class EmaSnapshots(Callback):
         if trainer.global_step == self._step:
             return  # in the midst of accumulation
         self._step = trainer.global_step
-        seen = sample_position(trainer)
+        seen = samples_seen(trainer)
         if seen is None:
             raise UserError("EmaSnapshots needs the position in the data, which train.py keeps: start it with train.py")
         due = seen // self.every_n_samples > self._seen // self.every_n_samples

@@ -29,7 +29,8 @@ from leam_mm.callbacks.energy_counter import (
     NvmlCounter,
     RaplCounter,
 )
-from leam_mm.callbacks.throughput import batch_size, sample_position
+from leam_mm.callbacks.throughput import batch_size
+from leam_mm.data.batch import samples_seen
 
 log = logging.getLogger(__name__)
 JOULES_PER_KWH = 3.6e6
@@ -187,7 +188,7 @@ class EnergyRecord(pl.Callback):
         """Begin to count; what a checkpoint brought along stays as the base."""
         self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else ()).start()
         self._before, self._samples, self._logged = self.record, 0, trainer.global_step
-        self._began_at = sample_position(trainer)
+        self._began_at = samples_seen(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -232,7 +233,7 @@ class EnergyRecord(pl.Callback):
         record["node_seconds"] += node
         record["measured_node_seconds"] += measured
         record["cpu_seconds"] += cpu
-        position = sample_position(trainer)
+        position = samples_seen(trainer)
         # The position is ahead of our own count while a preempted run saves within the batch.
         known = position is not None and self._began_at is not None
         record["samples"] += (position or 0) - (self._began_at or 0) if known else self._samples

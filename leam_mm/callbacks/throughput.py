@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from leam_mm.data.batch import SamplePosition
+from leam_mm.data.batch import samples_seen
 
 
 def batch_size(batch: Any) -> int:
@@ -26,12 +26,6 @@ def batch_size(batch: Any) -> int:
         if isinstance(value, (torch.Tensor, list, tuple)):
             return len(value)
     raise ValueError(f"no tensor in a batch of type {type(batch).__name__}: cannot count its samples")
-
-
-def sample_position(trainer: pl.Trainer) -> int | None:
-    """Samples seen as the data's own position counts them; None where the trainer keeps none."""
-    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.samples_seen for callback in callbacks if isinstance(callback, SamplePosition)), None)
 
 
 class Throughput(pl.Callback):
@@ -93,7 +87,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Close the step when the optimizer has moved, and log."""
         now, size = self.clock(), batch_size(batch) * trainer.world_size
-        position = sample_position(trainer)
+        position = samples_seen(trainer)
         self.samples_seen = self.samples_seen + size if position is None else position
         self._samples += size
         self._ended = now

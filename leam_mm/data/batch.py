@@ -231,3 +231,9 @@ class SamplePosition(Callback):
         """The last look, and the sum."""
         self.broken.look(trainer, pl_module, self.samples_seen)
         self.broken.tell(self.samples_seen)
+
+
+def samples_seen(trainer: Trainer) -> int | None:
+    """Return the number of samples seen in training, over all ranks; None if the trainer has no SamplePosition."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback.samples_seen for callback in callbacks if isinstance(callback, SamplePosition)), None)

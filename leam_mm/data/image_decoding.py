@@ -9,10 +9,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
 from leam_mm.errors import UserError
 
-MAX_PIXELS = 89_478_485
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CROP_ATTEMPTS = 10
 Box = tuple[float, float, float, float]  # left, top, width, height
 
@@ -204,7 +203,7 @@ def resize_crop(pixels: np.ndarray, factor: int, box: Box, side: int) -> np.ndar
 
 def image_member(members: dict[str, bytes]) -> bytes:
     """The image among a sample's members."""
-    for extension in EXTENSIONS:
+    for extension in MEMBER_EXTENSIONS:
         if extension in members:
             return members[extension]
-    raise UserError(f"the sample has no image, only {sorted(members)}; expected one of {EXTENSIONS}")
+    raise UserError(f"the sample has no image, only {sorted(members)}; expected one of {MEMBER_EXTENSIONS}")

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from leam_mm.data.aspect_buckets import folder_name
-from leam_mm.data.batch import Decoding, FromPosition, PlannedBatches, SamplePosition, batch_loader
+from leam_mm.data.batch import Decoding, FromPosition, PlannedBatches, batch_loader, samples_seen
 from leam_mm.data.bucket_order import BucketAfterBucket, RunOrder
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_plan import SamplePlan, Source
@@ -139,8 +139,7 @@ class PlannedModule(LightningDataModule):
         rank, world = self._ranks()
         seen, total = 0, math.ceil(self.train_plan.samples / self.batch_size)
         if self.trainer is not None:
-            positions = [callback for callback in self.trainer.callbacks if isinstance(callback, SamplePosition)]  # type: ignore[attr-defined]
-            seen = positions[0].samples_seen if positions else 0
+            seen = samples_seen(self.trainer) or 0
             if self.trainer.max_steps > 0:
                 total = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         if seen % self.micro_batch_size:
