@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from leam_mm.codec_module import LatentCodecModule, signed
 from leam_mm.codecs.latent_codec import KLCodec
+from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.data.sample_order import sample_noise
-from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
+from leam_mm.losses.reconstruction import PatchDiscriminator
 
 
 class Noted(LatentCodecModule):

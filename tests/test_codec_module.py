@@ -16,8 +16,9 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
 from leam_mm.codec_module import LatentCodecModule, codec_file, load_codec, signed
 from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
+from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.errors import UserError
-from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
+from leam_mm.losses.reconstruction import PatchDiscriminator
 
 
 class Pictures(Dataset[dict[str, Any]]):
@@ -205,7 +206,7 @@ def train(run: Path, shards: Path, tokenizer: Path, samples: int, **settings: An
             },
             "discriminator": {"width": 4},
             "perceptual": {
-                "class_path": "leam_mm.losses.reconstruction.EfficientNetLoss",
+                "class_path": "leam_mm.codecs.perceptual_loss.EfficientNetLoss",
                 "init_args": {"stages": [0]},
             },
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},

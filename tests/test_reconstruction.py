@@ -3,10 +3,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import (
-    EfficientNetLoss,
     L1Loss,
     PatchDiscriminator,
     adaptive_weight,

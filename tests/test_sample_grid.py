@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from leam_mm.callbacks.sample_grid import SampleGrid, draw_grid, label_font, read_prompts, save_image, spread, wrap
+from leam_mm.callbacks.sample_grid import SampleGrid
 from leam_mm.errors import UserError
+from leam_mm.evaluators.image_grid import draw_grid, label_font, read_prompts, save_image, spread, wrap
 
 
 class Painter:
@@ -88,7 +89,7 @@ def test_a_grid_every_n_optimizer_steps_and_once(tmp_path: Path) -> None:
         callback.on_train_batch_end(trainer, painter, None, None, 0)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
     assert painter.asked == (["prompt 0", "prompt 2", "prompt 4"], 7, 5, 2.0)
-    with pytest.raises(UserError, match="draws nothing"):
+    with pytest.raises(UserError, match="generates no images"):
         callback.on_fit_start(trainer, SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="at least 1"):
         SampleGrid(["a"], every_n_steps=0)

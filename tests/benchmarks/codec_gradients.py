@@ -25,9 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import KLCodec
+from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.errors import UserError, run
-from leam_mm.losses.reconstruction import EfficientNetLoss, PatchDiscriminator
+from leam_mm.losses.reconstruction import PatchDiscriminator
 
 BATCH, SIZE, STEPS, RANKS, SEED = 8, 32, 4, 2, 5
 PERCEPTUAL, KL, ADVERSARIAL = 1.0, 0.1, 0.5
