@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_tools.download.download_folder import fetch_identity, finished_rows, working, write_seal
+from data_tools.download.download_folder import fetch_identity, finished_rows, write_seal
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
@@ -51,6 +51,7 @@ from data_tools.samples.image_repair import RESIZE_MODES, ImageRule
 from data_tools.samples.sample_record import sample_record
 from data_tools.withdrawal.shard_withdrawal import carry_evidence
 from data_tools.work.ledger import LEDGER, LedgerWriter, evidence_text
+from data_tools.work.work_folder import open_work_folder
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
 from leam_mm.errors import UserError, run
 
@@ -277,7 +278,8 @@ def main(args: list[str] | None = None) -> None:
         work = output.with_name(f"{output.name}.retry-{count}")
     part_size = min(1000, max(20, -(-count // (4 * settings.processes))))
     fetched_with = identity | {"blocked": blocked.sha256 if blocked else None}
-    with working(work, fetched_with, part_size, settings.slice) as size:
+    with open_work_folder(work, fetched_with, {"rows_per_part": part_size}, settings.slice) as chosen:
+        size = chosen["rows_per_part"]
         place = f"links.{settings.slice[0]}"
         setting = replace(
             wanted,

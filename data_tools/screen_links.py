@@ -41,7 +41,6 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from data_tools.download.download_folder import working
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from data_tools.links.host_shuffle import hashed
 from data_tools.links.link_duplicates import LINKS as HASHES
@@ -57,6 +56,7 @@ from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.robots_rules import OriginRules
+from data_tools.work.work_folder import open_work_folder
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256
 
@@ -327,7 +327,7 @@ def main(args: list[str] | None = None) -> None:
     identity |= {f"registry {number}": file_sha256(path) for number, path in enumerate(settings.registry)}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with working(work, identity, CHUNK, (0, 1)), Progress(*columns, console=console) as bar:
+    with open_work_folder(work, identity), Progress(*columns, console=console) as bar:
         summary = screen(settings, work, setting, bar)
     if not settings.keep_work:
         shutil.rmtree(work)

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.download import download_folder
-from data_tools.download.download_folder import FREE, fetch_identity, finished_rows, working, write_seal
+from data_tools.download.download_folder import FREE, fetch_identity, finished_rows, write_seal
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.errors import UserError
@@ -29,28 +28,6 @@ def test_the_fingerprint_covers_what_decides_which_bytes_come() -> None:
         assert fetch_identity(replace(SETTING, **change), "digest") != identity  # type: ignore[arg-type]
     assert fetch_identity(SETTING, "other") != identity
     assert set(asdict(SETTING)) - set(FREE) == set(identity) - {"table"}
-
-
-def test_a_folder_goes_on_with_the_same_settings_only(tmp_path: Path) -> None:
-    with working(tmp_path / "w", {"max_bytes": 5}, 20, (0, 1)) as size:
-        assert size == 20
-    with working(tmp_path / "w", {"max_bytes": 5}, 99, (0, 1)) as size:
-        assert size == 20  # as the first run has cut it
-    with (
-        pytest.raises(UserError, match=r"another max_bytes \(5, now 6\)"),
-        working(tmp_path / "w", {"max_bytes": 6}, 20, (0, 1)),
-    ):
-        pass
-
-
-def test_jobs_share_a_folder_and_the_last_has_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_folder.time, "sleep", lambda seconds: None)
-    with working(tmp_path / "w", {}, 20, (0, 3)), working(tmp_path / "w", {}, 20, (1, 3)):
-        for piece in ((0, 1), (1, 3)):
-            with pytest.raises(UserError, match="in use by another run"), working(tmp_path / "w", {}, 20, piece):
-                pass
-    with working(tmp_path / "w", {}, 20, (0, 1)):
-        pass
 
 
 def test_a_finished_folder_is_opened_by_its_seal(tmp_path: Path) -> None:

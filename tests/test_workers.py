@@ -1,0 +1,88 @@
+"""data_tools/work/workers.py: results in order, one process or several, and no worker outlives its parent."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_tools.work.workers import WorkerDied, WorkerPool, worker_number
+from leam_mm.errors import UserError
+
+
+def prepare(offset):
+    return [offset, os.getpid(), worker_number()]
+
+
+def add(state, job):
+    if job < 0:
+        raise UserError(f"{job} is negative")
+    time.sleep(0.02 if job == 0 else 0)
+    return state[0] + job, os.getpid(), worker_number()
+
+
+def die(state, job):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(state, job):
+    Path(job).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+@pytest.mark.parametrize(("processes", "isolated"), [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize("ahead", [None, 2])
+def test_results_come_in_the_order_of_the_jobs(processes, isolated, ahead):
+    before = set(multiprocessing.active_children())
+    with WorkerPool(processes, prepare, 10, isolated=isolated) as pool:
+        found = list(pool.run(add, range(6), ahead))
+        found += pool.run(add, iter([6, 7]), ahead)
+    assert [(job, result[0]) for job, result in found] == [(job, job + 10) for job in range(8)]
+    assert (os.getpid() in {result[1] for _, result in found}) == (processes == 1 and not isolated)
+    assert {result[2] for _, result in found} <= set(range(processes))
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_an_error_ends_the_workers_at_once(tmp_path):
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match="-1 is negative"), WorkerPool(2, prepare, 0) as pool:
+        list(pool.run(add, [1, -1]))
+        list(pool.run(hang, [tmp_path / "number"]))
+    assert WorkerPool(1, state=[5]).run(add, [2]).__next__()[1][0] == 7
+    end = time.monotonic() + 10
+    while set(multiprocessing.active_children()) - before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_a_worker_that_dies_is_reported():
+    with (
+        pytest.raises(WorkerDied, match=r"a worker process died .*: buy memory"),
+        WorkerPool(2, cure="buy memory") as pool,
+    ):
+        list(pool.run(die, [1, 2]))
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    program = (
+        "from tests.test_workers import *\n"
+        "if __name__ == '__main__':\n"
+        f"    with WorkerPool(2) as pool: list(pool.run(hang, [{str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}]))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    root = str(Path(__file__).parent.parent)
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=os.environ | {"PYTHONPATH": root})
+    end = time.monotonic() + 60
+    while not all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "ab"):
+        assert time.monotonic() < end and parent.poll() is None
+        time.sleep(0.1)
+    numbers = [int((tmp_path / name).read_text()) for name in "ab"]
+    parent.kill()
+    parent.wait()
+    while any(Path(f"/proc/{number}").exists() for number in numbers):
+        assert time.monotonic() < end
+        time.sleep(0.1)
