@@ -14,6 +14,8 @@ from rich.console import Console
 from test_encode_latents import array, save_checkpoint
 
 from data_tools import embed_shards as program
+from data_tools.latents.shard_embedding import StoredSample, Teacher
+from data_tools.work.command_line import parse_settings
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
@@ -27,7 +29,7 @@ from leam_mm.release.open_clip_folder import write_open_clip_folder
 def embed(shards: Path, teacher: Path, output: Path, *more: str) -> str:
     arguments = ["--shards", str(shards), "--teacher", str(teacher), "--output", str(output), "--batch-size", "7"]
     console = Console(file=io.StringIO(), width=200)
-    program.embed_shards(program.parse([*arguments, *more]), console)
+    program.embed_shards(parse_settings(program.EmbedSettings, None, [*arguments, *more]), console)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -122,21 +124,21 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
     with pytest.raises(UserError, match="another teacher"):
         embed(toy_shards, teachers[0], taught)
     with pytest.raises(UserError, match="--batch-size is 0"):
-        program.parse(["--shards", "a", "--teacher", "b", "--output", "c", "--batch-size", "0"])
+        program.main(["--shards", "a", "--teacher", "b", "--output", "c", "--batch-size", "0"])
 
 
 def test_an_interrupted_run_goes_on_and_writes_the_same_shards(
     toy_shards: Path, teachers: list[Path], taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = program.Teacher.images, []
+    plain, calls = Teacher.embed_images, []
 
-    def stopping(self: program.Teacher, samples: list[program.Sample]) -> np.ndarray:
+    def stopping(self: Teacher, samples: list[StoredSample]) -> np.ndarray:
         calls.append(len(samples))
         if len(calls) == 8:
             raise InterruptedError
         return plain(self, samples)
 
-    monkeypatch.setattr(program.Teacher, "images", stopping)
+    monkeypatch.setattr(Teacher, "embed_images", stopping)
     with pytest.raises(InterruptedError):
         embed(toy_shards, teachers[0], tmp_path / "out")
     monkeypatch.undo()

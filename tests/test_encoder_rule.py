@@ -24,7 +24,7 @@ def test_each_process_opens_the_encoder_for_itself(tmp_path: Path, toy_shards: P
         setting, image = rule.setting(), rule.embed_images([sample])
         assert setting["teacher"] == file_sha256(teacher) and str(tmp_path) not in str(setting)
         assert "_opened" not in setting and "_sha256" not in setting
-        assert rule.opened() is rule.opened()
+        assert rule.encoder() is rule.encoder()
         travelled = pickle.loads(pickle.dumps(rule))
         assert travelled._opened is None
         np.testing.assert_array_equal(travelled.embed_images([sample]), image)

@@ -1,6 +1,5 @@
-"""Vetting rules that look through an image-text encoder of ours or of open_clip, each process opening it for itself."""
+"""Base class of vetting rules that compare embeddings of an image-text encoder, ours or open_clip's."""
 
-import argparse
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,13 @@ from data_tools.vetting.vetting_rule import DatasetRule, Sample
 
 
 class EncoderRule(DatasetRule):
-    """A rule with an encoder, opened when it is first asked; its digest, not its place, is part of the settings.
+    """A rule with an encoder, which each process opens when it first needs it.
+
+    The digest of its weights, not its path, is part of the rule's settings.
 
     Args:
-        teacher: Run or checkpoint of a contrastive training, or open_clip's folder or NAME:TAG.
-        tokenizer: Of open_clip's models: a folder, or ``open_clip``; by default the teacher's.
+        teacher: Run or checkpoint of a contrastive model, or open_clip's folder or NAME:TAG.
+        tokenizer: For open_clip's models, a folder or ``open_clip``; by default the teacher's.
         device: cpu or cuda.
     """
 
@@ -23,49 +24,37 @@ class EncoderRule(DatasetRule):
         """See the class for the arguments."""
         self.teacher, self.tokenizer, self.device = teacher, tokenizer, device
         self._opened: Any = None
-        self._sha256 = ""
 
     def setting(self) -> dict[str, Any]:
-        """With the digest of the weights instead of their place."""
-        self.opened()
-        return super().setting() | {"teacher": self._sha256}
+        """Return the settings with the digest of the weights in place of their path."""
+        return super().setting() | {"teacher": self.encoder().sha256}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Each process opens the encoder for itself."""
+        """Leave the encoder out: each process opens its own."""
         return vars(self) | {"_opened": None}
 
-    def opened(self) -> Any:
-        """The encoder with its tokenizer, as data_tools/embed_shards.py asks it."""
+    def encoder(self) -> Any:
+        """Return the ``Teacher`` of data_tools/latents/shard_embedding.py, opened at the first call."""
         if self._opened is None:
-            from concurrent.futures import ThreadPoolExecutor
+            import torch  # only here: rules without a network need not load it
 
-            import torch  # only here: rules without a network need not wait for it
+            from data_tools.latents.shard_embedding import open_teacher
 
-            from data_tools.embed_shards import Teacher, open_teacher
-
-            torch.set_num_threads(1)  # processes are many; and sums in another order would give other digits
-            options = argparse.Namespace(teacher=self.teacher, tokenizer=self.tokenizer)
-            encoder, tokenizer, self._sha256 = open_teacher(options)
-            device = torch.device(self.device)
-            self._opened = Teacher(encoder.to(device).eval(), tokenizer, device, ThreadPoolExecutor(1))
+            torch.set_num_threads(1)  # several processes share the cores; and another order of sums gives other digits
+            self._opened = open_teacher(self.teacher, self.tokenizer, self.device)
         return self._opened
 
     def embed_images(self, samples: list[Sample]) -> np.ndarray:
-        """Embeddings of the pictures as they will be stored: (B, D) float16 of unit length."""
-        import torch
-
-        with torch.no_grad():
-            return self.opened().images([(sample.key, {sample.extension: _shown(sample)}) for sample in samples])
+        """Return embeddings of the images as they will be stored: (B, D) float16 of unit length."""
+        return self.encoder().embed_images([(sample.key, {sample.extension: _stored(sample)}) for sample in samples])
 
     def embed_texts(self, samples: list[Sample]) -> list[np.ndarray]:
-        """Embeddings of each sample's captions: B arrays (K, D) float16 of unit length."""
-        import torch
-
-        texts = [[str(caption["text"]) for caption in sample.captions] for sample in samples]
-        with torch.no_grad():
-            return self.opened().texts(texts, 256)
+        """Return embeddings of each sample's captions: B arrays (K, D) float16 of unit length."""
+        return self.encoder().embed_texts(
+            [[str(entry["text"]) for entry in sample.captions] for sample in samples], 256
+        )
 
 
-def _shown(sample: Sample) -> bytes:
-    """The picture as it will be stored."""
+def _stored(sample: Sample) -> bytes:
+    """Return the image file as it will be stored."""
     return encode_image(Image.fromarray(sample.pixels), sample.extension) if sample.changed else sample.content

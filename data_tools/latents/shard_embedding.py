@@ -1,0 +1,178 @@
+"""Embeddings of a larger encoder, the teacher, stored with the samples of a shard folder."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from leam_mm.checkpoint import find_checkpoint, load_module
+from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.array_format import read_array
+from leam_mm.data.batch import read_record
+from leam_mm.data.captions import Tokenizer
+from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.shard_index import ShardWriter, read_samples
+from leam_mm.encoders.dual_encoder import DualEncoder
+from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
+
+IMAGE, TEXT = "teacher_image.npy", "teacher_text.npy"
+StoredSample = tuple[str, dict[str, bytes]]  # key, and content of each member by its extension
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Everything that decides the content of the output: two runs with equal settings write equal shards.
+
+    Args:
+        shards: Merkle root of the input.
+        teacher_sha256: Digest of the teacher's checkpoint.
+        size: D', values of an embedding.
+        scale: The teacher's inverse temperature.
+        image_size: H = W in pixels of the images that the teacher sees.
+    """
+
+    shards: str
+    teacher_sha256: str
+    size: int
+    scale: float
+    image_size: int
+
+
+@dataclass
+class Teacher:
+    """An image-text encoder with its tokenizer.
+
+    Args:
+        encoder: The encoder, on ``device``, in evaluation mode.
+        tokenizer: Tokenizer of its text tower.
+        sha256: Digest of its weights.
+        device: Where it runs.
+        threads: Threads that decode images.
+    """
+
+    encoder: DualEncoder
+    tokenizer: Tokenizer
+    sha256: str
+    device: torch.device
+    threads: ThreadPoolExecutor
+
+    @torch.no_grad()
+    def embed_images(self, samples: list[StoredSample]) -> np.ndarray:
+        """Return the embeddings of the whole images, (B, D') float16 of unit length."""
+        decoding = ImageDecoding(self.encoder.image_size).evaluation()
+
+        def decode(sample: StoredSample) -> torch.Tensor:
+            try:
+                return decoding(image_member(sample[1]), np.random.default_rng(0))
+            except UserError as error:
+                raise UserError(f"sample {sample[0]}: {error}") from None
+
+        pixels = torch.stack(list(self.threads.map(decode, samples))).to(self.device)
+        return _to_float16(self.encoder.encode_image(self.encoder.normalise(pixels)))
+
+    @torch.no_grad()
+    def embed_texts(self, captions: list[list[str]], batch_size: int) -> list[np.ndarray]:
+        """Return the embeddings of each sample's captions, B arrays (captions, D') float16 of unit length."""
+        flat = [text for texts in captions for text in texts]
+        parts = []
+        for first in range(0, len(flat), batch_size):
+            text, length = self.tokenizer.encode(flat[first : first + batch_size])
+            parts.append(_to_float16(self.encoder.encode_text(text.to(self.device), length)))
+        return np.split(np.concatenate(parts), np.cumsum([len(texts) for texts in captions])[:-1])
+
+
+def open_teacher(teacher: str, tokenizer: str | None, device: str, threads: int = 1) -> Teacher:
+    """Open a run or checkpoint of a contrastive model with its tokenizer, or any weights that open_clip knows.
+
+    Args:
+        teacher: Run, checkpoint, open_clip folder or open_clip's ``NAME:TAG``.
+        tokenizer: For open_clip's models, a folder or ``open_clip``; None takes the teacher's own.
+        device: Device of the encoder.
+        threads: Number of threads that decode images.
+    """
+    path = Path(teacher)
+    checkpoints = (path / "checkpoints" / "last.ckpt", path / "last.ckpt")
+    if path.suffix == ".ckpt" or any(file.is_file() for file in checkpoints):
+        module = load_module(path, ContrastiveModule)
+        encoder, own_tokenizer, sha256 = module.ema_encoder(), module.tokenizer, file_sha256(find_checkpoint(path))
+    else:
+        from leam_mm.encoders.pretrained_encoder import PretrainedEncoder  # loads open_clip
+
+        encoder = PretrainedEncoder(teacher)
+        own_tokenizer = Tokenizer(tokenizer or path, encoder.context_length)
+        encoder.check_tokenizer(own_tokenizer)
+        sha256 = encoder.origin()["sha256"]
+    where = torch.device(device)
+    return Teacher(encoder.to(where).eval(), own_tokenizer, sha256, where, ThreadPoolExecutor(threads))
+
+
+def _to_float16(embedding: torch.Tensor) -> np.ndarray:
+    array = embedding.float().cpu().numpy().astype(np.float16)
+    if not np.isfinite(array).all():
+        raise UserError("the teacher's embeddings are NaN or infinite: take a checkpoint that has not diverged")
+    return array
+
+
+def _appended(members: dict[str, bytes], name: str, new: np.ndarray) -> bytes:
+    """Return the member with this teacher's embedding after those of earlier teachers."""
+    if name in members:
+        earlier = read_array(members, name)
+        if earlier.shape[:-1] != new.shape[:-1]:
+            raise UserError(f"{name} is {earlier.shape}, this teacher's {new.shape}: embed the original shards")
+        new = np.concatenate([earlier.astype(np.float16), new], axis=-1)
+    buffer = io.BytesIO()
+    np.save(buffer, new, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _batches(samples: Iterator[StoredSample], size: int, restart: int) -> Iterator[list[StoredSample]]:
+    """Give lists of ``size`` samples that start anew every ``restart`` samples: a resumed run forms the same lists."""
+    position = 0
+    while batch := list(islice(samples, min(size, restart - position))):
+        yield batch
+        position = (position + len(batch)) % restart
+
+
+def write_embeddings(
+    teacher: Teacher,
+    embedding: Embedding,
+    shards: Path,
+    writer: ShardWriter,
+    batch_size: int,
+    advance: Callable[[int], object],
+) -> None:
+    """Embed every sample that the writer does not hold yet.
+
+    Args:
+        teacher: The encoder.
+        embedding: Settings, recorded in each sample's json.
+        shards: The input.
+        writer: Writer of the output; it may hold the first samples of an interrupted run.
+        batch_size: Samples at once.
+        advance: Called with the number of samples after each batch.
+    """
+    remaining = islice(read_samples(shards), writer.finished, None)
+    for batch in _batches(remaining, batch_size, writer.samples_per_shard):
+        captions = []
+        for key, members in batch:
+            try:
+                captions.append([str(caption["text"]) for caption in read_record(members, "captions")])
+            except UserError as error:
+                raise UserError(f"sample {key}: {error}") from None
+        images, texts = teacher.embed_images(batch), teacher.embed_texts(captions, batch_size)
+        for (key, members), image, text in zip(batch, images, texts, strict=True):
+            record: dict[str, Any] = json.loads(members["json"])
+            about = {"sha256": embedding.teacher_sha256, "size": embedding.size, "scale": embedding.scale}
+            record["teachers"] = [*record.get("teachers", []), about]
+            new = {IMAGE: _appended(members, IMAGE, image), TEXT: _appended(members, TEXT, text)}
+            kept = {name: content for name, content in members.items() if name != "json"}
+            writer.write(key, {**kept, **new, "json": json.dumps(record, ensure_ascii=False).encode()})
+        advance(len(batch))
