@@ -91,7 +91,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
     )
     told("--spare-private", action="store_true", help="treat hosts of --allow-private like strangers' in all this")
     told("--skip-origins", action="store_true", help="ask no origin for its robots.txt, tdmrep.json and ai.txt")
-    told("--registry", action="append", default=[], help="opt-out registry: data_tools/rights/ai_registry.py")
+    told("--registry", action="append", default=[], help="opt-out registry: data_tools/rights/opt_out_registry.py")
     told("--timeout", type=float, default=fetch.timeout, help="seconds to wait for an answer (%(default)s)")
     told("--retries", type=int, default=fetch.retries, help="further attempts for a failed link (%(default)s)")
     told(

@@ -49,13 +49,13 @@ from data_tools.links.link_rules import LinkRules, ScreenSetting
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import link_batches
 from data_tools.links.personal_data import KINDS
-from data_tools.links.robots_screen import LINKS, OriginScreen, verdict_tables
-from data_tools.links.row_filters import CHUNK, chunk_cost, judge_rows, read_chunk
+from data_tools.links.robots_screen import LINKS, RobotsScreen, verdict_tables
+from data_tools.links.row_filters import CHUNK, chunk_cost, filter_rows, read_chunk
 from data_tools.links.screened_folder import RANGE, Counts, counted, write_decisions
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import LinkRefused, check_link
-from data_tools.rights.ai_registry import OptOutRegistry
-from data_tools.rights.robots_rules import OriginRules
+from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256
@@ -78,7 +78,11 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
             f"--block-{name}", action="append", default=[], metavar="FILE", help=f"{what}, one a line; may be repeated"
         )
     told(
-        "--registry", type=Path, action="append", default=[], help="opt-out registry: data_tools/rights/ai_registry.py"
+        "--registry",
+        type=Path,
+        action="append",
+        default=[],
+        help="opt-out registry: data_tools/rights/opt_out_registry.py",
     )
     told(
         "--personal-data",
@@ -221,7 +225,7 @@ def counted_cost(work: Path, name: str) -> Iterator[None]:
     path.write_text(str(before + time.process_time() - begin))
 
 
-def origin_screen(settings: argparse.Namespace, work: Path) -> OriginScreen:
+def origin_screen(settings: argparse.Namespace, work: Path) -> RobotsScreen:
     """The one who asks, or who asks nobody."""
     sources, rules = LinkSources(settings.sources), None
     if settings.skip_origins:
@@ -229,8 +233,8 @@ def origin_screen(settings: argparse.Namespace, work: Path) -> OriginScreen:
     else:
         names = ("agent_name", "agent_contact", "allow_private", "timeout")
         fetch = FetchSetting("", "", **{name: getattr(settings, name) for name in names})
-        rules = OriginRules(fetch, work / "answers.jsonl", [OptOutRegistry(path) for path in settings.registry])
-    return OriginScreen(rules, sources, settings.connections, settings.delay, settings.seed)
+        rules = RobotsRules(fetch, work / "answers.jsonl", [OptOutRegistry(path) for path in settings.registry])
+    return RobotsScreen(rules, sources, settings.connections, settings.delay, settings.seed)
 
 
 def write_summary(
@@ -269,7 +273,7 @@ def screen(settings: argparse.Namespace, work: Path, setting: ScreenSetting, bar
     """Do all stages in the work folder, then give the output its name."""
     output: Path = settings.output
     task = bar.add_task("rows", total=None)
-    chunks, rows = judge_rows(
+    chunks, rows = filter_rows(
         settings.table, work / "rows", setting, settings.processes, lambda done: bar.advance(task, done)
     )
     bar.update(task, total=rows)

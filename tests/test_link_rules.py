@@ -18,7 +18,7 @@ def judge(setting: ScreenSetting, *rows: dict[str, Any]) -> list[dict[str, Any]]
     filled = [{"url": f"https://a.example/{number}.jpg", "caption": CAPTION} | row for number, row in enumerate(rows)]
     names = sorted({name for row in filled for name in row})
     table = pa.table({name: pa.array([row.get(name) for row in filled], pa.string()) for name in names})
-    return LinkRules(setting).judge(table)[0].to_pylist()
+    return LinkRules(setting).apply(table)[0].to_pylist()
 
 
 def rights(reserved: bool, kind: str = "meta:robots") -> str:
@@ -160,7 +160,7 @@ def test_languages_to_keep() -> None:
 def test_each_rule_counts_what_it_sees() -> None:
     rules = LinkRules(ScreenSetting())
     table = pa.table({"url": ["ftp://a.example/", "https://a.example/"], "caption": [CAPTION, CAPTION]})
-    _, spent = rules.judge(table)
+    _, spent = rules.apply(table)
     assert (spent["address"]["rows"], spent["address"]["dropped"], spent["language"]["rows"]) == (2, 1, 1)
     assert all(entry["cpu_seconds"] >= 0 for entry in spent.values())
 

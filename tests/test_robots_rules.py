@@ -1,4 +1,4 @@
-"""rights/robots_rules.py and ai_registry.py: every case of rights_cases.yaml, and how often, how long, how much."""
+"""rights/robots_rules.py and opt_out_registry.py: every case of rights_cases.yaml, and how often, how long, how much."""
 
 import gzip
 import hashlib
@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.legal_basis import LegalBasis
-from data_tools.rights.robots_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, OriginRules
+from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.rights.robots_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, RobotsRules
 from leam_mm.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -28,9 +28,9 @@ ART4 = LegalBasis.art4_general
 CLOSED = "User-agent: *\nDisallow: /\n"
 
 
-def rules(cache: Path, agent: str = "LeamBot", now: Callable[[], float] = time.time, **more: Any) -> OriginRules:
+def rules(cache: Path, agent: str = "LeamBot", now: Callable[[], float] = time.time, **more: Any) -> RobotsRules:
     setting = FetchSetting("", "", agent, "https://lab.example", allow_private=[HOST], timeout=1, image_seconds=1)
-    return OriginRules(setting, cache, now=now, **more)
+    return RobotsRules(setting, cache, now=now, **more)
 
 
 def paths(case: Case) -> list[str]:
@@ -69,12 +69,12 @@ def test_an_origin_is_asked_once_by_all_threads_and_runs(tmp_path: Path) -> None
         base = case.url.removesuffix("/image.png")
         first = rules(tmp_path / "origins.jsonl")
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda n: first.judge(f"{base}/{'no' if n % 2 else 'yes'}{n}", ART4)[0], range(40)))
+            found = list(pool.map(lambda n: first.decide(f"{base}/{'no' if n % 2 else 'yes'}{n}", ART4)[0], range(40)))
         assert [signal is not None for signal in found] == [bool(n % 2) for n in range(40)]
         second = rules(tmp_path / "origins.jsonl")
-        assert second.judge(base + "/no", ART4)[0] and second.crawl_delay(base) == 2.0
+        assert second.decide(base + "/no", ART4)[0] and second.crawl_delay(base) == 2.0
         assert paths(case) == sorted([ROBOTS, TDMREP, AI_TXT])
-        assert rules(tmp_path / "origins.jsonl", "OtherBot").judge(base + "/yes", ART4)[0] is None
+        assert rules(tmp_path / "origins.jsonl", "OtherBot").decide(base + "/yes", ART4)[0] is None
         assert len(case.asked) == 6 and {agent for _, agent in case.asked[3:]} == {"OtherBot (+https://lab.example)"}
 
 
@@ -85,7 +85,7 @@ def test_answers_are_kept_a_day_and_failures_an_hour(tmp_path: Path, robots: Any
         known = rules(tmp_path / "origins.jsonl", now=lambda: clock[0])
         for moment, asked in ((0, 3), (holds - 1, 3), (holds, 6), (0, 9)):  # a clock that was set back proves nothing
             clock[0] = 1_000_000.0 + moment
-            assert known.judge(case.url, ART4)[0] is not None
+            assert known.decide(case.url, ART4)[0] is not None
             assert len(case.asked) == asked
 
 
@@ -110,12 +110,12 @@ def test_a_file_that_was_cut_short_or_is_shared_goes_on(tmp_path: Path) -> None:
     cache = tmp_path / "origins.jsonl"
     with RightsServer(cases):
         first, second = rules(cache), rules(cache)
-        assert first.judge(cases[0].url, ART4)[0]
+        assert first.decide(cases[0].url, ART4)[0]
         with open(cache, "a") as file:
             file.write('{"origin": "http://killed.exam')
-        assert second.judge(cases[0].url, ART4)[0] and second.judge(cases[1].url, ART4)[0]
-        assert first.judge(cases[1].url, ART4)[0] and first.judge(cases[2].url, ART4)[0]
-        assert rules(cache).judge(cases[2].url, ART4)[0]
+        assert second.decide(cases[0].url, ART4)[0] and second.decide(cases[1].url, ART4)[0]
+        assert first.decide(cases[1].url, ART4)[0] and first.decide(cases[2].url, ART4)[0]
+        assert rules(cache).decide(cases[2].url, ART4)[0]
         assert [len(case.asked) for case in cases] == [3, 3, 3]
 
 
@@ -124,19 +124,19 @@ def test_private_addresses_are_not_asked(tmp_path: Path) -> None:
     with RightsServer([case]):
         known = rules(tmp_path / "origins.jsonl")
         for url in (case.url, f"http://{PRIVATE}:{case.url.split(':')[2]}", "http://user:pw@site.example/x"):
-            forbids, _ = known.judge(url, LegalBasis.public_domain)
+            forbids, _ = known.decide(url, LegalBasis.public_domain)
             assert forbids is not None and forbids.value == "no answer"
         assert "loopback" in known.evidence(case.url)[ROBOTS]["error"]
         assert known.evidence(case.url)[TDMREP] == {"status": None, "error": "not asked"}
         assert paths(case) == [ROBOTS]
-        assert known.judge("file:/etc/hostname", ART4) == (None, [])
+        assert known.decide("file:/etc/hostname", ART4) == (None, [])
 
 
 def test_five_hundred_kibibytes_are_read_and_no_more(tmp_path: Path) -> None:
     long = Case({"robots": {"pad": MOST_BYTES, "body": CLOSED}})
     with RightsServer([long]):
         known = rules(tmp_path / "origins.jsonl")
-        assert known.judge(long.url, ART4)[0] is None
+        assert known.decide(long.url, ART4)[0] is None
         found = known.evidence(long.url)[ROBOTS]
         assert found["cut"] and MOST_BYTES - 80 < found["bytes"] <= MOST_BYTES
 
@@ -148,7 +148,7 @@ def test_a_body_that_ends_early_or_drips_refuses(tmp_path: Path) -> None:
         known = rules(tmp_path / "origins.jsonl")
         start = time.monotonic()
         for case in (short, *drips):
-            forbids, _ = known.judge(case.url, ART4)
+            forbids, _ = known.decide(case.url, ART4)
             assert forbids is not None and forbids.value == "no answer"
         assert time.monotonic() - start < 6
 
@@ -159,8 +159,8 @@ def test_packed_answers_are_unpacked_to_the_limit(tmp_path: Path) -> None:
     bomb = Case({"robots": {"latin": gzip.compress(b"#" * 50_000_000).decode("latin-1"), "headers": header}})
     with RightsServer([plain, bomb]):
         known = rules(tmp_path / "origins.jsonl")
-        assert known.judge(plain.url, ART4)[0].value == "*: Disallow: /"  # type: ignore[union-attr]
-        assert known.judge(bomb.url, ART4)[0].value == "no answer"  # type: ignore[union-attr]
+        assert known.decide(plain.url, ART4)[0].value == "*: Disallow: /"  # type: ignore[union-attr]
+        assert known.decide(bomb.url, ART4)[0].value == "no answer"  # type: ignore[union-attr]
         assert "too many bytes" in known.evidence(bomb.url)[ROBOTS]["error"]
 
 
@@ -168,9 +168,9 @@ def test_agreements_stand_above_robots_txt_on_the_hosts_they_name(tmp_path: Path
     case = Case({"robots": CLOSED})
     with RightsServer([case]):
         known = rules(tmp_path / "origins.jsonl", agreed_hosts=[HOST])
-        forbids, (signal,) = known.judge(case.url, LegalBasis.licensed)
+        forbids, (signal,) = known.decide(case.url, LegalBasis.licensed)
         assert forbids is None and signal.kind == "agreement" and not case.asked
-        assert known.judge(case.url, LegalBasis.art3_research)[0] is not None
+        assert known.decide(case.url, LegalBasis.art3_research)[0] is not None
 
 
 def test_registries_of_all_formats(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from data_tools.links import robots_screen as origin_screen
 from data_tools.links.disk_buckets import DiskBuckets
 from data_tools.links.host_shuffle import even_positions, hashed
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.robots_screen import LINKS, NOT_ASKED, OriginScreen, slabs, verdict_tables
+from data_tools.links.robots_screen import LINKS, NOT_ASKED, RobotsScreen, slabs, verdict_tables
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_a_bucket_is_judged_in_slabs_and_placed_as_one(
         50: [60, 40],
         1000: [100],
     }[held]
-    screen = OriginScreen(None, LinkSources(), 4, 0.5, 7)
+    screen = RobotsScreen(None, LinkSources(), 4, 0.5, 7)
     (tmp_path / "verdicts").mkdir()
     screen.bucket(tmp_path / "links", 0, tmp_path / "verdicts")
     fates, places = map(rows, verdict_tables(tmp_path / "verdicts", 0))
@@ -61,5 +61,5 @@ def test_a_bucket_is_judged_in_slabs_and_placed_as_one(
 def test_an_empty_bucket_is_no_trouble(tmp_path: Path) -> None:
     with DiskBuckets(tmp_path / "links"):
         pass
-    OriginScreen(None, LinkSources(), 4, 0.5, 7).bucket(tmp_path / "links", 3, tmp_path)
+    RobotsScreen(None, LinkSources(), 4, 0.5, 7).bucket(tmp_path / "links", 3, tmp_path)
     assert [rows(tables) for tables in verdict_tables(tmp_path, 3)] == [[], []]

@@ -19,7 +19,7 @@ import pytest
 from data_tools import screen_links
 from data_tools.download_shards import screened_hosts
 from data_tools.links.link_table import read_links
-from data_tools.rights.robots_rules import OriginRules
+from data_tools.rights.robots_rules import RobotsRules
 from data_tools.screen_links import main
 from data_tools.work.ledger import SCHEMA
 from leam_mm.errors import UserError
@@ -204,15 +204,15 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_of_rows(server: Origin
 
 def test_a_run_stopped_while_asking_goes_on(server: Origins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, output = write_table(tmp_path, server.server_port), tmp_path / "screened"
-    ask, asked = OriginRules._ask, []
+    ask, asked = RobotsRules._ask, []
 
-    def until(self: OriginRules, origin: str) -> dict[str, Any]:
+    def until(self: RobotsRules, origin: str) -> dict[str, Any]:
         asked.append(origin)
         if len(asked) == 6:
             raise KeyboardInterrupt
         return ask(self, origin)
 
-    monkeypatch.setattr(OriginRules, "_ask", until)
+    monkeypatch.setattr(RobotsRules, "_ask", until)
     with pytest.raises(KeyboardInterrupt):
         main(command(table, output, "--connections", "1"))
     assert not output.exists() and 6 <= len(asked) < 12

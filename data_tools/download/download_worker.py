@@ -27,8 +27,8 @@ import pyarrow.parquet as pq
 from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
 from data_tools.network.host_budget import HostBudget, HostQueue, Place
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.rights.ai_registry import OptOutRegistry
-from data_tools.rights.robots_rules import OriginRules
+from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.rights.robots_rules import RobotsRules
 
 LINKS = pa.schema(
     [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]
@@ -80,7 +80,7 @@ class PartDownloader:
 
 
 @functools.lru_cache(1)
-def _requests(setting: str) -> tuple[ImageRequest, OriginRules | None]:
+def _requests(setting: str) -> tuple[ImageRequest, RobotsRules | None]:
     """One door per process; multiprocessing's workers leave with their parent."""
     known = FetchSetting(**json.loads(setting))
     parent = os.getppid() if known.distributor == "multiprocessing" else None
@@ -88,8 +88,8 @@ def _requests(setting: str) -> tuple[ImageRequest, OriginRules | None]:
         return ImageRequest(known, parent), None
     quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
     registries = [OptOutRegistry(Path(path)) for path in known.registries]
-    rules = OriginRules(quick, Path(known.output).with_name("origins.jsonl"), registries, known.agreed_hosts)
-    return ImageRequest(known, parent, rules.judge), rules
+    rules = RobotsRules(quick, Path(known.output).with_name("origins.jsonl"), registries, known.agreed_hosts)
+    return ImageRequest(known, parent, rules.decide), rules
 
 
 class Part:

@@ -78,7 +78,7 @@ class ImageRequest:
     Args:
         setting: Limits, names and permissions.
         parent: Process without which this one has nothing left to do.
-        judge_origin: ``OriginRules.judge``: asked for each address on the way, before it is knocked at (its rules name
+        judge_origin: ``RobotsRules.decide``: asked for each address on the way, before it is knocked at (its rules name
             paths): the signal that forbids (robots.txt, tdmrep.json, ai.txt) or None, and all that was said. Hosts of
             ``allow_private`` are ours and not asked, unless ``spare_private`` treats them like others.
     """

@@ -28,7 +28,7 @@ from data_tools.work.ledger import evidence_text, link_uid
 from leam_mm.errors import UserError
 
 COLUMNS = (*REQUIRED, *OPTIONAL)
-JUDGED = pa.schema(
+FILTERED = pa.schema(
     [(name, pa.string()) for name in (*COLUMNS, "fetch", "domain", "origin")]
     + [("link_hash", pa.binary(16))]
     + [(name, pa.string()) for name in ("rule", "value", "reason", "evidence")]
@@ -120,14 +120,14 @@ class LinkRules:
             ("language", self._language),
         ]
 
-    def judge(self, table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, float]]]:
+    def apply(self, table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, float]]]:
         """Judge a batch.
 
         Args:
             table: Strings; columns of ``COLUMNS``, of which ``url`` and ``caption`` must be there.
 
         Returns:
-            The rows in the same order, as in ``JUDGED`` (``rule`` is empty where the row stays), and for each rule how
+            The rows in the same order, as in ``FILTERED`` (``rule`` is empty where the row stays), and for each rule how
             many rows it saw, how many it dropped, and the CPU seconds it took.
         """
         columns = {name: table[name].to_pylist() for name in table.column_names}
@@ -140,7 +140,7 @@ class LinkRules:
             alive = [row for row in alive if row.refused is None]
             seconds = time.process_time() - begin
             spent[name] = {"rows": seen, "dropped": seen - len(alive), "cpu_seconds": seconds}
-        return pa.Table.from_pylist([_judged(row) for row in rows], JUDGED), spent
+        return pa.Table.from_pylist([_filtered(row) for row in rows], FILTERED), spent
 
     def _each(self, rule: Callable[[_Row], None]) -> Callable[[list[_Row]], None]:
         def judge(rows: list[_Row]) -> None:
@@ -282,7 +282,7 @@ def _refuse(blocked: Blocked | None) -> None:
         raise LinkRefused(blocked.rule, blocked.value, told)
 
 
-def _judged(row: _Row) -> dict[str, Any]:
+def _filtered(row: _Row) -> dict[str, Any]:
     made: dict[str, Any] = dict(row.cells)
     if row.fetch and row.refused is None:
         parts = urlsplit(row.fetch)

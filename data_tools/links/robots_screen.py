@@ -22,7 +22,7 @@ from data_tools.links.host_shuffle import even_positions
 from data_tools.links.link_sources import LinkSources
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal
-from data_tools.rights.robots_rules import OriginRules
+from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.ledger import evidence_text
 
 ROWS = 400_000  # links judged at a time
@@ -39,7 +39,7 @@ Verdict = tuple[str | None, str | None, str | None, str | None, str | None]  # o
 
 
 @dataclass
-class OriginScreen:
+class RobotsScreen:
     """Judges buckets of links.
 
     Args:
@@ -50,7 +50,7 @@ class OriginScreen:
         seed: Of the order.
     """
 
-    rules: OriginRules | None
+    rules: RobotsRules | None
     sources: LinkSources
     connections: int
     delay: float
@@ -130,7 +130,7 @@ class OriginScreen:
                     self.rules.agreed_hosts.add(host)
                 else:
                     basis = LegalBasis.public_domain  # as free of reservations, and bound by robots.txt
-            refusal, signals = self.rules.judge(url, basis)
+            refusal, signals = self.rules.decide(url, basis)
             verdict = _verdict(refusal, signals)
             places[number] = known.setdefault(verdict, len(known))
         return list(known), places
@@ -160,7 +160,7 @@ def slabs(links: Path, number: int) -> Iterator[pa.Table]:
 
 
 def verdict_tables(output: Path, number: int) -> tuple[Iterator[pa.Table], Iterator[pa.Table]]:
-    """What ``OriginScreen.bucket`` wrote: fates of all links, and places of those that stay."""
+    """What ``RobotsScreen.bucket`` wrote: fates of all links, and places of those that stay."""
     return read_streams(output / f"{number:06d}.fates"), read_streams(output / f"{number:06d}.places")
 
 

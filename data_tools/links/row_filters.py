@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.links.link_rules import JUDGED, LinkRules, ScreenSetting
+from data_tools.links.link_rules import FILTERED, LinkRules, ScreenSetting
 from data_tools.links.link_table import link_batches
 from leam_mm.errors import UserError
 
@@ -26,7 +26,7 @@ SPENT = b"leam_mm.spent"
 _RULES: LinkRules | None = None
 
 
-def judge_rows(
+def filter_rows(
     tables: list[Path], folder: Path, setting: ScreenSetting, processes: int, told: Callable[[int], None]
 ) -> tuple[int, int]:
     """Judge all rows of several tables, as one long table.
@@ -74,7 +74,7 @@ def judge_rows(
 
 
 def read_chunk(folder: Path, number: int, columns: list[str] | None = None) -> pa.Table:
-    """Read one chunk's rows, as in ``JUDGED``."""
+    """Read one chunk's rows, as in ``FILTERED``."""
     path = _path(folder, number)
     try:
         return pq.read_table(path, columns=columns, use_threads=False, memory_map=False)
@@ -106,10 +106,10 @@ def _judge(rules: LinkRules, table: pa.Table, path: Path) -> None:
     if path.exists():
         return
     begin = time.process_time()
-    judged, spent = rules.judge(table)
+    judged, spent = rules.apply(table)
     known = sum(rule["cpu_seconds"] for rule in spent.values())
     rest: dict[str, Any] = {"rows": table.num_rows, "dropped": 0, "cpu_seconds": time.process_time() - begin - known}
-    schema = JUDGED.with_metadata({SPENT: json.dumps(spent | {"reading and writing": rest}).encode()})
+    schema = FILTERED.with_metadata({SPENT: json.dumps(spent | {"reading and writing": rest}).encode()})
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     pq.write_table(judged.cast(schema), temporary, compression="zstd")
     os.replace(temporary, path)

@@ -46,7 +46,7 @@ class FetchSetting:
         spare_private: Whether the hosts of ``allow_private`` are treated like strangers': with a budget, and asked.
         ask_origins: Whose robots.txt, tdmrep.json and ai.txt are asked before an image is: of ``all`` origins, of those
             that only ``redirects`` lead to (the others were screened), or of ``none``.
-        registries: Files of opt-out registries (data_tools/rights/ai_registry.py), for origins that are asked.
+        registries: Files of opt-out registries (data_tools/rights/opt_out_registry.py), for origins that are asked.
         agreed_hosts: Hosts whose owners a licence or a consent names, as screen_links has found.
         longest_wait: Longest time to wait where a host asks for patience, in seconds.
         timeout: Seconds without an answer.

@@ -51,7 +51,7 @@ class Signal:
 
 
 class Registry(Protocol):
-    """An opt-out list, such as data_tools/rights/ai_registry.py reads."""
+    """An opt-out list, such as data_tools/rights/opt_out_registry.py reads."""
 
     name: str
 

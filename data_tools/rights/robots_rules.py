@@ -45,7 +45,7 @@ DAY, HOUR = 86_400.0, 3_600.0  # RFC 9309, 2.4: not longer than 24 hours
 File = dict[str, Any]
 
 
-class OriginRules:
+class RobotsRules:
     """The rules of every origin that is asked for, in memory and in one file; threads and processes may share it.
 
     Args:
@@ -77,7 +77,7 @@ class OriginRules:
         self._asking: dict[str, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
 
-    def judge(self, url: str, basis: LegalBasis) -> tuple[Signal | None, list[Signal]]:
+    def decide(self, url: str, basis: LegalBasis) -> tuple[Signal | None, list[Signal]]:
         """Give the signal that forbids to fetch or to use an address, or None; and all that was said about it."""
         if urlsplit(url).scheme not in ("http", "https"):
             return None, []

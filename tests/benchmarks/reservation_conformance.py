@@ -28,17 +28,17 @@ from rights_server import PLACES, Case, RightsServer, read_cases
 
 from data_tools.download.image_request import ImageRequest
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.rights.ai_registry import OptOutRegistry
 from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.reservation_grammar import WORDS
 from data_tools.rights.reservations import decide, header_signals, meta_signals
-from data_tools.rights.robots_rules import OriginRules
+from data_tools.rights.robots_rules import RobotsRules
 from leam_mm.errors import UserError, run
 
 AGENT, CONTACT = "LeamBot", "https://lab.example/bot"
 DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # what img2dataset's README offers
 ADDRESSES = ("private_address", "scheme")  # refused for what they are: nobody said anything
-JUDGED = ("robots.txt", "tdmrep.json", "ai.txt", "registry", "reservation", "page_rights")
+FILTERED = ("robots.txt", "tdmrep.json", "ai.txt", "registry", "reservation", "page_rights")
 MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -55,7 +55,7 @@ class Pipeline:
         self.folder = folder
         limits = {"timeout": 1, "image_seconds": 3, "spare_private": True, "ask_origins": "redirects"}
         self.setting = FetchSetting("", "", AGENT, CONTACT, allow_private=trusted, **limits)
-        self.rules = OriginRules(self.setting, folder / "origins.jsonl")
+        self.rules = RobotsRules(self.setting, folder / "origins.jsonl")
         self.request = ImageRequest(self.setting, judge_origin=self.rules.judge)
 
     def decide(self, case: Case) -> dict[str, Any]:
@@ -66,11 +66,11 @@ class Pipeline:
         if (entry := case.registry()) or agreed:
             path = self.folder / "registry.txt"
             path.write_text((entry or "nobody.example") + "\n", encoding="utf-8")
-            rules = OriginRules(self.setting, self.folder / "origins.jsonl", [OptOutRegistry(path)], agreed)
+            rules = RobotsRules(self.setting, self.folder / "origins.jsonl", [OptOutRegistry(path)], agreed)
         page = header_signals(case.page_headers, AGENT, case.page, MOMENT)
         forbids = decide([*page, *meta_signals(case.metas, AGENT, case.page, MOMENT)], basis)
         if forbids is None:
-            forbids, _ = rules.judge(case.url, basis)
+            forbids, _ = rules.decide(case.url, basis)
         if forbids is not None:
             return {"refused": forbids.kind, "evidence": asdict(forbids)}
         answer = self.request.ask(case.url, basis)
@@ -139,7 +139,7 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
     faults = []
     for case in cases:
         row = rows[case.url]
-        kind = (row["value"] or "").partition(": ")[0] if row["rule"] in JUDGED else row["rule"]
+        kind = (row["value"] or "").partition(": ")[0] if row["rule"] in FILTERED else row["rule"]
         evidence = {"value": row["value"], "reason": row["reason"], "evidence": row["evidence"]}
         found = {"refused": "" if row["kept"] else kind, "evidence": evidence}
         faults += [f"programs: {fault}" for fault in case_faults(case, found)]
