@@ -1,4 +1,4 @@
-"""rights/robots_rules.py and opt_out_registry.py: every case of rights_cases.yaml, and how often, how long, how much."""
+"""rights/robots_rules.py and opt_out_registry.py: every case of rights_cases.yaml, with limits, times and visits."""
 
 import gzip
 import hashlib

@@ -127,8 +127,8 @@ class LinkRules:
             table: Strings; columns of ``COLUMNS``, of which ``url`` and ``caption`` must be there.
 
         Returns:
-            The rows in the same order, as in ``FILTERED`` (``rule`` is empty where the row stays), and for each rule how
-            many rows it saw, how many it dropped, and the CPU seconds it took.
+            The rows in the same order, as in ``FILTERED`` (``rule`` is empty where the row stays), and the
+            number of rows that each rule saw and dropped, and its CPU seconds.
         """
         columns = {name: table[name].to_pylist() for name in table.column_names}
         cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

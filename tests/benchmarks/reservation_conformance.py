@@ -56,7 +56,7 @@ class Pipeline:
         limits = {"timeout": 1, "image_seconds": 3, "spare_private": True, "ask_origins": "redirects"}
         self.setting = FetchSetting("", "", AGENT, CONTACT, allow_private=trusted, **limits)
         self.rules = RobotsRules(self.setting, folder / "origins.jsonl")
-        self.request = ImageRequest(self.setting, judge_origin=self.rules.judge)
+        self.request = ImageRequest(self.setting, judge_origin=self.rules.decide)
 
     def decide(self, case: Case) -> dict[str, Any]:
         """Give ``refused``, the kind of the signal or the rule that refused or "", and ``evidence``."""
