@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from test_withdraw_samples import derived_from, keys_of, run, write_shards
+from toys.published import derived_from, keys_of, withdraw, write_published
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.sample_plan import SamplePlan, Source
@@ -20,7 +20,7 @@ def checkpoint(path: Path, roots: dict[str, str], seen: int, config: dict, froze
 
 
 def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) -> None:
-    folder, other = write_shards(tmp_path / "shards"), write_shards(tmp_path / "other", 7)
+    folder, other = write_published(tmp_path / "shards"), write_published(tmp_path / "other", 7)
     root = ShardFolder(folder).merkle_root
     config = {"data": {"init_args": {"train": str(folder), "seed": 3, "batch_size": 4}}, "trainer": {}}
     order = SamplePlan([Source(folder)], 3, True)
@@ -41,7 +41,7 @@ def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) 
     stage = {"data": {root: "shards"}, "checkpoint_sha256": "0" * 64, "base": {}}
     (runs / "release/leam_mm_release.json").write_text(json.dumps({"stages": {"clip": stage}}))
     (runs / "broken.ckpt").write_bytes(b"no checkpoint")
-    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--runs", runs, "--apply", "--unsigned")
+    withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--runs", runs, "--apply", "--unsigned")
     said = json.loads((folder / "withdrawals/0001.json").read_text())["models"]
     found = {model["name"].partition("/")[0]: model for model in said["affected"]}
     assert {name: model["drawn"] for name, model in found.items()} == {
@@ -52,14 +52,14 @@ def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) 
     assert found["generator"]["reason"] == "built on an affected model"
     assert said["unreadable"] == ["broken.ckpt"] and said["looked_at"] == 7
     # Later withdrawals know that earlier states held the samples, too.
-    run("--shards", folder, "--url", "https://img.site2.example/7.png", "--runs", runs, "--apply", "--unsigned")
+    withdraw("--shards", folder, "--url", "https://img.site2.example/7.png", "--runs", runs, "--apply", "--unsigned")
     said = json.loads((folder / "withdrawals/0002.json").read_text())["models"]
     assert {model["name"].partition("/")[0] for model in said["affected"]} == set(found)
     assert all(model["drawn"] == "not known" for model in said["affected"])
 
 
 def test_a_training_on_a_keep_list_is_followed_by_its_own_order(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "shards")
+    folder = write_published(tmp_path / "shards")
     kept, _ = derived_from(folder, tmp_path)
     opened = ShardFolder(kept)
     order = SamplePlan([Source(kept)], 3, True)
@@ -68,8 +68,8 @@ def test_a_training_on_a_keep_list_is_followed_by_its_own_order(tmp_path: Path) 
     first = seen.index("0000007")
     for name, count in (("before", first), ("after", first + 1)):
         checkpoint(tmp_path / "runs" / name / "last.ckpt", {str(kept): opened.merkle_root}, count, config)
-    run("--shards", folder, "--derived", kept, "--url", "https://img.site2.example/7.png", "--runs", tmp_path / "runs",
-        "--apply", "--unsigned")  # fmt: skip
+    withdraw("--shards", folder, "--derived", kept, "--url", "https://img.site2.example/7.png", "--runs",
+        tmp_path / "runs", "--apply", "--unsigned")  # fmt: skip
     said = json.loads((kept / "withdrawals/0001.json").read_text())["models"]["affected"]
     assert [(model["name"].partition("/")[0], model["drawn"]) for model in said] == [("after", "yes"), ("before", "no")]
     assert said[0]["first"] == first and "0000007" not in keys_of(kept)

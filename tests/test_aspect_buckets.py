@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
 from PIL import Image
-from test_encode_latents import CODEC, encode, save_checkpoint
-from test_resume import buckets_recipe
+from toys.command_line import encode_latents
+from toys.recipes import CODEC_SECTION, buckets_recipe, clip_recipe, save_checkpoint
 
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
@@ -159,11 +158,11 @@ def test_pictures_of_three_shapes_train_a_generator(tmp_path: Path, toy_shards: 
     clip = clip_recipe(tmp_path / "clip", toy_shards, toy_tokenizer)["model"]
     frozen = {
         "clip": save_checkpoint(tmp_path / "clip.ckpt", clip),
-        "codec": save_checkpoint(tmp_path / "c.ckpt", CODEC),
+        "codec": save_checkpoint(tmp_path / "c.ckpt", CODEC_SECTION),
     }
     shards, output = write_pictures(tmp_path / "shards"), tmp_path / "latents"
     settings = ("--image-size", "16", "--buckets", "--bucket-multiple", "4", "--dtype", "float32")
-    encode(shards, frozen, output, *settings)
+    encode_latents(shards, frozen, output, *settings)
 
     # Each latent is that of its picture as the buckets cut it.
     buckets, codec = AspectBuckets(16, 4), load_codec(frozen["codec"])

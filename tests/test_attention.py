@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
-from test_attention_processors import torch_kernel, torch_packed_kernel
+from toys.generators import torch_kernel, torch_packed_kernel
 
 from leam_mm.denoisers.attention import (
     _deviation,

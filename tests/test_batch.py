@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy_picture, write_toy_shards
+from toys.images import coloured_square
+from toys.shards import write_toy_shards
 
 from leam_mm.data.batch import (
     Decoding,
@@ -102,13 +103,13 @@ def test_batch_size_must_divide(uneven: Path) -> None:
 def broken_folder(folder: Path, members: dict[str, bytes]) -> Path:
     with ShardWriter(folder, 4) as writer:
         for number in range(4):
-            good = {"png": toy_picture("red", number), "json": json.dumps({"captions": []}).encode()}
+            good = {"png": coloured_square("red", number), "json": json.dumps({"captions": []}).encode()}
             writer.write(f"{number:06d}", members if number == 2 else good)
     return folder
 
 
 def test_broken_image_names_its_shard_and_key(tmp_path: Path) -> None:
-    folder = broken_folder(tmp_path / "broken", {"png": toy_picture("red", 0)[:60], "json": b"{}"})
+    folder = broken_folder(tmp_path / "broken", {"png": coloured_square("red", 0)[:60], "json": b"{}"})
     with pytest.raises(UserError, match=r"broken/00000\.tar, key 000002: unreadable image .*check_shards"):
         batches(folder, 4)[0]
 

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_toy_shards
-from test_latents_module import members
 from torch import Tensor
+from toys.shards import latent_members, write_toy_shards
 
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -25,7 +24,7 @@ from leam_mm.report.report_page import write_report
 def write_latents(folder: Path, count: int = 12) -> Path:
     with ShardWriter(folder, count) as writer:
         for number in range(count):
-            writer.write(f"{number:06d}", members(number))
+            writer.write(f"{number:06d}", latent_members(number))
     return folder
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe, toy_picture, write_toy_shards
+from toys.images import coloured_square
+from toys.recipes import clip_recipe
+from toys.shards import write_toy_shards
 
 from leam_mm.checkpoint import read_checkpoint
 from leam_mm.cli import main
@@ -31,7 +33,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ShardWriter(folder, 5) as writer:
         for number in range(60):
             record = {"captions": [{"text": f"number {number}", "language": "en"}]}
-            picture = toy_picture("red", number)
+            picture = coloured_square("red", number)
             writer.write(
                 f"{number:06d}",
                 {"png": picture[:60] if number == BAD_IMAGE else picture, "json": json.dumps(record).encode()},
@@ -71,7 +73,7 @@ def whole(tmp_path: Path) -> Path:
     with ShardWriter(folder, 5) as writer:
         for number in range(60):
             record = {"captions": [{"text": f"number {number}", "language": "en"}]}
-            writer.write(f"{number:06d}", {"png": toy_picture("red", number), "json": json.dumps(record).encode()})
+            writer.write(f"{number:06d}", {"png": coloured_square("red", number), "json": json.dumps(record).encode()})
     return folder
 
 

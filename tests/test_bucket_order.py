@@ -1,6 +1,5 @@
 """Runs of one shape in proportion, and folders that may lie about their buckets."""
 
-import io
 import json
 from collections import Counter
 from fractions import Fraction
@@ -9,46 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toys.shards import TOY_BUCKETS, write_toy_buckets
 
-from leam_mm.data.aspect_buckets import BUCKETS, Shape, folder_name
+from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.bucket_order import RUNS, BucketAfterBucket, RunOrder, ShareOrder, read_buckets
 from leam_mm.data.remote_shards import ShardCache
-from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
-
-TOY = {(8, 24): 11, (16, 16): 30, (24, 8): 7}  # shape in pixels -> samples; the codec makes an eighth of them
-
-
-def array(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def write_toy_buckets(folder: Path, samples: dict[Shape, int] | None = None, first: int = 0) -> Path:
-    """Latents (4, H/8, W/8) in buckets, drawn from their number, with two captions each and what they were cut from."""
-    entries, number = [], first
-    for (height, width), count in (TOY if samples is None else samples).items():
-        name = folder_name((height, width))
-        with ShardWriter(folder / name, 4) as writer:
-            for _ in range(count):
-                generator = np.random.default_rng(number)
-                states = [
-                    {"text": f"{number} {language}", "language": language, "length": 2 + place, "source": source}
-                    for place, (language, source) in enumerate([("en", "original"), ("de", "synthetic")])
-                ]
-                record = {"captions": states, "caption_states": states}
-                record["picture_size"] = [2 * height, 3 * width, 0, width // 2, height, width]
-                members = {
-                    "latent.npy": array(generator.normal(size=(4, height // 8, width // 8)).astype(np.float16)),
-                    "caption_state.npy": array(generator.normal(size=(2, 5, 6)).astype(np.float16)),
-                    "json": json.dumps(record).encode(),
-                }
-                writer.write(f"{number:06d}", members)
-                number += 1
-        entries.append({"folder": name, "height": height, "width": width, "samples": count})
-    (folder / BUCKETS).write_text(json.dumps({"buckets": entries}))
-    return folder
 
 
 def test_every_block_of_runs_has_its_proportions_to_less_than_one_run() -> None:
@@ -100,7 +65,7 @@ def test_a_folder_tells_its_buckets(tmp_path: Path) -> None:
     folder = write_toy_buckets(tmp_path / "latents")
     found = read_buckets(folder)
     assert found is not None
-    assert {bucket.shape: bucket.samples for bucket in found} == TOY
+    assert {bucket.shape: bucket.samples for bucket in found} == TOY_BUCKETS
     assert [bucket.path for bucket in found] == [folder / "8x24", folder / "16x16", folder / "24x8"]
     assert read_buckets(folder / "8x24") is None
     behind = read_buckets(f"file://{folder}/", ShardCache(tmp_path))

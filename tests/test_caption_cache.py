@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_attention_processors import parts, prx, torch_kernel, torch_packed_kernel
 from torch import Tensor
+from toys.generators import packed_inputs, small_prx, torch_kernel, torch_packed_kernel
 
 from leam_mm.denoisers.attention_processors import MemoryEfficientProcessor, PackedProcessor
 from leam_mm.denoisers.caption_cache import CaptionHeads, caption_heads
@@ -34,11 +34,11 @@ def projections(denoiser: Any) -> list[int]:
 )
 @torch.no_grad()
 def test_kept_keys_are_the_ones_made_anew(processor: Any, lengths: list[int]) -> None:
-    denoiser = prx()
+    denoiser = small_prx()
     if processor is not None:
         denoiser.model.set_attn_processor(processor)
     before = dict(denoiser.model.attn_processors)
-    latent, time, state, mask = parts(lengths)
+    latent, time, state, mask = packed_inputs(lengths)
     times = [time, time * 0.7, time * 0.4]
     anew = [denoiser(latent, moment, state, mask) for moment in times]
     counts = projections(denoiser)
@@ -56,8 +56,8 @@ def test_kept_keys_are_the_ones_made_anew(processor: Any, lengths: list[int]) ->
 
 @torch.no_grad()
 def test_nothing_is_remembered_afterwards() -> None:
-    denoiser = prx()
-    latent, time, state, mask = parts([3, 4])
+    denoiser = small_prx()
+    latent, time, state, mask = packed_inputs([3, 4])
     with denoiser.sampling():
         first = denoiser(latent, time, state, mask)
     state += 1
@@ -72,8 +72,8 @@ def test_nothing_is_remembered_afterwards() -> None:
 
 @torch.no_grad()
 def test_compiled_blocks_get_plain_captions() -> None:
-    denoiser = prx()
-    latent, time, state, mask = parts([3, 4])
+    denoiser = small_prx()
+    latent, time, state, mask = packed_inputs([3, 4])
     kinds: set[type] = set()
 
     def look(_: object, __: object, given: dict[str, Any]) -> None:
@@ -94,7 +94,7 @@ def test_compiled_blocks_get_plain_captions() -> None:
 
 @torch.no_grad()
 def test_what_is_kept_has_a_limit() -> None:
-    denoiser = prx()
+    denoiser = small_prx()
     assert isinstance(denoiser, PRXDenoiser)
     layers = [block.attention for block in denoiser.model.blocks]
     text = torch.randn(2, 5, 32)

@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import clip_recipe
-from test_encode_latents import save_checkpoint
-from test_hugging_face_captions import write_text_encoder
+from toys.encoders import write_caption_encoder
+from toys.recipes import clip_recipe, save_checkpoint
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_encoders import (
@@ -33,7 +32,7 @@ TEXTS = ["a red square", "", "Quadrat, grün", "a blue square on a yellow square
 def paths(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("encoders")
     clip = save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"])
-    return [str(clip), str(write_text_encoder(folder / "text"))]
+    return [str(clip), str(write_caption_encoder(folder / "text"))]
 
 
 def test_each_path_opens_its_kind(paths: list[str]) -> None:

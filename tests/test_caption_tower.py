@@ -9,11 +9,12 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from test_diffusion_module import FakeCodec
-from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
-from test_open_clip_folder import tiny_module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from toys.encoders import tiny_clip
+from toys.generators import FakeCodec
+from toys.recipes import codec_section, generator_section, stable_recipe
+from toys.runs import assert_same_training, run_recorded
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_tower import CaptionTower, prompt_tokens, read_in_workers
@@ -36,7 +37,7 @@ SIZES = {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 1, "nu
 
 @pytest.fixture
 def frozen(toy_tokenizer: Path) -> CaptionEncoder:
-    return CaptionEncoder.from_module(tiny_module(toy_tokenizer))  # type: ignore[arg-type]
+    return CaptionEncoder.from_module(tiny_clip(toy_tokenizer))  # type: ignore[arg-type]
 
 
 def sizes(frozen: CaptionEncoder, layers: int = 2, **changes: int) -> dict[str, int]:
@@ -243,16 +244,18 @@ def test_a_tuned_generator_goes_on_with_its_bases_tower(frozen: CaptionEncoder, 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_on_two_ranks_it_learns_as_on_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
-    recipe = toy_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16)
+    recipe = stable_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16)
     text = recipe["model"]["init_args"]["encoder"]["text"]
-    clip = fit(recipe)
-    codec = fit({**toy_recipe(tmp_path / "codec", toy_shards, toy_tokenizer, max_samples=16), "model": codec_section()})
+    clip = run_recorded(recipe)
+    codec = run_recorded(
+        {**stable_recipe(tmp_path / "codec", toy_shards, toy_tokenizer, max_samples=16), "model": codec_section()}
+    )
     model = generator_section(clip, codec)
     model["init_args"]["caption_tower"] = {"text": text}
     made = []
     for name, overlays in (("one", ()), ("two", ("overlay_two_ranks.yaml",))):
-        recipe = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
-        made.append(fit({**recipe, "model": model}, *overlays))
+        recipe = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
+        made.append(run_recorded({**recipe, "model": model}, *overlays))
     assert_same_training(*made)
 
 

@@ -7,39 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from toys.images import blank_png
+from toys.shards import Members, complete_sample, write_samples
 
 from data_tools.check_shards import check_folder, main
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter
 from leam_mm.errors import UserError
-
-Members = dict[str, bytes]
-
-
-def png(mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def sample(**changes: object) -> Members:
-    captions = [{"text": f"a {language}", "language": language} for language in ("en", "de")]
-    record: dict[str, object] = {
-        "captions": captions,
-        "url": "u",
-        "domain": "d",
-        "licence": "CC0-1.0",
-        "legal_basis": "licensed",
-    }
-    record |= {"sha256": "0", "width": 8, "height": 6, "metadata": {}} | changes
-    return {"png": png(), "json": json.dumps(record).encode()}
-
-
-def write(folder: Path, samples: list[Members]) -> Path:
-    with ShardWriter(folder, 4) as writer:
-        for number, members in enumerate(samples):
-            writer.write(f"{number:05d}", members)
-    return folder
 
 
 def flip(path: Path, position: int) -> None:
@@ -49,7 +22,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def test_sound_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
     main([str(folder)])
     out = capsys.readouterr().out
     assert out.endswith("sound\n") and ShardFolder(folder).merkle_root in out
@@ -60,7 +33,7 @@ def test_sound_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 @pytest.mark.parametrize("position", [0, 600, 2000, -1])
 def test_any_changed_byte_is_found(position: int, tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
     flip(folder / "00001.tar", position)
     faults = check_folder(folder, decode=False)[1].faults
     assert faults and all("00001.tar" in fault for fault in faults)
@@ -77,7 +50,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_ends_with_code_1_and_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write(tmp_path / "a", [sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
     damage, word = DAMAGE[name]
     damage(folder)
     with pytest.raises(SystemExit) as ended:
@@ -87,7 +60,7 @@ def test_damage_ends_with_code_1_and_one_line(name: str, tmp_path: Path, capsys:
 
 
 def test_swapped_shards_are_found(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", [sample(url=str(number)) for number in range(8)])
+    folder = write_samples(tmp_path / "a", [complete_sample(url=str(number)) for number in range(8)])
     first, second = (folder / f"0000{n}.tar" for n in range(2))
     a, b = first.read_bytes(), second.read_bytes()
     assert len(a) == len(b) and a != b
@@ -99,30 +72,33 @@ def test_swapped_shards_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "word"),
     [
-        ({"png": png()}, "no json"),
-        ({"png": png(), "json": b"{"}, "breaks the contract"),
-        ({"png": png(), "json": b"[]"}, "breaks the contract"),
-        (sample(captions=[]), "no caption"),
-        (sample(captions=[{"text": " ", "language": "en"}]), "no caption, or an empty one"),
-        (sample(captions=[{"text": "x"}]), "language"),
-        ({"json": sample()["json"]}, "holds 0 images"),
-        (sample() | {"jpg": png()}, "holds 2 images"),
-        (sample() | {"png": png("L")}, "is L, should be RGB"),
-        (sample() | {"png": png()[:45]}, "cannot be decoded"),
-        (sample(width=9), "its json says"),
-        (sample() | {"json": b'{"captions": [{"text": "x", "language": "en"}], "url": "u"}'}, "lacks domain"),
-        ({"latent.npy": b"x", "caption_state.npy": b"x", "json": sample()["json"]}, "latent.npy cannot be read"),
-        ({"latent.npy": b"x", "json": sample()["json"]}, "latent.npy|caption_state.npy"),
+        ({"png": blank_png()}, "no json"),
+        ({"png": blank_png(), "json": b"{"}, "breaks the contract"),
+        ({"png": blank_png(), "json": b"[]"}, "breaks the contract"),
+        (complete_sample(captions=[]), "no caption"),
+        (complete_sample(captions=[{"text": " ", "language": "en"}]), "no caption, or an empty one"),
+        (complete_sample(captions=[{"text": "x"}]), "language"),
+        ({"json": complete_sample()["json"]}, "holds 0 images"),
+        (complete_sample() | {"jpg": blank_png()}, "holds 2 images"),
+        (complete_sample() | {"png": blank_png("L")}, "is L, should be RGB"),
+        (complete_sample() | {"png": blank_png()[:45]}, "cannot be decoded"),
+        (complete_sample(width=9), "its json says"),
+        (complete_sample() | {"json": b'{"captions": [{"text": "x", "language": "en"}], "url": "u"}'}, "lacks domain"),
+        (
+            {"latent.npy": b"x", "caption_state.npy": b"x", "json": complete_sample()["json"]},
+            "latent.npy cannot be read",
+        ),
+        ({"latent.npy": b"x", "json": complete_sample()["json"]}, "latent.npy|caption_state.npy"),
     ],
 )
 def test_samples_that_break_the_contract(members: Members, word: str, tmp_path: Path) -> None:
-    faults = check_folder(write(tmp_path / "a", [members, sample()]))[1].faults
+    faults = check_folder(write_samples(tmp_path / "a", [members, complete_sample()]))[1].faults
     assert len(faults) == 1 and "sample 00000" in faults[0]
     assert any(part in faults[0] for part in word.split("|"))
 
 
 def test_fast_leaves_the_pixels_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write(tmp_path / "a", [sample() | {"png": b"no image"}])
+    folder = write_samples(tmp_path / "a", [complete_sample() | {"png": b"no image"}])
     main([str(folder), "--fast"])
     assert "not decoded" in capsys.readouterr().out
     with pytest.raises(SystemExit):
@@ -136,26 +112,26 @@ def test_latents_must_be_finite(tmp_path: Path) -> None:
             buffer = io.BytesIO()
             np.save(buffer, np.full(shape, value, np.float16))
             found[name] = buffer.getvalue()
-        return found | {"json": sample()["json"]}
+        return found | {"json": complete_sample()["json"]}
 
-    assert check_folder(write(tmp_path / "a", [latent(0.5)]))[1].faults == []
-    assert "not finite" in check_folder(write(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
+    assert check_folder(write_samples(tmp_path / "a", [latent(0.5)]))[1].faults == []
+    assert "not finite" in check_folder(write_samples(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
 
 
 def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    latent: Members = {"json": sample()["json"]}
+    latent: Members = {"json": complete_sample()["json"]}
     for name, shape in (("latent.npy", (4, 2, 2)), ("caption_state.npy", (1, 3, 8)), ("image_feature.npy", (4, 3))):
         buffer = io.BytesIO()
         np.save(buffer, np.zeros(shape, np.float16))
         latent[name] = buffer.getvalue()
     for name in ("8x16", "16x8"):
-        write(tmp_path / name, [latent])
+        write_samples(tmp_path / name, [latent])
     listed = [{"folder": f"{h}x{w}", "height": h, "width": w, "samples": 1} for h, w in ((8, 16), (16, 8))]
     (tmp_path / "buckets.json").write_text(json.dumps({"buckets": listed}))
     main([str(tmp_path)])
     said = capsys.readouterr().out
     assert said.count("Merkle root") == 2 and "sound" in said
-    write(tmp_path / "16x8", [latent | {"image_feature.npy": latent["latent.npy"]}])
+    write_samples(tmp_path / "16x8", [latent | {"image_feature.npy": latent["latent.npy"]}])
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
     assert "image_feature.npy has shape (4, 2, 2)" in capsys.readouterr().out
@@ -163,8 +139,8 @@ def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest
 
 def test_twice_the_same_key_is_found(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", 1) as writer:
-        writer.write("k", sample())
-        writer.write("k", sample())
+        writer.write("k", complete_sample())
+        writer.write("k", complete_sample())
     assert "twice" in check_folder(tmp_path / "a")[1].faults[0]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import (
     EVIDENCE,

@@ -6,18 +6,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
+from toys.command_line import fit_here
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import build_module, checkpoint_config, load_module, read_checkpoint
-from leam_mm.cli import LeamCLI, main
+from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
-
-
-def fit(recipe: dict[str, Any], folder: Path, *words: str) -> LeamCLI:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return main(["fit", "--config", str(folder / "recipe.yaml"), *words])
 
 
 def steps(run: Path) -> list[int]:
@@ -30,7 +25,7 @@ def test_print_config_is_complete_and_trains_nothing(
 ) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     with pytest.raises(SystemExit) as caught:
-        fit(recipe, tmp_path, "--print_config", "--data.init_args.seed=77")
+        fit_here(recipe, tmp_path, "--print_config", "--data.init_args.seed=77")
     assert caught.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["data"]["init_args"]["seed"] == 77  # the command line comes last
@@ -49,7 +44,7 @@ def test_printed_config_is_a_recipe_that_prints_itself(
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     for _ in range(2):
         with pytest.raises(SystemExit):
-            fit(recipe, tmp_path, "--print_config")
+            fit_here(recipe, tmp_path, "--print_config")
         texts.append(capsys.readouterr().out)
         recipe = yaml.safe_load(texts[-1])
     assert texts[0] == texts[1]
@@ -57,7 +52,7 @@ def test_printed_config_is_a_recipe_that_prints_itself(
 
 def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    fit(clip_recipe(run, toy_shards, toy_tokenizer, max_samples=24), tmp_path)
+    fit_here(clip_recipe(run, toy_shards, toy_tokenizer, max_samples=24), tmp_path)
     assert steps(run) == [0, 1, 2]
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     assert list((run / "tensorboard").glob("events*"))
@@ -70,9 +65,9 @@ def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_toke
 
 def test_finished_run_is_not_trained_again(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24)
-    fit(recipe, tmp_path)
+    fit_here(recipe, tmp_path)
     before = read_checkpoint(tmp_path / "run")
-    fit(recipe, tmp_path)
+    fit_here(recipe, tmp_path)
     after = read_checkpoint(tmp_path / "run")
     assert after["global_step"] == 3 and after["leam_mm"]["samples_seen"] == 24
     assert all(torch.equal(value, after["state_dict"][name]) for name, value in before["state_dict"].items())
@@ -81,9 +76,9 @@ def test_finished_run_is_not_trained_again(toy_shards: Path, toy_tokenizer: Path
 
 def test_raised_max_samples_goes_on_to_the_new_length(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24)
-    fit(recipe, tmp_path)
+    fit_here(recipe, tmp_path)
     short = read_checkpoint(tmp_path / "run")["state_dict"]
-    fit(recipe, tmp_path, "--max_samples=56")
+    fit_here(recipe, tmp_path, "--max_samples=56")
     longer = read_checkpoint(tmp_path / "run")
     assert longer["global_step"] == 7 and longer["leam_mm"]["samples_seen"] == 56
     assert steps(tmp_path / "run") == list(range(7))
@@ -99,9 +94,9 @@ def test_extension_with_a_constant_rate_equals_the_long_run(
         made["model"]["init_args"].update(final_rate=1.0)
         return made
 
-    fit(recipe("whole", 48), tmp_path)
-    fit(recipe("parts", 24), tmp_path)
-    fit(recipe("parts", 48), tmp_path)
+    fit_here(recipe("whole", 48), tmp_path)
+    fit_here(recipe("parts", 24), tmp_path)
+    fit_here(recipe("parts", 48), tmp_path)
     whole, parts = (read_checkpoint(tmp_path / name)["state_dict"] for name in ("whole", "parts"))
     assert all(torch.equal(value, parts[name]) for name, value in whole.items())
 
@@ -110,13 +105,13 @@ def test_recipe_without_length_is_refused(toy_shards: Path, toy_tokenizer: Path,
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     del recipe["max_samples"]
     with pytest.raises(UserError, match="does not say how long to train: set max_samples"):
-        fit(recipe, tmp_path)
+        fit_here(recipe, tmp_path)
 
 
 def test_threads_are_the_recipes(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
-        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8), tmp_path, "--threads=3")
+        fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8), tmp_path, "--threads=3")
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -124,7 +119,7 @@ def test_threads_are_the_recipes(toy_shards: Path, toy_tokenizer: Path, tmp_path
 
 def test_max_samples_must_be_whole_batches(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"max_samples 30 is no multiple of data\.init_args\.batch_size 8"):
-        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=30), tmp_path)
+        fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=30), tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -140,7 +135,7 @@ def test_wrong_words_are_one_line(
     words: list[str], told: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=told) as caught:
-        fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer), tmp_path, *words)
+        fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer), tmp_path, *words)
     assert "\n" not in str(caught.value)
 
 
@@ -150,13 +145,13 @@ def test_vocabulary_of_another_tokenizer_is_told_before_the_first_step(
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     recipe["model"]["init_args"]["encoder"]["text"]["vocab_size"] = 999
     with pytest.raises(UserError, match=r"vocab_size is 999, but the tokenizer .* write that number into the recipe"):
-        fit(recipe, tmp_path)
+        fit_here(recipe, tmp_path)
 
 
 def test_validate_measures_a_checkpoint(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=16)
     recipe["data"]["init_args"].update(validation=str(toy_shards), validation_samples=16)
-    fit(recipe, tmp_path)
+    fit_here(recipe, tmp_path)
     before = read_checkpoint(tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     cli = main(["validate", "--config", str(tmp_path / "recipe.yaml"), "--ckpt_path", str(checkpoint)])
@@ -174,7 +169,7 @@ def test_one_line_adds_wandb_and_keeps_the_other_loggers(
     monkeypatch.setenv("WANDB_MODE", "disabled")
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
     recipe["trainer"]["logger"] = "lightning.pytorch.loggers.WandbLogger"
-    cli = fit(recipe, tmp_path)
+    cli = fit_here(recipe, tmp_path)
     kinds = [type(logger).__name__ for logger in cli.trainer.loggers]
     assert kinds == ["MetricsLog", "TensorBoardLogger", "WandbLogger"]
     assert steps(tmp_path / "run") == [0] and list((tmp_path / "run" / "tensorboard").glob("events*"))
@@ -183,5 +178,5 @@ def test_one_line_adds_wandb_and_keeps_the_other_loggers(
 def test_logger_can_be_switched_off(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
     recipe["trainer"]["logger"] = False
-    assert fit(recipe, tmp_path).trainer.loggers == []
+    assert fit_here(recipe, tmp_path).trainer.loggers == []
     assert not (tmp_path / "run" / "metrics.csv").exists()

@@ -3,9 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import clip_recipe
-from test_encode_latents import save_checkpoint
-from test_vet_shards import rules, vet
+from toys.recipes import clip_recipe, save_checkpoint
+from toys.vetting import vet, write_rules
 
 from data_tools.vetting.clip_score import ClipScore
 from data_tools.vetting.vetting_rule import Sample
@@ -66,7 +65,7 @@ def test_threshold_and_fraction() -> None:
 
 
 def test_in_a_vetting(teacher: Path, toy_shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", (ClipScore, {"teacher": str(teacher), "fraction": 0.25}))
+    listed = write_rules(tmp_path / "r.yaml", (ClipScore, {"teacher": str(teacher), "fraction": 0.25}))
     vetted = vet(toy_shards, listed, tmp_path / "vetted")
     assert ShardFolder(vetted).samples == 24
     assert str(tmp_path) not in (vetted / "vetting.json").read_text()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from test_codec_module import Pictures, fit, module, sgd, weights
 from torch import Tensor, nn
+from toys.codecs import RandomImages, codec_module, fit_codec, sgd, weights_of
 
 from leam_mm.codec_module import LatentCodecModule, signed
 from leam_mm.codecs.latent_codec import KLCodec
@@ -55,10 +55,10 @@ def noted(folder: Path) -> Noted:
 
 def test_two_ranks_have_the_gradients_of_one_process_with_every_loss(tmp_path: Path) -> None:
     one, two = noted(tmp_path), noted(tmp_path)
-    fit(one, tmp_path, steps=3, precision="64-true", limit_val_batches=0)
+    fit_codec(one, tmp_path, steps=3, precision="64-true", limit_val_batches=0)
     strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=True)
     rank_settings: dict[str, Any] = {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
-    fit(two, tmp_path, steps=3, batch_size=2, precision="64-true", limit_val_batches=0, **rank_settings)
+    fit_codec(two, tmp_path, steps=3, batch_size=2, precision="64-true", limit_val_batches=0, **rank_settings)
     names = ("1_0.pt", "2_0.pt", "2_1.pt")
     (whole, state), *ranks = (torch.load(tmp_path / name, weights_only=True) for name in names)
     assert len(whole) == 6  # codec and critic in turns
@@ -72,8 +72,8 @@ def test_two_ranks_have_the_gradients_of_one_process_with_every_loss(tmp_path: P
 def test_gradients_are_those_of_the_plain_formula(tmp_path: Path) -> None:
     trained = noted(tmp_path)
     codec, critic = copy.deepcopy(trained.codec).double(), copy.deepcopy(trained.discriminator).double()  # type: ignore[union-attr]
-    fit(trained, tmp_path, steps=1, precision="64-true", limit_val_batches=0)
-    image = signed(Pictures().image[:4], torch.float64)
+    fit_codec(trained, tmp_path, steps=1, precision="64-true", limit_val_batches=0)
+    image = signed(RandomImages().image[:4], torch.float64)
     posterior = codec.posterior(image)
     noise = sample_noise(0, torch.arange(4), "posterior", posterior.mean.shape[1:])
     reconstruction = codec.decode_raw(posterior.mean + posterior.std * noise.double())
@@ -94,11 +94,11 @@ def test_gradients_are_those_of_the_plain_formula(tmp_path: Path) -> None:
 
 def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"critic": True, "adversarial_adaptive": True, "adversarial_weight": 2.0}
-    model = module(perceptual=EfficientNetLoss(stages=(0,)), ema_decay=0.9, **settings)
+    model = codec_module(perceptual=EfficientNetLoss(stages=(0,)), ema_decay=0.9, **settings)
     codec, critic = copy.deepcopy(model.codec), copy.deepcopy(model.discriminator)
-    before = weights(model.codec)
-    trainer = fit(model, tmp_path, steps=1, limit_val_batches=0)
-    image = signed(Pictures().image[:4])
+    before = weights_of(model.codec)
+    trainer = fit_codec(model, tmp_path, steps=1, limit_val_batches=0)
+    image = signed(RandomImages().image[:4])
     reconstruction = codec.decode_raw(codec.encode_raw(image))
     others = (reconstruction - image).abs().mean() + EfficientNetLoss(stages=(0,))(reconstruction, image).mean()
     last, opinion = codec.autoencoder.decoder.conv_out.conv.weight, -critic(reconstruction).mean()
@@ -107,7 +107,7 @@ def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path
     assert factor.item() == pytest.approx((first / second).item(), rel=1e-3)
     expected = others + 2 * factor * opinion
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected.item(), rel=1e-4)
-    fit(model, tmp_path, steps=2, precision="bf16-mixed")
+    fit_codec(model, tmp_path, steps=2, precision="bf16-mixed")
     for name, value in model.codec.named_parameters():
         assert value.dtype == torch.float32 and torch.isfinite(value).all()
         assert not torch.equal(value, before[name]) or "to_k.bias" in name, name
@@ -115,9 +115,9 @@ def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path
 
 @pytest.mark.slow
 def test_two_ranks_without_a_critic_train_as_one_process(tmp_path: Path) -> None:
-    one, two = module(), module()
-    fit(one, tmp_path, steps=2, batch_size=4)
+    one, two = codec_module(), codec_module()
+    fit_codec(one, tmp_path, steps=2, batch_size=4)
     strategy = DDPStrategy(start_method="spawn", process_group_backend="gloo", find_unused_parameters=False)
-    fit(two, tmp_path, steps=2, batch_size=2, strategy=strategy, devices=2, use_distributed_sampler=False)
+    fit_codec(two, tmp_path, steps=2, batch_size=2, strategy=strategy, devices=2, use_distributed_sampler=False)
     for (name, value), other in zip(two.named_parameters(), one.parameters(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6, msg=name)

@@ -5,87 +5,26 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from toys.codecs import RandomImages, codec_module, fit_codec, weights_of
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
 from leam_mm.codec_module import LatentCodecModule, codec_file, load_codec, signed
-from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
+from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.errors import UserError
-from leam_mm.losses.reconstruction import PatchDiscriminator
-
-
-class Pictures(Dataset[dict[str, Any]]):
-    """Fixed random pictures with the number that the loader would give them."""
-
-    def __init__(self, count: int = 16) -> None:
-        self.image = torch.randint(
-            0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.image[index], "sample_index": torch.tensor(index)}
-
-
-class RankPictures(Pictures):
-    """The pictures of this rank: consecutive slices of the global batch of four, as our own loader deals them."""
-
-    def __len__(self) -> int:
-        return len(self.image) // 2
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        step, place = divmod(index, 2)
-        return super().__getitem__(4 * step + 2 * torch.distributed.get_rank() + place)
-
-
-def sgd(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05)
-
-
-def module(seed: int = 0, kind: str = "dc", critic: bool = False, **settings: Any) -> LatentCodecModule:
-    torch.manual_seed(seed)
-    codec: Any = (
-        DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
-        if kind == "dc"
-        else KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4)
-    )
-    discriminator = PatchDiscriminator(width=4) if critic else None
-    return LatentCodecModule(codec, sgd, discriminator=discriminator, **({"warmup_steps": 0} | settings))
-
-
-def fit(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **({"enable_checkpointing": False} | settings),
-    )
-    loader = DataLoader(RankPictures() if trainer.world_size > 1 else Pictures(), batch_size=batch_size)
-    trainer.fit(model, loader, DataLoader(Pictures(8), batch_size=4))
-    return trainer
-
-
-def weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 
 @pytest.mark.parametrize("kind", ["dc", "kl"])
 def test_training_moves_every_weight_and_logs(kind: str, tmp_path: Path) -> None:
-    model = module(kind=kind, kl_weight=1e-3 if kind == "kl" else 0.0)
-    before = weights(model.codec)
-    trainer = fit(model, tmp_path, steps=4)
+    model = codec_module(kind=kind, kl_weight=1e-3 if kind == "kl" else 0.0)
+    before = weights_of(model.codec)
+    trainer = fit_codec(model, tmp_path, steps=4)
     unmoved = [name for name, value in model.codec.named_parameters() if torch.equal(value, before[name])]
     assert not [name for name in unmoved if "to_k.bias" not in name]  # softmax does not see the keys' bias
     assert trainer.global_step == 4
@@ -95,16 +34,16 @@ def test_training_moves_every_weight_and_logs(kind: str, tmp_path: Path) -> None
 
 def test_statistics_in_the_last_checkpoint_are_those_of_its_weights(tmp_path: Path) -> None:
     for validated in (True, False):
-        model = module()
+        model = codec_module()
         saver = ModelCheckpoint(tmp_path / str(validated), save_last=True, every_n_train_steps=2)
         limits = {} if validated else {"limit_val_batches": 0}
-        trainer = fit(model, tmp_path, steps=4, enable_checkpointing=True, callbacks=[saver], **limits)
+        trainer = fit_codec(model, tmp_path, steps=4, enable_checkpointing=True, callbacks=[saver], **limits)
         trainer.save_checkpoint(tmp_path / "end.ckpt")
         checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
-        reloaded = module(seed=1)
+        reloaded = codec_module(seed=1)
         reloaded.load_state_dict(checkpoint["state_dict"])
         # Validated: the 8 held-out pictures. Else: the last training batch, pictures 12 to 15.
-        seen = Pictures(8).image if validated else Pictures().image[12:]
+        seen = RandomImages(8).image if validated else RandomImages().image[12:]
         expected = LatentStatistics.of(reloaded.codec.encode_raw(signed(seen)))
         torch.testing.assert_close(reloaded.codec.latent_mean, expected.mean.float(), rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(reloaded.codec.latent_std, expected.std.float(), rtol=1e-4, atol=1e-6)
@@ -113,9 +52,9 @@ def test_statistics_in_the_last_checkpoint_are_those_of_its_weights(tmp_path: Pa
 
 
 def test_measured_statistics_do_not_depend_on_the_batches() -> None:
-    first, second = module(), module()
-    first.measure_statistics(DataLoader(Pictures(), batch_size=16))
-    second.measure_statistics(DataLoader(Pictures(), batch_size=3))
+    first, second = codec_module(), codec_module()
+    first.measure_statistics(DataLoader(RandomImages(), batch_size=16))
+    second.measure_statistics(DataLoader(RandomImages(), batch_size=3))
     torch.testing.assert_close(first.codec.scale, second.codec.scale, rtol=1e-6, atol=0)
     with pytest.raises(UserError, match="empty"):
         first.measure_statistics([])
@@ -123,11 +62,11 @@ def test_measured_statistics_do_not_depend_on_the_batches() -> None:
 
 def test_discriminator_gradient_never_reaches_the_codec_nor_the_reverse(tmp_path: Path) -> None:
     # With the critic's weight at zero the codec must train as if there were none, though the critic itself learns.
-    alone, watched = module(), module(critic=True, adversarial_weight=0.0, adversarial_clip=1e9)
-    critic = weights(watched.discriminator)  # type: ignore[arg-type]
+    alone, watched = codec_module(), codec_module(critic=True, adversarial_weight=0.0, adversarial_clip=1e9)
+    critic = weights_of(watched.discriminator)  # type: ignore[arg-type]
     watched.codec.load_state_dict(alone.codec.state_dict())
-    fit(alone, tmp_path, steps=3)
-    trainer = fit(watched, tmp_path, steps=3)
+    fit_codec(alone, tmp_path, steps=3)
+    trainer = fit_codec(watched, tmp_path, steps=3)
     for name, value in watched.codec.named_parameters():
         torch.testing.assert_close(value, alone.codec.get_parameter(name), msg=name)
     assert any(not torch.equal(value, critic[name]) for name, value in watched.discriminator.named_parameters())  # type: ignore[union-attr]
@@ -135,7 +74,7 @@ def test_discriminator_gradient_never_reaches_the_codec_nor_the_reverse(tmp_path
 
 
 def test_codec_step_leaves_no_gradient_in_the_critic(tmp_path: Path) -> None:
-    model = module(critic=True, adversarial_weight=1.0)
+    model = codec_module(critic=True, adversarial_weight=1.0)
     seen: list[str] = []
     step = model._step
 
@@ -149,23 +88,23 @@ def test_codec_step_leaves_no_gradient_in_the_critic(tmp_path: Path) -> None:
         seen.append(type(network).__name__)
 
     model._step = spy  # type: ignore[method-assign]
-    fit(model, tmp_path, steps=2)
+    fit_codec(model, tmp_path, steps=2)
     assert seen == ["DCCodec", "PatchDiscriminator"] * 2
 
 
 def test_critic_joins_after_its_samples(tmp_path: Path) -> None:
-    model = module(critic=True, adversarial_start_samples=8)
-    before = weights(model.discriminator)  # type: ignore[arg-type]
-    fit(model, tmp_path, steps=2)
+    model = codec_module(critic=True, adversarial_start_samples=8)
+    before = weights_of(model.discriminator)  # type: ignore[arg-type]
+    fit_codec(model, tmp_path, steps=2)
     assert all(torch.equal(value, before[name]) for name, value in model.discriminator.named_parameters())  # type: ignore[union-attr]
-    fit(model, tmp_path, steps=3)
+    fit_codec(model, tmp_path, steps=3)
     assert any(not torch.equal(value, before[name]) for name, value in model.discriminator.named_parameters())  # type: ignore[union-attr]
 
 
 def test_perceptual_loss_changes_the_update(tmp_path: Path) -> None:
-    plain, perceptual = module(), module(perceptual=EfficientNetLoss(stages=(0,)), perceptual_weight=1.0)
-    fit(plain, tmp_path, steps=1)
-    fit(perceptual, tmp_path, steps=1)
+    plain, perceptual = codec_module(), codec_module(perceptual=EfficientNetLoss(stages=(0,)), perceptual_weight=1.0)
+    fit_codec(plain, tmp_path, steps=1)
+    fit_codec(perceptual, tmp_path, steps=1)
     name = "autoencoder.decoder.conv_in.weight"
     assert not torch.equal(plain.codec.get_parameter(name), perceptual.codec.get_parameter(name))
     assert not [key for key in perceptual.state_dict() if key.startswith("perceptual")]
@@ -173,24 +112,24 @@ def test_perceptual_loss_changes_the_update(tmp_path: Path) -> None:
 
 def test_posterior_noise_belongs_to_the_sample(tmp_path: Path) -> None:
     # Two runs agree bit for bit whatever the global random state, since noise is derived from (seed, sample).
-    first = module(kind="kl", kl_weight=1e-3)
+    first = codec_module(kind="kl", kl_weight=1e-3)
     second = copy.deepcopy(first)
     torch.manual_seed(1)
-    fit(first, tmp_path)
+    fit_codec(first, tmp_path)
     torch.manual_seed(2)
-    fit(second, tmp_path)
+    fit_codec(second, tmp_path)
     assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
 def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no posterior"):
-        module(kl_weight=1.0)
+        codec_module(kl_weight=1.0)
     with pytest.raises(UserError, match="bf16-mixed"):
-        model = module(critic=True)
+        model = codec_module(critic=True)
         model.trainer = type("T", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
         model.on_fit_start()
     with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
-        model = module(critic=True)
+        model = codec_module(critic=True)
         model.trainer = type("T", (), {"precision": "32-true", "world_size": 2, "strategy": DDPStrategy()})()  # type: ignore[assignment]
         model.on_fit_start()
 
@@ -294,12 +233,12 @@ def test_large_recipe_trains_when_it_is_made_small(
 
 @pytest.mark.parametrize("critic", [False, True])
 def test_average_follows_the_codec_and_is_what_others_get(critic: bool, tmp_path: Path) -> None:
-    model = module(critic=critic, ema_decay=0.5)
+    model = codec_module(critic=critic, ema_decay=0.5)
     start = copy.deepcopy(model.codec.state_dict())
     seen: list[dict[str, Tensor]] = []
     average = model._average
     model._average = lambda: (seen.append(copy.deepcopy(model.codec.state_dict())), average())  # type: ignore[method-assign, assignment, func-returns-value]
-    trainer = fit(model, tmp_path, steps=3)
+    trainer = fit_codec(model, tmp_path, steps=3)
     assert len(seen) == 3 and model.ema is not None and int(model.ema.updates) == 3
     name = "autoencoder.decoder.conv_in.weight"
     shadow = start[name]
@@ -312,14 +251,16 @@ def test_average_follows_the_codec_and_is_what_others_get(critic: bool, tmp_path
     # Validation, reconstruction and the file's statistics are the averaged codec's.
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     state = torch.load(tmp_path / "end.ckpt", weights_only=True)["state_dict"]
-    expected = LatentStatistics.of(codec.encode_raw(signed(Pictures().image[8:12])))
+    expected = LatentStatistics.of(codec.encode_raw(signed(RandomImages().image[8:12])))
     for place in ("codec", "ema.model"):
         torch.testing.assert_close(state[f"{place}.latent_mean"], expected.mean.float(), rtol=1e-5, atol=1e-6)
-    image = Pictures().image[:4]
+    image = RandomImages().image[:4]
     latent = codec.encode(signed(image))
     assert torch.equal(model(image), codec.decode(latent))
-    trainer.validate(model, DataLoader(Pictures(8), batch_size=4), verbose=False)
-    l1 = (codec.decode_raw(codec.encode_raw(signed(Pictures(8).image))).clamp(-1, 1) - signed(Pictures(8).image)).abs()
+    trainer.validate(model, DataLoader(RandomImages(8), batch_size=4), verbose=False)
+    l1 = (
+        codec.decode_raw(codec.encode_raw(signed(RandomImages(8).image))).clamp(-1, 1) - signed(RandomImages(8).image)
+    ).abs()
     assert trainer.callback_metrics["val/l1"].item() == pytest.approx(l1.mean().item(), rel=1e-4)
 
 
@@ -327,7 +268,7 @@ def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_t
     trained = train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, ema_decay=0.5)
     codec = load_codec(tmp_path / "run")
     assert isinstance(codec, LatentCodec) and not codec.training and codec.checkpoint_evidence["samples_seen"] == 16
-    image = signed(Pictures(2).image)
+    image = signed(RandomImages(2).image)
     latent = codec.encode(image)
     assert torch.equal(latent, trained.ema_codec().encode(image))
     assert not torch.equal(latent, trained.codec.encode(image))

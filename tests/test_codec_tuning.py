@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from test_codec_module import Pictures, fit, module, weights
 from torch.utils.data import DataLoader
+from toys.codecs import RandomImages, codec_module, fit_codec, weights_of
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.codec_module import LatentCodecModule, signed
@@ -26,7 +26,7 @@ def saved(model: LatentCodecModule, path: Path) -> Path:
     kind = type(model.codec).__name__
     codec = {"class_path": f"leam_mm.codecs.latent_codec.{kind}", "init_args": SIZES[kind]}
     section = {"class_path": "leam_mm.codec_module.LatentCodecModule", "init_args": {"codec": codec}}
-    model.measure_statistics(DataLoader(Pictures(), batch_size=8))
+    model.measure_statistics(DataLoader(RandomImages(), batch_size=8))
     torch.save({"state_dict": model.state_dict(), EVIDENCE: {"config": yaml.safe_dump({"model": section})}}, path)
     return path
 
@@ -34,12 +34,12 @@ def saved(model: LatentCodecModule, path: Path) -> Path:
 @pytest.mark.parametrize("kind", ["dc", "kl"])
 @pytest.mark.parametrize("critic", [False, True])
 def test_a_decoder_alone_is_tuned_and_the_latents_stay(kind: str, critic: bool, tmp_path: Path) -> None:
-    base = module(seed=3, kind=kind)
+    base = codec_module(seed=3, kind=kind)
     path = saved(base, tmp_path / "base.ckpt")
-    model = module(seed=4, kind=kind, critic=critic, weights=str(path), trained="decoder", ema_decay=0.5)
-    trainer = fit(model, tmp_path, steps=4)
-    image = signed(Pictures().image)
-    before = weights(base.codec)
+    model = codec_module(seed=4, kind=kind, critic=critic, weights=str(path), trained="decoder", ema_decay=0.5)
+    trainer = fit_codec(model, tmp_path, steps=4)
+    image = signed(RandomImages().image)
+    before = weights_of(base.codec)
     for codec in (model.codec, model.ema_codec()):
         with torch.no_grad():
             assert torch.equal(codec.encode(image), base.codec.encode(image))  # statistics included
@@ -55,26 +55,28 @@ def test_a_decoder_alone_is_tuned_and_the_latents_stay(kind: str, critic: bool, 
 
 
 def test_a_resumed_tuning_keeps_its_own_weights_and_refuses_another_base(tmp_path: Path) -> None:
-    path = saved(module(seed=3), tmp_path / "base.ckpt")
-    half = module(weights=str(path))
-    fit(half, tmp_path, steps=2).save_checkpoint(tmp_path / "half.ckpt")
+    path = saved(codec_module(seed=3), tmp_path / "base.ckpt")
+    half = codec_module(weights=str(path))
+    fit_codec(half, tmp_path, steps=2).save_checkpoint(tmp_path / "half.ckpt")
 
     def resume() -> LatentCodecModule:
-        again = module(seed=5, weights=str(path))
+        again = codec_module(seed=5, weights=str(path))
         trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, enable_progress_bar=False)
-        trainer.fit(again, DataLoader(Pictures(), batch_size=4), ckpt_path=tmp_path / "half.ckpt", weights_only=True)
+        trainer.fit(
+            again, DataLoader(RandomImages(), batch_size=4), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+        )
         return again
 
-    after = weights(resume().codec)  # no step is left to take
-    assert all(torch.equal(value, after[name]) for name, value in weights(half.codec).items())
-    saved(module(seed=6), path)
+    after = weights_of(resume().codec)  # no step is left to take
+    assert all(torch.equal(value, after[name]) for name, value in weights_of(half.codec).items())
+    saved(codec_module(seed=6), path)
     with pytest.raises(UserError, match="trained from other weights"):
         resume()
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    path = saved(module(seed=3, kind="kl"), tmp_path / "base.ckpt")
+    path = saved(codec_module(seed=3, kind="kl"), tmp_path / "base.ckpt")
     with pytest.raises(UserError, match=r"weights of .*base.ckpt do not fit model.codec"):
-        fit(module(weights=str(path)), tmp_path)
+        fit_codec(codec_module(weights=str(path)), tmp_path)
     with pytest.raises(UserError, match=r"name the codec that it belongs to in model.weights"):
-        module(trained="decoder")
+        codec_module(trained="decoder")

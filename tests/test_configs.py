@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import toy_vocabulary
 from jsonargparse import ArgumentParser
 from rich.console import Console
+from toys.command_line import CONFIGS, printed_config
+from toys.shards import toy_vocabulary
 
 import evaluate
 from data_tools import encode_latents
@@ -22,8 +23,6 @@ from leam_mm.data.pairs_module import PairsModule
 from leam_mm.encoders.image_tokens import check_size
 from leam_mm.pipeline import read_corridor
 
-FOLDER = Path(__file__).parent.parent / "configs"
-
 
 def kind(path: Path) -> str:
     first = path.stem.partition("_")[0]
@@ -31,7 +30,7 @@ def kind(path: Path) -> str:
 
 
 FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "corridor", "evaluate", "vet")}
-for _path in sorted(FOLDER.rglob("*.yaml")):
+for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
 
 
@@ -39,21 +38,11 @@ def named(group: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", FILES[group], ids=lambda path: path.stem)
 
 
-def printed(capsys: pytest.CaptureFixture[str], *files: Path) -> dict[str, Any]:
-    """What --print_config says."""
-    capsys.readouterr()
-    words = [word for file in files for word in ("--config", str(file))]
-    with pytest.raises(SystemExit) as caught:
-        main(["fit", *words, "--print_config"])
-    assert caught.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
-
-
 def test_every_kind_is_there() -> None:
     assert all(FILES.values()), FILES
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_first_line_says_what_it_is(path: Path) -> None:
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith("# ") and len(first) > 30
@@ -61,7 +50,7 @@ def test_first_line_says_what_it_is(path: Path) -> None:
 
 @named("recipe")
 def test_recipe_parses_and_says_what_it_needs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed(capsys, path)
+    config = printed_config(capsys, path)
     assert config["max_samples"] % config["data"]["init_args"]["batch_size"] == 0
     assert config["ckpt_path"] == "last"  # the same command starts and resumes
     assert config["trainer"]["default_root_dir"].startswith("runs/")
@@ -78,8 +67,8 @@ def test_overlay_parses_on_top_of_a_recipe(path: Path, capsys: pytest.CaptureFix
     for_generators = {"techniques+", "denoiser", "ema", "caption_tower"} & content.get("model", {}).get(
         "init_args", {}
     ).keys()
-    recipe = FOLDER / ("scenes_generator.yaml" if for_generators else "scenes_clip.yaml")
-    below, above = printed(capsys, recipe), printed(capsys, recipe, path)
+    recipe = CONFIGS / ("scenes_generator.yaml" if for_generators else "scenes_clip.yaml")
+    below, above = printed_config(capsys, recipe), printed_config(capsys, recipe, path)
     changes_model = "model" in content
     assert below != above and (below["model"] != above["model"]) == changes_model
 
@@ -121,8 +110,8 @@ def test_large_generator_has_as_many_weights_as_its_recipe_says(path: Path) -> N
 
 
 def test_compilation_is_added_to_the_callbacks_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = FOLDER / "emoji_clip.yaml"
-    below, above = printed(capsys, recipe), printed(capsys, recipe, FOLDER / "overlay_compile.yaml")
+    recipe = CONFIGS / "emoji_clip.yaml"
+    below, above = printed_config(capsys, recipe), printed_config(capsys, recipe, CONFIGS / "overlay_compile.yaml")
     added = above["trainer"]["callbacks"][len(below["trainer"]["callbacks"]) :]
     assert [each["class_path"] for each in added] == ["leam_mm.callbacks.compilation.Compilation"]
 
@@ -133,7 +122,7 @@ def test_corridor_names_files_that_exist(path: Path) -> None:
     words = [word for stage in corridor.stages for word in stage.command.split()]
     for word in words:
         if word.startswith(("configs/", "data_tools/")) or word in ("train.py", "evaluate.py"):
-            assert (FOLDER.parent / word).is_file(), word
+            assert (CONFIGS.parent / word).is_file(), word
     assert len({stage.name for stage in corridor.stages}) == len(corridor.stages)
 
 
@@ -172,14 +161,14 @@ def test_recipes_of_a_corridor_train_one_after_the_other(
     model: dict[str, Any] = {**words, "encoder": {"text": {"vocab_size": toy_vocabulary(toy_tokenizer)}}}
     clip, codec, latents = tmp_path / "clip", tmp_path / "codec", tmp_path / "latents"
     train(
-        FOLDER / f"{corpus}_clip.yaml", clip, {"data": {"init_args": {**data, **words}}, "model": {"init_args": model}}
+        CONFIGS / f"{corpus}_clip.yaml", clip, {"data": {"init_args": {**data, **words}}, "model": {"init_args": model}}
     )
-    train(FOLDER / f"{corpus}_codec.yaml", codec, {"data": {"init_args": data}})
+    train(CONFIGS / f"{corpus}_codec.yaml", codec, {"data": {"init_args": data}})
     arguments = ["--shards", str(toy_shards), "--codec", str(codec), "--clip", str(clip), "--output", str(latents)]
     encode_latents.encode_latents(encode_latents.parse(arguments), Console(quiet=True))
     parts = {"clip": str(clip), "codec": str(codec), "latents": str(latents)}
     changes = {"data": {"init_args": {"train": str(latents)}}, "model": {"init_args": parts}}
-    train(FOLDER / f"{corpus}_generator.yaml", tmp_path / "generator", changes)
+    train(CONFIGS / f"{corpus}_generator.yaml", tmp_path / "generator", changes)
 
 
 @pytest.mark.parametrize("recipe", ["scenes_codec.yaml", "scenes_generator.yaml"])
@@ -189,9 +178,9 @@ def test_a_mixture_of_folders_is_printed_so_that_it_can_be_read_again(
     sources = [{"path": "a", "weight": 0.5, "language": None}, {"path": "b", "weight": 2.0, "language": "fi"}]
     overlay = tmp_path / "mixture.yaml"
     overlay.write_text(yaml.safe_dump({"data": {"init_args": {"train": sources}}}))
-    config = printed(capsys, FOLDER / recipe, overlay)
+    config = printed_config(capsys, CONFIGS / recipe, overlay)
     found = [each.get("init_args", each) for each in config["data"]["init_args"]["train"]]
     assert found == sources
     whole = tmp_path / "whole.yaml"
     whole.write_text(yaml.safe_dump(config))
-    assert printed(capsys, whole)["data"] == config["data"]
+    assert printed_config(capsys, whole)["data"] == config["data"]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_diffusion_module import Latents, build, wake
 from torch import Tensor
+from toys.generators import SignLatents, generator_module, wake_generator
 
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
@@ -17,7 +17,7 @@ from leam_mm.techniques.technique import TrainingStep
 
 
 def batch(first: int = 0, count: int = 8) -> dict[str, Any]:
-    return collate_samples([Latents(64)[number] for number in range(first, first + count)])
+    return collate_samples([SignLatents(64)[number] for number in range(first, first + count)])
 
 
 def test_partners_are_each_others_whatever_the_order() -> None:
@@ -40,7 +40,7 @@ def test_a_weight_without_a_minimum_is_refused() -> None:
 
 
 def test_the_loss_is_the_papers() -> None:
-    module, data = wake(build(techniques=[ContrastiveFlow(0.05)])), batch()
+    module, data = wake_generator(generator_module(techniques=[ContrastiveFlow(0.05)])), batch()
     predictions: list[Tensor] = []
     module.denoiser.register_forward_hook(lambda *parts: predictions.append(parts[-1]))
     with torch.no_grad():
@@ -51,8 +51,10 @@ def test_the_loss_is_the_papers() -> None:
     expected = (predictions[0] - target).square() - 0.05 * (predictions[0] - other).square()
     torch.testing.assert_close(losses, expected.flatten(1).mean(1))
     with torch.no_grad():
-        plain = wake(build()).sample_losses(data)
-        torch.testing.assert_close(wake(build(techniques=[ContrastiveFlow(0.0)])).sample_losses(data), plain)
+        plain = wake_generator(generator_module()).sample_losses(data)
+        torch.testing.assert_close(
+            wake_generator(generator_module(techniques=[ContrastiveFlow(0.0)])).sample_losses(data), plain
+        )
 
 
 def test_a_partners_target_is_that_of_ones_own_time() -> None:
@@ -86,7 +88,7 @@ def test_its_minimum_is_the_velocity_lengthened_and_moved() -> None:
 
 def test_parts_of_a_batch_have_the_gradients_of_the_whole() -> None:
     """As ranks and accumulated batches do; test_representation_alignment.py lets two ranks do it."""
-    module = wake(build(techniques=[ContrastiveFlow(0.3)], ema_decay=None)).double()
+    module = wake_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema_decay=None)).double()
 
     def slopes(first: int, count: int) -> list[Tensor]:
         data = {n: value.double() if value.is_floating_point() else value for n, value in batch(first, count).items()}

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
-from test_resume import assert_same_run, checkpoint, losses
+from toys.recipes import clip_recipe
+from toys.runs import assert_same_run, last_checkpoint, step_losses
 
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
@@ -116,13 +116,13 @@ def test_running_estimates_survive_an_end_in_the_middle(tmp_path: Path, toy_shar
     stopped = {**broken["trainer"], "callbacks": [{"class_path": "test_contrastive_module.Stop"}]}
     with pytest.raises(InterruptedError):
         fit({**broken, "trainer": stopped}, tmp_path / "b")
-    assert checkpoint(tmp_path / "b" / "run")["global_step"] == 4
+    assert last_checkpoint(tmp_path / "b" / "run")["global_step"] == 4
     fit(broken, tmp_path / "b")
     assert_same_run(tmp_path / "a" / "run", tmp_path / "b" / "run")
-    state = checkpoint(tmp_path / "a" / "run")["state_dict"]
+    state = last_checkpoint(tmp_path / "a" / "run")["state_dict"]
     seen = state["loss.image_estimate"].isfinite()
     assert state["loss.visits"] == 64 and seen.sum() == 64  # the samples of one epoch are all different
-    assert len(losses(tmp_path / "a" / "run")) == 8
+    assert len(step_losses(tmp_path / "a" / "run")) == 8
 
 
 class Threshold(PairwiseLoss):
@@ -142,7 +142,7 @@ def test_weights_of_a_loss_are_trained_too(tmp_path: Path, toy_shards: Path, toy
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=16)
     recipe["model"]["init_args"] |= {"loss": {"class_path": "test_contrastive_module.Threshold"}, "exchange": "ring"}
     fit(recipe, tmp_path)
-    assert checkpoint(tmp_path / "run")["state_dict"]["loss.threshold"] > 0  # most pairs do not match
+    assert last_checkpoint(tmp_path / "run")["state_dict"]["loss.threshold"] > 0  # most pairs do not match
 
 
 def test_number_of_samples_is_checked_before_the_first_step(

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from warc_files import WarcFile
+from toys.warc import WarcFile
 
 from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names, run_jobs
 

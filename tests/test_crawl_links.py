@@ -10,7 +10,7 @@ from pathlib import Path
 import brotli
 import pyarrow.parquet as pq
 import pytest
-from warc_files import WarcFile
+from toys.warc import WarcFile
 
 from data_tools.crawl_links import main
 from data_tools.links.link_table import read_links

@@ -5,50 +5,26 @@ import pytest
 import torch
 from diffusers import PRXTransformer2DModel
 from torch import nn
+from toys.generators import build_denoiser, denoiser_inputs, wake_denoiser
 
-from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
-from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
+from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.errors import UserError
 
 CASES = ["prx", "unet", "sd3"]
 
 
-def build(kind: str, **changes: object) -> Denoiser:
-    torch.manual_seed(0)
-    if kind == "prx":
-        return PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, **changes)  # type: ignore[arg-type]
-    if kind == "sd3":
-        return SD3Denoiser(4, 12, hidden_size=32, depth=2, num_heads=2, latent_size=8, **changes)  # type: ignore[arg-type]
-    return UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8, **changes)  # type: ignore[arg-type]
-
-
-def wake(denoiser: Denoiser) -> Denoiser:
-    """Give the layers that start at zero some weights, so that everything has an influence."""
-    for value in denoiser.parameters():
-        if not value.any():
-            nn.init.normal_(value, std=0.1)
-    return denoiser.eval()
-
-
-def inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(1)
-    latent = torch.randn(batch, 4, size, size, generator=generator)
-    mask = torch.arange(length) < torch.tensor([2, 6, 4])[:batch, None]
-    return latent, torch.tensor([0.1, 0.5, 1.0])[:batch], torch.randn(batch, length, 12, generator=generator), mask
-
-
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("size", [4, 8])
 def test_starts_at_zero_and_keeps_the_shape(kind: str, size: int) -> None:
-    latent, time, state, mask = inputs(size)
-    prediction = build(kind)(latent, time, state, mask)
+    latent, time, state, mask = denoiser_inputs(size)
+    prediction = build_denoiser(kind)(latent, time, state, mask)
     assert torch.equal(prediction, torch.zeros_like(latent))
 
 
 @pytest.mark.parametrize("kind", CASES)
 def test_padding_has_no_influence_and_captions_and_time_have(kind: str) -> None:
-    denoiser = wake(build(kind))
-    latent, time, state, mask = inputs()
+    denoiser = wake_denoiser(build_denoiser(kind))
+    latent, time, state, mask = denoiser_inputs()
     with torch.no_grad():
         first = denoiser(latent, time, state, mask)
         torch.testing.assert_close(denoiser(latent, time, state.masked_fill(~mask[..., None], 7.0), mask), first)
@@ -60,8 +36,8 @@ def test_padding_has_no_influence_and_captions_and_time_have(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_samples_do_not_see_each_other(kind: str) -> None:
-    denoiser = wake(build(kind))
-    parts = inputs()
+    denoiser = wake_denoiser(build_denoiser(kind))
+    parts = denoiser_inputs()
     with torch.no_grad():
         together = denoiser(*parts)
         alone = torch.cat([denoiser(*(part[i : i + 1] for part in parts)) for i in range(3)])
@@ -69,8 +45,8 @@ def test_samples_do_not_see_each_other(kind: str) -> None:
 
 
 def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
-    latent, time, state, mask = inputs(length=8)
-    prx, unet = wake(build("prx")), wake(build("unet"))
+    latent, time, state, mask = denoiser_inputs(length=8)
+    prx, unet = wake_denoiser(build_denoiser("prx")), wake_denoiser(build_denoiser("unet"))
     with torch.no_grad():
         theirs = prx.model(latent, timestep=time, encoder_hidden_states=state, attention_mask=mask).sample
         torch.testing.assert_close(prx(latent, time, state, mask), theirs)
@@ -82,10 +58,10 @@ def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
-    parts = inputs(size=4)
+    parts = denoiser_inputs(size=4)
     slopes = []
     for checkpointing in (False, True):
-        denoiser = wake(build(kind, gradient_checkpointing=checkpointing)).train()
+        denoiser = wake_denoiser(build_denoiser(kind, gradient_checkpointing=checkpointing)).train()
         denoiser(*parts).square().sum().backward()
         slopes.append([value.grad for value in denoiser.parameters() if value.grad is not None])
     assert len(slopes[0]) == len(slopes[1]) > 10
@@ -95,8 +71,8 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_half_precision_autocast_runs(kind: str) -> None:
-    denoiser = wake(build(kind))
-    parts = inputs(size=4)
+    denoiser = wake_denoiser(build_denoiser(kind))
+    parts = denoiser_inputs(size=4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         half = denoiser(*parts)
     with torch.no_grad():
@@ -110,9 +86,9 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         UNetDenoiser(4, 12, block_channels=[16, 32])
     with pytest.raises(UserError, match="attention has 1"):
         UNetDenoiser(4, 12, block_channels=[32, 32], attention=[True])
-    latent, time, state, mask = inputs(size=5)
+    latent, time, state, mask = denoiser_inputs(size=5)
     with pytest.raises(UserError, match="5 x 5"):
-        build("prx")(latent, time, state, mask)
+        build_denoiser("prx")(latent, time, state, mask)
 
 
 def told(side: int | None) -> PRXDenoiser:

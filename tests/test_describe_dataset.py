@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import shown_in_browser
-from test_report_page import Balance
-from test_withdraw_samples import derived_from, encoded, keys_of, picture, record_of, run, write_shards
+from toys.images import encoded_image, soft_image
+from toys.pages import Balance, shown_in_browser
+from toys.published import derived_from, keys_of, record_of, withdraw, write_published
 
 from data_tools.describe_dataset import main
 from data_tools.description.training_summary import TITLES
@@ -40,9 +40,9 @@ def describe(place: Path, *args: object) -> dict[str, dict]:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    folder = write_shards(tmp_path / "shards")
+    folder = write_published(tmp_path / "shards")
     with LedgerWriter(folder / "ledger.parquet", "download_shards") as ledger:  # as the real one names its stage
-        rows = [record_of(number, encoded(picture(number))) for number in range(23)]
+        rows = [record_of(number, encoded_image(soft_image(number))) for number in range(23)]
         ledger.write(
             {name: row[name] for name in ("uid", "url", "domain", "licence", "legal_basis", "sha256")}
             | {"key": f"{number:07d}", "rule": "kept", "kept": True, "bytes": 1000 * (1 + number % 5)}
@@ -110,7 +110,7 @@ def test_withdrawals_and_keep_lists_add_up(shards: Path, tmp_path: Path) -> None
             ledger.write(
                 [{"uid": uid, "key": key, "rule": "kept" if key in named else "exact_duplicates", "kept": key in named}]
             )
-    run("--shards", shards, "--derived", kept, "--domain", "site3.example", "--apply", "--unsigned")
+    withdraw("--shards", shards, "--derived", kept, "--domain", "site3.example", "--apply", "--unsigned")
     counted = describe(tmp_path / "out", "--shards", kept)["statistics.json"]
     assert counted["accounting"]["faults"] == [] and counted["accounting"]["links"] == 23
     assert counted["accounting"]["withdrawn"] == sum(f"{n:07d}" in named for n in (3, 8, 13, 18))
@@ -129,7 +129,7 @@ def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, 
         "responsible: {dataBiases: [Northern lakes only]}\n"
         "public_data_sets: [{name: Open Lakes, link: 'https://open.example', folder: open}]\n"
     )
-    other = write_shards(tmp_path / "open", 7)
+    other = write_published(tmp_path / "open", 7)
     args = (
         "--shards",
         shards,
@@ -163,7 +163,7 @@ def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, 
 def hostile(tmp_path: Path) -> Path:
     with ShardWriter(tmp_path / "hostile", 9) as writer:
         for number in range(9):
-            content = encoded(picture(number))
+            content = encoded_image(soft_image(number))
             record = record_of(number, content) | {"licence": HOSTILE, "domain": HOSTILE, "crawler": HOSTILE}
             record["captions"] = [{"text": HOSTILE * 9, "language": HOSTILE, "source": HOSTILE}]
             record["consent"] = {"page": {HOSTILE: 1}, "origin": [{"kind": HOSTILE}]}

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_open_clip_folder import run_without_us, tiny_module
+from toys.codecs import tiny_dc, tiny_kl
+from toys.encoders import tiny_clip
+from toys.generators import PROMPTS, tiny_generator
+from toys.runs import run_without_us
 
-from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_tower import CaptionTower
-from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.data.sample_order import sample_noise
-from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.denoiser import UNetDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
-from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.time_shift import ResolutionShift
 from leam_mm.diffusion.variance_preserving import (
@@ -27,22 +27,7 @@ from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError
 from leam_mm.release.diffusers_folder import clip_text_model, released_scheduler, write_diffusers_folder
 
-PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κόκκινο τετράγωνο"]
 STEPS, GUIDANCE, SEED = 4, 3.0, 7
-
-
-def tiny_generator(
-    tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0, process: DiffusionProcess | None = None
-) -> LatentDiffusionModule:
-    """A generator with random weights; its frozen parts are handed in, not loaded from checkpoints."""
-    clip = tiny_module(tokenizer, seed=seed)
-    denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
-    for parameter in [*denoiser.parameters(), *codec.parameters()]:
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
-    module = LatentDiffusionModule(denoiser, process or RectifiedFlow(shift=shift), latent_size=8)
-    module.frozen.opened = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
-    return module.eval()
 
 
 def with_tower(module: LatentDiffusionModule) -> None:
@@ -56,16 +41,8 @@ def with_tower(module: LatentDiffusionModule) -> None:
         denoiser.caption_tower = tower
 
 
-def tiny_kl() -> LatentCodec:
-    return KLCodec(latent_channels=4, widths=[16, 16, 32], layers=1, norm_groups=8)
-
-
-def tiny_dc() -> LatentCodec:
-    return DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
-
-
 def test_text_states_are_those_of_clip_text_model(toy_tokenizer: Path) -> None:
-    module = tiny_module(toy_tokenizer)
+    module = tiny_clip(toy_tokenizer)
     model = clip_text_model(module.ema_encoder(), module.tokenizer.path)
     text, length = module.tokenizer.encode([*PROMPTS, "", "long " * 40])
     with torch.no_grad():

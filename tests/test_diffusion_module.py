@@ -7,13 +7,21 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from toys.generators import (
+    CAPTION_LENGTH,
+    CAPTION_WIDTH,
+    FakeCaptions,
+    SignLatents,
+    generator_module,
+    train_generator,
+    wake_generator,
+)
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
-from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.guidance import Guidance
@@ -22,93 +30,21 @@ from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 
-LENGTH, WIDTH = 6, 12
-
-
-class FakeCaptions(nn.Module):
-    """States that depend on the text alone."""
-
-    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        state = torch.stack([torch.full((LENGTH, WIDTH), len(text) / 10 - 1.0) for text in captions])
-        length = torch.tensor([min(LENGTH, 2 + len(text.split())) for text in captions])
-        return state, torch.arange(LENGTH) < length[:, None]
-
-
-class FakeCodec(nn.Module):
-    """Latents are the first channels of the picture, repeated; decode takes them back."""
-
-    def encode(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.cat([image, image[:, :1]], dim=1)
-
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        return latent[:, :3].clamp(-1, 1)
-
-
-class Latents(Dataset[dict[str, Any]]):
-    """Samples whose latent is one constant, of which a network can learn the sign from the caption."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        sign = 1.0 if number % 2 else -1.0
-        return {
-            "latent": torch.full((4, 4, 4), sign),
-            "caption_state": torch.full((LENGTH, WIDTH), sign),
-            "caption_length": torch.tensor(3),
-            "sample_index": torch.tensor(number),
-        }
-
-
-def build(**changes: Any) -> LatentDiffusionModule:
-    torch.manual_seed(0)
-    denoiser = PRXDenoiser(4, WIDTH, hidden_size=32, depth=1, num_heads=2)
-    arguments: dict[str, Any] = {"latent_size": 4, "warmup_steps": 0, "caption_dropout": 0.5, "ema_decay": 0.9}
-    arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
-    process = changes.pop("process", RectifiedFlow())
-    module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
-    module.frozen.opened = {"clip": FakeCaptions(), "codec": FakeCodec()}
-    return module
-
-
-def wake(module: LatentDiffusionModule) -> LatentDiffusionModule:
-    """Give the output layer weights, in the average as well."""
-    torch.manual_seed(1)
-    for value, average in zip(module.denoiser.parameters(), module.ema_denoiser().parameters(), strict=True):
-        nn.init.normal_(value, std=0.2)
-        average.data.copy_(value)
-    return module
-
-
-def train(module: LatentDiffusionModule, folder: Path, steps: int, **changes: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **quiet, **changes)
-    trainer.fit(module, DataLoader(Latents(4096), batch_size=16, collate_fn=collate_samples))
-    return trainer
-
 
 @pytest.mark.parametrize("process", [RectifiedFlow(), CleanFlow(), VariancePreserving(), Edm()])
 def test_loss_falls(process: Any, tmp_path: Path) -> None:
-    module = build(process=process, caption_dropout=0.1)
-    batch = collate_samples([Latents(64)[number] for number in range(64)])
+    module = generator_module(process=process, caption_dropout=0.1)
+    batch = collate_samples([SignLatents(64)[number] for number in range(64)])
     with torch.no_grad():
         before = module.sample_losses(batch).mean()
-    train(module, tmp_path, 40)
+    train_generator(module, tmp_path, 40)
     with torch.no_grad():
         assert module.sample_losses(batch).mean() < 0.7 * before
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
-    module = wake(build())
-    samples = [Latents(8)[number] for number in range(8)]
+    module = wake_generator(generator_module())
+    samples = [SignLatents(8)[number] for number in range(8)]
     with torch.no_grad():
         together = module.sample_losses(collate_samples(samples))
         swapped = module.sample_losses(collate_samples(samples[::-1])).flip(0)
@@ -119,16 +55,19 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
 
 
 def test_another_seed_is_another_training() -> None:
-    batch = collate_samples([Latents(8)[number] for number in range(8)])
+    batch = collate_samples([SignLatents(8)[number] for number in range(8)])
     with torch.no_grad():
-        one, two = (wake(build(seed=seed)).sample_losses(batch) for seed in (0, 1))
+        one, two = (wake_generator(generator_module(seed=seed)).sample_losses(batch) for seed in (0, 1))
     assert not torch.isclose(one, two).any()
 
 
 def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
-    module = build(caption_dropout=0.3)
+    module = generator_module(caption_dropout=0.3)
     index = torch.arange(2000)
-    state, mask = torch.full((2000, LENGTH, WIDTH), 5.0), torch.ones(2000, LENGTH, dtype=torch.bool)
+    state, mask = (
+        torch.full((2000, CAPTION_LENGTH, CAPTION_WIDTH), 5.0),
+        torch.ones(2000, CAPTION_LENGTH, dtype=torch.bool),
+    )
     new_state, new_mask = module._drop_captions((state, mask), index)
     dropped = (new_state != 5.0).flatten(1).all(1)
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
@@ -140,33 +79,33 @@ def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
 
 @pytest.mark.parametrize("length", [1, 3, 9])  # 1 is shorter than the empty caption, which must stay whole
 def test_the_empty_caption_fits_any_length_of_batch(length: int) -> None:
-    module = build(caption_dropout=1.0)
-    state, mask = torch.ones(2, length, WIDTH), torch.ones(2, length, dtype=torch.bool)
+    module = generator_module(caption_dropout=1.0)
+    state, mask = torch.ones(2, length, CAPTION_WIDTH), torch.ones(2, length, dtype=torch.bool)
     new_state, new_mask = module._drop_captions((state, mask), torch.arange(2))
-    assert new_state.shape == (2, max(2, length), WIDTH)
+    assert new_state.shape == (2, max(2, length), CAPTION_WIDTH)
     assert new_mask.sum(1).tolist() == [2, 2]
     assert torch.equal(new_state[:, :2], module.empty_caption()[0][:, :2].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_the_average_moves_once_per_optimizer_step(accumulated: int, tmp_path: Path) -> None:
-    module = build()
-    trainer = train(module, tmp_path, 3, accumulate_grad_batches=accumulated)
+    module = generator_module()
+    trainer = train_generator(module, tmp_path, 3, accumulate_grad_batches=accumulated)
     assert trainer.global_step == 3
     assert module.ema is not None and int(module.ema.updates) == 3
 
 
 def test_two_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
-    runs = [build(), build()]
+    runs = [generator_module(), generator_module()]
     for module in runs:
         torch.manual_seed(len(str(id(module))))  # the global generator must not matter
-        train(module, tmp_path, 2)
+        train_generator(module, tmp_path, 2)
     first, second = (module.state_dict() for module in runs)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_pictures_and_texts_are_encoded_on_the_fly() -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     image = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
     captions = ["ein Kreis", "zwei rote Kreise", "κύκλος"]
     index = torch.arange(3)
@@ -179,7 +118,7 @@ def test_pictures_and_texts_are_encoded_on_the_fly() -> None:
 
 
 def test_half_precision_of_the_codec_does_not_round_noise_and_times() -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     index = torch.arange(4)
     batch = {"image": torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8), "sample_index": index}
     encode, seen = module.codec.encode, []
@@ -191,7 +130,7 @@ def test_half_precision_of_the_codec_does_not_round_noise_and_times() -> None:
 
 
 def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     prompts = ["ein Kreis", "zwei rote Kreise", "κύκλος", "квадрат", "a b c"]
     together = module.sample(prompts, seed=3, steps=4)
     assert together.shape == (5, 3, 4, 4) and together.min() >= 0 and together.max() <= 1
@@ -206,7 +145,7 @@ def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
 def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
 
-    module = wake(build(process=RectifiedFlow(shift=2.0)))
+    module = wake_generator(generator_module(process=RectifiedFlow(shift=2.0)))
     module.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]  # nothing is clamped
     ours = module.sample(["zwei rote Kreise"], seed=3, steps=9, guidance=guidance)
     pipeline: Any = PRXPipeline(
@@ -233,7 +172,7 @@ def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
 
 
 def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     state = torch.get_rng_state()
     first = module.sample(["x"], seed=0, steps=2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -242,7 +181,7 @@ def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
 
 
 def test_large_pictures_are_decoded_in_tiles() -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     torch.manual_seed(2)
     codec = DCCodec(latent_channels=4, widths=[8, 8, 16, 16], layers=[0, 1, 1, 1]).requires_grad_(False).eval()
     module.frozen.opened["codec"] = codec
@@ -260,10 +199,12 @@ def test_large_pictures_are_decoded_in_tiles() -> None:
 
 
 def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
-    module = wake(build())
+    module = wake_generator(generator_module())
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     results = [
-        trainer.validate(module, DataLoader(Latents(12), batch_size=size, collate_fn=collate_samples), verbose=False)[0]
+        trainer.validate(
+            module, DataLoader(SignLatents(12), batch_size=size, collate_fn=collate_samples), verbose=False
+        )[0]
         for size in (12, 5)
     ]
     assert set(results[0]) == {"val/loss", "val/loss_t0", "val/loss_t1", "val/loss_t2", "val/loss_t3"}
@@ -273,46 +214,46 @@ def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
 
 
 def test_frozen_parts_stay_out_of_the_state() -> None:
-    module = build()
+    module = generator_module()
     module.empty_caption()
     assert {name.split(".")[0] for name in module.state_dict()} == {"denoiser", "ema"}
 
 
 def test_missing_parts_are_named() -> None:
-    module = build(clip="nowhere/clip", codec=None)
+    module = generator_module(clip="nowhere/clip", codec=None)
     with pytest.raises(UserError, match="nowhere/clip"):
         module.setup("fit")
-    module = build()
+    module = generator_module()
     module.frozen.opened = {}
     with pytest.raises(UserError, match=r"model\.init_args\.codec is empty"):
         _ = module.codec
     with pytest.raises(UserError, match=r"model\.init_args\.clip is empty"):
         module.setup("fit")
     with pytest.raises(UserError, match=r"codec_statistics\.json cannot be read"):
-        build(latents="nowhere").setup("fit")
+        generator_module(latents="nowhere").setup("fit")
 
 
 def test_channels_that_do_not_fit_are_named() -> None:
-    batch = collate_samples([Latents(2)[number] for number in range(2)])
+    batch = collate_samples([SignLatents(2)[number] for number in range(2)])
     batch["latent"] = batch["latent"][:, :3]
     with pytest.raises(UserError, match="3 channels"):
-        build().sample_losses(batch)
+        generator_module().sample_losses(batch)
 
 
 def test_a_checkpoint_records_its_frozen_parts_and_refuses_others(tmp_path: Path) -> None:
     clip = tmp_path / "clip.ckpt"
     clip.write_bytes(b"one")
     (tmp_path / "codec_statistics.json").write_text(json.dumps({"shift": 0.0, "scale": 2.0}))
-    module = build(clip=str(clip), latents=str(tmp_path))
+    module = generator_module(clip=str(clip), latents=str(tmp_path))
     checkpoint: dict[str, Any] = {EVIDENCE: {"config": "x"}}
     module.on_save_checkpoint(checkpoint)
     frozen = checkpoint[EVIDENCE]["frozen"]
     assert frozen["clip"]["path"] == str(clip) and len(frozen["clip"]["sha256"]) == 64
     assert frozen["latents"]["statistics"] == {"shift": 0.0, "scale": 2.0}
-    build(clip=str(clip), latents=str(tmp_path)).on_load_checkpoint(checkpoint)
+    generator_module(clip=str(clip), latents=str(tmp_path)).on_load_checkpoint(checkpoint)
     clip.write_bytes(b"two")
     with pytest.raises(UserError, match="another clip"):
-        build(clip=str(clip)).on_load_checkpoint(checkpoint)
+        generator_module(clip=str(clip)).on_load_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> None:
@@ -330,7 +271,13 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
         "init_args": {
             "denoiser": {
                 "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
-                "init_args": {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 1, "num_heads": 2},
+                "init_args": {
+                    "in_channels": 4,
+                    "context_dim": CAPTION_WIDTH,
+                    "hidden_size": 32,
+                    "depth": 1,
+                    "num_heads": 2,
+                },
             },
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.0}},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
@@ -352,7 +299,7 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
     assert generator.sample(["ein Kreis"], seed=0, steps=2).shape == (1, 3, 8, 8)
     # A generator of the same codec can be the weaker one of autoguidance; this one, untrained, predicts zeros.
     weaker = str(tmp_path / "generator.ckpt")
-    guided = wake(generator).sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
+    guided = wake_generator(generator).sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
     doubled = generator.ema_denoiser().register_forward_hook(lambda network, given, found: 2 * found)
     torch.testing.assert_close(generator.sample(["ein Kreis"], 0, 2, guidance=1.0), guided)
     doubled.remove()

@@ -1,25 +1,17 @@
 """One process and several ranks are the same training: gradients in fp64, whole runs through the command line."""
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
-from conftest import clip_recipe
-from test_bucket_order import write_toy_buckets
-from test_resume import KILLER, ROOT, buckets_recipe, checkpoint
-from test_resume import losses as step_losses
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from toys.recipes import buckets_recipe, codec_section, generator_section, stable_recipe
+from toys.runs import assert_same_training, loss_curve, run_recorded, seen_keys
+from toys.shards import write_toy_buckets
 
-from leam_mm.callbacks.preemption import EXIT_CODE
 from leam_mm.distributed import any_rank, gather, ring, ring_softmax, world_size
 from leam_mm.encoders.cached_features import embed_in_parts
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
@@ -169,73 +161,9 @@ def test_ring_of_one_is_the_loss_itself() -> None:
         )
 
 
-RECORDER = """
-    from lightning.pytorch import Callback
-
-    class Recorder(Callback):
-        '''Writes the keys of each batch, one file a rank.'''
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            with open(f"{trainer.default_root_dir}/keys.{trainer.global_rank}", "a") as file:
-                file.write(" ".join(batch["key"]) + "\\n")
-"""
-
-
-def fit(recipe: dict, *overlays: str, stop_at: int | None = None) -> Path:
-    """Run train.py to its end, or to a USR1 during the given step, with the Recorder; returns the run folder."""
-    run = Path(recipe["trainer"]["default_root_dir"])
-    run.mkdir(exist_ok=True)
-    (run / "recorder.py").write_text(textwrap.dedent(RECORDER))
-    (run / "killer.py").write_text(textwrap.dedent(KILLER))
-    callbacks: list[dict] = [{"class_path": "recorder.Recorder"}]
-    if stop_at is not None:
-        arguments = {"step": stop_at, "signal_number": int(signal.SIGUSR1)}
-        callbacks.append({"class_path": "killer.Killer", "init_args": arguments})
-    (run / "recipe.yaml").write_text(
-        yaml.safe_dump({**recipe, "trainer": {**recipe["trainer"], "callbacks": callbacks}})
-    )
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(run / "recipe.yaml")]
-    for overlay in overlays:
-        command += ["--config", str(ROOT / "configs" / overlay)]
-    environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == (0 if stop_at is None else EXIT_CODE), done.stderr
-    return run
-
-
-def toy_recipe(run: Path, shards: Path, tokenizer: Path, **changes: Any) -> dict:
-    recipe = clip_recipe(run, shards, tokenizer, **changes)
-    # Adam divides rounding errors by themselves where a gradient is zero in theory (the keys' biases) and eps is tiny.
-    recipe["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1e-4
-    return recipe
-
-
-def keys(run: Path) -> list[str]:
-    """All samples in the order of the global batches, whatever the number of ranks that wrote a line."""
-    files = [path.read_text().splitlines() for path in sorted(run.glob("keys.*"))]
-    alone = len(files[0]) - min(map(len, files))  # lines of the first rank from before the others joined
-    together = zip(*[lines[alone:] if rank == 0 else lines for rank, lines in enumerate(files)], strict=True)
-    return " ".join(files[0][:alone] + [" ".join(parts) for parts in together]).split()
-
-
-def curve(run: Path) -> list[float]:
-    return [float(loss) for _, loss in step_losses(run)]
-
-
-def assert_same_training(one: Path, two: Path) -> None:
-    """Same samples in the same order, and losses and weights that agree to rounding."""
-    assert keys(one) == keys(two)
-    assert curve(two) == pytest.approx(curve(one), rel=1e-5)
-    first, second = checkpoint(one), checkpoint(two)
-    assert first["global_step"] == second["global_step"] == len(curve(one))
-    assert first["leam_mm"]["samples_seen"] == second["leam_mm"]["samples_seen"] == len(keys(one))
-    for name, value in first["state_dict"].items():
-        torch.testing.assert_close(second["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
 def test_two_ranks_by_overlay_train_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
-    one = fit(toy_recipe(tmp_path / "one", toy_shards, toy_tokenizer))
-    two = fit(toy_recipe(tmp_path / "two", toy_shards, toy_tokenizer), "overlay_two_ranks.yaml")
+    one = run_recorded(stable_recipe(tmp_path / "one", toy_shards, toy_tokenizer))
+    two = run_recorded(stable_recipe(tmp_path / "two", toy_shards, toy_tokenizer), "overlay_two_ranks.yaml")
     assert len(list(two.glob("keys.*"))) == 2
     assert_same_training(one, two)
 
@@ -255,7 +183,7 @@ def test_exchange_and_parts_change_nothing_in_a_training(
     loss: str, overlay: str, exchange: str, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     def recipe(name: str, **settings: Any) -> dict:
-        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        made = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer)
         model = made["model"]["init_args"]
         model["loss"] = {"class_path": f"leam_mm.losses.contrastive.{loss}"}
         model["encoder"] |= {"init_scale": 10.0, "init_bias": -10.0} if loss == "SigmoidLoss" else {}
@@ -264,78 +192,50 @@ def test_exchange_and_parts_change_nothing_in_a_training(
         model |= settings
         return made
 
-    assert_same_training(fit(recipe("one")), fit(recipe("two", exchange=exchange, micro_batch=3), overlay))
+    assert_same_training(
+        run_recorded(recipe("one")), run_recorded(recipe("two", exchange=exchange, micro_batch=3), overlay)
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_resume_with_another_number_of_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     def recipe(name: str) -> dict:
-        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        made = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer)
         made["checkpoint"] = {"every_n_train_steps": 1000}
         return made
 
-    whole = fit(recipe("whole"))
-    fit(recipe("grown"), stop_at=3)
-    stopped = len(curve(tmp_path / "grown"))
-    assert 3 <= stopped < len(curve(whole))
-    assert_same_training(whole, fit(recipe("grown"), "overlay_two_ranks.yaml"))
+    whole = run_recorded(recipe("whole"))
+    run_recorded(recipe("grown"), stop_at=3)
+    stopped = len(loss_curve(tmp_path / "grown"))
+    assert 3 <= stopped < len(loss_curve(whole))
+    assert_same_training(whole, run_recorded(recipe("grown"), "overlay_two_ranks.yaml"))
     # And back: two ranks first, then one.
-    shrunk = fit(recipe("shrunk"), "overlay_two_ranks.yaml", stop_at=3)
+    shrunk = run_recorded(recipe("shrunk"), "overlay_two_ranks.yaml", stop_at=3)
     for path in shrunk.glob("keys.*"):
         path.rename(path.with_name(path.name.replace("keys", "first")))
-    fit(recipe("shrunk"))
-    assert keys(shrunk) == keys(whole)[8 * len((shrunk / "first.0").read_text().splitlines()) :]
-    assert curve(shrunk) == pytest.approx(curve(whole), rel=1e-5)
-
-
-def codec_section() -> dict:
-    codec = {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4}
-    return {
-        "class_path": "leam_mm.codec_module.LatentCodecModule",
-        "init_args": {
-            "codec": {"class_path": "leam_mm.codecs.latent_codec.KLCodec", "init_args": codec},
-            "kl_weight": 0.001,
-            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
-        },
-    }
-
-
-def generator_section(clip: Path, codec: Path) -> dict:
-    denoiser = {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 1}
-    return {
-        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
-        "init_args": {
-            "denoiser": {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": denoiser},
-            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
-            "latent_size": 4,
-            "clip": str(clip),
-            "codec": str(codec),
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-4}},
-            "warmup_steps": 0,
-            "caption_dropout": 0.3,
-            "ema_decay": 0.9,
-        },
-    }
+    run_recorded(recipe("shrunk"))
+    assert seen_keys(shrunk) == seen_keys(whole)[8 * len((shrunk / "first.0").read_text().splitlines()) :]
+    assert loss_curve(shrunk) == pytest.approx(loss_curve(whole), rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_codec_and_generator_on_two_ranks(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
-    clip = fit(toy_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16))
+    clip = run_recorded(stable_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=16))
 
     def runs(kind: str, model: dict) -> list[Path]:
         made = []
         for name, overlays in ((f"{kind}_one", ()), (f"{kind}_two", ("overlay_two_ranks.yaml",))):
-            recipe = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
-            made.append(fit({**recipe, "model": model}, *overlays))
+            recipe = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
+            made.append(run_recorded({**recipe, "model": model}, *overlays))
         return made
 
     codec, codec_two = runs("codec", codec_section())
-    assert keys(codec) == keys(codec_two)
-    assert curve(codec_two) == pytest.approx(curve(codec), rel=1e-5)
+    assert seen_keys(codec) == seen_keys(codec_two)
+    assert loss_curve(codec_two) == pytest.approx(loss_curve(codec), rel=1e-5)
     generator, generator_two = runs("generator", generator_section(clip, codec))
-    assert len(curve(generator)) == 4
+    assert len(loss_curve(generator)) == 4
     assert_same_training(generator, generator_two)
 
 
@@ -349,7 +249,7 @@ def test_two_ranks_train_on_buckets_as_one_and_one_goes_on(tmp_path: Path, toy_t
         made["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1e-4
         return made | {"checkpoint": {"every_n_train_steps": 1000}}
 
-    whole = fit(recipe("whole"))
-    assert_same_training(whole, fit(recipe("two"), "overlay_two_ranks.yaml"))
-    fit(recipe("grown"), stop_at=3)
-    assert_same_training(whole, fit(recipe("grown"), "overlay_two_ranks.yaml"))
+    whole = run_recorded(recipe("whole"))
+    assert_same_training(whole, run_recorded(recipe("two"), "overlay_two_ranks.yaml"))
+    run_recorded(recipe("grown"), stop_at=3)
+    assert_same_training(whole, run_recorded(recipe("grown"), "overlay_two_ranks.yaml"))

@@ -14,14 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_download_shards import ROOT, Server, server
-from test_image_repair import encoded, picture
-from test_slurm import Cluster, cluster, wait_for
+from test_download_shards import ROOT
+from toys.images import encoded_image, two_coloured_image
+from toys.servers import Server
+from toys.slurm import Cluster, wait_for
 
 from data_tools.download.download_worker import PartDownloader
 from data_tools.network.image_fetch import FetchSetting
 
-__all__ = ["cluster", "server"]
 ROWS = 50
 SCRIPT = ROOT / "configs" / "clusters" / "slurm_download.sh"
 NEEDED = {"pyspark": "pyspark", "ray": "ray"}
@@ -46,7 +46,7 @@ FAILS_ONCE = """
 @pytest.fixture()
 def links(server: Server, tmp_path: Path) -> Iterator[Path]:
     for number in range(ROWS):
-        server.answers[f"/{number}.png"] = (200, {}, encoded(picture(8 + number % 5, 9)))
+        server.answers[f"/{number}.png"] = (200, {}, encoded_image(two_coloured_image(8 + number % 5, 9)))
     table = {"url": [f"{server.url}/{i}.png" for i in range(ROWS)], "caption": [f"picture {i}" for i in range(ROWS)]}
     pq.write_table(pa.table(table), tmp_path / "links.parquet")
     yield tmp_path / "links.parquet"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clip_recipe
-from test_cli import fit
+from toys.command_line import fit_here
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import read_checkpoint
 from leam_mm.errors import UserError
@@ -50,7 +50,7 @@ def test_run_ends_and_names_the_samples(
         "init_args": {"call": 5, "value": float(value)},
     }
     with pytest.raises(UserError, match=rf"the loss is {value} after step 6; the keys of the batch are in .*diverged"):
-        fit(recipe, tmp_path)
+        fit_here(recipe, tmp_path)
     note = json.loads((run / "diverged.0.json").read_text())
     assert note["step"] == 6 and note["samples"] == 8 and len(note["keys"]) == 8
     saved = read_checkpoint(run)
@@ -59,5 +59,5 @@ def test_run_ends_and_names_the_samples(
 
 
 def test_quiet_run_leaves_no_note(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
-    fit(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24), tmp_path)
+    fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24), tmp_path)
     assert not list((tmp_path / "run").glob("diverged*"))

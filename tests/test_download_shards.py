@@ -1,15 +1,12 @@
 import hashlib
-import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_image_repair import deep_png, encoded, picture, rotated_jpeg
+from toys.images import deep_png, encoded_image, rotated_jpeg, two_coloured_image
+from toys.servers import Server
 
 from data_tools import download_shards
 from data_tools.check_shards import check_folder
@@ -28,74 +26,27 @@ from leam_mm.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Answers from a dict: path -> (status, headers, body); counts the requests and keeps the agents' names."""
-
-    request_queue_size = 128
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
-        self.requests: list[str] = []
-        self.agents: set[str] = set()
-        self.delay = 0.0
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.requests.append(self.path)
-        self.server.agents.add(self.headers["User-Agent"])
-        time.sleep(self.server.delay)
-        status, headers, body = self.server.answers.get(self.path, (404, {}, b"gone"))
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-        if self.path == "/drip":
-            for _ in range(100):
-                time.sleep(0.2)
-                self.wfile.write(b".")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture()
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Server()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
 def cases(server: Server) -> list[tuple[str, str, str]]:
     """All kinds of links: name, address, expected rule."""
     grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
     clear = Image.fromarray(np.full((8, 8, 4), (255, 0, 0, 0), np.uint8))
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     answers: list[tuple[str, int, dict[str, str], bytes, str]] = [
-        ("good.png", 200, {}, encoded(picture()), "kept"),
+        ("good.png", 200, {}, encoded_image(two_coloured_image()), "kept"),
         ("rotated.jpg", 200, {}, rotated_jpeg(), "kept"),
         ("grey16.png", 200, {}, deep_png(1, 257 * 100), "kept"),
         ("colour16.png", 200, {}, deep_png(3, 257 * 100), "kept"),
-        ("grey.png", 200, {}, encoded(grey), "kept"),
-        ("clear.png", 200, {}, encoded(clear), "kept"),
-        ("é ü.png", 200, {}, encoded(picture(16, 16)), "kept"),
-        ("broken.jpg", 200, {}, encoded(noise, "JPEG")[:900], "decode"),
+        ("grey.png", 200, {}, encoded_image(grey), "kept"),
+        ("clear.png", 200, {}, encoded_image(clear), "kept"),
+        ("é ü.png", 200, {}, encoded_image(two_coloured_image(16, 16)), "kept"),
+        ("broken.jpg", 200, {}, encoded_image(noise, "JPEG")[:900], "decode"),
         ("page.jpg", 200, {"Content-Type": "image/jpeg"}, b"<html>no image</html>", "decode"),
         ("gone.png", 404, {}, b"gone", "download"),
         ("short.png", 200, {"Content-Length": "9999"}, b"\x89PNG", "download"),
         ("heavy.png", 200, {}, b"x" * 30_000, "bytes"),
-        ("wide.png", 200, {}, encoded(Image.new("RGB", (300, 300))), "pixels"),
-        ("tdm.png", 200, {"TDM-Reservation": "1"}, encoded(picture()), "reservation"),
-        ("robots.png", 200, {"X-Robots-Tag": "none"}, encoded(picture()), "reservation"),
+        ("wide.png", 200, {}, encoded_image(Image.new("RGB", (300, 300))), "pixels"),
+        ("tdm.png", 200, {"TDM-Reservation": "1"}, encoded_image(two_coloured_image()), "reservation"),
+        ("robots.png", 200, {"X-Robots-Tag": "none"}, encoded_image(two_coloured_image()), "reservation"),
         ("inward.png", 302, {"Location": f"http://localhost:{server.server_port}/good.png"}, b"", "private_address"),
         ("file.png", 302, {"Location": "file:///etc/hostname"}, b"", "scheme"),
     ]
@@ -178,7 +129,7 @@ def test_every_row_has_its_fate(server: Server, tmp_path: Path, capsys: pytest.C
 def test_killed_runs_go_on_to_the_same_bytes(server: Server, tmp_path: Path) -> None:
     rows = 300
     for number in range(rows):
-        content = encoded(Image.new("RGB", (8, 8), (number % 256, number // 256, 0)))
+        content = encoded_image(Image.new("RGB", (8, 8), (number % 256, number // 256, 0)))
         server.answers[f"/{number}.png"] = (200, {}, content)
     table = {"url": [f"{server.url}/{i}.png" for i in range(rows)], "caption": [f"picture {i}" for i in range(rows)]}
     pq.write_table(pa.table(table), tmp_path / "links.parquet")
@@ -216,7 +167,7 @@ def test_failed_links_are_asked_again_and_the_bytes_are_those_of_one_good_run(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     rows = 12
-    good = {f"/{i}.png": (200, {}, encoded(picture(8 + i, 9))) for i in range(rows)}
+    good = {f"/{i}.png": (200, {}, encoded_image(two_coloured_image(8 + i, 9))) for i in range(rows)}
     good["/3.png"] = (200, {"X-Robots-Tag": "noai"}, b"")  # refused for good
     good["/4.png"] = (200, {}, b"no image")
     table = {"url": [f"{server.url}/{i}.png" for i in range(rows)], "caption": [f"picture {i}" for i in range(rows)]}
@@ -252,7 +203,7 @@ def test_failed_links_are_asked_again_and_the_bytes_are_those_of_one_good_run(
 
 def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) -> None:
     server.answers["/a"] = (302, {"Location": "/b"}, b"")
-    server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": "x"}, encoded(picture()))
+    server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": "x"}, encoded_image(two_coloured_image()))
     row = {"url": f"{server.url}/a", "caption": "x", "uid": "f" * 32, "legal_basis": "licensed", "language": "de"}
     row |= {"consent": json.dumps({"page_rights": ["none found"]}), "licence": "CC-BY-4.0"}
     (tmp_path / "links.jsonl").write_text(json.dumps(row))
@@ -302,7 +253,7 @@ def test_redirects_follow_registries_and_agreements(server: Server, tmp_path: Pa
     server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed\n")
     for name, target in (("a", f"{server.url}/listed/a"), ("b", f"{other}/closed/b"), ("c", f"{other}/open/c")):
         server.answers[f"/{name}"] = (302, {"Location": target}, b"")
-        server.answers["/" + target.split("/", 3)[3]] = (200, {}, encoded(picture()))
+        server.answers["/" + target.split("/", 3)[3]] = (200, {}, encoded_image(two_coloured_image()))
     links = [f"{server.url}/{name}" for name in "abc"] + [f"{server.url}/listed/a"]
     table = {"url": links, "caption": ["a picture"] * 4, "legal_basis": ["art4_general", "licensed", "licensed", None]}
     pq.write_table(pa.table(table), tmp_path / "links.parquet")
@@ -330,7 +281,7 @@ def test_folder_of_images(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for name in ("a b", "sub/ü"):
-        (folder / f"{name}.png").write_bytes(encoded(picture()))
+        (folder / f"{name}.png").write_bytes(encoded_image(two_coloured_image()))
         (folder / f"{name}.txt").write_text(f"caption of {name}\n")
     main(["--folder", str(folder), "--output", str(tmp_path / "shards"), "--resize", "center_crop", "--size", "16"])
     records = [json.loads(members["json"]) for _, members in read_samples(tmp_path / "shards")]

@@ -5,12 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_download_shards import Server, server
+from toys.servers import Server
 
 from data_tools.download.download_worker import FETCHED, LINKS, Part, PartDownloader, part_file
 from data_tools.network.image_fetch import FetchSetting
-
-__all__ = ["server"]
 
 
 def fetch(server: Server, tmp_path: Path, paths: list[str], basis: str = "", **more: object) -> list[dict]:

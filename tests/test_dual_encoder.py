@@ -3,11 +3,10 @@ from typing import Any
 import pytest
 import torch
 from open_clip.model import CLIP
+from toys.encoders import TEXT_LENGTH, VOCABULARY, random_texts
 
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
-
-LENGTH, VOCABULARY = 12, 50
 
 
 def encoder(seed: int = 0, **settings: Any) -> DualEncoder:
@@ -15,7 +14,7 @@ def encoder(seed: int = 0, **settings: Any) -> DualEncoder:
     made = DualEncoder(
         16,
         settings.pop("vision", ImageTower(image_size=16, patch_size=8, width=32, layers=2, head_width=16)),
-        TextTower(context_length=LENGTH, vocab_size=VOCABULARY, width=24, heads=2, layers=2),
+        TextTower(context_length=TEXT_LENGTH, vocab_size=VOCABULARY, width=24, heads=2, layers=2),
         **settings,
     )
     with torch.no_grad():
@@ -23,20 +22,10 @@ def encoder(seed: int = 0, **settings: Any) -> DualEncoder:
     return made.eval()
 
 
-def texts(lengths: tuple[int, ...] = (2, 5, 12, 9)) -> tuple[torch.Tensor, torch.Tensor]:
-    """begin, random tokens, end (the highest id), padding."""
-    generator = torch.Generator().manual_seed(1)
-    text = torch.zeros(len(lengths), LENGTH, dtype=torch.int64)
-    for row, length in zip(text, lengths, strict=True):
-        row[: length - 1] = torch.randint(1, VOCABULARY - 2, (length - 1,), generator=generator)
-        row[0], row[length - 1] = VOCABULARY - 2, VOCABULARY - 1
-    return text, torch.tensor(lengths)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", [(2, 5, 12, 9), (2, 3, 4, 3)])
 def test_text_embeddings_are_those_of_open_clip(lengths: tuple[int, ...]) -> None:
-    model, (text, length) = encoder(), texts(lengths)
+    model, (text, length) = encoder(), random_texts(lengths)
     theirs = model.clip.encode_text(text, normalize=True)
     torch.testing.assert_close(model.encode_text(text, length), theirs, rtol=0, atol=1e-6)
     assert model.encode_text(text, length).norm(dim=-1).sub(1).abs().max() < 1e-6
@@ -56,7 +45,7 @@ def test_config_rebuilds_the_towers_in_open_clip() -> None:
     config: dict[str, Any] = model.config()
     theirs = CLIP(**config).eval()
     theirs.load_state_dict(model.clip.state_dict())
-    text, length = texts()
+    text, length = random_texts()
     torch.testing.assert_close(
         theirs.encode_text(text, normalize=True), model.encode_text(text, length), rtol=0, atol=1e-6
     )
@@ -66,9 +55,9 @@ def test_config_rebuilds_the_towers_in_open_clip() -> None:
 
 @torch.no_grad()
 def test_text_states_do_not_depend_on_what_follows() -> None:
-    model, (text, _) = encoder(), texts((6, 6, 6, 6))
+    model, (text, _) = encoder(), random_texts((6, 6, 6, 6))
     states = model.text_states(text)
-    assert states.shape == (4, LENGTH, 24)
+    assert states.shape == (4, TEXT_LENGTH, 24)
     torch.testing.assert_close(model.text_states(text[:, :6]), states[:, :6], rtol=0, atol=1e-6)
     changed = text.clone()
     changed[:, 8] = 7
@@ -99,7 +88,7 @@ def test_timm_tower_builds_and_embeds() -> None:
 
 
 def test_every_weight_gets_a_gradient() -> None:
-    model, (text, length) = encoder(), texts()
+    model, (text, length) = encoder(), random_texts()
     image = torch.randn(4, 3, 16, 16)
     logits = model.scale * model.encode_image(image) @ model.encode_text(text, length).T
     torch.nn.functional.cross_entropy(logits, torch.arange(4)).backward()

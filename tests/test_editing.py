@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_diffusers_folder import PROMPTS, tiny_dc, tiny_generator, tiny_kl
-from test_open_clip_folder import run_without_us
 from torch import Tensor
+from toys.codecs import tiny_dc, tiny_kl
+from toys.generators import PROMPTS, tiny_generator
+from toys.runs import run_without_us
 
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.diffusion.editing import Edit, latent_mask, remaining_times, sample_edit

@@ -8,11 +8,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from safetensors.torch import load_file
-from test_diffusion_module import Latents, build
-from test_distributed import codec_section, generator_section
-from test_resume import assert_same_run, fit, killed
-from test_sharding import mesh  # noqa: F401 (a fixture)
 from torch.utils.data import DataLoader, Subset
+from toys.generators import SignLatents, generator_module
+from toys.recipes import codec_section, generator_section
+from toys.runs import assert_same_run, run_training, with_kill
 
 from leam_mm.callbacks.ema_snapshots import FOLDER, EmaSnapshots, Snapshot, read_snapshots, write_snapshot
 from leam_mm.data.batch import SamplePosition, collate_samples
@@ -42,12 +41,12 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         seen = next(c.samples_seen for c in self.trainer.callbacks if isinstance(c, SamplePosition))  # type: ignore
-        rest = Subset(Latents(4096), range(seen, 4096))
+        rest = Subset(SignLatents(4096), range(seen, 4096))
         return DataLoader(rest, batch_size=BATCH, collate_fn=collate_samples)
 
 
 def train(folder: Path, steps: int, every: int, stop: int = 0, resume: Path | None = None) -> LatentDiffusionModule:
-    module = build(ema=PowerFunction((0.1, 0.05)))
+    module = generator_module(ema=PowerFunction((0.1, 0.05)))
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     callbacks = [SamplePosition(), EmaSnapshots(every), *([Stop(stop)] if stop else [])]
     trainer = Trainer(
@@ -102,10 +101,10 @@ def test_an_interrupted_run_writes_the_same_files(tmp_path: Path, caplog: pytest
     assert len(list(folder.iterdir())) == 6
 
 
-def test_sharded_averages_are_gathered_whole(mesh: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_sharded_averages_are_gathered_whole(mesh: Any, tmp_path: Path) -> None:
     from leam_mm.callbacks.ema_snapshots import gather
 
-    module = build(ema=PowerFunction((0.05, 0.1)))
+    module = generator_module(ema=PowerFunction((0.05, 0.1)))
     assert isinstance(module.ema, PowerEma)
     plain = {name: value.clone() for name, value in gather(module.ema).items()}
     for network in (module.denoiser, *module.ema.copies()):
@@ -126,7 +125,7 @@ def test_wrong_uses_are_told(tmp_path: Path) -> None:
         EmaSnapshots(0)
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
     with pytest.raises(UserError, match="PowerFunction"):
-        EmaSnapshots(8).on_train_start(trainer, build())
+        EmaSnapshots(8).on_train_start(trainer, generator_module())
     with pytest.raises(UserError, match="no snapshots"):
         read_snapshots(tmp_path)
     path = write_snapshot(tmp_path / FOLDER, Snapshot(3, 1, (0.05,)), {"0.weight": torch.ones(2)})
@@ -144,12 +143,12 @@ def test_wrong_uses_are_told(tmp_path: Path) -> None:
 def test_snapshots_after_a_kill_are_those_of_an_undisturbed_run(
     tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
-    from conftest import clip_recipe
+    from toys.recipes import clip_recipe
 
     clip = clip_recipe(tmp_path / "clip", toy_shards, toy_tokenizer, max_samples=8)
     codec = {**clip_recipe(tmp_path / "codec", toy_shards, toy_tokenizer, max_samples=8), "model": codec_section()}
     for recipe in (clip, codec):
-        done = fit(recipe, tmp_path / "parts")
+        done = run_training(recipe, tmp_path / "parts")
         assert done.returncode == 0, done.stderr
 
     def recipe_of(name: str) -> dict[str, Any]:
@@ -165,13 +164,13 @@ def test_snapshots_after_a_kill_are_those_of_an_undisturbed_run(
         made["checkpoint"] = {"every_n_train_steps": 4}
         return made
 
-    whole = fit(recipe_of("whole"), tmp_path / "a")
+    whole = run_training(recipe_of("whole"), tmp_path / "a")
     assert whole.returncode == 0, whole.stderr
-    broken = killed(recipe_of("broken"), 7)
+    broken = with_kill(recipe_of("broken"), 7)
     broken["trainer"]["callbacks"] = recipe_of("broken")["trainer"]["callbacks"] + broken["trainer"]["callbacks"]
-    assert fit(broken, tmp_path / "b").returncode == -signal.SIGKILL
+    assert run_training(broken, tmp_path / "b").returncode == -signal.SIGKILL
     assert samples(tmp_path / "broken") == [24, 40]
-    resumed = fit(recipe_of("broken"), tmp_path / "b", "--data.init_args.workers=2")
+    resumed = run_training(recipe_of("broken"), tmp_path / "b", "--data.init_args.workers=2")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     assert samples(tmp_path / "whole") == [24, 40, 64, 80, 96]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe, toy_vocabulary
 from rich.console import Console
-from test_encode_latents import array, save_checkpoint
+from toys.command_line import array_of
+from toys.recipes import clip_recipe, save_checkpoint
+from toys.shards import toy_vocabulary
 
 from data_tools import embed_shards as program
 from data_tools.latents.shard_embedding import StoredSample, Teacher
@@ -65,7 +66,7 @@ def test_members_are_the_teachers_embeddings(taught: Path, toy_shards: Path, tea
     pairs = zip(read_samples(toy_shards), read_samples(taught), strict=True)
     for number, ((key, before), (same_key, after)) in enumerate(pairs):
         assert key == same_key and before["png"] == after["png"]
-        image, text = array(after, "teacher_image.npy"), array(after, "teacher_text.npy")
+        image, text = array_of(after, "teacher_image.npy"), array_of(after, "teacher_text.npy")
         assert image.shape == (16 + 8,) and text.shape == (2, 16 + 8) and image.dtype == np.float16
         for part in (slice(0, 16), slice(16, 24)):
             assert np.linalg.norm(image[part].astype(np.float32)) == pytest.approx(1, abs=2e-3)
@@ -94,9 +95,9 @@ def test_batches_hold_the_embeddings_of_the_captions_that_were_drawn(
     for place, text in enumerate(batch["caption"]):
         members = stored[batch["key"][place // captions]]
         row = [caption["text"] for caption in json.loads(members["json"])["captions"]].index(text)
-        np.testing.assert_array_equal(batch["teacher_text"][place].numpy(), array(members, "teacher_text.npy")[row])
+        np.testing.assert_array_equal(batch["teacher_text"][place].numpy(), array_of(members, "teacher_text.npy")[row])
         image = batch["teacher_image"][place // captions].numpy()
-        np.testing.assert_array_equal(image, array(members, "teacher_image.npy"))
+        np.testing.assert_array_equal(image, array_of(members, "teacher_image.npy"))
 
 
 def test_a_recipe_learns_from_them(taught: Path, toy_tokenizer: Path, tmp_path: Path) -> None:

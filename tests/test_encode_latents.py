@@ -1,23 +1,21 @@
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import clip_recipe, write_toy_shards
-from rich.console import Console
+from toys.command_line import array_of, encode_latents
+from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
+from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import choose_captions, trained_image_size
 from leam_mm.captions.caption_encoder import CaptionEncoder
-from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.checkpoint import load_module
 from leam_mm.codec_module import load_codec
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
@@ -25,51 +23,21 @@ from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
-CODEC = {
-    "class_path": "leam_mm.codec_module.LatentCodecModule",
-    "init_args": {
-        "codec": {
-            "class_path": "leam_mm.codecs.latent_codec.DCCodec",
-            "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
-        }
-    },
-}
-
-
-def save_checkpoint(path: Path, model: dict[str, Any], size: int = 16) -> Path:
-    torch.manual_seed(0)
-    data = {"init_args": {"image": {"image_size": size}}}
-    config = yaml.safe_dump({"model": model, "data": data})
-    torch.save({EVIDENCE: {"config": config}, "state_dict": build_module(model).state_dict()}, path)
-    return path
-
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     clip = clip_recipe(folder, toy_shards, toy_tokenizer)["model"]
     return {
-        "codec": save_checkpoint(folder / "codec.ckpt", CODEC),
+        "codec": save_checkpoint(folder / "codec.ckpt", CODEC_SECTION),
         "clip": save_checkpoint(folder / "clip.ckpt", clip),
     }
-
-
-def encode(shards: Path, checkpoints: dict[str, Path], output: Path, *more: str) -> str:
-    given = {"shards": shards, "output": output, "batch-size": 7, **checkpoints}
-    arguments = [text for name, value in given.items() for text in (f"--{name}", str(value))]
-    console = Console(file=io.StringIO(), width=200)
-    program.encode_latents(program.parse([*arguments, *more]), console)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-def array(members: dict[str, bytes], name: str) -> np.ndarray:
-    return np.load(io.BytesIO(members[name]), allow_pickle=False)
 
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, checkpoints: dict[str, Path]) -> Path:
     output = tmp_path_factory.mktemp("encoded") / "latents"
-    said = encode(toy_shards, checkpoints, output)
+    said = encode_latents(toy_shards, checkpoints, output)
     assert "96 samples will take about" in said and "wrote 96 samples" in said
     return output
 
@@ -86,7 +54,7 @@ def test_samples_keep_their_order_and_their_record(encoded: Path, toy_shards: Pa
 
 
 def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
-    latents = np.stack([array(members, "latent.npy") for _, members in read_samples(encoded)])
+    latents = np.stack([array_of(members, "latent.npy") for _, members in read_samples(encoded)])
     assert latents.shape == (96, 4, 4, 4) and latents.dtype == np.float16
     assert np.isclose(np.square(latents.astype(np.float64)).mean(), 1, rtol=2e-3)
     statistics = json.loads((encoded / "codec_statistics.json").read_text())
@@ -101,12 +69,12 @@ def test_tiles_are_those_of_the_codec_and_belong_to_the_settings(
 ) -> None:
     output = tmp_path / "latents"
     given = ("--image-size", "32", "--tile", "16", "--statistics", str(encoded))
-    encode(toy_shards, checkpoints, output, *given)
+    encode_latents(toy_shards, checkpoints, output, *given)
     codec = load_codec(checkpoints["codec"])
     codec.load_statistics(encoded)
     _, original = next(read_samples(toy_shards))
     pixels = ImageDecoding(32)(original["png"], np.random.default_rng(0))[None].float() / 127.5 - 1
-    stored = array(next(read_samples(output))[1], "latent.npy")
+    stored = array_of(next(read_samples(output))[1], "latent.npy")
     with torch.no_grad():
         whole = codec.encode(pixels)[0].numpy()
         codec.set_tile(16)
@@ -114,11 +82,11 @@ def test_tiles_are_those_of_the_codec_and_belong_to_the_settings(
     np.testing.assert_allclose(stored, tiled, rtol=2e-3, atol=2e-3)
     assert np.abs(tiled - whole).max() > 0.02
     with pytest.raises(UserError, match="written with other data or settings"):
-        encode(toy_shards, checkpoints, output, *given[:2], *given[4:])
+        encode_latents(toy_shards, checkpoints, output, *given[:2], *given[4:])
     settings = json.loads((output / "encoding.json").read_text())
     assert settings.pop("tile") == 16
     (output / "encoding.json").write_text(json.dumps(settings))  # as folders of before the tiles have it
-    encode(toy_shards, checkpoints, output, *given[:2], *given[4:])
+    encode_latents(toy_shards, checkpoints, output, *given[:2], *given[4:])
 
 
 def test_latents_are_those_of_the_codec_with_the_stored_statistics(
@@ -132,13 +100,13 @@ def test_latents_are_those_of_the_codec_with_the_stored_statistics(
     pixels = ImageDecoding(16)(original["png"], np.random.default_rng(0))[None]
     with torch.no_grad():
         expected = codec.encode(pixels.float() / 127.5 - 1)[0].numpy()
-    np.testing.assert_allclose(array(members, "latent.npy"), expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(array_of(members, "latent.npy"), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_caption_states_are_the_encoders_and_end_with_the_caption(encoded: Path, checkpoints: dict[str, Path]) -> None:
     captions = CaptionEncoder.from_module(load_module(checkpoints["clip"], ContrastiveModule))
     for _, members in list(read_samples(encoded))[:3]:
-        entries, states = json.loads(members["json"])["caption_states"], array(members, "caption_state.npy")
+        entries, states = json.loads(members["json"])["caption_states"], array_of(members, "caption_state.npy")
         lengths = [entry["length"] for entry in entries]
         assert states.dtype == np.float16 and states.shape[:2] == (len(entries), max(lengths))
         expected, _ = captions.encode([entry["text"] for entry in entries])
@@ -151,9 +119,9 @@ def test_caption_states_are_the_encoders_and_end_with_the_caption(encoded: Path,
 def test_same_command_writes_the_same_bytes_or_nothing(
     encoded: Path, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    encode(toy_shards, checkpoints, tmp_path / "again")
+    encode_latents(toy_shards, checkpoints, tmp_path / "again")
     assert ShardFolder(tmp_path / "again").merkle_root == ShardFolder(encoded).merkle_root
-    assert "nothing to do" in encode(toy_shards, checkpoints, tmp_path / "again")
+    assert "nothing to do" in encode_latents(toy_shards, checkpoints, tmp_path / "again")
 
 
 def test_interrupted_run_goes_on_and_ends_equal(
@@ -171,11 +139,11 @@ def test_interrupted_run_goes_on_and_ends_equal(
     output = tmp_path / "latents"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ShardWriter, "write", stop_at_50)
-        encode(toy_shards, checkpoints, output)
+        encode_latents(toy_shards, checkpoints, output)
     assert not output.exists()
     with pytest.raises(UserError, match="other data or settings"):
-        encode(toy_shards, checkpoints, output, "--seed", "1")
-    assert "going on after 40 samples" in encode(toy_shards, checkpoints, output)
+        encode_latents(toy_shards, checkpoints, output, "--seed", "1")
+    assert "going on after 40 samples" in encode_latents(toy_shards, checkpoints, output)
     assert ShardFolder(output).merkle_root == ShardFolder(encoded).merkle_root
     assert not list(tmp_path.glob("*.partial"))
 
@@ -202,23 +170,23 @@ def test_held_out_shards_take_the_statistics_of_training(
     encoded: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     held_out = write_toy_shards(tmp_path / "shards", samples=8, first=96)
-    encode(held_out, checkpoints, tmp_path / "latents", "--statistics", str(encoded))
+    encode_latents(held_out, checkpoints, tmp_path / "latents", "--statistics", str(encoded))
     names = [folder / "codec_statistics.json" for folder in (encoded, tmp_path / "latents")]
     assert json.loads(names[0].read_text()) == json.loads(names[1].read_text())
     with pytest.raises(UserError, match="other data or settings"):
-        encode(held_out, checkpoints, tmp_path / "latents")
+        encode_latents(held_out, checkpoints, tmp_path / "latents")
     with pytest.raises(UserError, match="names no codec_statistics"):
-        encode(held_out, checkpoints, tmp_path / "other", "--statistics", str(held_out))
+        encode_latents(held_out, checkpoints, tmp_path / "other", "--statistics", str(held_out))
 
 
 def test_folder_of_diffusers_serves_as_codec(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1]).save(tmp_path / "vae")
     given = {**checkpoints, "codec": tmp_path / "vae"}
     with pytest.raises(UserError, match="give --image-size"):
-        encode(toy_shards, given, tmp_path / "latents")
-    encode(toy_shards, given, tmp_path / "latents", "--image-size", "8", "--captions-per-sample", "1")
+        encode_latents(toy_shards, given, tmp_path / "latents")
+    encode_latents(toy_shards, given, tmp_path / "latents", "--image-size", "8", "--captions-per-sample", "1")
     _, members = next(read_samples(tmp_path / "latents"))
-    assert array(members, "latent.npy").shape == (4, 2, 2) and len(array(members, "caption_state.npy")) == 1
+    assert array_of(members, "latent.npy").shape == (4, 2, 2) and len(array_of(members, "caption_state.npy")) == 1
 
 
 @pytest.mark.parametrize(
@@ -235,13 +203,13 @@ def test_wrong_settings_are_refused(
     if "cuda" in more and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match=reason):
-        encode(toy_shards, checkpoints, tmp_path / "latents", *more)
+        encode_latents(toy_shards, checkpoints, tmp_path / "latents", *more)
     assert not list(tmp_path.iterdir())
 
 
 def test_exchanged_checkpoints_are_refused(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="LatentCodecModule is needed"):
-        encode(toy_shards, {"codec": checkpoints["clip"], "clip": checkpoints["clip"]}, tmp_path / "latents")
+        encode_latents(toy_shards, {"codec": checkpoints["clip"], "clip": checkpoints["clip"]}, tmp_path / "latents")
 
 
 def test_damaged_samples_are_named(checkpoints: dict[str, Path], toy_shards: Path, tmp_path: Path) -> None:
@@ -253,7 +221,7 @@ def test_damaged_samples_are_named(checkpoints: dict[str, Path], toy_shards: Pat
         with ShardWriter(tmp_path / name, 1) as writer:
             writer.write("7", broken)
         with pytest.raises(UserError, match=reason):
-            encode(tmp_path / name, checkpoints, tmp_path / "latents")
+            encode_latents(tmp_path / name, checkpoints, tmp_path / "latents")
         assert not (tmp_path / "latents").exists()
         shutil.rmtree(tmp_path / "latents.partial", ignore_errors=True)
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from conftest import clip_recipe
-from test_encode_latents import save_checkpoint
+from toys.recipes import clip_recipe, save_checkpoint
 
 from data_tools.vetting.clip_score import ClipScore
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates

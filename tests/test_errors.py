@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe, toy_picture, write_toy_shards
+from toys.images import coloured_square
+from toys.recipes import clip_recipe
+from toys.shards import write_toy_shards
 
 from leam_mm import cli
 from leam_mm.codec_module import LatentCodecModule
@@ -108,7 +110,7 @@ def broken_shards(folder: Path) -> Path:
     with ShardWriter(folder, 8) as writer:
         for number in range(8):
             record = {"captions": [{"text": "a", "language": "en"}]}
-            picture = toy_picture("red", number)
+            picture = coloured_square("red", number)
             writer.write(
                 f"{number:06d}",
                 {"png": picture[:60] if number == 3 else picture, "json": json.dumps(record).encode()},

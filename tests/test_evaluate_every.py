@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
-from test_resume import assert_same_run
 from torch import nn
+from toys.recipes import clip_recipe
+from toys.runs import assert_same_run
 
 from leam_mm.callbacks import evaluate_every, throughput
 from leam_mm.callbacks.evaluate_every import EvaluateEvery, untouched

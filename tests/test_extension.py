@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
 from leam_mm.cli import main

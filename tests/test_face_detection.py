@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toys.shards import small_sample, write_samples
+from toys.signed_images import sign, training_mining
 
 from data_tools.vet_shards import main as vet
 from data_tools.vetting.face_cascade import FaceCascade
@@ -17,9 +19,6 @@ from data_tools.work.ledger import read_ledger
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 from tests.benchmarks.face_pictures import ASTRONAUT, portraits, read_picture
-from tests.signed_picture import sign, training_mining
-from tests.vetting_input import sample as members
-from tests.vetting_input import write
 
 pytest.importorskip("skimage")
 CONFIG = Path(__file__).parent.parent / "configs" / "vet_detectors.yaml"
@@ -154,8 +153,10 @@ def test_the_recipe_of_the_detectors(tmp_path: Path):
     cat, refused = sample(read_picture("chelsea.png")).content, signed()
     stored = [sample(read_picture("astronaut.png")[:300, 80:380]).content, cat, refused, refused]
     bases = ["art4_general", "art4_general", "art4_general", "art3_research"]
-    rows = [members(n, image=raw, legal_basis=basis) for n, (raw, basis) in enumerate(zip(stored, bases, strict=True))]
-    shards = write(tmp_path / "shards", rows)
+    rows = [
+        small_sample(n, image=raw, legal_basis=basis) for n, (raw, basis) in enumerate(zip(stored, bases, strict=True))
+    ]
+    shards = write_samples(tmp_path / "shards", rows)
     vet(["--shards", str(shards), "--rules", str(CONFIG), "--output", str(tmp_path / "vetted"), "--materialise"])
     written = dict(read_samples(tmp_path / "vetted"))
     assert sorted(written) == ["000000", "000001", "000003"]

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from toys.signed_images import sign, training_mining
 
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.image_repair_pool import repaired_rows
@@ -16,7 +17,6 @@ from data_tools.rights.file_rights import rights_in_file
 from data_tools.samples.image_repair import ImageRule
 from data_tools.vetting.file_rights_rule import FileRights
 from data_tools.vetting.vetting_rule import Sample
-from tests.signed_picture import sign, training_mining
 
 
 def picture() -> bytes:

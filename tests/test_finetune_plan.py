@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
-from test_configs import FOLDER, printed
+from toys.command_line import CONFIGS, printed_config
 
 import evaluate
 from leam_mm.checkpoint import EVIDENCE
@@ -47,9 +47,9 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
     base, run = write_base(tmp_path / "base"), tmp_path / "run"
     main(["--base", str(base), "--run", str(run), "--language", "de"])
     assert json.loads((run / "plan" / "codec_statistics.json").read_text()) == STATISTICS
-    files = [FOLDER / "finetune_generator.yaml", FOLDER / "overlay_generator_lora.yaml", run / "plan" / "recipe.yaml"]
+    files = [CONFIGS / "finetune_generator.yaml", CONFIGS / "overlay_generator_lora.yaml", run / "plan" / "recipe.yaml"]
     for chosen in (files, [files[0], files[2]]):
-        config = printed(capsys, *chosen)
+        config = printed_config(capsys, *chosen)
         settings = config["model"]["init_args"]
         assert settings["process"]["init_args"]["shift"] == 2.5 and settings["latent_size"] == 8
         assert (settings["clip"], settings["codec"]) == (str(base / "clip"), str(run / "codec"))
@@ -68,7 +68,7 @@ def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
     resolved = {"class_path": "leam_mm.captions.caption_tower.CaptionTower", "init_args": {"text": text}}
     base, run = write_base(tmp_path / "base", caption_tower=resolved), tmp_path / "run"
     main(["--base", str(base), "--run", str(run)])
-    config = printed(capsys, FOLDER / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
+    config = printed_config(capsys, CONFIGS / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
     tower = config["model"]["init_args"]["caption_tower"]["init_args"]
     assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
 
@@ -100,7 +100,7 @@ def test_the_decoder_learns_beside_pictures_of_the_base(tmp_path: Path, capsys: 
 
     def planned() -> Any:
         main(["--base", str(base), "--run", str(run), "--rehearse", "0.4"])
-        return printed(capsys, FOLDER / "finetune_codec.yaml", run / "plan" / "codec.yaml")
+        return printed_config(capsys, CONFIGS / "finetune_codec.yaml", run / "plan" / "codec.yaml")
 
     config = planned()
     settings, data = config["model"]["init_args"], config["data"]["init_args"]
@@ -150,10 +150,10 @@ def test_a_base_that_does_not_belong_together_is_refused(tmp_path: Path) -> None
 
 
 def test_without_latents_the_codec_s_own_numbers_count(tmp_path: Path) -> None:
-    from test_encode_latents import CODEC, save_checkpoint
+    from toys.recipes import CODEC_SECTION, save_checkpoint
 
     (tmp_path / "codec").mkdir()
-    path = save_checkpoint(tmp_path / "codec" / "last.ckpt", CODEC)
+    path = save_checkpoint(tmp_path / "codec" / "last.ckpt", CODEC_SECTION)
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["codec.latent_count"].fill_(9)
     torch.save(checkpoint, path)

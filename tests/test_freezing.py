@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clip_recipe
-from test_cli import fit
+from toys.command_line import fit_here
+from toys.recipes import clip_recipe
 
 from leam_mm.errors import UserError
 
@@ -24,12 +24,12 @@ def frozen_run(folder: Path, shards: Path, tokenizer: Path, patterns: list[str])
         {"class_path": "leam_mm.callbacks.freezing.Freezing", "init_args": {"patterns": patterns}}
     ]
     torch.manual_seed(0)
-    cli = fit(recipe, folder)
+    cli = fit_here(recipe, folder)
     after = {name: value.clone() for name, value in cli.model.encoder.state_dict().items()}
     folder.joinpath("again").mkdir()
     recipe["trainer"]["default_root_dir"] = str(folder / "again")
     recipe["trainer"]["limit_train_batches"] = 0
-    before = fit(recipe, folder / "again").model.encoder.state_dict()
+    before = fit_here(recipe, folder / "again").model.encoder.state_dict()
     return before, after
 
 

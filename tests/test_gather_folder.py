@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from test_withdraw_samples import encoded, picture
+from toys.images import encoded_image, soft_image
 
 from data_tools.check_shards import check_folder
 from data_tools.gather_folder import AGREEMENT, links_of, list_files, main, open_source, stage
@@ -25,7 +25,7 @@ def archive(folder: Path, count: int = 3) -> Path:
     (folder / "hall").mkdir(parents=True)
     for number in range(count):
         name = folder / ("hall" if number % 2 else ".") / f"lake ü {number}"
-        name.with_suffix(".png").write_bytes(encoded(picture(number)))
+        name.with_suffix(".png").write_bytes(encoded_image(soft_image(number)))
         name.with_suffix(".txt").write_text(f"See Nummer {number}\n")
     (folder / "notes.pdf").write_bytes(b"not gathered")
     return folder
@@ -145,12 +145,12 @@ def test_hostile_sources_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=word):
             gather(address, tmp_path / "shards", *options)
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as packed:
-        packed.writestr("../../escape.png", encoded(picture(0)))
+        packed.writestr("../../escape.png", encoded_image(soft_image(0)))
         packed.writestr("../../escape.txt", "out")
     with pytest.raises(UserError, match=r"leads out|holds no picture"):
         gather(f"zip://::{tmp_path / 'evil.zip'}", tmp_path / "shards", *options)
     source = archive(tmp_path / "archive")
-    (tmp_path / "secret.png").write_bytes(encoded(picture(1)))
+    (tmp_path / "secret.png").write_bytes(encoded_image(soft_image(1)))
     (source / "link.png").symlink_to(tmp_path / "secret.png")
     with pytest.raises(UserError, match="leads out"):
         gather(source, tmp_path / "shards", *options)

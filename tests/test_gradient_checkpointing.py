@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 import torch
-from test_layer_decay import encoder
 from torch import nn
 from torch._dynamo.utils import counters
+from toys.encoders import three_layer_encoder
 
 from leam_mm.callbacks.compilation import Compilation
 from leam_mm.callbacks.gradient_checkpointing import GradientCheckpointing
@@ -21,7 +21,7 @@ TRAINER = cast(Any, SimpleNamespace(callbacks=[]))
 class Module(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = encoder(layers=4)
+        self.encoder = three_layer_encoder(layers=4)
         self.ema = Ema(self.encoder, 0.5)
 
 

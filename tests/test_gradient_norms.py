@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clip_recipe
-from test_cli import fit
+from toys.command_line import fit_here
+from toys.recipes import clip_recipe
 
 
 def logged(folder: Path, toy_shards: Path, toy_tokenizer: Path, **trainer: object) -> list[dict[str, str]]:
@@ -17,7 +17,7 @@ def logged(folder: Path, toy_shards: Path, toy_tokenizer: Path, **trainer: objec
         optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}}, warmup_steps=0, ema_decay=None
     )
     folder.mkdir(exist_ok=True)
-    fit(recipe, folder)
+    fit_here(recipe, folder)
     with open(folder / "run" / "metrics.csv") as file:
         return [row for row in csv.DictReader(file) if row["gradient/norm"]]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from vetting_input import picture
+from toys.images import soft_jpeg
 
 from data_tools.vetting.hash_lists import HashLists, read_hashes
 from data_tools.vetting.perceptual_hash import pdq
@@ -14,7 +14,7 @@ from leam_mm.errors import UserError
 
 
 def sample(seed: int, **record: object) -> Sample:
-    return Sample(str(seed), dict(record), "jpg", picture(seed, (200, 160), quality=95))
+    return Sample(str(seed), dict(record), "jpg", soft_jpeg(seed, (200, 160), quality=95))
 
 
 def flipped(value: np.ndarray, count: int) -> np.ndarray:

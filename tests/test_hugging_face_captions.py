@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_vocabulary, write_toy_tokenizer
-from transformers import BertConfig, BertModel, T5Config, T5Model
+from toys.encoders import write_caption_encoder
+from transformers import BertModel, T5Model
 
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.errors import UserError
@@ -13,23 +13,9 @@ from leam_mm.errors import UserError
 TEXTS = ["a red square", "", "Quadrat, grün " * 9, "A Blue  square", "gelb"]
 
 
-def write_text_encoder(folder: Path, kind: str = "t5") -> Path:
-    """A tiny encoder with random weights and the toy tokenizer."""
-    write_toy_tokenizer(folder)
-    rows = toy_vocabulary(folder)
-    torch.manual_seed(0)
-    if kind == "t5":  # encoder and decoder, of which only the first is wanted
-        sizes = {"vocab_size": rows, "d_model": 24, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_heads": 2}
-        T5Model(T5Config(**sizes)).save_pretrained(folder)
-    else:
-        sizes = {"vocab_size": rows, "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2}
-        BertModel(BertConfig(**sizes, intermediate_size=48, max_position_embeddings=32)).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["t5", "bert"])
 def test_states_are_the_encoders_own_one_by_one(tmp_path: Path, kind: str) -> None:
-    folder = write_text_encoder(tmp_path, kind)
+    folder = write_caption_encoder(tmp_path, kind)
     encoder = HuggingFaceCaptions(str(folder), context_length=10)
     state, mask = encoder.encode(TEXTS)
     assert state.shape == (5, 10, encoder.width) and mask.sum(1).tolist()[1] == 2 and mask.sum(1).max() == 10
@@ -44,10 +30,10 @@ def test_states_are_the_encoders_own_one_by_one(tmp_path: Path, kind: str) -> No
 
 
 def test_no_more_than_the_tokenizer_allows_and_the_digest_covers_all(tmp_path: Path) -> None:
-    folder = write_text_encoder(tmp_path / "a")
+    folder = write_caption_encoder(tmp_path / "a")
     encoder = HuggingFaceCaptions(str(folder))
     assert encoder.context_length == 12 and not encoder.train().model.training
-    same = HuggingFaceCaptions(str(write_text_encoder(tmp_path / "b"))).sha256
+    same = HuggingFaceCaptions(str(write_caption_encoder(tmp_path / "b"))).sha256
     assert same == encoder.sha256
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text() + "\n")
     assert HuggingFaceCaptions(str(folder)).sha256 != same
@@ -56,7 +42,7 @@ def test_no_more_than_the_tokenizer_allows_and_the_digest_covers_all(tmp_path: P
 def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a folder nor in the local cache"):
         HuggingFaceCaptions("someone/t5")
-    folder = write_text_encoder(tmp_path)
+    folder = write_caption_encoder(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     with pytest.raises(UserError, match="holds no tokenizer"):

@@ -5,42 +5,23 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, MT5Config, MT5Model, XLMRobertaConfig, XLMRobertaModel
+from toys.encoders import HUGGING_FACE_LENGTH, HUGGING_FACE_VOCABULARY, hugging_face_encoder, write_text_model
+from transformers import BertModel
 
 from leam_mm.checkpoint import build_module
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower
 from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_config
 from leam_mm.errors import UserError
 
-LENGTH, VOCABULARY = 20, 60
 LENGTHS = torch.tensor([2, 5, 20, 9, 5, 3, 20, 11])
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-SIZES |= {"intermediate_size": 48, "max_position_embeddings": 32}
 PADDING = {"bert": 0, "xlm-roberta": 1, "mt5": 0}
 
 
-def text_model(folder: Path, kind: str) -> Path:
-    """A tiny model with random weights, as transformers saves it."""
-    torch.manual_seed(0)
-    if kind == "mt5":
-        config = MT5Config(vocab_size=VOCABULARY, d_model=24, d_kv=12, d_ff=48, num_layers=2, num_heads=2)
-        MT5Model(config).save_pretrained(folder)
-    elif kind == "bert":
-        BertModel(BertConfig(**SIZES)).save_pretrained(folder)
-    else:
-        XLMRobertaModel(XLMRobertaConfig(**SIZES, pad_token_id=1)).save_pretrained(folder)
-    return folder
-
-
-def encoder(folder: Path, **text: Any) -> DualEncoder:
-    torch.manual_seed(1)
-    vision = ImageTower(image_size=8, patch_size=8, width=16, layers=1, head_width=8)
-    return DualEncoder(16, vision, HuggingFaceText(str(folder), LENGTH, **text)).eval()
-
-
 def captions(pad: int) -> torch.Tensor:
-    text = torch.randint(3, VOCABULARY, (len(LENGTHS), LENGTH), generator=torch.Generator().manual_seed(2))
-    return torch.where(torch.arange(LENGTH) < LENGTHS[:, None], text, pad)
+    text = torch.randint(
+        3, HUGGING_FACE_VOCABULARY, (len(LENGTHS), HUGGING_FACE_LENGTH), generator=torch.Generator().manual_seed(2)
+    )
+    return torch.where(torch.arange(HUGGING_FACE_LENGTH) < LENGTHS[:, None], text, pad)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +29,7 @@ def captions(pad: int) -> torch.Tensor:
     [("bert", "mean_pooler"), ("bert", "cls_pooler"), ("xlm-roberta", "mean_pooler"), ("mt5", "mean_pooler")],
 )
 def test_embeddings_and_gradients_are_those_of_open_clip(tmp_path: Path, kind: str, pooler: str) -> None:
-    model = encoder(text_model(tmp_path, kind), pooler=pooler).double()
+    model = hugging_face_encoder(write_text_model(tmp_path, kind), pooler=pooler).double()
     text = captions(PADDING[kind])
     answers = model.encode_text(text, LENGTHS), model.clip.encode_text(text, normalize=True)
     torch.testing.assert_close(*answers, rtol=0, atol=1e-7)  # some of transformers' numbers are single precision
@@ -64,7 +45,7 @@ def test_embeddings_and_gradients_are_those_of_open_clip(tmp_path: Path, kind: s
 
 
 def test_fewer_tokens_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, text = encoder(text_model(tmp_path, "bert")), captions(0).repeat(64, 1)
+    model, text = hugging_face_encoder(write_text_model(tmp_path, "bert")), captions(0).repeat(64, 1)
     seen: list[int] = []
     model.clip.text.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
     model.encode_text(text, LENGTHS.repeat(64))
@@ -72,59 +53,64 @@ def test_fewer_tokens_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_states_of_captions_do_not_depend_on_padding(tmp_path: Path) -> None:
-    model, text = encoder(text_model(tmp_path, "xlm-roberta")), captions(1)
+    model, text = hugging_face_encoder(write_text_model(tmp_path, "xlm-roberta")), captions(1)
     whole, cut = model.text_states(text[1:2]), model.text_states(text[1:2, :5])
-    assert whole.shape == (1, LENGTH, 24) == (1, LENGTH, model.text.width)
+    assert whole.shape == (1, HUGGING_FACE_LENGTH, 24) == (1, HUGGING_FACE_LENGTH, model.text.width)
     torch.testing.assert_close(whole[:, :5], cut, rtol=0, atol=1e-5)
 
 
 def test_weights_beside_the_config_are_the_start(tmp_path: Path) -> None:
-    folder = text_model(tmp_path, "bert")
+    folder = write_text_model(tmp_path, "bert")
     theirs = BertModel.from_pretrained(folder).state_dict()
-    mine = encoder(folder, pretrained=True).clip.text.transformer.state_dict()
+    mine = hugging_face_encoder(folder, pretrained=True).clip.text.transformer.state_dict()
     assert mine.keys() <= theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    random = encoder(folder).clip.text.transformer.state_dict()
+    random = hugging_face_encoder(folder).clip.text.transformer.state_dict()
     assert not torch.equal(random["embeddings.word_embeddings.weight"], theirs["embeddings.word_embeddings.weight"])
 
 
 def test_what_is_not_here_is_one_line_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="someone/model is neither a folder nor in the local cache: run `hf download"):
-        encoder(Path("someone/model"))
+        hugging_face_encoder(Path("someone/model"))
     with pytest.raises(UserError, match=r"holds no config\.json"):
-        encoder(tmp_path)
+        hugging_face_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
     transformers_config.cache_clear()
     with pytest.raises(UserError, match=r"config\.json cannot be used"):
-        encoder(tmp_path)
+        hugging_face_encoder(tmp_path)
 
 
 def test_code_beside_the_config_is_not_run(tmp_path: Path) -> None:
-    folder = text_model(tmp_path / "model", "bert")
+    folder = write_text_model(tmp_path / "model", "bert")
     code = '"auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}, "model_type": "evil"'
     (folder / "config.json").write_text("{" + code + "}")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     transformers_config.cache_clear()
     with pytest.raises(UserError, match="cannot be used"):
-        encoder(folder)
+        hugging_face_encoder(folder)
     assert not (tmp_path / "ran").exists()
 
 
 def test_more_tokens_than_places_are_refused(tmp_path: Path) -> None:
-    folder = text_model(tmp_path, "xlm-roberta")
+    folder = write_text_model(tmp_path, "xlm-roberta")
     vision = ImageTower(image_size=8, patch_size=8, width=16, layers=1, head_width=8)
     with pytest.raises(UserError, match=r"context_length is 32, but .* reads 30 tokens"):
         DualEncoder(16, vision, HuggingFaceText(str(folder), 32))
 
 
 def test_a_recipe_names_it_and_a_step_trains_it(tmp_path: Path) -> None:
-    folder = text_model(tmp_path, "xlm-roberta")
+    folder = write_text_model(tmp_path, "xlm-roberta")
     section = {
         "class_path": "leam_mm.contrastive_module.ContrastiveModule",
         "init_args": {
             "encoder": {
                 "embed_dim": 16,
                 "vision": {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8},
-                "text": {"model": str(folder), "context_length": LENGTH, "pooler": "cls_pooler", "projection": "mlp"},
+                "text": {
+                    "model": str(folder),
+                    "context_length": HUGGING_FACE_LENGTH,
+                    "pooler": "cls_pooler",
+                    "projection": "mlp",
+                },
             },
             "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
             "tokenizer": "tokenizer",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import toy_picture
 from PIL import Image
+from toys.images import coloured_square
 
 from leam_mm.data.image_decoding import ImageDecoding, decode_jpeg, image_member, jpeg_size
 from leam_mm.errors import UserError
@@ -89,10 +89,10 @@ def test_shift_moves_by_whole_pixels_and_repeats_the_edge() -> None:
 
 
 def test_greyscale_has_equal_channels() -> None:
-    image = ImageDecoding(16, greyscale=1.0)(toy_picture("red", 0), generator())
+    image = ImageDecoding(16, greyscale=1.0)(coloured_square("red", 0), generator())
     assert torch.equal(image[0], image[1]) and torch.equal(image[1], image[2])
     weights = torch.tensor([0.299, 0.587, 0.114])
-    original = ImageDecoding(16)(toy_picture("red", 0), generator()).float()
+    original = ImageDecoding(16)(coloured_square("red", 0), generator()).float()
     assert torch.all((image[0] - (weights[:, None, None] * original).sum(0)).abs() <= 0.51)
 
 
@@ -112,7 +112,7 @@ def test_pixel_bombs_are_refused_before_decoding(side: int) -> None:
         ImageDecoding(16)(bomb(side), generator())
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", toy_picture("red", 0)[:60], bomb(16)])
+@pytest.mark.parametrize("content", [b"", b"not an image", coloured_square("red", 0)[:60], bomb(16)])
 def test_damaged_bytes_are_one_line(content: bytes) -> None:
     with pytest.raises(UserError, match="unreadable image") as caught:
         ImageDecoding(16)(content, generator())

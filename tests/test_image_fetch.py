@@ -7,11 +7,9 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from test_download_shards import Server, server
+from toys.servers import Server
 
 from data_tools.network.image_fetch import FetchSetting, Guard, TooManyBytesError, build_opener
-
-__all__ = ["server"]
 
 
 def test_opener_stops_at_bytes_and_private_names(server: Server) -> None:

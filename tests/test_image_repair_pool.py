@@ -1,24 +1,19 @@
-import hashlib
 import io
 import os
 import textwrap
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from toys.published import FETCHED_AT, ROWS, ROWS_PER_PART, part_image, parts_of, write_part
 
 from data_tools.download import image_repair_pool as part_repair
-from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.samples.image_repair import ImageRule
 from leam_mm.errors import UserError
 
-ROWS = [0, 2, 3, 5, 8, 9, 11]  # rows of the table that were worth fetching
-PART = 3
 ROOT = Path(__file__).resolve().parent.parent
 HOLE = """
     import os, signal
@@ -30,69 +25,31 @@ HOLE = """
         return repair_image(raw, rule)
     part_repair.repair_image = with_a_hole
 """
-MOMENT = "2026-11-01T12:00:00+00:00"
 
 
-def picture(row: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (row, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_part(raw: Path, part: int, rows: list[int], **changes: object) -> None:
-    """One part as a worker leaves it: rows in order of arrival."""
-    arrived = np.random.default_rng(part).permutation(rows)
-    cells = [
-        {
-            "row": int(row),
-            "rule": "",
-            "value": "",
-            "reason": "",
-            "fetched_at": MOMENT,
-            "response": '{"final_url": "http://a.example/"}',
-            "visit": '{"seconds": 0.1}',
-            "sha256": hashlib.sha256(picture(row)).hexdigest(),
-            "content": picture(row),
-        }
-        | changes
-        for row in arrived
-    ]
-    pq.write_table(pa.Table.from_pylist(cells, FETCHED), part_file(raw, part))
-
-
-def parts_of(rows: list[int]) -> list[list[int]]:
-    return [rows[start : start + PART] for start in range(0, len(rows), PART)]
-
-
-@pytest.fixture()
-def setting(tmp_path: Path) -> FetchSetting:
-    (tmp_path / "raw").mkdir()
-    return FetchSetting(str(tmp_path / "links"), str(tmp_path / "raw"), "Agent", "", rows_per_part=PART)
-
-
-def repaired(setting: FetchSetting, rows: list[int], processes: int = 0) -> list[tuple[int, Fetched]]:
-    return list(repaired_rows(Path(setting.output), iter(rows), len(rows), PART, ImageRule(), processes))
+def repaired(fetch_setting: FetchSetting, rows: list[int], processes: int = 0) -> list[tuple[int, Fetched]]:
+    return list(repaired_rows(Path(fetch_setting.output), iter(rows), len(rows), ROWS_PER_PART, ImageRule(), processes))
 
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_rows_come_in_the_order_of_the_table(
-    processes: int, setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
+    processes: int, fetch_setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(part_repair, "IN_PROCESS", 0)
     for part, rows in enumerate(parts_of(ROWS)):
-        write_part(Path(setting.output), part, rows)
-    found = repaired(setting, ROWS, processes)
+        write_part(Path(fetch_setting.output), part, rows)
+    found = repaired(fetch_setting, ROWS, processes)
     assert [row for row, _ in found] == ROWS
-    assert all(fetched.image and fetched.image.content == picture(row) for row, fetched in found)
-    assert {fetched.fetched_at for _, fetched in found} == {MOMENT}
+    assert all(fetched.image and fetched.image.content == part_image(row) for row, fetched in found)
+    assert {fetched.fetched_at for _, fetched in found} == {FETCHED_AT}
     assert all(fetched.visit == {"seconds": 0.1} and fetched.response["final_url"] for _, fetched in found)
 
 
-def test_rows_of_another_table_are_refused(setting: FetchSetting) -> None:
+def test_rows_of_another_table_are_refused(fetch_setting: FetchSetting) -> None:
     for part, rows in enumerate(parts_of(ROWS)):
-        write_part(Path(setting.output), part, rows)
+        write_part(Path(fetch_setting.output), part, rows)
     with pytest.raises(UserError, match="does not hold the rows it should"):
-        repaired(setting, [1, *ROWS[1:]])
+        repaired(fetch_setting, [1, *ROWS[1:]])
 
 
 @pytest.mark.parametrize(
@@ -104,15 +61,15 @@ def test_rows_of_another_table_are_refused(setting: FetchSetting) -> None:
         ({"content": b"<html>"}, "decode"),
     ],
 )
-def test_failures_keep_their_rule(changes: dict[str, object], rule: str, setting: FetchSetting) -> None:
-    write_part(Path(setting.output), 0, ROWS[:1], **changes)
-    ((_, fetched),) = repaired(setting, ROWS[:1])
+def test_failures_keep_their_rule(changes: dict[str, object], rule: str, fetch_setting: FetchSetting) -> None:
+    write_part(Path(fetch_setting.output), 0, ROWS[:1], **changes)
+    ((_, fetched),) = repaired(fetch_setting, ROWS[:1])
     assert fetched.image is None and fetched.rule == rule and fetched.reason
 
 
 @pytest.mark.slow
 def test_an_image_that_brings_its_process_down_is_left_out(
-    setting: FetchSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fetch_setting: FetchSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder with a hole: the process dies, as by a broken pointer, on images that begin with a certain word."""
     (tmp_path / "hole").mkdir()
@@ -120,19 +77,19 @@ def test_an_image_that_brings_its_process_down_is_left_out(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path / "hole"), str(ROOT))))
     monkeypatch.setattr(part_repair, "IN_PROCESS", 0)
     for part, rows in enumerate(parts_of(ROWS)):
-        write_part(Path(setting.output), part, rows, **({"content": b"CRASH"} if part == 1 else {}))
-    found = dict(repaired(setting, ROWS, 2))
+        write_part(Path(fetch_setting.output), part, rows, **({"content": b"CRASH"} if part == 1 else {}))
+    found = dict(repaired(fetch_setting, ROWS, 2))
     assert list(found) == ROWS and [row for row in ROWS if found[row].rule == "crash"] == parts_of(ROWS)[1]
     assert all((found[row].image is None) == bool(found[row].reason) for row in ROWS)
 
 
 def test_an_image_that_keeps_its_decoder_busy_is_given_up(
-    setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
+    fetch_setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG", compress_level=1)
-    write_part(Path(setting.output), 0, [0], content=buffer.getvalue())
+    write_part(Path(fetch_setting.output), 0, [0], content=buffer.getvalue())
     monkeypatch.setattr(part_repair, "DECODE_SECONDS", 0.005)
-    ((_, fetched),) = repaired(setting, [0])
+    ((_, fetched),) = repaired(fetch_setting, [0])
     assert fetched.image is None and "longer than 0.005 s" in fetched.reason

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from test_download_shards import Server, server
-from test_image_repair import encoded, picture
+from toys.images import encoded_image, two_coloured_image
+from toys.servers import Server
 
 from data_tools.download.image_request import Answer, ImageRequest, basis_of
 from data_tools.network.http_body import patience, unpack
@@ -15,7 +15,6 @@ from data_tools.rights.reservations import Signal
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
-__all__ = ["server"]
 ART4, ART3 = LegalBasis.art4_general, LegalBasis.art3_research
 
 
@@ -25,7 +24,7 @@ def ask(server: Server, path: str, basis: LegalBasis = ART4, **more: object) -> 
 
 
 def test_evidence_of_a_good_answer(server: Server) -> None:
-    image = encoded(picture())
+    image = encoded_image(two_coloured_image())
     server.answers["/a"] = (301, {"Location": "/b", "X-Robots-Tag": "otherbot: noai"}, b"")
     server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": '"x"', "TDM-Reservation": "0"}, image)
     answer = ask(server, "/a")

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import write_toy_shards
-from test_check_shards import sample
-from test_check_shards import write as write_checked
+from toys.shards import complete_sample, write_samples, write_toy_shards
 
 from data_tools.check_shards import main as check
 from leam_mm.data.keep_list import KEEP, PLACE, SCHEMA, kept_keys, read_keep_list, write_keep_list
@@ -86,7 +84,7 @@ def test_lists_behind_urls(base: Path, tmp_path: Path) -> None:
 
 
 def test_check_shards_reads_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    write_checked(tmp_path / "shards", [sample() for _ in range(31)])
+    write_samples(tmp_path / "shards", [complete_sample() for _ in range(31)])
     rows = [(0, 1), (7, 2)]
     vetted = write(tmp_path / "vetted", "../shards", rows)
     check([str(vetted)])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import toy_picture
+from toys.images import coloured_square
 
 from leam_mm.data import language_balance
 from leam_mm.data.image_decoding import ImageDecoding
@@ -22,7 +22,7 @@ def write(folder: Path, languages: list[list[str]]) -> Path:
     with ShardWriter(folder, 32) as writer:
         for number, names in enumerate(languages):
             record = {"captions": [{"text": f"{name} {number}", "language": name} for name in names]}
-            writer.write(f"{number:06d}", {"png": toy_picture("red", 0, 8), "json": json.dumps(record).encode()})
+            writer.write(f"{number:06d}", {"png": coloured_square("red", 0, 8), "json": json.dumps(record).encode()})
     return folder
 
 

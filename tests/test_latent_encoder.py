@@ -3,16 +3,16 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import clip_recipe, write_toy_shards
 from PIL import Image
 from rich.console import Console
-from test_encode_latents import encode, save_checkpoint
-from test_hugging_face_captions import write_text_encoder
+from toys.command_line import encode_latents
+from toys.encoders import write_caption_encoder
+from toys.recipes import clip_recipe, save_checkpoint, sized_codec_section
+from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import centre_square, statistics_of
@@ -31,30 +31,21 @@ from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 
-def codec_section(kind: str) -> dict[str, Any]:
-    sizes = {
-        "DCCodec": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
-        "KLCodec": {"latent_channels": 3, "widths": [8, 16], "layers": 1, "norm_groups": 4},
-    }
-    codec = {"class_path": f"leam_mm.codecs.latent_codec.{kind}", "init_args": sizes[kind]}
-    return {"class_path": "leam_mm.codec_module.LatentCodecModule", "init_args": {"codec": codec}}
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
     """Checkpoints, and a folder of few samples."""
     folder = tmp_path_factory.mktemp("parts")
     return {
-        "dc": save_checkpoint(folder / "dc.ckpt", codec_section("DCCodec")),
-        "kl": save_checkpoint(folder / "kl.ckpt", codec_section("KLCodec")),
+        "dc": save_checkpoint(folder / "dc.ckpt", sized_codec_section("DCCodec")),
+        "kl": save_checkpoint(folder / "kl.ckpt", sized_codec_section("KLCodec")),
         "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
-        "text": write_text_encoder(folder / "text"),
+        "text": write_caption_encoder(folder / "text"),
         "shards": write_toy_shards(folder / "shards", samples=18, samples_per_shard=8),
     }
 
 
 def make(parts: dict[str, Path], output: Path, codec: str = "dc", *more: str) -> str:
-    return encode(parts["shards"], {"codec": parts[codec], "clip": parts["clip"]}, output, *more)
+    return encode_latents(parts["shards"], {"codec": parts[codec], "clip": parts["clip"]}, output, *more)
 
 
 def pixels(parts: dict[str, Path], size: int = 16) -> torch.Tensor:

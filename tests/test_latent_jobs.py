@@ -13,9 +13,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import clip_recipe, write_toy_shards
 from rich.console import Console
-from test_encode_latents import CODEC, encode, save_checkpoint
+from toys.command_line import encode_latents
+from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
+from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_jobs import Job, ahead, merge_statistics, read_rows
@@ -31,7 +32,7 @@ MORE = ("--image-size", "8", "--image-size", "16", "--features")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
     return {
-        "codec": save_checkpoint(folder / "codec.ckpt", CODEC),
+        "codec": save_checkpoint(folder / "codec.ckpt", CODEC_SECTION),
         "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
     }
 
@@ -88,7 +89,7 @@ def test_an_end_at_any_rename_costs_nothing(
 ) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=5, samples_per_shard=2)
     more = (*MORE, str(checkpoints["clip"]))
-    encode(shards, checkpoints, tmp_path / "whole", *more)
+    encode_latents(shards, checkpoints, tmp_path / "whole", *more)
     expected = content(tmp_path / "whole")
     given = ["--shards", str(shards), *[t for n, p in checkpoints.items() for t in (f"--{n}", str(p))], *more]
     options = program.parse([*given, "--batch-size", "7", "--output", str(tmp_path / "none")])
@@ -118,11 +119,11 @@ def test_an_end_at_any_rename_costs_nothing(
             patch.setattr(shutil, "rmtree", dying_remove)
             left[0] = step
             try:
-                encode(shards, checkpoints, output, *more)
+                encode_latents(shards, checkpoints, output, *more)
                 break
             except Killed:
                 ends += 1
-        encode(shards, checkpoints, output, *more)
+        encode_latents(shards, checkpoints, output, *more)
         assert content(output) == expected and not list(tmp_path.glob(f"out{step}.*"))
         remove(output)
     assert ends > 10
@@ -140,19 +141,19 @@ def test_kills_at_any_moment_and_a_run_that_goes_on_write_the_same_bytes(
 ) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=40, samples_per_shard=4)
     began = time.monotonic()
-    encode(shards, checkpoints, tmp_path / "whole")
+    encode_latents(shards, checkpoints, tmp_path / "whole")
     lasted, kills = time.monotonic() - began, 0
     for share in (0.3, 0.5, 0.6):
         child = os.fork()
         if child == 0:
             try:
-                encode(shards, checkpoints, tmp_path / "out")
+                encode_latents(shards, checkpoints, tmp_path / "out")
             finally:
                 os._exit(0)
         time.sleep(share * lasted)
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    encode(shards, checkpoints, tmp_path / "out")
+    encode_latents(shards, checkpoints, tmp_path / "out")
     assert kills and content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
 
 
@@ -161,7 +162,7 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
     tmp_path: Path, checkpoints: dict[str, Path]
 ) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=300, samples_per_shard=4)
-    encode(shards, checkpoints, tmp_path / "whole", "--image-size", "32")
+    encode_latents(shards, checkpoints, tmp_path / "whole", "--image-size", "32")
     work, killed = tmp_path / "out.partial" / "work" / "shards", None
     running = start(shards, checkpoints, tmp_path / "out", 2, "--image-size", "32")
     while running.poll() is None:
@@ -176,7 +177,7 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
     _, alive = psutil.wait_procs(killed, timeout=20)
     assert not alive  # nobody works on for a dead parent
     assert not (tmp_path / "out").exists()
-    said = encode(shards, checkpoints, tmp_path / "out", "--image-size", "32")
+    said = encode_latents(shards, checkpoints, tmp_path / "out", "--image-size", "32")
     assert "going on after" in said
     assert content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
 
@@ -185,7 +186,7 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
 def test_three_processes_write_the_bytes_of_one(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=400, samples_per_shard=6)
     more = (*MORE, str(checkpoints["clip"]))
-    encode(shards, checkpoints, tmp_path / "whole", *more)
+    encode_latents(shards, checkpoints, tmp_path / "whole", *more)
     running = start(shards, checkpoints, tmp_path / "three", 3, *more)
     output, _ = running.communicate(timeout=280)
     assert running.returncode == 0, output

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import clip_recipe, write_toy_shards
-from test_encode_latents import encode, save_checkpoint
-from test_latent_encoder import codec_section
+from toys.command_line import encode_latents
+from toys.recipes import clip_recipe, save_checkpoint, sized_codec_section
+from toys.shards import write_toy_shards
 
 from leam_mm.data.array_format import array_bytes, read_array, to_stored
 from leam_mm.data.shard_index import ShardWriter, read_samples
@@ -18,7 +18,7 @@ from leam_mm.errors import UserError
 def parts(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("parts")
     return {
-        "codec": save_checkpoint(folder / "kl.ckpt", codec_section("KLCodec")),
+        "codec": save_checkpoint(folder / "kl.ckpt", sized_codec_section("KLCodec")),
         "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
     }
 
@@ -31,12 +31,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_sound_folder_is_read_back(parts: dict[str, Path], shards: Path, tmp_path: Path, dtype: str) -> None:
     more = ["--dtype", dtype, "--moments", "--features", str(parts["clip"]), "--verify", "6"]
-    said = encode(shards, parts, tmp_path / "out", *more)
+    said = encode_latents(shards, parts, tmp_path / "out", *more)
     found = re.search(r"read back 18 samples; 6 decoded: PSNR ([\d.]+) dB, without storing ([\d.]+) dB", said)
     assert found and abs(float(found[1]) - float(found[2])) < 0.2
     for name in ("latent.npy", "latent_log_variance.npy", "caption_state.npy", "image_feature.npy"):
         assert f"{name} " in said
-    again = encode(shards, parts, tmp_path / "out", *more)
+    again = encode_latents(shards, parts, tmp_path / "out", *more)
     assert "nothing to do" in again and "read back 18 samples" in again
 
 
@@ -51,7 +51,7 @@ def rewritten(folder: Path, output: Path, change: dict[str, object]) -> Path:
 
 
 def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_path: Path) -> None:
-    encode(shards, parts, tmp_path / "sound")
+    encode_latents(shards, parts, tmp_path / "sound")
     _, members = list(read_samples(tmp_path / "sound"))[3]
     shifted = array_bytes(to_stored(read_array(members, "latent.npy") + 0.5, "float16"))
     for name, change, reason in [
@@ -61,18 +61,18 @@ def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_pa
     ]:
         broken = rewritten(tmp_path / "sound", tmp_path / name, change)
         with pytest.raises(UserError, match=reason):
-            encode(shards, parts, broken, "--verify", "18")
+            encode_latents(shards, parts, broken, "--verify", "18")
     statistics = json.loads((tmp_path / "sound" / "codec_statistics.json").read_text())
     wrong = rewritten(tmp_path / "sound", tmp_path / "wrong", {})
     (wrong / "codec_statistics.json").write_text(json.dumps(statistics | {"scale": 3 * statistics["scale"]}))
     with pytest.raises(UserError, match=r"latent\.npy is [\d.]+ away"):
-        encode(shards, parts, wrong, "--verify")
+        encode_latents(shards, parts, wrong, "--verify")
     tar = sorted((tmp_path / "sound").glob("*.tar"))[1]
     content = bytearray(tar.read_bytes())
     content[-3000] ^= 1
     tar.write_bytes(content)
     with pytest.raises(UserError, match="its sha256 is not the one"):
-        encode(shards, parts, tmp_path / "sound", "--verify")
+        encode_latents(shards, parts, tmp_path / "sound", "--verify")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_pa
 )
 def test_the_disk_is_foretold(parts: dict[str, Path], tmp_path: Path, more: list[str]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=60, samples_per_shard=30)
-    said = encode(shards, parts, tmp_path / "out", *[str(parts.get(word, word)) for word in more])
+    said = encode_latents(shards, parts, tmp_path / "out", *[str(parts.get(word, word)) for word in more])
     told = re.search(r"samples will take about ([\d.]+) MB", said)
     taken = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.tar")) / 1e6
     assert told and abs(float(told[1]) - taken) < 0.15 * taken + 0.05

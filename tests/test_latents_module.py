@@ -1,4 +1,3 @@
-import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_bucket_order import TOY, write_toy_buckets
+from toys.shards import TOY_BUCKETS, latent_members, npy_bytes, write_toy_buckets
 
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import SamplePosition
@@ -19,29 +18,12 @@ from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 
 
-def stored(array: np.ndarray, allow_pickle: bool = False) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=allow_pickle)
-    return buffer.getvalue()
-
-
-def members(number: int) -> dict[str, bytes]:
-    """Latent of the sample's number; state k of its captions is filled with number + k / 8."""
-    states = [{"text": f"{number} {k}", "language": "en", "length": k + 1} for k in range(3)]
-    caption_state = np.stack([np.full((5, 6), number + k / 8, np.float16) for k in range(3)])
-    return {
-        "latent.npy": stored(np.full((4, 2, 2), number, np.float16)),
-        "caption_state.npy": stored(caption_state),
-        "json": json.dumps({"captions": states, "caption_states": states}).encode(),
-    }
-
-
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("latents") / "shards"
     with ShardWriter(folder, 5) as writer:
         for number in range(13):
-            writer.write(f"{number:06d}", members(number))
+            writer.write(f"{number:06d}", latent_members(number))
     return folder
 
 
@@ -83,20 +65,20 @@ def test_image_shards_are_refused(toy_shards: Path) -> None:
 
 
 def test_pickled_arrays_are_never_executed() -> None:
-    harmful = stored(np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    harmful = npy_bytes(np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match=r"latent\.npy cannot be read"):
         read_array({"latent.npy": harmful}, "latent.npy")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", stored(np.zeros((4, 2, 2)))[:-9]])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", npy_bytes(np.zeros((4, 2, 2)))[:-9]])
 def test_damaged_array_is_one_line(content: bytes) -> None:
     with pytest.raises(UserError, match="check_shards"):
         read_array({"latent.npy": content}, "latent.npy")
 
 
 def test_choice_follows_seed_and_number() -> None:
-    texts = {seed: [LatentDecoding(seed)("0", members(0), n)["caption"] for n in range(20)] for seed in (1, 2)}
-    assert texts[1] == [LatentDecoding(1)("0", members(0), n)["caption"] for n in range(20)]
+    texts = {seed: [LatentDecoding(seed)("0", latent_members(0), n)["caption"] for n in range(20)] for seed in (1, 2)}
+    assert texts[1] == [LatentDecoding(1)("0", latent_members(0), n)["caption"] for n in range(20)]
     assert texts[1] != texts[2]
 
 
@@ -136,7 +118,7 @@ def buckets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_batches_of_buckets_have_one_shape_whoever_loads_them(buckets: Path, workers: int) -> None:
     made = bucketed(buckets, workers=workers)
     batches = list(made.train_dataloader())
-    shapes = {(4, height // 8, width // 8) for height, width in TOY}
+    shapes = {(4, height // 8, width // 8) for height, width in TOY_BUCKETS}
     assert {tuple(batch["latent"].shape[1:]) for batch in batches} == shapes
     assert torch.cat([batch["sample_index"] for batch in batches]).tolist() == list(range(96))
     for batch in batches:
@@ -224,17 +206,17 @@ def test_validation_of_buckets_is_in_order_and_never_mixes(buckets: Path, world:
 
 def test_folders_with_and_without_sizes_make_batches_without(tmp_path: Path) -> None:
     decode = LatentDecoding(0)
-    whole = members(1)
+    whole = latent_members(1)
     record = {**json.loads(whole["json"]), "picture_size": [1, 2, 3, 4, 5, 6]}
     sized = decode("1", {**whole, "json": json.dumps(record).encode()}, 0)
     assert sized["picture_size"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert "picture_size" not in decode.collate([sized, decode("2", members(2), 1)])
+    assert "picture_size" not in decode.collate([sized, decode("2", latent_members(2), 1)])
     assert decode.collate([sized, sized])["picture_size"].shape == (2, 6)
 
 
 @pytest.mark.parametrize("numbers", [[1, 2], "123456", [1, 2, 3, 4, 5, -6], [1, 2, 3, 4, 5, 6.5]])
 def test_a_size_that_is_none_is_one_line(numbers: Any) -> None:
-    whole = members(1)
+    whole = latent_members(1)
     record = {**json.loads(whole["json"]), "picture_size": numbers}
     with pytest.raises(UserError, match="six whole numbers"):
         LatentDecoding(0)("1", {**whole, "json": json.dumps(record).encode()}, 0)
@@ -262,7 +244,7 @@ def test_languages_are_balanced_by_what_is_stored(tmp_path: Path) -> None:
     folder = tmp_path / "latents"
     with ShardWriter(folder, 16) as writer:
         for number in range(64):  # every caption in en; one in mt for each fourth sample
-            parts = members(number)
+            parts = latent_members(number)
             stored = [{"text": "x", "language": "en", "length": 1}] + [
                 {"text": "y", "language": "mt", "length": 1} for _ in range(number % 4 == 0)
             ]

@@ -5,24 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from toys.encoders import three_layer_encoder
 
-from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
+from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 from leam_mm.optim.layer_decay import RATE_SHARE, LayerDecay, rate_shares
 from leam_mm.optim.muon import MATRICES, MuonAdamW
 from leam_mm.optim.optimizer import build_optimizer, decay_groups, warmup_cosine
 
 DECAY = LayerDecay(image=0.5, text=0.8)
-
-
-def encoder(**vision: Any) -> DualEncoder:
-    torch.manual_seed(0)
-    return DualEncoder(
-        16,
-        ImageTower(**{"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16, **vision}),
-        TextTower(context_length=8, vocab_size=50, width=32, heads=2, layers=2),
-        init_bias=-10.0,
-    )
 
 
 def adamw(groups: Any) -> torch.optim.Optimizer:
@@ -34,7 +25,7 @@ def muon(groups: Any) -> torch.optim.Optimizer:
 
 
 def test_shares_are_powers_of_the_depth() -> None:
-    module = encoder()
+    module = three_layer_encoder()
     shares = rate_shares(module, DECAY)
     found = {name.removeprefix("clip."): shares[weight] for name, weight in module.named_parameters()}
     assert len(found) == len(list(module.parameters()))
@@ -53,7 +44,7 @@ def test_shares_are_powers_of_the_depth() -> None:
 
 
 def test_stages_of_a_convolutional_tower_have_a_depth_too() -> None:
-    module = encoder(timm_model_name="test_resnet", image_size=32)
+    module = three_layer_encoder(timm_model_name="test_resnet", image_size=32)
     shares = rate_shares(module, LayerDecay(image=0.5))
     found = {name: shares[weight] for name, weight in module.named_parameters()}
     stages = {share for name, share in found.items() if "visual" in name}
@@ -63,7 +54,7 @@ def test_stages_of_a_convolutional_tower_have_a_depth_too() -> None:
 
 @pytest.mark.parametrize("kind", [adamw, muon])
 def test_groups_keep_what_they_were_and_get_their_rate(kind: Any) -> None:
-    module = encoder()
+    module = three_layer_encoder()
     plain, built = kind(decay_groups(module)), build_optimizer(kind, module, DECAY)
     shares = rate_shares(module, DECAY)
     before = {weight: group for group in plain.param_groups for weight in group["params"]}
@@ -94,7 +85,7 @@ def step(module: DualEncoder, parts: list[Any], number: int) -> None:
 
 @pytest.mark.parametrize("kind", [adamw, muon])
 def test_a_step_is_that_of_weights_with_their_own_rates_and_resumes_bit_for_bit(kind: Any) -> None:
-    module = encoder()
+    module = three_layer_encoder()
     built = build_optimizer(kind, module, DECAY)
     parts: list[Any] = [built, warmup_cosine(built, 2, 10)]
     for number in range(3):
@@ -102,7 +93,7 @@ def test_a_step_is_that_of_weights_with_their_own_rates_and_resumes_bit_for_bit(
     saved = copy.deepcopy([module.state_dict(), *(part.state_dict() for part in parts)])
     for number in range(3, 6):
         step(module, parts, number)
-    again = encoder()
+    again = three_layer_encoder()
     second = build_optimizer(kind, again, DECAY)
     others: list[Any] = [again, second, warmup_cosine(second, 2, 10)]
     for part, state in zip(others, saved, strict=True):
@@ -114,7 +105,7 @@ def test_a_step_is_that_of_weights_with_their_own_rates_and_resumes_bit_for_bit(
 
 
 def test_sgd_moves_by_the_share() -> None:
-    module, other = encoder(), encoder()
+    module, other = three_layer_encoder(), three_layer_encoder()
     shares = {name: rate_shares(module, DECAY)[weight] for name, weight in module.named_parameters()}
     begun = {name: weight.detach().clone() for name, weight in module.named_parameters()}
     for one, decay in ((module, DECAY), (other, None)):

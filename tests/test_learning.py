@@ -4,27 +4,16 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import COLOURS, clip_recipe, write_toy_shards
+from toys.encoders import right_share
+from toys.images import COLOURS
+from toys.recipes import clip_recipe
+from toys.shards import write_toy_shards
 
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
 
 GERMAN = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb"}
-
-
-@torch.no_grad()
-def right_share(module: ContrastiveModule, shards: Path, texts: list[str]) -> float:
-    """Share of held-out pictures whose nearest text names their colour."""
-    encoder = module.ema_encoder()
-    held_out = PairsModule(shards, ImageDecoding(16), 40, validation=shards, workers=0)
-    batch = next(iter(held_out.val_dataloader()))
-    image = encoder.encode_image(encoder.normalise(batch["image"]))
-    text = encoder.encode_text(*module.tokenizer.encode(texts))
-    wanted = torch.tensor([int(key) % 4 for key in batch["key"]])
-    return float(((image @ text.T).argmax(dim=1) == wanted).float().mean())
 
 
 def test_toy_encoder_learns_colours_in_two_languages(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import open_clip
 import pytest
 import torch
 import yaml
-from conftest import COLOURS, clip_recipe, write_toy_shards
-from test_dual_encoder import LENGTH, VOCABULARY, texts
-from test_hugging_face_text import encoder as hugging_face
-from test_hugging_face_text import text_model
-from test_learning import GERMAN, right_share
+from test_learning import GERMAN
 from torch import nn
+from toys.encoders import TEXT_LENGTH, VOCABULARY, hugging_face_encoder, random_texts, right_share, write_text_model
+from toys.images import COLOURS
+from toys.recipes import clip_recipe
+from toys.shards import write_toy_shards
 
 from leam_mm.checkpoint import load_module, read_checkpoint
 from leam_mm.cli import main
@@ -31,7 +31,7 @@ RESNET = {"image_size": 32, "timm_model_name": "test_resnet", "timm_pool": ""}
 
 def encoder(low_rank: LowRank | None = None, vision: dict[str, Any] | None = None) -> DualEncoder:
     torch.manual_seed(0)
-    text = TextTower(context_length=LENGTH, vocab_size=VOCABULARY, width=24, heads=2, layers=2)
+    text = TextTower(context_length=TEXT_LENGTH, vocab_size=VOCABULARY, width=24, heads=2, layers=2)
     return DualEncoder(16, ImageTower(**(vision or VISION)), text, low_rank=low_rank).eval()
 
 
@@ -47,7 +47,7 @@ def stirred(model: DualEncoder) -> DualEncoder:
 def embed(model: DualEncoder, clip: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
     image = torch.randn(4, 3, model.image_size, model.image_size, generator=generator).to(model.clip.logit_scale.dtype)
-    text, length = texts()
+    text, length = random_texts()
     if clip is not None:
         return clip.encode_image(image, normalize=True), clip.encode_text(text, normalize=True)
     return model.encode_image(image), model.encode_text(text, length)
@@ -127,7 +127,7 @@ def test_running_statistics_of_the_frozen_tower_stay() -> None:
 
 
 def test_hugging_face_towers_take_additions(tmp_path: Any) -> None:
-    model = hugging_face(text_model(tmp_path, "bert"))
+    model = hugging_face_encoder(write_text_model(tmp_path, "bert"))
     adapted = copy.deepcopy(model)
     LowRank(rank=2, patterns=["text.*.query", "text.*.value"]).add_to(adapted.clip)
     assert sum(isinstance(layer, LowRankLinear) for layer in adapted.modules()) == 4

@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import PRXTransformer2DModel
 from safetensors.torch import load_file
-from test_diffusers_folder import tiny_dc, tiny_generator
 from torch import nn
+from toys.codecs import tiny_dc
+from toys.generators import tiny_generator
 
 from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.encoders.low_rank import LowRank

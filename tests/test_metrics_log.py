@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clip_recipe
-from test_resume import assert_same_run
+from toys.recipes import clip_recipe
+from toys.runs import assert_same_run
 
 from leam_mm.callbacks.metrics_log import MetricsLog
 from leam_mm.checkpoint import AtomicCheckpointIO

@@ -3,30 +3,23 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from toys.pages import ENERGY_RECORD, metric_row
 
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, energy_words, escape, model_card, table
 from leam_mm.release.release_folder import base_facts
 
-RECORD = {
-    "joules": 7.2e6, "estimated_joules": None, "seconds": 3600.0, "node_seconds": 3600.0,
-    "measured_node_seconds": 3600.0, "cpu_seconds": 7200.0, "samples": 640, "source": "a counter", "coverage": "node",
-}  # fmt: skip
-
-
-def metric(name: str, value: float | None = 0.5, **more: object) -> dict:
-    row = {"name": name, "value": value, "low": 0.4, "high": 0.6, "unit": "fraction", "samples": 96, "note": ""}
-    return row | more
-
 
 def facts(**more: object) -> ReleaseFacts:
-    stage = StageFacts("clip", 1234567, 640, "ab" * 32, {"cd" * 32: "train"}, RECORD, {"torch": "2"})
+    stage = StageFacts("clip", 1234567, 640, "ab" * 32, {"cd" * 32: "train"}, ENERGY_RECORD, {"torch": "2"})
     return ReleaseFacts(**({"name": "a name", "licence": "Apache-2.0", "image_size": 32, "context_length": 12,
                             "stages": [stage]} | more))  # fmt: skip
 
 
 def test_front_matter_holds_what_was_measured() -> None:
     card = model_card(
-        facts(metrics=[metric("scenes/top1/de"), metric("scenes/top1/fr", None), metric("scenes/top1/mean")])
+        facts(
+            metrics=[metric_row("scenes/top1/de"), metric_row("scenes/top1/fr", None), metric_row("scenes/top1/mean")]
+        )
     )
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "apache-2.0" and front["library_name"] == "open_clip"
@@ -37,7 +30,9 @@ def test_front_matter_holds_what_was_measured() -> None:
 
 
 def test_language_rows_carry_value_interval_and_samples() -> None:
-    card = model_card(facts(metrics=[metric("scenes/top1/de"), metric("scenes/top1/mt", None, low=None, high=None)]))
+    card = model_card(
+        facts(metrics=[metric_row("scenes/top1/de"), metric_row("scenes/top1/mt", None, low=None, high=None)])
+    )
     assert "| German (de) | 50.0 % | 40.0 % to 60.0 % | 96 |" in card
     assert "| Maltese (mt) | not measured | none | 96 |" in card
     assert "without a measured result" in card and "Maltese" in card.split("## Limits")[1]
@@ -68,7 +63,7 @@ def test_nothing_unknown_becomes_a_number() -> None:
     ],
 )
 def test_energy_words_name_gaps_and_estimates(change: dict, expected: str) -> None:
-    assert energy_words(RECORD | change) == expected
+    assert energy_words(ENERGY_RECORD | change) == expected
 
 
 def test_strangers_strings_cannot_break_out() -> None:
@@ -76,7 +71,7 @@ def test_strangers_strings_cannot_break_out() -> None:
     row = table(["a"], [[hostile]]).splitlines()[2]
     assert len(re.findall(r"(?<!\\)\|", row)) == 2 and "<script>" not in row and "](" not in row
     entry = DataFacts("train", "cd" * 32, 5, {hostile: 5}, {"synthetic": 5})
-    card = model_card(facts(name=hostile, data=[entry], metrics=[metric("a/b", note=hostile)]))
+    card = model_card(facts(name=hostile, data=[entry], metrics=[metric_row("a/b", note=hostile)]))
     assert "<script>" not in card.split("---\n", 2)[2] and "\n## heading" not in card
     assert escape("ä ő α") == "ä ő α"
 

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from toys.encoders import tiny_clip
+from toys.runs import run_without_us
 from transformers import BertConfig, BertModel
 
 from leam_mm.data.captions import Tokenizer
@@ -25,46 +24,10 @@ from leam_mm.errors import UserError
 from leam_mm.release.open_clip_folder import CONFIG, TOKENIZER_FILES, WEIGHTS, plain_weights, write_open_clip_folder
 
 CAPTIONS = ["Ein rotes Quadrat", "l’oiseau «bleu»", "Ένα κόκκινο τετράγωνο", "a " * 40, "", "Червен КВАДРАТ &amp; кръг"]
-WITHOUT_US = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("leam_mm", "data_tools"):
-            raise ImportError(f"{name} must not be needed")
-sys.meta_path.insert(0, Blocker())
-"""
-
-
-def run_without_us(code: str, folder: Path) -> str:
-    """Run code in a process that cannot import our package, offline, in the given folder."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", WITHOUT_US + code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def tiny_module(tokenizer: Path, init_bias: float | None = None, seed: int = 0) -> SimpleNamespace:
-    """The three members of a ContrastiveModule that a release needs, with random weights."""
-    torch.manual_seed(seed)
-    opened = Tokenizer(tokenizer, context_length=12)
-    encoder = DualEncoder(
-        embed_dim=16,
-        vision=ImageTower(image_size=32, patch_size=8, width=32, layers=2, head_width=16, patch_dropout=0.25),
-        text=TextTower(context_length=12, vocab_size=opened.vocabulary, width=32, heads=2, layers=2),
-        init_scale=20.0,
-        init_bias=init_bias,
-        image_mean=(0.5, 0.4, 0.3),
-        image_std=(0.2, 0.25, 0.3),
-    ).eval()
-    for parameter in encoder.parameters():
-        parameter.data.add_(0.02 * torch.randn_like(parameter))  # so that no bias stays at zero
-    return SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=opened)
 
 
 def test_open_clip_gives_our_embeddings_without_us(toy_tokenizer: Path, tmp_path: Path) -> None:
-    modules = {"softmax": tiny_module(toy_tokenizer), "sigmoid": tiny_module(toy_tokenizer, init_bias=-10.0, seed=1)}
+    modules = {"softmax": tiny_clip(toy_tokenizer), "sigmoid": tiny_clip(toy_tokenizer, init_bias=-10.0, seed=1)}
     for name, module in modules.items():
         write_open_clip_folder(module, tmp_path / name, "someone/a-name")
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
@@ -103,7 +66,7 @@ for name in ["softmax", "sigmoid"]:
 
 
 def test_folder_holds_nothing_executable(toy_tokenizer: Path, tmp_path: Path) -> None:
-    module = tiny_module(toy_tokenizer)
+    module = tiny_clip(toy_tokenizer)
     extra = tmp_path / "tokenizer"
     extra.mkdir()
     for name in TOKENIZER_FILES:
@@ -117,7 +80,7 @@ def test_folder_holds_nothing_executable(toy_tokenizer: Path, tmp_path: Path) ->
 
 
 def test_weights_and_config_say_what_the_encoder_says(toy_tokenizer: Path, tmp_path: Path) -> None:
-    module = tiny_module(toy_tokenizer, init_bias=-10.0)
+    module = tiny_clip(toy_tokenizer, init_bias=-10.0)
     write_open_clip_folder(module, tmp_path / "clip", "name")
     weights = load_file(tmp_path / "clip" / WEIGHTS)
     assert weights.keys() == module.ema_encoder().clip.state_dict().keys()
@@ -128,7 +91,7 @@ def test_weights_and_config_say_what_the_encoder_says(toy_tokenizer: Path, tmp_p
 
 
 def test_refusals_are_plain(toy_tokenizer: Path, tmp_path: Path) -> None:
-    module = tiny_module(toy_tokenizer)
+    module = tiny_clip(toy_tokenizer)
     with pytest.raises(UserError, match="English vocabulary"):
         write_open_clip_folder(module, tmp_path / "clip", "")
     module.ema_encoder().clip.logit_scale.data.fill_(float("nan"))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP
 from torch import nn
+from toys.encoders import PACKED_LENGTH, PACKED_LENGTHS, VOCABULARY, packed_texts
 
 from leam_mm.encoders import packed_text
 from leam_mm.encoders.packed_text import (
@@ -21,8 +22,6 @@ from leam_mm.encoders.packed_text import (
     teach_packing,
 )
 
-LENGTH, VOCABULARY = 20, 50
-LENGTHS = (2, 5, 20, 9, 5, 3, 20, 11)
 CPU = torch.device("cpu")
 
 
@@ -30,23 +29,13 @@ def clip(seed: int = 0, dtype: torch.dtype = torch.float64, quick_gelu: bool = F
     """open_clip's own model, with places that matter."""
     torch.manual_seed(seed)
     vision = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-    settings = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 24, "heads": 2, "layers": 3}
+    settings = {"context_length": PACKED_LENGTH, "vocab_size": VOCABULARY, "width": 24, "heads": 2, "layers": 3}
     made = CLIP(16, vision, {**settings, **text}, quick_gelu=quick_gelu)  # type: ignore[arg-type]
     nn.init.normal_(made.positional_embedding)
     for name, weight in made.named_parameters():
         if name.endswith(("bias", "gamma")):
             nn.init.normal_(weight, std=0.3)  # so that none stays at zero
     return made.to(dtype)
-
-
-def captions(lengths: tuple[int, ...] = LENGTHS, columns: int = LENGTH) -> tuple[torch.Tensor, torch.Tensor]:
-    """begin, random tokens, end (the highest id), padding."""
-    generator = torch.Generator().manual_seed(1)
-    text = torch.zeros(len(lengths), columns, dtype=torch.int64)
-    for row, length in zip(text, lengths, strict=True):
-        row[: length - 1] = torch.randint(1, VOCABULARY - 2, (length - 1,), generator=generator)
-        row[0], row[length - 1] = VOCABULARY - 2, VOCABULARY - 1
-    return text, torch.tensor(lengths)
 
 
 def embed(model: Any, text: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
@@ -76,7 +65,7 @@ def test_embeddings_and_gradients_are_those_of_open_clip(
         ops = pytest.importorskip("xformers.ops")
         monkeypatch.setattr(ops, "memory_efficient_attention", materialised)
         monkeypatch.setattr(packed_text, "_blocks", lambda *_: True)
-    theirs, (text, length) = clip(**settings), captions()
+    theirs, (text, length) = clip(**settings), packed_texts()
     ours = copy.deepcopy(theirs)
     names = list(ours.state_dict())
     assert teach_packing(ours.transformer) == ""
@@ -93,9 +82,9 @@ def test_embeddings_and_gradients_are_those_of_open_clip(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("lengths", [LENGTHS, (7,), (2,) * 5, tuple(range(2, 21))])
+@pytest.mark.parametrize("lengths", [PACKED_LENGTHS, (7,), (2,) * 5, tuple(range(2, 21))])
 def test_embeddings_in_single_and_half_precision(lengths: tuple[int, ...]) -> None:
-    model, (text, length) = clip(dtype=torch.float32).eval(), captions(lengths)
+    model, (text, length) = clip(dtype=torch.float32).eval(), packed_texts(lengths)
     theirs = model.encode_text(text, normalize=True)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model.encode_text(text, normalize=True)
@@ -113,24 +102,24 @@ def test_embeddings_in_single_and_half_precision(lengths: tuple[int, ...]) -> No
 def test_each_token_lies_once_at_its_place(blocks: bool) -> None:
     if blocks:
         pytest.importorskip("xformers.ops")
-    text, length = captions()
-    packing = Packing(length, LENGTH, CPU, blocks)
-    real = {(row, place) for row, count in enumerate(LENGTHS) for place in range(count)}
-    lying = list(zip((packing.token // LENGTH).tolist(), packing.place.tolist(), strict=True))
-    assert all(token % LENGTH == place for token, (_, place) in zip(packing.token.tolist(), lying, strict=True))
+    text, length = packed_texts()
+    packing = Packing(length, PACKED_LENGTH, CPU, blocks)
+    real = {(row, place) for row, count in enumerate(PACKED_LENGTHS) for place in range(count)}
+    lying = list(zip((packing.token // PACKED_LENGTH).tolist(), packing.place.tolist(), strict=True))
+    assert all(token % PACKED_LENGTH == place for token, (_, place) in zip(packing.token.tolist(), lying, strict=True))
     assert real <= set(lying) and len(lying) == len(set(lying))
-    assert text.flatten()[packing.token[packing.last]].tolist() == [VOCABULARY - 1] * len(LENGTHS)
-    assert (packing.token[packing.last] // LENGTH).tolist() == list(range(len(LENGTHS)))
+    assert text.flatten()[packing.token[packing.last]].tolist() == [VOCABULARY - 1] * len(PACKED_LENGTHS)
+    assert (packing.token[packing.last] // PACKED_LENGTH).tolist() == list(range(len(PACKED_LENGTHS)))
     if blocks:
-        assert len(lying) == sum(LENGTHS)
+        assert len(lying) == sum(PACKED_LENGTHS)
     else:
         assert len(lying) == sum(count * width for count, width in packing.groups)
 
 
-@pytest.mark.parametrize("lengths", [(0, 3), (3, LENGTH + 1)])
+@pytest.mark.parametrize("lengths", [(0, 3), (3, PACKED_LENGTH + 1)])
 def test_lengths_that_do_not_fit_the_text_are_refused(lengths: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="tokens do not lie in 20 columns"):
-        Packing(torch.tensor(lengths), LENGTH, CPU)
+        Packing(torch.tensor(lengths), PACKED_LENGTH, CPU)
 
 
 def test_groups_are_the_cheapest_of_all() -> None:
@@ -153,7 +142,7 @@ def test_groups_are_the_cheapest_of_all() -> None:
 
 
 def test_checkpointed_blocks_give_the_same_gradients() -> None:
-    text, length = captions()
+    text, length = packed_texts()
     gradients = []
     for kept in (True, False):
         model = clip()
@@ -200,7 +189,7 @@ def test_compiled_blocks_compute_the_same_at_any_length() -> None:
         block.compile(dynamic=True)
     torch._dynamo.utils.counters.clear()
     for round_ in range(12):  # other groups each time: more than torch.compile would make kernels for
-        text, length = captions(tuple(2 + (round_ * k) % 17 for k in range(3 + round_)))
+        text, length = packed_texts(tuple(2 + (round_ * k) % 17 for k in range(3 + round_)))
         answers = []
         for model in (plain, compiled):
             model.zero_grad()
@@ -218,7 +207,7 @@ def test_compiled_blocks_compute_the_same_at_any_length() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_packed_captions_on_a_gpu_agree_and_never_make_it_wait(dtype: torch.dtype) -> None:
     device = torch.device("cuda")
-    model, (text, length) = clip(dtype=torch.float32, width=64).to(device), captions()
+    model, (text, length) = clip(dtype=torch.float32, width=64).to(device), packed_texts()
     text = text.to(device)
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         theirs = model.encode_text(text, normalize=True).float()

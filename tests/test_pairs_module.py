@@ -1,11 +1,11 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conftest import toy_picture, write_toy_shards
+from toys.images import coloured_square
+from toys.shards import first_batch, write_toy_shards
 
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.captions import CaptionMixture, Tokenizer
@@ -16,18 +16,6 @@ from leam_mm.data.shard_index import ShardWriter
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError, one_line
 from leam_mm.losses.contrastive import InfoNCE
-
-
-def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
-    made = PairsModule(
-        shards,
-        ImageDecoding(16, crop_scale=(0.6, 1.0)),
-        settings.pop("batch_size", 12),
-        workers=settings.pop("workers", 0),
-        **settings,
-    )
-    made.setup("fit")
-    return next(iter(made.train_dataloader()))
 
 
 def test_batch_has_what_the_modules_take(toy_shards: Path, toy_tokenizer: Path) -> None:
@@ -103,7 +91,7 @@ def test_validation_is_not_augmented(toy_shards: Path) -> None:
         )
         made.setup("validate")
         batch = next(iter(made.val_dataloader()))
-        picture = plain(toy_picture("blue", 0), None)  # type: ignore[arg-type]
+        picture = plain(coloured_square("blue", 0), None)  # type: ignore[arg-type]
         assert batch["key"][0] == "000000" and torch.equal(batch["image"][0], picture)
 
 
@@ -127,7 +115,7 @@ def test_two_sources_with_weights(toy_shards: Path, tmp_path: Path) -> None:
 def test_sources_of_captions_are_drawn_by_the_mixture(tmp_path: Path) -> None:
     captions = [{"text": text, "language": "en", "source": text} for text in ("original", "synthetic", "filename")]
     with ShardWriter(tmp_path / "shards", 8) as writer:
-        writer.write("0", {"png": toy_picture("red", 0), "json": json.dumps({"captions": captions}).encode()})
+        writer.write("0", {"png": coloured_square("red", 0), "json": json.dumps({"captions": captions}).encode()})
     mixture = CaptionMixture({"original": 1.0, "synthetic": 3.0, "filename": 0.0})
     drawn = Counter(first_batch(tmp_path / "shards", batch_size=400, caption_mixture=mixture)["caption"])
     assert drawn.keys() == {"original", "synthetic"} and abs(drawn["synthetic"] / 400 - 0.75) < 0.087  # 4 deviations

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import clip_recipe
-from test_encode_latents import save_checkpoint
+from toys.recipes import clip_recipe, save_checkpoint
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 from torch import nn
+from toys.generators import power_average
 
 from leam_mm.callbacks.compilation import trained_blocks
 from leam_mm.errors import UserError
@@ -43,13 +44,6 @@ def follow(path: np.ndarray, widths: list[float], keep_every: int = 0) -> tuple[
     return ema, kept
 
 
-def direct(path: np.ndarray, width: float) -> np.ndarray:
-    """The average by its definition: the sum over all steps, each with the integral of the profile over it."""
-    steps = np.arange(1, len(path) + 1, dtype=np.longdouble) / len(path)
-    ends = steps ** (gamma_of(width) + 1)
-    return np.asarray(np.diff(ends, prepend=np.longdouble(0)) @ path.astype(np.longdouble), np.float64)
-
-
 def paths(steps: int = 500) -> dict[str, np.ndarray]:
     time = np.arange(1, steps + 1, dtype=np.float64)[:, None]
     walk = np.random.default_rng(0).standard_normal((steps, 5)).cumsum(0)
@@ -62,7 +56,7 @@ def test_recursion_is_the_sum_that_defines_it(kind: str, width: float) -> None:
     path = paths()[kind]
     ema, _ = follow(path, [width])
     found = ema.model.weight.detach().numpy()  # type: ignore[union-attr]
-    np.testing.assert_allclose(found, direct(path, width), rtol=1e-12, atol=1e-12 * np.abs(path).max())
+    np.testing.assert_allclose(found, power_average(path, width), rtol=1e-12, atol=1e-12 * np.abs(path).max())
 
 
 def test_closed_forms() -> None:
@@ -137,7 +131,7 @@ def test_other_widths_come_out_of_snapshots_of_two(snapshots: int, limit: float)
     gammas = [gamma_of(width) for width in widths] * snapshots
     for width in (0.06, 0.075, 0.12):
         shares, apart = combination(times, gammas, steps, gamma_of(width))
-        exact = direct(path, width)
+        exact = power_average(path, width)
         error = np.linalg.norm(shares @ values - exact) / np.linalg.norm(path[-1] - exact)
         assert apart < limit and error < limit, (width, apart, error)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clip_recipe
-from test_resume import ROOT, assert_same_run, checkpoint
+from toys.recipes import ROOT, clip_recipe
+from toys.runs import assert_same_run, last_checkpoint
 
 from leam_mm.callbacks.preemption import EXIT_CODE
 
@@ -74,8 +74,8 @@ def test_term_saves_once_and_leaves_with_75(tmp_path: Path, toy_shards: Path, to
     output, _ = process.communicate(timeout=600)
     assert process.returncode == EXIT_CODE, output
     assert "Traceback" not in output and "leaving with exit code 75" in output
-    assert saves(run, 1) == [[checkpoint(run)["global_step"]]]
-    assert checkpoint(run)["global_step"] in (3, 4)
+    assert saves(run, 1) == [[last_checkpoint(run)["global_step"]]]
+    assert last_checkpoint(run)["global_step"] in (3, 4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
@@ -95,7 +95,7 @@ def test_signal_to_the_whole_process_group_spares_the_loader_workers(
         time.sleep(0.1)
     os.killpg(process.pid, number)
     assert process.wait(timeout=120) == EXIT_CODE
-    assert checkpoint(run)["global_step"] >= 3
+    assert last_checkpoint(run)["global_step"] >= 3
 
 
 def test_program_that_leaves_its_loader_open_still_ends(toy_shards: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_signal_to_one_rank_makes_both_save_once_and_leave(
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = [start(command, run, LOCAL_RANK=str(rank), **place) for rank in range(2)]
     assert [finish(process) for process in processes] == [EXIT_CODE] * 2
-    step = checkpoint(run)["global_step"]
+    step = last_checkpoint(run)["global_step"]
     assert step in (3, 4)
     assert saves(run, 2) == [[step]] * 2
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 import yaml
 from diffusers import PRXTransformer2DModel
-from test_diffusion_module import LENGTH, WIDTH, FakeCaptions, FakeCodec, Latents, train
-from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
 from torch import Tensor, nn
+from toys.generators import CAPTION_LENGTH, CAPTION_WIDTH, FakeCaptions, FakeCodec, SignLatents, train_generator
+from toys.recipes import codec_section, generator_section, stable_recipe
+from toys.runs import assert_same_training, run_recorded
 
 from leam_mm.callbacks.compilation import probe, trained_blocks
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
@@ -24,7 +25,7 @@ from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 PATTERNS = ["*.attention.*", "*.*_proj"]
-SIZES = {"in_channels": 4, "context_dim": WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
+SIZES = {"in_channels": 4, "context_dim": CAPTION_WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
 BASE = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": SIZES}
 
 
@@ -77,8 +78,11 @@ def base(tmp_path: Path) -> Path:
 
 def predict(denoiser: Any, dtype: torch.dtype = torch.float32) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    latent, state = (torch.randn(2, *shape, generator=generator, dtype=dtype) for shape in ((4, 4, 4), (LENGTH, WIDTH)))
-    mask = torch.arange(LENGTH) < torch.tensor([[3], [5]])
+    latent, state = (
+        torch.randn(2, *shape, generator=generator, dtype=dtype)
+        for shape in ((4, 4, 4), (CAPTION_LENGTH, CAPTION_WIDTH))
+    )
+    mask = torch.arange(CAPTION_LENGTH) < torch.tensor([[3], [5]])
     with torch.no_grad():
         return denoiser(latent, torch.tensor([0.2, 0.9], dtype=dtype), state, mask)
 
@@ -102,7 +106,7 @@ def test_it_starts_from_the_averaged_weights_of_a_run_or_of_a_folder_of_diffuser
     for weights in (base, base / "checkpoints" / "last.ckpt", tmp_path / "generator", tmp_path):
         for low_rank in (None, LowRank(2, 4.0, PATTERNS)):
             denoiser = PretrainedDenoiser(str(weights), low_rank)
-            assert (denoiser.in_channels, denoiser.context_dim, denoiser.patch_size) == (4, WIDTH, 2)
+            assert (denoiser.in_channels, denoiser.context_dim, denoiser.patch_size) == (4, CAPTION_WIDTH, 2)
             assert torch.equal(predict(denoiser), wanted)
     assert PretrainedDenoiser(str(base)).origin() == {
         "weights": str(base),
@@ -155,7 +159,7 @@ def test_only_the_additions_are_trained_kept_by_the_optimizer_and_averaged(base:
     assert names == {f"model.{layer}.low_rank_{part}" for layer in layers for part in ("first", "second")}
     average = {name: value.clone() for name, value in module.ema_denoiser().state_dict().items()}
     frozen = {name: value.clone() for name, value in module.denoiser.state_dict().items() if "low_rank" not in name}
-    trainer = train(module, tmp_path / "run", 3)
+    trainer = train_generator(module, tmp_path / "run", 3)
     state = trainer.optimizers[0].state_dict()["state"]
     kept = sum(value.numel() for entry in state.values() for value in entry.values() if value.ndim)
     assert kept == 2 * sum(weight.numel() for weight in module.denoiser.parameters() if weight.requires_grad)
@@ -240,7 +244,7 @@ def test_what_is_no_base_is_refused(base: Path, tmp_path: Path) -> None:
 def test_compiled_blocks_take_the_same_steps(base: Path, backend: str) -> None:
     if backend == "inductor" and (reason := probe(torch.device("cpu"))):
         pytest.skip(reason)
-    batch = collate_samples([Latents(8)[number] for number in range(8)])
+    batch = collate_samples([SignLatents(8)[number] for number in range(8)])
     losses: list[list[float]] = []
     for compiled in (False, True):
         torch.manual_seed(3)
@@ -263,8 +267,8 @@ def test_compiled_blocks_take_the_same_steps(base: Path, backend: str) -> None:
 @pytest.mark.timeout(1800)
 def test_two_ranks_train_the_additions_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     def run(name: str, model: dict[str, Any] | None = None, *overlays: str) -> Path:
-        recipe = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
-        return fit({**recipe, "model": model} if model else recipe, *overlays)
+        recipe = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
+        return run_recorded({**recipe, "model": model} if model else recipe, *overlays)
 
     clip, codec = run("clip"), run("codec", codec_section())
     part = generator_section(clip, codec)

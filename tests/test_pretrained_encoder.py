@@ -10,11 +10,11 @@ import open_clip
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from open_clip.model import CLIP, CustomTextCLIP
 from safetensors.torch import save_file
-from test_hugging_face_text import text_model
-from test_open_clip_folder import run_without_us
+from toys.encoders import write_text_model
+from toys.recipes import clip_recipe
+from toys.runs import run_without_us
 
 from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
 from leam_mm.cli import main
@@ -91,7 +91,7 @@ def test_a_folder_gives_the_embeddings_of_open_clip(tmp_path: Path, file: str, c
 
 
 def test_hugging_face_towers_start_from_a_folder(tmp_path: Path) -> None:
-    text = {"hf_model_name": str(text_model(tmp_path / "bert", "bert")), "hf_model_pretrained": False}
+    text = {"hf_model_name": str(write_text_model(tmp_path / "bert", "bert")), "hf_model_pretrained": False}
     folder, model = write_weights(tmp_path / "clip", text_cfg=text)
     same_embeddings(PretrainedEncoder(str(folder)), model, vocabulary=60)
 

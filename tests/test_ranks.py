@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import write_toy_shards, write_toy_tokenizer
 from torch.distributed.device_mesh import init_device_mesh
+from toys.shards import write_toy_shards, write_toy_tokenizer
 
 from data_tools.corpora.scene_drawing import SceneObject, draw_scene
 from data_tools.make_scenes import write_descriptions

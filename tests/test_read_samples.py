@@ -2,7 +2,9 @@ import hashlib
 import json
 
 import pytest
-from vetting_input import hostile_samples, member, picture, sample
+from toys.images import soft_jpeg
+from toys.shards import small_sample
+from toys.vetting import hostile_samples, tar_member
 
 from data_tools.vetting.read_samples import SampleFault, known, open_sample
 from data_tools.vetting.vetting_rule import MAX_PIXELS
@@ -11,7 +13,7 @@ HOSTILE = hostile_samples()
 
 
 def joined(members: dict[str, bytes], key: str = "K") -> bytes:
-    return b"".join(member(f"{key}.{extension}", content) for extension, content in members.items())
+    return b"".join(tar_member(f"{key}.{extension}", content) for extension, content in members.items())
 
 
 def opened(raw: bytes, key: object = "K") -> object:
@@ -19,10 +21,10 @@ def opened(raw: bytes, key: object = "K") -> object:
 
 
 def test_a_sound_sample_is_opened() -> None:
-    found = open_sample("K", raw := joined(sample(3)), hashlib.sha256(raw).hexdigest())
+    found = open_sample("K", raw := joined(small_sample(3)), hashlib.sha256(raw).hexdigest())
     assert found.pixels.shape == (64, 72, 3) and found.captions[0]["language"] == "en"
     told = known(found)
-    assert (told["uid"], told["width"], told["bytes"]) == (f"{3:032x}", 72, len(picture(3)))
+    assert (told["uid"], told["width"], told["bytes"]) == (f"{3:032x}", 72, len(soft_jpeg(3)))
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
@@ -37,16 +39,16 @@ def test_each_trick_has_its_reason(name: str) -> None:
 @pytest.mark.parametrize("key", ["", "..", "a/b", "a\\b", "a.b", "a\nb", "x" * 81, None, 7])
 def test_keys_that_are_no_names(key: object) -> None:
     with pytest.raises(SampleFault, match="no plain name"):
-        opened(joined(sample(1)), key)
+        opened(joined(small_sample(1)), key)
 
 
 def test_bytes_that_are_not_the_index_s() -> None:
     with pytest.raises(SampleFault, match="bytes"):
-        open_sample("K", joined(sample(1)), "0" * 64)
+        open_sample("K", joined(small_sample(1)), "0" * 64)
 
 
 def test_strange_fields_do_not_reach_the_ledger() -> None:
-    members = sample(1, url=["a"], licence={"x": 1}, sha256=5, uid=None, domain="d" * 10_000)
+    members = small_sample(1, url=["a"], licence={"x": 1}, sha256=5, uid=None, domain="d" * 10_000)
     told = known(open_sample("K", raw := joined(members), hashlib.sha256(raw).hexdigest()))
     assert told["url"] is None and told["licence"] is None and told["sha256"] is None and len(told["domain"]) == 4000
     assert len(told["uid"]) == 32 and json.dumps(told)

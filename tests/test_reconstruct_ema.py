@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
-from test_distributed import codec_section, generator_section
-from test_power_ema import direct
+from toys.generators import power_average
+from toys.recipes import clip_recipe, codec_section, generator_section
 
 from leam_mm.callbacks.ema_snapshots import FOLDER, read_snapshots
 from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
@@ -72,7 +71,7 @@ def test_another_width_is_near_its_direct_average(run: Path) -> None:
     for path, width, limit in zip(written, (0.075, 0.1), (0.02, 1e-4), strict=True):
         module = load_module(path, LatentDiffusionModule)
         found = module.denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel()
-        exact = direct(np.stack(SEEN), width)
+        exact = power_average(np.stack(SEEN), width)
         assert np.linalg.norm(found - exact) < limit * np.linalg.norm(last - exact)
 
 
@@ -112,7 +111,7 @@ def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:
     content = read_checkpoint(path)[EVIDENCE]
     assert content["samples_seen"] == 256 and content["reconstructed"]["updates"] == 32
     found = load_module(path, LatentDiffusionModule).denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel()
-    exact = direct(np.stack(SEEN[:32]), 0.1)
+    exact = power_average(np.stack(SEEN[:32]), 0.1)
     assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(SEEN[31] - exact)
     with pytest.raises(UserError, match=r"no snapshot at sample 250: there are those at \[32, 64"):
         reconstruct_ema.main([*words, "--samples", "250"])

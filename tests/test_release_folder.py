@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from test_model_card import RECORD, metric
-from test_open_clip_folder import run_without_us
+from toys.pages import ENERGY_RECORD, metric_row
+from toys.runs import run_without_us
 
 from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.checkpoint import build_module, load_module
@@ -35,14 +35,15 @@ def write_checkpoint(folder: Path, section: dict, data: dict[str, str], seed: in
     evidence |= {"model_class": section["class_path"], **extra}
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    state = {"state_dict": module.state_dict(), "leam_mm": evidence, "callbacks": {"EnergyRecord": RECORD}}
+    state = {"state_dict": module.state_dict(), "leam_mm": evidence, "callbacks": {"EnergyRecord": ENERGY_RECORD}}
     torch.save(state, path)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
-    from conftest import clip_recipe, write_toy_shards
+    from toys.recipes import clip_recipe
+    from toys.shards import write_toy_shards
 
     root = tmp_path_factory.mktemp("runs")
     shards = write_toy_shards(root / "shards", samples=8)
@@ -83,7 +84,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
 
 def write_results(folder: Path, runs: Path, digest: str | None = None) -> Path:
     digest = digest or file_sha256(runs / "clip" / "checkpoints" / "last.ckpt")
-    rows = [metric("toy/top1/de", 0.25), metric("toy/top1/de", 0.75), metric("toy/top1/en")]
+    rows = [metric_row("toy/top1/de", 0.25), metric_row("toy/top1/de", 0.75), metric_row("toy/top1/en")]
     rows = [row | {"checkpoints": {"clip": {"sha256": digest}, "generator": None}} for row in rows]
     folder.mkdir()
     (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -135,7 +136,7 @@ def test_release_replaces_only_its_like_and_leaves_nothing_half_written(runs: Pa
 
 
 def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> None:
-    from conftest import write_toy_shards
+    from toys.shards import write_toy_shards
 
     other = write_toy_shards(tmp_path / "other", samples=4)
     with pytest.raises(UserError, match="no part of this release was trained on"):

@@ -15,7 +15,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from conftest import write_toy_shards
+from toys.shards import write_toy_shards
 
 from leam_mm.data import remote_shards
 from leam_mm.data.image_decoding import ImageDecoding

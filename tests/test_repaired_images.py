@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_image_repair import ADOBE, deep_png, encoded, in_space, matrix_profile, picture, rotated_jpeg
-from test_vet_shards import rules, vet
-from vetting_input import sample, write
+from toys.images import ADOBE, deep_png, encoded_image, in_space, matrix_profile, rotated_jpeg, two_coloured_image
+from toys.shards import small_sample, write_samples
+from toys.vetting import vet, write_rules
 
 from data_tools.vetting.repaired_images import RepairedImages
 from data_tools.vetting.vetting_rule import Finding, Sample
@@ -20,7 +20,7 @@ def mend(content: bytes) -> Finding:
 
 
 def test_sound_pictures_stay_as_they_are() -> None:
-    found = mend(encoded(picture(), "JPEG"))
+    found = mend(encoded_image(two_coloured_image(), "JPEG"))
     assert (found.value, found.pixels, found.transform) == ("sound", None, "")
 
 
@@ -31,16 +31,17 @@ def test_each_fault_is_mended() -> None:
     assert deep.pixels is not None and (deep.pixels == 100).all() and "depth:16" in deep.transform
     colours = np.array([(200, 60, 60), (60, 180, 70)], np.uint8)
     stored = Image.fromarray(in_space(colours, ADOBE, 2.2)[None].repeat(8, 0))
-    wide = mend(encoded(stored, "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "Wide")))
+    wide = mend(encoded_image(stored, "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "Wide")))
     assert wide.pixels is not None and np.abs(wide.pixels[0].astype(int) - colours).max() <= 3
     assert not mend(b"\x89PNG").kept
 
 
 def test_in_a_vetting(tmp_path: Path) -> None:
-    folder = write(
-        tmp_path / "shards", [sample(0), sample(1, image=rotated_jpeg()), sample(2, image=deep_png(1, 25700))]
+    folder = write_samples(
+        tmp_path / "shards",
+        [small_sample(0), small_sample(1, image=rotated_jpeg()), small_sample(2, image=deep_png(1, 25700))],
     )
-    listed = rules(tmp_path / "r.yaml", RepairedImages)
+    listed = write_rules(tmp_path / "r.yaml", RepairedImages)
     with pytest.raises(UserError, match="--materialise"):
         vet(folder, listed, tmp_path / "vetted")
     vet(folder, listed, tmp_path / "vetted", "--materialise")

@@ -4,13 +4,12 @@ import json
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy
 import pytest
-from conftest import shown_in_browser
 from PIL import Image
+from toys.pages import Balance, shown_in_browser
 
 from leam_mm import errors
 from leam_mm.errors import UserError
@@ -20,27 +19,6 @@ from leam_mm.evaluators.results import append_results
 from leam_mm.report.report_page import main, write_report
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
-VOID = {"meta", "link", "img", "br", "rect", "path", "polyline", "circle"}
-
-
-class Balance(HTMLParser):
-    """Checks that elements close in order, and collects attributes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 @pytest.fixture

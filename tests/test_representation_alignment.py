@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from conftest import clip_recipe
-from test_diffusion_module import Latents, build, wake
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from toys.generators import SignLatents, generator_module, wake_generator
+from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import EVIDENCE, find_checkpoint
 from leam_mm.data.batch import collate_samples
@@ -30,7 +30,7 @@ FEATURES = 6
 
 
 def batch(first: int = 0, count: int = 8, grid: tuple[int, int] = (2, 2)) -> dict[str, Any]:
-    made = collate_samples([Latents(64)[number] for number in range(first, first + count)])
+    made = collate_samples([SignLatents(64)[number] for number in range(first, first + count)])
     generator = torch.Generator().manual_seed(5)
     feature = torch.randn(64, grid[0] * grid[1], FEATURES, generator=generator)
     return made | {"image_feature": feature[first : first + count]}
@@ -106,7 +106,7 @@ def test_the_grid_follows_from_the_number_and_the_shape(count: int, shape: tuple
 @pytest.mark.parametrize("share", [None, 0.6])
 def test_the_added_loss_is_the_weighted_alignment_of_the_tokens(share: float | None) -> None:
     technique = aligned(weight=0.25, spatial_share=share)
-    module, seen = wake(build(techniques=[technique])), []
+    module, seen = wake_generator(generator_module(techniques=[technique])), []
     block = module.denoiser.model.blocks[0]
     block.register_forward_hook(lambda *parts: seen.append(parts[-1]))
     data = batch(grid=(4, 4))
@@ -115,13 +115,13 @@ def test_the_added_loss_is_the_weighted_alignment_of_the_tokens(share: float | N
         feature = data["image_feature"] if share is None else spread_features(data["image_feature"], share)
         feature = resample_features(feature, (4, 4), (2, 2))
         expected = 0.25 * alignment(technique.projection(seen[0]), feature)  # of tokens (8, 4, E)
-    torch.testing.assert_close(losses, wake(build()).sample_losses(batch()).detach() + expected)
+    torch.testing.assert_close(losses, wake_generator(generator_module()).sample_losses(batch()).detach() + expected)
     assert expected.unique().numel() == 8
 
 
 def test_tokens_that_were_left_out_do_not_count() -> None:
     technique = aligned()
-    module = wake(build(techniques=[technique, Halved()]))
+    module = wake_generator(generator_module(techniques=[technique, Halved()]))
     data = batch()
     plain, changed = module.sample_losses(data), dict(data)
     noise = torch.randn_like(data["image_feature"])
@@ -130,31 +130,31 @@ def test_tokens_that_were_left_out_do_not_count() -> None:
     torch.testing.assert_close(module.sample_losses(changed), plain)
     changed["image_feature"] = torch.where(~away[:, None], noise, data["image_feature"])
     assert not torch.isclose(module.sample_losses(changed), plain).any()
-    other = wake(build(techniques=[Halved(), aligned()]))  # listed after it: sees all tokens again
+    other = wake_generator(generator_module(techniques=[Halved(), aligned()]))  # listed after it: sees all tokens again
     other.techniques[1].load_state_dict(technique.state_dict())  # type: ignore[union-attr]
     assert not torch.isclose(other.sample_losses(data), plain).any()
 
 
 def test_samples_from_the_end_on_get_nothing_and_gradients_stay_whole() -> None:
-    module = wake(build(techniques=[aligned(until_samples=4)]))
-    plain = wake(build()).sample_losses(batch())
+    module = wake_generator(generator_module(techniques=[aligned(until_samples=4)]))
+    plain = wake_generator(generator_module()).sample_losses(batch())
     losses = module.sample_losses(batch())
     assert torch.equal(losses[4:], plain[4:]) and not torch.isclose(losses[:4], plain[:4]).any()
     late = module.sample_losses(batch(first=8))
-    assert torch.equal(late, wake(build()).sample_losses(batch(first=8)))
+    assert torch.equal(late, wake_generator(generator_module()).sample_losses(batch(first=8)))
     late.mean().backward()
     for weight in module.techniques.parameters():
         assert weight.grad is not None and not weight.grad.any()
 
 
 def test_training_aligns(tmp_path: Path) -> None:
-    class Pictures(Latents):
+    class Pictures(SignLatents):
         def __getitem__(self, number: int) -> dict[str, Any]:
             sample = super().__getitem__(number)
             sign = sample["latent"][0, 0, 0]
             return sample | {"image_feature": torch.stack([sign * torch.arange(1.0, 1 + FEATURES)] * 4)}
 
-    module = wake(build(techniques=[aligned()]))
+    module = wake_generator(generator_module(techniques=[aligned()]))
     data = collate_samples([Pictures(64)[number] for number in range(32)])
 
     def alone() -> float:
@@ -177,14 +177,14 @@ def test_training_aligns(tmp_path: Path) -> None:
 def test_features_of_pictures_come_from_the_encoder_and_its_digest_is_recorded(
     tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
-    from test_encode_latents import save_checkpoint  # much to import, which two ranks do not need
+    from toys.recipes import save_checkpoint
 
     section = clip_recipe(tmp_path, toy_shards, toy_tokenizer)["model"]
     vision = {"image_size": 16, "patch_size": 4, "width": 32, "layers": 2, "head_width": 16}
     section["init_args"]["encoder"]["vision"] = vision
     file = save_checkpoint(tmp_path / "clip.ckpt", section)
     technique = aligned(feature_size=32, encoder=str(file))
-    module = wake(build(techniques=[technique]))
+    module = wake_generator(generator_module(techniques=[technique]))
     image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     latent = torch.randn(4, 4, 4, 4)
     data = batch(count=4) | {"latent": latent}
@@ -204,14 +204,14 @@ def test_features_of_pictures_come_from_the_encoder_and_its_digest_is_recorded(
 
 def test_what_does_not_fit_is_said_in_one_line() -> None:
     with pytest.raises(UserError, match="depth is 2"):
-        build(techniques=[aligned(depth=2)])
+        generator_module(techniques=[aligned(depth=2)])
     with pytest.raises(UserError, match="UNetDenoiser"):
         aligned().attach(UNetDenoiser(4, 12, [8, 16], num_heads=2, norm_groups=4), 0)
     with pytest.raises(UserError, match="spatial_share is 2"):
         aligned(spatial_share=2.0)
     with pytest.raises(UserError, match="width 0"):
         aligned(width=0)
-    module = build(techniques=[aligned(feature_size=7)])
+    module = generator_module(techniques=[aligned(feature_size=7)])
     with pytest.raises(UserError, match=r"6 channels, .* expects 7"):
         module.sample_losses(batch())
     bare = {name: value for name, value in batch().items() if name != "image_feature"}
@@ -229,7 +229,7 @@ class Step(torch.nn.Module):
 
     def __init__(self, case: str) -> None:
         super().__init__()
-        self.generator = wake(build(techniques=[CASES[case]()], ema_decay=None)).double()
+        self.generator = wake_generator(generator_module(techniques=[CASES[case]()], ema_decay=None)).double()
 
     def forward(self, data: dict[str, Any]) -> Tensor:
         return self.generator.sample_losses(data).mean()
@@ -264,7 +264,7 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path: Path) -> None:
 
 def test_the_projection_is_sharded_and_computes_the_same(tmp_path: Path) -> None:
     technique = aligned()
-    module = wake(build(techniques=[technique]))
+    module = wake_generator(generator_module(techniques=[technique]))
     with torch.no_grad():
         before = module.sample_losses(batch())
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
@@ -293,14 +293,14 @@ def test_a_technique_with_weights_and_without_sharding_is_refused() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_ranks_sharded_or_not_train_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
-    from test_distributed import assert_same_training, codec_section, fit, generator_section, toy_recipe
-    from test_resume import checkpoint
+    from toys.recipes import codec_section, generator_section, stable_recipe
+    from toys.runs import assert_same_training, last_checkpoint, run_recorded
 
     def recipe(name: str, samples: int) -> dict[str, Any]:
-        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+        return stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
 
-    clip = fit(recipe("clip", 8))
-    codec = fit({**recipe("codec", 8), "model": codec_section()})
+    clip = run_recorded(recipe("clip", 8))
+    codec = run_recorded({**recipe("codec", 8), "model": codec_section()})
     aligning = {"feature_size": 32, "depth": 1, "width": 16, "until_samples": 28, "encoder": str(clip)}
     techniques = [
         {"class_path": "leam_mm.techniques.representation_alignment.RepresentationAlignment", "init_args": aligning},
@@ -311,9 +311,9 @@ def test_two_ranks_sharded_or_not_train_as_one(tmp_path: Path, toy_shards: Path,
         made = {**recipe(name, 32), "model": generator_section(clip, codec)}
         made["model"]["init_args"]["techniques"] = techniques
         made["trainer"]["gradient_clip_val"] = 1.0
-        runs.append(fit(made, *overlays))
+        runs.append(run_recorded(made, *overlays))
     for other in runs[1:]:
         assert_same_training(runs[0], other)
-    evidence = checkpoint(runs[0])[EVIDENCE]["frozen"]
+    evidence = last_checkpoint(runs[0])[EVIDENCE]["frozen"]
     assert evidence["image_encoder"]["sha256"] == evidence["clip"]["sha256"]
-    assert any("projection" in name for name in checkpoint(runs[0])["state_dict"])
+    assert any("projection" in name for name in last_checkpoint(runs[0])["state_dict"])

@@ -5,8 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import write_toy_shards
-from test_bucket_order import TOY, write_toy_buckets
+from toys.shards import TOY_BUCKETS, write_toy_buckets, write_toy_shards
 
 from leam_mm.data import sample_plan
 from leam_mm.data.aspect_buckets import BUCKETS, folder_name
@@ -131,16 +130,20 @@ def runs(plan: SamplePlan, length: int, count: int) -> list[tuple[int, list[str]
 def test_buckets_come_in_runs_of_one_shape_and_each_has_its_own_epochs(tmp_path: Path) -> None:
     folder = write_toy_buckets(tmp_path / "latents")
     plan = SamplePlan([Source(folder)], seed=3, shuffle=True, bucket_batch=4)
-    assert plan.shapes == sorted(TOY) and plan.shape_samples == TOY and plan.samples == plan.source_samples[0] == 48
+    assert (
+        plan.shapes == sorted(TOY_BUCKETS)
+        and plan.shape_samples == TOY_BUCKETS
+        and plan.samples == plan.source_samples[0] == 48
+    )
     keys: dict[int, list[str]] = {0: [], 1: [], 2: []}
     for bucket, own in runs(plan, 4, 192):
         keys[bucket] += own
     # 48 samples make 12 runs: 192 runs are 16 epochs. Each bucket has had as many runs as its share, less than one off.
-    assert [abs(len(keys[bucket]) / 4 - 192 * count / 48) < 1 for bucket, count in enumerate(TOY.values())] == [
+    assert [abs(len(keys[bucket]) / 4 - 192 * count / 48) < 1 for bucket, count in enumerate(TOY_BUCKETS.values())] == [
         True
     ] * 3
     first = 0
-    for bucket, count in enumerate(TOY.values()):
+    for bucket, count in enumerate(TOY_BUCKETS.values()):
         expected = {f"{number:06d}" for number in range(first, first + count)}
         first += count
         for epoch in range(len(keys[bucket]) // count):  # 11 and 7 are no multiples of 4: the rest goes over

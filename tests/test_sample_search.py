@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_withdraw_samples import encoded, picture, run, write_shards
+from toys.images import encoded_image, soft_image
+from toys.published import withdraw, write_published
 
 from data_tools import check_shards
 from data_tools.sample_search import ask, build, main, parent_domains
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_shards(tmp_path_factory.mktemp("search") / "shards", 60, 17)
+    folder = write_published(tmp_path_factory.mktemp("search") / "shards", 60, 17)
     dropped = folder.parent / "screened.parquet"
     with LedgerWriter(dropped, "screen") as ledger:
         ledger.write(
@@ -47,7 +48,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("url", "https://img.site0.example/1.png"),
         *(("domain", name) for name in ("site3.example", "img.site3.example", "pages1.example", "ite3.example")),
         *(("caption", f"PICTURE  number {n} of a lake") for n in (0, 59, 60)),
-        *(("sha256", hashlib.sha256(encoded(picture(n))).hexdigest()) for n in (5, 58, 99)),
+        *(("sha256", hashlib.sha256(encoded_image(soft_image(n))).hexdigest()) for n in (5, 58, 99)),
     ],
 )
 def test_answers_are_those_of_a_walk(kind: str, value: str, shards: Path) -> None:
@@ -60,7 +61,7 @@ def test_answers_are_those_of_a_walk(kind: str, value: str, shards: Path) -> Non
 @pytest.mark.parametrize("number", [0, 33, 70])
 @pytest.mark.parametrize("radius", [0, 31, 60])
 def test_pictures_are_those_of_a_walk(number: int, radius: int, shards: Path, tmp_path: Path) -> None:
-    (tmp_path / "copy.jpg").write_bytes(encoded(picture(number), "JPEG", quality=90))
+    (tmp_path / "copy.jpg").write_bytes(encoded_image(soft_image(number), "JPEG", quality=90))
     selection = Selection([Selector("image", str(tmp_path / "copy.jpg"), radius)])
     expected = [key for key, members in read_samples(shards) if selection.match(members)]
     answer = ask(SearchIndex(shards.parent / "index"), "image", str(tmp_path / "copy.jpg"), radius, limit=100)
@@ -101,9 +102,9 @@ def test_links_that_were_dropped_are_known_with_their_rule(shards: Path, capsys:
 
 
 def test_check_shards_answers_from_the_index_of_this_state(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_shards(tmp_path / "shards", 12)
-    (tmp_path / "seen.jpg").write_bytes(encoded(picture(4), "JPEG", quality=90))
-    (tmp_path / "other.png").write_bytes(encoded(picture(40)))
+    folder = write_published(tmp_path / "shards", 12)
+    (tmp_path / "seen.jpg").write_bytes(encoded_image(soft_image(4), "JPEG", quality=90))
+    (tmp_path / "other.png").write_bytes(encoded_image(soft_image(40)))
     check_shards.main([str(folder), "--contains", str(tmp_path / "seen.jpg")])
     said = capsys.readouterr().out
     assert "is missing: built first" in said and "used: sample 0000004" in said and "bits differ" in said
@@ -112,7 +113,7 @@ def test_check_shards_answers_from_the_index_of_this_state(tmp_path: Path, capsy
     with pytest.raises(SystemExit) as ended:
         check_shards.main([str(folder), "--contains", str(tmp_path / "other.png")])
     assert ended.value.code == 1 and "not found" in capsys.readouterr().out
-    run("--shards", folder, "--image", tmp_path / "seen.jpg", "--apply", "--unsigned")
+    withdraw("--shards", folder, "--image", tmp_path / "seen.jpg", "--apply", "--unsigned")
     assert not (tmp_path / "shards.search").exists()
     with pytest.raises(SystemExit):
         check_shards.main([str(folder), "--contains", str(tmp_path / "seen.jpg")])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_withdraw_samples import encoded, picture, record_of, write_shards
+from toys.images import encoded_image, soft_image
+from toys.published import record_of, write_published
 
 from data_tools.withdrawal.sample_selector import Selection, Selector, normalised_url
 from leam_mm.data.shard_index import ShardWriter, read_samples
@@ -15,7 +16,7 @@ SELECTORS = {
     "url": (["--url", "HTTPS://IMG.site2.example:443/%37.png#top"], [7]),
     "domain": (["--domain", "site3.example"], [3, 8, 13, 18]),
     "domain of the page": (["--domain", "pages0.example"], list(range(0, 23, 3))),
-    "sha256": (["--sha256", hashlib.sha256(encoded(picture(4))).hexdigest()], [4]),
+    "sha256": (["--sha256", hashlib.sha256(encoded_image(soft_image(4))).hexdigest()], [4]),
     "uid": (["--uid", record_of(5, b"")["uid"]], [5]),
     "caption": (["--caption", "  picture NUMBER 6 of a lake"], [6]),
     "caption, exact": (["--caption", "picture number 6 of a lake", "--match", "exact"], []),
@@ -27,7 +28,7 @@ SELECTORS = {
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("shards") / "shards")
+    return write_published(tmp_path_factory.mktemp("shards") / "shards")
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -42,13 +43,13 @@ def test_selectors_mean_what_they_say(name: str, shards: Path) -> None:
 
 @pytest.mark.parametrize("change", ["jpeg", "smaller", "mirrored", "turned", "the file"])
 def test_a_picture_finds_its_copies_only(change: str, shards: Path, tmp_path: Path) -> None:
-    image = picture(11)
+    image = soft_image(11)
     content = {
-        "jpeg": lambda: encoded(image, "JPEG", quality=85),
-        "smaller": lambda: encoded(image.resize((60, 60), Image.Resampling.LANCZOS)),
-        "mirrored": lambda: encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-        "turned": lambda: encoded(image.transpose(Image.Transpose.ROTATE_90)),
-        "the file": lambda: encoded(image),
+        "jpeg": lambda: encoded_image(image, "JPEG", quality=85),
+        "smaller": lambda: encoded_image(image.resize((60, 60), Image.Resampling.LANCZOS)),
+        "mirrored": lambda: encoded_image(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        "turned": lambda: encoded_image(image.transpose(Image.Transpose.ROTATE_90)),
+        "the file": lambda: encoded_image(image),
     }[change]()
     (tmp_path / "copy.img").write_bytes(content)
     selection = Selection([Selector("image", str(tmp_path / "copy.img"))])
@@ -58,9 +59,9 @@ def test_a_picture_finds_its_copies_only(change: str, shards: Path, tmp_path: Pa
 def test_a_flat_picture_is_known_by_its_digest_only(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "flat", 5) as writer:
         for number, colour in enumerate(("white", "snow", "ivory")):
-            content = encoded(Image.new("RGB", (48, 48), colour))
+            content = encoded_image(Image.new("RGB", (48, 48), colour))
             writer.write(str(number), {"png": content, "json": json.dumps(record_of(number, content)).encode()})
-    (tmp_path / "flat.png").write_bytes(encoded(Image.new("RGB", (48, 48), "snow")))
+    (tmp_path / "flat.png").write_bytes(encoded_image(Image.new("RGB", (48, 48), "snow")))
     selection = Selection([Selector("image", str(tmp_path / "flat.png"))])
     assert [key for key, members in read_samples(tmp_path / "flat") if selection.match(members)] == ["1"]
 

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import JointAttnProcessor2_0
-from test_denoiser import build, inputs, wake
+from toys.generators import build_denoiser, denoiser_inputs, wake_denoiser
 
 from leam_mm.denoisers.block_step import Tokens
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser, pool
@@ -15,8 +15,8 @@ from leam_mm.techniques.token_routing import TokenRouting
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": False}])
 def test_without_padding_it_is_diffusers_own_model(changes: dict[str, Any]) -> None:
-    denoiser = wake(build("sd3", **changes))
-    latent, time, state, mask = inputs()
+    denoiser = wake_denoiser(build_denoiser("sd3", **changes))
+    latent, time, state, mask = denoiser_inputs()
     everything = torch.ones_like(mask)
     with torch.no_grad():
         ours = denoiser(latent, time, state, everything)
@@ -41,20 +41,20 @@ def test_steps_see_the_image_tokens() -> None:
             tokens.values = tokens.values * (2 if number == 1 else 1)
             return tokens
 
-    denoiser = wake(build("sd3"))
+    denoiser = wake_denoiser(build_denoiser("sd3"))
     caught = []
     denoiser.model.norm_out.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     with torch.no_grad():
-        denoiser(*inputs())
-        denoiser(*inputs(), [Doubling()])
+        denoiser(*denoiser_inputs())
+        denoiser(*denoiser_inputs(), [Doubling()])
     assert torch.equal(caught[1], 2 * caught[0])
 
 
 @pytest.mark.parametrize("technique", [TokenRouting(0.5, 0, 2), TokenMasking(0.5, 1)])
 def test_techniques_that_leave_out_tokens_work(technique: Any) -> None:
-    denoiser = wake(SD3Denoiser(4, 12, hidden_size=32, depth=4, num_heads=2)).train()
+    denoiser = wake_denoiser(SD3Denoiser(4, 12, hidden_size=32, depth=4, num_heads=2)).train()
     technique.attach(denoiser, 0)
-    latent, *rest = inputs()
+    latent, *rest = denoiser_inputs()
 
     def begin(numbers: list[int]) -> None:
         technique.begin(type("Step", (), {"index": torch.tensor(numbers)}))
@@ -71,15 +71,15 @@ def test_techniques_that_leave_out_tokens_work(technique: Any) -> None:
 
 
 def test_its_blocks_are_found_and_what_does_not_fit_is_refused() -> None:
-    denoiser = build("sd3")
+    denoiser = build_denoiser("sd3")
     assert repeated_blocks(denoiser) == list(denoiser.model.transformer_blocks) and (
         denoiser.depth,
         denoiser.width,
     ) == (2, 32)
     with pytest.raises(UserError, match="multiple of num_heads 3"):
         SD3Denoiser(4, 12, hidden_size=32, num_heads=3)
-    small = build("sd3", largest_size=8)
+    small = build_denoiser("sd3", largest_size=8)
     with pytest.raises(UserError, match="largest_size 8"):
-        small(*inputs(size=10))
+        small(*denoiser_inputs(size=10))
     with pytest.raises(UserError, match="5 x 5"):
-        denoiser(*inputs(size=5))
+        denoiser(*denoiser_inputs(size=5))

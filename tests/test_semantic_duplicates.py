@@ -3,8 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import clip_recipe
-from test_encode_latents import save_checkpoint
+from toys.recipes import clip_recipe, save_checkpoint
 
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates, centres, similar_pairs
 from data_tools.vetting.vetting_rule import Sample

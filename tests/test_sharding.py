@@ -1,16 +1,15 @@
 """A sharded run is the run on one device: same losses, same checkpoint file, either resumes the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_distributed import assert_same_training, codec_section, curve, fit, generator_section, toy_recipe
-from test_resume import checkpoint
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from toys.recipes import codec_section, generator_section, stable_recipe
+from toys.runs import assert_same_training, last_checkpoint, loss_curve, run_recorded
 
 from leam_mm.checkpoint import load_module
 from leam_mm.codec_module import LatentCodecModule
@@ -24,14 +23,6 @@ from leam_mm.optim.ema import Ema
 from leam_mm.optim.sharding import shard_blocks
 
 FSDP2 = "overlay_fsdp2.yaml"
-
-
-@pytest.fixture
-def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
-    """One rank, enough to see what is sharded and that the computation is still the same."""
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    dist.destroy_process_group()
 
 
 def encoder() -> DualEncoder:
@@ -99,7 +90,7 @@ def test_sharded_encoder_trains_as_one_and_either_resumes_the_other(
     tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     def recipe(name: str) -> dict:
-        made = toy_recipe(tmp_path / name, toy_shards, toy_tokenizer)
+        made = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer)
         made["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "val_check_interval": 4}
         made["trainer"]["check_val_every_n_epoch"] = None
         made["checkpoint"] = {"every_n_train_steps": 1000}
@@ -108,22 +99,22 @@ def test_sharded_encoder_trains_as_one_and_either_resumes_the_other(
         made["model"]["init_args"]["encoder"] |= {"init_scale": 10.0, "init_bias": -10.0}
         return made
 
-    whole = fit(recipe("whole"))
-    sharded = fit(recipe("sharded"), FSDP2)
+    whole = run_recorded(recipe("whole"))
+    sharded = run_recorded(recipe("sharded"), FSDP2)
     assert_same_training(whole, sharded)
     assert load_module(sharded, ContrastiveModule).ema is not None
     groups = [
-        [state["params"] for state in checkpoint(run)["optimizer_states"][0]["param_groups"]]
+        [state["params"] for state in last_checkpoint(run)["optimizer_states"][0]["param_groups"]]
         for run in (whole, sharded)
     ]
     assert groups[0] == groups[1]
-    fit(recipe("grown"), stop_at=3)
-    assert_same_training(whole, fit(recipe("grown"), FSDP2))
-    fit(recipe("shrunk"), FSDP2, stop_at=3)
-    shrunk = fit(recipe("shrunk"))
-    assert curve(shrunk) == pytest.approx(curve(whole), rel=1e-5)
-    for name, value in checkpoint(whole)["state_dict"].items():
-        torch.testing.assert_close(checkpoint(shrunk)["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    run_recorded(recipe("grown"), stop_at=3)
+    assert_same_training(whole, run_recorded(recipe("grown"), FSDP2))
+    run_recorded(recipe("shrunk"), FSDP2, stop_at=3)
+    shrunk = run_recorded(recipe("shrunk"))
+    assert loss_curve(shrunk) == pytest.approx(loss_curve(whole), rel=1e-5)
+    for name, value in last_checkpoint(whole)["state_dict"].items():
+        torch.testing.assert_close(last_checkpoint(shrunk)["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 Recipe = Callable[..., dict]
@@ -134,9 +125,9 @@ def stages(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> tuple[Recip
     """How a recipe is made, and the runs of an encoder and a codec."""
 
     def recipe(name: str, samples: int = 32) -> dict:
-        return toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
+        return stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
 
-    return recipe, fit(recipe("clip", 8)), fit({**recipe("codec", 8), "model": codec_section()})
+    return recipe, run_recorded(recipe("clip", 8)), run_recorded({**recipe("codec", 8), "model": codec_section()})
 
 
 @pytest.mark.slow
@@ -147,7 +138,7 @@ def test_sharded_generator_trains_as_one(stages: tuple[Recipe, Path, Path]) -> N
     for name, overlays in (("one", ()), ("sharded", (FSDP2,))):
         made = {**recipe(name), "model": generator_section(*frozen)}
         made["trainer"]["gradient_clip_val"] = 1.0
-        runs.append(fit(made, *overlays))
+        runs.append(run_recorded(made, *overlays))
     assert_same_training(*runs)
 
 
@@ -156,19 +147,19 @@ def test_sharded_generator_trains_as_one(stages: tuple[Recipe, Path, Path]) -> N
 def test_sharded_low_rank_additions_train_as_on_one(stages: tuple[Recipe, Path, Path]) -> None:
     """Most weights are frozen then, and have neither gradients nor an optimizer's states."""
     recipe, *frozen = stages
-    base = fit({**recipe("base"), "model": generator_section(*frozen)})
+    base = run_recorded({**recipe("base"), "model": generator_section(*frozen)})
     section = generator_section(*frozen)
     low_rank = {"rank": 2, "alpha": 4.0, "patterns": ["*.attention.*", "*.*_proj"]}
     section["init_args"]["denoiser"] = {
         "class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser",
         "init_args": {"weights": str(base), "low_rank": low_rank},
     }
-    one = fit({**recipe("one"), "model": section})
-    assert_same_training(one, fit({**recipe("sharded"), "model": section}, FSDP2))
-    fit({**recipe("grown"), "model": section}, stop_at=3)
-    grown = fit({**recipe("grown"), "model": section}, FSDP2)
+    one = run_recorded({**recipe("one"), "model": section})
+    assert_same_training(one, run_recorded({**recipe("sharded"), "model": section}, FSDP2))
+    run_recorded({**recipe("grown"), "model": section}, stop_at=3)
+    grown = run_recorded({**recipe("grown"), "model": section}, FSDP2)
     assert_same_training(one, grown)
-    state, before = checkpoint(grown)["state_dict"], checkpoint(base)["state_dict"]
+    state, before = last_checkpoint(grown)["state_dict"], last_checkpoint(base)["state_dict"]
     averaged = {name.removeprefix("ema."): value for name, value in before.items() if name.startswith("ema.model.")}
     for name, value in averaged.items():  # what a tuned generator starts from
         assert torch.equal(state[f"denoiser.{name.removeprefix('model.')}"], value)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import toy_picture
+from toys.images import coloured_square
 
 from data_tools.links.link_table import read_links
 from data_tools.split_folder import main, split
@@ -15,7 +15,7 @@ from leam_mm.errors import UserError
 def folder(path: Path, count: int = 12) -> Path:
     path.mkdir(parents=True)
     for number in range(count):
-        (path / f"{number:02d} ü.png").write_bytes(toy_picture("red", number) + bytes([number]))
+        (path / f"{number:02d} ü.png").write_bytes(coloured_square("red", number) + bytes([number]))
         (path / f"{number:02d} ü.txt").write_text(f"picture {number}\n", encoding="utf-8")
     return path
 

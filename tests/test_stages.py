@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
-from test_resume import assert_same_run, losses
+from toys.recipes import clip_recipe
+from toys.runs import assert_same_run, step_losses
 
 from leam_mm.cli import main
 from leam_mm.data.image_decoding import ImageDecoding
@@ -119,7 +119,7 @@ def test_a_staged_run_resumes_bit_for_bit_with_other_workers(
             start("broken", workers)
     monkeypatch.setattr(Killer, "step", 0)
     start("broken", 2)
-    assert len(losses(tmp_path / "whole")) == 8
+    assert len(step_losses(tmp_path / "whole")) == 8
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 

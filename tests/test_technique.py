@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from test_diffusion_module import Latents, build, train, wake
 from torch import Tensor, nn
+from toys.generators import SignLatents, generator_module, train_generator, wake_generator
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
@@ -67,7 +67,7 @@ class HeadOnTokens(Technique):
 
 
 def batch() -> dict[str, Any]:
-    return collate_samples([Latents(8)[number] for number in range(8)])
+    return collate_samples([SignLatents(8)[number] for number in range(8)])
 
 
 def test_steps_run_around_each_block_in_order() -> None:
@@ -84,13 +84,13 @@ def test_steps_run_around_each_block_in_order() -> None:
 
 
 def test_no_technique_is_the_plain_loss_and_one_that_does_nothing_changes_nothing() -> None:
-    plain, idle = wake(build()), wake(build(techniques=[Technique()]))
+    plain, idle = wake_generator(generator_module()), wake_generator(generator_module(techniques=[Technique()]))
     with torch.no_grad():
         assert torch.equal(plain.sample_losses(batch()), idle.sample_losses(batch()))
 
 
 def test_losses_weights_and_tokens_come_together() -> None:
-    module = wake(build(techniques=[HeadOnTokens(0.5)]))
+    module = wake_generator(generator_module(techniques=[HeadOnTokens(0.5)]))
     technique: Any = module.techniques[0]
     with torch.no_grad():
         losses = module.sample_losses(batch())
@@ -98,13 +98,13 @@ def test_losses_weights_and_tokens_come_together() -> None:
         technique.strength = 0.0
         half = module.sample_losses(batch())
     torch.testing.assert_close(losses, half + added)
-    assert (half < wake(build()).sample_losses(batch())).all()
+    assert (half < wake_generator(generator_module()).sample_losses(batch())).all()
 
 
 def test_its_weights_are_trained_beside_the_denoisers_and_sampling_does_not_know_it(tmp_path: Path) -> None:
-    module = build(techniques=[HeadOnTokens()])
+    module = generator_module(techniques=[HeadOnTokens()])
     before = module.techniques[0].head.weight.clone()  # type: ignore[union-attr, operator]
-    train(module, tmp_path, 2)
+    train_generator(module, tmp_path, 2)
     assert not torch.equal(module.techniques[0].head.weight, before)  # type: ignore[union-attr, arg-type]
     assert module.sample(["x"], seed=0, steps=2).shape == (1, 3, 4, 4)
     assert "techniques.0.head.weight" in module.state_dict()

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.model import CLIP, CustomTextCLIP
-from test_packed_text import LENGTH, VOCABULARY, captions
 from torch import nn
+from toys.encoders import PACKED_LENGTH, VOCABULARY, packed_texts
 
 from leam_mm.encoders.text_forward import PackedReading, WholeReading, choose_reading
 from leam_mm.errors import UserError
 
 VISION = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
-TEXT = {"context_length": LENGTH, "vocab_size": VOCABULARY, "width": 24, "heads": 2, "layers": 2}
+TEXT = {"context_length": PACKED_LENGTH, "vocab_size": VOCABULARY, "width": 24, "heads": 2, "layers": 2}
 SIGLIP = {"no_causal_mask": True, "pool_type": "last", "proj_bias": True, "pad_id": 1}
 
 
@@ -44,24 +44,24 @@ def build(kind: type, **text: Any) -> Any:
 def test_embeddings_are_those_of_open_clip(
     kind: type, text: dict[str, Any], reading: type, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model, (tokens, length) = build(kind, **text), captions()
+    model, (tokens, length) = build(kind, **text), packed_texts()
     pad = text.get("pad_id", 0)
-    tokens = torch.where(torch.arange(LENGTH) < length[:, None], tokens, pad)
+    tokens = torch.where(torch.arange(PACKED_LENGTH) < length[:, None], tokens, pad)
     theirs = model.encode_text(tokens)
     with caplog.at_level("INFO"):
-        chosen = choose_reading(model, LENGTH, pad)
+        chosen = choose_reading(model, PACKED_LENGTH, pad)
     assert type(chosen) is reading and reason in caplog.text
     torch.testing.assert_close(chosen.embed(model, tokens, length), theirs, rtol=0, atol=1e-12)
     few = length.clamp(max=11)  # a batch whose longest caption is shorter than the context
-    short = torch.where(torch.arange(LENGTH) < few[:, None], tokens, pad)
+    short = torch.where(torch.arange(PACKED_LENGTH) < few[:, None], tokens, pad)
     short[torch.arange(len(few)), few - 1] = VOCABULARY - 1
     cut = chosen.embed(model, short[:, :11], few)
     torch.testing.assert_close(cut, model.encode_text(short), rtol=0, atol=1e-12)
 
 
 def test_lengths_on_the_device_need_no_packing() -> None:
-    model, (tokens, length) = build(CLIP), captions()
-    reading = choose_reading(model, LENGTH, 0)
+    model, (tokens, length) = build(CLIP), packed_texts()
+    reading = choose_reading(model, PACKED_LENGTH, 0)
     asked: list[str] = []
 
     class OnDevice(torch.Tensor):
@@ -78,11 +78,11 @@ def test_lengths_on_the_device_need_no_packing() -> None:
 
 
 def test_states_need_a_causal_tower() -> None:
-    model, (tokens, _) = build(CustomTextCLIP, **SIGLIP), captions()
+    model, (tokens, _) = build(CustomTextCLIP, **SIGLIP), packed_texts()
     with pytest.raises(UserError, match="no states of single tokens"):
-        choose_reading(model, LENGTH, 1).states(model, tokens)
+        choose_reading(model, PACKED_LENGTH, 1).states(model, tokens)
     causal = build(CustomTextCLIP)
-    states = choose_reading(causal, LENGTH, 0).states(causal, tokens)
+    states = choose_reading(causal, PACKED_LENGTH, 0).states(causal, tokens)
     pooled = F.normalize(states[torch.arange(8), tokens.argmax(1)] @ causal.text.text_projection, dim=-1)
     torch.testing.assert_close(pooled, causal.encode_text(tokens, normalize=True))
 
@@ -99,4 +99,4 @@ def test_tokenizers_of_other_towers_are_refused(text: dict[str, Any], tokenizer:
     model = build(CustomTextCLIP, **text)
     given: Any = SimpleNamespace(path=Path("words"), vocabulary=VOCABULARY, **tokenizer)
     with pytest.raises(UserError, match=message):
-        choose_reading(model, LENGTH, text.get("pad_id", 0)).check(model, given)
+        choose_reading(model, PACKED_LENGTH, text.get("pad_id", 0)).check(model, given)

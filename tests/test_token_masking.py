@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
-from test_token_routing import DEPTH, Spy, batch, build
 from torch import Tensor
+from toys.generators import DEPTH, BlockSpy, deep_generator, sign_batch
 
 from leam_mm.errors import UserError
 from leam_mm.techniques.technique import Technique, TrainingStep
@@ -22,16 +22,16 @@ class Errors(Technique):
 
 def losses(module: Any, numbers: list[int]) -> Tensor:
     with torch.no_grad():
-        return module.sample_losses(batch(numbers))
+        return module.sample_losses(sign_batch(numbers))
 
 
 def test_nobody_masked_is_the_plain_loss_bit_for_bit() -> None:
-    assert torch.equal(losses(build([TokenMasking(share=0.0)]), [0, 1]), losses(build(), [0, 1]))
+    assert torch.equal(losses(deep_generator([TokenMasking(share=0.0)]), [0, 1]), losses(deep_generator(), [0, 1]))
 
 
 def test_the_loss_is_the_mean_over_what_was_seen() -> None:
-    spy, before = Spy(), Errors()
-    module = build([spy, before, TokenMasking(share=0.75, mixing_blocks=2)])
+    spy, before = BlockSpy(), Errors()
+    module = deep_generator([spy, before, TokenMasking(share=0.75, mixing_blocks=2)])
     found = losses(module, [4, 5, 9])
     assert [tokens.values.shape[1] for tokens in spy.seen] == [16, 16, 4, 4, 4]
     places = spy.seen[2].places
@@ -54,9 +54,9 @@ def test_errors_of_larger_patches_go_with_their_token() -> None:
 def test_dropped_tokens_speak_through_the_mixing_blocks_alone() -> None:
     """The visible part of the output depends on a dropped token where blocks mixed them, and not where none did."""
     for mixing, influence in ((0, False), (1, True)):
-        spy, before = Spy(), Errors()
-        module = build([spy, before, TokenMasking(share=0.75, mixing_blocks=mixing)])
-        row = batch([4])
+        spy, before = BlockSpy(), Errors()
+        module = deep_generator([spy, before, TokenMasking(share=0.75, mixing_blocks=mixing)])
+        row = sign_batch([4])
         with torch.no_grad():
             first = module.sample_losses(row)
             places = spy.seen[-1].places
@@ -68,13 +68,13 @@ def test_dropped_tokens_speak_through_the_mixing_blocks_alone() -> None:
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
-    module = build([TokenMasking()])
+    module = deep_generator([TokenMasking()])
     together = losses(module, [1, 7, 4])
     torch.testing.assert_close(torch.cat([losses(module, [number]) for number in (1, 7, 4)]), together)
 
 
 def test_the_last_samples_go_without() -> None:
-    module, plain = build([TokenMasking(until_samples=8)]), build()
+    module, plain = deep_generator([TokenMasking(until_samples=8)]), deep_generator()
     assert not torch.allclose(losses(module, [6, 7]), losses(plain, [6, 7]))
     assert torch.equal(losses(module, [8, 9]), losses(plain, [8, 9]))
     assert torch.equal(losses(module, [7, 8]), losses(plain, [7, 8]))
@@ -84,40 +84,40 @@ def test_the_last_samples_go_without() -> None:
 def test_every_weight_is_trained_and_checkpointing_changes_no_gradient() -> None:
     slopes = []
     for checkpointing in (False, True):
-        module = build([TokenMasking(mixing_blocks=1)], gradient_checkpointing=checkpointing).train()
-        module.sample_losses(batch([2, 3])).sum().backward()
+        module = deep_generator([TokenMasking(mixing_blocks=1)], gradient_checkpointing=checkpointing).train()
+        module.sample_losses(sign_batch([2, 3])).sum().backward()
         slopes.append([value.grad for value in module.denoiser.parameters()])
     for plain, recomputed in zip(*slopes, strict=True):
         torch.testing.assert_close(recomputed, plain)
-    assert not list(build([TokenMasking()]).techniques.parameters())  # nothing foreign in the release
+    assert not list(deep_generator([TokenMasking()]).techniques.parameters())  # nothing foreign in the release
 
 
 @pytest.mark.slow
 def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
     torch._dynamo.reset()
-    module = build([TokenMasking(mixing_blocks=1)])
+    module = deep_generator([TokenMasking(mixing_blocks=1)])
     module.caption_dropout = 0.0  # with a mask there would be one more kernel
     for block in module.denoiser.model.blocks:
         block.compile(backend="eager", dynamic=True)
-    module.sample_losses(batch([0, 1])).sum().backward()
+    module.sample_losses(sign_batch([0, 1])).sum().backward()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for number in range(1, 5):
-            module.sample_losses(batch([number, number + 1])).sum().backward()
+            module.sample_losses(sign_batch([number, number + 1])).sum().backward()
     torch._dynamo.reset()
 
 
 def test_routing_inside_masking_works_and_crossing_it_is_refused() -> None:
-    spy = Spy()
-    module = build([spy, TokenMasking(0.5, mixing_blocks=1), TokenRouting(0.5, first=1, last=3)])
+    spy = BlockSpy()
+    module = deep_generator([spy, TokenMasking(0.5, mixing_blocks=1), TokenRouting(0.5, first=1, last=3)])
     assert losses(module, [1, 2]).isfinite().all()
     assert [tokens.values.shape[1] for tokens in spy.seen] == [16, 8, 4, 4, 8]
     torch.testing.assert_close(losses(module, [1, 2]), torch.cat([losses(module, [1]), losses(module, [2])]))
     with pytest.raises(UserError, match="nest them"):
-        losses(build([TokenMasking(0.5, mixing_blocks=2), TokenRouting(0.5, first=0, last=3)]), [1, 2])
+        losses(deep_generator([TokenMasking(0.5, mixing_blocks=2), TokenRouting(0.5, first=0, last=3)]), [1, 2])
 
 
 def test_what_cannot_be_masked_is_refused() -> None:
     with pytest.raises(UserError, match="share is -1"):
         TokenMasking(-1.0)
     with pytest.raises(UserError, match=f"mixing_blocks is {DEPTH}"):
-        build([TokenMasking(mixing_blocks=DEPTH)])
+        deep_generator([TokenMasking(mixing_blocks=DEPTH)])

@@ -1,68 +1,22 @@
-from typing import Any
-
 import pytest
 import torch
-from test_diffusion_module import WIDTH, FakeCaptions, Latents
-from torch import Tensor, nn
+from torch import Tensor
+from toys.generators import CAPTION_WIDTH, BlockSpy, deep_generator, sign_batch
 
-from leam_mm.data.batch import collate_samples
-from leam_mm.denoisers.block_step import Tokens
-from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
-from leam_mm.diffusion.rectified_flow import RectifiedFlow
-from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.denoisers.denoiser import UNetDenoiser
 from leam_mm.errors import UserError
-from leam_mm.techniques.technique import Technique
 from leam_mm.techniques.token_routing import TokenRouting
-
-DEPTH = 5
-
-
-def build(techniques: list[Technique] | None = None, **changes: Any) -> LatentDiffusionModule:
-    """A generator whose every weight has an influence, on latents of 4 x 4 tokens."""
-    torch.manual_seed(0)
-    denoiser = PRXDenoiser(4, WIDTH, hidden_size=32, depth=DEPTH, num_heads=2, patch_size=1, **changes)
-    module = LatentDiffusionModule(
-        denoiser, RectifiedFlow(), latent_size=4, caption_dropout=0.5, ema_decay=None, techniques=techniques
-    )
-    module.frozen.opened = {"clip": FakeCaptions()}
-    for value in module.denoiser.parameters():
-        nn.init.normal_(value, std=0.2)
-    return module
-
-
-def batch(numbers: list[int]) -> dict[str, Any]:
-    return collate_samples([Latents(64)[number] for number in numbers])
-
-
-class Spy(Technique):
-    """Keeps what stands behind each block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[Tokens] = []
-
-    def block_steps(self) -> list[Any]:
-        return [self]
-
-    def enter(self, number: int, tokens: Tokens) -> Tokens:
-        return tokens
-
-    def leave(self, number: int, tokens: Tokens) -> Tokens:
-        self.seen.append(tokens)
-        if tokens.values.requires_grad:
-            tokens.values.retain_grad()
-        return tokens
 
 
 def test_nobody_routed_is_the_plain_loss_bit_for_bit() -> None:
-    plain, routed = build(), build([TokenRouting(share=0.0)])
-    assert torch.equal(plain.sample_losses(batch([0, 1, 2])), routed.sample_losses(batch([0, 1, 2])))
+    plain, routed = deep_generator(), deep_generator([TokenRouting(share=0.0)])
+    assert torch.equal(plain.sample_losses(sign_batch([0, 1, 2])), routed.sample_losses(sign_batch([0, 1, 2])))
 
 
 def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
-    before, after = Spy(), Spy()
-    module = build([before, TokenRouting(0.5, first=1, last=3), after])
-    module.sample_losses(batch([3, 8, 9])).sum().backward()
+    before, after = BlockSpy(), BlockSpy()
+    module = deep_generator([before, TokenRouting(0.5, first=1, last=3), after])
+    module.sample_losses(sign_batch([3, 8, 9])).sum().backward()
     assert [tokens.values.shape[1] for tokens in before.seen] == [16, 16, 8, 8, 16]
     assert [tokens.values.shape[1] for tokens in after.seen] == [16, 8, 8, 16, 16]
     assert after.seen[3].places is None
@@ -80,29 +34,29 @@ def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
 
 def test_rotations_are_those_of_the_places() -> None:
     """The kept tokens alone, put through a block by hand with their own rotations, give what the block gave."""
-    spy = Spy()
-    module = build([TokenRouting(0.5, first=0, last=1), spy])
+    spy = BlockSpy()
+    module = deep_generator([TokenRouting(0.5, first=0, last=1), spy])
     with torch.no_grad():
-        module.sample_losses(batch([5]))
+        module.sample_losses(sign_batch([5]))
     sent, places = spy.seen[0], spy.seen[0].places
     rotary = module.denoiser._rotary((4, 4), torch.device("cpu"))  # type: ignore[operator]
     assert places is not None and torch.equal(sent.rotary[0], rotary[0, :, places[0]])  # type: ignore[index]
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
-    module = build([TokenRouting(0.5)])
+    module = deep_generator([TokenRouting(0.5)])
     with torch.no_grad():
-        together = module.sample_losses(batch([1, 7, 4]))
-        alone = torch.cat([module.sample_losses(batch([number])) for number in (1, 7, 4)])
+        together = module.sample_losses(sign_batch([1, 7, 4]))
+        alone = torch.cat([module.sample_losses(sign_batch([number])) for number in (1, 7, 4)])
         torch.testing.assert_close(alone, together)
-        assert not torch.allclose(together, build().sample_losses(batch([1, 7, 4])))
+        assert not torch.allclose(together, deep_generator().sample_losses(sign_batch([1, 7, 4])))
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     slopes = []
     for checkpointing in (False, True):
-        module = build([TokenRouting(0.5, first=0, last=-1)], gradient_checkpointing=checkpointing).train()
-        module.sample_losses(batch([2, 3])).sum().backward()
+        module = deep_generator([TokenRouting(0.5, first=0, last=-1)], gradient_checkpointing=checkpointing).train()
+        module.sample_losses(sign_batch([2, 3])).sum().backward()
         slopes.append([value.grad for value in module.denoiser.parameters()])
     for plain, recomputed in zip(*slopes, strict=True):
         torch.testing.assert_close(recomputed, plain)
@@ -111,11 +65,11 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
     """Guards and shapes are those of any back end; `eager` makes no kernels, so that it takes no time."""
     torch._dynamo.reset()
-    module, plain = build([TokenRouting(0.5)]), build([TokenRouting(0.5)])
+    module, plain = deep_generator([TokenRouting(0.5)]), deep_generator([TokenRouting(0.5)])
     module.caption_dropout = plain.caption_dropout = 0.0  # with a mask there would be one more kernel
     for block in module.denoiser.model.blocks:
         block.compile(backend="eager", dynamic=True)
-    rows = [batch([number, number + 1]) for number in range(6)]
+    rows = [sign_batch([number, number + 1]) for number in range(6)]
     module.sample_losses(rows[0]).sum().backward()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for row in rows[1:]:
@@ -128,21 +82,21 @@ def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
 @pytest.mark.parametrize(("first", "last"), [(3, 3), (3, 1), (0, 5), (-6, -1)])
 def test_blocks_that_do_not_exist_are_refused(first: int, last: int) -> None:
     with pytest.raises(UserError, match="5 blocks in a row: choose first < last, from 0 to 4"):
-        build([TokenRouting(0.5, first, last)])
+        deep_generator([TokenRouting(0.5, first, last)])
 
 
 def test_what_cannot_be_routed_is_refused() -> None:
     with pytest.raises(UserError, match="share is 1"):
         TokenRouting(1.0)
     with pytest.raises(UserError, match="UNetDenoiser with 0 blocks"):
-        TokenRouting().attach(UNetDenoiser(4, WIDTH, block_channels=[8, 8], num_heads=2, norm_groups=4), 0)
+        TokenRouting().attach(UNetDenoiser(4, CAPTION_WIDTH, block_channels=[8, 8], num_heads=2, norm_groups=4), 0)
 
 
 def test_all_tokens_leave_alike_often() -> None:
-    spy = Spy()
-    module = build([TokenRouting(0.75, first=0, last=1), spy])
+    spy = BlockSpy()
+    module = deep_generator([TokenRouting(0.75, first=0, last=1), spy])
     with torch.no_grad():
-        module.sample_losses(batch(list(range(64))) | {"sample_index": torch.arange(64)})
+        module.sample_losses(sign_batch(list(range(64))) | {"sample_index": torch.arange(64)})
     places: Tensor = spy.seen[0].places  # type: ignore[assignment]
     counts = places.flatten().bincount(minlength=16)
     assert places.shape == (64, 4) and counts.sum() == 256

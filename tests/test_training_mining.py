@@ -7,11 +7,11 @@ import threading
 import numpy as np
 import pytest
 from PIL import Image
+from toys.signed_images import sign, training_mining
 
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import decide
 from data_tools.rights.training_mining import mining_signals
-from tests.signed_picture import sign, training_mining
 
 KINDS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 

@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import clip_recipe
 from lightning.pytorch import Callback
-from test_distributed import assert_same_training, curve, keys, toy_recipe
-from test_distributed import fit as fit_ranks
-from test_resume import ROOT, assert_same_run, checkpoint, fit, killed, losses
+from toys.recipes import ROOT, clip_recipe, stable_recipe
+from toys.runs import (
+    assert_same_run,
+    assert_same_training,
+    last_checkpoint,
+    loss_curve,
+    run_recorded,
+    run_training,
+    seen_keys,
+    step_losses,
+    with_kill,
+)
 
 from leam_mm.cli import main
 
@@ -32,10 +40,10 @@ def test_bfloat16_stays_close_to_float32(tmp_path: Path, toy_shards: Path, toy_t
         made["trainer"] |= {"precision": precision, "callbacks": [{"class_path": f"{__name__}.LossType"}]}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
         main(["fit", "--config", str(tmp_path / "recipe.yaml")])
-    whole, half = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("32-true", "bf16-mixed"))
+    whole, half = ([float(loss) for _, loss in step_losses(tmp_path / name)] for name in ("32-true", "bf16-mixed"))
     assert half == pytest.approx(whole, rel=3e-2) and half != whole
     assert whole[-1] < 0.9 * whole[0] and set(DTYPES) == {torch.float32}
-    weights = checkpoint(tmp_path / "bf16-mixed")["state_dict"].values()
+    weights = last_checkpoint(tmp_path / "bf16-mixed")["state_dict"].values()
     assert {weight.dtype for weight in weights if weight.is_floating_point()} == {torch.float32}
 
 
@@ -63,9 +71,9 @@ def test_all_of_them_on_two_ranks_are_those_on_one(
     checkpointing.write_text(yaml.safe_dump({"trainer": {"callbacks+": [entry]}}))
     runs = []
     for name, overlays in (("one", ()), ("two", (str(checkpointing), overlay))):
-        recipe = everything(toy_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=64))
-        runs.append(fit_ranks(recipe, *overlays))
-    assert keys(runs[0]) == keys(runs[1]) and len(curve(runs[0])) == 8
+        recipe = everything(stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=64))
+        runs.append(run_recorded(recipe, *overlays))
+    assert seen_keys(runs[0]) == seen_keys(runs[1]) and len(loss_curve(runs[0])) == 8
     assert_same_training(*runs)
 
 
@@ -77,10 +85,10 @@ def test_compiled_blocks_go_on_bit_for_bit_after_a_kill(tmp_path: Path, toy_shar
         return everything(clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=64))
 
     overlay = f"--config={ROOT / 'configs' / 'overlay_compile.yaml'}"
-    whole = fit(recipe("whole"), tmp_path / "a", overlay)
+    whole = run_training(recipe("whole"), tmp_path / "a", overlay)
     assert whole.returncode == 0 and "torch.compile is not used" not in whole.stderr, whole.stderr
-    assert fit(killed(recipe("broken"), 5), tmp_path / "b", overlay).returncode == -signal.SIGKILL
-    resumed = fit(recipe("broken"), tmp_path / "b", overlay, "--data.init_args.workers=2")
+    assert run_training(with_kill(recipe("broken"), 5), tmp_path / "b", overlay).returncode == -signal.SIGKILL
+    resumed = run_training(recipe("broken"), tmp_path / "b", overlay, "--data.init_args.workers=2")
     assert resumed.returncode == 0, resumed.stderr
-    assert len(losses(tmp_path / "whole")) == 8
+    assert len(step_losses(tmp_path / "whole")) == 8
     assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from test_vet_shards import contents, ledger, vet
-from vetting_input import Members, picture, write
-from vetting_input import sample as small_sample
+from toys.images import soft_jpeg
+from toys.shards import Members, small_sample, write_samples
+from toys.vetting import file_digests, read_ledger, vet
 
 from data_tools.check_shards import check_folder
 from data_tools.vetting.vetting_rule import Sample
@@ -27,7 +27,7 @@ def sample(seed: int, text: str | None = None, image: bytes = b"") -> Members:
 
 
 def large(seed: int, **settings: Any) -> bytes:
-    return picture(seed, SIZE, quality=95, **settings)
+    return soft_jpeg(seed, SIZE, quality=95, **settings)
 
 
 def saved_again(content: bytes, side: int, quality: int) -> bytes:
@@ -54,7 +54,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
         ("caption_quality", sample(50, "IMG_2041.jpg", large(50))),
         ("caption_quality", sample(51, "Bild 3", large(51))),
         ("image_quality", sample(52, image=blank((300, 300)))),
-        ("image_quality", sample(53, image=picture(53, (60, 300)))),
+        ("image_quality", sample(53, image=soft_jpeg(53, (60, 300)))),
         ("hash_lists", sample(54, image=listed[0])),
         ("hash_lists", sample(55, image=saved_again(listed[1], 200, 60))),
         ("exact_duplicates", sample(3, image=large(3))),
@@ -72,13 +72,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[
     rules.insert(3, {"class_path": "data_tools.vetting.hash_lists.HashLists", "init_args": {"lists": lists}})
     rules[-1]["init_args"] = {"max_pictures": 3}
     (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": rules}))
-    return write(folder / "shards", samples, 16), folder / "rules.yaml", wanted
+    return write_samples(folder / "shards", samples, 16), folder / "rules.yaml", wanted
 
 
 def test_each_fault_has_its_rule(planted: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
     shards, rules, wanted = planted
     vetted = vet(shards, rules, tmp_path / "vetted")
-    decided = {row["key"]: row for row in ledger(vetted) if row["rule"] == "kept" or not row["kept"]}
+    decided = {row["key"]: row for row in read_ledger(vetted) if row["rule"] == "kept" or not row["kept"]}
     assert [decided[f"{number:06d}"]["rule"] for number in range(len(wanted))] == wanted
     assert all(row["reason"] for row in decided.values() if not row["kept"])
     assert ShardFolder(vetted).samples == 40
@@ -89,13 +89,13 @@ def test_processes_and_sides_agree(planted: tuple[Path, Path, list[str]], tmp_pa
     shards, rules, wanted = planted
     one = vet(shards, rules, tmp_path / "one" / "vetted", "--materialise")
     two = vet(shards, rules, tmp_path / "two" / "vetted", "--materialise", "--processes", "2")
-    assert contents(one) == contents(two) and not check_folder(one)[1].faults
+    assert file_digests(one) == file_digests(two) and not check_folder(one)[1].faults
     kept = vet(shards, rules, tmp_path / "list")
     assert [key for key, _ in read_samples(kept)] == [key for key, _ in read_samples(one)]
     records = [json.loads(members["json"]) for _, members in read_samples(one)]
     assert all(len(record["pdq"]) == 64 for record in records)
     # What another data set holds is dropped, and nothing more.
-    other = write(tmp_path / "other", [sample(1000 + n, image=large(n)) for n in (0, 1, 2)])
+    other = write_samples(tmp_path / "other", [sample(1000 + n, image=large(n)) for n in (0, 1, 2)])
     without = vet(shards, rules, tmp_path / "without", "--against", str(other))
     assert [key for key, _ in read_samples(without)] == [f"{number:06d}" for number in range(3, 40)]
     assert wanted.count("kept") == 40

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import random
@@ -8,20 +7,17 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from PIL import Image
-from vetting_input import Members, hostile_samples, picture, sample, write, write_hostile
-from vetting_rules import Even, Fails, Mirror, Redden, SameMean
+from toys.images import soft_jpeg
+from toys.shards import Members, small_sample, write_samples
+from toys.vetting import file_digests, hostile_samples, read_ledger, vet, write_hostile, write_rules
+from toys.vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
 from data_tools.check_shards import check_folder
 from data_tools.samples.image_repair import encode_image
-from data_tools.vet_shards import main
 from data_tools.vetting.vetting_rule import Sample
-from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
 from leam_mm.errors import UserError
@@ -29,40 +25,18 @@ from leam_mm.errors import UserError
 ROOT = Path(__file__).parent.parent
 
 
-def rules(path: Path, *wanted: type | tuple[type, dict[str, Any]]) -> Path:
-    pairs = [each if isinstance(each, tuple) else (each, {}) for each in wanted]
-    listed = [{"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": given} for kind, given in pairs]
-    path.write_text(yaml.safe_dump({"rules": listed}))
-    return path
-
-
-def vet(shards: Path, listed: Path, output: Path, *words: str) -> Path:
-    main(["--shards", str(shards), "--rules", str(listed), "--output", str(output), "--processes", "1", *words])
-    return output
-
-
-def ledger(folder: Path) -> list[dict[str, Any]]:
-    return pq.read_table(folder / LEDGER).to_pylist()
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """Digest of every file but the times."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json"]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """35 samples in four shards; numbers 30 to 34 show the pictures 0 to 4 again."""
-    samples = [sample(number, image=picture(number % 30)) for number in range(35)]
-    return write(tmp_path_factory.mktemp("vetting") / "shards", samples)
+    samples = [small_sample(number, image=soft_jpeg(number % 30)) for number in range(35)]
+    return write_samples(tmp_path_factory.mktemp("vetting") / "shards", samples)
 
 
 def test_a_keep_list_and_every_answer(shards: Path, tmp_path: Path) -> None:
-    vetted = vet(shards, rules(tmp_path / "r.yaml", Even, SameMean), tmp_path / "vetted")
+    vetted = vet(shards, write_rules(tmp_path / "r.yaml", Even, SameMean), tmp_path / "vetted")
     keys = [key for key, _ in read_samples(vetted)]
     assert keys == [f"{number:06d}" for number in range(0, 30, 2)]
-    rows = ledger(vetted)
+    rows = read_ledger(vetted)
     # Each is asked by Even, 18 stay and are asked by SameMean, 15 of them stay for good.
     assert Counter((row["rule"], row["kept"]) for row in rows) == {
         **{("even", True): 18, ("even", False): 17},
@@ -86,7 +60,7 @@ def test_a_keep_list_and_every_answer(shards: Path, tmp_path: Path) -> None:
 
 
 def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", Even, Redden, SameMean)
+    listed = write_rules(tmp_path / "r.yaml", Even, Redden, SameMean)
     vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
     assert not check_folder(vetted)[1].faults and not (vetted / KEEP).exists()
     before = dict(read_samples(shards))
@@ -104,7 +78,7 @@ def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path)
         assert {name: value for name, value in record.items() if name not in changed} == {
             name: value for name, value in old.items() if name not in changed
         }
-    values = {row["key"]: row["value"] for row in ledger(vetted) if row["rule"] == "kept"}
+    values = {row["key"]: row["value"] for row in read_ledger(vetted) if row["rule"] == "kept"}
     assert values["000006"] == "red" and values["000002"] == ""
 
 
@@ -117,8 +91,8 @@ def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path)
     ids=["one", "three"],
 )
 def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean, Mirror)
-    wanted = contents(vet(shards, listed, tmp_path / "a" / "vetted", "--materialise"))
+    listed = write_rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean, Mirror)
+    wanted = file_digests(vet(shards, listed, tmp_path / "a" / "vetted", "--materialise"))
     assert len(wanted) == 3 * 2 + 3  # nothing of the last shard stays
     output = tmp_path / "b" / "vetted"
     command = [sys.executable, "-m", "data_tools.vet_shards", "--shards", str(shards), "--rules", str(listed)]
@@ -135,13 +109,13 @@ def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_
     assert killed == len(kills)
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert contents(output) == wanted and not list(output.parent.glob("vetted.*"))
+    assert file_digests(output) == wanted and not list(output.parent.glob("vetted.*"))
     vet(shards, listed, output, "--materialise")
-    assert contents(output) == wanted
+    assert file_digests(output) == wanted
 
 
 def test_rules_after_one_that_looks_at_all_see_what_it_left(shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", Even, Redden, SameMean, Mirror)
+    listed = write_rules(tmp_path / "r.yaml", Even, Redden, SameMean, Mirror)
     vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
     assert [found["asked"] for found in json.loads((vetted / "vetting.json").read_text())["found"]] == [
         35,
@@ -157,40 +131,40 @@ def test_rules_after_one_that_looks_at_all_see_what_it_left(shards: Path, tmp_pa
             pixels[..., 0] = 255
         assert record["saw_red"] == (int(key) % 3 == 0) and record["transforms"][-1] == "mirror"
         assert members["jpg"] == encode_image(Image.fromarray(pixels[:, ::-1]), "jpg")  # encoded once
-    told = {row["key"]: row["value"] for row in ledger(vetted) if row["rule"] == "kept"}
+    told = {row["key"]: row["value"] for row in read_ledger(vetted) if row["rule"] == "kept"}
     assert told["000006"] == "red;mirror" and told["000002"] == "mirror"
-    other = write(tmp_path / "other", [sample(100, image=picture(4))])
+    other = write_samples(tmp_path / "other", [small_sample(100, image=soft_jpeg(4))])
     without = vet(shards, listed, tmp_path / "without", "--materialise", "--against", str(other))
     assert ShardFolder(without).samples == 14
 
 
 def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", Even, Redden)
+    listed = write_rules(tmp_path / "r.yaml", Even, Redden)
     with pytest.raises(UserError, match="redden changed images or captions"):
         vet(shards, listed, tmp_path / "vetted")
-    rules(tmp_path / "r.yaml", (Even, {"sleep": 0.001}), Redden)
+    write_rules(tmp_path / "r.yaml", (Even, {"sleep": 0.001}), Redden)
     with pytest.raises(UserError, match="begun with other rules"):
         vet(shards, listed, tmp_path / "vetted", "--materialise")
-    rules(tmp_path / "r.yaml", Even, Redden)
+    write_rules(tmp_path / "r.yaml", Even, Redden)
     reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("review0_0/*/*")}
     assert reviewed
     vet(shards, listed, tmp_path / "vetted", "--materialise")
     with pytest.raises(UserError, match="exists already"):
         vet(shards, listed, tmp_path / "vetted")
-    assert vet(shards, rules(tmp_path / "s.yaml", Even), tmp_path / "vetted", "--overwrite")
+    assert vet(shards, write_rules(tmp_path / "s.yaml", Even), tmp_path / "vetted", "--overwrite")
     assert (tmp_path / "vetted" / KEEP).exists() and not (tmp_path / "vetted" / MANIFEST).exists()
 
 
 def test_hostile_samples_are_told_and_left_out(tmp_path: Path) -> None:
     hostile = hostile_samples()
-    good = Sample("K", {}, "jpg", picture(9))
-    from vetting_input import member
+    good = Sample("K", {}, "jpg", soft_jpeg(9))
+    from toys.vetting import tar_member
 
-    sound = member("K.jpg", good.content) + member("K.json", sample(2)["json"])
+    sound = tar_member("K.jpg", good.content) + tar_member("K.json", small_sample(2)["json"])
     folder = write_hostile(tmp_path / "shards", [raw for raw, _ in hostile.values()] + [sound, sound])
-    vetted = vet(folder, rules(tmp_path / "r.yaml", Even), tmp_path / "vetted", "--materialise")
+    vetted = vet(folder, write_rules(tmp_path / "r.yaml", Even), tmp_path / "vetted", "--materialise")
     assert [key for key, _ in read_samples(vetted)] == ["K"]
-    rows = ledger(vetted)
+    rows = read_ledger(vetted)
     assert [row["value"] for row in rows[: len(hostile)]] == [value for _, value in hostile.values()]
     assert all(row["reason"] and not row["kept"] and row["rule"] == "sample" for row in rows[: len(hostile)])
     # The last sample has the key of the one before it.
@@ -201,37 +175,39 @@ def test_hostile_samples_are_told_and_left_out(tmp_path: Path) -> None:
 
 
 def test_damaged_shards_are_told(shards: Path, tmp_path: Path) -> None:
-    samples: list[Members] = [sample(number) for number in range(12)]
-    folder = write(tmp_path / "shards", samples, per_shard=3)
+    samples: list[Members] = [small_sample(number) for number in range(12)]
+    folder = write_samples(tmp_path / "shards", samples, per_shard=3)
     raw = bytearray((folder / "00000.tar").read_bytes())
     raw[700] ^= 1
     (folder / "00000.tar").write_bytes(raw)
     (folder / "00001.index.parquet").write_bytes(b"PAR1")
     (folder / "00002.tar").unlink()
-    vetted = vet(folder, rules(tmp_path / "r.yaml", Even), tmp_path / "vetted")
+    vetted = vet(folder, write_rules(tmp_path / "r.yaml", Even), tmp_path / "vetted")
     assert [key for key, _ in read_samples(vetted)] == ["000010"]
-    damaged = [row for row in ledger(vetted) if row["value"] == "shard"]
+    damaged = [row for row in read_ledger(vetted) if row["value"] == "shard"]
     assert len(damaged) == 9 and {row["reason"][:9] for row in damaged} == {"00000.tar", "00001.tar", "00002.tar"}
 
 
 def test_what_is_elsewhere_is_dropped(shards: Path, tmp_path: Path) -> None:
-    other = write(tmp_path / "other", [sample(100 + number, image=picture(number)) for number in (4, 8, 40)])
-    listed = rules(tmp_path / "r.yaml", Even, SameMean)
+    other = write_samples(
+        tmp_path / "other", [small_sample(100 + number, image=soft_jpeg(number)) for number in (4, 8, 40)]
+    )
+    listed = write_rules(tmp_path / "r.yaml", Even, SameMean)
     vetted = vet(shards, listed, tmp_path / "vetted", "--against", str(other))
     keys = [int(key) for key, _ in read_samples(vetted)]
     assert keys == [number for number in range(0, 30, 2) if number not in (4, 8)]
-    told = {row["key"]: row["reason"] for row in ledger(vetted) if row["rule"] == "same_mean" and not row["kept"]}
+    told = {row["key"]: row["reason"] for row in read_ledger(vetted) if row["rule"] == "same_mean" and not row["kept"]}
     assert told["000004"] == "as 000000 against" and told["000034"] == "as 000000 against"
     assert json.loads((vetted / "vetting.json").read_text())["against"] == [ShardFolder(other).merkle_root]
     with pytest.raises(UserError, match="no rule looks across"):
-        vet(shards, rules(tmp_path / "s.yaml", Even), tmp_path / "w", "--against", str(other))
+        vet(shards, write_rules(tmp_path / "s.yaml", Even), tmp_path / "w", "--against", str(other))
 
 
 def test_a_rule_that_fails_keeps_nothing_it_failed_for(shards: Path, tmp_path: Path) -> None:
-    listed = rules(tmp_path / "r.yaml", Fails)
+    listed = write_rules(tmp_path / "r.yaml", Fails)
     vetted = vet(shards, listed, tmp_path / "vetted")
     assert ShardFolder(vetted).samples == 34
-    row = next(row for row in ledger(vetted) if not row["kept"])
+    row = next(row for row in read_ledger(vetted) if not row["kept"])
     assert (row["key"], row["value"]) == ("000003", "error")
     assert row["reason"] == "the rule could not judge: ZeroDivisionError: cannot"
     with pytest.raises(UserError, match="failed for 1 of 35"):
@@ -239,9 +215,9 @@ def test_a_rule_that_fails_keeps_nothing_it_failed_for(shards: Path, tmp_path: P
 
 
 def test_vetted_folders_are_vetted_again(shards: Path, tmp_path: Path) -> None:
-    first = vet(shards, rules(tmp_path / "r.yaml", Even), tmp_path / "first")
-    second = vet(first, rules(tmp_path / "s.yaml", SameMean), tmp_path / "second")
-    copied = vet(first, rules(tmp_path / "s.yaml", SameMean), tmp_path / "copied", "--materialise")
+    first = vet(shards, write_rules(tmp_path / "r.yaml", Even), tmp_path / "first")
+    second = vet(first, write_rules(tmp_path / "s.yaml", SameMean), tmp_path / "second")
+    copied = vet(first, write_rules(tmp_path / "s.yaml", SameMean), tmp_path / "copied", "--materialise")
     assert [key for key, _ in read_samples(second)] == [f"{number:06d}" for number in range(0, 30, 2)]
     assert [key for key, _ in read_samples(copied)] == [key for key, _ in read_samples(second)]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import clip_recipe
-from test_pairs_module import first_batch
-from test_resume import assert_equal, checkpoint, losses
-from test_vet_shards import rules, vet
-from vetting_rules import Third
+from toys.recipes import clip_recipe
+from toys.runs import assert_equal, last_checkpoint, step_losses
+from toys.shards import first_batch
+from toys.vetting import vet, write_rules
+from toys.vetting_rules import Third
 
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.cli import main
@@ -21,7 +21,7 @@ from leam_mm.errors import UserError
 def both(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path) -> list[Path]:
     """Folder with a keep-list, folder of materialised shards."""
     folder = tmp_path_factory.mktemp("both")
-    listed = rules(folder / "r.yaml", Third)
+    listed = write_rules(folder / "r.yaml", Third)
     return [vet(toy_shards, listed, folder / "list"), vet(toy_shards, listed, folder / "copy", "--materialise")]
 
 
@@ -51,9 +51,9 @@ def test_a_training_is_the_same(both: list[Path], toy_tokenizer: Path, tmp_path:
         recipe["data"]["init_args"]["validation"] = str(shards)
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
         main(["fit", "--config", str(tmp_path / "recipe.yaml")])
-    kept, copied = (checkpoint(run) for run in runs)
+    kept, copied = (last_checkpoint(run) for run in runs)
     assert_equal(kept["state_dict"], copied["state_dict"], "weights")
-    assert losses(runs[0]) == losses(runs[1]) and len(losses(runs[0])) == 4
+    assert step_losses(runs[0]) == step_losses(runs[1]) and len(step_losses(runs[0])) == 4
     names = [list(found[EVIDENCE]["data"].values()) for found in (kept, copied)]
     base, _, digest = names[0][0].partition("+keep.")
     assert len(base) == len(digest) == 64 and names == [[ShardFolder(path).merkle_root] for path in both]

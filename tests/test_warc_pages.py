@@ -2,7 +2,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from warc_files import WarcFile
+from toys.warc import WarcFile
 
 from data_tools.pages.warc_pages import PageRefused, archive_digest, folder_files, folder_pages, warc_pages
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_download_shards import Server, server  # noqa: F401 # a fixture
-from test_withdraw_samples import encoded, keys_of, picture
+from toys.images import encoded_image, soft_image
+from toys.published import keys_of
+from toys.servers import Server
 
 from data_tools.describe_dataset import main as describe
 from data_tools.withdraw_samples import main as withdraw
@@ -31,7 +32,7 @@ def described(place: Path, *args: object) -> dict:
 
 
 @pytest.mark.slow
-def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F811
+def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:
     """Thirty links: three without caption, two forbidden by robots.txt, two gone, one reserved, and four copies."""
     server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed/\n")
     rows = []
@@ -40,7 +41,7 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F8
         kept = 20 if number in (21, 22, 23, 24) else number
         headers = {"X-Robots-Tag": "noai"} if number == 7 else {}
         if number not in (5, 6):
-            server.answers[path] = (200, headers, encoded(picture(kept)))
+            server.answers[path] = (200, headers, encoded_image(soft_image(kept)))
         text = "" if number < 3 else f"A picture of the lake, number {number}"
         rows.append({"url": server.url + path, "caption": text, "licence": "CC0-1.0", "legal_basis": "art4_general"})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "links.parquet")
@@ -77,14 +78,14 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:  # noqa: F8
     # It does not come back: not by a second attempt at what failed, and not with a new screening.
     before = keys_of(tmp_path / "shards")
     statement = (tmp_path / "shards/withdrawals/0001.json").read_bytes()
-    server.answers["/open/5.png"] = (200, {}, encoded(picture(5)))
+    server.answers["/open/5.png"] = (200, {}, encoded_image(soft_image(5)))
     server.requests.clear()
     program("download_shards", *download, "--retry-failed")
     assert "/open/12.png" not in server.requests
     came = set(keys_of(tmp_path / "shards")) - set(before)
     assert len(came) == 1 and not set(before) - set(keys_of(tmp_path / "shards"))
     assert (tmp_path / "shards/withdrawals/0001.json").read_bytes() == statement
-    digest = hashlib.sha256(encoded(picture(12))).hexdigest()
+    digest = hashlib.sha256(encoded_image(soft_image(12))).hexdigest()
     assert all(digest.encode() not in path.read_bytes() for path in (tmp_path / "shards").glob("*.tar"))
     program("download_shards", *download, "--overwrite")
     assert "/open/12.png" not in server.requests

@@ -1,7 +1,6 @@
 """data_tools/withdraw_samples.py: what is meant goes and nothing else, everywhere, provably, and whatever is killed."""
 
 import hashlib
-import io
 import json
 import os
 import random
@@ -12,102 +11,41 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from toys.images import encoded_image, soft_image
+from toys.published import derived_from, keys_of, withdraw, write_published
 
 from data_tools.check_shards import check_folder
 from data_tools.links.blocklists import DigestList
 from data_tools.signed_statement import make_key
 from data_tools.vetting.hash_lists import read_hashes
-from data_tools.withdraw_samples import main
 from data_tools.withdrawal.shard_withdrawal import staging
-from data_tools.work.ledger import LEDGER, LedgerWriter, link_uid, read_ledger
-from leam_mm.data.keep_list import write_keep_list
+from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def picture(seed: int, size: int = 80) -> Image.Image:
-    """Smooth and full of edges, so that PDQ can tell it from others."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **settings: int) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
-def record_of(number: int, content: bytes) -> dict:
-    host = f"img.site{number % 5}.example"
-    url, caption = f"https://{host}/{number}.png", f"Picture number {number} of a lake"
-    return {
-        "captions": [{"text": caption, "language": "en", "source": "alt", "machine_translated": False}],
-        "uid": link_uid(url, None, caption),
-        "url": url,
-        "page_url": f"https://pages{number % 3}.example/{number}",
-        "domain": host,
-        "licence": "CC0-1.0",
-        "legal_basis": "public_domain",
-        "crawler": "leam_mm",
-        "sha256": hashlib.sha256(content).hexdigest(),
-        "pdq": None,
-        "width": 80,
-        "height": 80,
-        "consent": {},
-        "metadata": {},
-        "transforms": [],
-    }
-
-
-def write_shards(folder: Path, samples: int = 23, per_shard: int = 5) -> Path:
-    rows = []
-    with ShardWriter(folder, per_shard) as writer:
-        for number in range(samples):
-            content = encoded(picture(number))
-            record = record_of(number, content)
-            writer.write(f"{number:07d}", {"png": content, "json": json.dumps(record).encode()})
-            rows.append(
-                {name: record.get(name) for name in ("uid", "url", "domain", "sha256", "licence", "legal_basis")}
-                | {"key": f"{number:07d}", "kept": True, "rule": "kept", "evidence": {"url": record["url"]}}
-            )
-        with LedgerWriter(writer.partial / LEDGER, "download") as ledger:
-            ledger.write(rows)
-    return folder
-
-
-def run(*args: object) -> None:
-    main([str(arg) for arg in args])
-
-
-def keys_of(folder: Path) -> list[str]:
-    return [key for key, _ in read_samples(folder)]
-
-
 def test_a_dry_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_shards(tmp_path / "shards")
+    folder = write_published(tmp_path / "shards")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    run("--shards", folder, "--domain", "site3.example")
+    withdraw("--shards", folder, "--domain", "site3.example")
     said = capsys.readouterr().out
     assert "4 of 23 samples" in said and "0000013" in said and "dry run" in said
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    run("--shards", folder, "--domain", "elsewhere.example", "--apply", "--unsigned")
+    withdraw("--shards", folder, "--domain", "elsewhere.example", "--apply", "--unsigned")
     assert "no sample fits" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_shards(tmp_path / "shards")
+    folder = write_published(tmp_path / "shards")
     make_key(tmp_path / "lab.pem")
     before, old = ShardFolder(folder), {key: members for key, members in read_samples(folder)}
     untouched = {name: (folder / name).stat().st_ino for name in ("00000.tar", "00002.tar")}
-    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--caption", "number 16 of",
+    withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--caption", "number 16 of",
         "--match", "contains", "--date", "2026-11-22", "--key", tmp_path / "lab.pem", "--apply")  # fmt: skip
     after = ShardFolder(folder)
     new = {key: members for key, members in read_samples(folder)}
@@ -120,7 +58,7 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     said = json.loads((folder / "withdrawals/0001.json").read_text())
     assert said["data_sets"][0]["merkle_root_before"] == before.merkle_root
     assert said["data_sets"][0]["merkle_root_after"] == after.merkle_root
-    run("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
+    withdraw("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
     assert "holds none of the 2 samples" in capsys.readouterr().out
     stones = [json.loads(line) for line in (folder / "tombstones.jsonl").read_text().splitlines()]
     assert [stone["key"] for stone in stones] == ["0000006", "0000016"]
@@ -128,7 +66,7 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
         if path.is_file():
             content = path.read_bytes()
             assert b"img.site1.example/6.png" not in content and b"Picture number 16" not in content, path
-            assert encoded(picture(6))[40:] not in content
+            assert encoded_image(soft_image(6))[40:] not in content
 
     rows = [row for batch in read_ledger(folder / LEDGER) for row in batch.to_pylist()]
     assert [(row["key"], row["kept"], row["stage"]) for row in rows[23:]] == [
@@ -139,12 +77,12 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     blocked = DigestList(lists / "url_sha256.txt")
     assert blocked.find({"https://img.site1.example/6.png"}) and not blocked.find({"https://img.site1.example/1.png"})
     known = read_hashes(lists / "withdrawn.sha256")["sha256"]
-    assert known == {hashlib.sha256(encoded(picture(n))).digest() for n in (6, 16)}
+    assert known == {hashlib.sha256(encoded_image(soft_image(n))).digest() for n in (6, 16)}
     assert len((lists / "withdrawn.pdq").read_text().split()) == 2
 
-    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
+    withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
     assert "no sample fits" in capsys.readouterr().out
-    run(
+    withdraw(
         "--shards",
         folder,
         "--sha256",
@@ -154,17 +92,19 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     )
     assert len(list((folder / "withdrawals").glob("*.json"))) == 2
     with pytest.raises(UserError, match="another state"):
-        run("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
+        withdraw(
+            "--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub"
+        )
 
 
 def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "shards", 10)
+    folder = write_published(tmp_path / "shards", 10)
     for name in ("lab.pem", "other.pem"):
         make_key(tmp_path / name)
-    run("--shards", folder, "--url", "https://img.site1.example/6.png", "--key", tmp_path / "lab.pem", "--apply")
+    withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--key", tmp_path / "lab.pem", "--apply")
     file = folder / "withdrawals/0001.json"
     with pytest.raises(UserError, match="was made with the key"):
-        run("--shards", folder, "--verify", file, "--public-key", tmp_path / "other.pem.pub")
+        withdraw("--shards", folder, "--verify", file, "--public-key", tmp_path / "other.pem.pub")
     from data_tools.signed_statement import read_private_key, sign_file
 
     good = json.loads(file.read_text())
@@ -177,46 +117,23 @@ def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
         file.write_text(json.dumps(bad))
         sign_file(file, read_private_key(tmp_path / "lab.pem"))
         with pytest.raises(UserError, match=word):
-            run("--shards", folder, "--verify", file, "--public-key", tmp_path / "lab.pem.pub")
+            withdraw("--shards", folder, "--verify", file, "--public-key", tmp_path / "lab.pem.pub")
 
 
 def test_salted_hashes_cannot_be_tried(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "shards", 10)
+    folder = write_published(tmp_path / "shards", 10)
     (tmp_path / "salt").write_bytes(bytes(range(32)))
-    digest = hashlib.sha256(encoded(picture(6))).hexdigest()
-    run("--shards", folder, "--sha256", digest, "--salt", tmp_path / "salt", "--unsigned", "--apply")
+    digest = hashlib.sha256(encoded_image(soft_image(6))).hexdigest()
+    withdraw("--shards", folder, "--sha256", digest, "--salt", tmp_path / "salt", "--unsigned", "--apply")
     for path in folder.rglob("*"):
         assert path.is_dir() or digest.encode() not in path.read_bytes(), path
 
 
-def derived_from(folder: Path, place: Path) -> tuple[Path, Path]:
-    """A keep-list, and latents in two shapes."""
-    source = ShardFolder(folder)
-    kept = [(number, row, key) for number in range(len(source.shards)) for row, key in
-            enumerate(source.index(number).keys) if row != 1]  # fmt: skip
-    (place / "kept").mkdir()
-    columns = zip(*kept, strict=True)
-    table = pa.table(dict(zip(("shard", "row", "key"), map(list, columns), strict=True)))
-    write_keep_list(place / "kept", "../shards", source.merkle_root, table)
-    listed = []
-    for shape, rest in (("8x16", 0), ("16x8", 1)):
-        samples = [key for key in keys_of(folder) if int(key) % 2 == rest]
-        with ShardWriter(place / "latents" / shape, 4) as writer:
-            for key in samples:
-                json_bytes = json.dumps({"captions": [{"text": key, "language": "en"}]}).encode()
-                writer.write(key, {"latent.npy": key.encode(), "json": json_bytes})
-        height, width = map(int, shape.split("x"))
-        listed.append({"folder": shape, "height": height, "width": width, "samples": len(samples)})
-    (place / "latents/buckets.json").write_text(json.dumps({"buckets": listed}))
-    (place / "latents/encoding.json").write_text(json.dumps({"shards": source.merkle_root}))
-    return place / "kept", place / "latents"
-
-
 def test_what_was_made_from_the_samples_loses_them_too(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "shards")
+    folder = write_published(tmp_path / "shards")
     kept, latents = derived_from(folder, tmp_path)
     before = keys_of(kept)
-    run(
+    withdraw(
         "--shards",
         folder,
         "--derived",
@@ -238,7 +155,7 @@ def test_what_was_made_from_the_samples_loses_them_too(tmp_path: Path) -> None:
     }
     assert counts == {"8x16": len(keys_of(latents / "8x16")), "16x8": len(keys_of(latents / "16x8"))}
     # A second time: the latents were made from a state that is no longer there, and are still known.
-    run(
+    withdraw(
         "--shards",
         folder,
         "--derived",
@@ -251,33 +168,33 @@ def test_what_was_made_from_the_samples_loses_them_too(tmp_path: Path) -> None:
         "--unsigned",
     )
     assert len(keys_of(folder)) == 14 == len(keys_of(latents / "8x16") + keys_of(latents / "16x8"))
-    other = write_shards(tmp_path / "other", 7)
+    other = write_published(tmp_path / "other", 7)
     with pytest.raises(UserError, match="none of --shards"):
-        run("--shards", other, "--derived", latents, "--domain", "site3.example")
+        withdraw("--shards", other, "--derived", latents, "--domain", "site3.example")
     with pytest.raises(UserError, match="keep-list"):
-        run("--shards", kept, "--domain", "site3.example")
+        withdraw("--shards", kept, "--domain", "site3.example")
 
 
 def test_a_link_goes_from_all_folders_even_where_its_caption_was_changed(tmp_path: Path) -> None:
-    first, second = write_shards(tmp_path / "a"), tmp_path / "b"
+    first, second = write_published(tmp_path / "a"), tmp_path / "b"
     with ShardWriter(second, 9) as writer:
         for key, members in read_samples(first):
             record = json.loads(members["json"])
             record["captions"][0]["text"] = "redacted"
             writer.write(key, members | {"json": json.dumps(record).encode()})
-    run("--shards", first, "--shards", second, "--caption", "picture number 6 of a lake", "--apply", "--unsigned")
+    withdraw("--shards", first, "--shards", second, "--caption", "picture number 6 of a lake", "--apply", "--unsigned")
     assert keys_of(first) == keys_of(second) and "0000006" not in keys_of(second)
 
 
 def test_all_samples_are_refused_and_so_is_damage(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path / "shards", 7)
+    folder = write_published(tmp_path / "shards", 7)
     with pytest.raises(UserError, match="delete the folder instead"):
-        run("--shards", folder, "--caption", "picture", "--match", "contains", "--apply", "--unsigned")
+        withdraw("--shards", folder, "--caption", "picture", "--match", "contains", "--apply", "--unsigned")
     raw = bytearray((folder / "00001.tar").read_bytes())
     raw[600] ^= 1
     (folder / "00001.tar").write_bytes(raw)
     with pytest.raises(UserError, match="sample 0000005 is damaged"):
-        run("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
+        withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
     for args, word in (
         (["--domain", "localhost"], "no domain"),
         (["--sha256", "12"], "64 hex digits"),
@@ -287,13 +204,13 @@ def test_all_samples_are_refused_and_so_is_damage(tmp_path: Path) -> None:
         (["--url", "x", "--apply"], "needs --key"),
     ):
         with pytest.raises(UserError, match=word):
-            run("--shards", folder, *args)
+            withdraw("--shards", folder, *args)
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     chance = random.Random(1)
-    wanted = write_shards(tmp_path / "whole" / "shards")
+    wanted = write_published(tmp_path / "whole" / "shards")
     derived = derived_from(wanted, tmp_path / "whole")
     args = ["--domain", "site3.example", "--date", "2026-11-22", "--apply", "--unsigned"]
 
@@ -312,7 +229,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     kills = 0
     for attempt in range(10):
         place = tmp_path / str(attempt)
-        write_shards(place / "shards")
+        write_published(place / "shards")
         derived_from(place / "shards", place)
         process = subprocess.Popen(command(place), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(seconds * (0.4 + 0.6 * chance.random()))
@@ -332,7 +249,7 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
     class Kill(BaseException):
         pass
 
-    write_shards(tmp_path / "new" / "shards", 12)
+    write_published(tmp_path / "new" / "shards", 12)
     derived_from(tmp_path / "new" / "shards", tmp_path / "new")
 
     def attempt(place: Path, steps: int) -> bool:
@@ -357,11 +274,11 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
             for name in ("replace", "rename"):
                 patch.setattr(os, name, counted(name))
             try:
-                run(*given)
+                withdraw(*given)
                 return True
             except Kill:
                 pass
-        run(*given)
+        withdraw(*given)
         return False
 
     def content(place: Path) -> dict[str, bytes]:

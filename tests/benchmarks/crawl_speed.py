@@ -26,7 +26,7 @@ from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part
 from leam_mm.errors import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from warc_files import WarcFile
+from toys.warc import WarcFile
 
 LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
 

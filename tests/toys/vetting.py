@@ -1,6 +1,6 @@
-"""Shards to vet: pictures with captions, and samples as an enemy would write them."""
+"""Shards to vet, hostile samples, and calls of vet_shards."""
 
-import io
+import hashlib
 import json
 import struct
 import tarfile
@@ -11,42 +11,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 
-from leam_mm.data.shard_index import BLOCK, ShardWriter, index_name
-
-Members = dict[str, bytes]
-
-
-def picture(seed: int, size: tuple[int, int] = (72, 64), kind: str = "JPEG", **settings: Any) -> bytes:
-    """A picture of soft patches, unlike any of another seed."""
-    generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (20, 20, 3)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(buffer, kind, **settings)
-    return buffer.getvalue()
+from data_tools.vet_shards import main
+from data_tools.work.ledger import LEDGER
+from leam_mm.data.shard_index import BLOCK, index_name
+from toys.images import soft_jpeg
+from toys.shards import small_sample
 
 
-def sample(seed: int, text: str | None = None, image: bytes | None = None, **changes: Any) -> Members:
-    """A sample that is in order."""
-    captions = [{"text": text or f"a meadow with {seed} grey horses", "language": "en", "source": "alt"}]
-    record = {"captions": captions, "url": f"http://pictures.example/{seed}.jpg", "domain": "pictures.example"}
-    record |= {"licence": "CC0-1.0", "legal_basis": "licensed", "sha256": f"{seed:064x}", "width": 72, "height": 64}
-    record |= {"metadata": {}, "uid": f"{seed:032x}"} | changes
-    content = picture(seed) if image is None else image
-    kind = "png" if content.startswith(b"\x89PNG") else "jpg"
-    return {kind: content, "json": json.dumps(record, ensure_ascii=False).encode()}
-
-
-def write(folder: Path, samples: list[Members], per_shard: int = 10) -> Path:
-    """A shard folder with keys 000000, 000001, ..."""
-    with ShardWriter(folder, per_shard) as writer:
-        for number, members in enumerate(samples):
-            writer.write(f"{number:06d}", members)
-    return folder
-
-
-def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
+def tar_member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
     """A tar member of any kind and name."""
     header = tarfile.TarInfo(name)
     header.size, header.type, header.linkname = len(content), kind, link
@@ -63,19 +38,28 @@ def bomb(side: int = 30_000) -> bytes:
 
 def text_bomb() -> bytes:
     """A PNG with a compressed text chunk of 200 MB."""
-    good = picture(1, kind="PNG")
+    good = soft_jpeg(1, kind="PNG")
     body = b"Comment\0\0" + zlib.compress(bytes(200_000_000), 9)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     return good[:33] + chunk + good[33:]
 
 
+def _sized(size: bytes) -> bytes:
+    """A header that is right but for its size."""
+    block = bytearray(tar_member("K.jpg", b""))
+    block[124:136] = size
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block)
+
+
 def hostile_samples() -> dict[str, tuple[bytes, str]]:
     """Byte range of a sample by what is wrong with it, and the value that the ledger must show."""
-    record, image = sample(1)["json"], picture(1)
+    record, image = small_sample(1)["json"], soft_jpeg(1)
     json_of = json.loads(record)
 
     def pair(kind: str, content: bytes, text: bytes = record) -> bytes:
-        return member(f"K.{kind}", content) + member("K.json", text)
+        return tar_member(f"K.{kind}", content) + tar_member("K.json", text)
 
     def changed(**changes: Any) -> bytes:
         return pair("jpg", image, json.dumps(json_of | changes).encode())
@@ -83,19 +67,22 @@ def hostile_samples() -> dict[str, tuple[bytes, str]]:
     exif = Image.Exif()
     exif[0x010E] = "x" * 60_000
     found = {
-        "parent path": (member("../../K.jpg", image) + member("K.json", record), "member"),
-        "absolute path": (member("/etc/K.jpg", image) + member("K.json", record), "member"),
-        "other name": (member("L.jpg", image) + member("K.json", record), "member"),
-        "symbolic link": (member("K.jpg", b"", tarfile.SYMTYPE, "/etc/passwd") + member("K.json", record), "member"),
-        "hard link": (member("K.jpg", b"", tarfile.LNKTYPE, "../x") + member("K.json", record), "member"),
-        "device": (member("K.jpg", b"", tarfile.CHRTYPE) + member("K.json", record), "member"),
-        "fifo": (member("K.jpg", b"", tarfile.FIFOTYPE) + member("K.json", record), "member"),
-        "long name": (member("K" * 60_000 + ".jpg", image) + member("K.json", record), "member"),
-        "twice": (pair("jpg", image) + member("K.jpg", image), "member"),
+        "parent path": (tar_member("../../K.jpg", image) + tar_member("K.json", record), "member"),
+        "absolute path": (tar_member("/etc/K.jpg", image) + tar_member("K.json", record), "member"),
+        "other name": (tar_member("L.jpg", image) + tar_member("K.json", record), "member"),
+        "symbolic link": (
+            tar_member("K.jpg", b"", tarfile.SYMTYPE, "/etc/passwd") + tar_member("K.json", record),
+            "member",
+        ),
+        "hard link": (tar_member("K.jpg", b"", tarfile.LNKTYPE, "../x") + tar_member("K.json", record), "member"),
+        "device": (tar_member("K.jpg", b"", tarfile.CHRTYPE) + tar_member("K.json", record), "member"),
+        "fifo": (tar_member("K.jpg", b"", tarfile.FIFOTYPE) + tar_member("K.json", record), "member"),
+        "long name": (tar_member("K" * 60_000 + ".jpg", image) + tar_member("K.json", record), "member"),
+        "twice": (pair("jpg", image) + tar_member("K.jpg", image), "member"),
         "no header": (b"\xff" * 2048, "tar"),
-        "negative size": (_sized(b"-0000000001\0") + member("K.json", record), "tar"),
-        "endless size": (_sized(b"\x80" + b"\xff" * 11) + member("K.json", record), "tar"),
-        "no json": (member("K.jpg", image), "json"),
+        "negative size": (_sized(b"-0000000001\0") + tar_member("K.json", record), "tar"),
+        "endless size": (_sized(b"\x80" + b"\xff" * 11) + tar_member("K.json", record), "tar"),
+        "no json": (tar_member("K.jpg", image), "json"),
         "broken json": (pair("jpg", image, record[:-9]), "json"),
         "deep json": (pair("jpg", image, b"[" * 200_000), "json"),
         "large json": (pair("jpg", image, b'{"a": "' + b"x" * 5_000_000 + b'"}'), "json"),
@@ -109,14 +96,14 @@ def hostile_samples() -> dict[str, tuple[bytes, str]]:
         "empty caption": (changed(captions=[{"text": "  ", "language": "en"}]), "captions"),
         "endless caption": (changed(captions=[{"text": "a " * 60_000, "language": "en"}]), "captions"),
         "captions without end": (changed(captions=[{"text": "a", "language": "en"}] * 1001), "captions"),
-        "no image": (member("K.json", record), "image"),
-        "two images": (pair("jpg", image) + member("K.png", picture(1, kind="PNG")), "image"),
+        "no image": (tar_member("K.json", record), "image"),
+        "two images": (pair("jpg", image) + tar_member("K.png", soft_jpeg(1, kind="PNG")), "image"),
         "empty image": (pair("jpg", b""), "image"),
         "cut image": (pair("jpg", image[: len(image) // 2]), "image"),
-        "cut png": (pair("png", picture(1, kind="PNG")[:-20]), "image"),
+        "cut png": (pair("png", soft_jpeg(1, kind="PNG")[:-20]), "image"),
         "html": (pair("jpg", b"<html><script>alert(1)</script></html>"), "image"),
         "svg": (pair("png", b"<svg xmlns='http://www.w3.org/2000/svg'/>"), "image"),
-        "gif": (pair("jpg", picture(1, kind="GIF")), "image"),
+        "gif": (pair("jpg", soft_jpeg(1, kind="GIF")), "image"),
         "postscript": (pair("jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n(/etc/passwd) run"), "image"),
         "bomb": (pair("png", bomb()), "image"),
         "large bomb": (pair("png", bomb(10_000)), "image"),
@@ -125,15 +112,6 @@ def hostile_samples() -> dict[str, tuple[bytes, str]]:
         "noise": (pair("jpg", np.random.default_rng(0).bytes(3000)), "image"),
     }
     return found
-
-
-def _sized(size: bytes) -> bytes:
-    """A header that is right but for its size."""
-    block = bytearray(member("K.jpg", b""))
-    block[124:136] = size
-    block[148:156] = b" " * 8
-    block[148:156] = f"{sum(block):06o}\0 ".encode()
-    return bytes(block)
 
 
 def write_hostile(folder: Path, samples: list[bytes], keys: list[str] | None = None) -> Path:
@@ -150,3 +128,25 @@ def write_hostile(folder: Path, samples: list[bytes], keys: list[str] | None = N
     line = {"shard": "00000.tar", "sha256": hashlib.sha256(tar).hexdigest(), "bytes": len(tar), "samples": len(samples)}
     (folder / "manifest.jsonl").write_text(json.dumps(line) + "\n")
     return folder
+
+
+def write_rules(path: Path, *wanted: type | tuple[type, dict[str, Any]]) -> Path:
+    pairs = [each if isinstance(each, tuple) else (each, {}) for each in wanted]
+    listed = [{"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": given} for kind, given in pairs]
+    path.write_text(yaml.safe_dump({"rules": listed}))
+    return path
+
+
+def vet(shards: Path, listed: Path, output: Path, *words: str) -> Path:
+    main(["--shards", str(shards), "--rules", str(listed), "--output", str(output), "--processes", "1", *words])
+    return output
+
+
+def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / LEDGER).to_pylist()
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Digest of every file but the times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json"]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

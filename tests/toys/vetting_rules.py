@@ -1,4 +1,4 @@
-"""Small rules for the tests of vet_shards, in a file of their own because worker processes import them by name."""
+"""Small vetting rules, in a module of their own because worker processes import them by name."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pictures with Content Credentials, signed for real by c2pa-python with a certificate made here."""
+"""Images with Content Credentials, really signed by c2pa-python with a certificate made here."""
 
 import datetime
 import functools

@@ -1,0 +1,81 @@
+"""Small codecs, a module that trains one, and random images for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec
+from leam_mm.losses.reconstruction import PatchDiscriminator
+
+
+class RandomImages(Dataset[dict[str, Any]]):
+    """Fixed random pictures with the number that the loader would give them."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.image = torch.randint(
+            0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.image[index], "sample_index": torch.tensor(index)}
+
+
+class RankImages(RandomImages):
+    """The pictures of this rank: consecutive slices of the global batch of four, as our own loader deals them."""
+
+    def __len__(self) -> int:
+        return len(self.image) // 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        step, place = divmod(index, 2)
+        return super().__getitem__(4 * step + 2 * torch.distributed.get_rank() + place)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def codec_module(seed: int = 0, kind: str = "dc", critic: bool = False, **settings: Any) -> LatentCodecModule:
+    torch.manual_seed(seed)
+    codec: Any = (
+        DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
+        if kind == "dc"
+        else KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4)
+    )
+    discriminator = PatchDiscriminator(width=4) if critic else None
+    return LatentCodecModule(codec, sgd, discriminator=discriminator, **({"warmup_steps": 0} | settings))
+
+
+def fit_codec(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **({"enable_checkpointing": False} | settings),
+    )
+    loader = DataLoader(RankImages() if trainer.world_size > 1 else RandomImages(), batch_size=batch_size)
+    trainer.fit(model, loader, DataLoader(RandomImages(8), batch_size=4))
+    return trainer
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def tiny_kl() -> LatentCodec:
+    return KLCodec(latent_channels=4, widths=[16, 16, 32], layers=1, norm_groups=8)
+
+
+def tiny_dc() -> LatentCodec:
+    return DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])

@@ -1,0 +1,224 @@
+"""Small denoisers and generators, with inputs whose answer is known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.data.batch import collate_samples
+from leam_mm.denoisers.block_step import Tokens
+from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.diffusion.rectified_flow import RectifiedFlow
+from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.optim.power_ema import gamma_of
+from leam_mm.techniques.technique import Technique
+from toys.encoders import tiny_clip
+
+CAPTION_LENGTH, CAPTION_WIDTH = 6, 12
+
+
+class FakeCaptions(nn.Module):
+    """States that depend on the text alone."""
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        state = torch.stack([torch.full((CAPTION_LENGTH, CAPTION_WIDTH), len(text) / 10 - 1.0) for text in captions])
+        length = torch.tensor([min(CAPTION_LENGTH, 2 + len(text.split())) for text in captions])
+        return state, torch.arange(CAPTION_LENGTH) < length[:, None]
+
+
+class FakeCodec(nn.Module):
+    """Latents are the first channels of the picture, repeated; decode takes them back."""
+
+    def encode(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.cat([image, image[:, :1]], dim=1)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return latent[:, :3].clamp(-1, 1)
+
+
+class SignLatents(Dataset[dict[str, Any]]):
+    """Samples whose latent is one constant, of which a network can learn the sign from the caption."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        sign = 1.0 if number % 2 else -1.0
+        return {
+            "latent": torch.full((4, 4, 4), sign),
+            "caption_state": torch.full((CAPTION_LENGTH, CAPTION_WIDTH), sign),
+            "caption_length": torch.tensor(3),
+            "sample_index": torch.tensor(number),
+        }
+
+
+def generator_module(**changes: Any) -> LatentDiffusionModule:
+    torch.manual_seed(0)
+    denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=1, num_heads=2)
+    arguments: dict[str, Any] = {"latent_size": 4, "warmup_steps": 0, "caption_dropout": 0.5, "ema_decay": 0.9}
+    arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+    process = changes.pop("process", RectifiedFlow())
+    module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
+    module.frozen.opened = {"clip": FakeCaptions(), "codec": FakeCodec()}
+    return module
+
+
+def wake_generator(module: LatentDiffusionModule) -> LatentDiffusionModule:
+    """Give the output layer weights, in the average as well."""
+    torch.manual_seed(1)
+    for value, average in zip(module.denoiser.parameters(), module.ema_denoiser().parameters(), strict=True):
+        nn.init.normal_(value, std=0.2)
+        average.data.copy_(value)
+    return module
+
+
+def train_generator(module: LatentDiffusionModule, folder: Path, steps: int, **changes: Any) -> Trainer:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **quiet, **changes)
+    trainer.fit(module, DataLoader(SignLatents(4096), batch_size=16, collate_fn=collate_samples))
+    return trainer
+
+
+PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κόκκινο τετράγωνο"]
+
+
+def tiny_generator(
+    tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0, process: DiffusionProcess | None = None
+) -> LatentDiffusionModule:
+    """A generator with random weights; its frozen parts are handed in, not loaded from checkpoints."""
+    clip = tiny_clip(tokenizer, seed=seed)
+    denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
+    for parameter in [*denoiser.parameters(), *codec.parameters()]:
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
+    module = LatentDiffusionModule(denoiser, process or RectifiedFlow(shift=shift), latent_size=8)
+    module.frozen.opened = {"clip": CaptionEncoder(clip.ema_encoder(), clip.tokenizer), "codec": codec.eval()}
+    return module.eval()
+
+
+def build_denoiser(kind: str, **changes: object) -> Denoiser:
+    torch.manual_seed(0)
+    if kind == "prx":
+        return PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, **changes)  # type: ignore[arg-type]
+    if kind == "sd3":
+        return SD3Denoiser(4, 12, hidden_size=32, depth=2, num_heads=2, latent_size=8, **changes)  # type: ignore[arg-type]
+    return UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8, **changes)  # type: ignore[arg-type]
+
+
+def wake_denoiser(denoiser: Denoiser) -> Denoiser:
+    """Give the layers that start at zero some weights, so that everything has an influence."""
+    for value in denoiser.parameters():
+        if not value.any():
+            nn.init.normal_(value, std=0.1)
+    return denoiser.eval()
+
+
+def denoiser_inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    latent = torch.randn(batch, 4, size, size, generator=generator)
+    mask = torch.arange(length) < torch.tensor([2, 6, 4])[:batch, None]
+    return latent, torch.tensor([0.1, 0.5, 1.0])[:batch], torch.randn(batch, length, 12, generator=generator), mask
+
+
+DEPTH = 5
+
+
+class BlockSpy(Technique):
+    """Keeps what stands behind each block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tokens] = []
+
+    def block_steps(self) -> list[Any]:
+        return [self]
+
+    def enter(self, number: int, tokens: Tokens) -> Tokens:
+        return tokens
+
+    def leave(self, number: int, tokens: Tokens) -> Tokens:
+        self.seen.append(tokens)
+        if tokens.values.requires_grad:
+            tokens.values.retain_grad()
+        return tokens
+
+
+def sign_batch(numbers: list[int]) -> dict[str, Any]:
+    return collate_samples([SignLatents(64)[number] for number in numbers])
+
+
+def deep_generator(techniques: list[Technique] | None = None, **changes: Any) -> LatentDiffusionModule:
+    """A generator whose every weight has an influence, on latents of 4 x 4 tokens."""
+    torch.manual_seed(0)
+    denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=DEPTH, num_heads=2, patch_size=1, **changes)
+    module = LatentDiffusionModule(
+        denoiser, RectifiedFlow(), latent_size=4, caption_dropout=0.5, ema_decay=None, techniques=techniques
+    )
+    module.frozen.opened = {"clip": FakeCaptions()}
+    for value in module.denoiser.parameters():
+        nn.init.normal_(value, std=0.2)
+    return module
+
+
+def torch_kernel(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None) -> Tensor:
+    """What xformers' kernel computes, from torch."""
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias).transpose(1, 2)
+
+
+def torch_packed_kernel(
+    query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, *longest: int
+) -> Tensor:
+    """What torch's kernel of packed rows computes, sample by sample."""
+    found = []
+    for sample in range(len(query_starts) - 1):
+        mine = slice(int(query_starts[sample]), int(query_starts[sample + 1]))
+        keys = slice(int(key_starts[sample]), int(key_starts[sample + 1]))
+        assert mine.stop - mine.start <= longest[0] and keys.stop - keys.start <= longest[1]
+        found.append(torch_kernel(query[None, mine], key[None, keys], value[None, keys])[0])
+    return torch.cat(found)
+
+
+def wake_seeded(denoiser: Denoiser) -> Denoiser:
+    torch.manual_seed(1)
+    for value in denoiser.parameters():
+        if not value.any():
+            torch.nn.init.normal_(value, std=0.1)
+    return denoiser
+
+
+def small_prx() -> Denoiser:
+    torch.manual_seed(0)
+    return wake_seeded(PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2))
+
+
+def packed_inputs(lengths: list[int], columns: int = 7) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(2)
+    count = len(lengths)
+    latent = torch.randn(count, 4, 8, 8, generator=generator)
+    state = torch.randn(count, columns, 12, generator=generator)
+    return latent, torch.linspace(0.2, 0.9, count), state, torch.arange(columns) < torch.tensor(lengths)[:, None]
+
+
+def power_average(path: np.ndarray, width: float) -> np.ndarray:
+    """The average by its definition: the sum over all steps, each with the integral of the profile over it."""
+    steps = np.arange(1, len(path) + 1, dtype=np.longdouble) / len(path)
+    ends = steps ** (gamma_of(width) + 1)
+    return np.asarray(np.diff(ends, prepend=np.longdouble(0)) @ path.astype(np.longdouble), np.float64)

@@ -1,0 +1,55 @@
+"""A local HTTP server that answers from a dict."""
+
+import http.server
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers from a dict: path -> (status, headers, body); counts the requests and keeps the agents' names."""
+
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.requests: list[str] = []
+        self.agents: set[str] = set()
+        self.delay = 0.0
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append(self.path)
+        self.server.agents.add(self.headers["User-Agent"])
+        time.sleep(self.server.delay)
+        status, headers, body = self.server.answers.get(self.path, (404, {}, b"gone"))
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+        if self.path == "/drip":
+            for _ in range(100):
+                time.sleep(0.2)
+                self.wfile.write(b".")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
