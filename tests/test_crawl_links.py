@@ -10,13 +10,13 @@ from pathlib import Path
 import brotli
 import pyarrow.parquet as pq
 import pytest
+from toys.recipes import ROOT
 from toys.warc import WarcFile
 
 from data_tools.crawl_links import main
 from data_tools.links.link_table import read_links
 from leam_mm.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 PAGE = '<html lang="de"><title>Seite {n}</title><img src="/{n}.jpg" alt="Eine alte Kirche im Schnee"></html>'
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_download_shards import ROOT
 from toys.images import encoded_image, two_coloured_image
+from toys.recipes import ROOT
 from toys.servers import Server
 from toys.slurm import Cluster, wait_for
 

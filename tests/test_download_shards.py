@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from toys.images import deep_png, encoded_image, rotated_jpeg, two_coloured_image
+from toys.recipes import ROOT
 from toys.servers import Server
 
 from data_tools import download_shards
@@ -22,8 +23,6 @@ from data_tools.check_shards import check_folder
 from data_tools.download_shards import main
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def cases(server: Server) -> list[tuple[str, str, str]]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from toys.images import coloured_square
-from toys.recipes import clip_recipe
+from toys.recipes import ROOT, clip_recipe
 from toys.shards import write_toy_shards
 
 from leam_mm import cli
@@ -21,8 +21,6 @@ from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError, one_line, run
-
-ROOT = Path(__file__).parent.parent
 
 
 def told(program: Callable[[], object], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from toys.face_images import ASTRONAUT, face_free, is_hit, portraits, read_picture, with_faces
 
 from data_tools.vetting.face_cascade import FaceCascade, suppress
-from tests.benchmarks.face_pictures import ASTRONAUT, face_free, is_hit, portraits, read_picture, with_faces
 
 pytest.importorskip("skimage")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from toys.face_images import ASTRONAUT, portraits, read_picture
 from toys.shards import small_sample, write_samples
 from toys.signed_images import sign, training_mining
 
@@ -18,7 +19,6 @@ from data_tools.vetting.vetting_rule import Sample
 from data_tools.work.ledger import read_ledger
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
-from tests.benchmarks.face_pictures import ASTRONAUT, portraits, read_picture
 
 pytest.importorskip("skimage")
 CONFIG = Path(__file__).parent.parent / "configs" / "vet_detectors.yaml"

@@ -11,13 +11,13 @@ from pathlib import Path
 import fsspec
 import pytest
 from toys.images import encoded_image, soft_image
+from toys.recipes import ROOT
 
 from data_tools.check_shards import check_folder
 from data_tools.gather_folder import AGREEMENT, links_of, list_files, main, open_source, stage
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 TERMS = ["--licence", "CC-BY-4.0", "--rights-holder", "Museum of Lakes", "--purpose", "training of open models"]
 
 

@@ -5,9 +5,10 @@ import threading
 import time
 from pathlib import Path
 
+from toys.recipes import ROOT
+
 from data_tools.network.host_budget import HostBudget, HostQueue, Place
 
-ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """
 import sys, time
 from pathlib import Path

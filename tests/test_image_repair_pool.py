@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from toys.published import FETCHED_AT, ROWS, ROWS_PER_PART, part_image, parts_of, write_part
+from toys.recipes import ROOT
 
 from data_tools.download import image_repair_pool as part_repair
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
@@ -14,7 +15,6 @@ from data_tools.network.image_fetch import FetchSetting
 from data_tools.samples.image_repair import ImageRule
 from leam_mm.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 HOLE = """
     import os, signal
     from data_tools.download import image_repair_pool as part_repair

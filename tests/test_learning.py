@@ -5,15 +5,13 @@ from pathlib import Path
 import torch
 import yaml
 from toys.encoders import right_share
-from toys.images import COLOURS
+from toys.images import COLOURS, GERMAN
 from toys.recipes import clip_recipe
 from toys.shards import write_toy_shards
 
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
-
-GERMAN = {"red": "rot", "green": "grün", "blue": "blau", "yellow": "gelb"}
 
 
 def test_toy_encoder_learns_colours_in_two_languages(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:

@@ -8,10 +8,9 @@ import open_clip
 import pytest
 import torch
 import yaml
-from test_learning import GERMAN
 from torch import nn
 from toys.encoders import TEXT_LENGTH, VOCABULARY, hugging_face_encoder, random_texts, right_share, write_text_model
-from toys.images import COLOURS
+from toys.images import COLOURS, GERMAN
 from toys.recipes import clip_recipe
 from toys.shards import write_toy_shards
 

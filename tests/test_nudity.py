@@ -10,11 +10,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from toys.face_images import face_free, read_picture
 
 from data_tools.vetting.nudity import EXPOSED, Nudity, class_names
 from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError
-from tests.benchmarks.face_pictures import face_free, read_picture
 
 pytest.importorskip("skimage")
 if importlib.util.find_spec("nudenet") is None:  # not imported: its code is not used

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from toys.images import encoded_image, soft_image
 from toys.published import withdraw, write_published
+from toys.recipes import ROOT
 
 from data_tools import check_shards
 from data_tools.sample_search import ask, build, main, parent_domains
@@ -19,8 +20,6 @@ from data_tools.withdrawal.search_index import IndexWriter, SearchIndex
 from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")

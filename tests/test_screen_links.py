@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from toys.recipes import ROOT
 
 from data_tools import screen_links
 from data_tools.download_shards import screened_hosts
@@ -24,7 +25,6 @@ from data_tools.screen_links import main
 from data_tools.work.ledger import SCHEMA
 from leam_mm.errors import UserError
 
-ROOT = Path(__file__).parent.parent
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 HOSTS = [f"127.0.0.{number}" for number in range(1, 13)]
 ROBOTS = {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from toys.images import soft_jpeg
+from toys.recipes import ROOT
 from toys.shards import Members, small_sample, write_samples
 from toys.vetting import file_digests, hostile_samples, read_ledger, vet, write_hostile, write_rules
 from toys.vetting_rules import Even, Fails, Mirror, Redden, SameMean
@@ -21,8 +22,6 @@ from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
 from leam_mm.errors import UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")

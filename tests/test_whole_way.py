@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from toys.images import encoded_image, soft_image
 from toys.published import keys_of
+from toys.recipes import ROOT
 from toys.servers import Server
 
 from data_tools.describe_dataset import main as describe
 from data_tools.withdraw_samples import main as withdraw
 
-ROOT = Path(__file__).resolve().parent.parent
 LINKS = 30
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from toys.images import encoded_image, soft_image
 from toys.published import derived_from, keys_of, withdraw, write_published
+from toys.recipes import ROOT
 
 from data_tools.check_shards import check_folder
 from data_tools.links.blocklists import DigestList
@@ -24,8 +25,6 @@ from data_tools.withdrawal.shard_withdrawal import staging
 from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_dry_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,7 +7,6 @@ images, without captions, language, rights, licences, limits or a table: what re
 
 import argparse
 import random
-import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urljoin
@@ -19,14 +18,12 @@ import pyarrow.parquet as pq
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 from resiliparse.parse.encoding import bytes_to_str
 from resiliparse.parse.html import HTMLTree
+from toys.warc import WarcFile
 
 from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import make_scene
 from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names
 from leam_mm.errors import run
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from toys.warc import WarcFile
 
 LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
 

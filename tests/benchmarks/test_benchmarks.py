@@ -55,7 +55,6 @@ def test_every_benchmark_is_run() -> None:
     files = {path.stem for path in Path(__file__).parent.glob("*.py")}
     parts = {
         "batch_record",
-        "face_pictures",
         "accuracy_clock",
         "hostile_server",
         "measure",
