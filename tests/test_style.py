@@ -82,6 +82,14 @@ def test_every_module_of_ours_has_its_tests() -> None:
     assert not untested
 
 
+def test_no_test_file_imports_from_another() -> None:
+    """What several test files need stands in tests/toys."""
+    files = sorted((ROOT / "tests").glob("*.py"))
+    stems = {path.stem for path in files}
+    found = [f"{name(path)}: {module}" for path in files for module in imports(path) if stems & set(module.split("."))]
+    assert not found
+
+
 def test_nothing_is_left_undone() -> None:
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b|pragma: no cover|^\s*except:\s*(#|$)", re.MULTILINE)
     others = [path for path in SOURCES if path != Path(__file__).resolve()]
