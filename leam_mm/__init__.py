@@ -1,7 +1,9 @@
-"""Text-image foundation models that one can answer for. Imports nothing; sets what libraries read when they load."""
+"""Text-image foundation models that one can answer for. Importing it only sets what libraries read when they load."""
 
 import logging
 import os
+
+from leam_mm.arithmetic import set_mode
 
 # Nothing phones home, and loader workers start no threads of their own. A value set by the user wins.
 _SETTINGS = {
@@ -13,5 +15,6 @@ _SETTINGS = {
 }
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
+set_mode()
 # xformers warns at import if its kernels do not fit this torch; denoisers/attention.py logs which kernel runs.
 logging.getLogger("xformers").setLevel(logging.ERROR)

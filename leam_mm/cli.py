@@ -17,7 +17,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
 from leam_mm.callbacks.energy_meter import EnergyRecord
 from leam_mm.callbacks.metrics_log import MetricsLog, RowBeforeCheckpoint
@@ -47,6 +49,7 @@ class ConfigInCheckpoint(SaveConfigCallback):
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": plan.roots() if plan is not None else {},
             "samples_seen": samples_seen(trainer),
+            "arithmetic": arithmetic_record(torch.get_num_threads()),
             "versions": {
                 "torch": str(torch.__version__),
                 "lightning": lightning.__version__,
@@ -95,6 +98,8 @@ class LeamCLI(LightningCLI):
             config.trainer.max_steps = config.max_samples // batch
         elif self.subcommand == "fit" and config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None):
             raise UserError("the recipe does not say how long to train: set max_samples (samples seen in all)")
+        if self.subcommand == "fit" and (advice := caution(arithmetic_record(torch.get_num_threads()))):
+            rank_zero_info(advice)
         run = Path(config.trainer.default_root_dir or ".")
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(run / "checkpoints")
@@ -105,7 +110,11 @@ class LeamCLI(LightningCLI):
         """A run folder of another model must not be continued."""
         if path.is_dir() or not path.exists():
             return
-        found = read_checkpoint(path)[EVIDENCE]["model_class"]
+        evidence = read_checkpoint(path)[EVIDENCE]
+        found = evidence["model_class"]
+        now = arithmetic_record(torch.get_num_threads())
+        if different := changes(evidence.get("arithmetic", {}), now):
+            rank_zero_warn(f"{path} was written with other arithmetic ({different}): results may differ in last digits")
         if found != config.model.class_path:
             raise UserError(
                 f"{path} is a checkpoint of {found}, this recipe trains {config.model.class_path}: "

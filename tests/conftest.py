@@ -6,6 +6,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Equality to the bit is tested in a mode in which it holds on every processor; must be set before torch loads.
+if "GenuineIntel" not in (Path("/proc/cpuinfo").read_text()[:4096] if Path("/proc/cpuinfo").exists() else ""):
+    os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
 
 import pytest
 import torch

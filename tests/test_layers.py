@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # An entry may import any entry above it in the list, and itself. Names on one line are independent of each other.
 LEAM_MM = [
-    ["errors", "languages"],
+    ["errors", "languages", "arithmetic"],
     ["files", "config_error"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed"],

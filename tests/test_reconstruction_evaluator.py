@@ -140,7 +140,8 @@ def test_perfect_codec_loses_nothing_and_a_constant_error_costs_what_it_must(sha
 def test_numbers_are_those_of_the_plain_way(shards: Path, tmp_path: Path) -> None:
     own = codec()
     found = measure(shards, own, tmp_path)
-    made = reconstruct(own, pictures())
+    # In the evaluator's batches: other batch sizes may differ in last digits, and so in pixels after rounding.
+    made = torch.cat([reconstruct(own, part) for part in pictures().split(8)])
     scores = picture_scores(made, pictures())
     for name, values in zip(("psnr", "ssim", "l1"), scores, strict=True):
         metric = found[name]
