@@ -1,8 +1,8 @@
-# Everything a reader needs: make help
+# All commands: make help
 PYTHON ?= python3.11
 VENV ?= .venv
 # The environment is built anew whenever a pin changes; its marker carries the hash of all that decides what is installed.
-# EXTRAS=dev,nudity,spark,ray adds what few need and some tests skip without.
+# EXTRAS=dev,nudity,spark,ray adds what few users need; tests that need it skip without it.
 EXTRAS ?= dev
 PINS := $(shell { cat pyproject.toml constraints.txt; echo $(EXTRAS); } | sha256sum | cut -c1-16)
 READY := $(VENV)/.ready-$(PINS)
@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test check quickstart emoji finetune bench clean
+.PHONY: help environment test test-extras check quickstart emoji finetune bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,11 @@ finetune: environment ## A trained generator learns your pictures: make finetune
 
 test: environment ## All CPU tests
 	$(PYTEST)
+
+# Files with tests that skip without an extra.
+EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py face_detection.py nudity.py onnx_network.py)
+test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray
+	$(PYTEST) $(EXTRA_TESTS)
 
 check: environment ## Lint, types, tests
 	$(RUN) -m ruff check .
