@@ -15,7 +15,7 @@ from toys.shards import toy_vocabulary
 
 import evaluate
 from data_tools import encode_latents
-from data_tools.vet_shards import read_rules
+from data_tools.vetting.vetting_passes import read_rules
 from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule

@@ -6,8 +6,8 @@ from toys.images import soft_jpeg
 from toys.shards import small_sample
 from toys.vetting import hostile_samples, tar_member
 
-from data_tools.vetting.read_samples import SampleFault, known, open_sample
-from data_tools.vetting.vetting_rule import MAX_PIXELS
+from data_tools.vetting.read_samples import SampleFault, ledger_columns, open_sample
+from leam_mm.data.image_limits import MAX_PIXELS
 
 HOSTILE = hostile_samples()
 
@@ -23,8 +23,8 @@ def opened(raw: bytes, key: object = "K") -> object:
 def test_a_sound_sample_is_opened() -> None:
     found = open_sample("K", raw := joined(small_sample(3)), hashlib.sha256(raw).hexdigest())
     assert found.pixels.shape == (64, 72, 3) and found.captions[0]["language"] == "en"
-    told = known(found)
-    assert (told["uid"], told["width"], told["bytes"]) == (f"{3:032x}", 72, len(soft_jpeg(3)))
+    columns = ledger_columns(found)
+    assert (columns["uid"], columns["width"], columns["bytes"]) == (f"{3:032x}", 72, len(soft_jpeg(3)))
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
@@ -49,7 +49,7 @@ def test_bytes_that_are_not_the_index_s() -> None:
 
 def test_strange_fields_do_not_reach_the_ledger() -> None:
     members = small_sample(1, url=["a"], licence={"x": 1}, sha256=5, uid=None, domain="d" * 10_000)
-    told = known(open_sample("K", raw := joined(members), hashlib.sha256(raw).hexdigest()))
-    assert told["url"] is None and told["licence"] is None and told["sha256"] is None and len(told["domain"]) == 4000
-    assert len(told["uid"]) == 32 and json.dumps(told)
+    columns = ledger_columns(open_sample("K", raw := joined(members), hashlib.sha256(raw).hexdigest()))
+    assert columns["url"] is columns["licence"] is columns["sha256"] is None and len(columns["domain"]) == 4000
+    assert len(columns["uid"]) == 32 and json.dumps(columns)
     assert MAX_PIXELS < 10_000 * 10_000

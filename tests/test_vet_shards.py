@@ -84,8 +84,8 @@ def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "kills",
     [
-        ["vetted.work/review0_0/*"],  # in the midst of the first pass
-        pytest.param(["vetted.work", "vetted.work/review0_0/*", "vetted.work/shards/*"], marks=pytest.mark.slow),
+        ["vetted.work/findings0_0/*"],  # in the midst of the first pass
+        pytest.param(["vetted.work", "vetted.work/findings0_0/*", "vetted.work/shards/*"], marks=pytest.mark.slow),
     ],
     ids=["one", "three"],
 )
@@ -142,10 +142,10 @@ def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="redden changed images or captions"):
         vet(shards, listed, tmp_path / "vetted")
     write_rules(tmp_path / "r.yaml", (Even, {"sleep": 0.001}), Redden)
-    with pytest.raises(UserError, match="begun with other rules"):
+    with pytest.raises(UserError, match="started with another rules"):
         vet(shards, listed, tmp_path / "vetted", "--materialise")
     write_rules(tmp_path / "r.yaml", Even, Redden)
-    reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("review0_0/*/*")}
+    reviewed = {path: path.stat().st_mtime_ns for path in (tmp_path / "vetted.work").glob("findings0_0/*/*")}
     assert reviewed
     vet(shards, listed, tmp_path / "vetted", "--materialise")
     with pytest.raises(UserError, match="exists already"):

@@ -1,20 +1,21 @@
-"""A sample of a shard that a stranger may have made: opened without trusting a byte of it, or the reason why not.
+"""Open a sample of an untrusted shard: check its key, members, json, captions and image, or say what is wrong.
 
-What comes out has a plain key, members of no other name, a json that keeps the contract of a final sample, texts that
-are Unicode, and one image whose pixels decode within limits.
+An opened sample has a plain key, only members of that name, a json that keeps the contract of a final sample, texts in
+valid Unicode, and one image that decodes within the limits.
 """
 
-import hashlib
 import io
 import json
 from typing import Any
 
 from PIL import Image
 
-from data_tools.vetting.vetting_rule import MAX_PIXELS, Sample
+from data_tools.vetting.vetting_rule import Sample
 from data_tools.work.ledger import link_uid
+from leam_mm.data.image_limits import MAX_PIXELS
 from leam_mm.data.shard_index import walk_sample
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256
 
 IMAGES = ("jpg", "png", "webp")
 MAX_SAMPLE = 256_000_000  # bytes of all members
@@ -26,16 +27,21 @@ TEXTS = ("uid", "url", "page_url", "domain", "sha256", "licence", "legal_basis",
 
 
 class SampleFault(Exception):
-    """A sample that cannot be judged: the part that is wrong, and the reason in words."""
+    """A sample that cannot be judged.
+
+    Args:
+        value: The part that is wrong, for the ledger.
+        reason: What is wrong, in words.
+    """
 
     def __init__(self, value: str, reason: str) -> None:
-        """Keep the part for the ledger."""
+        """See the class for the arguments."""
         super().__init__(reason)
         self.value, self.reason = value, reason
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a ledger and without what a terminal would obey."""
+    """Return the first line of an error's message, at most 200 characters, all printable."""
     line = next(iter((str(error) or type(error).__name__).splitlines()), type(error).__name__)
     return "".join(letter if letter.isprintable() else "?" for letter in line)[:200]
 
@@ -44,19 +50,19 @@ def open_sample(key: Any, raw: bytes, digest: Any) -> Sample:
     """Check and decode one sample.
 
     Args:
-        key: From the index.
+        key: Its key in the index.
         raw: Its byte range of the tar.
-        digest: SHA-256 of that, from the index.
+        digest: SHA-256 of the byte range, from the index.
 
     Raises:
-        SampleFault: It is broken, outside of the limits, or would lead out of its folder.
+        SampleFault: The sample is broken, exceeds a limit, or has a name that is a path.
     """
     if not isinstance(key, str) or not key or len(key.encode()) > 80 or not key.isprintable() or set(key) & set("/.\\"):
         raise SampleFault("key", f"key {str(key)[:80]!r} is no plain name")
-    if hashlib.sha256(raw).hexdigest() != digest:
+    if bytes_sha256(raw) != digest:
         raise SampleFault("bytes", "its bytes are not those of the index")
-    members = _members(key, raw)
-    record = _record(members)
+    members = _read_members(key, raw)
+    record = _read_record(members)
     kinds = [kind for kind in IMAGES if kind in members]
     if len(kinds) != 1:
         raise SampleFault("image", f"holds {len(kinds)} images, should hold one")
@@ -65,40 +71,37 @@ def open_sample(key: Any, raw: bytes, digest: Any) -> Sample:
     return sample
 
 
-def _members(key: str, raw: bytes) -> dict[str, bytes]:
+def _read_members(key: str, raw: bytes) -> dict[str, bytes]:
     members = {}
     try:
         for name, start, size, plain in walk_sample(raw):
             stem, _, extension = name.partition(".")
+            shown = ascii(name[:80])
             if not plain:
-                raise SampleFault("member", f"member {_shown(name)} is a link, a folder or a device")
+                raise SampleFault("member", f"member {shown} is a link, a folder or a device")
             if stem != key or not extension or "/" in extension:
-                raise SampleFault("member", f"member {_shown(name)} has another name than its sample")
+                raise SampleFault("member", f"member {shown} has another name than its sample")
             if extension in members:
-                raise SampleFault("member", f"member {_shown(name)} occurs twice")
+                raise SampleFault("member", f"member {shown} occurs twice")
             members[extension] = raw[start : start + size]
     except UserError as error:
         raise SampleFault("tar", first_line(error)) from None
     return members
 
 
-def _shown(name: str) -> str:
-    return ascii(name[:80])
-
-
-def _constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
-def _record(members: dict[str, bytes]) -> dict[str, Any]:
+def _read_record(members: dict[str, bytes]) -> dict[str, Any]:
     raw = members.get("json")
     if raw is None:
         raise SampleFault("json", "has no json")
     if len(raw) > MAX_RECORD:
         raise SampleFault("json", f"its json has more than {MAX_RECORD} bytes")
     try:
-        record = json.loads(raw.decode("utf-8"), parse_constant=_constant)
-        if b"\\u" in raw:  # only so half a pair can come in, which no file of ours could hold
+        record = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        if b"\\u" in raw:  # only an escape can spell half a surrogate pair, which UTF-8 cannot store
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise SampleFault("json", f"its json cannot be read: {first_line(error)}") from None
@@ -114,27 +117,26 @@ def _record(members: dict[str, bytes]) -> dict[str, Any]:
 
 def _decode(sample: Sample) -> None:
     try:
-        if sample.content.startswith(b"\x89PNG"):  # Pillow shows a PNG whose end or checksums are missing
+        if sample.content.startswith(b"\x89PNG"):  # Pillow opens a PNG without its end or with wrong checksums
             with Image.open(io.BytesIO(sample.content), formats=["PNG"]) as image:
                 if image.width * image.height <= MAX_PIXELS:
                     image.verify()
         assert sample.pixels.size
-    except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
+    except Exception as error:  # Pillow raises many types on damaged and hostile files
         raise SampleFault("image", f"its image cannot be decoded: {first_line(error)}") from None
 
 
-def known(sample: Sample) -> dict[str, Any]:
-    """What the ledger says of a sample: columns of its schema, only of the right kinds."""
+def ledger_columns(sample: Sample) -> dict[str, Any]:
+    """Return the ledger's columns about a sample; values of a wrong type become None."""
     record, (height, width) = sample.record, sample.pixels.shape[:2]
     text = {name: record[name][:MAX_TEXT] if isinstance(record.get(name), str) else None for name in TEXTS}
     first = sample.captions[0]
-    uid = text["uid"] or link_uid(text["url"], text["page_url"], first["text"])
     return {
         "key": sample.key,
-        "uid": uid,
+        "uid": text["uid"] or link_uid(text["url"], text["page_url"], first["text"]),
         "width": width,
         "height": height,
         "bytes": len(sample.content),
-        "language": first["language"][:35],  # the longest that RFC 5646 has
+        "language": first["language"][:35],  # length of the longest tag of RFC 5646
         **{name: text[name] for name in ("url", "domain", "sha256", "licence", "legal_basis", "fetched_at")},
     }

@@ -1,7 +1,7 @@
-"""Stored pictures of strangers' shards mended: EXIF orientation, 16 bits, colour profiles, transparency, palettes.
+"""Vetting rule that repairs stored images: EXIF orientation, 16 bits, colour profiles, transparency, palettes.
 
-Our own shards need it not, since data_tools/download_shards.py does the same (samples/image_repair.py) before it
-stores a picture.
+Not needed for shards made by data_tools/download_shards.py, which repairs images (samples/image_repair.py) before it
+stores them.
 """
 
 from io import BytesIO
@@ -10,25 +10,26 @@ import numpy as np
 from PIL import Image
 
 from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
-from data_tools.vetting.vetting_rule import MAX_PIXELS, Finding, Sample, VettingRule
+from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.data.image_limits import MAX_PIXELS
 
 
 class RepairedImages(VettingRule):
-    """Changes each picture that is not upright, 8 bit and sRGB; list it first. A change needs --materialise."""
+    """Repairs each image that is not upright, 8 bit and sRGB; list it first. A repair needs --materialise."""
 
     name = "repaired_images"
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Mend where something is to be mended."""
-        return [self._mend(sample) for sample in samples]
+        """Repair the images that need it."""
+        return [self._repair(sample) for sample in samples]
 
-    def _mend(self, sample: Sample) -> Finding:
+    def _repair(self, sample: Sample) -> Finding:
         try:
             repaired = repair_image(sample.content, ImageRule(format="png", max_pixels=MAX_PIXELS))
         except ImageFault as fault:
             return Finding(fault.value, False, fault.reason)
         if not repaired.transforms:
             return Finding("sound")
-        told = ";".join(name for name in repaired.transforms if not name.startswith("encode:"))
+        repairs = ";".join(name for name in repaired.transforms if not name.startswith("encode:"))
         pixels = np.asarray(Image.open(BytesIO(repaired.content), formats=["PNG"]))
-        return Finding(told, pixels=pixels, transform=told)
+        return Finding(repairs, pixels=pixels, transform=repairs)

@@ -1,7 +1,7 @@
-"""What a vetting rule is: a question asked of samples in final shards, and the finding that answers it.
+"""Base classes of vetting rules: a rule judges samples of final shards, and each answer is a finding.
 
-A rule looks at a few samples at a time, in several processes; a ``DatasetRule`` also sees, once, what it measured
-of all samples (duplicates are found only so). Rules are named in a YAML list and built by their constructors.
+A rule sees a few samples at a time, in several processes. A ``DatasetRule`` decides after it has measured all samples,
+which is needed to find duplicates. A YAML list names the rules; their constructors take the settings.
 """
 
 import io
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-MAX_PIXELS = 89_000_000
+from leam_mm.data.image_limits import MAX_PIXELS
 
 
 @dataclass
@@ -22,9 +22,9 @@ class Sample:
     Args:
         key: Its name in the shards.
         record: Its json.
-        extension: Of the image: jpg, png or webp.
+        extension: Extension of the image: jpg, png or webp.
         content: The image file, as stored.
-        changed: Whether a rule changed ``pixels`` since.
+        changed: Whether a rule has changed ``pixels``.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Sample:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """The image, (H, W, 3) uint8, decoded when first asked for; not to be written into."""
+        """The image, (H, W, 3) uint8, read-only, decoded at first use."""
         image = Image.open(io.BytesIO(self.content), formats=["JPEG", "PNG", "WEBP"])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS} pixels")
@@ -45,7 +45,7 @@ class Sample:
 
     @cached_property
     def pdq(self) -> tuple[np.ndarray, int]:
-        """Perceptual hash of the pixels, 32 bytes, and its quality in [0, 100]; several rules want it."""
+        """Perceptual hash of the pixels, (32,) uint8, and its quality in [0, 100]; cached, as several rules use it."""
         from data_tools.vetting.perceptual_hash import pdq
 
         return pdq(self.pixels)
@@ -58,14 +58,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found of one sample.
+    """What a rule found in one sample.
 
     Args:
-        value: What was measured, in a few characters; it stands in the ledger.
+        value: What was measured, in a few characters, for the ledger.
         kept: Whether the sample stays.
-        reason: Why not, in words; empty where it stays.
-        evidence: What supports the finding: boxes, scores, the other key, the assertion.
-        record: Fields that the sample's json gets or replaces (``{"pdq": ...}``, ``{"captions": [...]}``).
+        reason: Why it does not stay, in words; else empty.
+        evidence: What supports the finding: boxes, scores, the key of a duplicate.
+        record: Fields to set in the sample's json (``{"pdq": ...}``, ``{"captions": [...]}``).
         pixels: The changed image, (H, W, 3) uint8, for later rules and for the final shard.
         transform: Name of that change, appended to ``transforms``.
     """
@@ -80,45 +80,45 @@ class Finding:
 
 
 class VettingRule:
-    """A question asked of every sample. Subclasses keep their settings in public attributes of plain types.
+    """Judges each sample. Subclasses keep their settings in public attributes of plain types.
 
-    ``name`` stands in the ledger's column ``rule``. Heavy things (networks, lists) are opened when first used, in the
+    ``name`` is written to the ledger's column ``rule``. Large objects (networks, lists) are opened at first use, in the
     process that uses them, and kept in attributes that begin with an underscore.
     """
 
     name = "rule"
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Answer for each sample, in order; rules are asked one after the other, and later ones see only what stays."""
+        """Return a finding for each sample, in order; rules run in sequence, and later ones see only what stays."""
         raise NotImplementedError
 
     def setting(self) -> dict[str, Any]:
-        """All that decides the answers; it goes into the fingerprint of the vetted shards."""
+        """Return all that decides the findings; it is part of the fingerprint of the vetted shards."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return {"rule": f"{type(self).__module__}.{type(self).__qualname__}", **public}
 
 
 class DatasetRule(VettingRule):
-    """A rule that decides when it has seen all samples: each gives a row of numbers first.
+    """Measures each sample first, and decides when all samples are measured.
 
-    A rule that looks for the same thing in several samples sets ``across``: with ``--against`` the samples of the
-    other data sets then come before our own. Their records say ``"against": True``. They stay whatever is answered:
-    of a group in which there is one of them, all of ours are to be dropped.
+    A rule that looks for duplicates sets ``across``: with ``--against`` the samples of the other data sets come before
+    our own, with ``"against": True`` in their records. They always stay; if a group of duplicates contains one of them,
+    all of our samples in the group must be dropped.
     """
 
     across = False
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Give (B, D) numbers of one dtype for B samples; D is the same for all."""
+        """Return (B, D) numbers of one dtype for B samples; D is the same for all calls."""
         raise NotImplementedError
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
-        """Answer for all N samples that the other rules kept, in the order of the shards.
+        """Return a finding for each of the N samples that the other rules kept, in the order of the shards.
 
         Args:
-            keys: N names.
-            records: N small dictionaries: ``uid``, ``url``, ``sha256``, ``width``, ``height``; ``against`` is True in
-                those of other data sets.
-            measured: (N, D), what ``measure`` gave.
+            keys: N keys.
+            records: N dictionaries with ``uid``, ``url``, ``sha256``, ``width``, ``height``; ``against`` is True for
+                samples of other data sets.
+            measured: (N, D), the results of ``measure``.
         """
         raise NotImplementedError
