@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 
-from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, part_names, run_jobs
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, part_names, run_jobs
 from data_tools.pages.crawl_rows import LINK_SCHEMA
 from data_tools.pages.warc_pages import archive_digest, folder_files
 from data_tools.work.ledger import LEDGER, SCHEMA
@@ -97,7 +97,7 @@ def find_jobs(settings: argparse.Namespace) -> list[CrawlJob]:
     return [CrawlJob(number, path) for number, path in enumerate(archives)]
 
 
-def open_work(output: Path, setting: CrawlSetting, jobs: list[CrawlJob]) -> Path:
+def open_work(output: Path, setting: PageSettings, jobs: list[CrawlJob]) -> Path:
     """Create the work folder, or go on in it if archives and settings are the same."""
     work = output.with_name(output.name + ".work")
     work.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def main(args: list[str] | None = None) -> None:
     settings = parse_arguments(args)
     begin = time.perf_counter()
     jobs = find_jobs(settings)
-    setting = CrawlSetting(
+    setting = PageSettings(
         agent=settings.agent_name,
         source=settings.source,
         base_url=settings.base_url,

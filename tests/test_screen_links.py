@@ -277,9 +277,8 @@ def test_memory_is_bounded_by_parts(server: Origins, tmp_path: Path, monkeypatch
     """The same bytes, whether all rows are held at once or a few at a time."""
     table = write_table(tmp_path, server.server_port)
     main(command(table, tmp_path / "large"))
-    monkeypatch.setattr(screen_links, "ASKED", 40)
+    monkeypatch.setattr(screen_links, "BUCKET_ROWS", 40)
     monkeypatch.setattr("data_tools.links.link_duplicates.ROWS", 50)
-    monkeypatch.setattr("data_tools.links.disk_buckets.HELD", 1)
     monkeypatch.setattr("data_tools.links.robots_screen.ROWS", 16)
     main(command(table, tmp_path / "small"))
     assert results(tmp_path / "large") == results(tmp_path / "small")

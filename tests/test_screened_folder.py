@@ -5,9 +5,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from data_tools.links import row_filters, screened_folder
+from data_tools.links import row_filters, screen_stages, screened_folder
 from data_tools.links.link_table import read_links
-from data_tools.links.screened_folder import counted
+from data_tools.links.screened_folder import largest_first
 from data_tools.screen_links import main
 from data_tools.work.ledger import read_ledger
 
@@ -28,11 +28,10 @@ def test_every_row_has_one_fate_whatever_the_parts(tmp_path: Path, monkeypatch: 
         tables[-1].write_text("\n".join(map(json.dumps, lines)))
     found = []
     for place, (chunk, span, held) in enumerate([(10_000, 10, 100_000), (10, 1, 3), (4, 3, 1)]):
-        for module in (row_filters, screened_folder):
+        for module in (row_filters, screen_stages, screened_folder):
             monkeypatch.setattr(module, "CHUNK", chunk)
-        monkeypatch.setattr("data_tools.screen_links.CHUNK", chunk)
-        monkeypatch.setattr("data_tools.screen_links.RANGE", chunk * span)
-        monkeypatch.setattr(screened_folder, "RANGE", chunk * span)
+        for module in (screen_stages, screened_folder):
+            monkeypatch.setattr(module, "RANGE", chunk * span)
         monkeypatch.setattr(screened_folder, "SORTED", held)
         output = tmp_path / f"screened{place}"
         main(["--table", *map(str, tables), "--output", str(output), "--processes", "1", "--skip-origins"])
@@ -48,4 +47,4 @@ def test_every_row_has_one_fate_whatever_the_parts(tmp_path: Path, monkeypatch: 
 
 
 def test_counts_are_told_by_size() -> None:
-    assert list(counted(Counter({"b": 2, "a": 2, "c": 5, "d": 1}), 3)) == ["c", "a", "b"]
+    assert list(largest_first(Counter({"b": 2, "a": 2, "c": 5, "d": 1}), 3)) == ["c", "a", "b"]

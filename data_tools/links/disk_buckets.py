@@ -1,12 +1,11 @@
-"""Rows parted into files by a number, so that a table of any length can be sorted or grouped one part at a time.
+"""Rows distributed over files by a number, so that a table of any length can be sorted or grouped one file at a time.
 
-Rows wait in memory until they are many and are then appended to the files they belong to, each time as one whole Arrow
-stream; a file is read as the sequence of its streams. What a killed program leaves behind is thrown away and made anew.
+Rows are collected in memory and appended to their files in large pieces, each piece a complete Arrow stream. A file is
+read as a sequence of streams.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -14,26 +13,25 @@ import numpy as np
 import pyarrow as pa
 
 from leam_mm.errors import UserError
+from leam_mm.files import atomic_folder
 
-HELD = 48 << 20  # bytes that wait in memory
+HELD = 48 << 20  # bytes that are collected in memory
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")
 
 
 class DiskBuckets:
-    """Writes rows into ``folder/NUMBER.arrows``; the folder appears under its name when all is written.
+    """Writes rows to ``folder/NUMBER.arrows``; the folder gets its name when the context ends without an error.
 
     Args:
-        folder: Where; what is there is replaced.
-        held: Bytes that wait in memory before they are parted.
+        folder: The folder; an existing one is replaced.
+        held: Bytes that are collected in memory before they are distributed.
     """
 
     def __init__(self, folder: Path, held: int = HELD) -> None:
-        """Make the folder beside its place."""
-        self.folder, self.held = folder, held
-        self._partial = folder.with_name(folder.name + ".partial")
-        for old in (self._partial, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        self._partial.mkdir(parents=True)
+        """Create a temporary folder; see the class for the arguments."""
+        self.held = held
+        self._context = ExitStack()
+        self._partial = self._context.enter_context(atomic_folder(folder))
         self._waiting: list[tuple[pa.Table, np.ndarray]] = []
         self._bytes = 0
 
@@ -45,16 +43,16 @@ class DiskBuckets:
         """Add rows.
 
         Args:
-            table: N rows, of the same columns every time.
-            bucket: (N,), number of the file of each row, from 0.
+            table: N rows, always with the same columns.
+            bucket: (N,) number of each row's file, from 0.
         """
         if table.num_rows:
             self._waiting.append((table, bucket))
             self._bytes += table.nbytes
             if self._bytes >= self.held:
-                self._part()
+                self._distribute()
 
-    def _part(self) -> None:
+    def _distribute(self) -> None:
         table = pa.concat_tables([table for table, _ in self._waiting])
         bucket = np.concatenate([bucket for _, bucket in self._waiting])
         self._waiting, self._bytes = [], 0
@@ -68,21 +66,20 @@ class DiskBuckets:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the folder its name; after an error leave it unfinished."""
-        if kind is None:
-            if self._waiting:
-                self._part()
-            os.replace(self._partial, self.folder)
+        """Write the remaining rows and rename the folder; after an error remove it."""
+        if kind is None and self._waiting:
+            self._distribute()
+        self._context.__exit__(kind, error, trace)
 
 
 def append_stream(file: pa.NativeFile, table: pa.Table) -> None:
-    """Write a table as one whole stream behind what is there."""
+    """Append a table to a file as one complete stream."""
     with pa.ipc.new_stream(file, table.schema, options=_OPTIONS) as writer:
         writer.write_table(table.combine_chunks())
 
 
 def read_bucket(folder: Path, number: int) -> Iterator[pa.Table]:
-    """Read a file's rows in the order they were written; nothing where no row went there.
+    """Yield the rows of a file in the order in which they were written; nothing if there are none.
 
     Raises:
         UserError: The file is damaged.
@@ -91,7 +88,7 @@ def read_bucket(folder: Path, number: int) -> Iterator[pa.Table]:
 
 
 def read_streams(path: Path) -> Iterator[pa.Table]:
-    """Read the streams of one file."""
+    """Yield the tables of all streams of a file."""
     if not path.exists():
         return
     try:
@@ -102,5 +99,5 @@ def read_streams(path: Path) -> Iterator[pa.Table]:
                     yield stream.read_all()
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): delete the work folder, start anew"
+            f"{path} is damaged ({str(error).splitlines()[0]}): delete the work folder and start again"
         ) from None

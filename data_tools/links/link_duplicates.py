@@ -1,7 +1,7 @@
-"""Find links that stand in a table several times: the first that passed all rules stays.
+"""Find links that occur in a table several times: the first that passed all rules stays.
 
-Links are compared by 128 bits of BLAKE2b of the address as it is asked for, parted on disk by their first bits, so that
-any number of them is compared a part at a time.
+Links are compared by a 128-bit BLAKE2b hash of the address that is fetched. They are grouped on disk by hash, and one
+group is compared at a time.
 """
 
 from pathlib import Path
@@ -11,21 +11,21 @@ import pyarrow as pa
 
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 
-ROWS = 500_000  # of which a bucket is made, on average
+ROWS = 500_000  # average number of rows in a bucket
 LINKS = pa.schema([("row", pa.int64()), ("link_hash", pa.binary(16)), ("uid", pa.string())])
 DUPLICATES = pa.schema([("row", pa.int64()), ("first", pa.string())])
 
 
 class LinkDuplicates:
-    """Collects links, then finds what they have twice.
+    """Collects links, then finds those that occur again.
 
     Args:
-        folder: For the parted links.
-        rows: How many there will be at most.
+        folder: Work folder for the grouped links.
+        rows: Largest number of links.
     """
 
     def __init__(self, folder: Path, rows: int) -> None:
-        """Open the buckets."""
+        """Open the buckets; see the class for the arguments."""
         self.folder, self.count = folder, -(-max(rows, 1) // ROWS)
         self._buckets = DiskBuckets(folder)
 
@@ -35,7 +35,7 @@ class LinkDuplicates:
         self._buckets.write(links, (high % np.uint64(self.count)).astype(np.int64))
 
     def find(self, output: DiskBuckets, rows_in_bucket: int) -> int:
-        """Write the duplicates, as in ``DUPLICATES``, parted by their place in the table; return their number."""
+        """Write the duplicates as in ``DUPLICATES``, grouped by row // ``rows_in_bucket``; return their number."""
         self._buckets.__exit__(None, None, None)
         total = 0
         for number in range(self.count):
@@ -55,7 +55,7 @@ class LinkDuplicates:
 
 
 def hash_pairs(column: pa.ChunkedArray) -> np.ndarray:
-    """(N, 2) uint64 of N hashes of 16 bytes, none of them empty."""
+    """Return N hashes of 16 bytes, none of them null, as (N, 2) uint64."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(array):
         return np.zeros((0, 2), np.uint64)
@@ -64,5 +64,5 @@ def hash_pairs(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def hash_numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """(N,) uint64: the first halves of N hashes."""
+    """Return the first halves of N hashes as (N,) uint64."""
     return hash_pairs(column)[:, 0]

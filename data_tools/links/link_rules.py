@@ -38,7 +38,7 @@ _UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
-class ScreenSetting:
+class LinkRuleSettings:
     """What decides; all of it goes into the fingerprint.
 
     Args:
@@ -99,7 +99,7 @@ class _Row:
 class LinkRules:
     """The rules, with their lists opened; one in each process."""
 
-    def __init__(self, setting: ScreenSetting) -> None:
+    def __init__(self, setting: LinkRuleSettings) -> None:
         """Open the lists."""
         self.setting = setting
         self.sources = LinkSources(Path(setting.sources) if setting.sources else None)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from leam_mm.data.image_limits import IMAGE_SUFFIXES
 from leam_mm.errors import UserError
 
 REQUIRED = ("url", "caption")
@@ -20,7 +21,6 @@ OPTIONAL = (
 )
 MAX_LINE = 1 << 24  # characters of a jsonl line
 BATCH = 10_000  # rows
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 def read_links(path: Path) -> pa.Table:

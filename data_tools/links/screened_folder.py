@@ -1,7 +1,7 @@
-"""Write what was decided of all links: a ledger in the order of the tables, the links that stay in the order to ask.
+"""Write the results of screening: a ledger in table order, and the links that stay in download order.
 
-Decisions of the earlier stages lie parted by the place of the row in the table; links are parted by their place in the
-order, and sorted a part at a time. Memory therefore does not grow with the table.
+Decisions of earlier stages are read in ranges of rows; links are grouped by their position in the download order and
+sorted one group at a time. Memory therefore does not grow with the table.
 """
 
 from collections import Counter
@@ -23,8 +23,8 @@ from data_tools.work.ledger import LEDGER, LedgerWriter
 
 STAGE = "screen_links"
 LINKS = "links.parquet"
-RANGE = 10 * CHUNK  # rows whose fates are in memory at a time
-SORTED = 100_000  # links sorted at a time, on average
+RANGE = 10 * CHUNK  # rows whose decisions are in memory at a time
+SORTED = 100_000  # average number of links sorted at a time
 DECISION = ("uid", "url", "domain", "licence", "legal_basis", "language")
 LINK = pa.schema([(name, pa.string()) for name in (*COLUMNS, "origin")])
 ORDERED = pa.schema([*LINK, ("position", pa.float64()), ("link_hash", pa.binary(16))])
@@ -32,11 +32,11 @@ ORDERED = pa.schema([*LINK, ("position", pa.float64()), ("link_hash", pa.binary(
 
 @dataclass
 class Counts:
-    """What became of the links.
+    """Numbers of links.
 
     Args:
-        dropped: Links by the rule that dropped them.
-        kept: Those that stay, by ``language``, ``legal_basis`` and ``licence``.
+        dropped: Dropped links by rule.
+        kept: Kept links by ``language``, ``legal_basis`` and ``licence``.
     """
 
     dropped: Counter[str] = field(default_factory=Counter)
@@ -46,30 +46,29 @@ class Counts:
 
 
 def write_decisions(
-    output: Path, chunks: Path, number_of_chunks: int, duplicates: Path, verdicts: Path, work: Path
+    output: Path, chunks: Path, number_of_chunks: int, duplicates: Path, by_row: Path, work: Path
 ) -> Counts:
-    """Write ``ledger.parquet`` and ``links.parquet`` into ``output``.
+    """Write ``ledger.parquet`` and ``links.parquet``.
 
     Args:
-        output: The folder.
-        chunks: Rows as data_tools/links/row_filters.py judged them.
-        number_of_chunks: Of them.
-        duplicates: Parted as in ``LinkDuplicates.find``.
-        verdicts: Folder with ``fates`` and ``places`` of data_tools/links/robots_screen.py, parted by row // ``RANGE``.
-        work: For the links on their way into order.
+        output: Folder of both files.
+        chunks: Folder of the rows that links/row_filters.py filtered.
+        number_of_chunks: Number of chunks.
+        duplicates: Folder of ``screen_stages.find_duplicates``.
+        by_row: Folder of ``screen_stages.group_by_row``: the decisions and positions of robots_screen.py.
+        work: Folder for the links while they are sorted.
     """
     counts = Counts()
-    places = sum(1 for _ in (verdicts / "places").iterdir())
-    parts = max(1, places * RANGE // SORTED)
+    ranges = sum(1 for _ in (by_row / "positions").iterdir())
+    parts = max(1, ranges * RANGE // SORTED)
     ordered = work / "ordered"
-    fates: _Fates | None = None
+    decisions: _RangeDecisions | None = None
     with LedgerWriter(output / LEDGER, STAGE) as ledger, DiskBuckets(ordered) as buckets:
         for number in range(number_of_chunks):
-            place = number * CHUNK // RANGE
-            if fates is None or fates.place != place:
-                fates = _Fates(place, duplicates, verdicts)
-            table = read_chunk(chunks, number)
-            decision, stays, links = fates.decide(table, number * CHUNK)
+            current = number * CHUNK // RANGE
+            if decisions is None or decisions.number != current:
+                decisions = _RangeDecisions(current, duplicates, by_row)
+            decision, stays, links = decisions.decide(read_chunk(chunks, number), number * CHUNK)
             ledger.write_table(decision)
             buckets.write(links, (links["position"].to_numpy() * parts).astype(np.int64))
             _count(counts, decision, stays)
@@ -84,13 +83,13 @@ def write_decisions(
     return counts
 
 
-class _Fates:
-    """Decisions about the rows of one range, found by row."""
+class _RangeDecisions:
+    """Decisions about the rows of one range, looked up by row."""
 
-    def __init__(self, place: int, duplicates: Path, verdicts: Path) -> None:
-        self.place = place
-        twice = pa.concat_tables([DUPLICATES.empty_table(), *read_bucket(duplicates, place)])
-        first = twice["first"].combine_chunks()
+    def __init__(self, number: int, duplicates: Path, by_row: Path) -> None:
+        self.number = number
+        repeated = pa.concat_tables([DUPLICATES.empty_table(), *read_bucket(duplicates, number)])
+        first = repeated["first"].combine_chunks()
         count = len(first)
         texts = {
             "rule": pa.array(["duplicate_link"] * count, pa.string()),
@@ -100,24 +99,29 @@ class _Fates:
             "consent": pa.nulls(count, pa.string()),
         }
         schema = pa.schema([("row", pa.int64()), *((name, pa.string()) for name in TEXTS)])
-        judged = [part.cast(schema) for part in read_bucket(verdicts / "fates", place)]
-        table = pa.table({"row": twice["row"], **texts}, schema=schema)
-        self.table = pa.concat_tables([table, *judged]).combine_chunks()
+        decided = [part.cast(schema) for part in read_bucket(by_row / "decisions", number)]
+        table = pa.table({"row": repeated["row"], **texts}, schema=schema)
+        self.table = pa.concat_tables([table, *decided]).combine_chunks()
         self.index = np.full(RANGE, -1, np.int64)
-        self.index[self.table["row"].to_numpy() - place * RANGE] = np.arange(self.table.num_rows)
+        self.index[self.table["row"].to_numpy() - number * RANGE] = np.arange(self.table.num_rows)
         self.position = np.full(RANGE, np.nan)
-        for part in read_bucket(verdicts / "places", place):
-            self.position[part["row"].to_numpy() - place * RANGE] = part["position"].to_numpy()
+        for part in read_bucket(by_row / "positions", number):
+            self.position[part["row"].to_numpy() - number * RANGE] = part["position"].to_numpy()
 
     def decide(self, table: pa.Table, first: int) -> tuple[pa.Table, np.ndarray, pa.Table]:
-        """Give the ledger's rows of a chunk, which of them stay, and the links that stay."""
-        begin = first - self.place * RANGE
+        """Return the ledger rows of a chunk, (N,) which of its rows stay, and the links that stay.
+
+        Args:
+            table: The chunk of N rows.
+            first: Number of its first row.
+        """
+        begin = first - self.number * RANGE
         index = self.index[begin : begin + table.num_rows]
-        fate = self.table.take(pa.array(index, mask=index < 0))
+        later = self.table.take(pa.array(index, mask=index < 0))
         position = self.position[begin : begin + table.num_rows]
         stays = ~np.isnan(position)
-        texts = {name: pc.coalesce(table[name], fate[name]) for name in ("rule", "value", "reason")}
-        texts["evidence"] = pc.coalesce(fate["evidence"], table["evidence"])
+        texts = {name: pc.coalesce(table[name], later[name]) for name in ("rule", "value", "reason")}
+        texts["evidence"] = pc.coalesce(later["evidence"], table["evidence"])
         missing = int((pc.is_null(texts["rule"]).to_numpy() != stays).sum())
         assert not missing, f"{missing} rows are neither kept nor dropped"
         decision = {name: table[name] for name in DECISION} | texts
@@ -126,13 +130,13 @@ class _Fates:
         links = (
             table.select([*COLUMNS, "origin", "link_hash"]).append_column("position", pa.array(position)).filter(mask)
         )
-        consent = _joined(links["consent"], fate["consent"].filter(mask))
+        consent = _joined(links["consent"], later["consent"].filter(mask))
         links = links.set_column(links.column_names.index("consent"), "consent", consent)
         return pa.table(decision), stays, links.select(ORDERED.names)
 
 
 def _joined(own: pa.ChunkedArray, origin: pa.ChunkedArray) -> pa.ChunkedArray:
-    """One JSON object of the page's and the origin's; the page's has no key ``origin`` and stands in sorted form."""
+    """Join two JSON objects into one; the page's has sorted keys and no key ``origin``."""
     empty = pc.or_kleene(pc.is_null(own), pc.equal(own, "{}"))
     both = pc.binary_join_element_wise(pc.utf8_slice_codeunits(own, 0, -1), pc.utf8_slice_codeunits(origin, 1), ", ")
     return pc.if_else(empty, origin, both)
@@ -143,11 +147,11 @@ def _count(counts: Counts, decision: pa.Table, stays: np.ndarray) -> None:
         if entry["values"] != "kept":
             counts.dropped[entry["values"]] += entry["counts"]
     kept = decision.filter(pa.array(stays))
-    for name, known in counts.kept.items():
+    for name, totals in counts.kept.items():
         for entry in pc.value_counts(kept[name]).to_pylist():
-            known[entry["values"] or ""] += entry["counts"]
+            totals[entry["values"] or ""] += entry["counts"]
 
 
-def counted(numbers: Counter[str], most: int = 1000) -> dict[str, Any]:
-    """The most frequent first; ties by name."""
+def largest_first(numbers: Counter[str], most: int = 1000) -> dict[str, Any]:
+    """Return the most frequent entries, the largest first; ties are ordered by name."""
     return dict(sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:most])

@@ -34,7 +34,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
-class CrawlSetting:
+class PageSettings:
     """What decides which links come out.
 
     Args:
@@ -83,7 +83,7 @@ def _left_out(work: Path, job: CrawlJob) -> dict[int, str]:
     return {int(number): why for number, why in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
-def crawl_part(work: Path, setting: CrawlSetting, job: CrawlJob, beat: Any) -> None:
+def crawl_part(work: Path, setting: PageSettings, job: CrawlJob, beat: Any) -> None:
     """Read one archive and write its part.
 
     Args:
@@ -131,13 +131,13 @@ def crawl_part(work: Path, setting: CrawlSetting, job: CrawlJob, beat: Any) -> N
     _write(done, {name: dict(found) for name, found in counts.items()} | {"broken": broken})
 
 
-def _pages(setting: CrawlSetting, job: CrawlJob) -> Iterator[Page]:
+def _pages(setting: PageSettings, job: CrawlJob) -> Iterator[Page]:
     if job.files:
         return folder_pages(job.path, list(job.files), setting.base_url, setting.max_page_bytes)
     return warc_pages(job.path, setting.max_page_bytes)
 
 
-def _outcome(page: Page, setting: CrawlSetting, left_out: dict[int, str]) -> PageReading | PageRefused:
+def _outcome(page: Page, setting: PageSettings, left_out: dict[int, str]) -> PageReading | PageRefused:
     if page.refused is not None:
         return page.refused
     if page.number in left_out:
@@ -168,7 +168,7 @@ def _count(counts: dict[str, Counter[str]], outcome: PageReading | PageRefused, 
 class _Worker:
     """A process and the job it is at."""
 
-    def __init__(self, work: Path, setting: CrawlSetting) -> None:
+    def __init__(self, work: Path, setting: PageSettings) -> None:
         self.beat = _SPAWN.RawArray("d", 3)
         self.connection, other = _SPAWN.Pipe()
         self.process = _SPAWN.Process(target=_serve, args=(work, setting, other, self.beat), daemon=True)
@@ -188,7 +188,7 @@ class _Worker:
         return since > 0 and time.monotonic() - since > seconds
 
 
-def _serve(work: Path, setting: CrawlSetting, connection: Connection, beat: Any) -> None:
+def _serve(work: Path, setting: PageSettings, connection: Connection, beat: Any) -> None:
     vote(["warm"])  # opens the language models, whose time is not the first page's
     while True:
         try:
@@ -204,7 +204,7 @@ def _serve(work: Path, setting: CrawlSetting, connection: Connection, beat: Any)
             connection.send(f"{job.path}: {str(error).splitlines()[0]}")
 
 
-def run_jobs(work: Path, setting: CrawlSetting, jobs: list[CrawlJob], processes: int, page_seconds: float) -> None:
+def run_jobs(work: Path, setting: PageSettings, jobs: list[CrawlJob], processes: int, page_seconds: float) -> None:
     """Read all archives whose parts are not there yet.
 
     Args:

@@ -22,7 +22,7 @@ from toys.warc import WarcFile
 
 from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import make_scene
-from data_tools.pages.crawl_jobs import CrawlJob, CrawlSetting, crawl_part, part_names
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_names
 from leam_mm.errors import run
 
 LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
@@ -79,7 +79,7 @@ def main(args: list[str] | None = None) -> list[Path]:
         with WarcFile(path) as file:
             for number in range(settings.pages):
                 file.add(f"https://site{number % 50}.example/page/{number}", make_page(number))
-        job, setting = CrawlJob(0, path), CrawlSetting("leam_mm")
+        job, setting = CrawlJob(0, path), PageSettings("leam_mm")
 
         def ours() -> None:
             crawl_part(work, setting, job, [0.0, 0.0, 0.0])
