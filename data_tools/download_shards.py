@@ -49,7 +49,7 @@ from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.samples.image_repair import RESIZE_MODES, ImageRule
 from data_tools.samples.sample_record import sample_record
-from data_tools.withdrawal.shard_withdrawal import carry_evidence
+from data_tools.samples.tombstones import copy_evidence
 from data_tools.work.ledger import LEDGER, LedgerWriter, evidence_text
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
@@ -204,7 +204,7 @@ def write_shards(
                 f"--retry-failed, or delete {output}.work to fetch anew"
             )
         write_seal(writer.partial, seal)
-        carry_evidence(output, writer.partial)
+        copy_evidence(output, writer.partial)
     failed_ledger.unlink(missing_ok=True)
     return kept, merkle_root(writer.entries)
 

@@ -10,7 +10,8 @@ import pytest
 from toys.images import blank_png
 from toys.shards import Members, complete_sample, write_samples
 
-from data_tools.check_shards import check_folder, main
+from data_tools.check_shards import main
+from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter
 from leam_mm.errors import UserError
 
@@ -44,7 +45,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no tar": (lambda f: (f / "00000.tar").unlink(), "is missing"),
     "no index": (lambda f: (f / "00000.index.parquet").unlink(), "is missing"),
     "other index": (lambda f: (f / "00000.index.parquet").write_bytes((f / "00001.index.parquet").read_bytes()), "fit"),
-    "stray tar": (lambda f: (f / "00009.tar").write_bytes(b""), "not named in"),
+    "stray tar": (lambda f: (f / "00009.tar").write_bytes(b""), "not listed in"),
 }
 
 
@@ -115,7 +116,7 @@ def test_latents_must_be_finite(tmp_path: Path) -> None:
         return found | {"json": complete_sample()["json"]}
 
     assert check_folder(write_samples(tmp_path / "a", [latent(0.5)]))[1].faults == []
-    assert "not finite" in check_folder(write_samples(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
+    assert "NaN or infinite" in check_folder(write_samples(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
 
 
 def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -19,8 +19,8 @@ from toys.recipes import ROOT
 from toys.servers import Server
 
 from data_tools import download_shards
-from data_tools.check_shards import check_folder
 from data_tools.download_shards import main
+from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

@@ -13,8 +13,8 @@ import pytest
 from toys.images import encoded_image, soft_image
 from toys.recipes import ROOT
 
-from data_tools.check_shards import check_folder
 from data_tools.gather_folder import AGREEMENT, links_of, list_files, main, open_source, stage
+from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

@@ -13,10 +13,11 @@ from toys.published import withdraw, write_published
 from toys.recipes import ROOT
 
 from data_tools import check_shards
-from data_tools.sample_search import ask, build, main, parent_domains
+from data_tools.sample_search import main
 from data_tools.vetting.perceptual_hash import hamming
+from data_tools.withdrawal.sample_lookup import build_index, look_up, parent_domains
 from data_tools.withdrawal.sample_selector import Selection, Selector
-from data_tools.withdrawal.search_index import IndexWriter, SearchIndex
+from data_tools.withdrawal.search_index import SearchIndex, write_index
 from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
@@ -36,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
             for n in range(4)
         )
-    build([folder], [dropped], folder.parent / "index")
+    build_index([folder], [dropped], folder.parent / "index")
     return folder
 
 
@@ -53,7 +54,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_are_those_of_a_walk(kind: str, value: str, shards: Path) -> None:
     selection = Selection([Selector(kind, value)])
     expected = [key for key, members in read_samples(shards) if selection.match(members)]
-    answer = ask(SearchIndex(shards.parent / "index"), kind, value, limit=100)
+    answer = look_up(SearchIndex(shards.parent / "index"), kind, value, limit=100)
     assert [row["key"] for row in answer.rows] == expected and answer.count == len(expected)
 
 
@@ -63,7 +64,7 @@ def test_pictures_are_those_of_a_walk(number: int, radius: int, shards: Path, tm
     (tmp_path / "copy.jpg").write_bytes(encoded_image(soft_image(number), "JPEG", quality=90))
     selection = Selection([Selector("image", str(tmp_path / "copy.jpg"), radius)])
     expected = [key for key, members in read_samples(shards) if selection.match(members)]
-    answer = ask(SearchIndex(shards.parent / "index"), "image", str(tmp_path / "copy.jpg"), radius, limit=100)
+    answer = look_up(SearchIndex(shards.parent / "index"), "image", str(tmp_path / "copy.jpg"), radius, limit=100)
     assert sorted(row["key"] for row in answer.rows) == expected
     assert radius != 31 or bool(expected) is (number < 60)
 
@@ -77,7 +78,7 @@ def test_nearest_hashes_are_exact(tmp_path: Path) -> None:
         bits = np.unpackbits(query[place % 2])
         bits[generator.choice(256, distance, replace=False)] ^= 1
         codes[place] = np.packbits(bits)
-    with IndexWriter(tmp_path / "index", []) as writer:
+    with write_index(tmp_path / "index", []) as writer:
         for number, code in enumerate(codes):
             if number != 7:
                 writer.add({"key": str(number)}, {}, code.tobytes())
@@ -88,7 +89,7 @@ def test_nearest_hashes_are_exact(tmp_path: Path) -> None:
     for radius in (0, 31, 33):
         expected = [(int(distances[row]), row) for row in np.flatnonzero(distances <= radius) if row != 7]
         assert index.near(query, radius) == sorted(expected)
-    assert index.told(65_536)["key"] == "65536"
+    assert index.row(65_536)["key"] == "65536"
 
 
 def test_links_that_were_dropped_are_known_with_their_rule(shards: Path, capsys: pytest.CaptureFixture) -> None:
@@ -97,7 +98,7 @@ def test_links_that_were_dropped_are_known_with_their_rule(shards: Path, capsys:
     assert "not used, dropped by screen: robots" in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         main(["ask", "--index", str(index), "--domain", "gone2.example"])
-    assert ended.value.code == 1 and "not found; 62 rows looked through" in capsys.readouterr().out
+    assert ended.value.code == 1 and "not found; 62 rows searched" in capsys.readouterr().out
 
 
 def test_check_shards_answers_from_the_index_of_this_state(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -106,9 +107,9 @@ def test_check_shards_answers_from_the_index_of_this_state(tmp_path: Path, capsy
     (tmp_path / "other.png").write_bytes(encoded_image(soft_image(40)))
     check_shards.main([str(folder), "--contains", str(tmp_path / "seen.jpg")])
     said = capsys.readouterr().out
-    assert "is missing: built first" in said and "used: sample 0000004" in said and "bits differ" in said
+    assert "is missing: building it" in said and "used: sample 0000004" in said and "bits differ" in said
     check_shards.main([str(folder), "--contains", "https://img.site4.example/4.png"])
-    assert "built" not in capsys.readouterr().out
+    assert "building" not in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
         check_shards.main([str(folder), "--contains", str(tmp_path / "other.png")])
     assert ended.value.code == 1 and "not found" in capsys.readouterr().out
@@ -123,12 +124,12 @@ def test_what_cannot_be_answered_says_so(tmp_path: Path, shards: Path) -> None:
     program = [sys.executable, str(ROOT / "data_tools/sample_search.py"), "ask", "--sha256", "00", "--index"]
     ended = subprocess.run([*program, str(shards.parent / "index")], capture_output=True, text=True)
     assert ended.returncode == 2 and "64 hex digits" in ended.stderr
-    with pytest.raises(UserError, match="is no search index"):
+    with pytest.raises(UserError, match="is not a search index"):
         SearchIndex(tmp_path)
     (tmp_path / "search.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(UserError, match="is no search index"):
+    with pytest.raises(UserError, match="is not a search index"):
         SearchIndex(tmp_path)
-    with pytest.raises(UserError, match="is no file, no address"):
+    with pytest.raises(UserError, match="is not a file, an address"):
         check_shards.main([str(shards), "--contains", "absent.jpg"])
 
 

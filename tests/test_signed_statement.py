@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from data_tools.signed_statement import main, make_key, read_private_key, read_public_key, sign_file, verify_file
+from data_tools.signed_statement import main
+from data_tools.work.signature import make_key, read_private_key, read_public_key, sign_file, verify_file
 from leam_mm.errors import UserError
 
 
@@ -56,7 +57,7 @@ def test_every_change_is_noticed(signed: tuple[Path, Path], tmp_path: Path) -> N
     cases = {
         "was changed": good | {"signature": base64.b64encode(flipped).decode()},
         "only Ed25519": good | {"algorithm": "none"},
-        "no signature": {"algorithm": "Ed25519"},
+        "not a signature": {"algorithm": "Ed25519"},
         "was made with the key": good | {"public_key_sha256": "0" * 64},
     }
     for word, content in cases.items():
@@ -77,9 +78,9 @@ def test_keys_are_not_overwritten_and_must_be_keys(tmp_path: Path) -> None:
     make_key(tmp_path / "lab.pem")
     with pytest.raises(UserError, match="exists already"):
         make_key(tmp_path / "lab.pem")
-    with pytest.raises(UserError, match="no secret Ed25519 key"):
+    with pytest.raises(UserError, match="not a secret Ed25519 key"):
         read_private_key(tmp_path / "lab.pem.pub")
-    with pytest.raises(UserError, match="no public key"):
+    with pytest.raises(UserError, match="not a public key"):
         read_public_key(tmp_path / "lab.pem")
     with pytest.raises(UserError, match="cannot be read"):
         read_private_key(tmp_path / "absent")

@@ -13,7 +13,7 @@ from toys.images import soft_jpeg
 from toys.shards import Members, small_sample, write_samples
 from toys.vetting import file_digests, read_ledger, vet
 
-from data_tools.check_shards import check_folder
+from data_tools.samples.shard_check import check_folder
 from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.shard_index import ShardFolder, read_samples
 

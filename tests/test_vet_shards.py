@@ -16,8 +16,8 @@ from toys.shards import Members, small_sample, write_samples
 from toys.vetting import file_digests, hostile_samples, read_ledger, vet, write_hostile, write_rules
 from toys.vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
-from data_tools.check_shards import check_folder
 from data_tools.samples.image_repair import encode_image
+from data_tools.samples.shard_check import check_folder
 from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples

@@ -17,12 +17,12 @@ from toys.images import encoded_image, soft_image
 from toys.published import derived_from, keys_of, withdraw, write_published
 from toys.recipes import ROOT
 
-from data_tools.check_shards import check_folder
 from data_tools.links.blocklists import DigestList
-from data_tools.signed_statement import make_key
+from data_tools.samples.shard_check import check_folder
 from data_tools.vetting.hash_lists import read_hashes
 from data_tools.withdrawal.shard_withdrawal import staging
 from data_tools.work.ledger import LEDGER, read_ledger
+from data_tools.work.signature import make_key
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
@@ -35,7 +35,7 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "4 of 23 samples" in said and "0000013" in said and "dry run" in said
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     withdraw("--shards", folder, "--domain", "elsewhere.example", "--apply", "--unsigned")
-    assert "no sample fits" in capsys.readouterr().out
+    assert "no sample matches" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -80,7 +80,7 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     assert len((lists / "withdrawn.pdq").read_text().split()) == 2
 
     withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
-    assert "no sample fits" in capsys.readouterr().out
+    assert "no sample matches" in capsys.readouterr().out
     withdraw(
         "--shards",
         folder,
@@ -104,7 +104,7 @@ def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
     file = folder / "withdrawals/0001.json"
     with pytest.raises(UserError, match="was made with the key"):
         withdraw("--shards", folder, "--verify", file, "--public-key", tmp_path / "other.pem.pub")
-    from data_tools.signed_statement import read_private_key, sign_file
+    from data_tools.work.signature import read_private_key, sign_file
 
     good = json.loads(file.read_text())
     for change, word in (
@@ -195,7 +195,7 @@ def test_all_samples_are_refused_and_so_is_damage(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sample 0000005 is damaged"):
         withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
     for args, word in (
-        (["--domain", "localhost"], "no domain"),
+        (["--domain", "localhost"], "is not a domain"),
         (["--sha256", "12"], "64 hex digits"),
         (["--url", " "], "is empty"),
         ([], "nothing to look for"),

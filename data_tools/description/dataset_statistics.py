@@ -21,7 +21,8 @@ from rich.progress import track
 
 from data_tools.description.decision_flow import Flow, account, identity, numbers, own_ledgers, read_flow
 from data_tools.links.blocklists import registrable_domain
-from data_tools.withdrawal.sample_selector import IMAGES, host_of
+from data_tools.withdrawal.sample_selector import host_of
+from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 
@@ -71,7 +72,7 @@ class Tally:
         """Count one sample of a folder."""
         try:
             record = json.loads(members["json"])
-            extension = next((name for name in IMAGES if name in members), "none")
+            extension = next((name for name in MEMBER_EXTENSIONS if name in members), "none")
             content = members.get(extension, b"")
             self._texts(record["captions"])
             host = str(record.get("domain") or host_of(record.get("url")))

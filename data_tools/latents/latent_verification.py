@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_tools.check_shards import check_folder
 from data_tools.latents.latent_encoder import LatentEncoder, Sample
 from data_tools.latents.latent_jobs import Part, read_rows
+from data_tools.samples.shard_check import check_folder
 from leam_mm.codec_module import signed
 from leam_mm.data.array_format import read_array
 from leam_mm.data.latent_members import LATENT

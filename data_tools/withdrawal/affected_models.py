@@ -1,8 +1,8 @@
-"""Which trainings and releases had certain samples in their data, and whether they had drawn them already.
+"""Find the checkpoints and releases whose training data held certain samples, and whether they were drawn.
 
-A checkpoint names the Merkle roots of its data and how many samples it saw; the order of samples is a pure function of
-(manifest, seed, n). So it can be said, not only that a data set contained a sample, but how often a training drew it.
-A model that was built on an affected one (a frozen encoder or codec, weights to start from) is affected, too.
+A checkpoint names the Merkle roots of its data and the number of samples it saw, and the order of samples is a pure
+function of (manifest, seed, n). From these follows not only whether the data contained a sample, but how often training
+drew it. A model built on an affected one (a frozen encoder or codec, pretrained weights) is affected as well.
 """
 
 import json
@@ -20,19 +20,19 @@ from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 RELEASE = "leam_mm_release.json"
-MOST_STEPS = 3_000_000  # of a mixture's or of buckets' order, which has no inverse and is walked
+MOST_STEPS = 3_000_000  # samples of a mixture or of buckets, whose order has no inverse and is replayed
 MOST_EPOCHS = 1000
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a sample lies, before it goes.
+class Position:
+    """Position of a sample before its withdrawal.
 
     Args:
         root: Merkle root of its shard folder.
         path: The folder.
         shard: Number of the shard.
-        row: Place in it.
+        row: Row in the shard.
     """
 
     root: str
@@ -46,13 +46,13 @@ class Model:
     """A checkpoint or release as its own evidence describes it.
 
     Args:
-        name: Place below the scanned folder.
+        name: Path below the searched folder.
         kind: ``checkpoint`` or ``release``.
-        sha256: Of the checkpoints in it.
-        roots: Merkle roots of the data it was trained on, by the name of the folder then.
-        samples_seen: In training, or None where it does not say.
+        sha256: Digests of its checkpoints.
+        roots: Merkle roots of its training data, by the name of the folder at that time.
+        samples_seen: Samples seen in training, or None if not recorded.
         built_on: Digests of the models it was built on.
-        config: Resolved config of the training; empty of a release.
+        config: Resolved config of the run; empty for a release.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Model:
 
 
 def models_below(folder: Path) -> tuple[list[Model], list[str]]:
-    """All checkpoints and releases below a folder, and those files that look like one and cannot be read."""
+    """Return all checkpoints and releases below a folder, and the names of those that cannot be read."""
     if not folder.is_dir():
-        raise UserError(f"--runs {folder}: no such folder; give the one that holds the runs and releases")
+        raise UserError(f"--runs {folder} does not exist: give the folder that holds the runs and releases")
     models, unreadable = [], []
     for path in sorted([*folder.rglob("*.ckpt"), *folder.rglob(RELEASE)]):
         name = path.relative_to(folder).as_posix()
@@ -82,7 +82,7 @@ def _checkpoint(path: Path, name: str) -> Model:
     evidence = read_checkpoint(path)[EVIDENCE]
     config = yaml.safe_load(evidence["config"])
     built_on = [str(part["sha256"]) for part in _parts(evidence) if part.get("sha256")]
-    roots = {str(place): str(root) for place, root in evidence["data"].items()}
+    roots = {str(name): str(root) for name, root in evidence["data"].items()}
     return Model(name, "checkpoint", [file_sha256(path)], roots, evidence.get("samples_seen"), built_on, config)
 
 
@@ -94,26 +94,26 @@ def _release(path: Path, name: str) -> Model:
 
 
 def _parts(evidence: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Descriptions of the models that a training used: frozen ones, and the weights it began with."""
+    """Yield the descriptions of the models that a run used: frozen parts, and the weights it started from."""
     found = [*(evidence.get("frozen") or {}).values(), evidence.get("pretrained")]
     return [part for part in found if isinstance(part, dict)]
 
 
-def affected(models: list[Model], places: list[Place], earlier: set[str]) -> list[dict[str, Any]]:
-    """Say which models were trained on the samples, or on what was.
+def affected(models: list[Model], positions: list[Position], earlier: set[str]) -> list[dict[str, Any]]:
+    """Describe the models that were trained on the samples, or built on a model that was.
 
     Args:
-        models: Of `models_below`.
-        places: Of the samples, in every folder that holds them.
-        earlier: Merkle roots of earlier states of those folders, which held them, too, at places no longer known.
+        models: Models from ``models_below``.
+        positions: Positions of the samples in every folder that holds them.
+        earlier: Merkle roots of earlier states of those folders, in which the positions are unknown.
 
     Returns:
         For each affected model: name, kind, sha256, data (roots that held the samples), samples_seen, and ``drawn``:
-        ``yes`` with times and the first, ``no``, or ``not known`` with the reason.
+        ``yes`` with the number of times and the first index, ``no``, or ``not known`` with the reason.
     """
-    by_root: dict[str, list[Place]] = {}
-    for place in places:
-        by_root.setdefault(place.root, []).append(place)
+    by_root: dict[str, list[Position]] = {}
+    for position in positions:
+        by_root.setdefault(position.root, []).append(position)
     touched: dict[str, dict[str, Any]] = {}
     tainted: set[str] = set()
     for model in models:
@@ -122,7 +122,7 @@ def affected(models: list[Model], places: list[Place], earlier: set[str]) -> lis
             touched[model.name] = _entry(model, roots) | _drawn(model, by_root, earlier)
             tainted |= set(model.sha256)
     grown = True
-    while grown:  # a generator on an encoder, a release of that generator, a fine-tuning of it
+    while grown:  # transitively: a generator built on an encoder, a fine-tuned version of it, a release of that
         grown = False
         for model in models:
             shared = tainted & {*model.built_on, *model.sha256}
@@ -135,17 +135,12 @@ def affected(models: list[Model], places: list[Place], earlier: set[str]) -> lis
 
 
 def _entry(model: Model, roots: list[str]) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "kind": model.kind,
-        "sha256": model.sha256,
-        "data": roots,
-        "samples_seen": model.samples_seen,
-    }
+    names = {"name": model.name, "kind": model.kind, "sha256": model.sha256}
+    return names | {"data": roots, "samples_seen": model.samples_seen}
 
 
-def _drawn(model: Model, by_root: dict[str, list[Place]], earlier: set[str]) -> dict[str, Any]:
-    """How often a training drew the samples until its checkpoint."""
+def _drawn(model: Model, by_root: dict[str, list[Position]], earlier: set[str]) -> dict[str, Any]:
+    """Return how often training drew the samples before the checkpoint was written."""
     if model.kind == "release":
         return {"drawn": "not known", "reason": "a release tells what its data contained; see its checkpoints"}
     if set(model.roots.values()) & earlier - set(by_root):
@@ -164,8 +159,8 @@ def _drawn(model: Model, by_root: dict[str, list[Place]], earlier: set[str]) -> 
     return answer
 
 
-def _plan(model: Model, by_root: dict[str, list[Place]]) -> tuple[SamplePlan, set[tuple[int, int, int]]]:
-    """The training's order, and the samples in its terms: folder, shard, row."""
+def _plan(model: Model, by_root: dict[str, list[Position]]) -> tuple[SamplePlan, set[tuple[int, int, int]]]:
+    """Return the order of samples in the run, and the searched samples as (folder, shard, row) of it."""
     settings = (model.config.get("data") or {}).get("init_args") or {}
     train, seed = settings.get("train"), settings.get("seed")
     if train is None or not isinstance(seed, int):
@@ -180,16 +175,16 @@ def _plan(model: Model, by_root: dict[str, list[Place]]) -> tuple[SamplePlan, se
     numbers = {reader.folder.merkle_root: number for number, reader in enumerate(plan.readers)}
     if set(numbers) != set(model.roots.values()):
         raise UserError("the folders that its config names hold other data now")
-    found = [place for root, places in by_root.items() if root in numbers for place in places]
-    return plan, {(numbers[place.root], place.shard, place.row) for place in found}
+    found = [each for root, positions in by_root.items() if root in numbers for each in positions]
+    return plan, {(numbers[each.root], each.shard, each.row) for each in found}
 
 
-def _where(path: str, model: Model, by_root: dict[str, list[Place]]) -> Path:
-    """The folder of a training as it lies now: where it was, or where the samples were found under the same root."""
+def _where(path: str, model: Model, by_root: dict[str, list[Position]]) -> Path:
+    """Return the current path of a run's data folder: its recorded path, or a searched folder with the same root."""
     wanted = {root for name, root in model.roots.items() if name == path or name.startswith(path.rstrip("/") + "/")}
     for root in wanted:
-        for place in by_root.get(root, []):
-            return place.path if model.roots.get(path) == root else place.path.parent
+        for found in by_root.get(root, []):
+            return found.path if model.roots.get(path) == root else found.path.parent
     try:
         if ShardFolder(path).merkle_root in wanted:
             return Path(path)
@@ -199,7 +194,7 @@ def _where(path: str, model: Model, by_root: dict[str, list[Place]]) -> Path:
 
 
 def _count(plan: SamplePlan, wanted: set[tuple[int, int, int]], seen: int) -> dict[tuple[int, int, int], list[int]]:
-    """How often each of the samples is among the first ``seen``, and when first."""
+    """Return, for each sample among the first ``seen``, how often it occurs and its first index."""
     times: dict[tuple[int, int, int], list[int]] = {}
     if len(plan.readers) == 1 and plan.buckets is None:
         order = plan.orders[0]
@@ -207,15 +202,15 @@ def _count(plan: SamplePlan, wanted: set[tuple[int, int, int]], seen: int) -> di
         if epochs > MOST_EPOCHS:
             raise UserError(f"{epochs} epochs are more than are walked here ({MOST_EPOCHS})")
         for epoch in range(epochs):
-            for place in wanted:
-                index = order.index_of(epoch, place[1], place[2])
+            for position in wanted:
+                index = order.index_of(epoch, position[1], position[2])
                 if index < seen:
-                    times.setdefault(place, [0, index])[0] += 1
+                    times.setdefault(position, [0, index])[0] += 1
         return times
     if seen > MOST_STEPS:
         raise UserError(f"{seen} samples of a mixture are more than are walked here ({MOST_STEPS})")
     for index in range(seen):
-        place = plan.locate(index)
-        if place in wanted:
-            times.setdefault(place, [0, index])[0] += 1
+        position = plan.locate(index)
+        if position in wanted:
+            times.setdefault(position, [0, index])[0] += 1
     return times

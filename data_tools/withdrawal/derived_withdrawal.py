@@ -1,7 +1,7 @@
-"""Samples of a withdrawal in the folders themselves and in what was made from them: keep-lists, latents, embeddings.
+"""Find the samples of a withdrawal in shard folders and in folders derived from them: keep-lists, latents, embeddings.
 
-A derived folder says in its own files of which shards it was made, by their Merkle root; where that is one of the
-shards that are searched, now or before an earlier withdrawal, the keys are the same samples.
+A derived folder names the Merkle root of the shards it was made from. If that is the root of a searched folder, now or
+before an earlier withdrawal, equal keys are the same samples.
 """
 
 import json
@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import track
 
+from data_tools.samples.tombstones import withdrawn_keys
 from data_tools.withdrawal.sample_selector import copies_hash
 from data_tools.withdrawal.shard_withdrawal import (
     Withdrawn,
-    dead_keys,
     earlier_roots,
     link_rest,
     shard_folders,
@@ -35,14 +35,14 @@ LINEAGE = {"encoding.json": "encode_latents", "embedding.json": "embed_shards"}
 
 @dataclass(frozen=True)
 class Origin:
-    """Shards that others were made from.
+    """A searched shard folder, from which other folders were derived.
 
     Args:
-        folder: Where they lie.
-        root: Their Merkle root before this withdrawal.
-        roots: That one, and the earlier ones.
-        keys: Of all samples that go or went.
-        gone: The samples that go.
+        folder: The folder.
+        root: Its Merkle root before this withdrawal.
+        roots: Its current and earlier Merkle roots.
+        keys: Keys of all samples withdrawn now or earlier.
+        gone: The samples to withdraw now.
     """
 
     folder: Path
@@ -53,30 +53,30 @@ class Origin:
 
     @classmethod
     def of(cls, folder: Path, gone: list[Withdrawn]) -> "Origin":
-        """Describe shards that were searched."""
+        """Describe a shard folder that was searched."""
         now = [part.merkle_root for _, part in shard_folders(folder)]
-        keys = dead_keys(folder) | {sample.key for sample in gone}
+        keys = withdrawn_keys(folder) | {sample.key for sample in gone}
         return cls(folder, now[0], frozenset([*now, *earlier_roots(folder)]), frozenset(keys), tuple(gone))
 
     def match(self, key: str, members: dict[str, bytes]) -> list[str]:
-        """Whether a derived sample was made from one that goes."""
+        """Return a reason if a derived sample was made from a withdrawn one."""
         return ["made from the sample"] if key in self.keys else []
 
     def changes(self, derived: Path) -> bool:
-        """Whether a keep-list must follow, although it names none of the samples: its shards get another name."""
+        """Return whether a derived keep-list must be rewritten because the Merkle root of its shards changes."""
         return is_keep_list(derived) and bool(self.gone)
 
 
 def is_keep_list(folder: Path) -> bool:
-    """Whether a folder holds a keep-list and no shards."""
+    """Return whether a folder holds a keep-list and no shards."""
     return (folder / KEEP).is_file() and not (folder / "manifest.jsonl").is_file()
 
 
 def origin_of(derived: Path, sources: list[Origin]) -> Origin:
-    """The shards that a derived folder was made from.
+    """Return the searched folder from which a derived folder was made.
 
     Raises:
-        UserError: It does not say so, or it was made from others.
+        UserError: The derived folder does not name its shards, or was made from others.
     """
     kept = read_keep_list(derived) if is_keep_list(derived) else None
     if kept is not None:
@@ -88,7 +88,7 @@ def origin_of(derived: Path, sources: list[Origin]) -> Origin:
         try:
             wanted = str(json.loads((derived / name).read_text("utf-8"))["shards"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{derived / name} does not say what it was made from: run {LINEAGE[name]} again") from None
+            raise UserError(f"{derived / name} does not name its shards: run {LINEAGE[name]} again") from None
     for source in sources:
         if wanted in source.roots or wanted.partition("+")[0] in source.roots:
             if kept is not None and wanted != source.root:
@@ -98,14 +98,14 @@ def origin_of(derived: Path, sources: list[Origin]) -> Origin:
 
 
 def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) -> tuple[list[Withdrawn], int]:
-    """Walk a folder and gather the samples that are meant.
+    """Find the selected samples of a folder.
 
     Args:
-        folder: Shard folder, keep-list, or the folder above those of the shapes.
-        matches: Reasons for (key, members); none keeps the sample.
+        folder: Shard folder, keep-list, or the folder above those of the image shapes.
+        matches: Returns the reasons why (key, members) is selected; none keeps the sample.
 
     Returns:
-        The samples, and how many there are in all. Their ``pdq`` is None where the picture is flat.
+        The selected samples, and the number of all samples. ``pdq`` in their records is None if the image is flat.
     """
     found, total = [], 0
     for name, part in shard_folders(folder):
@@ -129,31 +129,30 @@ def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) ->
     return found, total
 
 
-def stage_keep_list(folder: Path, origin: Origin, gone: list[Withdrawn], veil: Callable[[str], str]) -> dict[str, Any]:
-    """Build a keep-list that follows its shards, beside it; nothing changes yet.
+def stage_keep_list(folder: Path, origin: Origin, salt: bytes | None) -> dict[str, Any]:
+    """Build the new version of a keep-list, for the staged new version of its shards; nothing is exchanged yet.
 
     Args:
-        folder: Of the keep-list.
-        origin: Its shards, whose new folder is staged already.
-        gone: The samples of the list that go.
-        veil: Hash that stands for what the ledger said of them.
+        folder: Folder of the keep-list.
+        origin: Its shards, whose new version is staged already.
+        salt: Salt of the hashes that replace addresses and digests in the ledger, or None.
 
     Returns:
-        What the statement says of it.
+        Its part of the statement.
     """
     before, kept = ShardFolder(folder), read_keep_list(folder)
     assert kept is not None
     shards, after = ShardFolder(origin.folder), ShardFolder(staging(origin.folder) / "new")
     numbers = {entry.shard: number for number, entry in enumerate(after.shards)}
-    dead: dict[int, list[int]] = {}
-    places = {entry.shard: number for number, entry in enumerate(shards.shards)}
+    gone: dict[int, list[int]] = {}
+    old_numbers = {entry.shard: number for number, entry in enumerate(shards.shards)}
     for sample in origin.gone:
-        dead.setdefault(places[sample.shard], []).append(sample.row)
+        gone.setdefault(old_numbers[sample.shard], []).append(sample.row)
     columns: tuple[list[np.ndarray], list[np.ndarray], list[str]] = ([], [], [])
     keys = np.array(kept_keys(folder), dtype=object)
     for number in np.unique(kept.shard):
         at = np.flatnonzero(kept.shard == number)
-        removed = np.sort(np.array(dead.get(int(number), []), dtype=np.int32))
+        removed = np.sort(np.array(gone.get(int(number), []), dtype=np.int32))
         at = at[~np.isin(kept.row[at], removed)]
         if len(at):
             columns[0].append(np.full(len(at), numbers[shards.shards[number].shard], np.int32))
@@ -170,11 +169,11 @@ def stage_keep_list(folder: Path, origin: Origin, gone: list[Withdrawn], veil: C
         }
     )
     digest = write_keep_list(new, kept.shards, after.merkle_root, table)
-    done = {Path(KEEP), Path(PLACE)}
+    written = {Path(KEEP), Path(PLACE)}
     if (folder / LEDGER).is_file():
-        write_ledger(folder / LEDGER, new / LEDGER, list(origin.gone), veil)
-        done.add(Path(LEDGER))
-    link_rest(folder, new, done)
+        write_ledger(folder / LEDGER, new / LEDGER, list(origin.gone), salt)
+        written.add(Path(LEDGER))
+    link_rest(folder, new, written)
     return {
         "name": folder.name,
         "keep_list_of": shards.merkle_root,

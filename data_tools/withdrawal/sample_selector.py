@@ -1,8 +1,7 @@
-"""Which samples a person means: by address, domain, digest, picture or caption.
+"""Select samples by address, domain, digest, image or caption.
 
-A selector says what to look for; ``match`` answers for one stored sample with the reasons why it is meant, so that a
-dry run can be read and argued with. Nothing of what the selectors hold needs to be published: ``public`` names them by
-their hashes.
+``Selection.match`` returns the reasons why a stored sample is selected, so that a person can check a dry run. The
+values of selectors need not be published: ``Selector.public`` contains only their hashes.
 """
 
 import hashlib
@@ -25,23 +24,24 @@ from PIL import Image
 from data_tools.links.blocklists import ascii_domain
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.vetting.perceptual_hash import hamming, hash_text, pdq, read_hash
+from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256
 
-RADIUS = 31  # bits of 256, the border of the PDQ paper
-LEAST_QUALITY = 50  # of PDQ: below, the hash of a flat picture is that of its noise
-IMAGES = ("jpg", "png", "webp")
+RADIUS = 31  # bits of 256, the threshold that the authors of PDQ recommend
+LARGEST_RADIUS = 60  # bits of 256; above, unrelated images match
+LEAST_QUALITY = 50  # of PDQ: the hash of a flatter image is that of its noise
 KINDS = ("url", "domain", "sha256", "uid", "image", "caption")
 CAPTION_MATCHES = ("exact", "normalised", "contains")
-MAX_PIXELS = 89_000_000
-SAFE = "/-._~!$&'()*+,;=:@"  # what a path may hold as it is (RFC 3986, 3.3)
+SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
 PORTS = {"http": 80, "https": 443}
 
 
 def normalised_url(url: str) -> str:
-    """One spelling for addresses that mean the same resource (RFC 3986, 6.2.2 and 6.2.3).
+    """Return one spelling for all addresses of the same resource (RFC 3986, 6.2.2 and 6.2.3).
 
-    Scheme and host in small letters, international names in their ASCII form, no default port, no fragment, each
-    character percent-encoded exactly where it must be. What is no address comes back stripped and as it was.
+    Scheme and host in lower case, international names in their ASCII form, no default port, no fragment, and only
+    those characters percent-encoded that must be. Text that is not an address is only stripped.
     """
     text = url.strip()
     try:
@@ -59,7 +59,7 @@ def normalised_url(url: str) -> str:
 
 
 def _percent(text: str, safe: str) -> str:
-    """Each character encoded exactly where it must be; ``%2F`` and ``/`` mean different things and stay different."""
+    """Percent-encode only the characters that must be; ``%2F`` and ``/`` have different meanings and stay different."""
     encoded = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", text).encode("utf-8", "surrogatepass"), safe + "%")
     return re.sub(r"%[0-9a-fA-F]{2}", _decoded, encoded)
 
@@ -70,25 +70,25 @@ def _decoded(found: re.Match[str]) -> str:
 
 
 def url_digest(url: str) -> str:
-    """SHA-256 of the normalised address, in hexadecimal."""
-    return hashlib.sha256(normalised_url(url).encode("utf-8", "surrogatepass")).hexdigest()
+    """Return the SHA-256 of the normalised address, as hex digits."""
+    return published_hash(normalised_url(url), None)
 
 
 def blocked_digests(url: str) -> set[str]:
-    """SHA-256 of the address as published, asked for and normalised: lines for data_tools/links/blocklists.py."""
+    """Return the SHA-256 of the address as published, fetched and normalised: lines for links/blocklists.py."""
     forms = {url, url.strip(), normalised_url(url)}
     with suppress(LinkRefused):
         forms.add(check_link(url, Path("."), False, [host_of(url)])[0])
-    return {hashlib.sha256(form.encode("utf-8", "surrogatepass")).hexdigest() for form in forms}
+    return {published_hash(form, None) for form in forms}
 
 
 def caption_form(text: str) -> str:
-    """A caption without what copies change: Unicode form (NFKC), case, and the amount of white space."""
+    """Return a caption without differences in Unicode form (NFKC), case, and amount of white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def host_of(url: str | None) -> str:
-    """Host of an address in small letters, or nothing."""
+    """Return the host of an address in lower case, or an empty string."""
     try:
         return (urlsplit(url or "").hostname or "").rstrip(".")
     except ValueError:
@@ -96,19 +96,19 @@ def host_of(url: str | None) -> str:
 
 
 def inside_domain(host: str, domain: str) -> bool:
-    """Whether a host is the domain or lies below it."""
+    """Return whether a host is the domain or one of its subdomains."""
     return host == domain or host.endswith("." + domain)
 
 
 @dataclass(frozen=True)
 class Selector:
-    """One thing to look for.
+    """One value to look for.
 
     Args:
-        kind: One of KINDS.
-        value: Address, domain, digest, path of a picture file, or text.
-        radius: Bits in which the PDQ hash of a picture may differ; of ``image``.
-        match: ``exact``, ``normalised`` or ``contains``; of ``caption``.
+        kind: One of ``KINDS``.
+        value: Address, domain, digest, path of an image file, or text.
+        radius: Bits of 256 in which the PDQ hash of a copy may differ; for kind ``image``.
+        match: ``exact``, ``normalised`` or ``contains``; for kind ``caption``.
     """
 
     kind: str
@@ -119,37 +119,37 @@ class Selector:
     def __post_init__(self) -> None:
         """Check the value before anything is read."""
         if self.kind not in KINDS:
-            raise UserError(f"selector {self.kind!r} is not known: use one of {', '.join(KINDS)}")
+            raise UserError(f"selector {self.kind!r} is unknown: use one of {', '.join(KINDS)}")
         if not self.value.strip():
-            raise UserError(f"--{self.kind} is empty: it would mean everything or nothing; give a value")
-        if self.kind == "sha256" and not re.fullmatch(r"[0-9a-fA-F]{64}", self.value):
-            raise UserError(f"--sha256 {self.value[:80]!r} is no SHA-256: give 64 hex digits")
+            raise UserError(f"--{self.kind} is empty: give a value")
+        if self.kind == "sha256" and not is_sha256(self.value):
+            raise UserError(f"--sha256 {self.value[:80]!r} is not a SHA-256: give 64 hex digits")
         if self.kind == "domain" and "." not in (ascii_domain(self.value.strip()) or ""):
-            raise UserError(f"--domain {self.value[:80]!r} is no domain: give a name such as example.org")
-        if not 0 <= self.radius <= 60:
-            raise UserError(f"--radius is {self.radius}: give 0 to 60 bits of 256; above, unrelated pictures match")
+            raise UserError(f"--domain {self.value[:80]!r} is not a domain: give a name such as example.org")
+        if not 0 <= self.radius <= LARGEST_RADIUS:
+            raise UserError(f"--radius is {self.radius}: give 0 to {LARGEST_RADIUS}; above, unrelated images match")
         if self.match not in CAPTION_MATCHES:
-            raise UserError(f"--match {self.match!r} is not known: use one of {', '.join(CAPTION_MATCHES)}")
+            raise UserError(f"--match {self.match!r} is unknown: use one of {', '.join(CAPTION_MATCHES)}")
 
     @cached_property
-    def picture(self) -> "Picture":
-        """The picture file of ``image``."""
-        return read_picture(Path(self.value))
+    def image(self) -> "QueryImage":
+        """The image file, for kind ``image``."""
+        return read_image(Path(self.value))
 
     @cached_property
     def wanted(self) -> str:
-        """The value in the form that is compared."""
+        """The value in the form in which it is compared."""
         if self.kind == "url":
             return normalised_url(self.value)
         if self.kind == "domain":
             return ascii_domain(self.value.strip()) or ""
         if self.kind == "caption":
             return self.value.strip() if self.match == "exact" else caption_form(self.value)
-        return self.picture.sha256 if self.kind == "image" else self.value.lower()
+        return self.image.sha256 if self.kind == "image" else self.value.lower()
 
     def public(self, salt: bytes | None) -> dict[str, Any]:
-        """The selector without what it holds."""
-        shown: dict[str, Any] = {"kind": self.kind, "value_hash": veil(self.wanted, salt)}
+        """Return the selector with a hash in place of its value."""
+        shown: dict[str, Any] = {"kind": self.kind, "value_hash": published_hash(self.wanted, salt)}
         if self.kind == "image":
             shown["radius"] = self.radius
         if self.kind == "caption":
@@ -158,8 +158,14 @@ class Selector:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to look for: digest of its file, its PDQ hashes in eight positions (8, 32) uint8, and their quality."""
+class QueryImage:
+    """An image to look for.
+
+    Args:
+        sha256: Digest of its file.
+        hashes: (8, 32) uint8, PDQ hashes of its eight orientations.
+        quality: PDQ quality, 0 to 100.
+    """
 
     sha256: str
     hashes: np.ndarray
@@ -167,29 +173,33 @@ class Picture:
 
     @property
     def flat(self) -> bool:
-        """Whether only the digest can be trusted."""
+        """Whether the image has too little structure for its PDQ hash; only the digest identifies it."""
         return self.quality < LEAST_QUALITY
 
 
-def read_picture(path: Path) -> Picture:
-    """Read a picture file of any size below the limits."""
+def read_image(path: Path) -> QueryImage:
+    """Read an image file.
+
+    Raises:
+        UserError: It cannot be read or is too large.
+    """
     try:
         content = path.read_bytes()
         pixels = decode(content)
     except OSError as error:
-        raise UserError(f"{path} cannot be read as a picture ({str(error)[:120]}): give a JPEG, PNG or WebP") from None
+        raise UserError(f"{path} cannot be read as an image ({str(error)[:120]}): give a JPEG, PNG or WebP") from None
     turned = [np.ascontiguousarray(np.rot90(side, times)) for side in (pixels, pixels[:, ::-1]) for times in range(4)]
     hashed = [pdq(side) for side in turned]
-    return Picture(hashlib.sha256(content).hexdigest(), np.stack([code for code, _ in hashed]), hashed[0][1])
+    return QueryImage(bytes_sha256(content), np.stack([code for code, _ in hashed]), hashed[0][1])
 
 
 def decode(content: bytes) -> np.ndarray:
-    """Pixels (H, W, 3) uint8 of a stored picture.
+    """Decode an image file to (H, W, 3) uint8.
 
     Raises:
-        OSError: It is none, or too large.
+        OSError: It is not an image, or too large.
     """
-    Image.MAX_IMAGE_PIXELS = None  # our own limit below comes before any pixel is decoded
+    Image.MAX_IMAGE_PIXELS = None  # the limit below applies before any pixel is decoded
     try:
         image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP", "GIF", "BMP"])
         if image.width * image.height > MAX_PIXELS:
@@ -201,19 +211,24 @@ def decode(content: bytes) -> np.ndarray:
         raise OSError(str(error) or type(error).__name__) from None
 
 
-def veil(value: str, salt: bytes | None) -> str:
-    """Hash of a value for publication: SHA-256, or with a salt HMAC-SHA-256, which nobody can try guesses against."""
+def is_sha256(text: str) -> bool:
+    """Return whether a text is a SHA-256 in hex digits."""
+    return re.fullmatch(r"[0-9a-fA-F]{64}", text) is not None
+
+
+def published_hash(value: str, salt: bytes | None) -> str:
+    """Return the hash of a value for publication: SHA-256, or HMAC-SHA-256 with a salt, which prevents guessing."""
     raw = value.encode("utf-8", "surrogatepass")
-    return hmac.new(salt, raw, hashlib.sha256).hexdigest() if salt else hashlib.sha256(raw).hexdigest()
+    return hmac.new(salt, raw, hashlib.sha256).hexdigest() if salt else bytes_sha256(raw)
 
 
 def stored_image(members: dict[str, bytes]) -> bytes | None:
-    """The image file of a sample, where it has one."""
-    return next((members[name] for name in IMAGES if name in members), None)
+    """Return the image file of a sample, if it has one."""
+    return next((members[name] for name in MEMBER_EXTENSIONS if name in members), None)
 
 
 def sample_pdq(record: dict[str, Any], content: bytes | None) -> np.ndarray | None:
-    """PDQ hash (32,) of a sample: as its json says, else computed; None where there is no picture to compute it of."""
+    """Return the PDQ hash (32,) uint8 of a sample, from its JSON or else its image; None without a readable image."""
     try:
         return read_hash(record["pdq"])
     except (KeyError, TypeError, ValueError):
@@ -227,7 +242,7 @@ def sample_pdq(record: dict[str, Any], content: bytes | None) -> np.ndarray | No
 
 
 def copies_hash(members: dict[str, bytes]) -> str | None:
-    """PDQ hash by which copies of a sample's picture are known; none where it is flat, for others would be caught."""
+    """Return the PDQ hash that finds copies of a sample's image; None if it is flat, which would match other images."""
     content = stored_image(members)
     try:
         code, quality = pdq(decode(content)) if content is not None else (None, 0)
@@ -237,27 +252,31 @@ def copies_hash(members: dict[str, bytes]) -> str | None:
 
 
 class Selection:
-    """Several selectors at once; a sample is meant if any of them means it."""
+    """Several selectors; a sample is selected if any of them matches it.
+
+    Args:
+        selectors: At least one.
+    """
 
     def __init__(self, selectors: Iterable[Selector]) -> None:
-        """Sort them by what has to be looked at."""
+        """Read the image files; see the class for the arguments."""
         self.selectors = list(selectors)
         if not self.selectors:
             raise UserError("nothing to look for: give --url, --domain, --sha256, --uid, --image or --caption")
         for selector in self.selectors:
-            _ = selector.wanted  # a picture that cannot be read ends the program before anything else
+            _ = selector.wanted  # an unreadable image file ends the program before anything else
         self._kinds = {selector.kind for selector in self.selectors}
 
     def match(self, members: dict[str, bytes]) -> list[str]:
-        """Reasons why a sample is meant, one for each selector that fits; empty where none does."""
+        """Return the reasons why a sample is selected, one for each selector that matches."""
         record = json.loads(members["json"])
         content = stored_image(members)
         digests = {str(record.get("sha256"))}
         if content is not None and self._kinds & {"sha256", "image"}:
-            digests.add(hashlib.sha256(content).hexdigest())
+            digests.add(bytes_sha256(content))
         url = normalised_url(str(record.get("url") or "")) if "url" in self._kinds else ""
         code: np.ndarray | None = None
-        if any(selector.kind == "image" and not selector.picture.flat for selector in self.selectors):
+        if any(selector.kind == "image" and not selector.image.flat for selector in self.selectors):
             code = sample_pdq(record, content)
         reasons = []
         for selector in self.selectors:
@@ -273,8 +292,9 @@ class Selection:
                 reason = "uid"
             elif selector.kind in ("sha256", "image") and wanted in digests:
                 reason = "sha256"
-            elif selector.kind == "image" and not selector.picture.flat and code is not None:
-                distance = int(hamming(selector.picture.hashes, code).min())
+            elif selector.kind == "image" and not selector.image.flat and code is not None:
+                distance = int(hamming(selector.image.hashes, code).min())
+                # "picture" becomes the rule in ledgers.
                 reason = f"picture, {distance} of 256 bits differ" if distance <= selector.radius else None
             elif selector.kind == "caption":
                 reason = self._caption(record, selector)

@@ -1,29 +1,30 @@
-"""Take samples out of a shard folder: only their shards are written again, and the folder changes in one step.
+"""Take samples out of a shard folder: only their shards are rewritten, and the folder is exchanged in one step.
 
-A second folder is built beside the first, with hard links to every file that stays as it is; the two then change names.
-A kill at any moment leaves either the old folder or the new one: ``finish_withdrawal`` completes or clears away what an
-earlier run left. The bytes of samples that stay, tar headers included, are copied as they are.
+A new folder is built beside the old one, with hard links to every unchanged file; then the two swap names. A kill at
+any time leaves either the old folder or the new one: ``finish_withdrawal`` completes or removes what a killed run left.
+The bytes of the remaining samples, tar headers included, are copied unchanged.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
+from data_tools.withdrawal.sample_selector import published_hash
 from data_tools.work.ledger import LEDGER, SCHEMA
 from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardEntry, ShardFolder, index_name, merkle_root
 from leam_mm.errors import UserError
+from leam_mm.files import atomic_write
 
-TOMBSTONES, STATEMENTS, BUCKETS = "tombstones.jsonl", "withdrawals", "buckets.json"
+BUCKETS = "buckets.json"
 READY, LEADER = "ready", "leader"
 STAGE, WITHDRAWN = "withdraw_samples", "withdrawn"
 SCRUBBED = ("url", "domain", "value", "evidence", "sha256")
@@ -31,15 +32,15 @@ SCRUBBED = ("url", "domain", "value", "evidence", "sha256")
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """One sample that goes.
+    """A sample to withdraw.
 
     Args:
-        folder: Name of the sub-folder of its shape, or empty.
+        folder: Name of the sub-folder of its image shape, or empty.
         shard: File name of its tar.
-        row: Its place in the shard.
-        key: Its name.
-        record: Its json.
-        reasons: Why it was found.
+        row: Its position in the shard.
+        key: Its key.
+        record: Its JSON.
+        reasons: Why it was selected.
     """
 
     folder: str
@@ -52,12 +53,12 @@ class Withdrawn:
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one shard folder: its manifest before and after.
+    """The manifest of a shard folder before and after a withdrawal.
 
     Args:
-        name: Of the folder.
-        before: Entries of its manifest.
-        after: Likewise.
+        name: Name of the folder.
+        before: Manifest entries before.
+        after: Manifest entries after.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Change:
     after: list[ShardEntry]
 
     def public(self) -> dict[str, Any]:
-        """As it stands in the statement: enough to compute both roots again."""
+        """Return the part of the statement from which anyone can recompute both Merkle roots."""
         return {
             "name": self.name,
             "merkle_root_before": merkle_root(self.before),
@@ -78,29 +79,15 @@ class Change:
 
 
 def staging(folder: Path) -> Path:
-    """Where the new folder grows."""
+    """Return the folder in which the new version is built."""
     return folder.with_name(folder.name + ".withdrawal")
 
 
-def lock_folder(folder: Path) -> TextIO:
-    """Keep other withdrawals away from a folder until the returned file is closed."""
-    lock = open(folder.with_name(folder.name + ".withdrawal-lock"), "w")  # noqa: SIM115 # held until the program ends
-    for attempt in range(10):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if attempt < 9:
-                time.sleep(0.5)
-    lock.close()
-    raise UserError(f"{folder} is being changed by another withdrawal: wait for it, then start again")
-
-
 def finish_withdrawal(folder: Path) -> bool:
-    """Complete what a killed run had decided, for all folders that it was about; or clear away what it had not.
+    """Complete the withdrawal of a killed run in all of its folders if it was committed, else remove what it left.
 
     Returns:
-        Whether a decided withdrawal was completed.
+        Whether a withdrawal was completed.
     """
     work = staging(folder)
     if (work / READY).is_file():
@@ -117,7 +104,7 @@ def finish_withdrawal(folder: Path) -> bool:
 
 
 def _exchange(folder: Path) -> None:
-    """Give the staged folder its name, and remove the old one; may be killed and repeated."""
+    """Rename the staged folder to its final name and remove the old one; may be killed and repeated."""
     work = staging(folder)
     if (work / "new").exists():
         if folder.exists():
@@ -130,32 +117,28 @@ def _exchange(folder: Path) -> None:
 
 
 def shard_folders(folder: Path) -> list[tuple[str, ShardFolder]]:
-    """The folder itself, or those of its shapes that buckets.json lists, by their names below it."""
+    """Return the folder itself, or the shard folders of image shapes that buckets.json lists, by their names."""
     if not (folder / BUCKETS).is_file() or (folder / MANIFEST).is_file():
         return [("", ShardFolder(folder))]
     try:
         names = [str(entry["folder"]) for entry in json.loads((folder / BUCKETS).read_text("utf-8"))["buckets"]]
         if not names or any(Path(name).name != name for name in names):
-            raise ValueError("a name leaves the folder")
+            raise ValueError("a name that is not a sub-folder")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / BUCKETS} does not list buckets ({error}): encode the folder again") from None
     return [(name, ShardFolder(folder / name)) for name in names]
 
 
-def stage(
-    folder: Path,
-    gone: list[Withdrawn],
-    veil: Callable[[str], str],
-) -> list[Change]:
-    """Build the folder without some samples, beside it; nothing changes yet.
+def stage(folder: Path, gone: list[Withdrawn], salt: bytes | None) -> list[Change]:
+    """Build the new version of a folder beside it; the folder itself does not change yet.
 
     Args:
-        folder: The shard folder, or the one above the folders of its shapes.
-        gone: The samples that go.
-        veil: Hash that stands for what the ledger said of them.
+        folder: The shard folder, or the folder above those of the image shapes.
+        gone: The samples to withdraw.
+        salt: Salt of the hashes that replace addresses and digests in the ledger, or None.
 
     Raises:
-        UserError: No sample would stay.
+        UserError: No sample would remain.
     """
     work = staging(folder)
     shutil.rmtree(work, ignore_errors=True)
@@ -176,8 +159,7 @@ def stage(
         after = [entry for entry in entries if entry is not None]
         if not after:
             raise UserError(
-                f"{folder / name}: all {part.samples} samples would go, and a data set without samples has no name: "
-                "delete the folder instead"
+                f"{folder / name}: all {part.samples} samples would be withdrawn: delete the folder instead"
             )
         text = "".join(json.dumps(asdict(entry)) + "\n" for entry in after)
         _write(new / name / MANIFEST, text.encode())
@@ -187,14 +169,14 @@ def stage(
         _buckets(folder, new, changes)
         rewritten.add(Path(BUCKETS))
     if (folder / LEDGER).is_file():
-        write_ledger(folder / LEDGER, new / LEDGER, gone, veil)
+        write_ledger(folder / LEDGER, new / LEDGER, gone, salt)
         rewritten.add(Path(LEDGER))
     link_rest(folder, new, rewritten)
     return changes
 
 
 def _rewrite(part: ShardFolder, number: int, rows: set[int], new: Path) -> ShardEntry | None:
-    """Write a shard without some rows; its entry in the new manifest, or none where nothing is left of it."""
+    """Write a shard without some rows; return its new manifest entry, or None if no row remains."""
     entry = part.shards[number]
     if not rows:
         return entry
@@ -230,7 +212,7 @@ def _rewrite(part: ShardFolder, number: int, rows: set[int], new: Path) -> Shard
 
 
 def _buckets(folder: Path, new: Path, changes: list[Change]) -> None:
-    """Say the new numbers of samples in buckets.json."""
+    """Update the numbers of samples in buckets.json."""
     content = json.loads((folder / BUCKETS).read_text("utf-8"))
     left = {change.name.rpartition("/")[2]: sum(entry.samples for entry in change.after) for change in changes}
     for entry in content["buckets"]:
@@ -239,7 +221,7 @@ def _buckets(folder: Path, new: Path, changes: list[Change]) -> None:
 
 
 def link_rest(folder: Path, new: Path, rewritten: set[Path]) -> None:
-    """Give the new folder every other file of the old one; hard links, copies where the disk has none."""
+    """Hard-link every other file of the old folder into the new one; copy where the disk has no links."""
     for root, names, files in os.walk(folder):
         below = Path(root).relative_to(folder)
         for name in names:
@@ -253,53 +235,50 @@ def link_rest(folder: Path, new: Path, rewritten: set[Path]) -> None:
                 shutil.copy2(Path(root) / name, new / below / name, follow_symlinks=False)
 
 
-def write_ledger(old: Path, new: Path, gone: list[Withdrawn], veil: Callable[[str], str]) -> None:
-    """Copy a ledger; rows of the withdrawn samples lose what they quote, and get a row of their own at the end.
+def write_ledger(old: Path, new: Path, gone: list[Withdrawn], salt: bytes | None) -> None:
+    """Copy a ledger; rows of withdrawn samples lose their content, and one row for each is appended.
 
-    Where they stood as ``kept``, they stand as ``withdrawn``: a download that is resumed does not ask for them again.
+    The rule ``kept`` of those rows becomes ``withdrawn``, so that a resumed download does not fetch them again.
     """
     keys = {sample.key: sample for sample in gone}
     columns = pq.read_schema(old)
     extra = [column for column in columns if column.name not in SCHEMA.names]
     schema = pa.schema([*SCHEMA, *extra])
-    temporary = new.with_name(new.name + ".tmp")
-    with pq.ParquetFile(old) as file, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_write(new) as temporary,
+        pq.ParquetFile(old) as file,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
         for batch in file.iter_batches(10_000):
             rows = batch.to_pylist()
             for row in rows:
                 if row.get("key") in keys:
-                    veiled = {name: veil(str(row[name])) for name in ("url", "sha256") if row.get(name)}
-                    row.update(dict.fromkeys(SCRUBBED) | veiled)
+                    hashes = {name: published_hash(str(row[name]), salt) for name in ("url", "sha256") if row.get(name)}
+                    row.update(dict.fromkeys(SCRUBBED) | hashes)
                     if row.get("rule") == "kept":
                         row.update(rule=WITHDRAWN, kept=False, reason=WITHDRAWN)
             writer.write_table(pa.Table.from_pylist(rows, schema))
+        common = {"stage": STAGE, "kept": False, "reason": WITHDRAWN}
         last = [
-            {
-                "uid": sample.record.get("uid"),
-                "key": sample.key,
-                "stage": STAGE,
-                "rule": sample.reasons[0].split(",")[0],
-            }
-            | {"kept": False, "reason": WITHDRAWN}
+            common | {"uid": sample.record.get("uid"), "key": sample.key, "rule": sample.reasons[0].split(",")[0]}
             for sample in gone
         ]
         writer.write_table(pa.Table.from_pylist(last, schema))
-    os.replace(temporary, new)
 
 
 def add_evidence(folder: Path, tombstones: list[dict[str, Any]], statement: Path) -> None:
-    """Put tombstones and the signed statement into the staged folder.
+    """Add tombstones and the signed statement to the staged folder.
 
     Args:
         folder: The shard folder whose new version is staged.
-        tombstones: One for each sample that goes.
-        statement: The statement's file; its signature lies beside it.
+        tombstones: One for each withdrawn sample.
+        statement: File of the statement; its signature lies beside it.
     """
     new = staging(folder) / "new"
-    place = new / TOMBSTONES
-    before = place.read_bytes() if place.is_file() else b""
+    path = new / TOMBSTONES
+    before = path.read_bytes() if path.is_file() else b""
     lines = "".join(json.dumps(tombstone, sort_keys=True) + "\n" for tombstone in tombstones)
-    _write(place, before + lines.encode())
+    _write(path, before + lines.encode())
     (new / STATEMENTS).mkdir(exist_ok=True)
     for file in (statement, statement.with_name(statement.name + ".sig")):
         if file.is_file():
@@ -307,7 +286,7 @@ def add_evidence(folder: Path, tombstones: list[dict[str, Any]], statement: Path
 
 
 def commit(folders: Iterable[Path]) -> None:
-    """Give the staged folders their names; one marker decides for all of them, after which no kill undoes anything."""
+    """Exchange all staged folders; once the leader has its marker, a kill can no longer undo the withdrawal."""
     leader, *followers = folders
     for follower in followers:
         _write(staging(follower) / LEADER, os.path.relpath(leader, follower.parent).encode())
@@ -317,27 +296,8 @@ def commit(folders: Iterable[Path]) -> None:
     finish_withdrawal(leader)
 
 
-def carry_evidence(old: Path, new: Path) -> None:
-    """Copy tombstones and statements into a folder that will replace another one, as a repeated download does."""
-    if (old / TOMBSTONES).is_file():
-        shutil.copy2(old / TOMBSTONES, new / TOMBSTONES)
-    if (old / STATEMENTS).is_dir():
-        shutil.copytree(old / STATEMENTS, new / STATEMENTS, dirs_exist_ok=True)
-
-
-def dead_keys(folder: Path) -> set[str]:
-    """Keys of the samples that earlier withdrawals took out of a folder."""
-    path = folder / TOMBSTONES
-    try:
-        return (
-            {str(json.loads(line)["key"]) for line in path.read_text("utf-8").splitlines()} if path.is_file() else set()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: a line is no tombstone ({error}); restore the file") from None
-
-
 def earlier_roots(folder: Path) -> list[str]:
-    """Merkle roots that a folder had before its withdrawals, newest first: those states held what was withdrawn since.
+    """Return the Merkle roots that a folder had before its withdrawals, newest first.
 
     Raises:
         UserError: A statement in the folder cannot be read.
@@ -351,7 +311,7 @@ def earlier_roots(folder: Path) -> list[str]:
                 for change in json.loads(path.read_text("utf-8"))["data_sets"]
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no statement of a withdrawal ({error}): restore or remove it") from None
+            raise UserError(f"{path} is not a statement of a withdrawal ({error}): restore or remove it") from None
         found = [before for before, after in steps if after in current and before != after]
         roots += found
         current |= set(found)
@@ -359,19 +319,15 @@ def earlier_roots(folder: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Beside and renamed: a hard link to the old folder's file must not be written through."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    # Never in place: the file may be a hard link to the old folder's.
+    with atomic_write(path, durable=True) as temporary:
+        temporary.write_bytes(content)
 
 
 def _sync(folder: Path) -> None:
-    """Have the disk know a folder's names."""
-    place = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     finally:
-        os.close(place)
+        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""The statement of a withdrawal: what a data set was before and after, provable by its Merkle roots; and its check.
+"""Write and verify the statement of a withdrawal: the data set before and after, provable by its Merkle roots.
 
-The statement holds both manifests, so that anyone can compute both roots again and see that untouched shards are the
-same; of the samples it names only their hashes.
+The statement contains both manifests, so that anyone can recompute both roots and see that untouched shards are equal.
+Samples are identified by hashes only.
 """
 
 import json
@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_tools.signed_statement import read_public_key, verify_file
-from data_tools.withdrawal.sample_selector import Selection, url_digest, veil
-from data_tools.withdrawal.shard_withdrawal import TOMBSTONES, Withdrawn, shard_folders
+from data_tools.samples.tombstones import TOMBSTONES
+from data_tools.withdrawal.sample_selector import Selection, published_hash, url_digest
+from data_tools.withdrawal.shard_withdrawal import Withdrawn, shard_folders
+from data_tools.work.signature import read_public_key, verify_file
 from leam_mm.data.shard_index import merkle_root, parse_manifest
 from leam_mm.errors import UserError
 
@@ -29,17 +30,17 @@ def statement(
     number: int,
     salt: bytes | None,
 ) -> dict[str, Any]:
-    """Put together what is signed.
+    """Assemble the statement.
 
     Args:
-        changes: Names, roots and manifests before and after, of each folder that changes.
-        found: The samples of each folder.
-        selection: What was asked for.
-        trained: What is known of trainings on the samples.
-        reason: In the words of who withdraws.
+        changes: For each folder that changes: name, Merkle roots and manifests before and after.
+        found: The withdrawn samples of each folder.
+        selection: The selectors.
+        trained: Models trained on the samples.
+        reason: Reason as given on the command line.
         date: YYYY-MM-DD.
-        number: Of this withdrawal; tombstones refer to it.
-        salt: Of the published hashes, or None.
+        number: Number of this withdrawal, to which tombstones refer.
+        salt: Salt of the published hashes, or None.
     """
     return {
         "format": FORMAT,
@@ -61,10 +62,12 @@ def statement(
 
 
 def tombstones(gone: Iterable[Withdrawn], number: int, salt: bytes | None) -> list[dict[str, Any]]:
-    """What may be published of the samples: hashes, and where they lay."""
+    """Return what may be published of the samples: their keys, hashes and former shards."""
 
     def hidden(value: object) -> str | None:
-        return veil(str(value), salt) if value and salt else str(value) if value else None
+        if not value:
+            return None
+        return published_hash(str(value), salt) if salt else str(value)
 
     return [
         {
@@ -81,18 +84,18 @@ def tombstones(gone: Iterable[Withdrawn], number: int, salt: bytes | None) -> li
 
 
 def verify_statement(path: Path, public_key: Path, folders: list[Path]) -> list[str]:
-    """Check signature, arithmetic, and that folders are what the statement says they became.
+    """Check the signature of a statement, its Merkle roots, and the state of shard folders.
 
     Args:
         path: The statement; its signature lies beside it.
-        public_key: Of who should have signed it.
-        folders: Shard folders to hold against it; any of the changed ones.
+        public_key: Public key of the expected signer.
+        folders: Some or all of the changed shard folders.
 
     Returns:
-        What was found to be true, line by line.
+        What was verified, one line each.
 
     Raises:
-        UserError: Something is not as it says.
+        UserError: A claim of the statement is wrong.
     """
     signer = verify_file(path, read_public_key(public_key))
     try:
@@ -107,29 +110,29 @@ def verify_statement(path: Path, public_key: Path, folders: list[Path]) -> list[
             said.append(f"{name}: {_arithmetic(name, change)}")
         gone = {str(stone["key"]) for stones in content["withdrawn"].values() for stone in stones}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no statement of a withdrawal ({error!r})") from None
+        raise UserError(f"{path} is not a statement of a withdrawal ({error!r}): ask the sender for it again") from None
     after = {change["merkle_root_after"] for change in changes.values()}
     for folder in folders:
         for _, part in shard_folders(folder):
             if part.merkle_root not in after:
                 raise UserError(
                     f"{part.path} has the Merkle root {part.merkle_root[:12]}, which the statement does not name: "
-                    "it is another state, or another data set"
+                    "give a folder in the state after this withdrawal, not another state"
                 )
             there = gone & {key for number in range(len(part.shards)) for key in part.index(number).keys}
             if there:
                 raise UserError(f"{part.path} still holds the withdrawn sample {min(there)}")
             said.append(f"{part.path}: is the state after, and holds none of the {len(gone)} samples")
         if not (folder / TOMBSTONES).is_file():
-            raise UserError(f"{folder} has no {TOMBSTONES}: it was not written by withdraw_samples")
+            raise UserError(f"{folder} has no {TOMBSTONES}: give a folder that withdraw_samples wrote")
     return said
 
 
 def _arithmetic(name: str, change: dict[str, Any]) -> str:
-    """Compute both roots again and compare the manifests."""
+    """Recompute both roots and compare the manifests."""
     if "keep_list_of" in change:
         if change["merkle_root_before"].partition("+")[0] != change["keep_list_of"]:
-            raise UserError(f"{name}: the list's name does not begin with that of its shards")
+            raise UserError(f"{name}: its Merkle root does not begin with that of its shards")
         return f"a keep-list, of {change['samples_before']} samples before and {change['samples_after']} after"
     sides = {}
     for side in ("before", "after"):
@@ -142,7 +145,7 @@ def _arithmetic(name: str, change: dict[str, Any]) -> str:
         sides[side] = {entry.shard: entry for entry in entries}
     before, after = sides["before"], sides["after"]
     if set(after) - set(before) or any(after[shard].samples > before[shard].samples for shard in after):
-        raise UserError(f"{name}: a shard was added or grew, which no withdrawal does")
+        raise UserError(f"{name}: a shard was added or grew, which a withdrawal never does")
     same = sum(after[shard] == before[shard] for shard in after)
     went = change["samples_before"] - change["samples_after"]
-    return f"{went} of {change['samples_before']} samples went, {same} of {len(before)} shards are untouched"
+    return f"{went} of {change['samples_before']} samples were withdrawn, {same} of {len(before)} shards are untouched"

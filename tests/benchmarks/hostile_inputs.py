@@ -26,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.check_shards import check_folder
+from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 

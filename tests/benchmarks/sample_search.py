@@ -27,10 +27,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.sample_search import ask
 from data_tools.vetting.perceptual_hash import pdq
-from data_tools.withdrawal.sample_selector import normalised_url, read_picture
-from data_tools.withdrawal.search_index import BATCH, KINDS, TOLD, IndexWriter, SearchIndex, digest_of
+from data_tools.withdrawal.sample_lookup import look_up
+from data_tools.withdrawal.sample_selector import normalised_url, read_image
+from data_tools.withdrawal.search_index import BATCH, KINDS, ROW_SCHEMA, SearchIndex, digest_of, write_index
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import run
 
@@ -72,7 +72,7 @@ def simulate(index: Path, folder: ShardFolder, rows: int) -> list[np.ndarray]:
     about = [{"name": folder.path.name, "merkle_root": folder.merkle_root, "samples": rows}]
     places = {rows // (PLANTED + 1) * (number + 1): number for number in range(PLANTED)}
     codes = []
-    with IndexWriter(index, about) as writer:
+    with write_index(index, about) as writer:
         for start in range(0, rows, BATCH):
             count = min(BATCH, rows - start)
             filed = {kind: generator.integers(0, 256, (count, 16), dtype=np.uint8) for kind in KINDS}
@@ -93,7 +93,7 @@ def simulate(index: Path, folder: ShardFolder, rows: int) -> list[np.ndarray]:
             columns = [[folder.path.name] * count, names, names, [address(row) for row in range(start, start + count)]]
             columns += [[True] * count, [None] * count]
             told = pa.RecordBatch.from_arrays(
-                [pa.array(c, f.type) for c, f in zip(columns, TOLD, strict=True)], schema=TOLD
+                [pa.array(c, f.type) for c, f in zip(columns, ROW_SCHEMA, strict=True)], schema=ROW_SCHEMA
             )
             writer.add_rows(told, filed, code)
             codes.append(code)
@@ -110,7 +110,7 @@ def forget(index: Path) -> None:
 
 def compare(index: SearchIndex, codes: list[np.ndarray], file: Path) -> dict[str, Any]:
     """Hold the answer on a picture against the comparison of all rows, at a radius at which strangers match, too."""
-    hashes, radius = read_picture(file).hashes, 86
+    hashes, radius = read_image(file).hashes, 86
     expected: set[tuple[int, int]] = set()
     for number, code in enumerate(codes):
         words = code.view(np.uint64)  # the order of the bytes does not matter to the number of bits
@@ -167,7 +167,7 @@ def main(args: list[str] | None = None) -> list[Path]:
                         del opened
                         forget(index)
                     opened = SearchIndex(index)
-                    answer = ask(opened, kind, value)
+                    answer = look_up(opened, kind, value)
                     times.append(answer.seconds)
                     right = answer.rows[0]["key"] == key if key else answer.count == settings.rows // 10_000
                     same.append(measure.require_same(f"the answer on {kind}", 0 if right else 1, 0))

@@ -1,0 +1,172 @@
+"""Verify a shard folder: digests, indexes, images, arrays, and the JSON of every sample."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from leam_mm.data.array_format import parse_array
+from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
+from leam_mm.data.keep_list import KEEP, kept_keys
+from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardFolder, ShardIndex, parse_sample
+from leam_mm.errors import UserError
+
+FIELDS = ("url", "domain", "licence", "legal_basis", "sha256", "width", "height", "metadata")
+
+
+@dataclass
+class Finding:
+    """What was counted in a folder, and its faults, one line each."""
+
+    faults: list[str] = field(default_factory=list)
+    languages: Counter[str] = field(default_factory=Counter)
+    licences: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    samples: int = 0
+    latents: int = 0
+    keys: set[str] = field(default_factory=set)
+
+
+def bucket_folders(path: Path) -> list[Path]:
+    """Return the folder itself, or the shard folders of the image shapes that its buckets.json lists."""
+    if (path / MANIFEST).is_file() or not (path / "buckets.json").is_file():
+        return [path]
+    from leam_mm.data.bucket_order import read_buckets  # imports torch, which nothing else here needs
+
+    return [Path(bucket.path) for bucket in read_buckets(path) or []]
+
+
+def check_folder(path: Path, decode: bool = True) -> tuple[ShardFolder, Finding]:
+    """Verify every shard of a folder.
+
+    Args:
+        path: The shard folder.
+        decode: Whether to decode every image as well.
+
+    Raises:
+        UserError: The folder has no readable manifest.
+    """
+    folder, finding = ShardFolder(path), Finding()
+    listed = {entry.shard for entry in folder.shards}
+    for stray in sorted(set(file.name for file in path.glob("*.tar")) - listed):
+        finding.faults.append(f"{path / stray}: not listed in {MANIFEST}")
+    for number in track(range(len(folder.shards)), description="check", transient=True):
+        try:
+            check_shard(folder, number, decode, finding)
+        except UserError as error:
+            finding.faults.append(str(error))
+        except OSError as error:
+            finding.faults.append(f"{folder.path / folder.shards[number].shard}: cannot be read ({error})")
+    return folder, finding
+
+
+def check_shard(folder: ShardFolder, number: int, decode: bool, finding: Finding) -> None:
+    """Compare one tar with manifest and index, then check each sample in it."""
+    entry, path = folder.shards[number], folder.tar(number)
+    index = folder.index(number)
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            finding.faults.append(f"{path}: its sha256 is not the one in {MANIFEST}")
+        if fault := _layout_fault(index, entry.bytes):
+            finding.faults.append(f"{path}: {fault}")
+            return
+        for key, offset, size, expected in zip(index.keys, index.offset, index.size, index.sha256, strict=True):
+            where = f"{path}: sample {key}"
+            file.seek(int(offset))
+            raw = file.read(int(size))
+            finding.samples += 1
+            if key in finding.keys:
+                finding.faults.append(f"{where} occurs twice in the folder")
+            finding.keys.add(key)
+            if hashlib.sha256(raw).hexdigest() != expected:
+                finding.faults.append(f"{where}: its sha256 is not the one in the index")
+                continue
+            try:
+                fault = sample_fault(parse_sample(raw), decode, finding)
+            except UserError as error:
+                fault = str(error)
+            if fault:
+                finding.faults.append(f"{where}: {fault}")
+
+
+def _layout_fault(index: ShardIndex, size: int) -> str | None:
+    """Describe what is wrong unless the samples follow each other from the start of the tar to its end mark."""
+    ends = np.concatenate([[0], np.cumsum(index.size)])
+    if not np.array_equal(index.offset, ends[:-1]):
+        return "the samples in the index do not follow each other without gaps"
+    return None if ends[-1] + 2 * BLOCK == size else "the index does not reach the end of the tar"
+
+
+def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding) -> str | None:
+    """Describe how a sample breaks the contract, or return None; count its content in ``finding``."""
+    if "json" not in members:
+        return "has no json"
+    try:
+        record = json.loads(members["json"])
+        captions = record["captions"]
+        languages = [str(caption["language"]) for caption in captions]
+        texts = [str(caption["text"]).strip() for caption in captions]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its json breaks the contract ({type(error).__name__}: {error})"
+    if not texts or not all(texts):
+        return "has no caption, or an empty one"
+    finding.languages.update(languages)
+    if "latent.npy" in members:
+        finding.latents += 1
+        return _array_fault(members)
+    missing = [name for name in FIELDS if name not in record]
+    if missing:
+        return f"its json lacks {', '.join(missing)}"
+    kinds = [name for name in MEMBER_EXTENSIONS if name in members]
+    if len(kinds) != 1:
+        return f"holds {len(kinds)} images, should hold one"
+    finding.licences[str(record["licence"] or "not stated")] += 1
+    finding.sizes[f"{record['width']}x{record['height']}"] += 1
+    return _image_fault(members[kinds[0]], record) if decode else None
+
+
+def _array_fault(members: dict[str, bytes]) -> str | None:
+    """Describe what is wrong with the arrays of a latent sample."""
+    needed = ("latent.npy", "caption_state.npy")
+    for name in (*needed, *(name for name in members if name.endswith(".npy") and name not in needed)):
+        if name not in members:
+            return f"has no {name}"
+        try:
+            array = parse_array(members[name])
+        except ValueError as error:
+            return f"{name} cannot be read ({error})"
+        dimensions = 3 if name.startswith(("latent", "caption_state")) else 2
+        if array.ndim != dimensions or not np.isfinite(array).all():
+            return f"{name} has shape {array.shape} or values that are NaN or infinite"
+    return None
+
+
+def _image_fault(content: bytes, record: dict[str, Any]) -> str | None:
+    """Decode an image; describe the fault if it is broken, not RGB, or of another size than its JSON says."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"])
+        if image.width * image.height > MAX_PIXELS:
+            return f"its image has more than {MAX_PIXELS} pixels"
+        image.load()
+    except Exception as error:  # Pillow raises many kinds on damaged files
+        return f"its image cannot be decoded ({error})"
+    if image.mode != "RGB":
+        return f"its image is {image.mode}, should be RGB"
+    if image.size != (record["width"], record["height"]):
+        return f"its image is {image.size}, its json says {record['width'], record['height']}"
+    return None
+
+
+def keep_list_faults(folder: ShardFolder) -> list[str]:
+    """Describe where a keep-list names another sample than the one at its position."""
+    found = [key for number in range(len(folder.shards)) for key in folder.index(number).keys]
+    named = kept_keys(folder.path)
+    wrong = [pair for pair in zip(named, found, strict=True) if pair[0] != pair[1]]
+    return [f"{folder.path / KEEP}: names {key!r}, but {there!r} is there" for key, there in wrong]
