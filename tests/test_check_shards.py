@@ -23,7 +23,7 @@ def flip(path: Path, position: int) -> None:
 
 
 def test_sound_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)], 4)
     main([str(folder)])
     out = capsys.readouterr().out
     assert out.endswith("sound\n") and ShardFolder(folder).merkle_root in out
@@ -34,7 +34,7 @@ def test_sound_folder_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 @pytest.mark.parametrize("position", [0, 600, 2000, -1])
 def test_any_changed_byte_is_found(position: int, tmp_path: Path) -> None:
-    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)], 4)
     flip(folder / "00001.tar", position)
     faults = check_folder(folder, decode=False)[1].faults
     assert faults and all("00001.tar" in fault for fault in faults)
@@ -51,7 +51,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_ends_with_code_1_and_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)])
+    folder = write_samples(tmp_path / "a", [complete_sample() for _ in range(6)], 4)
     damage, word = DAMAGE[name]
     damage(folder)
     with pytest.raises(SystemExit) as ended:
@@ -61,7 +61,7 @@ def test_damage_ends_with_code_1_and_one_line(name: str, tmp_path: Path, capsys:
 
 
 def test_swapped_shards_are_found(tmp_path: Path) -> None:
-    folder = write_samples(tmp_path / "a", [complete_sample(url=str(number)) for number in range(8)])
+    folder = write_samples(tmp_path / "a", [complete_sample(url=str(number)) for number in range(8)], 4)
     first, second = (folder / f"0000{n}.tar" for n in range(2))
     a, b = first.read_bytes(), second.read_bytes()
     assert len(a) == len(b) and a != b
