@@ -21,28 +21,29 @@ from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive
 from leam_mm.optim.ema import Ema
 from leam_mm.optim.layer_decay import LayerDecay
-from leam_mm.optim.optimizer import Cooldown, build_optimizer, warmup_cooldown, warmup_cosine
+from leam_mm.optim.optimizer import build_optimizer
+from leam_mm.optim.schedule import Schedule
 from leam_mm.optim.sharding import shard_blocks
+
+COSINE = Schedule()
 
 
 class ContrastiveModule(LightningModule):
-    """Pulls the embeddings of an image and its caption together.
+    """Train two towers so that the embeddings of an image and its captions are close.
 
     Args:
-        encoder: The two towers.
-        loss: Of the gathered embeddings.
-        tokenizer: Folder of the tokenizer the captions were encoded with.
-        optimizer: Built over the groups of `decay_groups`: hidden matrices, other matrices, and what does not decay.
-        warmup_steps: Optimizer steps of the linear rise.
-        final_rate: Share of the learning rate left at the end of the cosine.
+        encoder: Image and text tower.
+        loss: Contrastive loss of the gathered embeddings.
+        tokenizer: Folder of the tokenizer that encodes the captions.
+        optimizer: Called with the groups of `decay_groups`: hidden matrices, other matrices, parameters without decay.
+        schedule: Learning rate during the run.
         max_scale: Upper bound of the inverse temperature (100 in 2103.00020).
-        ema_decay: Per optimizer step, in [0, 1); None keeps no average.
-        exchange: ``gather`` shows each rank the features of all ranks; ``ring`` passes texts round, for InfoNCE and
-            losses that are sums over pairs: same value and gradients, and no rank computes what another does.
+        ema_decay: Decay of the averaged encoder per optimizer step, in [0, 1); None keeps no average.
+        exchange: ``gather`` gives each rank the features of all ranks. ``ring`` passes texts from rank to rank, for
+            InfoNCE and losses that are sums over pairs: same value and gradients, and no logit is computed twice.
         micro_batch: Images that each rank embeds at a time, with their captions; the loss still sees all pairs of the
-            batch (GradCache). Unlike trainer.accumulate_grad_batches, which stays 1. None embeds all at once.
-        cooldown: The rate stays constant and falls at the end; None lets it fall by a cosine.
-        layer_decay: Smaller rates for lower layers, for fine-tuning; None has one rate for all.
+            batch (GradCache), unlike with trainer.accumulate_grad_batches, which stays 1. None embeds all at once.
+        layer_decay: Smaller learning rates for lower layers, for fine-tuning; None has one rate for all.
     """
 
     def __init__(
@@ -51,25 +52,26 @@ class ContrastiveModule(LightningModule):
         loss: ContrastiveLoss,
         tokenizer: str,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        warmup_steps: int = 100,
-        final_rate: float = 0.0,
+        schedule: Schedule = COSINE,
         max_scale: float = 100.0,
         ema_decay: float | None = None,
         exchange: Literal["gather", "ring"] = "gather",
         micro_batch: int | None = None,
-        cooldown: Cooldown | None = None,
         layer_decay: LayerDecay | None = None,
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
-        self.encoder, self.loss, self.optimizer = encoder, loss, optimizer
-        self.warmup_steps, self.final_rate, self.max_scale = warmup_steps, final_rate, max_scale
+        self.encoder, self.loss, self.optimizer, self.schedule = encoder, loss, optimizer, schedule
         self.ema = Ema(encoder, ema_decay) if ema_decay is not None else None
         self.tokenizer_path = tokenizer
         self._tokenizer: Tokenizer | None = None
-        self.exchange, self.micro_batch = exchange, micro_batch
-        self.cooldown, self.layer_decay = cooldown, layer_decay
-        # What inherits from InfoNCE and has a formula of its own is not InfoNCE.
+        self.max_scale, self.exchange, self.micro_batch, self.layer_decay = (
+            max_scale,
+            exchange,
+            micro_batch,
+            layer_decay,
+        )
+        # A subclass of InfoNCE with its own formula is not InfoNCE.
         if exchange == "ring" and not isinstance(loss, PairwiseLoss) and type(loss).forward is not InfoNCE.forward:
             raise UserError(
                 f"model.init_args.exchange is ring, but {type(loss).__name__} is neither InfoNCE nor a sum over pairs "
@@ -77,23 +79,23 @@ class ContrastiveModule(LightningModule):
             )
         if micro_batch is not None and micro_batch < 1:
             raise UserError(f"model.init_args.micro_batch is {micro_batch}: give at least 1, or null")
-        # All ranks move the loss's own state alike; DDP would send it round before each step.
+        # All ranks update the loss's buffers alike, so DDP need not broadcast them before each step.
         state = [f"loss.{name}" for name, _ in loss.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, state)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer, opened when it is first asked for."""
+        """The tokenizer, opened at the first access."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer(self.tokenizer_path, self.encoder.context_length)
         return self._tokenizer
 
     def ema_encoder(self) -> DualEncoder:
-        """The averaged encoder where one is kept, else the trained one."""
+        """Return the averaged encoder if one is kept, else the trained one."""
         return self.ema.model if self.ema is not None else self.encoder  # type: ignore[return-value]
 
     def setup(self, stage: str) -> None:
-        """Check what the recipe states twice before the first step."""
+        """Fail before the first step if values that the recipe states twice disagree."""
         self.encoder.check_tokenizer(self.tokenizer)
         stages = getattr(getattr(self.trainer, "datamodule", None), "stages", None)
         if stages is not None:
@@ -106,24 +108,24 @@ class ContrastiveModule(LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Shard the towers and their average where the strategy asks for it."""
+        """Shard the towers and their average if the strategy has a device mesh."""
         if self.device_mesh is not None:
             for encoder in (self.encoder, self.ema_encoder()):
                 shard_blocks(encoder, self.device_mesh, methods=("encode_image", "encode_text"))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Embed the images and texts of a batch: (B, D) and (B K, D) of unit length, K captions for each image."""
-        drawn = (batch.get("sample_index"), batch.get("patch_dropout"))
-        image = self.encoder.encode_image(self.encoder.normalise(batch["image"]), *drawn)
+        randomness = (batch.get("sample_index"), batch.get("patch_dropout"))
+        image = self.encoder.encode_image(self.encoder.normalise(batch["image"]), *randomness)
         return image, self.encoder.encode_text(batch["text"], batch["text_length"])
 
     def transfer_batch_to_device(self, batch: dict[str, Any], device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the captions' lengths on the host, where the packing of the texts is planned without asking a GPU."""
+        """Keep the captions' lengths on the host, where packing is planned without synchronising with a GPU."""
         moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return {**moved, "text_length": batch["text_length"]} if "text_length" in batch else moved
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of the embeddings of all ranks: the mean over the first captions of all images, the second ones, ..."""
+        """Return the loss of the embeddings of all ranks, averaged over the K captions of each image."""
         if self.micro_batch is None or self.micro_batch >= len(batch["image"]):
             image, text = self(batch)
         else:
@@ -134,23 +136,23 @@ class ContrastiveModule(LightningModule):
         return loss
 
     def _loss(self, image: Tensor, text: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Mean over the K captions of each image; image (b, D) and text (b K, D) are this rank's."""
+        """Return the mean over the K captions of each image, from this rank's image (b, D) and text (b K, D)."""
         shared = (self.encoder.scale, self.encoder.bias)
         if self.exchange == "ring":
             return torch.stack([self._ring(image, part) for part in _by_caption(text, len(image))]).mean()
         missing = [name for name in self.loss.needs if name not in batch]
         if missing:
-            raise UserError(f"{type(self.loss).__name__} needs {', '.join(missing)}, which the batches do not hold")
+            raise UserError(f"{type(self.loss).__name__} needs {', '.join(missing)}, which the batches do not contain")
         image, text = gather(image), gather(text)
-        further = {name: _by_caption(gather(batch[name]), len(image)) for name in self.loss.needs}
+        entries = {name: _by_caption(gather(batch[name]), len(image)) for name in self.loss.needs}
         losses = [
-            self.loss(image, part, *shared, **{name: entry[k % len(entry)] for name, entry in further.items()})
+            self.loss(image, part, *shared, **{name: entry[k % len(entry)] for name, entry in entries.items()})
             for k, part in enumerate(_by_caption(text, len(image)))
         ]
         return torch.stack(losses).mean()
 
     def _ring(self, image: Tensor, text: Tensor) -> Tensor:
-        """Loss of all ranks from this rank's image (b, D) and text (b, D)."""
+        """Return the loss of all ranks from this rank's image (b, D) and text (b, D)."""
         if isinstance(self.loss, InfoNCE):
             return ring_softmax(image, text, self.encoder.scale, self.loss.label_smoothing, self.loss.tile)
         assert isinstance(self.loss, PairwiseLoss)
@@ -158,22 +160,22 @@ class ContrastiveModule(LightningModule):
         return ring(self.loss.pairs, image, text, self.encoder.scale, self.encoder.bias, weights)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and in-batch accuracy on held-out pairs."""
+        """Log loss and in-batch accuracy on held-out pairs."""
         encoder = self.ema_encoder()
         image = encoder.encode_image(encoder.normalise(batch["image"]))
         text = encoder.encode_text(batch["text"], batch["text_length"])
         loss = self.loss(image, text, encoder.scale, encoder.bias)
-        right = ((image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)).float().mean()
+        correct = ((image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)).float().mean()
         self.log("val/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(image))
-        self.log("val/in_batch_top1", right, sync_dist=True, batch_size=len(image))
+        self.log("val/in_batch_top1", correct, sync_dist=True, batch_size=len(image))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the weights that the training started from beside the rest of the evidence."""
+        """Record in the evidence which weights the run started from."""
         if self.encoder.origin():
             checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self.encoder.origin()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, bound the temperature, then average the weights."""
+        """Step, clamp the temperature, then update the average."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.encoder.clip.logit_scale.clamp_(0, math.log(self.max_scale))
@@ -181,19 +183,15 @@ class ContrastiveModule(LightningModule):
             self.ema.update(self.encoder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The recipe's optimizer, with warm-up and cosine or cool-down."""
+        """Build the recipe's optimizer and its schedule."""
         optimizer = build_optimizer(self.optimizer, self.encoder, self.layer_decay)
         own = [weight for weight in self.loss.parameters() if weight.requires_grad]
-        if own:  # a loss may have weights of its own
+        if own:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
-        total, steps = int(self.trainer.estimated_stepping_batches), self.warmup_steps
-        if self.cooldown is None:
-            schedule = warmup_cosine(optimizer, steps, total, self.final_rate)
-        else:
-            schedule = warmup_cooldown(optimizer, steps, total, self.cooldown, self.final_rate)
+        schedule = self.schedule.build(optimizer, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def _by_caption(rows: Tensor, images: int) -> Tensor:
-    """Rows that belong to the first captions of all images, to the second ones, ...: (B K, ...) -> (K, B, ...)."""
+    """Group rows by the number of the caption: (B K, ...) -> (K, B, ...)."""
     return rearrange(rows, "(b k) ... -> k b ...", b=images)

@@ -91,7 +91,7 @@ def test_extension_with_a_constant_rate_equals_the_long_run(
 ) -> None:
     def recipe(name: str, samples: int) -> dict[str, Any]:
         made = clip_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=samples)
-        made["model"]["init_args"].update(final_rate=1.0)
+        made["model"]["init_args"]["schedule"] = {"kind": "constant"}
         return made
 
     fit_here(recipe("whole", 48), tmp_path)

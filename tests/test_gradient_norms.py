@@ -14,7 +14,9 @@ def logged(folder: Path, toy_shards: Path, toy_tokenizer: Path, **trainer: objec
     recipe["trainer"]["callbacks"] = [{"class_path": "leam_mm.callbacks.gradient_norms.GradientNorms"}]
     recipe["trainer"].update(trainer)
     recipe["model"]["init_args"].update(
-        optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}}, warmup_steps=0, ema_decay=None
+        optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}},
+        schedule={"warmup_steps": 0},
+        ema_decay=None,
     )
     folder.mkdir(exist_ok=True)
     fit_here(recipe, folder)

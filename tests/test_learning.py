@@ -18,7 +18,7 @@ def test_toy_encoder_learns_colours_in_two_languages(toy_shards: Path, toy_token
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=200 * 32)
     recipe["data"]["init_args"]["batch_size"] = 32
     recipe["checkpoint"] = {"every_n_train_steps": 1000}
-    recipe["model"]["init_args"]["warmup_steps"] = 10
+    recipe["model"]["init_args"]["schedule"] = {"warmup_steps": 10}
     recipe["trainer"]["logger"] = False
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     held_out = write_toy_shards(tmp_path / "held_out", samples=40, first=1000)

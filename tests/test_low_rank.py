@@ -158,7 +158,7 @@ def test_overlay_teaches_a_base_model_another_language(toy_shards: Path, toy_tok
     recipe = clip_recipe(tmp_path / "base", toy_shards, toy_tokenizer, max_samples=120 * 32)
     recipe["data"]["init_args"] |= {"batch_size": 32, "languages": ["en"]}
     recipe["checkpoint"], recipe["trainer"]["logger"] = {"every_n_train_steps": 1000}, False
-    recipe["model"]["init_args"]["warmup_steps"] = 10
+    recipe["model"]["init_args"]["schedule"] = {"warmup_steps": 10}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     held_out = write_toy_shards(tmp_path / "held_out", samples=40, first=1000)
     names = [f"Quadrat, {GERMAN[colour]}" for colour in sorted(COLOURS)]

@@ -52,7 +52,7 @@ def everything(recipe: dict[str, Any]) -> dict[str, Any]:
     model = recipe["model"]["init_args"]
     model["encoder"]["vision"] |= {"patch_dropout": 0.25, "layers": 2}
     model["layer_decay"] = {"image": 0.7, "text": 0.9}
-    model["cooldown"] = {"steps": 3, "shape": "sqrt"}
+    model["schedule"] |= {"kind": "constant", "cooldown": {"steps": 3, "shape": "sqrt"}}
     recipe["data"]["init_args"]["stages"] = [
         {"samples": 0, "image_size": [8, 16], "text_length": 5},
         {"samples": 24, "image_size": 24, "patch_dropout": 0.5},

@@ -1,7 +1,7 @@
-"""What a frozen image encoder sees in each patch of a picture, for representation alignment (REPA, 2410.06940).
+"""Patch features of a frozen image encoder, for representation alignment (REPA, 2410.06940).
 
-A run or checkpoint of our own contrastive training serves, weights that open_clip knows, and a folder of transformers
-with a vision transformer in it (DINOv2, DINOv3, SigLIP): offline, and safetensors only for the last.
+The encoder comes from a run or checkpoint of contrastive training, from weights that open_clip knows, or from a folder
+of transformers with a vision transformer (DINOv2, DINOv3, SigLIP; safetensors only). Nothing is downloaded.
 """
 
 import json
@@ -16,11 +16,11 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import find_checkpoint, load_module
+from leam_mm.checkpoint import load_part
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_model
 from leam_mm.encoders.image_tokens import image_tokens
+from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
 
 Read = Callable[[Tensor], Tensor]  # (B, 3, H, W) normalised -> (B, N, D)
 
@@ -29,13 +29,13 @@ class PatchFeatures(nn.Module):
     """Patch tokens after the last norm, without class tokens; frozen, always in evaluation mode.
 
     Args:
-        tower: The network, which moves along with this module.
-        read: Normalised pictures (B, 3, H, W) -> tokens (B, N, D) by that network.
+        tower: The network, a submodule.
+        read: Computes tokens (B, N, D) of normalised images (B, 3, H, W) with that network.
         patch: Pixels per side of a token.
-        size: Side in pixels of the square pictures that the tower was trained with.
-        mean: Per channel, in [0, 1].
-        std: Per channel, in [0, 1].
-        sha256: Of the weights.
+        size: Side in pixels of the square images that the tower was trained with.
+        mean: Mean per channel, in [0, 1].
+        std: Standard deviation per channel, in [0, 1].
+        sha256: SHA-256 of the weights.
     """
 
     mean: Tensor
@@ -52,19 +52,22 @@ class PatchFeatures(nn.Module):
         self.register_buffer("std", std.detach().float().cpu().clone(), persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Tokens h, w of a picture of this shape: about as many as the tower had in training, in the same ratio."""
+        """Return h, w in tokens for an image of this shape: the image's ratio, and about as many as in the tower's training."""
         scale = self.size / (math.sqrt(height * width) * self.patch)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Tokens of pictures of any one shape, which are resized to whole patches.
+        """Return the tokens of images of one shape, after resizing them to whole patches.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
 
         Returns:
-            (B, N, D) float32, N = h w of `grid`, row after row.
+            (B, N, D) float32, N = h w of `grid`, in row-major order.
+
+        Raises:
+            UserError: The encoder cannot take this size, or gives no patch tokens.
         """
         h, w = self.grid(*image.shape[-2:])
         wanted = (h * self.patch, w * self.patch)
@@ -74,53 +77,52 @@ class PatchFeatures(nn.Module):
             tokens = self.read((image / 2 + 0.5 - self.mean[:, None, None]) / self.std[:, None, None])
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
-                f"the image encoder cannot take pictures of {wanted[1]} x {wanted[0]} pixels "
-                f"({str(error).strip().split(chr(10))[0][:160]}): give --feature-size, or one that interpolates places"
+                f"the image encoder cannot take images of {wanted[1]} x {wanted[0]} pixels "
+                f"({str(error).strip().split(chr(10))[0][:160]}): give --feature-size, or an encoder that interpolates "
+                "positions"
             ) from None
         if tokens.shape[1] != h * w:
             raise UserError(
-                f"the image encoder gives {tokens.shape[1]} tokens for {h} x {w} patches: give a vision transformer"
+                f"the image encoder gives {tokens.shape[1]} tokens for {h} x {w} patches: use a vision transformer"
             )
         return tokens.float()
 
     def train(self, mode: bool = True) -> "PatchFeatures":
-        """Stay in evaluation mode: the encoder is frozen."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
 
 def open_patch_features(path: str, size: int | None = None) -> PatchFeatures:
-    """The image encoder at a path.
+    """Open the image encoder at a path.
 
     Args:
-        path: Run or checkpoint of a contrastive training; folder, file or NAME:TAG of open_clip; or a folder that
+        path: Run or checkpoint of contrastive training; folder, file or NAME:TAG of open_clip; or a folder that
             transformers saved.
-        size: Side of the pictures in pixels, where not the encoder's own.
+        size: Side of the images in pixels; None takes the encoder's own.
     """
-    place = Path(path)
-    checkpoint = place.suffix == ".ckpt" or any(
-        file.is_file() for file in (place / "checkpoints" / "last.ckpt", place / "last.ckpt")
+    folder = Path(path)
+    checkpoint = folder.suffix == ".ckpt" or any(
+        file.is_file() for file in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt")
     )
-    if not checkpoint and (place / "config.json").is_file() and not (place / "open_clip_config.json").is_file():
-        features = _from_transformers(place)
+    if not checkpoint and (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
+        features = _from_transformers(folder)
     elif checkpoint:
-        from leam_mm.contrastive_module import ContrastiveModule
-
-        encoder = load_module(path, ContrastiveModule).ema_encoder()
-        features = _from_dual_encoder(encoder, file_sha256(find_checkpoint(path)))
+        encoder = load_part(path, "ema_encoder")
+        features = _from_dual_encoder(encoder, encoder.checkpoint_evidence["sha256"])
     else:
-        from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
-
         encoder = PretrainedEncoder(path)
         features = _from_dual_encoder(encoder, encoder.origin()["sha256"])
     if size is not None:
         if size % features.patch:
-            raise UserError(f"--feature-size {size} is no multiple of the encoder's patch of {features.patch} pixels")
+            raise UserError(
+                f"--feature-size {size} is not a multiple of the encoder's patch size of {features.patch} pixels"
+            )
         features.size = size
     return features
 
 
 def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
-    """The image tower of a model of open_clip."""
+    """Wrap the image tower of a model of open_clip."""
     tower, own = encoder.clip.visual, (encoder.image_size, encoder.image_mean, encoder.image_std, sha256)
     if isinstance(tower, VisionTransformer):
         return PatchFeatures(tower, lambda image: _open_clip_tokens(tower, image), tower.patch_size[0], *own)
@@ -128,7 +130,7 @@ def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
     patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
     if patch is None or not hasattr(trunk, "num_prefix_tokens"):
         raise UserError(
-            f"the image tower {type(trunk or tower).__name__} has no patch tokens: give a vision transformer"
+            f"the image tower {type(trunk or tower).__name__} has no patch tokens: use a vision transformer"
         )
     return PatchFeatures(
         tower, lambda image: trunk.forward_features(image)[:, trunk.num_prefix_tokens :], patch[0], *own
@@ -136,7 +138,7 @@ def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
 
 
 def _open_clip_tokens(tower: VisionTransformer, image: Tensor) -> Tensor:
-    """As the last block gives them, through the norm that the class token takes."""
+    """Return the last block's tokens after the norm that open_clip applies to the class token."""
     states = tower.transformer(image_tokens(tower, image, None, 0.0))
     if tower.attn_pool is None and not tower.final_ln_after_pool:
         states = tower.ln_post(states)
@@ -144,21 +146,22 @@ def _open_clip_tokens(tower: VisionTransformer, image: Tensor) -> Tensor:
 
 
 def _from_transformers(folder: Path) -> PatchFeatures:
-    """A vision transformer that transformers saved, with the preprocessing that lies beside it."""
+    """Wrap a vision transformer that transformers saved, with the preprocessing config beside it."""
     model = transformers_model(str(folder), texts=False)
     tower: Any = getattr(model, "vision_model", model)
     config, file = tower.config, folder / "preprocessor_config.json"
     try:
         patch, size = int(config.patch_size), int(config.image_size)
-        picture = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = (torch.tensor([float(value) for value in picture[f"image_{key}"]]) for key in ("mean", "std"))
+        preprocessing = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = (torch.tensor([float(value) for value in preprocessing[f"image_{key}"]]) for key in ("mean", "std"))
         if min(patch, size) < 1 or mean.shape != (3,) or std.shape != (3,) or not bool((std > 0).all()):
-            raise ValueError("sizes or colours are impossible")
+            raise ValueError("sizes, image_mean or image_std are out of range")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder} is no vision transformer with a {file.name} ({type(error).__name__}: {error}): copy all of it"
+            f"{folder} is not a vision transformer with a {file.name} ({type(error).__name__}: {error}): copy the whole "
+            "folder"
         ) from None
-    # Class and register tokens come first, wherever there are any.
+    # Class and register tokens, if any, come first.
     return PatchFeatures(
         tower,
         lambda image: tower(image).last_hidden_state[:, -(image.shape[2] // patch) * (image.shape[3] // patch) :],

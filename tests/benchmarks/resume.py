@@ -184,7 +184,7 @@ def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
             "loss": {"class_path": "leam_mm.losses.contrastive.InfoNCE"},
             "tokenizer": "open_clip",
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 5e-4, "eps": 1e-6}},
-            "warmup_steps": 10,
+            "schedule": {"warmup_steps": 10},
             "ema_decay": 0.99,
         },
     }
