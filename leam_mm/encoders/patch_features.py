@@ -52,7 +52,7 @@ class PatchFeatures(nn.Module):
         self.register_buffer("std", std.detach().float().cpu().clone(), persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return h, w in tokens for an image of this shape: the image's ratio, and about as many as in the tower's training."""
+        """Return h, w in tokens for an image: in its aspect ratio, about as many as in the tower's training."""
         scale = self.size / (math.sqrt(height * width) * self.patch)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
@@ -158,8 +158,8 @@ def _from_transformers(folder: Path) -> PatchFeatures:
             raise ValueError("sizes, image_mean or image_std are out of range")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{folder} is not a vision transformer with a {file.name} ({type(error).__name__}: {error}): copy the whole "
-            "folder"
+            f"{folder} is not a vision transformer with a {file.name} ({type(error).__name__}: {error}): "
+            "copy the whole folder"
         ) from None
     # Class and register tokens, if any, come first.
     return PatchFeatures(
