@@ -143,7 +143,7 @@ def test_interrupted_run_goes_on_and_ends_equal(
     assert not output.exists()
     with pytest.raises(UserError, match="other data or settings"):
         encode_latents(toy_shards, checkpoints, output, "--seed", "1")
-    assert "going on after 40 samples" in encode_latents(toy_shards, checkpoints, output)
+    assert "continuing after 40 samples" in encode_latents(toy_shards, checkpoints, output)
     assert ShardFolder(output).merkle_root == ShardFolder(encoded).merkle_root
     assert not list(tmp_path.glob("*.partial"))
 

@@ -19,7 +19,7 @@ from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
 from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
-from data_tools.latents.latent_jobs import Job, ahead, merge_statistics, read_rows
+from data_tools.latents.latent_jobs import Job, merge_statistics, prefetch, read_rows
 from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
@@ -48,16 +48,16 @@ def test_rows_are_the_samples_of_the_folder(toy_shards: Path) -> None:
         assert list(read_rows(folder, np.array(rows, int))) == [everything[row] for row in rows]
 
 
-def test_what_is_made_ahead_keeps_its_order_and_its_errors() -> None:
+def test_prefetch_keeps_its_order_and_its_errors() -> None:
     def numbers() -> object:
         yield from range(5)
         raise UserError("the end")
 
     seen = []
     with pytest.raises(UserError, match="the end"):
-        seen.extend(ahead(numbers()))  # type: ignore[arg-type]
+        seen.extend(prefetch(numbers()))  # type: ignore[arg-type]
     assert seen == [0, 1, 2, 3, 4] or seen == []
-    assert list(ahead(iter("abc"))) == ["a", "b", "c"] and list(ahead(iter(()))) == []
+    assert list(prefetch(iter("abc"))) == ["a", "b", "c"] and list(prefetch(iter(()))) == []
 
 
 def test_statistics_are_merged_in_the_order_of_shards(tmp_path: Path) -> None:
@@ -65,11 +65,11 @@ def test_statistics_are_merged_in_the_order_of_shards(tmp_path: Path) -> None:
     latents = torch.randn(12, 3, 2, 2, dtype=torch.float64)
     jobs = [Job("", number, (8, 8), np.arange(4), tmp_path / f"{number:05d}", 2) for number in range(3)]
     for number in (2, 0, 1):  # whoever is first
-        jobs[number].pictures.mkdir()
+        jobs[number].encoded.mkdir()
         for batch in (1, 0):
             part = LatentStatistics.of(latents[4 * number + 2 * batch : 4 * number + 2 * batch + 2])
             moments = {"count": part.count, "mean": part.mean.numpy(), "deviation": part.deviation.numpy()}
-            np.savez(jobs[number].pictures / f"{batch:05d}.npz", **moments)
+            np.savez(jobs[number].encoded / f"{batch:05d}.npz", **moments)
     merged, whole = merge_statistics(jobs), LatentStatistics.of(latents)
     assert merged.count == whole.count
     np.testing.assert_allclose(merged.mean.numpy(), whole.mean.numpy(), rtol=1e-12)
@@ -178,7 +178,7 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
     assert not alive  # nobody works on for a dead parent
     assert not (tmp_path / "out").exists()
     said = encode_latents(shards, checkpoints, tmp_path / "out", "--image-size", "32")
-    assert "going on after" in said
+    assert "continuing after" in said
     assert content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
 
 

@@ -1,6 +1,5 @@
-"""The frozen networks that turn a picture with captions into a latent sample, and the settings they run with."""
+"""The frozen networks that turn an image with captions into a latent sample."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -14,13 +13,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from data_tools.latents.encode_settings import EncodeSettings, Encoding
+from data_tools.latents.shard_embedding import StoredSample
 from leam_mm.captions.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
 from leam_mm.checkpoint import checkpoint_config, read_checkpoint
-from leam_mm.codec_module import codec_file, load_codec, signed
+from leam_mm.codec_module import codec_file, load_codec
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, Shape
 from leam_mm.data.image_decoding import ImageDecoding, image_member, open_picture
+from leam_mm.data.image_range import signed
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.encoders.patch_features import PatchFeatures, open_patch_features
@@ -29,53 +31,7 @@ from leam_mm.files import file_sha256
 
 STATISTICS = "codec_statistics.json"
 TEXTS_AT_ONCE = 1024
-Sample = tuple[str, dict[str, bytes]]
-Pictures = dict[str, np.ndarray]  # what was seen in a batch of pictures: raw, [log_variance], size, [feature]
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Everything that decides what the output contains: two runs with equal settings write equal bytes.
-
-    Args:
-        shards: Merkle root of the input.
-        codec_sha256: Of the codec's file.
-        text_sha256: Of each text encoder, in the order of their states.
-        text_length: Tokens per caption at most, of encoders of transformers.
-        feature_sha256: Of the image encoder whose patch tokens are stored; None stores none.
-        feature_size: Side in pixels of the pictures it sees.
-        image_sizes: H = W in pixels of each resolution; of buckets, the side of the square one.
-        buckets: ``multiple`` and ``max_ratio`` of the aspect-ratio buckets, or None.
-        moments: Keep the posterior's log-variance too.
-        captions_per_sample: K, caption states of each sample at most.
-        languages: Captions in these only, where a sample has any; None takes all.
-        seed: Of the choice of captions.
-        dtype: Of the stored latents and caption states.
-        statistics_sha256: Of the statistics taken from another folder; None measures them.
-        tile: Side in pixels of the codec's tiles (LatentCodec.set_tile); None takes whole pictures.
-    """
-
-    shards: str
-    codec_sha256: str
-    text_sha256: list[str]
-    text_length: int
-    feature_sha256: str | None
-    feature_size: int | None
-    image_sizes: list[int]
-    buckets: dict[str, float] | None
-    moments: bool
-    captions_per_sample: int
-    languages: list[str] | None
-    seed: int
-    dtype: str
-    statistics_sha256: str | None
-    tile: int | None = None
-
-    def aspect_buckets(self) -> AspectBuckets | None:
-        """The shapes, where pictures keep their aspect ratio."""
-        if self.buckets is None:
-            return None
-        return AspectBuckets(self.image_sizes[0], int(self.buckets["multiple"]), self.buckets["max_ratio"])
+Encoded = dict[str, np.ndarray]  # of a batch of images: raw, [log_variance], size, [feature]
 
 
 @dataclass
@@ -83,12 +39,12 @@ class LatentEncoder:
     """The networks on their device.
 
     Args:
-        codec: Pictures to latents.
+        codec: Images to latents.
         texts: Text encoders, in the order of their states.
         features: Image encoder whose patch tokens are stored, or None.
-        encoding: What is written.
+        encoding: Settings of the output.
         device: Where the networks are.
-        threads: That decode pictures.
+        threads: Number of threads that decode images.
     """
 
     codec: LatentCodec
@@ -104,10 +60,10 @@ class LatentEncoder:
         self._pool = ThreadPoolExecutor(self.threads)
         self._buckets = self.encoding.aspect_buckets()
 
-    def decode(self, samples: list[Sample], shape: Shape) -> tuple[Tensor, list[PictureSize]]:
-        """Pictures (B, 3, H, W) uint8, cropped as codec training decodes its held-out ones, and what they were."""
+    def decode(self, samples: list[StoredSample], shape: Shape) -> tuple[Tensor, list[PictureSize]]:
+        """Return images (B, 3, H, W) uint8, cropped as in the validation of a codec, and their original sizes."""
 
-        def one(sample: Sample) -> tuple[Tensor, PictureSize]:
+        def one(sample: StoredSample) -> tuple[Tensor, PictureSize]:
             try:
                 content = image_member(sample[1])
                 return self._buckets.cut(content) if self._buckets else centre_square(content, shape[0])
@@ -117,39 +73,39 @@ class LatentEncoder:
         images, sizes = zip(*self._pool.map(one, samples), strict=True)
         return torch.stack(images), list(sizes)
 
-    def look(self, images: Tensor, sizes: list[PictureSize]) -> Pictures:
-        """All that is computed of pictures (B, 3, H, W) uint8, before the statistics are known.
+    def encode_images(self, images: Tensor, sizes: list[PictureSize]) -> Encoded:
+        """Encode images (B, 3, H, W) uint8; needs no statistics.
 
         Returns:
             raw (B, C, h, w) and log_variance (B, C, h, w) float32; size (B, 6); feature (B, N, D) float16.
         """
-        picture = signed(images.to(self.device))
-        seen: dict[str, Tensor] = {}
+        image = signed(images.to(self.device))
+        latents: dict[str, Tensor] = {}
         if self.encoding.moments:
-            posterior = self.codec.posterior(picture)
-            seen["raw"], seen["log_variance"] = posterior.mean, posterior.logvar
+            posterior = self.codec.posterior(image)
+            latents["raw"], latents["log_variance"] = posterior.mean, posterior.logvar
         else:
-            seen["raw"] = self.codec.encode_raw(picture)
-        found = {name: value.float().cpu().numpy() for name, value in seen.items()} | {"size": np.array(sizes)}
+            latents["raw"] = self.codec.encode_raw(image)
+        encoded = {name: value.float().cpu().numpy() for name, value in latents.items()} | {"size": np.array(sizes)}
         if self.features is not None:
-            found["feature"] = to_stored(self.features.encode(picture).cpu().numpy(), "float16")
-        return found
+            encoded["feature"] = to_stored(self.features.encode(image).cpu().numpy(), "float16")
+        return encoded
 
-    def write_members(self, samples: list[Sample], pictures: Pictures) -> list[dict[str, bytes]]:
-        """The members of the latent samples; the codec must have its statistics."""
+    def write_members(self, samples: list[StoredSample], encoded: Encoded) -> list[dict[str, bytes]]:
+        """Return the members of the latent samples; the codec must have its statistics."""
         records = [read_captions(sample) for sample in samples]
         settings = self.encoding
         chosen = [
             choose_captions(record["captions"], settings.captions_per_sample, settings.seed, key, settings.languages)
             for (key, _), record in zip(samples, records, strict=True)
         ]
-        arrays = self._latents(pictures, samples)
+        arrays = self._latents(encoded, samples)
         states, lengths = self._states([[entry["text"] for entry in entries] for entries in chosen], samples)
         members = []
         for row, (record, entries) in enumerate(zip(records, chosen, strict=True)):
             stored = {name: array_bytes(array[row]) for name, array in arrays.items()}
             stored |= {state_member(number): array_bytes(state[row]) for number, state in enumerate(states)}
-            size = PictureSize(*pictures["size"][row].tolist())
+            size = PictureSize(*encoded["size"][row].tolist())
             record["caption_states"] = [
                 {key: entry[key] for key in ("text", "language", "source") if key in entry} | length
                 for entry, length in zip(entries, lengths[row], strict=True)
@@ -158,26 +114,26 @@ class LatentEncoder:
             members.append({**stored, "json": json.dumps(record, ensure_ascii=False).encode()})
         return members
 
-    def _latents(self, pictures: Pictures, samples: list[Sample]) -> dict[str, np.ndarray]:
-        """Normalised latents, and what else was seen in the pictures."""
+    def _latents(self, encoded: Encoded, samples: list[StoredSample]) -> dict[str, np.ndarray]:
+        """Return normalised latents, their log-variance and the patch tokens, in the types in which they are stored."""
         codec, dtype = self.codec, self.encoding.dtype
         shift, scale = codec.shift.cpu().numpy(), codec.scale.cpu().numpy()
-        arrays = {LATENT: (pictures["raw"] - shift) * scale}
-        if "log_variance" in pictures:
-            arrays[LOG_VARIANCE] = pictures["log_variance"] + 2 * np.log(scale)
+        arrays = {LATENT: (encoded["raw"] - shift) * scale}
+        if "log_variance" in encoded:
+            arrays[LOG_VARIANCE] = encoded["log_variance"] + 2 * np.log(scale)
         arrays = {name: to_stored(array, dtype) for name, array in arrays.items()}
-        if "feature" in pictures:
-            arrays[FEATURE] = pictures["feature"]
+        if "feature" in encoded:
+            arrays[FEATURE] = encoded["feature"]
         for name, array in arrays.items():
             _check_finite(array, name, samples)
         return arrays
 
     def _states(
-        self, texts: list[list[str]], samples: list[Sample]
+        self, texts: list[list[str]], samples: list[StoredSample]
     ) -> tuple[list[list[np.ndarray]], list[list[dict[str, Any]]]]:
-        """States (K, L, D) of each sample by each encoder, L of its longest caption; and the captions' lengths."""
-        flat = [text for several in texts for text in several]
-        ends = np.cumsum([len(several) for several in texts])
+        """Return each encoder's states (K, L, D) of each sample, L of its longest caption, and all lengths."""
+        flat = [text for captions in texts for text in captions]
+        ends = np.cumsum([len(captions) for captions in texts])
         states: list[list[np.ndarray]] = []
         counts = []
         for encoder in self.texts:
@@ -193,10 +149,10 @@ class LatentEncoder:
             {"length": sum(own), **({"lengths": list(own)} if len(own) > 1 else {})}
             for own in zip(*counts, strict=True)
         ]
-        return states, [lengths[end - len(several) : end] for end, several in zip(ends, texts, strict=True)]
+        return states, [lengths[end - len(captions) : end] for end, captions in zip(ends, texts, strict=True)]
 
     def _about(self, size: PictureSize) -> dict[str, Any]:
-        """What the json says of the latent."""
+        """Return the description of the latent for the json."""
         settings = self.encoding
         about: dict[str, Any] = {
             "codec_sha256": settings.codec_sha256,
@@ -215,7 +171,7 @@ class LatentEncoder:
 
 
 def centre_square(content: bytes, side: int) -> tuple[Tensor, PictureSize]:
-    """The centre square of a picture (3, side, side) uint8, and what it was."""
+    """Return the centre square of an image, (3, side, side) uint8, and its original size."""
     image = ImageDecoding(side)(content, np.random.default_rng(0))
     width, height = open_picture(content).size
     scale = side / min(width, height)
@@ -223,20 +179,20 @@ def centre_square(content: bytes, side: int) -> tuple[Tensor, PictureSize]:
     return image, PictureSize(height, width, top, left, side, side)
 
 
-def statistics_of(pictures: Pictures) -> LatentStatistics:
-    """Statistics of raw latents; with moments, those of draws from the posterior, in expectation over its noise."""
-    statistics = LatentStatistics.of(torch.from_numpy(pictures["raw"]))
-    if "log_variance" not in pictures:
+def statistics_of(encoded: Encoded) -> LatentStatistics:
+    """Return the statistics of raw latents; with moments, their expectation over draws from the posterior."""
+    statistics = LatentStatistics.of(torch.from_numpy(encoded["raw"]))
+    if "log_variance" not in encoded:
         return statistics
-    # The law of total variance: that of the means, and the mean of the variances.
-    variance = np.exp(rearrange(pictures["log_variance"], "b c h w -> c (b h w)").astype(np.float64)).sum(1)
+    # Law of total variance: the variance of the means plus the mean of the variances.
+    variance = np.exp(rearrange(encoded["log_variance"], "b c h w -> c (b h w)").astype(np.float64)).sum(1)
     return LatentStatistics(statistics.count, statistics.mean, statistics.deviation + torch.from_numpy(variance))
 
 
 def choose_captions(
     captions: list[dict[str, Any]], count: int, seed: int, key: str, languages: list[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Draw up to ``count`` different captions, one language after the other in an order drawn from (seed, key)."""
+    """Draw up to ``count`` different captions, taking turns between languages, in an order drawn from (seed, key)."""
     captions = [caption for caption in captions if caption["language"] in (languages or [])] or captions
     digest = hashlib.sha256(f"{seed}/{key}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
@@ -244,14 +200,14 @@ def choose_captions(
     for caption in captions:
         by_language.setdefault(str(caption["language"]), []).append(caption)
     names = sorted(by_language)
-    order = [by_language[names[place]] for place in generator.permutation(len(names))]
-    queues = [[group[place] for place in generator.permutation(len(group))] for group in order]
+    order = [by_language[names[index]] for index in generator.permutation(len(names))]
+    queues = [[group[index] for index in generator.permutation(len(group))] for group in order]
     rounds = [queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue)]
     return rounds[:count]
 
 
-def read_captions(sample: Sample) -> dict[str, Any]:
-    """The json of a sample, which must hold captions."""
+def read_captions(sample: StoredSample) -> dict[str, Any]:
+    """Return the json of a sample, which must hold captions."""
     key, members = sample
     try:
         record = json.loads(members["json"])
@@ -264,25 +220,25 @@ def read_captions(sample: Sample) -> dict[str, Any]:
 
 
 def _stack(states: list[np.ndarray]) -> np.ndarray:
-    """Captions of different lengths: each (L_k, D) -> (K, longest, D), zero beyond each end."""
+    """Pad the states of captions with zeros: each (L_k, D) -> (K, longest, D)."""
     stacked = np.zeros((len(states), max(map(len, states)), states[0].shape[1]), states[0].dtype)
-    for place, state in zip(stacked, states, strict=True):
-        place[: len(state)] = state
+    for row, state in zip(stacked, states, strict=True):
+        row[: len(state)] = state
     return stacked
 
 
-def _check_finite(array: np.ndarray, name: str, samples: list[Sample]) -> None:
+def _check_finite(array: np.ndarray, name: str, samples: list[StoredSample]) -> None:
     if not np.isfinite(from_stored(array)).all():
         kind = "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
-        cure = "" if name == FEATURE else "give --dtype float32 or bfloat16, or "
+        fix = "" if name == FEATURE else "give --dtype float32 or bfloat16, or "
         raise UserError(
-            f"{name} between sample {samples[0][0]} and {samples[-1][0]} does not fit {kind}: {cure}take a network "
+            f"{name} between sample {samples[0][0]} and {samples[-1][0]} does not fit {kind}: {fix}take a network "
             "that has not diverged"
         )
 
 
 def trained_image_size(path: Path) -> int | None:
-    """H = W in pixels of the pictures that a codec of our training saw; None for a folder of diffusers."""
+    """Return H = W in pixels of the images that one of our codecs was trained on; None for a diffusers folder."""
     if (path / "config.json").is_file():
         return None
     section = checkpoint_config(read_checkpoint(path)).get("data") or {}
@@ -291,74 +247,81 @@ def trained_image_size(path: Path) -> int | None:
 
 
 def statistics_file(path: Path) -> Path:
-    """Where the statistics lie that --statistics names."""
+    """Return the statistics file that --statistics names, itself or by its folder."""
     file = path / STATISTICS if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"--statistics {path} names no {STATISTICS}: give the latent folder of the training set")
     return file
 
 
-def open_encoder(options: argparse.Namespace, device: torch.device, threads: int = 0) -> LatentEncoder:
-    """Load the networks and settle what will be written.
+def open_encoder(settings: EncodeSettings, device: torch.device, threads: int = 0) -> LatentEncoder:
+    """Load the networks and determine the settings of the output.
 
     Args:
-        options: Of the command line of encode_latents.
-        device: Of the networks.
-        threads: That decode pictures; 0 takes up to eight.
+        settings: Settings of the program.
+        device: Device of the networks.
+        threads: Number of threads that decode images; 0 takes up to eight.
     """
-    codec, trained_size = load_codec(options.codec), trained_image_size(options.codec)
-    codec_sha256 = file_sha256(codec_file(options.codec))
-    sizes = sorted(set(options.image_size or ([trained_size] if trained_size else [])))
+    codec, trained_size = load_codec(settings.codec), trained_image_size(settings.codec)
+    codec_sha256 = file_sha256(codec_file(settings.codec))
+    sizes = sorted(set(settings.image_size or ([trained_size] if trained_size else [])))
     if not sizes:
-        raise UserError(f"{options.codec} does not say how large its images are: give --image-size")
+        raise UserError(f"{settings.codec} does not say how large its images are: give --image-size")
     for size in sizes:
         if size < 1 or size % codec.downscale:
             raise UserError(
-                f"--image-size {size} does not fit the codec of {options.codec}: give a multiple of {codec.downscale}"
+                f"--image-size {size} does not fit the codec of {settings.codec}: give a multiple of {codec.downscale}"
             )
-    if options.moments and not codec.variational:
-        raise UserError(f"--moments: {options.codec} is an AutoencoderDC, which has no posterior; leave --moments out")
+    if settings.moments and not codec.variational:
+        raise UserError(f"--moments: {settings.codec} is an AutoencoderDC, which has no posterior; omit --moments")
     texts, digests = [], []
-    for kind, path in options.text_encoders:
+    for kind, path in (_text_encoder(given) for given in settings.text_encoders):
         if from_transformers(path) != (kind == "transformers"):
             raise UserError(
                 f"{path}: --clip takes a run or checkpoint of ours, --text-encoder a folder of transformers"
             )
-        texts.append(open_caption_encoder(path, options.text_length).to(device))
+        texts.append(open_caption_encoder(path, settings.text_length).to(device))
         digests.append(encoder_file(path)[1])
-    features = open_patch_features(options.features, options.feature_size) if options.features else None
-    statistics = options.statistics and statistics_file(options.statistics)
+    features = open_patch_features(settings.features, settings.feature_size) if settings.features else None
+    statistics = settings.statistics and statistics_file(settings.statistics)
     encoding = Encoding(
-        shards=ShardFolder(options.shards).merkle_root,
+        shards=ShardFolder(settings.shards).merkle_root,
         codec_sha256=codec_sha256,
         text_sha256=digests,
-        text_length=options.text_length,
+        text_length=settings.text_length,
         feature_sha256=features.sha256 if features else None,
         feature_size=features.size if features else None,
         image_sizes=sizes,
-        buckets=bucket_settings(options, codec, sizes),
-        moments=options.moments,
-        captions_per_sample=options.captions_per_sample,
-        languages=sorted(options.languages) if options.languages else None,
-        seed=options.seed,
-        dtype=options.dtype,
+        buckets=_bucket_settings(settings, codec, sizes),
+        moments=settings.moments,
+        captions_per_sample=settings.captions_per_sample,
+        languages=sorted(settings.languages) if settings.languages else None,
+        seed=settings.seed,
+        dtype=settings.dtype,
         statistics_sha256=file_sha256(statistics) if statistics else None,
-        tile=options.tile,
+        tile=settings.tile,
     )
-    codec.set_tile(options.tile)
+    codec.set_tile(settings.tile)
     codec = codec.eval().requires_grad_(False).to(device)
     threads = threads or min(8, os.cpu_count() or 1)
     return LatentEncoder(codec, texts, features.to(device) if features else None, encoding, device, threads)
 
 
-def bucket_settings(options: argparse.Namespace, codec: LatentCodec, sizes: list[int]) -> dict[str, float] | None:
-    """The settings of the aspect-ratio buckets, where the command line asks for them."""
-    if not options.buckets:
+def _text_encoder(given: str) -> tuple[str, str]:
+    kind, _, path = given.partition("=")
+    if kind not in ("clip", "transformers") or not path:
+        raise UserError(f"--text-encoders {given}: give clip=RUN or transformers=FOLDER")
+    return kind, path
+
+
+def _bucket_settings(settings: EncodeSettings, codec: LatentCodec, sizes: list[int]) -> dict[str, float] | None:
+    """Return the settings of the aspect-ratio buckets, or None without --buckets."""
+    if not settings.buckets:
         return None
     if len(sizes) != 1:
         raise UserError(f"--buckets takes one --image-size, the side of the square bucket, not {sizes}")
-    multiple = options.bucket_multiple or 2 * codec.downscale
+    multiple = settings.bucket_multiple or 2 * codec.downscale
     if multiple % codec.downscale:
         raise UserError(f"--bucket-multiple {multiple} does not fit the codec: give a multiple of {codec.downscale}")
-    AspectBuckets(sizes[0], multiple, options.max_ratio)
-    return {"multiple": multiple, "max_ratio": options.max_ratio}
+    AspectBuckets(sizes[0], multiple, settings.max_ratio)
+    return {"multiple": multiple, "max_ratio": settings.max_ratio}

@@ -1,47 +1,44 @@
-"""The work of encode_latents in jobs of one output shard each, for one process or several; nothing is done twice.
+"""Jobs of encode_latents, one for each output shard and pass; none is done twice.
 
-Below ``OUTPUT.partial/work`` each job has a folder that gets its name when the job is finished, so that a kill at any
-moment leaves nothing half. Which process does a job, and in which order, changes no byte: its batches are its own.
+Each job writes a folder below ``OUTPUT.partial/work`` that gets its name when the job is finished, so a kill at any
+time leaves nothing incomplete. Which process does a job, and in which order, changes no byte: a batch never crosses the
+border of a job.
 """
 
-import argparse
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures import ThreadPoolExecutor as Threads
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 
-from data_tools.latents.latent_encoder import STATISTICS, LatentEncoder, Pictures, Sample, open_encoder, statistics_of
+from data_tools.latents.encode_settings import EncodeSettings
+from data_tools.latents.latent_encoder import STATISTICS, Encoded, LatentEncoder, open_encoder, statistics_of
+from data_tools.latents.shard_embedding import StoredSample
+from data_tools.work.workers import worker_number
 from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.aspect_buckets import Shape, folder_name
 from leam_mm.data.image_decoding import image_member, open_picture
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
 from leam_mm.errors import UserError
+from leam_mm.files import atomic_folder, atomic_write
 
 T = TypeVar("T")
-Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Part:
-    """The samples of one shape, which make one shard folder.
+    """The samples of one shape, which become one shard folder.
 
     Args:
-        folder: Its name below the output; empty where the output itself is the only one.
-        shape: Height and width of the pictures.
-        rows: Of the input, ascending.
+        folder: Its name below the output; empty if it is the output itself.
+        shape: Height and width of the images.
+        rows: Numbers of the samples in the input, ascending.
     """
 
     folder: str
@@ -51,14 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard of one part.
+    """One output shard of one part.
 
     Args:
         part: Folder of the part.
-        number: Of the shard.
-        shape: Height and width of the pictures.
-        rows: Of the input that go into this shard.
-        place: Folder that appears when the shard is written.
+        number: Number of the shard.
+        shape: Height and width of the images.
+        rows: Numbers of the samples in the input.
+        output: Folder that appears when the shard is written.
         batch_size: Samples at once.
     """
 
@@ -66,47 +63,71 @@ class Job:
     number: int
     shape: Shape
     rows: np.ndarray
-    place: Path
+    output: Path
     batch_size: int
 
     @property
-    def pictures(self) -> Path:
-        """Folder of what was seen in the pictures, one file for each batch; appears when all of them were seen."""
-        return self.place.with_name(self.place.name + ".pictures")
+    def encoded(self) -> Path:
+        """Folder of the encoded images, one file for each batch; appears when all of them are encoded."""
+        return self.output.with_name(self.output.name + ".encoded")
 
     @property
     def written(self) -> bool:
         """Whether the shard is finished."""
-        return (self.place / MANIFEST).is_file()
+        return (self.output / MANIFEST).is_file()
 
 
-def read_rows(folder: ShardFolder, rows: np.ndarray) -> Iterator[Sample]:
-    """Key and members of samples by their ascending numbers."""
+@dataclass(frozen=True)
+class LatentWorker:
+    """What a process needs for its jobs.
+
+    Args:
+        encoder: The networks.
+        folder: The input.
+        advance: Called with the number of samples after each batch.
+    """
+
+    encoder: LatentEncoder
+    folder: ShardFolder
+    advance: Callable[[int], object] = lambda count: None
+
+
+def prepare_worker(settings: EncodeSettings) -> LatentWorker:
+    """Load the networks in a new worker process, on a GPU of its own or on one CPU core."""
+    if settings.device == "cpu":
+        torch.set_num_threads(1)
+    device = torch.device(f"cuda:{worker_number()}" if settings.device == "cuda" else settings.device)
+    threads = max(1, min(8, (os.cpu_count() or 1) // settings.processes))
+    return LatentWorker(open_encoder(settings, device, threads), ShardFolder(settings.shards))
+
+
+def read_rows(folder: ShardFolder, rows: np.ndarray) -> Iterator[StoredSample]:
+    """Give samples by their ascending numbers."""
     starts = np.cumsum([0, *(entry.samples for entry in folder.shards)])
     shards = np.searchsorted(starts, rows, side="right") - 1
     for number in np.unique(shards).tolist():
         index = folder.index(number)
         with open(folder.tar(number), "rb") as file:
-            for place in (rows[shards == number] - starts[number]).tolist():
-                file.seek(int(index.offset[place]))
-                yield index.keys[place], parse_sample(file.read(int(index.size[place])))
+            for row in (rows[shards == number] - starts[number]).tolist():
+                file.seek(int(index.offset[row]))
+                yield index.keys[row], parse_sample(file.read(int(index.size[row])))
 
 
-def plan_parts(encoder: LatentEncoder, folder: ShardFolder, known: Path) -> list[Part]:
-    """Which pictures go into which folder.
+def plan_parts(encoder: LatentEncoder, folder: ShardFolder, shapes_file: Path) -> list[Part]:
+    """Decide which images go into which folder.
 
     Args:
-        encoder: Says the shapes.
+        encoder: Its settings give the shapes.
         folder: The input.
-        known: File that may hold the pictures' shapes from an interrupted run.
+        shapes_file: May hold the shape of each image from an interrupted run.
     """
     buckets, sizes = encoder.encoding.aspect_buckets(), encoder.encoding.image_sizes
     if buckets is None:
         rows = np.arange(folder.samples)
         names = [folder_name((size, size)) for size in sizes] if len(sizes) > 1 else [""]
         return [Part(name, (size, size), rows) for name, size in zip(names, sizes, strict=True)]
-    if known.is_file():
-        shapes = np.load(known, allow_pickle=False)
+    if shapes_file.is_file():
+        shapes = np.load(shapes_file, allow_pickle=False)
     else:
         found = []
         for key, members in read_samples(folder.path):
@@ -119,64 +140,60 @@ def plan_parts(encoder: LatentEncoder, folder: ShardFolder, known: Path) -> list
     return [Part(folder_name(shape), shape, np.flatnonzero((shapes == shape).all(1))) for shape in present]
 
 
-def keep_shapes(parts: list[Part], known: Path) -> None:
-    """Write the pictures' shapes down, so that an interrupted run need not look at all pictures again."""
+def save_shapes(parts: list[Part], shapes_file: Path) -> None:
+    """Save the shape of each image, so that a resumed run need not open all images again."""
     shapes = np.zeros((sum(len(part.rows) for part in parts), 2), np.int64)
     for part in parts:
         shapes[part.rows] = part.shape
-    with open(known.with_suffix(".tmp"), "wb") as file:
+    with atomic_write(shapes_file) as temporary, open(temporary, "wb") as file:
         np.save(file, shapes)
-    os.replace(known.with_suffix(".tmp"), known)
 
 
 def plan_jobs(parts: list[Part], per_shard: int, work: Path, batch_size: int) -> list[Job]:
-    """All jobs, in the order in which their statistics are merged and their shards are put together."""
+    """Return all jobs, in the order in which statistics are merged and shards are joined."""
     jobs = []
     for part in parts:
-        place = work / (part.folder or "shards")
+        folder = work / (part.folder or "shards")
         for number, first in enumerate(range(0, len(part.rows), per_shard)):
             rows = part.rows[first : first + per_shard]
-            jobs.append(Job(part.folder, number, part.shape, rows, place / f"{number:05d}", batch_size))
+            jobs.append(Job(part.folder, number, part.shape, rows, folder / f"{number:05d}", batch_size))
     return jobs
 
 
-def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made while the one before it is used."""
-    with Threads(1) as maker:
+def prefetch(items: Iterator[T]) -> Iterator[T]:
+    """Give the same items; a thread makes each while the previous one is used."""
+    with ThreadPoolExecutor(1) as maker:
         pending = maker.submit(next, items, None)
         while (item := pending.result()) is not None:
             pending = maker.submit(next, items, None)
             yield item
 
 
-def _seen(encoder: LatentEncoder, job: Job, folder: ShardFolder) -> Iterator[tuple[list[Sample], Pictures]]:
-    """Each batch of samples, and what the networks see in its pictures."""
-    rows = read_rows(folder, job.rows)
+def _encode_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[StoredSample], Encoded]]:
+    """Give each batch of samples with its encoded images."""
+    rows = read_rows(worker.folder, job.rows)
     batches = iter(lambda: list(islice(rows, job.batch_size)), [])
-    decoded = ((samples, encoder.decode(samples, job.shape)) for samples in batches)
-    for samples, (images, sizes) in ahead(decoded):
-        yield samples, encoder.look(images, sizes)
+    decoded = ((samples, worker.encoder.decode(samples, job.shape)) for samples in batches)
+    for samples, (images, sizes) in prefetch(decoded):
+        yield samples, worker.encoder.encode_images(images, sizes)
 
 
 @torch.no_grad()
-def measure(encoder: LatentEncoder, job: Job, folder: ShardFolder, advance: Advance) -> None:
-    """Look at the pictures of a shard; keep what was seen, with the statistics of each batch, until it is written."""
-    partial = job.pictures.with_name(job.pictures.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for number, (samples, seen) in enumerate(_seen(encoder, job, folder)):
-        part = statistics_of(seen)
-        moments = {"count": part.count, "mean": part.mean.numpy(), "deviation": part.deviation.numpy()}
-        np.savez(partial / f"{number:05d}.npz", **seen, **moments)  # type: ignore[arg-type]
-        advance(len(samples))
-    os.replace(partial, job.pictures)
+def measure(worker: LatentWorker, job: Job) -> None:
+    """Encode the images of a shard, and keep the result with the statistics of each batch until it is written."""
+    with atomic_folder(job.encoded) as folder:
+        for number, (samples, encoded) in enumerate(_encode_batches(worker, job)):
+            part = statistics_of(encoded)
+            moments = {"count": part.count, "mean": part.mean.numpy(), "deviation": part.deviation.numpy()}
+            np.savez(folder / f"{number:05d}.npz", **encoded, **moments)  # type: ignore[arg-type]
+            worker.advance(len(samples))
 
 
 def merge_statistics(jobs: list[Job]) -> LatentStatistics:
-    """Statistics of all latents: batch after batch, shard after shard, so that it does not matter who measured them."""
+    """Merge the statistics batch by batch, in the order of the jobs, whichever process measured them."""
     merged: LatentStatistics | None = None
     for job in jobs:
-        for file in sorted(job.pictures.glob("*.npz")):
+        for file in sorted(job.encoded.glob("*.npz")):
             with np.load(file, allow_pickle=False) as kept:
                 mean, deviation = torch.from_numpy(kept["mean"]), torch.from_numpy(kept["deviation"])
                 part = LatentStatistics(int(kept["count"]), mean, deviation)
@@ -185,96 +202,23 @@ def merge_statistics(jobs: list[Job]) -> LatentStatistics:
     return merged
 
 
-def _kept(job: Job, folder: ShardFolder) -> Iterator[tuple[list[Sample], Pictures]]:
-    """Each batch of samples, and what was seen in its pictures before."""
-    rows = read_rows(folder, job.rows)
-    for file in sorted(job.pictures.glob("*.npz")):
+def _read_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[StoredSample], Encoded]]:
+    """Give each batch of samples with its images as ``measure`` encoded them."""
+    rows = read_rows(worker.folder, job.rows)
+    for file in sorted(job.encoded.glob("*.npz")):
         with np.load(file, allow_pickle=False) as kept:
-            seen = {name: kept[name] for name in kept.files if name not in ("count", "mean", "deviation")}
-        yield list(islice(rows, len(seen["size"]))), seen
+            encoded = {name: kept[name] for name in kept.files if name not in ("count", "mean", "deviation")}
+        yield list(islice(rows, len(encoded["size"]))), encoded
 
 
 @torch.no_grad()
-def write(encoder: LatentEncoder, job: Job, folder: ShardFolder, advance: Advance) -> None:
-    """Write one shard; what was measured for it is thrown away."""
-    work = job.place.parents[1]
-    encoder.codec.load_statistics(work.parent / STATISTICS)
-    batches = ahead(_kept(job, folder)) if job.pictures.is_dir() else _seen(encoder, job, folder)
-    with ShardWriter(job.place, len(job.rows)) as writer:
-        for samples, seen in batches:
-            for (key, _), members in zip(samples, encoder.write_members(samples, seen), strict=True):
+def write(worker: LatentWorker, job: Job) -> None:
+    """Write one shard, and delete what was kept for it."""
+    worker.encoder.codec.load_statistics(job.output.parents[2] / STATISTICS)
+    batches = prefetch(_read_batches(worker, job)) if job.encoded.is_dir() else _encode_batches(worker, job)
+    with ShardWriter(job.output, len(job.rows)) as writer:
+        for samples, encoded in batches:
+            for (key, _), members in zip(samples, worker.encoder.write_members(samples, encoded), strict=True):
                 writer.write(key, members)
-            advance(len(samples))
-    shutil.rmtree(job.pictures, ignore_errors=True)
-
-
-class Workers:
-    """Does jobs in this process, or in several that have the networks of their own.
-
-    Args:
-        encoder: Of this process.
-        options: Of the command line, from which the others load theirs.
-    """
-
-    def __init__(self, encoder: LatentEncoder, options: argparse.Namespace) -> None:
-        """Start nothing yet; see the class for the arguments."""
-        self.encoder, self.options, self.folder = encoder, options, ShardFolder(options.shards)
-        self._pool: ProcessPoolExecutor | None = None
-        self._others: set[Any] = set(multiprocessing.active_children())
-
-    def run(self, task: Callable[..., None], jobs: list[Job], advance: Advance) -> None:
-        """Do a task for each job; the order is anyone's."""
-        if self.options.processes == 1:
-            for job in jobs:
-                task(self.encoder, job, self.folder, advance)
-            return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-            counter = context.Value("i", 0)
-            count = self.options.processes
-            self._pool = ProcessPoolExecutor(count, context, _start, (self.options, counter))
-        try:
-            done = {self._pool.submit(_do, task, job): job for job in jobs}
-            for future in as_completed(done):
-                future.result()
-                advance(len(done[future].rows))
-        except BrokenProcessPool:
-            raise UserError(
-                "a process ended in the midst of its work (out of memory?): give fewer --processes or a smaller "
-                "--batch-size; the same command goes on where this one ended"
-            ) from None
-
-    def close(self, wait: bool) -> None:
-        """End the processes, without waiting for what they do after an error."""
-        if self._pool is None:
-            return
-        self._pool.shutdown(wait=wait, cancel_futures=True)
-        if not wait:
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.kill()  # a job that is cut off leaves nothing behind that counts
-
-
-_own: dict[str, Any] = {}  # of a process of Workers: its networks and the input
-
-
-def _start(options: argparse.Namespace, counter: Any) -> None:
-    """Load the networks of a new process, on its own GPU or on one CPU core."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard's is for the one that ends the others
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    with counter.get_lock():
-        rank, counter.value = counter.value, counter.value + 1
-    if options.device == "cpu":
-        torch.set_num_threads(1)
-    device = torch.device(f"cuda:{rank}" if options.device == "cuda" else options.device)
-    threads = max(1, min(8, (os.cpu_count() or 1) // options.processes))
-    _own["encoder"], _own["folder"] = open_encoder(options, device, threads), ShardFolder(options.shards)
-
-
-def _end_with(parent: Any) -> None:
-    """A process whose parent was killed must not go on: nobody would hear of it, and it holds a GPU."""
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _do(task: Callable[..., None], job: Job) -> None:
-    task(_own["encoder"], job, _own["folder"], lambda _: None)
+            worker.advance(len(samples))
+    shutil.rmtree(job.encoded, ignore_errors=True)

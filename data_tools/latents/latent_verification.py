@@ -1,4 +1,4 @@
-"""Read latent shards back: digests, order, arrays against what the networks say now, and pictures decoded from them."""
+"""Read latent shards back: check digests and order, compare arrays with a new encoding, and decode images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,29 +6,30 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_tools.latents.latent_encoder import LatentEncoder, Sample
+from data_tools.latents.latent_encoder import LatentEncoder
 from data_tools.latents.latent_jobs import Part, read_rows
+from data_tools.latents.shard_embedding import StoredSample
 from data_tools.samples.shard_check import check_folder
-from leam_mm.codec_module import signed
 from leam_mm.data.array_format import read_array
+from leam_mm.data.image_range import signed
 from leam_mm.data.latent_members import LATENT
 from leam_mm.data.shard_index import ShardFolder
 
 STEP = {"float16": 2**-11, "bfloat16": 2**-8, "float32": 2**-24}  # largest relative error of rounding
-NOISE = 1e-3  # other batches and threads may add that much to a number around 1
+NOISE = 1e-3  # further difference that other batches and threads may cause in a number around 1
 LOSS = 0.5  # dB that storing may cost
 
 
 @dataclass
 class Verification:
-    """What was found.
+    """Result of the verification.
 
     Args:
-        samples: Read back with their digests.
-        decoded: Of these, made pictures of again.
-        stored_psnr: Mean over the decoded pictures, in dB, against those that were encoded.
-        direct_psnr: The same of the codec without storing.
-        largest: Of each kind of array, its largest distance from what the networks say now, in shares of its size.
+        samples: Number of samples read back with their digests.
+        decoded: Number of latents decoded into images.
+        stored_psnr: Mean PSNR of the decoded images against the encoded ones, in dB.
+        direct_psnr: The same for the codec without storing.
+        largest: For each array name, the largest difference from a new encoding, relative to the largest value.
         faults: One line each.
     """
 
@@ -42,7 +43,15 @@ class Verification:
 
 @torch.no_grad()
 def verify(encoder: LatentEncoder, shards: ShardFolder, parts: list[Part], output: Path, count: int) -> Verification:
-    """Check every digest, and the content of about ``count`` samples spread evenly over all parts."""
+    """Check every digest, and the content of about ``count`` samples spread evenly over all parts.
+
+    Args:
+        encoder: The networks, with the statistics of the output.
+        shards: The input.
+        parts: Parts of the output.
+        output: The output folder.
+        count: Number of samples whose content is checked.
+    """
     found, stored, direct = Verification(), [], []
     total = sum(len(part.rows) for part in parts)
     for part in parts:
@@ -51,13 +60,13 @@ def verify(encoder: LatentEncoder, shards: ShardFolder, parts: list[Part], outpu
         found.samples += finding.samples
         found.faults += finding.faults
         if finding.samples != len(part.rows) or finding.latents != finding.samples:
-            found.faults.append(f"{folder} holds {finding.latents} latents, {len(part.rows)} pictures belong there")
+            found.faults.append(f"{folder} holds {finding.latents} latents, expected {len(part.rows)}")
         if finding.faults:
             continue
-        places = np.unique(np.linspace(0, len(part.rows) - 1, max(1, round(count * len(part.rows) / total)), dtype=int))
-        originals = list(read_rows(shards, part.rows[places]))
-        written = list(read_rows(checked, places))
-        for first in range(0, len(places), 64):
+        rows = np.unique(np.linspace(0, len(part.rows) - 1, max(1, round(count * len(part.rows) / total)), dtype=int))
+        originals = list(read_rows(shards, part.rows[rows]))
+        written = list(read_rows(checked, rows))
+        for first in range(0, len(rows), 64):
             group = slice(first, first + 64)
             images, psnr = _compare(encoder, originals[group], written[group], part, found)
             stored += psnr[0]
@@ -66,24 +75,24 @@ def verify(encoder: LatentEncoder, shards: ShardFolder, parts: list[Part], outpu
     found.stored_psnr, found.direct_psnr = (float(np.mean(values or [np.nan])) for values in (stored, direct))
     if found.stored_psnr < found.direct_psnr - LOSS:
         found.faults.append(
-            f"pictures of the stored latents have {found.stored_psnr:.2f} dB, without storing {found.direct_psnr:.2f}: "
+            f"images of stored latents have {found.stored_psnr:.2f} dB, without storing {found.direct_psnr:.2f}: "
             "the statistics do not fit, or --dtype is too narrow"
         )
     return found
 
 
 def _compare(
-    encoder: LatentEncoder, originals: list[Sample], written: list[Sample], part: Part, found: Verification
+    encoder: LatentEncoder, originals: list[StoredSample], written: list[StoredSample], part: Part, found: Verification
 ) -> tuple[int, tuple[list[float], list[float]]]:
-    """Compare some samples with what the networks say now; PSNR of each, of the stored latent and without storing."""
+    """Compare samples with a new encoding; return their number, and their PSNRs with and without storing."""
     images, sizes = encoder.decode(originals, part.shape)
-    seen = encoder.look(images, sizes)
+    encoded = encoder.encode_images(images, sizes)
     step = STEP[encoder.encoding.dtype]
     for (key, _), (other, members), expected in zip(
-        originals, written, encoder.write_members(originals, seen), strict=True
+        originals, written, encoder.write_members(originals, encoded), strict=True
     ):
         if key != other:
-            found.faults.append(f"{part.folder or 'the folder'} holds {other} where {key} belongs")
+            found.faults.append(f"{part.folder or 'the folder'} holds {other} instead of {key}")
         if members.keys() != expected.keys() or members["json"] != expected["json"]:
             found.faults.append(f"sample {key}: its json or its members are not those of these settings")
             continue
@@ -96,15 +105,15 @@ def _compare(
             gap = float(np.abs(now - then).max(initial=0)) / size
             found.largest[name] = max(found.largest.get(name, 0.0), gap)
             if gap > 2 * max(step, STEP["float16"] if name == "image_feature.npy" else 0) + NOISE:
-                found.faults.append(f"sample {key}: {name} is {gap:.3g} away from what the networks say now")
+                found.faults.append(f"sample {key}: {name} differs by {gap:.3g} from a new encoding")
     latent = np.stack([read_array(members, LATENT).astype(np.float32) for _, members in written])
-    picture = signed(images.to(encoder.device))
+    image = signed(images.to(encoder.device))
     stored = encoder.codec.decode(torch.from_numpy(latent).to(encoder.device))
-    direct = encoder.codec.decode_raw(torch.from_numpy(seen["raw"]).to(encoder.device)).clamp(-1, 1)
-    return len(latent), (_psnr(stored, picture), _psnr(direct, picture))
+    direct = encoder.codec.decode_raw(torch.from_numpy(encoded["raw"]).to(encoder.device)).clamp(-1, 1)
+    return len(latent), (_psnr(stored, image), _psnr(direct, image))
 
 
-def _psnr(picture: torch.Tensor, original: torch.Tensor) -> list[float]:
-    """Of pictures (B, 3, H, W) in [-1, 1], in dB; at most 100, where nothing differs."""
-    error = (picture - original).double().square().flatten(1).mean(1).clamp(min=4e-10)
+def _psnr(image: torch.Tensor, original: torch.Tensor) -> list[float]:
+    """Return the PSNR of images (B, 3, H, W) in [-1, 1], in dB, at most 100."""
+    error = (image - original).double().square().flatten(1).mean(1).clamp(min=4e-10)
     return (10 * torch.log10(4 / error)).tolist()
