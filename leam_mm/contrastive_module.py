@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.checkpoint import EVIDENCE
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.distributed import gather, ring, ring_softmax
 from leam_mm.encoders.cached_features import embed_in_parts
 from leam_mm.encoders.dual_encoder import DualEncoder

@@ -363,7 +363,7 @@ class LatentDiffusionModule(LightningModule):
     def _encode(self, batch: dict[str, Any]) -> Tensor:
         """Latents of a batch of pictures."""
         if len(batch["caption"]) != len(batch["image"]):
-            raise UserError("a generator takes one caption for each image: set data.init_args.captions_per_image to 1")
+            raise UserError("a generator takes one caption for each image: set data.init_args.captions.per_image to 1")
         latent = self.codec.encode(batch["image"].to(self.device, torch.float32) / 127.5 - 1)
         return latent.float()  # under autocast the codec answers in half precision; noise must not be rounded to it
 

@@ -19,6 +19,7 @@ from leam_mm.data.batch import FromPosition, PlannedBatches, SamplePosition, bat
 from leam_mm.data.broken_samples import BrokenSamples
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairDecoding, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError, one_line
@@ -56,7 +57,7 @@ def plan(folder: Path, seed: int = 3) -> SamplePlan:
 
 
 def batches(folder: Path, size: int = 6, rank: int = 0, world: int = 1, replace: bool = True) -> PlannedBatches:
-    decode = PairDecoding(ImageDecoding(16, (0.5, 1.0)), None, 12, None, None, 1, seed=3)
+    decode = PairDecoding(ImageDecoding(16, (0.5, 1.0)), seed=3)
     return PlannedBatches(plan(folder), decode, size, rank, world, replace=replace)
 
 
@@ -144,7 +145,7 @@ def test_a_folder_with_nothing_to_read_ends_the_loading(tmp_path: Path) -> None:
 
 def fit(run: Path, shards: Path, tokenizer: Path, max_broken: float, **settings: Any) -> None:
     recipe = clip_recipe(run, shards, tokenizer, **settings)
-    recipe["data"]["init_args"]["max_broken"] = max_broken
+    recipe["data"]["init_args"]["loading"]["max_broken"] = max_broken
     path = run.with_suffix(".yaml")
     path.write_text(yaml.safe_dump(recipe))
     main(["fit", "--config", str(path)])
@@ -172,13 +173,15 @@ def test_training_counts_logs_sums_up_and_remembers(
 
 
 def test_too_many_broken_samples_end_the_training(damaged: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.init_args.max_broken 0\.1 allows 6.*check_shards.py.*the first was /"):
+    with pytest.raises(
+        UserError, match=r"data.init_args.loading.max_broken 0\.1 allows 6.*check_shards.py.*the first was /"
+    ):
         fit(tmp_path / "run", damaged, toy_tokenizer, 0.1, max_samples=640)
 
 
 def test_limit_is_of_an_epoch_of_the_training_or_of_what_was_seen(toy_shards: Path) -> None:
     def limit(steps: int, seen: int) -> float:
-        made = PairsModule(toy_shards, ImageDecoding(16), 8, workers=0, max_broken=0.25)
+        made = PairsModule(toy_shards, ImageDecoding(16), 8, loading=Loading(0, 0.25))
         made.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, max_steps=steps)  # type: ignore[assignment]
         made.setup("fit")
         return made.broken_limit(seen)
@@ -188,7 +191,7 @@ def test_limit_is_of_an_epoch_of_the_training_or_of_what_was_seen(toy_shards: Pa
     assert limit(100, 400) == 100
     for share in (-0.1, 1.0):
         with pytest.raises(UserError, match="max_broken"):
-            PairsModule(toy_shards, ImageDecoding(16), 8, max_broken=share)
+            PairsModule(toy_shards, ImageDecoding(16), 8, loading=Loading(max_broken=share))
 
 
 def _count(rank: int, meeting: str, queue: Any) -> None:

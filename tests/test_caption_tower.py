@@ -20,9 +20,9 @@ from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_tower import CaptionTower, prompt_tokens, read_in_workers
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import Decoding
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.plan_datamodule import PlannedModule
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.diffusion.rectified_flow import RectifiedFlow

@@ -213,7 +213,7 @@ def test_large_recipe_trains_when_it_is_made_small(
             "log_every_n_steps": 1,
             "val_check_interval": 2,
         },
-        "data": {"init_args": {**data, "image": {"image_size": 64}, "batch_size": 4, "workers": 0}},
+        "data": {"init_args": {**data, "image": {"image_size": 64}, "batch_size": 4, "loading": {"workers": 0}}},
         "model": {
             "init_args": {
                 "codec": {"init_args": sizes},

@@ -58,8 +58,8 @@ def test_recipe_parses_and_says_what_it_needs(path: Path, capsys: pytest.Capture
     assert isinstance(config["seed_everything"], int)
     text = config["model"]["init_args"].get("encoder", {}).get("text")
     if text:
-        assert text["context_length"] == config["data"]["init_args"]["context_length"]
-        assert config["model"]["init_args"]["tokenizer"] == config["data"]["init_args"]["tokenizer"]
+        assert text["context_length"] == config["data"]["init_args"]["captions"]["context_length"]
+        assert config["model"]["init_args"]["tokenizer"] == config["data"]["init_args"]["captions"]["tokenizer"]
 
 
 @named("overlay")
@@ -146,7 +146,7 @@ def train(recipe: Path, run: Path, changes: dict[str, Any]) -> None:
     """Two steps of a recipe as it is, but for data, length and place."""
     quiet = {"default_root_dir": str(run), "accelerator": "cpu", "logger": False}
     quiet.update(enable_progress_bar=False, enable_model_summary=False)
-    changes["data"]["init_args"].update(batch_size=4, workers=0)
+    changes["data"]["init_args"].update(batch_size=4, loading={"workers": 0})
     content = {"max_samples": 8, "trainer": quiet, **changes}
     run.mkdir()
     (run / "overlay.yaml").write_text(yaml.safe_dump(content))

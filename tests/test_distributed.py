@@ -187,7 +187,7 @@ def test_exchange_and_parts_change_nothing_in_a_training(
         model = made["model"]["init_args"]
         model["loss"] = {"class_path": f"leam_mm.losses.contrastive.{loss}"}
         model["encoder"] |= {"init_scale": 10.0, "init_bias": -10.0} if loss == "SigmoidLoss" else {}
-        made["data"]["init_args"]["captions_per_image"] = 2
+        made["data"]["init_args"]["captions"]["per_image"] = 2
         made["trainer"] |= {"gradient_clip_val": 1.0}
         model |= settings
         return made

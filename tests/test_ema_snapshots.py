@@ -170,7 +170,7 @@ def test_snapshots_after_a_kill_are_those_of_an_undisturbed_run(
     broken["trainer"]["callbacks"] = recipe_of("broken")["trainer"]["callbacks"] + broken["trainer"]["callbacks"]
     assert run_training(broken, tmp_path / "b").returncode == -signal.SIGKILL
     assert samples(tmp_path / "broken") == [24, 40]
-    resumed = run_training(recipe_of("broken"), tmp_path / "b", "--data.init_args.workers=2")
+    resumed = run_training(recipe_of("broken"), tmp_path / "b", "--data.init_args.loading.workers=2")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     assert samples(tmp_path / "whole") == [24, 40, 64, 80, 96]

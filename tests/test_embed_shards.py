@@ -21,7 +21,8 @@ from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 from leam_mm.release.open_clip_folder import write_open_clip_folder
@@ -85,9 +86,8 @@ def test_members_are_the_teachers_embeddings(taught: Path, toy_shards: Path, tea
 def test_batches_hold_the_embeddings_of_the_captions_that_were_drawn(
     taught: Path, toy_tokenizer: Path, captions: int
 ) -> None:
-    module = PairsModule(
-        taught, ImageDecoding(16), 6, tokenizer=toy_tokenizer, context_length=12, captions_per_image=captions, workers=0
-    )
+    choice = PairCaptions(tokenizer=toy_tokenizer, context_length=12, per_image=captions)
+    module = PairsModule(taught, ImageDecoding(16), 6, captions=choice, loading=Loading(0))
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
     assert batch["teacher_image"].shape == (6, 24) and batch["teacher_text"].shape == (6 * captions, 24)
@@ -102,7 +102,7 @@ def test_batches_hold_the_embeddings_of_the_captions_that_were_drawn(
 
 def test_a_recipe_learns_from_them(taught: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe: dict[str, Any] = clip_recipe(tmp_path / "run", taught, toy_tokenizer, max_samples=64)
-    recipe["data"]["init_args"]["captions_per_image"] = 2
+    recipe["data"]["init_args"]["captions"]["per_image"] = 2
     recipe["model"]["init_args"]["loss"] = {
         "class_path": "leam_mm.losses.distillation.Distillation",
         "init_args": {

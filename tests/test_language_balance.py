@@ -11,7 +11,8 @@ from toys.images import coloured_square
 from leam_mm.data import language_balance
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.language_balance import LanguageBalance, count_languages
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import SampleReader, Source
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
@@ -26,9 +27,9 @@ def write(folder: Path, languages: list[list[str]]) -> Path:
     return folder
 
 
-def shares(train: Path | list[Source], count: int, **settings: Any) -> dict[str, float]:
+def shares(train: Path | list[Source], count: int, seed: int = 0, **settings: Any) -> dict[str, float]:
     """Drawn languages, as shares, without decoding a picture."""
-    made = PairsModule(train, ImageDecoding(8), 32, workers=0, **settings)
+    made = PairsModule(train, ImageDecoding(8), 32, captions=PairCaptions(**settings), loading=Loading(0), seed=seed)
     made.setup("fit")
     plan, drawn = made.train_plan, Counter[str]()
     assert plan is not None
@@ -98,7 +99,9 @@ def test_given_weights_count_on_top(several: Path) -> None:
 
 
 def test_validation_stays_as_it_was(several: Path) -> None:
-    made = PairsModule(several, ImageDecoding(8), 4, workers=0, language_balance=LanguageBalance(3.0))
+    made = PairsModule(
+        several, ImageDecoding(8), 4, captions=PairCaptions(language_balance=LanguageBalance(3.0)), loading=Loading(0)
+    )
     made.setup("fit")
     assert made.decode_validation.language_weights is None  # type: ignore[attr-defined]
 

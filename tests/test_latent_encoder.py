@@ -25,6 +25,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
@@ -114,7 +115,7 @@ def test_states_of_several_encoders_are_packed_as_training_needs_them(parts: dic
     make(parts, tmp_path / "out", "dc", "--text-encoder", str(parts["text"]), "--dtype", "float32")
     own = CaptionEncoder.from_module(load_module(parts["clip"], ContrastiveModule))
     other = HuggingFaceCaptions(str(parts["text"]))
-    made = LatentsModule(tmp_path / "out", 18, workers=0)
+    made = LatentsModule(tmp_path / "out", 18, loading=Loading(0))
     made.setup("fit")
     batch = next(iter(made.train_dataloader()))
     assert batch["caption_state"].shape[2] == 32 + other.width
@@ -172,7 +173,7 @@ def test_several_sizes_are_folders_with_one_statistic(parts: dict[str, Path], tm
     assert np.isclose(power, 1, rtol=2e-3) and raw[0].shape == (4, 2, 2) and raw[-1].shape == (4, 4, 4)
     statistics = [(tmp_path / "out" / name / "codec_statistics.json").read_text() for name in ("", "8x8", "16x16")]
     assert len(set(statistics)) == 1 and json.loads(statistics[0])["count"] == 18 * (4 + 16)
-    made = LatentsModule(tmp_path / "out", 4, workers=0)
+    made = LatentsModule(tmp_path / "out", 4, loading=Loading(0))
     made.setup("fit")
     assert {batch["latent"].shape[-1] for batch in made.train_dataloader()} == {2, 4}
 
@@ -212,7 +213,7 @@ def test_buckets_keep_every_picture_in_its_own_shape(parts: dict[str, Path], tmp
             found[key] = shape
     assert len(found) == len(sizes) == sum(bucket["samples"] for bucket in listed) and len(listed) > 2
     assert found["001"][1] > found["001"][0] and found["002"][0] > found["002"][1] and found["000"] == (16, 16)
-    made = LatentsModule(tmp_path / "out", 2, workers=0)
+    made = LatentsModule(tmp_path / "out", 2, loading=Loading(0))
     made.setup("fit")
     for batch in made.train_dataloader():
         assert batch["picture_size"].shape == (2, 6)

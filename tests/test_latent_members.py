@@ -17,6 +17,7 @@ from leam_mm.data.latent_members import (
     state_member,
 )
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 
@@ -113,7 +114,7 @@ def test_batches_with_drawn_latents_resume_exactly(tmp_path: Path) -> None:
             writer.write(str(number), members(number))
     batches = []
     for workers in (0, 1):
-        made = LatentsModule(tmp_path / "latents", 7, workers=workers, seed=4)
+        made = LatentsModule(tmp_path / "latents", 7, loading=Loading(workers), seed=4)
         made.setup("fit")
         batches.append(next(iter(made.train_dataloader())))
     assert torch.equal(batches[0]["latent"], batches[1]["latent"])

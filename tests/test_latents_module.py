@@ -11,9 +11,10 @@ from toys.shards import TOY_BUCKETS, latent_members, npy_bytes, write_toy_bucket
 
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import SamplePosition
-from leam_mm.data.captions import CaptionMixture
+from leam_mm.data.caption_choice import CaptionChoice, CaptionMixture
 from leam_mm.data.language_balance import LanguageBalance
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 
@@ -28,7 +29,7 @@ def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_batch_keeps_latent_and_caption_together(latents: Path) -> None:
-    made = LatentsModule(latents, 26, workers=0)
+    made = LatentsModule(latents, 26, loading=Loading(0))
     made.setup("fit")
     batch = next(iter(made.train_dataloader()))
     assert batch["latent"].shape == (26, 4, 2, 2) and batch["latent"].dtype == torch.float32
@@ -49,7 +50,7 @@ def test_batch_keeps_latent_and_caption_together(latents: Path) -> None:
 def test_validation_in_order_with_its_own_seed(latents: Path) -> None:
     captions = []
     for seed in (1, 2):
-        made = LatentsModule(latents, 4, validation=latents, validation_samples=6, workers=0, seed=seed)
+        made = LatentsModule(latents, 4, validation=latents, validation_samples=6, loading=Loading(0), seed=seed)
         made.setup("fit")
         batches = list(made.val_dataloader())
         assert [key for batch in batches for key in batch["key"]] == [f"{number:06d}" for number in range(6)]
@@ -58,7 +59,7 @@ def test_validation_in_order_with_its_own_seed(latents: Path) -> None:
 
 
 def test_image_shards_are_refused(toy_shards: Path) -> None:
-    made = LatentsModule(toy_shards, 4, workers=0)
+    made = LatentsModule(toy_shards, 4, loading=Loading(0))
     made.setup("fit")
     with pytest.raises(UserError, match=r"00\d+\.tar, key \d+: its json has no usable caption_states"):
         next(iter(made.train_dataloader()))
@@ -88,10 +89,10 @@ def test_missing_member_says_what_these_shards_are() -> None:
 
 
 def bucketed(
-    folder: Path, world: int = 1, rank: int = 0, accumulate: int = 1, seen: int = 0, **data: Any
+    folder: Path, world: int = 1, rank: int = 0, accumulate: int = 1, seen: int = 0, workers: int = 0, **data: Any
 ) -> LatentsModule:
     """A module over buckets under a trainer that only says who and where it is."""
-    made = LatentsModule(folder, 8, validation=folder, **{"workers": 0, "seed": 4, **data})
+    made = LatentsModule(folder, 8, validation=folder, loading=Loading(workers), **{"seed": 4, **data})
     position = SamplePosition()
     position.load_state_dict({"samples_seen": seen})
     made.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -160,7 +161,9 @@ def test_accumulated_batches_have_their_own_buckets_and_the_order_is_in_the_chec
     assert [one[1] + two[1] for one, two in zip(found[::2], found[1::2], strict=True)] == [
         batch[1] for batch in seen_by(whole)[5:]
     ]
-    with pytest.raises(UserError, match="come in runs of 4 samples of one shape in a row, which 8 of a micro-batch do"):
+    with pytest.raises(
+        UserError, match="come in runs of 4 samples of one shape in a row, which is no multiple of the micro-batch 8"
+    ):
         whole.load_state_dict(split.state_dict())
     with pytest.raises(UserError, match=r"in runs of 8 samples, data\.init_args\.bucket_batch is 16: set it to 8"):
         bucketed(buckets, bucket_batch=16).load_state_dict({"bucket_batch": 8})
@@ -168,7 +171,7 @@ def test_accumulated_batches_have_their_own_buckets_and_the_order_is_in_the_chec
 
 @pytest.mark.parametrize("length", [4, 12, 0])
 def test_runs_that_a_micro_batch_does_not_divide_are_refused(buckets: Path, length: int) -> None:
-    with pytest.raises(UserError, match=rf"bucket_batch is {length} samples of one shape in a row, which 8 of a"):
+    with pytest.raises(UserError, match=rf"bucket_batch is {length} samples of one shape in a row, which is no"):
         bucketed(buckets, bucket_batch=length)
 
 
@@ -224,8 +227,8 @@ def test_a_size_that_is_none_is_one_line(numbers: Any) -> None:
 
 def test_languages_and_sources_of_stored_captions_in_closed_form(buckets: Path) -> None:
     # Each sample has an English original and a German synthetic caption; German is drawn three times as often.
-    made = bucketed(buckets, language_weights={"de": 3.0})
-    mixed = bucketed(buckets, caption_mixture=CaptionMixture({"synthetic": 0.0}))
+    made = bucketed(buckets, captions=CaptionChoice({"de": 3.0}))
+    mixed = bucketed(buckets, captions=CaptionChoice(mixture=CaptionMixture({"synthetic": 0.0})))
     drawn = Counter[str]()
     for index in range(1200):
         stored = made.train_plan.read(index)  # type: ignore[union-attr]
@@ -252,12 +255,13 @@ def test_languages_are_balanced_by_what_is_stored(tmp_path: Path) -> None:
             writer.write(
                 f"{number:06d}", {**parts, "json": json.dumps({"captions": several, "caption_states": stored}).encode()}
             )
-    made = LatentsModule(folder, 8, workers=0, language_balance=LanguageBalance(2.0), language_weights={"mt": 3.0})
+    choice = CaptionChoice({"mt": 3.0}, LanguageBalance(2.0))
+    made = LatentsModule(folder, 8, captions=choice, loading=Loading(0))
     made.setup("fit")
     assert isinstance(made.decode, LatentDecoding)
     assert made.decode.language_weights == pytest.approx({"en": 8.0, "mt": 3.0 * 4.0})  # roots of 64 and of 16
 
 
 def test_balance_counts_all_buckets(buckets: Path) -> None:
-    made = bucketed(buckets, language_balance=LanguageBalance(1.0))
+    made = bucketed(buckets, captions=CaptionChoice(language_balance=LanguageBalance(1.0)))
     assert isinstance(made.decode, LatentDecoding) and made.decode.language_weights == {"en": 48.0, "de": 48.0}

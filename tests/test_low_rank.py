@@ -156,7 +156,8 @@ def test_half_precision_and_gradients_through_the_image_tower() -> None:
 def test_overlay_teaches_a_base_model_another_language(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     """An English base learns German by additions alone; what is released is plain open_clip."""
     recipe = clip_recipe(tmp_path / "base", toy_shards, toy_tokenizer, max_samples=120 * 32)
-    recipe["data"]["init_args"] |= {"batch_size": 32, "languages": ["en"]}
+    recipe["data"]["init_args"] |= {"batch_size": 32}
+    recipe["data"]["init_args"]["captions"]["languages"] = ["en"]
     recipe["checkpoint"], recipe["trainer"]["logger"] = {"every_n_train_steps": 1000}, False
     recipe["model"]["init_args"]["schedule"] = {"warmup_steps": 10}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -171,7 +172,7 @@ def test_overlay_teaches_a_base_model_another_language(toy_shards: Path, toy_tok
     base = fit()
     write_open_clip_folder(base, tmp_path / "clip", "base")
     overlay = str(Path(__file__).parent.parent / "configs" / "overlay_lora.yaml")
-    german = ["--data.init_args.languages", "[de]", "--trainer.default_root_dir", str(tmp_path / "lora")]
+    german = ["--data.init_args.captions.languages", "[de]", "--trainer.default_root_dir", str(tmp_path / "lora")]
     weights = ["--model.init_args.encoder.init_args.weights", str(tmp_path / "clip")]
     tuned = fit("--config", overlay, *weights, *german)
     assert right_share(base, held_out, names) < 0.75 < 0.9 < right_share(tuned, held_out, names)

@@ -14,8 +14,8 @@ from toys.encoders import tiny_clip
 from toys.runs import run_without_us
 from transformers import BertConfig, BertModel
 
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.encoders.hugging_face_text import HuggingFaceText
 from leam_mm.encoders.low_rank import LowRank

@@ -8,11 +8,13 @@ from toys.images import coloured_square
 from toys.shards import first_batch, write_toy_shards
 
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import CaptionMixture, Tokenizer
+from leam_mm.data.caption_choice import CaptionMixture
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError, one_line
 from leam_mm.losses.contrastive import InfoNCE
@@ -36,7 +38,7 @@ def test_caption_belongs_to_its_image(toy_shards: Path) -> None:
 
 
 def test_several_captions_per_image_follow_each_other(toy_shards: Path, toy_tokenizer: Path) -> None:
-    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, captions_per_image=3, batch_size=24)
+    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, per_image=3, batch_size=24)
     assert batch["image"].shape[0] == 24 and batch["text"].shape[0] == len(batch["caption"]) == 72
     words = {"blue": "blau", "green": "grün", "red": "rot", "yellow": "gelb"}
     for key, *captions in zip(batch["key"], *(batch["caption"][k::3] for k in range(3)), strict=True):
@@ -47,12 +49,12 @@ def test_several_captions_per_image_follow_each_other(toy_shards: Path, toy_toke
     # The first caption, the crop and the order are those of a run with one caption.
     one = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, batch_size=24)
     assert one["caption"] == batch["caption"][::3] and torch.equal(one["image"], batch["image"])
-    with pytest.raises(UserError, match="captions_per_image is 0: give at least 1"):
-        first_batch(toy_shards, captions_per_image=0)
+    with pytest.raises(UserError, match=r"captions\.per_image is 0: give at least 1"):
+        first_batch(toy_shards, per_image=0)
 
 
 def test_loss_of_several_captions_is_the_mean_over_them(toy_shards: Path, toy_tokenizer: Path) -> None:
-    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, captions_per_image=3)
+    batch = first_batch(toy_shards, tokenizer=toy_tokenizer, context_length=12, per_image=3)
     vision = ImageTower(image_size=16, patch_size=8, width=32, layers=1, head_width=16)
     text = TextTower(12, Tokenizer(toy_tokenizer, 12).vocabulary, width=32, heads=2, layers=1)
     module = ContrastiveModule(DualEncoder(16, vision, text), InfoNCE(), str(toy_tokenizer))
@@ -87,7 +89,12 @@ def test_validation_is_not_augmented(toy_shards: Path) -> None:
     plain = ImageDecoding(16)
     for seed in (1, 2):
         made = PairsModule(
-            toy_shards, ImageDecoding(16, crop_scale=(0.2, 0.4)), 4, validation=toy_shards, workers=0, seed=seed
+            toy_shards,
+            ImageDecoding(16, crop_scale=(0.2, 0.4)),
+            4,
+            validation=toy_shards,
+            loading=Loading(0),
+            seed=seed,
         )
         made.setup("validate")
         batch = next(iter(made.val_dataloader()))
@@ -117,5 +124,5 @@ def test_sources_of_captions_are_drawn_by_the_mixture(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards", 8) as writer:
         writer.write("0", {"png": coloured_square("red", 0), "json": json.dumps({"captions": captions}).encode()})
     mixture = CaptionMixture({"original": 1.0, "synthetic": 3.0, "filename": 0.0})
-    drawn = Counter(first_batch(tmp_path / "shards", batch_size=400, caption_mixture=mixture)["caption"])
+    drawn = Counter(first_batch(tmp_path / "shards", batch_size=400, mixture=mixture)["caption"])
     assert drawn.keys() == {"original", "synthetic"} and abs(drawn["synthetic"] / 400 - 0.75) < 0.087  # 4 deviations

@@ -7,6 +7,7 @@ import torch
 from leam_mm.data.batch import SamplePosition
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.errors import UserError
 
 
@@ -14,7 +15,7 @@ def module(
     shards: Path, world: int = 1, rank: int = 0, accumulate: int = 1, seen: int = 0, steps: int = 6, size: int = 8
 ) -> PairsModule:
     """A module under a trainer that only says who and where it is."""
-    made = PairsModule(shards, ImageDecoding(16), size, validation=shards, workers=0, validation_samples=21, seed=4)
+    made = PairsModule(shards, ImageDecoding(16), size, shards, 21, loading=Loading(0), seed=4)
     position = SamplePosition()
     position.load_state_dict({"samples_seen": seen})
     made.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -82,7 +83,7 @@ def test_validation_of_two_ranks_takes_equal_steps(toy_shards: Path) -> None:
 
 
 def test_without_a_trainer_an_epoch_is_all_samples(toy_shards: Path) -> None:
-    made = PairsModule(toy_shards, ImageDecoding(16), 20, workers=0)
+    made = PairsModule(toy_shards, ImageDecoding(16), 20, loading=Loading(0))
     made.setup("fit")
     assert len(made.train_dataloader()) == 5  # 96 samples, the last batch begins the next epoch
     assert made.val_dataloader() == []
@@ -90,6 +91,6 @@ def test_without_a_trainer_an_epoch_is_all_samples(toy_shards: Path) -> None:
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    made = PairsModule(tmp_path / "nothing", ImageDecoding(16), 8, workers=0)
+    made = PairsModule(tmp_path / "nothing", ImageDecoding(16), 8, loading=Loading(0))
     with pytest.raises(UserError, match=r"nothing is no shard folder"):
         made.setup("fit")

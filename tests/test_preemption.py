@@ -85,7 +85,7 @@ def test_signal_to_the_whole_process_group_spares_the_loader_workers(
     # Schedulers do this; a worker that dies of it makes torch raise in the trainer, and nothing would be saved.
     run = tmp_path / "run"
     command = probed(run, toy_shards, toy_tokenizer, number, rank=9)
-    more = ["--data.init_args.workers=2", "--max_samples=100000", "--trainer.log_every_n_steps=1"]
+    more = ["--data.init_args.loading.workers=2", "--max_samples=100000", "--trainer.log_every_n_steps=1"]
     environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([*command, *more], env=environment, start_new_session=True)
     log = run / "metrics.csv"
@@ -105,7 +105,8 @@ import sys
 from pathlib import Path
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
-made = PairsModule(Path(sys.argv[1]), ImageDecoding(16), 8, workers=1)
+from leam_mm.data.plan_datamodule import Loading
+made = PairsModule(Path(sys.argv[1]), ImageDecoding(16), 8, loading=Loading(1))
 made.setup("fit")
 batches = iter(made.train_dataloader())
 next(batches)

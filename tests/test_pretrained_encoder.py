@@ -19,7 +19,7 @@ from toys.runs import run_without_us
 from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder, cached_file
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256

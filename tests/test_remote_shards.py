@@ -20,6 +20,7 @@ from toys.shards import write_toy_shards
 from leam_mm.data import remote_shards
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.remote_shards import RemoteFolder, ShardCache, Unreachable, open_folder
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder, read_samples
@@ -157,7 +158,7 @@ def test_processes_that_race_fetch_each_tar_once(server: Server, tmp_path: Path)
 
 def test_loader_workers_read_through_the_cache(server: Server, shards: Path, tmp_path: Path) -> None:
     def loaded(train: str | Path, cache: ShardCache | None, workers: int) -> list[Any]:
-        made = PairsModule(train, ImageDecoding(16, (0.5, 1.0)), 8, workers=workers, cache=cache)
+        made = PairsModule(train, ImageDecoding(16, (0.5, 1.0)), 8, loading=Loading(workers, cache=cache))
         made.setup("fit")
         return [(batch["key"], batch["caption"], batch["image"].sum()) for batch in made.train_dataloader()]
 
@@ -193,7 +194,7 @@ def test_a_missing_shard_is_a_fault_of_the_data_and_a_silent_server_is_not(
     with pytest.raises(UserError, match=r"99999\.tar is missing: upload") as caught:
         folder.open(0)
     assert type(caught.value) is UserError
-    made = PairsModule(server.url, ImageDecoding(16), 4, workers=1, max_broken=0.9, cache=ShardCache(tmp_path / "b"))
+    made = PairsModule(server.url, ImageDecoding(16), 4, loading=Loading(1, 0.9, ShardCache(tmp_path / "b")))
     made.setup("fit")
     server.shutdown()
     server.server_close()
@@ -270,7 +271,7 @@ def test_cache_smaller_than_what_is_open_at_a_time_is_refused(server: Server, tm
 
 
 def test_url_without_cache_and_unknown_protocol_name_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"say where .* data.init_args.cache"):
+    with pytest.raises(UserError, match=r"say where .* data.init_args.loading.cache"):
         open_folder("s3://bucket/folder")
     with pytest.raises(UserError, match="gopher"):
         open_folder("gopher://bucket/folder", ShardCache(tmp_path))

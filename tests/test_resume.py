@@ -28,7 +28,7 @@ def test_kill_and_resume_is_bit_equal(
     broken = run_training(with_kill(recipe("broken"), 7), tmp_path / "b")
     assert broken.returncode == -signal.SIGKILL
     assert last_checkpoint(tmp_path / "broken")["global_step"] == 6
-    resumed = run_training(recipe("broken"), tmp_path / "b", f"--data.init_args.workers={workers}")
+    resumed = run_training(recipe("broken"), tmp_path / "b", f"--data.init_args.loading.workers={workers}")
     assert resumed.returncode == 0, resumed.stderr
     assert len(step_losses(tmp_path / "whole")) == 12
     assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -12,7 +12,8 @@ from toys.runs import assert_same_run, step_losses
 
 from leam_mm.cli import main
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.stages import Stage, Stages
 from leam_mm.errors import UserError
 
@@ -69,7 +70,8 @@ def test_batches_have_the_sizes_of_their_stage_whoever_loads_them(
     workers: int, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     stages = [Stage(**stage) for stage in STAGES]  # type: ignore[arg-type]
-    parts = {"tokenizer": toy_tokenizer, "context_length": 12, "workers": workers, "seed": 5, "stages": stages}
+    captions = PairCaptions(tokenizer=toy_tokenizer, context_length=12)
+    parts = {"captions": captions, "loading": Loading(workers), "seed": 5, "stages": stages}
     module = PairsModule(toy_shards, ImageDecoding(16, (0.7, 1.0)), 8, **parts)  # type: ignore[arg-type]
     module.setup("fit")
     loader = module.train_dataloader()

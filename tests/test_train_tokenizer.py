@@ -95,7 +95,7 @@ def test_text_survives_in_all_24_languages(tokenizer: Path) -> None:
 def test_our_own_tokenizer_reads_the_folder(tokenizer: Path) -> None:
     from transformers import AutoTokenizer
 
-    from leam_mm.data.captions import Tokenizer
+    from leam_mm.data.tokenizer import Tokenizer
 
     loaded = AutoTokenizer.from_pretrained(str(tokenizer))
     texts = list(SENTENCES.values())

@@ -88,7 +88,7 @@ def test_compiled_blocks_go_on_bit_for_bit_after_a_kill(tmp_path: Path, toy_shar
     whole = run_training(recipe("whole"), tmp_path / "a", overlay)
     assert whole.returncode == 0 and "torch.compile is not used" not in whole.stderr, whole.stderr
     assert run_training(with_kill(recipe("broken"), 5), tmp_path / "b", overlay).returncode == -signal.SIGKILL
-    resumed = run_training(recipe("broken"), tmp_path / "b", overlay, "--data.init_args.workers=2")
+    resumed = run_training(recipe("broken"), tmp_path / "b", overlay, "--data.init_args.loading.workers=2")
     assert resumed.returncode == 0, resumed.stderr
     assert len(step_losses(tmp_path / "whole")) == 8
     assert_same_run(tmp_path / "whole", tmp_path / "broken")

@@ -16,9 +16,9 @@ from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardWriter, read_samples
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256

@@ -166,7 +166,7 @@ def _plan(model: Model, by_root: dict[str, list[Position]]) -> tuple[SamplePlan,
     if train is None or not isinstance(seed, int):
         raise UserError("its config names no training data or no seed")
     given = [{"path": train}] if isinstance(train, str) else [each.get("init_args") or each for each in train]
-    if len(given) > 1 and settings.get("language_balance"):
+    if len(given) > 1 and (settings.get("captions") or {}).get("language_balance"):
         raise UserError("its mixture was balanced by languages, which is not followed here")
     sources = [Source(_where(str(each["path"]), model, by_root), float(each.get("weight") or 1.0)) for each in given]
     accumulated = int((model.config.get("trainer") or {}).get("accumulate_grad_batches") or 1)

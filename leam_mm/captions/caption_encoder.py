@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from leam_mm.contrastive_module import ContrastiveModule
-    from leam_mm.data.captions import Tokenizer
+    from leam_mm.data.tokenizer import Tokenizer
     from leam_mm.encoders.dual_encoder import DualEncoder
 
 

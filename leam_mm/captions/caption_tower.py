@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from leam_mm.captions.caption_encoder import CaptionEncoder, clean_caption
 from leam_mm.checkpoint import load_module
-from leam_mm.data.captions import cut_padding
 from leam_mm.data.plan_datamodule import PlannedModule
+from leam_mm.data.tokenizer import cut_padding
 from leam_mm.encoders.dual_encoder import TextTower, tower_config
 from leam_mm.encoders.text_forward import PackedReading, text_tower
 from leam_mm.errors import UserError
 
 if TYPE_CHECKING:
     from leam_mm.captions.frozen_parts import FrozenParts
-    from leam_mm.data.captions import Tokenizer
+    from leam_mm.data.tokenizer import Tokenizer
     from leam_mm.denoisers.denoiser import Denoiser
 
 SIZES = ("context_length", "vocab_size", "width", "heads")

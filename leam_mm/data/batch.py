@@ -44,19 +44,20 @@ def read_whole_record(members: dict[str, bytes], field: str) -> tuple[dict[str, 
 
 
 class Decoding:
-    """Turns the members of a stored sample into one sample of a batch; a plain object that workers can copy.
+    """Decodes the members of a stored sample to one sample of a batch; a plain object that is copied to workers.
 
     Args:
         seed: All randomness of a sample is derived from it and the sample's number.
+        language_weights: Relative weight of each language among a sample's captions.
 
     Attributes:
-        prompts: Captions to token ids and lengths, ``prompt`` and ``prompt_length`` of a batch; set by a training whose
+        prompts: Maps captions to token ids and lengths, ``prompt`` and ``prompt_length`` of a batch; set in runs whose
             generator learns to read captions.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, language_weights: dict[str, float] | None = None) -> None:
         """See the class for the arguments."""
-        self.seed = seed
+        self.seed, self.language_weights = seed, language_weights
         self.prompts: Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:

@@ -59,7 +59,7 @@ class BrokenSamples:
         limit = data.broken_limit(seen)
         if self.total > limit:
             raise UserError(
-                f"{self.total} samples could not be read after {seen} were seen; data.init_args.max_broken "
+                f"{self.total} samples could not be read after {seen} were seen; data.init_args.loading.max_broken "
                 f"{data.max_broken:g} allows {int(limit)}. Run data_tools/check_shards.py on the folders"
                 + (f"; the first was {self._first}" if self._first else "")
             )

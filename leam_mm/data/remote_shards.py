@@ -62,7 +62,7 @@ def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolde
     if cache is None:
         raise UserError(
             f"{path} is on another machine: say where its shards are kept here, "
-            "data.init_args.cache: {folder: /local/disk/shards}"
+            "data.init_args.loading.cache: {folder: /local/disk/shards}"
         )
     try:
         return RemoteFolder(str(path), cache)
@@ -248,7 +248,7 @@ def _download(url: str, target: Path, folder: Path) -> None:
         except Exception as error:  # each driver has its own kinds
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise Unreachable(
-                    f"the disk of {folder} is full: set data.init_args.cache.max_bytes, or give another folder"
+                    f"the disk of {folder} is full: set data.init_args.loading.cache.max_bytes, or give another folder"
                 ) from None
             reason = f"{type(error).__name__}: {error}"
         if attempt + 1 < ATTEMPTS:

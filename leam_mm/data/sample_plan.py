@@ -255,6 +255,6 @@ def _check_cache(folders: list[RemoteFolder]) -> None:
     limit = folders[0].cache.max_bytes if folders else None
     if limit is not None and limit < needed:
         raise UserError(
-            f"data.init_args.cache.max_bytes is {limit}: give at least {needed}, the {OPEN_SHARDS} shards of each "
-            "source that are read at a time"
+            f"data.init_args.loading.cache.max_bytes is {limit}: give at least {needed}, the {OPEN_SHARDS} shards of "
+            "each source that are read at a time"
         )

@@ -14,7 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from leam_mm.checkpoint import REBUILDING
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
 from leam_mm.encoders.image_tokens import check_size, image_features
 from leam_mm.encoders.low_rank import LowRank

@@ -64,7 +64,7 @@ class HuggingFaceText:
         if places and self.context_length > places:
             raise UserError(
                 f"model.encoder.text.context_length is {self.context_length}, but {self.model} reads {places} tokens "
-                f"at most: set it, and data.init_args.context_length, to {places} or less"
+                f"at most: set it, and data.init_args.captions.context_length, to {places} or less"
             )
 
 

@@ -13,7 +13,7 @@ from open_clip.hf_model import HFTextEncoder
 from open_clip.model import CLIP
 from torch import Tensor, nn
 
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.packed_text import group_lengths, packed_states, teach_packing
 from leam_mm.errors import UserError
 

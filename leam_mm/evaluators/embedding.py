@@ -11,9 +11,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from leam_mm.data.captions import cut_padding
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.shard_index import ShardFolder, parse_sample
+from leam_mm.data.tokenizer import cut_padding
 from leam_mm.errors import UserError
 from leam_mm.evaluators.ranks import is_mine, over_ranks, rank
 

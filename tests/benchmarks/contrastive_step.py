@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from leam_mm.callbacks.compilation import Compilation
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.shard_index import read_samples
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError, run
 from leam_mm.losses.contrastive import InfoNCE

@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 from toy_input import captions, write_tokenizer
 
 from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
-from leam_mm.data.captions import Tokenizer
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import ImageTower, TextTower
 from leam_mm.errors import run
 from leam_mm.losses.contrastive import InfoNCE

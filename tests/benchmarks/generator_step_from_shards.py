@@ -36,9 +36,10 @@ from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codecs.latent_codec import DCCodec, LatentCodec, PretrainedCodec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.latents_module import LatentsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter, read_samples
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import run
 from leam_mm.release.diffusers_folder import clip_text_model, load_tokenizer
@@ -169,7 +170,7 @@ def compare(name: str, prefix: str, compiled: bool, folder: Path, settings: Any)
         for key, members in read_samples(shards)
     }
     reader = load_tokenizer(tokenizer, CONTEXT)
-    data = LatentsModule(folder / "latents", size.batch, workers=settings.workers)
+    data = LatentsModule(folder / "latents", size.batch, loading=Loading(settings.workers))
     data.setup("fit")
     assert data.train_plan is not None
     batches = PlannedBatches(data.train_plan, data.decode, size.batch, 0, 1)

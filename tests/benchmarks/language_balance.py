@@ -65,9 +65,9 @@ def train(recipe: dict[str, Any], folder: Path, temperature: float, settings: An
     sources = [{"path": str(folder / code), "language": code} for code in LANGUAGES if (folder / code).is_dir()]
     recipe["max_samples"] = settings.samples
     recipe["trainer"] |= {"default_root_dir": str(run_folder), "enable_progress_bar": False, "limit_val_batches": 0}
-    recipe["data"]["init_args"] |= {"train": sources, "language_balance": {"temperature": temperature}}
-    for name in ("validation", "languages", "language_weights"):
-        recipe["data"]["init_args"].pop(name, None)
+    captions = recipe["data"]["init_args"]["captions"] | {"language_balance": {"temperature": temperature}}
+    captions = {name: value for name, value in captions.items() if name not in ("languages", "language_weights")}
+    recipe["data"]["init_args"] |= {"train": sources, "captions": captions, "validation": None}
     file = run_folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     with open(run_folder / "log", "wb") as log:

@@ -26,7 +26,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from toy_input import captions, photo, write_tokenizer
 
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import run
 
@@ -77,7 +78,8 @@ def write_pairs(folder: Path, samples: int) -> Path:
 def open_ours(shards: Path, tokenizer: Path, workers: int) -> PairsModule:
     """Our data module, ready to hand out its loader."""
     image = ImageDecoding(SIZE, SCALE, crop_aspect=ASPECT)
-    module = PairsModule(shards, image, BATCH, tokenizer=tokenizer, context_length=CONTEXT, workers=workers)
+    captions = PairCaptions(tokenizer=tokenizer, context_length=CONTEXT)
+    module = PairsModule(shards, image, BATCH, captions=captions, loading=Loading(workers))
     module.setup("fit")
     return module
 

@@ -156,7 +156,7 @@ def train_program(
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(folder / "recipe.yaml")]
 
     def start(number: int, path: Path, ranks: int = 1) -> subprocess.Popen[bytes]:
-        words = [f"--data.init_args.workers={WORKERS[number % len(WORKERS)]}"]
+        words = [f"--data.init_args.loading.workers={WORKERS[number % len(WORKERS)]}"]
         if ranks > 1:
             words += [f"--trainer.devices={ranks}", "--trainer.strategy=ddp"]
         return spawn([*command, *words], path)
@@ -172,9 +172,8 @@ def ours(folder: Path, steps: int) -> Callable[..., subprocess.Popen[bytes]]:
             "train": str(folder.parent / "shards"),
             "image": {"image_size": 32, "crop_scale": [0.9, 1.0]},
             "batch_size": BATCH,
-            "tokenizer": "open_clip",
-            "context_length": 16,
-            "workers": 1,
+            "captions": {"tokenizer": "open_clip", "context_length": 16},
+            "loading": {"workers": 1},
         },
     }
     model = {

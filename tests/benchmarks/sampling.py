@@ -17,8 +17,8 @@ from toy_input import captions, write_tokenizer
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule

@@ -121,7 +121,7 @@ class OneCaption:
 def train_peer(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, every: int, shards: str) -> AccuracyClock:
     """open_clip_train's loop; an epoch of it is the interval between two measurements."""
     towers, data = recipe["model"]["init_args"]["encoder"], recipe["data"]["init_args"]
-    batch, size, context = data["batch_size"], towers["vision"]["image_size"], data["context_length"]
+    batch, size, context = data["batch_size"], towers["vision"]["image_size"], data["captions"]["context_length"]
     torch.manual_seed(seed)
     random.seed(seed)
     encoder = DualEncoder(towers["embed_dim"], ImageTower(**towers["vision"]), TextTower(**towers["text"]))
@@ -176,7 +176,7 @@ def main(args: list[str] | None = None) -> list[Path]:
         Console().print(f"time_to_accuracy: {settings.emoji} is not there, not measured; make emoji writes it")
         return []
     recipe = yaml.safe_load(settings.recipe.read_text().replace("runs/emoji", str(settings.emoji.resolve())))
-    languages = set(recipe["data"]["init_args"]["languages"])
+    languages = set(recipe["data"]["init_args"]["captions"]["languages"])
     curves: dict[str, list[list[dict[str, float]]]] = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as scratch:
         emoji = settings.emoji.resolve()

@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.captions import Tokenizer
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.plan_datamodule import Loading
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.encoders.hugging_face_text import HuggingFaceText
 from toys.shards import toy_vocabulary, write_toy_tokenizer
@@ -125,7 +126,7 @@ def write_caption_encoder(folder: Path, kind: str = "t5") -> Path:
 def right_share(module: ContrastiveModule, shards: Path, texts: list[str]) -> float:
     """Share of held-out pictures whose nearest text names their colour."""
     encoder = module.ema_encoder()
-    held_out = PairsModule(shards, ImageDecoding(16), 40, validation=shards, workers=0)
+    held_out = PairsModule(shards, ImageDecoding(16), 40, validation=shards, loading=Loading(0))
     batch = next(iter(held_out.val_dataloader()))
     image = encoder.encode_image(encoder.normalise(batch["image"]))
     text = encoder.encode_text(*module.tokenizer.encode(texts))

@@ -36,9 +36,8 @@ def clip_recipe(run: Path, shards: Path, tokenizer: Path, max_samples: int = 64,
                 "train": str(shards),
                 "image": {"image_size": 16, "crop_scale": [0.7, 1.0]},
                 "batch_size": 8,
-                "tokenizer": str(tokenizer),
-                "context_length": 12,
-                "workers": workers,
+                "captions": {"tokenizer": str(tokenizer), "context_length": 12},
+                "loading": {"workers": workers},
                 "seed": 5,
             },
         },
@@ -108,7 +107,8 @@ def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, 
     """A complete recipe for a toy generator on latents in buckets of three shapes."""
     recipe = clip_recipe(run, latents, tokenizer, max_samples=96)
     recipe["trainer"] |= {"accumulate_grad_batches": accumulate, "val_check_interval": 2 * accumulate}
-    arguments = {"train": str(latents), "validation": str(latents), "batch_size": 8, "workers": workers, "seed": 5}
+    arguments = {"train": str(latents), "validation": str(latents), "batch_size": 8, "seed": 5}
+    arguments["loading"] = {"workers": workers}
     recipe["data"] = {"class_path": "leam_mm.data.latents_module.LatentsModule", "init_args": arguments}
     sizes = {"in_channels": 4, "context_dim": 6, "hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 1}
     denoiser = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": {**sizes, "size_conditioning": 16}}

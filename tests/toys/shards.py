@@ -9,7 +9,8 @@ import numpy as np
 
 from leam_mm.data.aspect_buckets import BUCKETS, Shape, folder_name
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
 from toys.images import COLOURS, GERMAN, blank_png, coloured_square, soft_jpeg
@@ -148,8 +149,9 @@ def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
         shards,
         ImageDecoding(16, crop_scale=(0.6, 1.0)),
         settings.pop("batch_size", 12),
-        workers=settings.pop("workers", 0),
-        **settings,
+        loading=Loading(settings.pop("workers", 0)),
+        seed=settings.pop("seed", 0),
+        captions=PairCaptions(**settings),
     )
     made.setup("fit")
     return next(iter(made.train_dataloader()))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from leam_mm.data.captions import CaptionMixture, Tokenizer, choose_caption, cut_padding
+from leam_mm.data.caption_choice import CaptionMixture, choose_caption
 from leam_mm.data.sample_order import sample_generator
+from leam_mm.data.tokenizer import Tokenizer, cut_padding
 from leam_mm.errors import UserError
 
 CAPTIONS = [
@@ -178,7 +179,7 @@ def test_what_has_no_chance_is_drawn_where_there_is_nothing_else() -> None:
 
 
 def test_captions_without_a_source_are_told() -> None:
-    with pytest.raises(UserError, match=r"the caption 'ein Hund' has none: drop caption_mixture\.sources, or encode"):
+    with pytest.raises(UserError, match=r"the caption 'ein Hund' has none: drop captions\.mixture\.sources, or encode"):
         choose_caption(CAPTIONS, np.random.default_rng(0), mixture=CaptionMixture({"original": 2.0}))
     assert choose_caption(CAPTIONS, np.random.default_rng(0), mixture=CaptionMixture(short=2.0)) in CAPTIONS
 
@@ -187,5 +188,5 @@ def test_captions_without_a_source_are_told() -> None:
     "settings", [{"sources": {"a": -1.0}}, {"short": 0.0, "long": 0.0}, {"long": float("nan")}, {"long_from": 0}]
 )
 def test_impossible_mixture_is_refused(settings: dict) -> None:
-    with pytest.raises(UserError, match="caption_mixture has"):
+    with pytest.raises(UserError, match=r"captions\.mixture has"):
         CaptionMixture(**settings)

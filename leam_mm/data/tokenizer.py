@@ -1,0 +1,78 @@
+"""Captions to token ids, with the tokenizer class that open_clip uses on a release."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leam_mm.errors import UserError
+
+ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
+
+
+class Tokenizer:
+    """A tokenizer folder.
+
+    Args:
+        path: Folder with ``tokenizer.json`` and ``tokenizer_config.json``, written by data_tools/train_tokenizer.py or
+            transformers; a folder with open_clip_config.json, which may add settings; or ``open_clip`` for the English
+            vocabulary of most open_clip models.
+        context_length: L, tokens per caption including the begin and end token.
+    """
+
+    def __init__(self, path: Path | str, context_length: int) -> None:
+        """See the class for the arguments."""
+        self.path, self.context_length = Path(path), context_length
+        self._tokenize = self._open()
+        self.has_files = hasattr(self._tokenize, "tokenizer")
+        if not self.has_files:
+            self.vocabulary, self.pad, self.end = self._tokenize.vocab_size, 0, self._tokenize.eot_token_id
+            return
+        inner = self._tokenize.tokenizer
+        # BERT calls its end token the separator.
+        end = inner.eos_token_id if inner.eos_token_id is not None else inner.sep_token_id
+        if inner.pad_token_id is None or end is None or inner.padding_side != "right":
+            raise UserError(
+                f"{path}: this tokenizer has no padding or no end token, or pads on the left; give that of an encoder"
+            )
+        self.vocabulary, self.pad, self.end = len(inner), int(inner.pad_token_id), int(end)
+
+    def _open(self) -> Any:
+        """Return the tokenizer that open_clip would open for this folder."""
+        from open_clip import SimpleTokenizer, get_tokenizer
+        from open_clip.tokenizer import HFTokenizer
+
+        if str(self.path) == ENGLISH:
+            return SimpleTokenizer(context_length=self.context_length)
+        if (self.path / "open_clip_config.json").is_file():
+            return get_tokenizer(f"local-dir:{self.path}", context_length=self.context_length)
+        if not (self.path / "tokenizer.json").is_file():
+            raise UserError(
+                f"{self.path} holds no tokenizer.json: make it with data_tools/train_tokenizer.py, or save one of "
+                "transformers there (AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER))"
+            )
+        return HFTokenizer(str(self.path), context_length=self.context_length)
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Tokenize captions.
+
+        Returns:
+            text (B, L) int64 padded after the end token, and text_length (B,) int64 with begin and end token counted.
+        """
+        text = self._tokenize(list(captions))
+        if self.pad == self.end:  # then the first one is the end
+            return text, self._first(text == self.end) + 1
+        # Up to the last token that is no padding: open_clip's English vocabulary pads with the id of "!".
+        return text, text.shape[1] - self._first((text != self.pad).flip(1))
+
+    @staticmethod
+    def _first(found: Tensor) -> Tensor:
+        """Return the column of the first true entry of each row, or the last column if there is none."""
+        return torch.where(found.any(dim=1), found.int().argmax(dim=1), found.shape[1] - 1)
+
+
+def cut_padding(text: Tensor, length: Tensor) -> Tensor:
+    """Cut the columns that are padding in all rows, (B, L) -> (B, longest); call it on the host to avoid a sync."""
+    return text[:, : int(torch.max(length))]
