@@ -17,8 +17,8 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.before_after import BeforeAfter, held_out_losses
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.results import RESULTS, append_results, evidence, read_results
-from leam_mm.report.report_change import changes, is_change
 from leam_mm.report.report_page import write_report
+from leam_mm.report.report_section import changes, is_change
 
 
 def write_latents(folder: Path, count: int = 12) -> Path:

@@ -20,7 +20,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import sample_euler, sample_heun
 from leam_mm.errors import UserError
 from leam_mm.release.diffusers_folder import write_diffusers_folder
-from leam_mm.release.generator_usage import DRAWING, EDITING
+from leam_mm.release.model_card import generator_usage
 
 SEED, STEPS = 7, 4
 
@@ -143,7 +143,7 @@ def test_diffusers_edits_as_we_do_by_the_recipes_of_the_card(toy_tokenizer: Path
     }
     image, noise = pictures(1), sample_noise(SEED, torch.arange(1), "sample", (4, 8, 8))
     save_file({"noise": noise, "mask": half()}, tmp_path / "given.safetensors")
-    recipe = "\n".join(re.findall(r"```python\n(.*?)```", DRAWING + EDITING, re.DOTALL))
+    recipe = "\n".join(re.findall(r"```python\n(.*?)```", generator_usage(True, False), re.DOTALL))
     strengths = (0.0, 0.4, 1.0)
     (tmp_path / "recipe.py").write_text(recipe)
     code = f"""

@@ -113,7 +113,7 @@ def test_release_is_complete_and_its_card_s_code_runs_without_us(runs: Path, tmp
     assert len(blocks) == 4
     printed = run_without_us("\n".join(blocks), output)
     assert "tensor(" in printed
-    assert all((output / f"{name}.png").is_file() for name in ("picture", "redrawn", "inpainted"))
+    assert all((output / f"{name}.png").is_file() for name in ("image", "redrawn", "inpainted"))
 
 
 def test_release_replaces_only_its_like_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_codec_of_diffusers_is_released_with_what_it_says_of_itself(runs: Path
     assert not kept  # no place on this machine
     drawing = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
     run_without_us(drawing, output)
-    assert (output / "picture.png").is_file()
+    assert (output / "image.png").is_file()
 
 
 def test_a_tower_that_learnt_with_the_generator_is_counted_and_released_with_it(runs: Path, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_every_part_is_there(page: str) -> None:
     for name in ("pictures", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
         assert f'<section id="{name}">' in page and f'href="#{name}"' in page
     assert 'figcaption lang="mt"' in page
-    assert "Latent codec: mean absolute error of pictures never seen" in page
+    assert "Latent codec: mean absolute error of held-out images" in page
     assert "language=de" in page
 
 

@@ -1,8 +1,9 @@
-"""Drawings of the report as inline SVG: an interval on a bar, curves over samples seen. Colours come from the page."""
+"""Charts of the report as inline SVG: an interval on a bar, curves over samples seen. Colours come from report.css."""
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from markupsafe import Markup, escape
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 340, 190
@@ -11,47 +12,47 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
 
 def interval_bar(
     value: float, low: float | None, high: float | None, upper: float = 1.0, mark: float | None = None
-) -> str:
-    """A thin bar from 0 to `value`, its interval as a line over it, and a tick at `mark`, for example chance.
+) -> Markup:
+    """Return a thin bar from 0 to `value`, its interval as a line over it, and a tick at `mark`, for example chance.
 
     Args:
-        value: What was measured, in the unit of `upper`.
+        value: The measured value, in the unit of `upper`.
         low: Lower end of the interval, or None.
         high: Upper end, or None.
-        upper: Where the bar would be full.
+        upper: Value of a full bar.
         mark: A reference to compare with, or None.
     """
 
-    def place(number: float) -> float:
+    def percent(number: float) -> float:
         return round(100 * min(max(number / upper, 0.0), 1.0), 2) if upper > 0 else 0.0
 
-    parts = [f'<rect class="bar" x="0" y="3" width="{place(value)}" height="6" rx="1"/>']
+    parts = [f'<rect class="bar" x="0" y="3" width="{percent(value)}" height="6" rx="1"/>']
     if low is not None and high is not None:
-        a, b = place(low), place(high)
+        a, b = percent(low), percent(high)
         parts.append(f'<path class="interval" d="M{a} 6H{b}M{a} 3.5V8.5M{b} 3.5V8.5"/>')
     if mark is not None:
-        parts.append(f'<path class="mark" d="M{place(mark)} 0V12"/>')
-    return (
+        parts.append(f'<path class="mark" d="M{percent(mark)} 0V12"/>')
+    return Markup(
         '<svg class="interval-bar" viewBox="0 0 100 12" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="track" x="0" y="3" width="100" height="6" rx="1"/>{"".join(parts)}</svg>'
     )
 
 
-def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> str:
-    """Curves in one frame; long ones are averaged into at most 200 points each.
+def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> Markup:
+    """Return curves in one frame; long ones are averaged into at most 200 points each.
 
     Args:
-        series: Name to (x, y) points; points that are not finite are left out.
-        x_label: Under the axis.
-        title: For those who do not see the picture.
+        series: Name to (x, y) points; points that are not finite are ignored.
+        x_label: Label of the x axis.
+        title: Text for readers who do not see the chart.
 
     Returns:
-        SVG, or an empty string where nothing can be drawn.
+        SVG and its legend, or an empty string without any finite point.
     """
     clean = {name: thin(points) for name, points in series.items()}
     clean = {name: points for name, points in clean.items() if points}
     if not clean:
-        return ""
+        return Markup()
     x_all = [x for points in clean.values() for x, _ in points]
     y_all = [y for points in clean.values() for _, y in points]
     x_ticks, y_ticks = ticks(min(0.0, *x_all), max(x_all)), ticks(min(y_all), max(y_all))
@@ -83,7 +84,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> str:
         f'<li><span class="key key-{number % 4}"></span>{escape(name)} <b>{short(points[-1][1])}</b></li>'
         for number, (name, points) in enumerate(clean.items())
     )
-    return (
+    return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)} over {escape(x_label)}">'
         f'{"".join(parts)}</svg><ul class="legend">{legend}<li class="axis">{escape(x_label)} &rarr;</li></ul>'
@@ -91,7 +92,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> str:
 
 
 def thin(points: Points, most: int = 200) -> list[tuple[float, float]]:
-    """Finite points ordered by x, neighbours averaged until at most `most` are left."""
+    """Return the finite points ordered by x, neighbours averaged until at most `most` are left."""
     clean = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
     size = math.ceil(len(clean) / most) if clean else 1
     groups = [clean[start : start + size] for start in range(0, len(clean), size)]
@@ -99,7 +100,7 @@ def thin(points: Points, most: int = 200) -> list[tuple[float, float]]:
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers that cover low to high, some `about` of them."""
+    """Return about `about` round numbers that cover low to high."""
     if not high > low:
         low, high = low - abs(low) * 0.5 - 1e-9, high + abs(high) * 0.5 + 1e-9
     power = 10 ** math.floor(math.log10((high - low) / about))
@@ -109,7 +110,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 
 def short(number: float) -> str:
-    """A number as short as it may be: 1.2k, 35, 0.42, 3.1e-05."""
+    """Return a number with three digits: 1.2k, 35, 0.42, 3.1e-05."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g}{letter}"

@@ -1,28 +1,25 @@
-"""One HTML file that tells what a run made and how well: pictures, numbers with intervals, curves, energy, commands.
+"""One self-contained HTML page about a run: images, numbers with intervals, curves, energy, commands.
 
     python -m leam_mm.report.report_page --run runs/quickstart --output runs/quickstart/report.html
 
-The file needs nothing from outside, and its content policy forbids it to ask. All texts are escaped: captions are
-strangers' words.
+All texts are escaped, since captions are strangers' words.
 """
 
 import argparse
 import json
-import os
 from datetime import UTC, datetime
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from leam_mm import errors
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
-from leam_mm.report import report_change, report_run, report_section
+from leam_mm.files import write_text
+from leam_mm.report import report_run, report_section
+from leam_mm.report.templates import Section, render_page
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 INTRODUCTION = (
-    "What this run made, how good it is, and what it cost. Numbers come with a 95&#8239;% interval where one can be "
+    "What this run made, how good it is, and what it cost. Numbers come with a 95\u202f% interval where one can be "
     "given; what was not measured says so. The weights and the commands that lead here are named at the end."
 )
 
@@ -31,9 +28,9 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     """Write the report of a run or of an evaluation.
 
     Args:
-        folder: A run folder (evaluation/, clip/, codec/, generator/, stages/, each of them if it is there), or an
-            evaluation folder with results.jsonl.
-        output: The HTML file; written beside and renamed.
+        folder: A run folder (with any of evaluation/, clip/, codec/, generator/, stages/), or an evaluation folder with
+            results.jsonl.
+        output: The HTML file, written atomically.
         title: Heading of the page.
 
     Raises:
@@ -42,46 +39,34 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     folder, output = Path(folder), Path(output)
     evaluation = folder / "evaluation" if (folder / "evaluation").is_dir() else folder
     found, stages = read_results(evaluation), read_stages(folder)
-    results = {name: row for name, row in found.items() if not report_change.is_change(name)}
+    results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     sections = [
-        ("pictures", "Pictures", report_run.pictures(evaluation)),
-        ("change", "Before and after the fine-tuning", report_change.changes(found)),
-        ("classification", "Naming what is in a picture", report_section.zero_shot(results)),
-        ("retrieval", "Finding pictures and captions", report_section.retrieval(results)),
-        ("composition", "Following a description", report_section.others(results, ("compositional", "composition"))),
-        ("distance", "Generated against real pictures", report_section.distances(results)),
-        ("other", "Other measurements", report_section.others(results, None)),
-        ("training", "Training", report_run.curves(folder)),
-        ("cost", "Energy and time", report_run.costs(stages)),
-        ("repeat", "How to repeat this", report_run.repeat(stages, found)),
+        Section("pictures", "Images", report_run.pictures(evaluation)),
+        Section("change", "Before and after the fine-tuning", report_section.changes(found)),
+        Section("classification", "Naming what is in an image", report_section.classification(results)),
+        Section("retrieval", "Finding images and captions", report_section.retrieval(results)),
+        Section(
+            "composition", "Following a description", report_section.others(results, ("compositional", "composition"))
+        ),
+        Section("distance", "Generated against real images", report_section.distances(results)),
+        Section("other", "Other measurements", report_section.others(results, None)),
+        Section("training", "Training", report_run.curves(folder)),
+        Section("cost", "Energy and time", report_run.costs(stages)),
+        Section("repeat", "How to repeat this", report_run.repeat(stages, found)),
     ]
-    sections = [entry for entry in sections if entry[2]]
-    if not found and not stages and not sections:
+    if not found and not stages and not any(section.content for section in sections):
         raise UserError(
             f"{folder}: nothing to report; it holds no evaluation/results.jsonl, no stages and no metrics.csv"
         )
-    links = "".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections)
-    body = "".join(
-        f'<section id="{name}"><h2>{escape(heading)}</h2>{text}</section>' for name, heading, text in sections
-    )
-    style = files("leam_mm.report").joinpath("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n'
-        f"<header><h1>{escape(title)}</h1><p>{INTRODUCTION}</p>{report_section.key_figures(results, stages)}"
-        f'<nav aria-label="Sections">{links}</nav></header>\n<main>{body}</main>\n'
-        f"<footer>Written {datetime.now(UTC):%d %B %Y, %H:%M} UTC by leam_mm.</footer>\n</body>\n</html>\n"
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, output)
+    parts = Path(__file__).with_name("report.html.jinja")
+    footer = f"Written {datetime.now(UTC):%d %B %Y, %H:%M} UTC by leam_mm."
+    write_text(output, render_page(
+        parts, title, INTRODUCTION, report_section.key_figures(results, stages), sections, footer
+    ))  # fmt: skip
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:
-    """What each stage of a run cost: the objects of stages/*.json by file name, else the `stages` of summary.json."""
+    """Return the cost of each stage: the objects of stages/*.json by file name, else the `stages` of summary.json."""
     paths = sorted((folder / "stages").glob("*.json"))
     if not paths and (folder / "summary.json").is_file():
         content = _read_json(folder / "summary.json")

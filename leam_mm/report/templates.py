@@ -1,0 +1,98 @@
+"""Pages and documents from Jinja2 templates that lie beside the code that fills them.
+
+In ``*.html.jinja`` all text is escaped; only ``Markup``, such as our own SVG charts, is inserted as it is. In
+``*.md.jinja`` nothing is escaped automatically: table cells pass a filter. An undefined name is an error.
+"""
+
+import html
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+FOLDER = Path(__file__).parent
+
+
+class Table(NamedTuple):
+    """A table of a page; see the macro in table.html.jinja.
+
+    Args:
+        columns: Headings, each plain text or ``heading|class of its cells``.
+        rows: The cells of each row; the first is the heading of the row.
+        caption: Text above the table.
+        total: Cells of a last row that is set apart; empty for none.
+        groups: Headings above the columns, from the second column on, each over three columns.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    total: Sequence[object] = ()
+    groups: Sequence[str] = ()
+
+    @property
+    def headed(self) -> bool:
+        """Whether any column has a heading."""
+        return any(not column.startswith("|") for column in self.columns)
+
+
+class Section(NamedTuple):
+    """A section of a page.
+
+    Args:
+        name: Its anchor, and the macro that renders it.
+        heading: Its heading.
+        content: The argument of the macro. A section with empty content is left out.
+    """
+
+    name: str
+    heading: str
+    content: Any
+
+
+@lru_cache
+def environment(folder: Path) -> Environment:
+    """Return the environment for the templates of a folder, to which the shared templates of this folder are added."""
+    found = Environment(
+        loader=FileSystemLoader([folder, FOLDER]),
+        autoescape=lambda name: name is None or not name.endswith(".md.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters["cell"] = markdown_cell
+    return found
+
+
+def markdown_cell(text: object) -> str:
+    """Return a string of unknown origin, harmless in a Markdown table: no markup, no new cell, no new line."""
+    plain = html.escape(" ".join(str(text).split()))
+    return "".join(f"&#{ord(letter)};" if letter in "|`*_[]\\" else letter for letter in plain)
+
+
+def render_page(
+    parts: Path,
+    title: str,
+    introduction: str,
+    figures: Sequence[tuple[str, str, str]],
+    sections: Sequence[Section],
+    footer: str,
+) -> str:
+    """Return a self-contained HTML page, whose content policy forbids it to load anything.
+
+    Args:
+        parts: Template with one macro for each section.
+        title: Heading of the page.
+        introduction: Paragraph below the heading.
+        figures: Key figures: label, value and note.
+        sections: All sections; empty ones are left out.
+        footer: Last line.
+    """
+    template = environment(parts.parent).get_template("page.html.jinja")
+    present = [section for section in sections if section.content]
+    return template.render(
+        parts=parts.name, title=title, introduction=introduction, figures=figures, sections=present, footer=footer
+    )
