@@ -1,12 +1,12 @@
-"""Describe a data set: Croissant for programs, the AI Act's summary for the public, a page with pictures for people.
+"""Describe a data set: Croissant for programs, the AI Act's summary for the public, a page with images for people.
 
     python data_tools/describe_dataset.py --shards vetted --ledger screened/ledger.parquet
         --ledger shards/ledger.parquet --provider provider.yaml --output description
 
 OUTPUT gets croissant.json (Croissant 1.0 with RAI 1.0), training_summary.json and .md (the data half of the public
 summary of Art. 53(1)(d)), statistics.json and statistics.html. Ledgers in the shard folders are found; those of earlier
-stages are named by --ledger. What no ledger can know (provider.yaml, all of it optional) is written as "not stated"
-until somebody states it:
+stages are named by --ledger. What no ledger can know comes from provider.yaml, where everything is optional, and is
+"not stated" otherwise:
 
     small_enterprise: true            # lists 5 % of the domains, 1,000 at most, instead of 10 %
     dataset: {name: ..., description: ..., licence: ..., url: ..., creator: ..., date_published: 2026-11-22}
@@ -17,10 +17,7 @@ until somebody states it:
 Exit code 1: the numbers do not add up; the page says where. The same input gives the same bytes.
 """
 
-import argparse
-import json
-import os
-import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,91 +27,85 @@ from data_tools.description.croissant import croissant, missing
 from data_tools.description.dataset_statistics import statistics, thumbnails
 from data_tools.description.statistics_page import page
 from data_tools.description.training_summary import check_provider, summary_text, training_summary
+from data_tools.work.command_line import parse_settings
 from leam_mm.errors import UserError, run
+from leam_mm.files import write_json, write_text
 
 MAX_PROVIDER = 1_000_000  # bytes
 
 
+@dataclass
+class DescribeSettings:
+    """What to describe.
+
+    Args:
+        shards: Shard folder or keep-list; may be repeated.
+        output: Folder of the description.
+        ledger: Ledger of an earlier stage; may be repeated.
+        provider: YAML with what only the provider knows.
+        title: Heading of the page (default: the name of the first folder).
+        place: Address below which the shard folders will be published, for croissant.json.
+    """
+
+    shards: list[Path]
+    output: Path
+    ledger: list[Path] = field(default_factory=list)
+    provider: Path | None = None
+    title: str | None = None
+    place: str | None = None
+
+
 def read_provider(path: Path | None) -> dict[str, Any]:
-    """The provider's file, or nothing."""
+    """Return the content of the provider's file, or nothing without one."""
     if path is None:
         return {}
     try:
         if path.stat().st_size > MAX_PROVIDER:
-            raise UserError(f"{path} is larger than {MAX_PROVIDER} bytes: it is no description of a provider")
+            raise UserError(f"{path} is larger than {MAX_PROVIDER} bytes: give a short YAML file")
         return check_provider(yaml.safe_load(path.read_text("utf-8")), str(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}); mend it") from None
+        raise UserError(f"{path} cannot be read as YAML ({' '.join(str(error).split())[:160]}); fix it") from None
 
 
-def describe(
-    shards: list[Path], ledgers: list[Path], provider: dict[str, Any], output: Path, title: str, place: str | None
-) -> list[str]:
+def describe(settings: DescribeSettings, provider: dict[str, Any]) -> list[str]:
     """Write all files.
 
     Args:
-        shards: Shard folders or keep-lists.
-        ledgers: Of stages before.
+        settings: What to describe.
         provider: What only the provider knows.
-        output: Folder, written beside its place and renamed.
-        title: Heading of the page.
-        place: Address below which the shard folders will lie, or None.
 
     Returns:
-        Where the numbers do not add up; empty if they do.
+        One sentence for each place where the numbers do not add up.
     """
-    if len({path.resolve() for path in shards}) != len(shards):
-        raise UserError("a shard folder is named twice: name each once")
-    if len({path.resolve().name for path in shards}) != len(shards):
-        raise UserError("two shard folders have the same name, by which the description tells them apart: rename one")
-    shards = [path.resolve() for path in shards]
+    shards = [path.resolve() for path in settings.shards]
+    if len(set(shards)) != len(shards):
+        raise UserError("--shards names a folder twice: name each once")
+    if len({path.name for path in shards}) != len(shards):
+        raise UserError("--shards names two folders of the same name, which the description tells apart: rename one")
     unknown = {str(entry["folder"]) for entry in provider.get("public_data_sets") or []} - {
         path.name for path in shards
     }
     if unknown:
         raise UserError(f"public_data_sets names the folder {min(unknown)!r}, which is none of --shards")
-    counted, tally = statistics(shards, ledgers)
+    counted, tally = statistics(shards, settings.ledger)
     summary = training_summary(counted, tally, provider)
-    texts = {
-        "statistics.json": _json(counted),
-        "statistics.html": page(counted, thumbnails(tally), title),
-        "training_summary.json": _json(summary),
-        "training_summary.md": summary_text(summary),
-        "croissant.json": _json(croissant(shards, counted, provider, place or output)),
-    }
-    temporary = output.with_name(f"{output.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        output.mkdir(exist_ok=True)
-        for name in texts:
-            os.replace(temporary / name, output / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    html = page(counted, thumbnails(tally), settings.title or f"Data set {shards[0].name}")
+    markdown = summary_text(summary)
+    metadata = croissant(shards, counted, provider, settings.place or settings.output)
+    write_json(settings.output / "statistics.json", counted)
+    write_text(settings.output / "statistics.html", html)
+    write_json(settings.output / "training_summary.json", summary)
+    write_text(settings.output / "training_summary.md", markdown)
+    write_json(settings.output / "croissant.json", metadata)
     faults: list[str] = counted["accounting"]["faults"]
     return faults
 
 
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-
-
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--shards", type=Path, action="append", required=True, help="shard folder or keep-list; may be repeated")
-    add("--ledger", type=Path, action="append", default=[], help="of a stage before; may be repeated")
-    add("--provider", type=Path, help="YAML with what only the provider knows")
-    add("--output", type=Path, required=True, help="folder of the description")
-    add("--title", help="heading of the page (default: the name of the first folder)")
-    add("--place", help="address below which the shard folders are published, for croissant.json")
-    settings = parser.parse_args(args)
+    settings = parse_settings(DescribeSettings, __doc__, args)
     provider = read_provider(settings.provider)
-    title = settings.title or f"Data set {settings.shards[0].resolve().name}"
-    faults = describe(settings.shards, settings.ledger, provider, settings.output, title, settings.place)
+    faults = describe(settings, provider)
     print(f"wrote {settings.output}: croissant.json, training_summary, statistics")
     if lacking := missing(provider):
         print(f"croissant.json lacks {', '.join(lacking)}: state them under dataset in --provider before publishing")

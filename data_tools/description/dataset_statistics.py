@@ -1,7 +1,7 @@
-"""Counts of everything in a data set that people ask about, from its shards and ledgers; nothing is estimated.
+"""Counts of a data set, from its shards and ledgers; nothing is estimated.
 
-Numbers of samples, captions and bytes are those of the shards as they lie. Bytes of a domain are those that were
-fetched, where a ledger tells them, else those that are stored; ``domain_bytes`` says which.
+Numbers of samples, captions and bytes are those of the shards. Bytes of a domain are those that were fetched where a
+ledger records them, else those that are stored; ``domain_bytes`` says which.
 """
 
 import base64
@@ -30,12 +30,12 @@ FORMAT = "leam_mm statistics 1"
 NOT_STATED = "not stated"
 SIDES = (64, 128, 256, 512, 1024, 2048)
 THUMBNAIL = 160  # pixels of the longer side
-PICTURES = 24
+THUMBNAILS = 24
 
 
 @dataclass
 class DomainCount:
-    """What came from one registrable domain."""
+    """Samples and bytes from one registrable domain."""
 
     samples: int = 0
     bytes: int = 0
@@ -46,8 +46,14 @@ class Tally:
     """Counts over samples.
 
     Args:
-        flow: Of the ledgers, for the bytes that were fetched.
+        flow: Decisions of the ledgers, for the bytes that were fetched.
+        ids: First 64 bits of the uids of the samples.
+        counters: Samples or captions by value, for each counter of statistics.json.
+        domains: All registrable domains.
         crawled: Domains of samples that no agreement covers, by shard folder.
+        sections: Samples by shard folder, legal basis, and ``web`` or ``files``.
+        unfetched: Samples whose fetched bytes no ledger records.
+        chosen: The samples to show: negative hash, key, record and image file.
     """
 
     flow: Flow
@@ -78,7 +84,7 @@ class Tally:
             host = str(record.get("domain") or host_of(record.get("url")))
             for name in ("licence", "legal_basis", "crawler"):
                 self.count(name, record.get(name))
-            self._picture(record, extension)
+            self._image(record, extension)
             self._consent(record.get("consent") or {})
             for transform in record.get("transforms") or []:
                 self.count("transforms", str(transform).partition(":")[0])
@@ -115,7 +121,7 @@ class Tally:
         for language in {str(caption.get("language")) for caption in captions}:
             self.count("samples_by_language", language)
 
-    def _picture(self, record: dict[str, Any], extension: str) -> None:
+    def _image(self, record: dict[str, Any], extension: str) -> None:
         self.count("formats", extension)
         width, height = record.get("width"), record.get("height")
         if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
@@ -128,7 +134,7 @@ class Tally:
         self.count("shapes", shape if ratio <= 2 else f"{shape}, above 1:2")
 
     def _consent(self, consent: dict[str, Any]) -> None:
-        """Samples by the kinds of evidence that lie with them."""
+        """Count a sample by the kinds of evidence stored with it."""
         kinds: set[str] = set()
         for name, value in consent.items():
             signals = value if isinstance(value, list) else []
@@ -137,18 +143,18 @@ class Tally:
         for kind in kinds or {"none"}:
             self.count("consent", kind)
 
-    def _choose(self, lot: int, key: str, record: dict[str, Any], content: bytes) -> None:
-        """Keep the samples of the smallest lots: a choice that looks random and is the same every time."""
+    def _choose(self, digest: int, key: str, record: dict[str, Any], content: bytes) -> None:
+        """Keep the samples of the smallest digests: a choice that looks random and is the same every time."""
         if content:
-            entry = (-lot, key, record, content)
-            if len(self.chosen) < PICTURES:
+            entry = (-digest, key, record, content)
+            if len(self.chosen) < THUMBNAILS:
                 heapq.heappush(self.chosen, entry)
             elif entry[0] > self.chosen[0][0]:
                 heapq.heapreplace(self.chosen, entry)
 
 
 def read_tally(folders: Iterable[Path], flow: Flow) -> tuple[Tally, list[dict[str, Any]]]:
-    """Count all samples of some shard folders, and name these."""
+    """Count all samples of shard folders; return the counts and a description of each folder."""
     tally, data_sets = Tally(flow), []
     for path in folders:
         folder = ShardFolder(path)
@@ -168,14 +174,13 @@ def statistics(folders: list[Path], ledgers: list[Path]) -> tuple[dict[str, Any]
 
     Args:
         folders: Its shard folders or keep-lists.
-        ledgers: Further ledgers, of the stages before; those in the folders are found.
+        ledgers: Ledgers of earlier stages; those in the folders are found.
 
     Returns:
-        What statistics.json holds, and the counts that do not fit into it: all domains, and pictures.
+        The content of statistics.json, and the counts that do not fit into it: all domains, and images.
     """
     own = [path for folder in folders for path in own_ledgers(folder)]
-    places = list(dict.fromkeys(path.resolve() for path in [*ledgers, *own]))
-    flow = read_flow(places)
+    flow = read_flow(dict.fromkeys(path.resolve() for path in [*ledgers, *own]))
     tally, data_sets = read_tally(folders, flow)
     accounting = account(flow, tally.samples, numbers(tally.ids))
     by_bytes = sorted(tally.domains.items(), key=lambda item: (-item[1].bytes, item[0]))
@@ -215,7 +220,7 @@ def statistics(folders: list[Path], ledgers: list[Path]) -> tuple[dict[str, Any]
 
 
 def thumbnails(tally: Tally) -> list[dict[str, Any]]:
-    """The chosen samples, with a small picture as a data address each."""
+    """Return the chosen samples, each with a small image as a data address."""
     found = []
     for _, key, record, content in sorted(tally.chosen, key=lambda entry: (-entry[0], entry[1])):
         image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]).convert("RGB")

@@ -1,10 +1,11 @@
-"""What became of every link: the ledgers of all stages, one after the other, with a check that nothing is lost between.
+"""What became of every link: the ledgers of all stages in order, with a check that no link is lost between them.
 
 A stage's final decision on a link is the row with rule ``kept``, or the one with ``kept`` false; other rows are answers
-on the way. What a stage kept must be what the next one was given; what the last one kept must lie in the shards.
+of single rules. The links that a stage kept must be those that the next one decided on, and those that the last stage
+kept must be in the shards.
 """
 
-import hashlib
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -18,9 +19,10 @@ import numpy as np
 from data_tools.withdrawal.shard_withdrawal import STAGE, WITHDRAWN
 from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.keep_list import read_keep_list
+from leam_mm.files import bytes_sha256
 
 ORDER = ("crawl_links", "screen_links", "download_shards", "vet_shards")
-FETCHES = "download_shards"  # the stage whose rows tell bytes and times of what was fetched
+FETCHES = "download_shards"  # the stage whose rows record bytes and time of each fetch
 COLUMNS = ("uid", "key", "stage", "rule", "kept", "bytes", "fetched_at", "domain")
 
 
@@ -29,12 +31,12 @@ class StageFlow:
     """Final decisions of one stage.
 
     Args:
-        kept: How many links stayed, those that were withdrawn later among them.
-        withdrawn: How many of these were withdrawn later.
-        dropped: Links by the rule that dropped them.
-        kept_ids: First 64 bits of the uids of those that stayed.
-        dropped_ids: Likewise of the others.
-        unnamed: Rows without uid.
+        kept: Number of links that were kept, those that were withdrawn later included.
+        withdrawn: Number of these that were withdrawn later.
+        dropped: Number of links by the rule that dropped them.
+        kept_ids: First 64 bits of the uids of kept links.
+        dropped_ids: Likewise of dropped links.
+        unnamed: Number of rows without uid.
     """
 
     kept: int = 0
@@ -46,11 +48,11 @@ class StageFlow:
 
     @property
     def given(self) -> int:
-        """How many links the stage decided on."""
+        """Number of links that the stage decided on."""
         return self.kept + sum(self.dropped.values())
 
     def ids(self, kept_only: bool) -> np.ndarray:
-        """Identities of the links that stayed, or of all."""
+        """Return the sorted identities of the kept links, or of all."""
         return np.unique(numbers(self.kept_ids if kept_only else self.kept_ids + self.dropped_ids))
 
 
@@ -60,10 +62,10 @@ class Flow:
 
     Args:
         stages: By name.
-        fetched_ids: Sorted identities of the links that were fetched and stayed.
-        fetched_bytes: How many bytes each of them brought.
-        months: Links that were fetched and stayed, by month (YYYY-MM).
-        crawl_months: Likewise of those from the web; the others are files.
+        fetched_ids: Sorted identities of the links that were fetched and kept.
+        fetched_bytes: Number of bytes of each of them.
+        months: Links that were fetched and kept, by month (YYYY-MM).
+        crawl_months: Likewise of links from the web; the others are files.
     """
 
     stages: dict[str, StageFlow]
@@ -73,63 +75,62 @@ class Flow:
     crawl_months: Counter[str]
 
     def bytes_of(self, uid: str | None) -> int | None:
-        """Bytes that a link brought when it was fetched, or None where no ledger says it."""
+        """Return the bytes of a link when it was fetched, or None where no ledger records it."""
         if not uid or not len(self.fetched_ids):
             return None
         wanted = np.uint64(identity(uid))
-        place = int(np.searchsorted(self.fetched_ids, wanted))
-        if place == len(self.fetched_ids) or self.fetched_ids[place] != wanted:
+        row = int(np.searchsorted(self.fetched_ids, wanted))
+        if row == len(self.fetched_ids) or self.fetched_ids[row] != wanted:
             return None
-        return int(self.fetched_bytes[place])
+        return int(self.fetched_bytes[row])
 
 
 def identity(uid: str) -> int:
-    """First 64 bits of a uid, or of the SHA-256 of what is none."""
-    try:
-        return int(uid[:16], 16) if len(uid) == 32 else int(hashlib.sha256(uid.encode()).hexdigest()[:16], 16)
-    except ValueError:
-        return int(hashlib.sha256(uid.encode()).hexdigest()[:16], 16)
+    """Return the first 64 bits of a uid, or of the SHA-256 of a text that is not a uid."""
+    if re.fullmatch("[0-9a-fA-F]{16}", uid[:16]) and len(uid) == 32:
+        return int(uid[:16], 16)
+    return int(bytes_sha256(uid.encode())[:16], 16)
 
 
 def numbers(column: "array[int]") -> np.ndarray:
-    """A growing column of 64-bit numbers as an array."""
+    """Return a growing column of 64-bit numbers as an array."""
     return np.array(column, np.uint64)
 
 
 def own_ledgers(folder: Path) -> list[Path]:
-    """The ledgers that belong to a shard folder: its own, and of a keep-list those of its shards before."""
+    """Return the ledgers of a shard folder: its own, and for a keep-list first those of the shards it selects from."""
     kept = None if (folder / "manifest.jsonl").is_file() else read_keep_list(folder)
     before = own_ledgers(folder / kept.shards) if kept is not None and "://" not in kept.shards else []
     return [*before, folder / LEDGER] if (folder / LEDGER).is_file() else before
 
 
 def read_flow(ledgers: Iterable[Path]) -> Flow:
-    """Read ledgers; those of the same stage are added up."""
+    """Read ledgers; those of the same stage are summed."""
     stages: dict[str, StageFlow] = {}
     ids, sizes, months, crawl_months = array("Q"), array("Q"), Counter[str](), Counter[str]()
     for path in ledgers:
         for batch in read_ledger(path, COLUMNS):
             for row in batch.to_pylist():
                 if row["stage"] == STAGE:
-                    continue  # the rows of the stages before say so themselves
-                stays = row["rule"] in ("kept", WITHDRAWN)
-                if not stays and row["kept"] is not False:
+                    continue  # rows of the earlier stages record withdrawals themselves
+                kept = row["rule"] in ("kept", WITHDRAWN)
+                if not kept and row["kept"] is not False:
                     continue
                 stage = stages.setdefault(str(row["stage"]), StageFlow())
-                if stays:
+                if kept:
                     stage.kept += 1
                     stage.withdrawn += row["rule"] == WITHDRAWN
                 else:
                     stage.dropped[str(row["rule"])] += 1
                 if row["uid"]:
                     one = identity(row["uid"])
-                    (stage.kept_ids if stays else stage.dropped_ids).append(one)
-                    if stays and row["stage"] == FETCHES and row["bytes"] is not None:
+                    (stage.kept_ids if kept else stage.dropped_ids).append(one)
+                    if kept and row["stage"] == FETCHES and row["bytes"] is not None:
                         ids.append(one)
                         sizes.append(row["bytes"])
                 else:
                     stage.unnamed += 1
-                if stays and row["stage"] == FETCHES and row["fetched_at"]:
+                if kept and row["stage"] == FETCHES and row["fetched_at"]:
                     months[row["fetched_at"][:7]] += 1
                     crawl_months[row["fetched_at"][:7]] += bool(row["domain"])
     all_ids = numbers(ids)
@@ -139,28 +140,27 @@ def read_flow(ledgers: Iterable[Path]) -> Flow:
 
 
 def account(flow: Flow, samples: int, sample_ids: np.ndarray) -> dict[str, Any]:
-    """Add everything up.
+    """Check that every link is kept or dropped exactly once.
 
     Args:
-        flow: Of all ledgers.
-        samples: In the shards.
-        sample_ids: Identities of those samples that have a uid.
+        flow: Decisions of all ledgers.
+        samples: Number of samples in the shards.
+        sample_ids: Identities of the samples that have a uid.
 
     Returns:
-        ``links``, ``dropped``, ``withdrawn``, ``kept``, ``samples``, and ``faults``: sentences, empty where every link
-        is kept or dropped exactly once.
+        ``links``, ``dropped``, ``withdrawn``, ``kept``, ``samples``, and ``faults``: one sentence for each fault.
     """
     names = list(flow.stages)
     if not names:
         return {"links": None, "dropped": None, "withdrawn": None, "kept": None, "samples": samples, "faults": []}
     faults = []
     for before, after in pairwise(names):
-        gone, come = flow.stages[before], flow.stages[after]
-        if gone.kept != come.given:
-            faults.append(f"{before} kept {gone.kept} links, {after} decided on {come.given}")
-        elif not gone.unnamed and not come.unnamed:
-            lost = len(np.setdiff1d(gone.ids(True), come.ids(False), assume_unique=True))
-            strange = len(np.setdiff1d(come.ids(False), gone.ids(True), assume_unique=True))
+        earlier, later = flow.stages[before], flow.stages[after]
+        if earlier.kept != later.given:
+            faults.append(f"{before} kept {earlier.kept} links, {after} decided on {later.given}")
+        elif not earlier.unnamed and not later.unnamed:
+            lost = len(np.setdiff1d(earlier.ids(True), later.ids(False), assume_unique=True))
+            strange = len(np.setdiff1d(later.ids(False), earlier.ids(True), assume_unique=True))
             if lost or strange:
                 faults.append(f"{lost} links that {before} kept never came to {after}, {strange} others did")
     last, first = flow.stages[names[-1]], flow.stages[names[0]]
@@ -174,11 +174,5 @@ def account(flow: Flow, samples: int, sample_ids: np.ndarray) -> dict[str, Any]:
     dropped = sum(sum(stage.dropped.values()) for stage in flow.stages.values())
     if first.given != dropped + last.withdrawn + kept and not faults:
         faults.append(f"{first.given} links came in, {dropped} were dropped, {last.withdrawn} withdrawn, {kept} kept")
-    return {
-        "links": first.given,
-        "dropped": dropped,
-        "withdrawn": last.withdrawn,
-        "kept": kept,
-        "samples": samples,
-        "faults": faults,
-    }
+    counts = {"links": first.given, "dropped": dropped, "withdrawn": last.withdrawn, "kept": kept, "samples": samples}
+    return {**counts, "faults": faults}

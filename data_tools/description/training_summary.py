@@ -1,9 +1,9 @@
 """The data half of the AI Act's public summary of training content (Art. 53(1)(d), Regulation (EU) 2024/1689).
 
-Template of the European AI Office of 24 July 2025, C(2025) 8311: sections 1.3, 2.1 to 2.6 and 3.1 to 3.3. What was
-counted is filled in; what no ledger can know comes from the provider's file (a YAML of the same names), and what
-neither says stands as ``not stated``. Which source a sample belongs to follows from its legal basis and from whether it
-was fetched from a domain; a shard folder that the provider names as a public data set belongs to that one.
+Template of the European AI Office of 24 July 2025, C(2025) 8311: sections 1.3, 2.1 to 2.6 and 3.1 to 3.3. Counts are
+filled in; what no ledger can know comes from the provider's file (a YAML of the same names) and is ``not stated``
+otherwise. The source of a sample follows from its legal basis and from whether it was fetched from a domain; a shard
+folder that the provider names as a public data set belongs to that data set.
 """
 
 import math
@@ -14,29 +14,19 @@ from typing import Any
 
 from data_tools.description.dataset_statistics import NOT_STATED, DomainCount, Tally
 from leam_mm.errors import UserError
+from leam_mm.languages import LANGUAGE_NAMES
 
 TEXT_BANDS = ((10**9, "<1 billion tokens"), (10**13, "1 billion to 10 trillion tokens"), (None, ">10 trillion tokens"))
 IMAGE_BANDS = ((10**6, "<1 million images"), (10**9, "1 million to 1 billion images"), (None, ">1 billion images"))
 # Parts of the names of rules by which links and samples were dropped, for the sections that ask for measures.
 RESERVATIONS = (
-    "reserv",
-    "robots",
-    "tdm",
-    "ai.txt",
-    "registry",
-    "header:",
-    "meta:",
-    "c2pa",
-    "page_rights",
-    "file_rights",
+    *("reserv", "robots", "tdm", "ai.txt", "registry", "header:", "meta:", "c2pa"),
+    *("page_rights", "file_rights"),
 )
 ILLEGAL = ("hash_lists", "nudity", "blocked_")
 PERSONAL = ("personal_data", "faces")
 LARGE = 0.03  # share of all public data sets above which one is named
-EU = (
-    *("bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu"),
-    *("ga", "it", "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv"),
-)
+EU = sorted(LANGUAGE_NAMES, key=LANGUAGE_NAMES.__getitem__)  # the template's order
 PROVIDER: dict[str, tuple[str, ...] | None] = {
     "general": ("types_of_content", "text_tokens", "continuous_acquisition", "other_characteristics", "comments"),
     "public_data_sets": None,
@@ -52,25 +42,22 @@ PROVIDER: dict[str, tuple[str, ...] | None] = {
     "further": None,
     "small_enterprise": None,
     "dataset": (
-        "name",
-        "description",
-        "licence",
-        "url",
-        "creator",
-        "date_published",
-        "version",
-        "citation",
-        "keywords",
+        *("name", "description", "licence", "url", "creator", "date_published"),
+        *("version", "citation", "keywords"),
     ),
     "responsible": None,
 }
 
 
 def check_provider(provider: Any, where: str) -> dict[str, Any]:
-    """Look through the provider's file.
+    """Return the content of the provider's file.
+
+    Args:
+        provider: Parsed YAML.
+        where: Its name, for messages.
 
     Raises:
-        UserError: It is no mapping, or has a name that is not known, which would be ignored.
+        UserError: It is not a mapping, or has an unknown name, which would be ignored.
     """
     if provider is None:
         return {}
@@ -94,14 +81,14 @@ def check_provider(provider: Any, where: str) -> dict[str, Any]:
 
 
 def band(count: int, bands: tuple[tuple[int | None, str], ...]) -> str:
-    """The template's words for a size."""
+    """Return the template's words for a size."""
     return next(words for limit, words in bands if limit is None or count < limit)
 
 
 def text_band(text_bytes: int, words: int, tokens: int | None) -> str:
-    """Size of the text: the provider's count of tokens, else what bytes and words leave no doubt of.
+    """Return the size of the text: from the provider's token count, else where bytes and words agree.
 
-    A byte-level vocabulary has no more tokens than bytes, and none that spans two words.
+    A byte-level vocabulary has at most as many tokens as bytes, and at least as many as words.
     """
     if tokens is not None:
         return band(tokens, TEXT_BANDS)
@@ -110,7 +97,7 @@ def text_band(text_bytes: int, words: int, tokens: int | None) -> str:
 
 
 def listed_domains(domains: dict[str, DomainCount], small: bool) -> list[dict[str, Any]]:
-    """The largest domains by size of content: a tenth of them; of small enterprises 5 % or 1,000, whichever is less."""
+    """Return the largest domains by bytes: 10 %; for small enterprises 5 % or 1,000, whichever is less."""
     ordered = sorted(domains.items(), key=lambda item: (-item[1].bytes, item[0]))
     count = len(ordered)
     wanted = min(math.ceil(count / 20), 1000) if small else math.ceil(count / 10)
@@ -118,7 +105,7 @@ def listed_domains(domains: dict[str, DomainCount], small: bool) -> list[dict[st
 
 
 def crawled_domains(tally: Tally, public: Collection[str]) -> dict[str, DomainCount]:
-    """Domains of what was crawled, over all folders that are no public data set."""
+    """Return the domains of crawled samples, over all folders that are no public data set."""
     found: dict[str, DomainCount] = {}
     for folder, domains in tally.crawled.items():
         for name, count in domains.items() if folder not in public else ():
@@ -128,20 +115,12 @@ def crawled_domains(tally: Tally, public: Collection[str]) -> dict[str, DomainCo
     return found
 
 
-def sources(tally: Tally, public: dict[str, dict[str, Any]]) -> dict[str, Counter[str]]:
-    """Samples of each section of the template by shard folder."""
+def sources(tally: Tally, public: Collection[str]) -> dict[str, Counter[str]]:
+    """Count the samples of each section of the template by shard folder."""
     found: dict[str, Counter[str]] = {name: Counter() for name in ("2.1", "2.2.1", "2.2.2", "2.3", "2.5", "2.6")}
+    by_basis = {"synthetic": "2.5", "licensed": "2.2.1", "consent": "2.2.2"}
     for (folder, basis, origin), count in tally.sections.items():
-        if folder in public:
-            section = "2.1"
-        elif basis == "synthetic":
-            section = "2.5"
-        elif basis == "licensed":
-            section = "2.2.1"
-        elif basis == "consent":
-            section = "2.2.2"
-        else:
-            section = "2.3" if origin == "web" else "2.6"
+        section = "2.1" if folder in public else by_basis.get(basis, "2.3" if origin == "web" else "2.6")
         found[section][folder] += count
     return found
 
@@ -150,12 +129,15 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
     """Fill the template.
 
     Args:
-        statistics: What was counted.
-        tally: Likewise, with all domains.
+        statistics: The content of statistics.json.
+        tally: The counts it was made from, with all domains.
         provider: What only the provider knows; see ``PROVIDER``.
+
+    Returns:
+        The content of training_summary.json: entries by number of their section.
     """
 
-    def told(section: str, name: str) -> Any:
+    def stated(section: str, name: str) -> Any:
         value = (provider.get(section) or {}).get(name)
         return NOT_STATED if value is None or value == "" else value
 
@@ -193,15 +175,15 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             "audio": {"present": "no"},
             "video": {"present": "no"},
             "latest_date_of_data_acquisition": _month(months[-1]) if months else NOT_STATED,
-            "continuous_acquisition": told("general", "continuous_acquisition"),
+            "continuous_acquisition": stated("general", "continuous_acquisition"),
             "linguistic_characteristics": {
                 "captions_by_language": languages,
                 "eu_languages": sum(code in languages for code in EU),
                 "eu_languages_missing": [code for code in EU if code not in languages],
                 "machine_translated": sum(statistics["machine_translated"].values()),
             },
-            "other_relevant_characteristics": told("general", "other_characteristics"),
-            "additional_comments": told("general", "comments"),
+            "other_relevant_characteristics": stated("general", "other_characteristics"),
+            "additional_comments": stated("general", "comments"),
         },
         "2.1": used("2.1")
         | {
@@ -213,47 +195,47 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             ],
             "other_public_datasets": provider.get("other_public_data_sets") or NOT_STATED,
         },
-        "2.2.1": used("2.2.1") | {"comments": told("licensed", "comments")},
+        "2.2.1": used("2.2.1") | {"comments": stated("licensed", "comments")},
         "2.2.2": used("2.2.2")
         | {
-            "publicly_known_datasets": told("other_third_party", "publicly_known"),
-            "description": told("other_third_party", "description"),
-            "comments": told("other_third_party", "comments"),
+            "publicly_known_datasets": stated("other_third_party", "publicly_known"),
+            "description": stated("other_third_party", "description"),
+            "comments": stated("other_third_party", "comments"),
         },
         "2.3": used("2.3")
         | {
-            "crawler_names": agents or told("crawled", "crawler_names") if crawled else [],
-            "purposes": told("crawled", "purposes"),
-            "behaviour": told("crawled", "behaviour"),
+            "crawler_names": agents or stated("crawled", "crawler_names") if crawled else [],
+            "purposes": stated("crawled", "purposes"),
+            "behaviour": stated("crawled", "behaviour"),
             "period_of_collection": f"{_month(web[0])} to {_month(web[-1])}" if web and crawled else NOT_STATED,
-            "content_description": told("crawled", "content_description"),
+            "content_description": stated("crawled", "content_description"),
             "domains_counted": len(domains),
             "domains_rule": "top 5 %, 1,000 at most (small enterprise)" if small else "top 10 %",
             "domains_by": f"bytes {statistics['domain_bytes']}",
             "domains": listed_domains(domains, small),
-            "comments": told("crawled", "comments"),
+            "comments": stated("crawled", "comments"),
         },
-        "2.4": {name: told("user_data", name) for name in PROVIDER["user_data"] or ()},
+        "2.4": {name: stated("user_data", name) for name in PROVIDER["user_data"] or ()},
         "2.5": used("2.5")
         | {
-            "gpai_models_on_market": told("synthetic", "models_on_market"),
-            "other_models": told("synthetic", "other_models"),
+            "gpai_models_on_market": stated("synthetic", "models_on_market"),
+            "other_models": stated("synthetic", "other_models"),
             "machine_translated_captions": sum(statistics["machine_translated"].values()),
-            "comments": told("synthetic", "comments"),
+            "comments": stated("synthetic", "comments"),
         },
         "2.6": used("2.6")
-        | {"narrative": told("other_sources", "description"), "comments": told("other_sources", "comments")},
+        | {"narrative": stated("other_sources", "description"), "comments": stated("other_sources", "comments")},
         "3.1": {
-            "code_of_practice_signatory": told("rights", "code_of_practice_signatory"),
-            "measures": told("rights", "measures"),
+            "code_of_practice_signatory": stated("rights", "code_of_practice_signatory"),
+            "measures": stated("rights", "measures"),
             "evidence_kept": statistics["consent"],
             "links_dropped_by_rule": _dropped(statistics, *RESERVATIONS),
             "legal_bases": statistics["legal_basis"],
-            "copyright_policy": told("rights", "policy"),
-            "comments": told("rights", "comments"),
+            "copyright_policy": stated("rights", "policy"),
+            "comments": stated("rights", "comments"),
         },
         "3.2": {
-            "measures": told("illegal_content", "measures"),
+            "measures": stated("illegal_content", "measures"),
             "samples_dropped_by_rule": _dropped(statistics, *ILLEGAL),
         },
         "3.3": {
@@ -271,12 +253,12 @@ def _types(provider: dict[str, Any], modality: str) -> Any:
 
 
 def _month(text: str) -> str:
-    """YYYY-MM as the template writes it."""
+    """Return YYYY-MM as the template writes it."""
     return f"{text[5:7]}/{text[:4]}"
 
 
 def _dropped(statistics: dict[str, Any], *words: str) -> dict[str, int]:
-    """Drops of the rules whose names hold one of some words, over all stages."""
+    """Return the drops of all rules whose names contain one of the words, over all stages."""
     found: Counter[str] = Counter()
     for stage in statistics["stages"]:
         for rule, count in stage["dropped"].items():
@@ -301,7 +283,7 @@ TITLES = {
 
 
 def summary_text(summary: dict[str, Any]) -> str:
-    """The summary as Markdown, section after section."""
+    """Return the summary as Markdown."""
     lines = ["# Public summary of training content: the data", "", summary["template"] + ".", ""]
     lines += [f"- {entry['name']}: Merkle root `{entry['merkle_root']}`" for entry in summary["data"]]
     for number, title in TITLES.items():
@@ -312,7 +294,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def _lines(name: str, value: Any) -> list[str]:
-    """One entry: a line, or a table where it is a list of objects."""
+    """Return one entry: a line, or a table for a list of objects."""
     if isinstance(value, list) and value and isinstance(value[0], dict):
         columns = list(value[0])
         head = ["", f"**{name}**", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
@@ -324,7 +306,7 @@ def _lines(name: str, value: Any) -> list[str]:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line, with nothing in it that Markdown or HTML would read as a mark."""
+    """Return a value on one line, without anything that Markdown or HTML would interpret."""
     if value is None:
         return "not measured"
     if isinstance(value, dict):
