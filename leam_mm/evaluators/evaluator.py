@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy
 import torch
+from scipy.stats import binomtest
 
 from leam_mm.errors import UserError
 
@@ -127,7 +127,7 @@ class Evaluator:
 
 
 def wilson_interval(successes: int, samples: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a proportion (Wilson 1927), right also near 0 and 1 and for few samples.
+    """Return the interval of a proportion (Wilson 1927), valid also near 0 and 1 and for few samples.
 
     Args:
         successes: Number of hits, 0 <= successes <= samples.
@@ -137,16 +137,10 @@ def wilson_interval(successes: int, samples: int, confidence: float = 0.95) -> t
     Returns:
         Lower and upper end, both in [0, 1].
     """
-    if not 0 <= successes <= samples:
-        raise ValueError(f"wilson_interval: {successes} successes of {samples} samples")
     if samples == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes / samples
-    centre = (share + z * z / (2 * samples)) / (1 + z * z / samples)
-    half = z / (1 + z * z / samples) * math.sqrt(share * (1 - share) / samples + z * z / (4 * samples * samples))
-    # The ends touch the value itself at 0 and 1; rounding must not push them past it.
-    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
+    interval = binomtest(successes, samples).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(
