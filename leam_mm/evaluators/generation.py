@@ -1,4 +1,4 @@
-"""Generated pictures: their distance to real ones, and a grid of them for prompts in many languages.
+"""Generated images: their distance to real ones, and a grid of them for prompts in many languages.
 
 - class_path: leam_mm.evaluators.generation.Generation
 init_args:
