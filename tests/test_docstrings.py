@@ -39,7 +39,7 @@ def classes(content: Any) -> Iterator[tuple[str, set[str]]]:
     """Each `class_path` in a parsed snippet with the names of its arguments."""
     if isinstance(content, dict):
         if "class_path" in content:
-            yield str(content["class_path"]), set(content.get("init_args") or {})
+            yield str(content["class_path"]), set(content.get("init_args") or {}) - {"..."}
         content = list(content.values())
     for part in content if isinstance(content, list) else []:
         yield from classes(part)

@@ -1,11 +1,11 @@
 """Generated images: their distance to real ones, and a grid of them for prompts in many languages.
 
 - class_path: leam_mm.evaluators.generation.Generation
-init_args:
-reference: runs/quickstart/shards/train
-prompts_from: runs/quickstart/shards/test
-features: {class_path: leam_mm.evaluators.image_features.EfficientNetLite0}
-samples: 512
+  init_args:
+    reference: runs/quickstart/shards/train
+    prompts_from: runs/quickstart/shards/test
+    features: {class_path: leam_mm.evaluators.image_features.EfficientNetLite0}
+    samples: 512
 """
 
 import json
