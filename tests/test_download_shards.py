@@ -18,7 +18,7 @@ from toys.images import deep_png, encoded_image, rotated_jpeg, two_coloured_imag
 from toys.recipes import ROOT
 from toys.servers import Server
 
-from data_tools import download_shards
+from data_tools.download import image_download
 from data_tools.download_shards import main
 from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
@@ -228,7 +228,7 @@ def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) ->
         (["--slice", "4/4"], "I/N"),
         (["--part-bytes", "0"], "--part-bytes is 0"),
         (["--delay-per-host", "-1"], "at least 0"),
-        (["--image-seconds", "nan"], "at least 0.1"),
+        (["--image-seconds", "nan"], "Expected a float"),
     ],
 )
 def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_distributor_that_is_not_installed_is_told(
     distributor: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """img2dataset 1.47 would end well with nothing done where ray is missing."""
-    monkeypatch.setattr(download_shards, "find_spec", lambda name: None)
+    monkeypatch.setattr(image_download, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"\.\[{extra}\]"):
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 

@@ -1,4 +1,4 @@
-"""data_tools/gather_folder.py: pictures of any place come with their agreement, or it is said what is missing."""
+"""data_tools/gather_folder.py: images come with their agreement; missing statements are refused."""
 
 import hashlib
 import json
@@ -13,7 +13,9 @@ import pytest
 from toys.images import encoded_image, soft_image
 from toys.recipes import ROOT
 
-from data_tools.gather_folder import AGREEMENT, links_of, list_files, main, open_source, stage
+from data_tools.download.agreement import agreed_links
+from data_tools.download.folder_source import list_files, open_source, stage_files
+from data_tools.gather_folder import AGREEMENT, main
 from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
@@ -42,16 +44,8 @@ def gather(source: object, output: Path, *further: object) -> None:
 
 def test_a_folder_comes_with_its_agreement(tmp_path: Path) -> None:
     source, output = archive(tmp_path / "archive"), tmp_path / "shards"
-    options = [
-        "--legal-basis",
-        "licensed",
-        "--evidence",
-        contract(tmp_path),
-        "--until",
-        "2030-01-31",
-        "--language",
-        "de",
-    ]
+    options = ["--legal-basis", "licensed", "--evidence", contract(tmp_path), "--until", "2030-01-31"]
+    options += ["--language", "de"]
     gather(source, output, *options, "--", "--samples-per-shard", "2", "--processes", "1")
     assert check_folder(output)[1].faults == [] and len(list(output.glob("*.tar"))) == 2
     records = [json.loads(members["json"]) for _, members in read_samples(output)]
@@ -91,9 +85,11 @@ def test_any_address_gives_the_same_table(kind: str, tmp_path: Path) -> None:
         assert local is (number == 0)
         listed = list_files(system, root, local, 10**6)
         assert len(listed) == 6
-        stage(system, local, listed, tmp_path / str(number), 10**6)
+        stage_files(system, local, listed, tmp_path / str(number), 10**6)
         tables.append(
-            links_of(tmp_path / str(number), {"legal_basis": "synthetic", "licence": "x", "rights_holder": "y"}, "en")
+            agreed_links(
+                tmp_path / str(number), {"legal_basis": "synthetic", "licence": "x", "rights_holder": "y"}, "en"
+            )
         )
     assert tables[0].equals(tables[1])
 
@@ -105,16 +101,16 @@ def test_a_table_overrides_what_it_says_and_no_more(tmp_path: Path) -> None:
         "hall/lake ü 1.png,un lac,,A. Painter,fr,\n"
     )
     agreement = {"legal_basis": "synthetic", "licence": "CC-BY-4.0", "rights_holder": "Museum"}
-    rows = links_of(source, agreement, "und").to_pylist()
+    rows = agreed_links(source, agreement, "und").to_pylist()
     assert [(row["licence"], row["attribution"], row["language"], row["legal_basis"]) for row in rows] == [
         ("CC0-1.0", "Museum", "en", "public_domain"), ("CC-BY-4.0", "A. Painter", "fr", "synthetic")]  # fmt: skip
     assert json.loads(rows[1]["consent"])["agreement"]["rights_holder"] == "A. Painter"
     (source / "captions.csv").write_text("url,caption,legal_basis\nlake ü 0.png,a lake,licensed\n")
-    with pytest.raises(UserError, match="for which no --evidence"):
-        links_of(source, agreement, "und")
+    with pytest.raises(UserError, match="for which there is no --evidence"):
+        agreed_links(source, agreement, "und")
     (source / "captions.csv").write_text("url,caption\nhttps://elsewhere.example/x.png,a lake\n")
     with pytest.raises(UserError, match="relative to its folder"):
-        links_of(source, agreement, "und")
+        agreed_links(source, agreement, "und")
 
 
 def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
@@ -137,8 +133,8 @@ def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None
 def test_hostile_sources_are_refused(tmp_path: Path) -> None:
     options = ["--legal-basis", "public_domain"]
     for address, word in (
-        ("https://museum.example/archive", "asks for rights first"),
-        ("zip://::http://museum.example/a.zip", "asks for rights first"),
+        ("https://museum.example/archive", "which checks reservations"),
+        ("zip://::http://museum.example/a.zip", "which checks reservations"),
         (str(tmp_path / "absent"), "cannot be opened"),
         ("nosuch://x", "cannot be opened"),
     ):
@@ -147,7 +143,7 @@ def test_hostile_sources_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as packed:
         packed.writestr("../../escape.png", encoded_image(soft_image(0)))
         packed.writestr("../../escape.txt", "out")
-    with pytest.raises(UserError, match=r"leads out|holds no picture"):
+    with pytest.raises(UserError, match=r"leads out|holds no image"):
         gather(f"zip://::{tmp_path / 'evil.zip'}", tmp_path / "shards", *options)
     source = archive(tmp_path / "archive")
     (tmp_path / "secret.png").write_bytes(encoded_image(soft_image(1)))
@@ -164,19 +160,12 @@ def test_hostile_sources_are_refused(tmp_path: Path) -> None:
 def test_a_killed_end_is_completed(tmp_path: Path) -> None:
     """Killed after the shards stood and before the agreement lay in them."""
     source, output = archive(tmp_path / "archive"), tmp_path / "shards"
-    program = [
-        sys.executable,
-        str(ROOT / "data_tools/gather_folder.py"),
-        "--source",
-        str(source),
-        "--output",
-        str(output),
-    ]
-    program += [*TERMS, "--legal-basis", "public_domain"]
+    program = [sys.executable, str(ROOT / "data_tools/gather_folder.py"), "--source", str(source)]
+    program += ["--output", str(output), *TERMS, "--legal-basis", "public_domain"]
     code = (
-        "import os, sys; sys.argv[0] = 'gather'; from data_tools import gather_folder, download_shards\n"
-        "real = download_shards.main\n"
-        "download_shards.main = lambda args: (real(args), os._exit(9))\n"
+        "import os, sys; sys.argv[0] = 'gather'; from data_tools import gather_folder\n"
+        "real = gather_folder.download_images\n"
+        "gather_folder.download_images = lambda settings: (real(settings), os._exit(9))\n"
         "gather_folder.main(sys.argv[1:])\n"
     )
     killed = subprocess.run([sys.executable, "-c", code, *program[2:]], cwd=ROOT, capture_output=True, text=True)

@@ -84,16 +84,16 @@ def test_lists_behind_urls(base: Path, tmp_path: Path) -> None:
 
 
 def test_check_shards_reads_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    write_samples(tmp_path / "shards", [complete_sample() for _ in range(31)])
+    write_samples(tmp_path / "shards", [complete_sample() for _ in range(31)], 4)
     rows = [(0, 1), (7, 2)]
     vetted = write(tmp_path / "vetted", "../shards", rows)
     check([str(vetted)])
     assert "2 of 31" in capsys.readouterr().out
     root = ShardFolder(tmp_path / "shards").merkle_root
-    write_keep_list(vetted, "../shards", root, kept_table(rows, ["00001", "x"]))
+    write_keep_list(vetted, "../shards", root, kept_table(rows, ["000001", "x"]))
     with pytest.raises(SystemExit):
         check([str(vetted), "--fast"])
-    assert "says 'x' where '00030' lies" in capsys.readouterr().out
+    assert "names 'x', but '000030' is there" in capsys.readouterr().out
 
 
 def test_wrong_lists_are_refused(base: Path, tmp_path: Path) -> None:

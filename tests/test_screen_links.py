@@ -18,7 +18,7 @@ import pytest
 from toys.recipes import ROOT
 
 from data_tools import screen_links
-from data_tools.download_shards import screened_hosts
+from data_tools.download.image_download import screened_hosts
 from data_tools.links.link_table import read_links
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.screen_links import main

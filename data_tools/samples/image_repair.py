@@ -13,6 +13,8 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from leam_mm.data.image_limits import MAX_PIXELS
+
 DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
@@ -48,7 +50,7 @@ class ImageRule:
     size: int = 256
     resize: str = "no"
     format: str = "png"
-    max_pixels: int = 89_000_000
+    max_pixels: int = MAX_PIXELS
     max_bytes: int = 50_000_000
     min_side: int = 1
 

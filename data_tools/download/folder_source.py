@@ -1,0 +1,112 @@
+"""A folder of images on this machine or behind an address that fsspec opens, listed safely and staged locally."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from rich.progress import track
+
+from leam_mm.data.image_limits import IMAGE_SUFFIXES
+from leam_mm.errors import UserError
+from leam_mm.files import atomic_write
+
+CAPTIONS = ("captions.parquet", "captions.csv", "captions.jsonl")
+WEB_SCHEMES = ("http", "https", "ftp")  # servers of strangers, which download_shards asks for their reservations
+MAX_TABLE = 1 << 30  # bytes of a table of captions
+MAX_CAPTION = 1 << 16  # bytes of a text file beside an image
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to gather.
+
+    Args:
+        name: Path relative to the source, with slashes.
+        path: Path in the file system.
+        size: Bytes, or None if the file system does not say.
+    """
+
+    name: str
+    path: str
+    size: int | None
+
+
+def open_source(address: str) -> tuple[AbstractFileSystem, str, bool]:
+    """Return the file system behind an address, the folder in it, and whether it is on this machine.
+
+    Raises:
+        UserError: The address is a web server, or fsspec cannot open it.
+    """
+    schemes = re.findall(r"([A-Za-z][A-Za-z0-9+.-]*)://", address)
+    if any(scheme.lower() in WEB_SCHEMES for scheme in schemes):
+        raise UserError(f"--source {address} is a web server: use download_shards, which checks reservations of rights")
+    try:
+        system, root = fsspec.core.url_to_fs(address)
+        if not system.exists(root) and not system.find(root):
+            raise FileNotFoundError("there is no such folder")
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"--source {address} cannot be opened ({str(error)[:200]}): correct the address") from None
+    local = "file" in (system.protocol if isinstance(system.protocol, tuple | list) else (system.protocol,))
+    return system, root, local
+
+
+def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: int) -> list[SourceFile]:
+    """Return the images, captions and tables of a source, sorted by name.
+
+    Raises:
+        UserError: A name or a link leads out of the folder, a file is too large, or there is no image.
+    """
+    prefix = root.rstrip("/")
+    found = []
+    for path, info in sorted(system.find(root, detail=True).items()):
+        name = str(path)[len(prefix) :].lstrip("/") if str(path).startswith(prefix) else str(path)
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix not in IMAGE_SUFFIXES and suffix != ".txt" and name not in CAPTIONS:
+            continue
+        parts = name.split("/")
+        if ".." in parts or "" in parts or re.search(r"[\x00-\x1f\\]", name):
+            raise UserError(f"--source: the file name {name!r} leads out of the folder; rename it")
+        if local and not Path(path).resolve().is_relative_to(Path(root).resolve()):
+            raise UserError(f"{path} is a link that leads out of {root}; copy the file instead")
+        size = info.get("size")
+        limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_TABLE if name in CAPTIONS else MAX_CAPTION
+        if size is not None and size > limit:
+            raise UserError(f"--source: {name} has {size} bytes, more than {limit}: make it smaller, or remove it")
+        found.append(SourceFile(name, str(path), size))
+    if not any(PurePosixPath(file.name).suffix.lower() in IMAGE_SUFFIXES for file in found):
+        raise UserError(f"--source holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): give another folder")
+    return found
+
+
+def stage_files(system: AbstractFileSystem, local: bool, files: list[SourceFile], folder: Path, max_bytes: int) -> None:
+    """Link or copy files into a folder; complete files of an earlier run are kept."""
+    for file in track(files, description="gather", transient=True):
+        target = folder / file.name
+        if target.is_file() and (file.size is None or target.stat().st_size == file.size):
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if local:
+            try:
+                os.link(Path(file.path).resolve(), target)
+                continue
+            except OSError:
+                pass  # on another disk, or one without hard links
+        with atomic_write(target) as temporary, system.open(file.path, "rb") as source, open(temporary, "wb") as copy:
+            for block in _blocks(source, max(max_bytes, MAX_TABLE), file.name):
+                copy.write(block)
+
+
+def _blocks(source: Any, limit: int, name: str) -> Iterator[bytes]:
+    """Yield a file's content, never more than the limit, whatever size the file system stated."""
+    read = 0
+    while block := source.read(1 << 20):
+        read += len(block)
+        if read > limit:
+            raise UserError(f"--source: {name} has more than {limit} bytes: make it smaller, or remove it")
+        yield block
