@@ -1,11 +1,11 @@
-"""Runs the stages of a corridor file one after the other: from data to release, resuming where it stopped.
+"""Run the stages of a pipeline file one after the other, from data to release; resumes where it stopped.
 
     python -m leam_mm.pipeline configs/pipeline_quickstart.yaml
     python -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder=pictures --set base=runs/quickstart
 
-A file may have variables, written ${name} where they are used; --set changes them. Each stage is one command that a
-reader can repeat by hand; it is printed before it runs. A finished stage is skipped as long as its command, the recipe
-it names, what it reads, and all stages before it are what they were.
+A file may have variables, used as ${name}; --set changes them. Each stage is one command, which is printed before it
+runs and can be repeated by hand. A finished stage is skipped unless its command, the recipe in it, the files it reads
+or an earlier stage has changed.
 """
 
 import argparse
@@ -30,24 +30,25 @@ import yaml
 from rich.console import Console
 
 from leam_mm.errors import UserError, run
+from leam_mm.files import write_json
 
 if TYPE_CHECKING:
     from leam_mm.callbacks.energy_meter import EnergyReading
 
-HEARTBEAT = 5.0  # seconds between two notes of what a running stage has cost
+HEARTBEAT = 5.0  # seconds between two records of the cost of a running stage
 console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command.
+    """One command of a pipeline.
 
     Args:
-        name: One word; ``run/stages/NAME.json`` keeps its time and energy.
-        command: As a reader would type it; ``python`` is the interpreter in use.
-        makes: What it leaves behind, inside the run folder; removed before a changed stage runs again.
-        serve: Folder to offer on loopback while it runs, and the port.
-        reads: Files and folders of the reader's own; where one of them changes, the stage runs again.
+        name: One word; ``run/stages/NAME.json`` records time and energy.
+        command: Command line; ``python`` is the interpreter in use.
+        makes: Files and folders that it writes, inside the run folder; removed before a changed stage runs again.
+        serve: ``folder`` and ``port`` of an HTTP server on loopback while it runs.
+        reads: Input files and folders from outside the run; the stage runs again if one of them changes.
     """
 
     name: str
@@ -58,23 +59,23 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Corridor:
-    """A corridor file: a run folder, a title, and stages."""
+class Pipeline:
+    """A pipeline file: a run folder, a title, and stages."""
 
     run: Path
     title: str
     stages: list[Stage]
 
 
-def read_corridor(path: Path, changes: dict[str, str] | None = None) -> Corridor:
-    """Read and check a corridor file.
+def read_pipeline(path: Path, changes: dict[str, str] | None = None) -> Pipeline:
+    """Read and check a pipeline file.
 
     Args:
         path: The YAML.
-        changes: Values of its variables, in place of those that the file gives.
+        changes: Values of variables that replace those in the file.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; the corridor files lie in configs/corridor_*.yaml")
+        raise UserError(f"{path} does not exist; pipeline files are configs/pipeline_*.yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         values = choose_values(path, content.pop("variables", None) or {}, changes or {})
@@ -84,24 +85,24 @@ def read_corridor(path: Path, changes: dict[str, str] | None = None) -> Corridor
         ]
         content = {name: fill(part, values) if name != "stages" else part for name, part in content.items()}
         stages = [Stage(**stage) for stage in content.pop("stages")]
-        corridor = Corridor(Path(content.pop("run")), str(content.pop("title")), stages)
+        pipeline = Pipeline(Path(content.pop("run")), str(content.pop("title")), stages)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path} is no corridor file ({error}); compare it with configs/pipeline_quickstart.yaml"
+            f"{path} is no pipeline file ({error}); compare it with configs/pipeline_quickstart.yaml"
         ) from None
     if content:
-        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a corridor has run, title and stages")
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a pipeline has run, title and stages")
     for stage in stages:
         if not stage.name.isidentifier() or not shlex.split(stage.command):
             raise UserError(f"{path}: stage {stage.name!r} needs a name of one word and a command")
         for made in stage.makes:
-            if corridor.run.resolve() not in Path(made).resolve().parents:
-                raise UserError(f"{path}: stage {stage.name} makes {made}, which lies outside {corridor.run}")
-    return corridor
+            if pipeline.run.resolve() not in Path(made).resolve().parents:
+                raise UserError(f"{path}: stage {stage.name} makes {made}, which lies outside {pipeline.run}")
+    return pipeline
 
 
 def choose_values(path: Path, variables: dict[str, Any], changes: dict[str, str]) -> dict[str, str]:
-    """The value of each variable; one without a value in the file must be given."""
+    """Return the value of each variable; one without a value in the file must be in ``changes``."""
     unknown = sorted(changes.keys() - variables.keys())
     if unknown:
         known = ", ".join(sorted(variables)) or "none"
@@ -114,7 +115,7 @@ def choose_values(path: Path, variables: dict[str, Any], changes: dict[str, str]
 
 
 def fill(part: Any, values: dict[str, str], shell: bool = False) -> Any:
-    """Put values in the place of ${name}, however deep; in a command, each stays one word."""
+    """Replace ${name} by its value, at any depth; in a shell command each value stays one word."""
     if isinstance(part, dict):
         return {key: fill(value, values, shell) for key, value in part.items()}
     if isinstance(part, list):
@@ -126,13 +127,13 @@ def fill(part: Any, values: dict[str, str], shell: bool = False) -> Any:
 
 
 def fingerprint(stage: Stage, before: str) -> str:
-    """What a stage depends on: the stages before it, its command, the recipes that it names, and what it reads."""
+    """Digest of all that a stage depends on: earlier stages, its command, the recipes in it, and the files it reads."""
     digest = hashlib.sha256(before.encode() + stage.command.encode() + json.dumps(stage.serve).encode())
     for word in shlex.split(stage.command):
         if word.endswith(".yaml") and Path(word).is_file():
             digest.update(Path(word).read_bytes())
-    for place in map(Path, stage.reads):
-        for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+    for path in map(Path, stage.reads):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 status = file.stat()
                 digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -141,7 +142,7 @@ def fingerprint(stage: Stage, before: str) -> str:
 
 @contextmanager
 def serving(folder: str, port: int) -> Iterator[None]:
-    """Offer a folder over HTTP on loopback, by the server that Python ships."""
+    """Serve a folder over HTTP on loopback with Python's own server."""
     command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
     console.print(f"[dim]$ python {shlex.join(command)} &[/dim]", soft_wrap=True)
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -149,7 +150,7 @@ def serving(folder: str, port: int) -> Iterator[None]:
         for _ in range(100):
             if server.poll() is not None:
                 raise UserError(
-                    f"port {port} on 127.0.0.1 is taken: stop what listens there, or change it in the corridor file"
+                    f"port {port} on 127.0.0.1 is taken: stop what listens there, or change it in the pipeline file"
                 )
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1).close()
@@ -163,19 +164,19 @@ def serving(folder: str, port: int) -> Iterator[None]:
 
 
 def stolen_seconds() -> float | None:
-    """CPU seconds that a virtual machine's host gave to others while this one had work; None where it does not say."""
+    """Return CPU seconds that the host of this virtual machine gave to others; None if it does not report them."""
     return getattr(psutil.cpu_times(), "steal", None)
 
 
-def add(reading: "EnergyReading", stolen: float | None, earlier: dict[str, Any]) -> dict[str, Any]:
-    """What a stage has cost with this attempt and the earlier ones; what was once not measured is not measured in sum.
+def total_cost(reading: "EnergyReading", stolen: float | None, earlier: dict[str, Any]) -> dict[str, Any]:
+    """Return the cost of this attempt and the earlier ones; a sum with a part not measured is not measured.
 
     Args:
-        reading: Of this attempt.
+        reading: Energy reading of this attempt.
         stolen: CPU seconds stolen during this attempt.
-        earlier: The sum over the attempts before, or nothing.
+        earlier: Cost of the earlier attempts, or an empty dict.
     """
-    from leam_mm.callbacks.energy_meter import NOT_MEASURED  # here, for it loads torch
+    from leam_mm.callbacks.energy_meter import NOT_MEASURED  # imported here since it loads torch
 
     joules = reading.joules
     if earlier:
@@ -200,20 +201,19 @@ def _start(stage: Stage, words: list[str], environment: dict[str, str]) -> "subp
 
 
 def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
-    """Run one command and measure it; what it has cost so far lies in ``begun``, in case it is killed."""
+    """Run one command and measure it; the cost so far is kept in ``begun`` in case it is killed."""
     from leam_mm.callbacks.energy_meter import EnergyMeter
 
-    earlier = read_json(begun).get("cost", {})
+    earlier = read_record(begun).get("cost", {})
     words = shlex.split(stage.command)
     words = [sys.executable, *words[1:]] if words[0] == "python" else words
-    console.print(f"[bold]$ {stage.command}[/bold]", soft_wrap=True)  # it is there to be copied
-    # "no" keeps wide columns of programs that ask the terminal for its width; nothing phones home.
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    console.print(f"[bold]$ {stage.command}[/bold]", soft_wrap=True)  # one line, to be copied
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no network access
     meter, stolen = EnergyMeter().start(), stolen_seconds()
 
     def note(reading: "EnergyReading") -> dict[str, Any]:
         now = stolen_seconds()
-        cost = add(reading, None if now is None or stolen is None else now - stolen, earlier)
+        cost = total_cost(reading, None if now is None or stolen is None else now - stolen, earlier)
         write_json(begun, {"fingerprint": identity, "cost": cost})
         return cost
 
@@ -229,42 +229,34 @@ def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
         cost = note(meter.stop())
     if code:
         raise UserError(
-            f"stage {stage.name} ended with exit code {code}; mend what it says above and start the same command again"
+            f"stage {stage.name} ended with exit code {code}; fix the error above and start the same command again"
         )
     return {"name": stage.name, "command": stage.command, **cost, "fingerprint": identity}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write beside and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A record of ours, or nothing."""
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the JSON record of a stage; an empty dict if there is none."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def walk(corridor: Corridor) -> list[dict[str, Any]]:
-    """Run what is not done yet; return the records of all stages."""
+def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Run the stages that are not finished; return the records of all."""
     before, records = "", []
-    for number, stage in enumerate(corridor.stages, start=1):
+    for number, stage in enumerate(pipeline.stages, start=1):
         before = fingerprint(stage, before)
-        done, begun = (corridor.run / "stages" / f"{stage.name}{end}" for end in (".json", ".begun"))
-        record = read_json(done)
-        heading = f"[bold cyan]{number}/{len(corridor.stages)} {stage.name}[/bold cyan]"
+        done, begun = (pipeline.run / "stages" / f"{stage.name}{end}" for end in (".json", ".begun"))
+        record = read_record(done)
+        heading = f"[bold cyan]{number}/{len(pipeline.stages)} {stage.name}[/bold cyan]"
         if record.get("fingerprint") == before and all(Path(made).exists() for made in stage.makes):
-            told = f"{heading} done in {record['seconds']:.0f} s, skipped"
-            console.print(f"{told}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
+            line = f"{heading} done in {record['seconds']:.0f} s, skipped"
+            console.print(f"{line}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
             records.append(record)
             continue
         console.print(heading)
-        if read_json(begun).get("fingerprint") != before:
+        if read_record(begun).get("fingerprint") != before:
             for made in stage.makes:
                 shutil.rmtree(made, ignore_errors=True) if Path(made).is_dir() else Path(made).unlink(missing_ok=True)
             write_json(begun, {"fingerprint": before})
@@ -276,11 +268,11 @@ def walk(corridor: Corridor) -> list[dict[str, Any]]:
     return records
 
 
-def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of the report as one JSON object; what was not measured is null."""
+def summarise(pipeline: Pipeline, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the numbers of the report as one JSON object; null means not measured."""
     from leam_mm.evaluators.results import read_results
 
-    results = read_results(corridor.run / "evaluation")
+    results = read_results(pipeline.run / "evaluation")
 
     def numbers(prefix: str) -> dict[str, Any]:
         return {
@@ -307,10 +299,10 @@ def summarise(corridor: Corridor, records: list[dict[str, Any]]) -> dict[str, An
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run a corridor file."""
+    """Run a pipeline file."""
     parser = argparse.ArgumentParser(prog="python -m leam_mm.pipeline", description=__doc__.split("\n", 1)[0])
     parser.add_argument(
-        "corridor", type=Path, help="YAML with run, title and stages, e.g. configs/pipeline_quickstart.yaml"
+        "pipeline", type=Path, help="YAML with run, title and stages, e.g. configs/pipeline_quickstart.yaml"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="value of a variable of the file; repeatable"
@@ -320,17 +312,17 @@ def main(args: list[str] | None = None) -> None:
     for name, sign, _ in pairs:
         if not sign:
             raise UserError(f"--set {name}: give NAME=VALUE")
-    corridor = read_corridor(options.corridor, {name: value for name, _, value in pairs})
+    pipeline = read_pipeline(options.pipeline, {name: value for name, _, value in pairs})
     began = time.monotonic()
-    records = walk(corridor)
-    write_json(corridor.run / "summary.json", summarise(corridor, records))
+    records = run_stages(pipeline)
+    write_json(pipeline.run / "summary.json", summarise(pipeline, records))
     from leam_mm.report.report_page import write_report
 
-    write_report(corridor.run, corridor.run / "report.html", title=corridor.title)
+    write_report(pipeline.run, pipeline.run / "report.html", title=pipeline.title)
     spent = sum(record["seconds"] for record in records)
-    console.print(f"\n[bold]{corridor.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
+    console.print(f"\n[bold]{pipeline.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
     for what, name in (("numbers", "summary.json"), ("release", "release"), ("report", "report.html")):
-        if (path := corridor.run / name).exists():  # not every corridor releases
+        if (path := pipeline.run / name).exists():  # not every pipeline releases
             console.print(
                 f"{what:<8} {f'[bold green]{path}[/bold green]' if what == 'report' else path}", soft_wrap=True
             )

@@ -1,4 +1,4 @@
-"""Every file in configs/ is read by the program that it is for; the training recipes of a corridor run end to end."""
+"""Every file in configs/ is parsed by its program; the training recipes of a pipeline run end to end."""
 
 import importlib.util
 import os
@@ -22,15 +22,15 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.encoders.image_tokens import check_size
-from leam_mm.pipeline import read_corridor
+from leam_mm.pipeline import read_pipeline
 
 
 def kind(path: Path) -> str:
     first = path.stem.partition("_")[0]
-    return first if first in ("corridor", "evaluate", "overlay", "vet") else "recipe"
+    return first if first in ("pipeline", "evaluate", "overlay", "vet") else "recipe"
 
 
-FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "corridor", "evaluate", "vet")}
+FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet")}
 for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
 
@@ -39,7 +39,7 @@ def named(group: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", FILES[group], ids=lambda path: path.stem)
 
 
-def test_every_kind_is_there() -> None:
+def test_every_kind_of_file_is_found() -> None:
     assert all(FILES.values()), FILES
 
 
@@ -78,10 +78,13 @@ def test_overlay_parses_on_top_of_a_recipe(path: Path, capsys: pytest.CaptureFix
 def test_large_recipe_builds_its_towers_and_its_stages(path: Path) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     arguments, data = content["model"]["init_args"], content["data"]["init_args"]
-    if "class_path" not in arguments["encoder"]:  # weights that somebody has to have downloaded
+    if "class_path" not in arguments["encoder"]:  # weights that must be downloaded first
         with torch.device("meta"):  # shapes only
             module = build_module(content["model"])
-        assert isinstance(module, ContrastiveModule) and module.encoder.context_length == data["context_length"]
+        assert (
+            isinstance(module, ContrastiveModule)
+            and module.encoder.context_length == data["captions"]["context_length"]
+        )
         assert module.encoder.image_size == data["image"]["image_size"]
     data = {**data, "train": "nowhere", "validation": None}
     parser = ArgumentParser(exit_on_error=False)
@@ -117,14 +120,14 @@ def test_compilation_is_added_to_the_callbacks_of_a_recipe(capsys: pytest.Captur
     assert [each["class_path"] for each in added] == ["leam_mm.callbacks.compilation.Compilation"]
 
 
-@named("corridor")
-def test_corridor_names_files_that_exist(path: Path) -> None:
-    corridor = read_corridor(path)
-    words = [word for stage in corridor.stages for word in stage.command.split()]
+@named("pipeline")
+def test_pipeline_names_files_that_exist(path: Path) -> None:
+    pipeline = read_pipeline(path)
+    words = [word for stage in pipeline.stages for word in stage.command.split()]
     for word in words:
         if word.startswith(("configs/", "data_tools/")) or word in ("train.py", "evaluate.py"):
             assert (CONFIGS.parent / word).is_file(), word
-    assert len({stage.name for stage in corridor.stages}) == len(corridor.stages)
+    assert len({stage.name for stage in pipeline.stages}) == len(pipeline.stages)
 
 
 @named("vet")
@@ -143,7 +146,7 @@ def test_evaluation_parses(path: Path) -> None:
 
 
 def train(recipe: Path, run: Path, changes: dict[str, Any]) -> None:
-    """Two steps of a recipe as it is, but for data, length and place."""
+    """Two steps of a recipe as it is, but for data, length and run folder."""
     quiet = {"default_root_dir": str(run), "accelerator": "cpu", "logger": False}
     quiet.update(enable_progress_bar=False, enable_model_summary=False)
     changes["data"]["init_args"].update(batch_size=4, loading={"workers": 0})
@@ -156,16 +159,15 @@ def train(recipe: Path, run: Path, changes: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("corpus", ["scenes", "emoji"])
-def test_recipes_of_a_corridor_train_one_after_the_other(
+def test_recipes_of_a_pipeline_train_one_after_the_other(
     corpus: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
 ) -> None:
     data = {"train": str(toy_shards), "validation": str(toy_shards), "validation_samples": 4}
-    words = {"tokenizer": str(toy_tokenizer)}
-    model: dict[str, Any] = {**words, "encoder": {"text": {"vocab_size": toy_vocabulary(toy_tokenizer)}}}
+    words: dict[str, Any] = {"tokenizer": str(toy_tokenizer)}
+    model = words | {"encoder": {"text": {"vocab_size": toy_vocabulary(toy_tokenizer)}}}
     clip, codec, latents = tmp_path / "clip", tmp_path / "codec", tmp_path / "latents"
-    train(
-        CONFIGS / f"{corpus}_clip.yaml", clip, {"data": {"init_args": {**data, **words}}, "model": {"init_args": model}}
-    )
+    pairs = {"init_args": data | {"captions": words}}
+    train(CONFIGS / f"{corpus}_clip.yaml", clip, {"data": pairs, "model": {"init_args": model}})
     train(CONFIGS / f"{corpus}_codec.yaml", codec, {"data": {"init_args": data}})
     arguments = ["--shards", str(toy_shards), "--codec", str(codec), "--clip", str(clip), "--output", str(latents)]
     encode_latents.encode_latents(encode_latents.parse(arguments), Console(quiet=True))

@@ -1,4 +1,4 @@
-"""The plan of a fine-tuning: what it takes over from a base, and that the programs read what it writes."""
+"""The plan of a fine-tuning run: what it takes over from a base, and that the programs parse it."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ KIND: dict[str, Any] = {
 
 
 def write_base(base: Path, **changes: Any) -> Path:
-    """Three checkpoints of a corridor; text tower and codec are only known by their digests and recipes here."""
+    """Three checkpoints of a pipeline; text tower and codec are digests and recipes only."""
     frozen: dict[str, Any] = {"latents": {"sha256": "0" * 64, "statistics": STATISTICS}}
     for name in ("clip", "codec", "generator"):
         file = base / name / "checkpoints" / "last.ckpt"
@@ -61,9 +61,7 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
         assert config["data"]["init_args"]["validation"] == str(run / "latents" / "held_out")
 
 
-def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_caption_tower_of_the_base_is_continued(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}
     resolved = {"class_path": "leam_mm.captions.caption_tower.CaptionTower", "init_args": {"text": text}}
     base, run = write_base(tmp_path / "base", caption_tower=resolved), tmp_path / "run"
@@ -73,14 +71,14 @@ def test_a_base_that_reads_with_its_own_tower_is_gone_on_from(
     assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
 
 
-def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_base_is_rehearsed_if_its_latents_exist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base, run = write_base(tmp_path / "base"), tmp_path / "run"
 
     def mixed(*words: str) -> Any:
         main(["--base", str(base), "--run", str(run), *words])
         return yaml.safe_load((run / "plan" / "recipe.yaml").read_text())["data"]["init_args"]["train"]
 
-    assert mixed() == str(run / "latents" / "train") and "nothing of what the base" in caplog.text
+    assert mixed() == str(run / "latents" / "train") and "no training samples of the base" in caplog.text
     old = base / "latents" / "train"
     old.mkdir(parents=True)
     (old / "codec_statistics.json").write_text(json.dumps(STATISTICS))
@@ -89,13 +87,13 @@ def test_the_base_is_rehearsed_where_its_latents_are(tmp_path: Path, caplog: pyt
     assert (own["weight"], rehearsed["weight"]) == (0.6, 0.4)
     assert mixed("--rehearse", "0") == own["path"]
     (old / "codec_statistics.json").write_text(json.dumps({**STATISTICS, "scale": 3.0}))
-    with pytest.raises(UserError, match="normalised otherwise"):
+    with pytest.raises(UserError, match="normalised with other statistics"):
         mixed()
     with pytest.raises(UserError, match="--rehearse is 1"):
         mixed("--rehearse", "1")
 
 
-def test_the_decoder_learns_beside_pictures_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decoder_also_learns_from_images_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, run = write_base(tmp_path / "base"), tmp_path / "run"
 
     def planned() -> Any:
@@ -116,7 +114,7 @@ def test_the_decoder_learns_beside_pictures_of_the_base(tmp_path: Path, capsys: 
     assert (old["path"], old["weight"]) == (str(base / "shards" / "train"), 0.4)
 
 
-def test_what_the_base_could_do_is_measured_where_it_can_be(tmp_path: Path) -> None:
+def test_task_of_the_base_is_measured_where_possible(tmp_path: Path) -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_function_arguments(evaluate.evaluate, as_positional=False)
     base = write_base(tmp_path / "base")
@@ -136,7 +134,7 @@ def test_what_the_base_could_do_is_measured_where_it_can_be(tmp_path: Path) -> N
     assert measured(tmp_path / "scenes") == ["Generation own_pictures", "Compositional None"]
 
 
-def test_a_base_that_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+def test_inconsistent_base_is_refused(tmp_path: Path) -> None:
     several = write_base(tmp_path / "several", clip=["a", "b"])
     with pytest.raises(UserError, match="was not trained with one clip"):
         main(["--base", str(several), "--run", str(tmp_path / "run")])
@@ -149,7 +147,7 @@ def test_a_base_that_does_not_belong_together_is_refused(tmp_path: Path) -> None
     assert not (tmp_path / "run").exists()
 
 
-def test_without_latents_the_codec_s_own_numbers_count(tmp_path: Path) -> None:
+def test_without_latents_the_codecs_own_statistics_count(tmp_path: Path) -> None:
     from toys.recipes import CODEC_SECTION, save_checkpoint
 
     (tmp_path / "codec").mkdir()
