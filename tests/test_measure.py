@@ -76,7 +76,19 @@ def test_result_holds_all_that_a_reader_needs(tmp_path: Path, capsys: pytest.Cap
     assert "2.00 x by the wall" in capsys.readouterr().out
 
 
-def test_wrong_arguments_are_told(tmp_path: Path) -> None:
+def test_options_of_a_benchmark_are_read_by_their_defaults(tmp_path: Path) -> None:
+    options = {"links": (400, "links"), "no_screen": (False, "flag"), "rules": (Path, "file"), "stages": (["a"], "all")}
+    options["size"] = (str, "several", {"choices": ["s", "m"], "action": "append"})
+    settings = measure.parse_arguments("toy", "", [], 9, options)
+    assert (settings.links, settings.no_screen, settings.rules) == (400, False, None)
+    assert (settings.stages, settings.size, settings.repeats) == (["a"], None, 9)
+    words = "--links 3 --no-screen --rules x.yaml --stages b c --size s --size m".split()
+    settings = measure.parse_arguments("toy", "", words, 9, options)
+    assert (settings.links, settings.no_screen, settings.rules) == (3, True, Path("x.yaml"))
+    assert (settings.stages, settings.size) == (["b", "c"], ["s", "m"])
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
         measure.parse_arguments("toy", "", ["--repeats", "0"], repeats=9)
     if not measure.torch.cuda.is_available():

@@ -41,12 +41,10 @@ class BatchRecord(Callback):
 def peer(words: list[str]) -> None:
     """open_clip_train's main, from its parsing of arguments to its last checkpoint."""
     import open_clip
-    import open_clip_train.data as data
     import open_clip_train.main as program
+    from open_clip_peer import skip_nameless_entries
 
-    expand = data.tar_file_expander
-    # webdataset >= 0.2.96 ends each tar with an entry without a name, on which open_clip_train 3.3.0 stumbles.
-    data.tar_file_expander = lambda *args, **named: (entry for entry in expand(*args, **named) if "fname" in entry)
+    skip_nameless_entries()
     open_clip.add_model_config(Path(os.environ["PEER_MODEL"]))
     tokens = open_clip.get_tokenizer(Path(os.environ["PEER_MODEL"]).stem)(
         [CAPTION.format(number) for number in range(int(os.environ["PEER_SAMPLES"]))]

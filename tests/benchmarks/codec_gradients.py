@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -256,9 +255,9 @@ def compare(ranks: list[dict[str, list[Tensor]]], true: dict[str, list[Tensor]],
     return {**row, "ranks_apart": max(apart)}
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1)
+def main(settings: measure.Settings) -> list[Path]:
     """Run both, compare, write."""
-    settings = measure.parse_arguments("codec_gradients", __doc__ or "", args, 1)
     true = truth()
     with tempfile.TemporaryDirectory() as folder:
         ours = {}
@@ -310,10 +309,8 @@ def main(args: list[str] | None = None) -> list[Path]:
             "the true gradient's length. The script's properties were read in its source; the script itself was not run"
         ),
     }
-    path = measure.write_json("codec_gradients", content, settings)
-    Console(width=140).print(table)
-    print(f"of the codec's gradient, the critic's step leaks {content['peer']['leaked_share']:.1%}; wrote {path}\n")
-    return [path]
+    message = f"the critic's step leaks {content['peer']['leaked_share']:.1%} of the codec's gradient"
+    return [measure.write_result(content, settings, table, message=message)]
 
 
 if __name__ == "__main__":

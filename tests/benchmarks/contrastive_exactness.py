@@ -19,7 +19,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, DistillClipLoss, SigLipLoss
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -243,9 +242,9 @@ def references() -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1)
+def main(settings: measure.Settings) -> list[Path]:
     """Run every number of ranks, compare, write."""
-    settings = measure.parse_arguments("contrastive_exactness", __doc__ or "", args, 1)
     true = references()
     kinds = {label: kind for label, (kind, _) in (ours(torch.float64) | peers(0, 1)).items()}
     rows: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
@@ -291,10 +290,7 @@ def main(args: list[str] | None = None) -> list[Path]:
             "reports distillation as cross-entropy, with the divergence's gradient, and refuses to accumulate it"
         ),
     }
-    path = measure.write_json("contrastive_exactness", content, settings)
-    Console(width=140).print(table)
-    print(f"wrote {path}\n")
-    return [path]
+    return [measure.write_result(content, settings, table)]
 
 
 if __name__ == "__main__":

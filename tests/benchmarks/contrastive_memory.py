@@ -3,12 +3,12 @@
 `--large 65536` adds one run of our two losses on that many pairs, in a process of its own whose peak memory is read.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import measure
 import torch
@@ -71,7 +71,7 @@ def passes(loss: Loss, parts: list[Tensor]) -> list[Tensor]:
     return [value.detach(), *torch.autograd.grad(value, parts[:3])]
 
 
-def compare(name: str, ours: ContrastiveLoss, peer: Loss, label: str, settings: argparse.Namespace) -> Path:
+def compare(name: str, ours: ContrastiveLoss, peer: Loss, label: str, settings: measure.Settings) -> Path:
     """Check values and gradients, count the bytes, time both passes."""
     parts = inputs(settings.pairs, settings.device)
     mine, theirs = passes(ours, parts), passes(peer, parts)
@@ -83,28 +83,20 @@ def compare(name: str, ours: ContrastiveLoss, peer: Loss, label: str, settings: 
         lambda: passes(ours, parts), lambda: passes(peer, parts), settings.repeats, device=settings.device
     )
     notes = f"{settings.pairs} pairs of {CHANNELS} channels, float32, forward and backward"
-    path = measure.write_comparison(
-        name, (type(ours).__name__, label), found, (settings.pairs, "pair"), same, settings, notes
-    )
-    content = json.loads(path.read_text()) | {"bytes_kept_per_logit": counted}
+    further: dict[str, Any] = {"bytes_kept_per_logit": counted}
     if settings.large:
         command = [sys.executable, "-c", LARGE, type(ours).__name__, str(settings.large), str(CHANNELS)]
         output = subprocess.run([*command, str(settings.threads)], check=True, capture_output=True, text=True).stdout
-        content["large"] = json.loads(output)
-        print(f"{type(ours).__name__}: {content['large']}")
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        further["large"] = json.loads(output)
+        print(f"{type(ours).__name__}: {further['large']}")
     print(f"bytes kept per logit, features left out: ours {counted['ours']:.4f}, peer {counted['peer']:.2f}\n")
-    return path
+    labels, work = (type(ours).__name__, label), (settings.pairs, "pair")
+    return measure.write_comparison(name, labels, found, work, same, settings, notes, further)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=int, default=4096, help="where both sides fit (%(default)s)")
-    parser.add_argument("--large", type=int, default=0, help="pairs of one more run of ours alone (none)")
-
-
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=9, pairs=(4096, "where both sides fit"), large=(0, "pairs of one more run of ours alone"))
+def main(settings: measure.Settings) -> list[Path]:
     """Measure the softmax and the sigmoid loss."""
-    settings = measure.parse_arguments("contrastive_memory", __doc__ or "", args, 9, _options)
     softmax, sigmoid = ClipLoss(), SigLipLoss()
     return [
         compare(

@@ -1,6 +1,5 @@
 """One training step of our ContrastiveModule against open_clip's, on the same towers, weights, images and captions."""
 
-import argparse
 import json
 import math
 import statistics
@@ -16,6 +15,7 @@ import numpy as np
 import open_clip
 import torch
 from open_clip.model import CLIP
+from open_clip_peer import decay_groups
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -146,11 +146,7 @@ def peer_steps(ours: DualEncoder, device: str, compiled: bool) -> Callable[[Tens
     if compiled:
         model = torch.compile(model)  # as its --torchcompile does
     loss = open_clip.loss.ClipLoss(cache_labels=True)
-    plain = [p for name, p in model.named_parameters() if p.ndim < 2 or "ln" in name or "bias" in name]
-    named = {id(parameter) for parameter in plain}
-    decayed = [parameter for parameter in model.parameters() if id(parameter) not in named]
-    groups: Any = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": DECAY}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS, eps=EPSILON)
+    optimizer = torch.optim.AdamW(decay_groups(model, DECAY), lr=RATE, betas=BETAS, eps=EPSILON)
 
     def step(image: Tensor, text: Tensor) -> Tensor:
         image, text = image.to(device, non_blocking=True), text.to(device, non_blocking=True)
@@ -166,7 +162,7 @@ def peer_steps(ours: DualEncoder, device: str, compiled: bool) -> Callable[[Tens
     return step
 
 
-def compare(name: str, size: Size, lengths: np.ndarray, source: str, settings: argparse.Namespace) -> Path:
+def compare(name: str, size: Size, lengths: np.ndarray, source: str, settings: measure.Settings) -> Path:
     """Check the losses of the first steps, then time both."""
     torch.manual_seed(0)
     module, step = our_steps(size, settings.device)
@@ -242,16 +238,15 @@ def device_numbers(
     }
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=9,
+    size=(str, "default: tiny on a cpu, vit_b_32 on cuda", {"choices": sorted(SIZES)}),
+    shards=(Path, "take the lengths of their captions (default: of emoji names)"),
+    tokenizer=(Path, "for them"),
+    compile=(False, "torch.compile: our blocks, the peer's whole model"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure at the captions' own lengths, and with a caption in each batch that fills the context."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--size", choices=sorted(SIZES), help="default: tiny on a cpu, vit_b_32 on cuda")
-        parser.add_argument("--shards", type=Path, help="take the lengths of their captions (default: of emoji names)")
-        parser.add_argument("--tokenizer", type=Path, help="for them")
-        parser.add_argument("--compile", action="store_true", help="torch.compile: our blocks, the peer's whole model")
-
-    settings = measure.parse_arguments("contrastive_step", __doc__ or "", args, 9, extend)
     # Lightning warns that nothing is logged without a trainer.
     warnings.filterwarnings("ignore", message=".*self.log.*")
     name = settings.size or ("tiny" if settings.device == "cpu" else "vit_b_32")

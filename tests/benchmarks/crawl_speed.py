@@ -5,7 +5,6 @@ meta robots tag and JSON-LD. The peer iterates over the same gzipped WARC, parse
 images, without captions, language, rights, licences, limits or a table: what remains is the price of those.
 """
 
-import argparse
 import random
 import tempfile
 from pathlib import Path
@@ -67,13 +66,9 @@ def floor(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pages", type=int, default=500, help="in the archive (%(default)s)")
-
-
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=5, pages=(500, "in the archive"))
+def main(settings: measure.Settings) -> list[Path]:
     """Measure and write crawl_speed.json."""
-    settings = measure.parse_arguments("crawl_speed", __doc__.split("\n")[0], args, 5, _options)
     with tempfile.TemporaryDirectory() as folder:
         path, work = Path(folder) / "pages.warc.gz", Path(folder)
         with WarcFile(path) as file:

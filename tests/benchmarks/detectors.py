@@ -9,9 +9,7 @@ and which faces it would lose; one that loses a face is not used. Then the rules
 one and together. Nudity has no positive pictures here: only what it says of ordinary ones is counted.
 """
 
-import argparse
 import io
-import math
 import statistics
 import time
 from collections import defaultdict
@@ -33,6 +31,7 @@ from data_tools.vetting.face_detection import FaceDetection
 from data_tools.vetting.nudity import EXPOSED, Nudity
 from data_tools.vetting.vetting_rule import Sample, VettingRule
 from leam_mm.errors import UserError, run
+from leam_mm.evaluators.evaluator import wilson_interval
 
 HEIGHTS = [16, 20, 24, 32, 48, 80]
 Box = tuple[float, float, float, float]
@@ -40,17 +39,10 @@ Detector = Callable[[np.ndarray], list[Box]]
 TOGETHER = 25  # pictures that one call is given together
 
 
-def interval(hits: int, tries: int) -> list[float]:
-    """Wilson's 95 % interval of a share."""
-    z, share = 1.96, hits / tries
-    middle = (share + z * z / (2 * tries)) / (1 + z * z / tries)
-    half = z * math.sqrt(share * (1 - share) / tries + z * z / (4 * tries * tries)) / (1 + z * z / tries)
-    return [round(max(0.0, middle - half), 3), round(min(1.0, middle + half), 3)]
-
-
 def rate(hits: list[bool]) -> dict[str, Any]:
     """A share with its interval."""
-    return {"share": round(sum(hits) / len(hits), 3), "interval": interval(sum(hits), len(hits)), "n": len(hits)}
+    interval = [round(end, 3) for end in wilson_interval(sum(hits), len(hits))]
+    return {"share": round(sum(hits) / len(hits), 3), "interval": interval, "n": len(hits)}
 
 
 def tiles(side: int = 256) -> list[np.ndarray]:
@@ -239,15 +231,14 @@ def nudity(pictures: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     return content
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=3,
+    pictures=(Path, "folder of further pictures without photographed faces"),
+    copies=(20, "of both large faces at each size"),
+    people=(100, "of the small portraits"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure all of it and write detectors.json."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--pictures", type=Path, help="folder of further pictures without photographed faces")
-        parser.add_argument("--copies", type=int, default=20, help="of both large faces at each size (%(default)s)")
-        parser.add_argument("--people", type=int, default=100, help="of the small portraits (%(default)s)")
-
-    settings = measure.parse_arguments("detectors", __doc__ or "", args, 3, extend)
     cv2.setNumThreads(1)
     if settings.pictures and not settings.pictures.is_dir():
         raise UserError(f"--pictures {settings.pictures} is no folder")
@@ -262,7 +253,7 @@ def main(args: list[str] | None = None) -> list[Path]:
         f"Faces: {settings.people + 2} people, all but two of them grey portraits of 25 x 25 pixels. No picture of "
         "nudity was here: what the score misses is not measured. The rules use none of the pre-filters."
     )
-    return [measure.write_json("detectors", content, settings)]
+    return [measure.write_result(content, settings)]
 
 
 if __name__ == "__main__":

@@ -116,9 +116,9 @@ def compare(name: str, build: Callable[[], nn.Module], foreach: bool, settings: 
     return measure.write_comparison(name, labels, found, work, same, settings, notes, {"memory_bound": bound})
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=15)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure against both of diffusers' ways, and in tensors of other sizes."""
-    settings = measure.parse_arguments("ema_update", __doc__ or "", args, 15)
     return [compare(name, build, foreach, settings) for name, build, foreach in CASES]
 
 

@@ -17,6 +17,7 @@ import measure
 import torch
 from open_clip.factory import create_loss
 from open_clip.model import CLIP
+from open_clip_peer import decay_groups
 from open_clip_train.distributed import init_distributed_device
 from open_clip_train.params import parse_args
 from open_clip_train.scheduler import const_lr
@@ -57,15 +58,11 @@ class Peer:
         self.model.load_state_dict(encoder.clip.state_dict())
         self.model.to(device).train()
         self.loss, self.data, self.epoch = create_loss(self.args), {"train": data}, 0
-        named = list(self.model.named_parameters())
-        plain = [p for name, p in named if p.ndim < 2 or any(word in name for word in ("bn", "ln", "bias"))]
-        known = {id(parameter) for parameter in plain}
-        groups: Any = [
-            {"params": plain, "weight_decay": 0.0},
-            {"params": [p for _, p in named if id(p) not in known], "weight_decay": contrastive_step.DECAY},
-        ]
         self.optimizer = torch.optim.AdamW(
-            groups, lr=contrastive_step.RATE, betas=contrastive_step.BETAS, eps=contrastive_step.EPSILON
+            decay_groups(self.model, contrastive_step.DECAY),
+            lr=contrastive_step.RATE,
+            betas=contrastive_step.BETAS,
+            eps=contrastive_step.EPSILON,
         )
         self.schedule = const_lr(self.optimizer, contrastive_step.RATE, 0, 1)
 
@@ -82,14 +79,9 @@ class Peer:
             return float(sum(self.loss(**self.model(image, text), output_dict=True).values()))
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=5, workers=(1, "loader processes of each side"), samples=(400, "pictures of a pass"))
+def main(settings: measure.Settings) -> list[Path]:
     """Check that both start from the same loss, then time passes, then compare where they have come to."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--workers", type=int, default=1, help="loader processes of each side (%(default)s)")
-        parser.add_argument("--samples", type=int, default=400, help="pictures of a pass (%(default)s)")
-
-    settings = measure.parse_arguments("end_to_end", __doc__ or "", args, 5, extend)
     warnings.filterwarnings(
         "ignore", message=".*self.log.*"
     )  # Lightning warns that nothing is logged without a trainer

@@ -235,15 +235,11 @@ def compare(name: str, size: Size, compiled: bool, trimmed: bool, settings: Any)
     return measure.write_comparison(name, labels, found, work, same, settings, notes, further)
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=9, size=(str, "default: quickstart and small; base on cuda", {"choices": list(SIZES), "action": "append"})
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure as each ships and on equal captions, with and without the compiler."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument(
-            "--size", choices=list(SIZES), action="append", help="default: quickstart and small; base on cuda"
-        )
-
-    settings = measure.parse_arguments("generator_step", __doc__ or "", args, 9, extend)
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # accelerate steps it after its own optimizer
     reason = probe(torch.device(settings.device))
     if reason:

@@ -242,16 +242,13 @@ def encoding_share(peer: FromPictures, loader: DataLoader, device: str) -> float
     return before / max(time.perf_counter() - began, before)
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=7,
+    size=(str, "default: quickstart and small; base on cuda", {"choices": list(NETWORKS), "action": "append"}),
+    workers=(0, "loader processes of each side"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure with the networks of the quickstart, or larger ones."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument(
-            "--size", choices=list(NETWORKS), action="append", help="default: quickstart and small; base on cuda"
-        )
-        parser.add_argument("--workers", type=int, default=0, help="loader processes of each side (%(default)s)")
-
-    settings = measure.parse_arguments("generator_step_from_shards", __doc__ or "", args, 7, extend)
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # accelerate steps it after its own optimizer
     reason = probe(torch.device(settings.device))
     if reason:

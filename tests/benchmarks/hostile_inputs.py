@@ -7,10 +7,7 @@ decode. Then tar files whose members want to leave their folder or lie about the
 them, and vetted where data_tools/vet_shards.py can be given them. Counts, not speed.
 """
 
-import argparse
 import io
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -23,14 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hostile_server import Case, HostileServer, file_cases, network_cases, picture
 from PIL import Image
-from rich.console import Console
+from processes import call, data_tool
 from rich.table import Table
 
 from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGE_SECONDS, MAX_BYTES, MAX_PIXELS = 4, 2_000_000, 9_000_000
 MEMBERS = ("../../outside.txt", "/tmp/outside.txt", "..", "a/../../outside.txt", "C:\\outside.txt", "0000000.json/../x")
 
@@ -40,19 +36,14 @@ def download(server: HostileServer, offered: list[tuple[str, Case]], scratch: Pa
     table, output = scratch / "links.parquet", scratch / "shards"
     captions = [case.name for _, case in offered]
     pq.write_table(pa.table({"url": [url for url, _ in offered], "caption": captions}), table)
-    command = [sys.executable, "-m", "data_tools.download_shards", "--table", str(table), "--output", str(output)]
-    command += ["--allow-private", "127.0.0.1", "--min-success", "0", "--retries", "0", "--timeout", "2"]
-    command += ["--image-seconds", str(IMAGE_SECONDS), "--max-bytes", str(MAX_BYTES), "--max-pixels", str(MAX_PIXELS)]
+    limits = {"min-success": 0, "retries": 0, "timeout": 2, "image-seconds": IMAGE_SECONDS, "max-bytes": MAX_BYTES}
+    limits |= {"max-pixels": MAX_PIXELS, "allow-private": "127.0.0.1", "table": table, "output": output}
+    words = [word for name, value in limits.items() for word in (f"--{name}", value)]
     # Of the longest parts every link may take all its time; and the whole of it as long again, for start and decoding.
     limit = 60 + 2 * (IMAGE_SECONDS + 3) * -(-len(offered) // 64)
     begin = time.monotonic()
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * limit)
-    except subprocess.TimeoutExpired:
-        raise UserError(f"download_shards did not end within {2 * limit} s: it hangs on one of the inputs") from None
+    call(data_tool("download_shards", *words), seconds=2 * limit)
     seconds = time.monotonic() - begin
-    if done.returncode:
-        raise UserError(f"download_shards ended with {done.returncode}: {done.stderr.strip()[-800:]}")
     rows = pq.read_table(output / "ledger.parquet").to_pylist()
     wrong = [
         f"{case.name}: {row['rule']} ({row['reason']})"
@@ -132,13 +123,9 @@ def read_hostile(folders: list[Path]) -> dict[str, Any]:
     return {"tars": len(folders), "read_by_extension": found["read"], "refused": found["refused"], "same_work": same}
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1, inputs=(1000, "at least so many"))
+def main(settings: measure.Settings) -> list[Path]:
     """Offer, fetch, compare; then the tars."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--inputs", type=int, default=1000, help="at least so many (%(default)s)")
-
-    settings = measure.parse_arguments("hostile_inputs", __doc__ or "", args, 1, extend)
     server = HostileServer()
     each = len(network_cases(0, server.port)) + len(file_cases(0))
     numbers = range(-(-settings.inputs // each))
@@ -148,16 +135,14 @@ def main(args: list[str] | None = None) -> list[Path]:
         tars = read_hostile(hostile_shards(Path(scratch)))
     server.shutdown()
     same = fetched.pop("same_work") + tars.pop("same_work")
-    path = measure.write_json("hostile_inputs", {"download": fetched, "tars": tars, "same_work": same}, settings)
     table = Table("", "", title="hostile_inputs")
     for name in ("inputs", "kinds", "seconds", "limit_seconds"):
         table.add_row(name, f"{fetched[name]:.0f}")
     for rule, count in fetched["rules"].items():
         table.add_row(rule, str(count))
     table.add_row("tars: read by extension alone, refused", f"{tars['read_by_extension']}, {tars['refused']}")
-    Console().print(table)
-    print(f"wrote {path}")
-    return [path]
+    content = {"download": fetched, "tars": tars, "same_work": same}
+    return [measure.write_result(content, settings, table)]
 
 
 if __name__ == "__main__":

@@ -91,15 +91,14 @@ def accuracies(run_folder: Path, corpus: Path, classes: Path) -> dict[str, Any]:
     }
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    corpus=(Path("runs/quickstart"), "a whole run"),
+    recipe=(Path("configs/scenes_clip.yaml"), ""),
+    samples=(122_880, "pictures seen in a run"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Split the corpus, train at each temperature, compare."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--corpus", type=Path, default=Path("runs/quickstart"), help="a whole run (%(default)s)")
-        parser.add_argument("--recipe", type=Path, default=Path("configs/scenes_clip.yaml"), help="(%(default)s)")
-        parser.add_argument("--samples", type=int, default=122_880, help="pictures seen in a run (%(default)s)")
-
-    settings = measure.parse_arguments("language_balance", __doc__ or "", args, 1, extend)
     corpus = settings.corpus.resolve()
     if not (corpus / "shards/train/manifest.jsonl").is_file():
         Console().print(f"language_balance: {settings.corpus} is not there, not measured; make quickstart writes it")
@@ -144,10 +143,7 @@ def report(found: dict[str, dict[str, Any]], counts: dict[str, int], settings: A
         "samples": settings.samples,
         "notes": "one run for each temperature, one seed, equally many pictures seen; intervals are over test pictures",
     }
-    Console().print(table)
-    path = measure.write_json("language_balance", content, settings)
-    print(f"wrote {path}\n")
-    return path
+    return measure.write_result(content, settings, table)
 
 
 if __name__ == "__main__":

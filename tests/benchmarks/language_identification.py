@@ -5,9 +5,7 @@ CLDR names of emoji, of the half that the vote's weights have not seen. The page
 as another language of the EU, and once not at all.
 """
 
-import argparse
 import hashlib
-import math
 import random
 import time
 from collections import Counter, defaultdict
@@ -28,6 +26,7 @@ from data_tools.corpora.scene_prompts import captions
 from data_tools.links.language_vote import EU_LANGUAGES, EUROPEAN, SAME, UNDETERMINED, clean_text, vote
 from data_tools.make_scenes import make_scene
 from leam_mm.errors import UserError, run
+from leam_mm.evaluators.evaluator import wilson_interval
 
 PACKAGES = Path("runs/emoji/drawings/packages")
 SEED = 5
@@ -38,13 +37,6 @@ PAIRS = (
 )
 WORDS = ("1", "2", "3", "4 or more")
 Text = tuple[str, str]  # language, text
-
-
-def wilson(right: int, count: int) -> list[float]:
-    """95 % interval of a share (Wilson 1927)."""
-    z, share = 1.959964, right / count
-    middle, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-    return [(middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)]
 
 
 def scene_texts(scenes: int) -> list[Text]:
@@ -126,7 +118,7 @@ def shares(texts: list[Text], answers: list[str], chosen: Callable[[Text], bool]
     return {
         "texts": count,
         "right": right / count,
-        "interval": wilson(right, count),
+        "interval": list(wilson_interval(right, count)),
         "undetermined": silent / count,
         "wrong": (count - right - silent) / count,
     }
@@ -210,15 +202,14 @@ def print_tables(name: str, result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scenes", type=int, default=400, help="test scenes (%(default)s)")
-    parser.add_argument("--names", type=int, default=400, help="emoji names in each language (%(default)s)")
-    parser.add_argument("--packages", type=Path, default=PACKAGES, help="folder of CLDR's packages (%(default)s)")
-
-
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    scenes=(400, "test scenes"),
+    names=(400, "emoji names in each language"),
+    packages=(PACKAGES, "folder of CLDR's packages"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure and write language_identification.json."""
-    settings = measure.parse_arguments("language_identification", __doc__.split("\n")[0], args, 1, _options)
     console, content = Console(soft_wrap=True), {}
     scenes = scene_texts(settings.scenes)
     kinds = {"scenes": scenes}
@@ -233,11 +224,10 @@ def main(args: list[str] | None = None) -> list[Path]:
     begin = time.process_time()
     vote([text for _, text in scenes])
     speed = len(scenes) / (time.process_time() - begin)
-    console.print(f"vote: {speed:,.0f} captions per CPU second")
     counts = {len(answers) for texts in kinds.values() for answers in answers_of(texts[:50])[0].values()}
     same = measure.require_same("number of answers of all sides to the same texts", len(counts) - 1, 0)
     content |= {"captions_per_cpu_second": speed, "same_work": [same]}
-    return [measure.write_json("language_identification", content, settings)]
+    return [measure.write_result(content, settings, message=f"vote: {speed:,.0f} captions per CPU second")]
 
 
 if __name__ == "__main__":

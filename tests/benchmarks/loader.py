@@ -22,6 +22,7 @@ import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import image_transform
+from open_clip_peer import skip_nameless_entries
 from PIL import Image, ImageDraw, ImageFilter
 from toy_input import captions, photo, write_tokenizer
 
@@ -96,14 +97,8 @@ def make_ours(shards: Path, tokenizer: Path, workers: int) -> Callable[[], Itera
 
 
 def open_peer(shards: Path, tokenizer: Path, samples: int, workers: int) -> Any:
-    """open_clip_train's DataInfo, with webdataset >= 0.2.96 made to fit open_clip_train 3.3.0."""
-    if not hasattr(open_clip_data, "leam_mm_expander"):
-        expand = open_clip_data.tar_file_expander
-        open_clip_data.leam_mm_expander = expand
-        # It now ends each tar with an entry without a name, on which open_clip_train stumbles.
-        open_clip_data.tar_file_expander = lambda *args, **named: (
-            entry for entry in expand(*args, **named) if "fname" in entry
-        )
+    """open_clip_train's DataInfo."""
+    skip_nameless_entries()
     settings = SimpleNamespace(
         train_data=f"{shards}/{{00000..{SHARDS - 1:05d}}}.tar",
         train_num_samples=samples,
@@ -157,14 +152,9 @@ def check(
     ]
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=7, workers=(0, "loader processes; 0 is in process"), samples=(200, "pictures of a pass"))
+def main(settings: measure.Settings) -> list[Path]:
     """Measure with and without the normalisation."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--workers", type=int, default=0, help="loader processes; 0 is in process (%(default)s)")
-        parser.add_argument("--samples", type=int, default=200, help="pictures of a pass (%(default)s)")
-
-    settings = measure.parse_arguments("loader", __doc__ or "", args, 7, extend)
     samples = settings.samples // (BATCH * SHARDS) * BATCH * SHARDS or BATCH * SHARDS
     written = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -16,7 +16,7 @@ import loader
 import measure
 import psutil
 import torch
-from rich.console import Console
+from processes import in_own_process, tree_memory
 from rich.table import Table
 from toy_input import captions, write_tokenizer
 
@@ -25,13 +25,6 @@ from leam_mm.errors import UserError, run
 
 MIB = 2**20
 SETTLED = 8  # epochs after which nothing should grow any more: before, the allocator's heap finds its size
-
-
-def tree_bytes() -> int:
-    """Memory of this process and its children."""
-    own = psutil.Process()
-    found = [process.memory_full_info() for process in (own, *own.children(recursive=True))]
-    return sum(getattr(each, "pss", each.uss) for each in found)
 
 
 def ours_epochs(shards: Path, tokenizer: Path, samples: int, workers: int, epochs: int) -> Iterator[int]:
@@ -54,27 +47,12 @@ def peer_epochs(shards: Path, tokenizer: Path, samples: int, workers: int, epoch
         yield sum(len(image) for image, _ in info.dataloader)
 
 
-def watch(side: str, answer: Any, *settings: Any) -> None:
-    """Run one side and send back (samples, bytes) of each epoch."""
+def watch(side: str, *settings: Any) -> list[tuple[int, int]]:
+    """Run one side; (samples, bytes of all its processes) of each epoch."""
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of the workers, as on every Linux: the peer's cannot spawn
     epochs = {"ours": ours_epochs, "peer": peer_epochs}[side]
-    answer.send([(count, tree_bytes()) for count in epochs(*settings)])
-
-
-def measure_side(side: str, *settings: Any) -> list[tuple[int, int]]:
-    """The same, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=watch, args=(side, sender, *settings))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise UserError(f"the process of {side} ended without a result: see its message above") from None
-    finally:
-        process.join()
+    return [(count, tree_memory(psutil.Process())[0]) for count in epochs(*settings)]
 
 
 def describe(label: str, found: list[tuple[int, int]]) -> dict[str, Any]:
@@ -92,15 +70,14 @@ def describe(label: str, found: list[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    workers=(2, "loader processes of each side"),
+    samples=(200, "pictures of an epoch"),
+    epochs=(20, f"more than {SETTLED + 2}"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure both, one after the other."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--workers", type=int, default=2, help="loader processes of each side (%(default)s)")
-        parser.add_argument("--samples", type=int, default=200, help="pictures of an epoch (%(default)s)")
-        parser.add_argument("--epochs", type=int, default=20, help=f"more than {SETTLED + 2} (%(default)s)")
-
-    settings = measure.parse_arguments("loader_memory", __doc__ or "", args, 1, extend)
     if settings.epochs < SETTLED + 3:
         raise UserError(f"--epochs {settings.epochs}: growth is looked at from epoch {SETTLED} on; give {SETTLED + 3}")
     whole = loader.BATCH * loader.SHARDS
@@ -109,7 +86,7 @@ def main(args: list[str] | None = None) -> list[Path]:
         shards = loader.write_pairs(Path(scratch) / "shards", samples)
         tokenizer = write_tokenizer(Path(scratch) / "tokenizer", loader.CONTEXT, captions(500))
         work = (shards, tokenizer, samples, settings.workers, settings.epochs)
-        found = {side: measure_side(side, *work) for side in ("ours", "peer")}
+        found = {side: in_own_process(watch, side, *work) for side in ("ours", "peer")}
     counts = {side: [count for count, _ in epochs] for side, epochs in found.items()}
     differing = sum(abs(a - b) for a, b in zip(counts["ours"], counts["peer"], strict=True))
     same = [measure.require_same(f"samples of {settings.epochs} epochs, number that differs", differing, 0)]
@@ -123,7 +100,6 @@ def main(args: list[str] | None = None) -> list[Path]:
         table.add_row(
             side["label"], *(f"{mib[at]:,.0f}" for at in (0, SETTLED - 1, -1)), f"{side['growth_per_epoch']:+.2f}"
         )
-    Console().print(table)
     content = {
         "ours": ours,
         "peer": peer,
@@ -135,7 +111,7 @@ def main(args: list[str] | None = None) -> list[Path]:
             "worker of the peer keeps up to 5,000 encoded samples to shuffle them, ours reads by index and keeps none"
         ),
     }
-    return [measure.write_json("loader_memory", content, settings)]
+    return [measure.write_result(content, settings, table)]
 
 
 if __name__ == "__main__":

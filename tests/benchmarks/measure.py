@@ -6,7 +6,7 @@ machine disturb far less.
 """
 
 import argparse
-import json
+import functools
 import math
 import os
 import platform
@@ -26,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from leam_mm import files
 from leam_mm.errors import UserError
 
 FOLDER = Path("runs/bench")
@@ -33,6 +34,8 @@ TESTS = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "open_clip_torch", "diffusers", "transformers", "webdataset", "img2dataset", "lightning", "pillow")
 if str(TESTS) not in sys.path:
     sys.path.append(str(TESTS))  # so that a benchmark run as a program can import what tests build, from toys
+Settings = argparse.Namespace
+Main = Callable[..., list[Path]]  # takes the words of a command line
 QUIET = 0.1  # share of the machine that others may take in a measurement that is called quiet
 
 
@@ -128,25 +131,66 @@ def require_same(what: str, difference: float, limit: float) -> dict[str, Any]:
 
 
 def parse_arguments(
-    program: str, description: str, args: list[str] | None, repeats: int, extend: Callable[[Any], None] | None = None
-) -> argparse.Namespace:
-    """Read what all benchmarks take; the command to repeat it is kept in ``.command``."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=repeats, help="pairs that are timed (%(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch's kernels on a CPU (%(default)s)")
-    parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the results (%(default)s)")
-    if extend is not None:
-        extend(parser)
+    program: str, description: str, args: list[str] | None, repeats: int, options: dict[str, tuple] | None = None
+) -> Settings:
+    """Read the options of all benchmarks and this one's own; ``.command`` keeps the command that repeats it.
+
+    Args:
+        program: Name of the benchmark, kept in ``.program``.
+        description: Its docstring.
+        args: Words of the command line; None takes those of this process.
+        repeats: Default of ``--repeats``.
+        options: Of `benchmark`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    common: dict[str, tuple] = {
+        "device": ("cpu", "device that both sides run on", {"choices": ("cpu", "cuda")}),
+        "repeats": (repeats, "pairs that are timed"),
+        "threads": (1, "threads of torch's kernels on a CPU"),
+        "output": (FOLDER, "folder of the results"),
+    }
+    for name, (default, text, *further) in (common | (options or {})).items():
+        given: dict[str, Any] = dict(*further)
+        if default is False:
+            given["action"] = "store_true"
+        elif isinstance(default, type):
+            given |= {"type": default, "default": argparse.SUPPRESS}
+            parser.set_defaults(**{name: None})
+        elif isinstance(default, list):
+            given |= {"type": type(default[0]), "nargs": "+", "default": default}
+        else:
+            given |= {"type": Path if isinstance(default, Path) else type(default), "default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, **given)
     settings = parser.parse_args(args)
     if settings.repeats < 1 or settings.threads < 1:
         raise UserError("--repeats and --threads must be at least 1")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no such device here; choose --device cpu")
-    given = sys.argv[1:] if args is None else args
-    settings.command = shlex.join(["python", f"tests/benchmarks/{program}.py", *given])
+    words = sys.argv[1:] if args is None else args
+    settings.program = program
+    settings.command = shlex.join(["python", f"tests/benchmarks/{program}.py", *words])
     torch.set_num_threads(settings.threads)
     return settings
+
+
+def benchmark(repeats: int, **options: tuple) -> Callable[[Callable[[Settings], list[Path]]], Main]:
+    """Make a function of the settings the main function of a benchmark.
+
+    Args:
+        repeats: Default of ``--repeats``.
+        options: Further options by name: a default (or a type, where there is no default), a help text and, if needed,
+            further arguments of ``add_argument``. False makes a flag, a list an option of several values.
+    """
+
+    def wrap(main: Callable[[Settings], list[Path]]) -> Main:
+        @functools.wraps(main)
+        def parse_and_run(args: list[str] | None = None) -> list[Path]:
+            program = Path(main.__globals__["__file__"]).stem
+            return main(parse_arguments(program, main.__globals__["__doc__"], args, repeats, options))
+
+        return parse_and_run
+
+    return wrap
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -176,8 +220,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write_json(name: str, content: dict[str, Any], settings: argparse.Namespace) -> Path:
-    """Write a result with the circumstances of its measurement; the file is whole or not there."""
+def write_result(
+    content: dict[str, Any], settings: Settings, table: Table | None = None, name: str = "", message: str = ""
+) -> Path:
+    """Write a result with the circumstances of its measurement, and print it.
+
+    Args:
+        content: JSON object; ``circumstances`` in it are added to those of the hardware.
+        settings: Of `parse_arguments`.
+        table: Printed.
+        name: Of the JSON file; default is the benchmark's.
+        message: Printed after the table.
+    """
+    name = name or settings.program
     circumstances = {
         "hardware": hardware(settings.device) | content.pop("circumstances", {}),
         "command": settings.command,
@@ -186,10 +241,12 @@ def write_json(name: str, content: dict[str, Any], settings: argparse.Namespace)
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     path = settings.output / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps({"name": name} | content | circumstances, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    files.write_json(path, {"name": name} | content | circumstances)
+    console = Console()
+    for part in (table, message):
+        if part:
+            console.print(part, soft_wrap=isinstance(part, str))
+    console.print(f"wrote {path}\n", soft_wrap=True)
     return path
 
 
@@ -199,7 +256,7 @@ def write_comparison(
     found: Comparison,
     work: tuple[float, str],
     same_work: list[dict[str, Any]],
-    settings: argparse.Namespace,
+    settings: Settings,
     notes: str = "",
     further: dict[str, Any] | None = None,
 ) -> Path:
@@ -240,17 +297,12 @@ def write_comparison(
     content |= {"ratio_means": "peer's seconds over ours: above 1 ours is faster", "same_work": same_work}
     content |= {"notes": notes, "circumstances": {"others_share": found.others_share}}
     content["quiet"] = found.others_share <= QUIET
-    path = write_json(name, content, settings)
-    console, sure = Console(), content["ratio_interval"]
-    console.print(table)
-    console.print(
+    sure = content["ratio_interval"]
+    lines = [
         f"ours / peer: {content['ratio']:.2f} x by the wall ({sure['low']:.2f} to {sure['high']:.2f}, "
         f"{sure['confidence']:.0%}), {content['cpu_ratio']:.2f} x by CPU time; "
         f"others took {found.others_share:.0%} of the machine"
-    )
+    ]
     for entry in same_work:
-        console.print(
-            f"same work: {entry['compared']}: difference {entry['difference']:.2g} (limit {entry['limit']:g})"
-        )
-    console.print(f"wrote {path}\n")
-    return path
+        lines += [f"same work: {entry['compared']}: difference {entry['difference']:.2g} (limit {entry['limit']:g})"]
+    return write_result(content, settings, table, name, "\n".join(lines))

@@ -10,7 +10,6 @@ are those of Clopper and Pearson (95 %) for shares of pictures, and bootstraps o
 
 import hashlib
 import io
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import measure
 import numpy as np
 from picture_copies import changes, emoji, scenes, tiles, turns
 from PIL import Image
+from processes import in_own_process
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import beta
@@ -34,7 +34,7 @@ from data_tools.vetting.near_duplicates import NearDuplicates, Pictures
 from data_tools.vetting.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates, similar_pairs
 from data_tools.vetting.vetting_rule import Sample
-from leam_mm.errors import UserError, run
+from leam_mm.errors import run
 
 SIDE, SCENES, DRAWINGS = 160, 250, 300
 RADII, RADIUS = range(61), 31
@@ -287,14 +287,14 @@ def most_memory() -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def search(rows: int, pipe: Any) -> None:
+def search(rows: int) -> dict[str, float]:
     """Find all pairs in a process of its own, whose memory is that of this search."""
     codes, before = random_codes(rows), most_memory()
     begin, cpu = time.perf_counter(), time.process_time()
     found = sum(len(pairs.first) for pairs in join_parts(codes, RADIUS))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     memory = {"memory_mib": most_memory(), "memory_grown_mib": most_memory() - before}
-    pipe.send({"seconds": seconds, "cpu_seconds": cpu, "pairs": found} | memory)
+    return {"seconds": seconds, "cpu_seconds": cpu, "pairs": found} | memory
 
 
 def measure_search(settings: Any) -> Path:
@@ -311,16 +311,7 @@ def measure_search(settings: Any) -> Path:
     found = measure.time_pairs(
         lambda: list(join_parts(codes, RADIUS)), lambda: list(compare_all(codes, RADIUS)), settings.repeats, warmup=0
     )
-    context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
-    child = context.Process(target=search, args=(settings.rows, other))
-    child.start()
-    while child.is_alive() and not mine.poll(1):
-        pass
-    if not mine.poll():
-        raise UserError(f"the search of {settings.rows} hashes ended without an answer: look for memory limits")
-    alone = {"rows": settings.rows} | mine.recv()
-    child.join()
+    alone = {"rows": settings.rows} | in_own_process(search, settings.rows)
     ratio = (settings.rows / settings.compared) ** 2
     alone["faiss_seconds_estimated"] = float(np.median(found.peer.wall)) * ratio
     Console().print(f"{alone['rows']:,} hashes: {alone}")
@@ -357,16 +348,15 @@ def show(title: str, rules: dict[str, Any], names: list[str]) -> None:
     Console().print(table)
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    emoji=(Path, "folder of gather_emoji --variants; without it no drawings"),
+    clip=(str, "run or checkpoint of a contrastive training, for semantic duplicates"),
+    rows=(200_000, "hashes searched for speed alone"),
+    compared=(50_000, "hashes that faiss compares"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure copies, variants where there are drawings, and speed."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--emoji", type=Path, help="folder of gather_emoji --variants; without it no drawings")
-        parser.add_argument("--clip", help="run or checkpoint of a contrastive training, for semantic duplicates")
-        parser.add_argument("--rows", type=int, default=200_000, help="hashes searched for speed alone (%(default)s)")
-        parser.add_argument("--compared", type=int, default=50_000, help="hashes that faiss compares (%(default)s)")
-
-    settings = measure.parse_arguments("near_duplicates", __doc__ or "", args, 1, extend)
     same, written = exactness(), []
     copies = measure_copies(settings.emoji)
     for kind, found in copies["kinds"].items():
@@ -374,17 +364,17 @@ def main(args: list[str] | None = None) -> list[Path]:
         show(f"{kind}: recall of {found['originals']} copies of each kind", recalls, list(found["sha256"]))
         show(kind, found["rules"], ["precision_of_pairs", "originals_lost"])
         show(f"{kind}, turned or framed", found["turned"], list(found["turned"]["looked for"]))
-    written.append(measure.write_json("near_duplicates_copies", copies | {"same_work": same}, settings))
+    written.append(measure.write_result(copies | {"same_work": same}, settings, name="near_duplicates_copies"))
     if settings.emoji is not None:
         variants = measure_variants(settings.emoji)
         names = list(next(iter(variants["rules"].values())))
         show(f"{variants['pictures']} drawings with variants", variants["rules"], names)
-        written.append(measure.write_json("near_duplicates_variants", variants | {"same_work": same}, settings))
+        written.append(measure.write_result(variants | {"same_work": same}, settings, name="near_duplicates_variants"))
         if settings.clip is not None:
             semantic = measure_semantic(settings.emoji, settings.clip)
             rules = {name: each for name, each in semantic.items() if isinstance(each, dict)}
             show("semantic duplicates, by cosine", rules, list(rules["0.99"]))
-            written.append(measure.write_json("semantic_duplicates", semantic | {"same_work": same}, settings))
+            written.append(measure.write_result(semantic | {"same_work": same}, settings, name="semantic_duplicates"))
     else:
         print("variants of emoji: not measured, since --emoji names no folder of drawings")
     return [*written, measure_search(settings)]

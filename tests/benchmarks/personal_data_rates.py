@@ -23,7 +23,6 @@ import numpy as np
 import phonenumbers
 import yaml
 from phonenumbers import PhoneNumberFormat, PhoneNumberType
-from rich.console import Console
 from rich.table import Table
 
 from data_tools.corpora.scene_prompts import captions
@@ -87,15 +86,14 @@ def taken(texts: Iterable[str]) -> dict[str, Any]:
             "examples": sure[:10]}  # fmt: skip
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    emoji=(Path("runs/emoji/drawings/packages"), ""),
+    telephones=(20, "of each kind and country"),
+    scenes=(400, "in 24 languages each"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Measure both."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--emoji", type=Path, default=Path("runs/emoji/drawings/packages"), help="(%(default)s)")
-        parser.add_argument("--telephones", type=int, default=20, help="of each kind and country (%(default)s)")
-        parser.add_argument("--scenes", type=int, default=400, help="in 24 languages each (%(default)s)")
-
-    settings = measure.parse_arguments("personal_data_rates", __doc__ or "", args, 1, extend)
     cases = yaml.safe_load(CASES.read_text("utf-8"))
     wanted = [
         (kind, country, *labelled(text)) for kind in KINDS for country, rows in cases[kind].items() for text in rows
@@ -140,16 +138,9 @@ def main(args: list[str] | None = None) -> list[Path]:
         good = Counter({country: right.get(kind, Counter())[country] for country in rows})
         short = [country for country, count in rows.items() if good[country] < count]
         table.add_row(kind, str(good.total()), str(rows.total()), " ".join(short) or "-")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"telephone numbers without country and without a word: {content['bare telephone numbers']:.0%} found"
-    )
-    for name, numbers in negatives.items():
-        console.print(f"{name}: {numbers}")
-    path = measure.write_json("personal_data_rates", content, settings)
-    console.print(f"wrote {path}")
-    return [path]
+    lines = [f"telephone numbers without country and without a word: {content['bare telephone numbers']:.0%} found"]
+    lines += [f"{name}: {numbers}" for name, numbers in negatives.items()]
+    return [measure.write_result(content, settings, table, message="\n".join(lines))]
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from diffusers.training_utils import (
     compute_loss_weighting_for_sd3,
     compute_snr,
 )
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -223,9 +222,9 @@ def training_times() -> float:
     return float((ours - SHIFT * drawn / (1 + (SHIFT - 1) * drawn)).abs().max())
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1)
+def main(settings: measure.Settings) -> list[Path]:
     """Compare all processes in both precisions and write."""
-    settings = measure.parse_arguments("process_identities", __doc__ or "", args, 1)
     cases = [[*table_cases(dtype), *flow_cases(dtype), edm_case(dtype)] for dtype in (torch.float32, torch.float64)]
     rows = [compare(single, double) for single, double in zip(*cases, strict=True)]
     titles = {
@@ -238,7 +237,6 @@ def main(args: list[str] | None = None) -> list[Path]:
     table = Table("process", *titles.values(), title="relative differences: mean loss, its gradient, worst sample")
     for row in rows:
         table.add_row(row["process"], *(" ".join(f"{row[key][kind]:.0e}" for kind in kinds) for key in titles))
-    Console(width=140).print(table)
     worst = {key: {kind: max(row[key][kind] for row in rows) for kind in kinds} for key in titles}
     same = [
         measure.require_same(f"{kind}, {title}, of the worst process", worst[key][kind], LIMIT)
@@ -267,9 +265,7 @@ def main(args: list[str] | None = None) -> list[Path]:
             "formula, and most of what is between both sides"
         ),
     }
-    path = measure.write_json("process_identities", content, settings)
-    print(f"wrote {path}\n")
-    return [path]
+    return [measure.write_result(content, settings, table)]
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ knows neither robots.txt, tdmrep.json and ai.txt nor pages and legal bases: the 
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import uuid
@@ -22,7 +20,7 @@ from typing import Any
 import measure
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
+from processes import IMG2DATASET, ONE_THREAD, call, data_tool
 from rich.table import Table
 from rights_server import PLACES, Case, RightsServer, read_cases
 
@@ -106,8 +104,8 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
     crawl_links finds the images and the pages' rights, screen_links asks the origins, download_shards the images.
     """
     (folder / "pages.warc").write_bytes(b"".join(map(_record, cases)))
-    known = ["--warc", str(folder / "pages.warc"), "--output", str(folder / "crawled"), "--agent-name", AGENT]
-    _call("data_tools.crawl_links", [*known, "--processes", "1"])
+    words = ["--warc", folder / "pages.warc", "--output", folder / "crawled", "--agent-name", AGENT]
+    call(data_tool("crawl_links", *words, "--processes", 1), **ONE_THREAD)
     table = pq.read_table(folder / "crawled" / "links.parquet")
     numbers = {case.url: number for number, case in enumerate(cases)}
     places = [numbers[url] for url in table["url"].to_pylist()]
@@ -115,8 +113,8 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
         raise UserError(f"crawl_links found {len(places)} of {len(cases)} images: its tests come first")
     bases = [case.row.get("basis", "art4_general") for case in cases]
     sources = [f"case {number}" for number in range(len(cases))]
-    for name, words in (("legal_basis", bases), ("source", sources)):
-        table = table.set_column(table.column_names.index(name), name, [[words[place] for place in places]])
+    for name, values in (("legal_basis", bases), ("source", sources)):
+        table = table.set_column(table.column_names.index(name), name, [[values[place] for place in places]])
     pq.write_table(table, folder / "links.parquet")
     (folder / "registry.txt").write_text("\n".join(filter(None, (case.registry() for case in cases))), "utf-8")
     agreed = [
@@ -129,11 +127,11 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
     common = [*trusted, "--agent-name", AGENT, "--agent-contact", CONTACT, "--timeout", "1"]
     files = ["--sources", str(folder / "sources.yaml"), "--registry", str(folder / "registry.txt")]
     screened, shards = folder / "screened", folder / "shards"
-    known = ["--table", str(folder / "links.parquet"), "--output", str(screened)]
-    _call("data_tools.screen_links", [*known, *files, *common])
-    known = ["--table", str(screened / "links.parquet"), "--output", str(shards), "--min-success", "0"]
-    known += ["--spare-private", "--delay-per-host", "0"]  # our own hosts are to be asked like strangers'
-    _call("data_tools.download_shards", [*known, *common])
+    words = ["--table", folder / "links.parquet", "--output", screened]
+    call(data_tool("screen_links", *words, *files, *common), **ONE_THREAD)
+    words = ["--table", screened / "links.parquet", "--output", shards, "--min-success", 0]
+    words += ["--spare-private", "--delay-per-host", 0]  # our own hosts are asked like those of others
+    call(data_tool("download_shards", *words, *common), **ONE_THREAD)
     ledgers = [pq.read_table(place / "ledger.parquet").to_pylist() for place in (screened, shards)]
     rows = {row["url"]: row for ledger in ledgers for row in ledger}  # what the download says stands last
     faults = []
@@ -155,14 +153,6 @@ def _record(case: Case) -> bytes:
     return "\r\n".join(lines).encode() + answer + b"\r\n\r\n"
 
 
-def _call(module: str, words: list[str]) -> None:
-    """Run a program to its end."""
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(Path(__file__).resolve().parents[2]))
-    done = subprocess.run([sys.executable, "-m", module, *words], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{module} failed with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
-
-
 def peer_takes(cases: list[Case], folder: Path, directives: list[str]) -> list[bool]:
     """Whether img2dataset takes the image of each case, told to obey some words of X-Robots-Tag."""
     folder.mkdir()
@@ -178,11 +168,10 @@ def peer_takes(cases: list[Case], folder: Path, directives: list[str]) -> list[b
     )
     program = folder / "peer.py"
     program.write_text(code)
-    environment = dict(os.environ, NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=600)
+    call([sys.executable, str(program)], seconds=600, **IMG2DATASET)
     files = sorted((folder / "peer").glob("*.parquet"))
-    if done.returncode or not files:
-        raise UserError(f"img2dataset failed with {done.returncode}: {(done.stderr or done.stdout).strip()[-400:]}")
+    if not files:
+        raise UserError("img2dataset wrote no table of what it took")
     taken = {row["row"]: row["status"] == "success" for row in pq.read_table(files).to_pylist()}
     return [taken[number] for number in range(len(cases))]
 
@@ -205,9 +194,9 @@ def kind_of(case: Case) -> str:
     return found or ("headers" if "headers" in case.row else "silence")
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1)
+def main(settings: measure.Settings) -> list[Path]:
     """Serve, decide all cases on both sides, print the table, write the record."""
-    settings = measure.parse_arguments("reservation_conformance", __doc__ or "", args, 1)
     cases = read_cases()
     with tempfile.TemporaryDirectory() as scratch, RightsServer(cases) as server:
         folder = Path(scratch)
@@ -228,8 +217,6 @@ def main(args: list[str] | None = None) -> list[Path]:
     for kind, count in sorted(totals.items()):
         table.add_row(kind, str(count), str(count), str(count - missed[kind]))
     table.add_row("all", str(len(cases)), str(len(cases)), str(len(cases) - len(wrong)))
-    console = Console()
-    console.print(table)
     content = {
         "cases": len(cases),
         "ours_right": len(cases) - len(faults),
@@ -241,13 +228,9 @@ def main(args: list[str] | None = None) -> list[Path]:
         "peer_asked_for_rules": sorted(asked & set(PLACES)),
         "same_work": [measure.require_same("ours, decisions against the rules", len(faults) / len(cases), 0.0)],
     }
-    path = measure.write_json("reservation_conformance", content, settings)
     right = content["peer_right_when_told_all_words"]
-    console.print(
-        f"img2dataset takes {len(used)} images that it must not take; told all words, it is right {right} times"
-    )
-    console.print(f"wrote {path}")
-    return [path]
+    message = f"img2dataset takes {len(used)} images that it must not take; told all words, it is right {right} times"
+    return [measure.write_result(content, settings, table, message=message)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training that is killed (signal 9) at random moments and started again, ours and open_clip's: what is lost of it.
+"""What a run loses that is killed (signal 9) after random numbers of steps and started again: ours and open_clip's.
 
 Both train the same small towers on the same tars through their own command lines, each attempt a process of its own,
 and are killed after the same numbers of steps of an attempt. Ours resumes with another number of loader workers each
@@ -6,7 +6,6 @@ time, and once more with other numbers of ranks too. open_clip 3.3.0 saves at th
 (--resume latest); it keeps one worker, for its epochs have other lengths with more. Counts and differences, not times.
 """
 
-import argparse
 import json
 import os
 import random
@@ -25,7 +24,6 @@ from typing import Any
 import measure
 import yaml
 from batch_record import CAPTION, read
-from rich.console import Console
 from rich.table import Table
 from toy_input import jpeg
 
@@ -68,20 +66,26 @@ class Attempts:
 
 
 def killed(
-    start: Callable[[int, Path], subprocess.Popen[bytes]], moments: list[int], record: Path, mend: Callable[[], None]
+    start: Callable[..., subprocess.Popen[bytes]],
+    kills: list[int],
+    record: Path,
+    repair: Callable[[], object] = lambda: None,
+    changing_ranks: bool = False,
 ) -> Attempts:
     """Kill an attempt after each number of steps, then let the last one reach the end.
 
     Args:
         start: Of an attempt, by its number and the file it writes its batches to.
-        moments: Steps of each attempt before its kill.
+        kills: Steps of each attempt before its kill.
         record: Where the batches of an attempt are written, without the attempt's number.
-        mend: Removes what an attempt could not start from.
+        repair: Removes what an attempt could not start from.
+        changing_ranks: Run every other attempt on two ranks.
     """
-    found, rng = Attempts(), random.Random(len(moments))
-    for number, steps in enumerate([*moments, None]):
+    found, rng = Attempts(), random.Random(len(kills))
+    for number, steps in enumerate([*kills, None]):
         path = record.with_name(f"{record.name}.{number}")
-        process, begin = start(number, path), time.monotonic()
+        ranks = {"ranks": 2 - number % 2} if changing_ranks else {}
+        process, begin = start(number, path, **ranks), time.monotonic()
         try:
             while process.poll() is None and (steps is None or len(read_parts(path)) < steps):
                 if time.monotonic() - begin > PATIENCE:
@@ -98,7 +102,7 @@ def killed(
             if steps is None or found.records[-1]:
                 raise UserError(f"an attempt of {record.name} ended with code {code}; see {path}.log")
             found.unreadable += 1
-            mend()
+            repair()
         if code == 0:
             break
     return found
@@ -230,21 +234,15 @@ def compare(whole: Attempts, broken: Attempts) -> dict[str, Any]:
     }
 
 
-def extend(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
-    parser.add_argument("--kills", type=int, default=20, help="of each side (%(default)s)")
-    parser.add_argument("--rank-kills", type=int, default=4, help="of ours with other numbers of ranks (%(default)s)")
-
-
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1, kills=(20, "of each side"), rank_kills=(4, "of ours with other numbers of ranks"))
+def main(settings: measure.Settings) -> list[Path]:
     """Run whole and killed trainings of both, compare, write."""
-    settings = measure.parse_arguments("resume", __doc__ or "", args, 1, extend)
     if settings.kills < 1:
         raise UserError("--kills must be at least 1")
     rng = random.Random(0)
-    moments = [rng.randint(1, 2 * EPOCH) for _ in range(settings.kills)]
+    kills = [rng.randint(1, 2 * EPOCH) for _ in range(settings.kills)]
     # So many that the last kill finds something to do: an attempt makes some steps more before the kill reaches it.
-    epochs = sum(moments) // EPOCH + 1 + settings.kills // 4
+    epochs = sum(kills) // EPOCH + 1 + settings.kills // 4
     few = [rng.randint(1, EPOCH) for _ in range(settings.rank_kills)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -254,41 +252,44 @@ def main(args: list[str] | None = None) -> list[Path]:
                 record = {"captions": [{"text": text, "language": "en"}]}
                 members = {"jpg": jpeg(number % 16, 48), "json": json.dumps(record).encode(), "txt": text.encode()}
                 writer.write(str(number), members)
-        nothing = ours(folder / "whole", epochs * EPOCH)
-        whole = killed(nothing, [], folder / "ours_whole", lambda: None)
-        broken = killed(ours(folder / "broken", epochs * EPOCH), moments, folder / "ours_broken", lambda: None)
+        whole = killed(ours(folder / "whole", epochs * EPOCH), [], folder / "ours_whole")
+        broken = killed(ours(folder / "broken", epochs * EPOCH), kills, folder / "ours_broken")
         found = compare(whole, broken)
         rows = [(folder / name / "metrics.csv").read_text().count("\n") for name in ("whole", "broken")]
         found["rows_of_metrics_lost"] = rows[0] - rows[1]
         ranked: dict[str, Any] = {}
         if few:
             start = ours(folder / "ranked", epochs * EPOCH)
-            with_ranks = killed(
-                lambda number, path: start(number, path, ranks=2 - number % 2),
-                few,
-                folder / "ours_ranked",
-                lambda: None,
-            )
-            ranked = compare(whole, with_ranks)
+            ranked = compare(whole, killed(start, few, folder / "ours_ranked", changing_ranks=True))
         checkpoints = folder / "peer_broken" / "run" / "checkpoints"
-        their_whole = killed(theirs(folder / "peer_whole", epochs), [], folder / "theirs_whole", lambda: None)
+        their_whole = killed(theirs(folder / "peer_whole", epochs), [], folder / "theirs_whole")
 
-        def mend() -> None:
+        def repair() -> None:
             newest = max(checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime)
             shutil.move(newest, newest.with_suffix(".torn"))
 
-        their_broken = killed(theirs(folder / "peer_broken", epochs), moments, folder / "theirs_broken", mend)
+        their_broken = killed(theirs(folder / "peer_broken", epochs), kills, folder / "theirs_broken", repair)
         peer = compare(their_whole, their_broken)
-    return [write(settings, found, ranked, peer, epochs, moments)]
+    return [write(settings, found, ranked, peer, epochs, kills)]
+
+
+def check_ranks(ranked: dict[str, Any], label: str) -> list[dict[str, Any]]:
+    """Same samples, and losses that agree to rounding; nothing where other numbers of ranks were not measured."""
+    if not ranked:
+        return []
+    return [
+        measure.require_same(f"{label}, batches with other samples", ranked["batches_with_other_samples"], 0),
+        measure.require_same(f"{label}, loss of each batch (rounding)", ranked["largest_loss_difference"], 1e-2),
+    ]
 
 
 def write(
-    settings: argparse.Namespace,
+    settings: measure.Settings,
     found: dict[str, Any],
     ranked: dict[str, Any],
     peer: dict[str, Any],
     epochs: int,
-    moments: list[int],
+    kills: list[int],
 ) -> Path:
     """Check what ours promises, print the table, write the file."""
     same = [
@@ -297,12 +298,8 @@ def write(
         measure.require_same("ours, batches with other samples", found["batches_with_other_samples"], 0),
         measure.require_same("ours, rows of metrics.csv lost", abs(found["rows_of_metrics_lost"]), 0),
     ]
-    if ranked:
-        other = ranked["batches_with_other_samples"]
-        same.append(measure.require_same("ours with other ranks, batches with other samples", other, 0))
-        apart = ranked["largest_loss_difference"]
-        same.append(measure.require_same("ours with other ranks, loss of each batch (rounding)", apart, 1e-2))
-    table = Table("", "ours", "ours, ranks change", "open_clip 3.3.0", title=f"resume after {len(moments)} kills")
+    same += check_ranks(ranked, "ours with other ranks")
+    table = Table("", "ours", "ours, ranks change", "open_clip 3.3.0", title=f"resume after {len(kills)} kills")
     for name in peer:
         table.add_row(name.replace("_", " "), *(f"{side.get(name, '')}" for side in (found, ranked, peer)))
     again = found["samples_computed_again"]
@@ -313,17 +310,14 @@ def write(
         "ratio": peer["samples_computed_again"] / again if again else None,
         "ratio_means": "samples that the peer computed again over ours; it depends on how long an epoch is",
         "same_work": same,
-        "kills_after_steps": moments,
+        "kills_after_steps": kills,
         "epochs": epochs,
         "notes": (
             "an epoch of open_clip on a large set takes hours or days: what it computes again grows with it, ours "
             "is below the interval of checkpoints; its order inside an epoch is not seeded: two runs of it differ"
         ),
     }
-    path = measure.write_json("resume", content, settings)
-    Console().print(table)
-    print(f"wrote {path}\n")
-    return path
+    return measure.write_result(content, settings, table)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ too. All is compared with a training that nobody killed: samples, losses, shapes
 checkpoint to the bit. There is no peer: no open trainer resumes inside an epoch of buckets. Counts, not times.
 """
 
-import argparse
-import io
 import json
 import random
 import tempfile
@@ -18,9 +16,9 @@ from typing import Any
 import measure
 import numpy as np
 import torch
-from resume import BATCH, SAMPLES, SAVE_EVERY, Attempts, compare, killed, train_program
-from rich.console import Console
+from resume import BATCH, SAMPLES, SAVE_EVERY, Attempts, check_ranks, compare, killed, train_program
 from rich.table import Table
+from toys.shards import npy_bytes
 
 from leam_mm.data.aspect_buckets import BUCKETS, AspectBuckets, folder_name
 from leam_mm.data.shard_index import ShardWriter
@@ -46,19 +44,13 @@ def make_latents(folder: Path) -> dict[int, str]:
                 record |= {"picture_size": [height + number, width, number, 0, height, width]}
                 latent = generator.normal(size=(CHANNELS, height // DOWNSCALE, width // DOWNSCALE))
                 members = {
-                    "latent.npy": _stored(latent),
-                    "caption_state.npy": _stored(generator.normal(size=(1, 3, WIDTH))),
+                    "latent.npy": npy_bytes(latent.astype(np.float16)),
+                    "caption_state.npy": npy_bytes(generator.normal(size=(1, 3, WIDTH)).astype(np.float16)),
                 }
                 writer.write(str(number), {**members, "json": json.dumps(record).encode()})
         entries.append({"folder": name, "height": height, "width": width, "samples": count})
     (folder / BUCKETS).write_text(json.dumps({"buckets": entries}))
     return place
-
-
-def _stored(values: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, values.astype(np.float16), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def ours(folder: Path, steps: int) -> Callable[..., Popen[bytes]]:
@@ -91,40 +83,28 @@ def weights(folder: Path) -> list[torch.Tensor]:
     return [*last["state_dict"].values(), *moments]
 
 
-def extend(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
-    parser.add_argument("--kills", type=int, default=10, help="on one rank (%(default)s)")
-    parser.add_argument("--rank-kills", type=int, default=2, help="with other numbers of ranks (%(default)s)")
-
-
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=1, kills=(10, "on one rank"), rank_kills=(2, "with other numbers of ranks"))
+def main(settings: measure.Settings) -> list[Path]:
     """Run a whole training and killed ones, compare, write."""
-    settings = measure.parse_arguments("resume_buckets", __doc__ or "", args, 1, extend)
     if settings.kills < 1 or not 0 <= settings.rank_kills <= settings.kills:
         raise UserError("--kills must be at least 1, and --rank-kills at most as many")
     rng = random.Random(0)
-    moments = [rng.randint(1, LONGEST) for _ in range(settings.kills)]
+    kills = [rng.randint(1, LONGEST) for _ in range(settings.kills)]
     # So many that the last kill finds something to do: an attempt makes some steps more before the kill reaches it.
-    steps = sum(moments) + 8 * settings.kills
+    steps = sum(kills) + 8 * settings.kills
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         place = make_latents(folder / "latents")
-        whole = killed(ours(folder / "whole", steps), [], folder / "of_whole", lambda: None)
-        broken = killed(ours(folder / "broken", steps), moments, folder / "of_broken", lambda: None)
+        whole = killed(ours(folder / "whole", steps), [], folder / "of_whole")
+        broken = killed(ours(folder / "broken", steps), kills, folder / "of_broken")
         found = compare(whole, broken) | shapes(whole, place)
         pairs = zip(weights(folder / "whole"), weights(folder / "broken"), strict=True)
         found["tensors_of_the_last_checkpoint_that_differ"] = sum(not torch.equal(one, two) for one, two in pairs)
         ranked: dict[str, Any] = {}
         if settings.rank_kills:
-            start = ours(folder / "ranked", steps)
-            ranks = killed(
-                lambda number, path: start(number, path, ranks=2 - number % 2),
-                moments[: settings.rank_kills],
-                folder / "of_ranked",
-                lambda: None,
-            )
-            ranked = compare(whole, ranks)
-    return [write(settings, found, ranked, moments)]
+            start, few = ours(folder / "ranked", steps), kills[: settings.rank_kills]
+            ranked = compare(whole, killed(start, few, folder / "of_ranked", changing_ranks=True))
+    return [write(settings, found, ranked, kills)]
 
 
 def shapes(attempts: Attempts, place: dict[int, str]) -> dict[str, int]:
@@ -133,7 +113,7 @@ def shapes(attempts: Attempts, place: dict[int, str]) -> dict[str, int]:
     return {"shapes": len(set.union(*batches)), "batches_of_several_shapes": sum(len(found) > 1 for found in batches)}
 
 
-def write(settings: argparse.Namespace, found: dict[str, Any], ranked: dict[str, Any], moments: list[int]) -> Path:
+def write(settings: measure.Settings, found: dict[str, Any], ranked: dict[str, Any], kills: list[int]) -> Path:
     """Check what is promised, print the table, write the file."""
     nothing = (
         "largest_loss_difference",
@@ -143,12 +123,8 @@ def write(settings: argparse.Namespace, found: dict[str, Any], ranked: dict[str,
         "tensors_of_the_last_checkpoint_that_differ",
     )
     same = [measure.require_same(name.replace("_", " "), found[name], 0) for name in nothing]
-    if ranked:
-        other = ranked["batches_with_other_samples"]
-        same.append(measure.require_same("with other ranks, batches with other samples", other, 0))
-        apart = ranked["largest_loss_difference"]
-        same.append(measure.require_same("with other ranks, loss of each batch (rounding)", apart, 1e-2))
-    table = Table("", "ours", "ours, ranks change", title=f"resume on buckets after {len(moments)} kills")
+    same += check_ranks(ranked, "with other ranks")
+    table = Table("", "ours", "ours, ranks change", title=f"resume on buckets after {len(kills)} kills")
     for name in found:
         table.add_row(name.replace("_", " "), *(f"{side.get(name, '')}" for side in (found, ranked)))
     content: dict[str, Any] = {
@@ -156,12 +132,9 @@ def write(settings: argparse.Namespace, found: dict[str, Any], ranked: dict[str,
         "ours_with_other_ranks": ranked or "not measured",
         "peer": "none resumes inside an epoch of buckets",
         "same_work": same,
-        "kills_after_steps": moments,
+        "kills_after_steps": kills,
     }
-    path = measure.write_json("resume_buckets", content, settings)
-    Console().print(table)
-    print(f"wrote {path}\n")
-    return path
+    return measure.write_result(content, settings, table)
 
 
 if __name__ == "__main__":

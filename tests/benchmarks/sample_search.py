@@ -6,7 +6,6 @@ process that goes on asking, with the index in the system's cache and without; a
 come from comparing every row (``same_work``).
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -24,7 +23,6 @@ import measure
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from data_tools.vetting.perceptual_hash import pdq
@@ -135,15 +133,13 @@ def whole_command(folder: Path, file: Path) -> tuple[float, float, int]:
     return seconds, measure.cpu_seconds() - used, int(done.stdout.split()[-1]) * 1024
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=5,
+    rows=(10_000_000, "simulated"),
+    place=(Path, "folder on the disk to be measured (default: a temporary one)"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Simulate, ask, write the result."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--rows", type=int, default=10_000_000, help="simulated (%(default)s)")
-        parser.add_argument("--place", type=Path, help="folder on the disk to be measured (default: a temporary one)")
-
-    settings = measure.parse_arguments("sample_search", __doc__ or "", args, 5, extend)
-    console = Console()
     with tempfile.TemporaryDirectory(dir=settings.place) as temporary:
         folder, index = Path(temporary) / "shards", Path(temporary) / "shards.search"
         source, file = write_folder(folder), Path(temporary) / "copy.jpg"
@@ -178,10 +174,9 @@ def main(args: list[str] | None = None) -> list[Path]:
     )
     for kind, times in asked.items():
         table.add_row(kind, f"{1e3 * times['cached']:.1f}", f"{1e3 * times['from disk']:.1f}")
-    console.print(table)
     command, memory = statistics.median(each[0] for each in whole), max(each[2] for each in whole)
     processor = statistics.median(each[1] for each in whole)
-    console.print(
+    message = (
         f"check_shards --contains: {command:.2f} s from start to end ({processor:.2f} s of processor), "
         f"{memory / MIB:,.0f} MiB at most"
     )
@@ -197,7 +192,7 @@ def main(args: list[str] | None = None) -> list[Path]:
         "same_work": list({entry["compared"]: entry for entry in same}.values()),
         "notes": "from disk: after posix_fadvise(DONTNEED); rss counts mapped pages of the index, too",
     }
-    return [measure.write_json("sample_search", content, settings)]
+    return [measure.write_result(content, settings, table, message=message)]
 
 
 if __name__ == "__main__":

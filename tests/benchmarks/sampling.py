@@ -49,13 +49,9 @@ def build_generator(tokenizer: Path, device: str) -> LatentDiffusionModule:
     return module.eval().to(device)
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(repeats=7, pictures=(8, "prompts drawn"))
+def main(settings: measure.Settings) -> list[Path]:
     """Measure the three cases."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--pictures", type=int, default=8, help="prompts drawn (%(default)s)")
-
-    settings = measure.parse_arguments("sampling", __doc__ or "", args, 7, extend)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = write_tokenizer(Path(scratch) / "tokenizer", CONTEXT, captions(500))
         return _measure(build_generator(tokenizer, settings.device), settings)

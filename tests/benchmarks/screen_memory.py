@@ -9,16 +9,12 @@ digests and 20,000 phrases. With --network loopback the hosts are addresses of t
 Memory is that of all processes together, pages that they share counted once (PSS), four times a second.
 """
 
-import asyncio
 import hashlib
 import json
-import multiprocessing
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
+from processes import ROOT, answer_with, data_tool, served, tree_memory
 from rich.table import Table
 
 from data_tools.corpora.scene_prompts import captions
@@ -35,7 +31,6 @@ from data_tools.make_scenes import make_scene
 from leam_mm.errors import UserError, run
 
 MIB, PART, LIMIT = 2**20, 50_000, 2000
-ROOT = Path(__file__).resolve().parents[2]
 ENDINGS = [
     ", 1200 x 800 px",
     ", 12.05.2021",
@@ -92,31 +87,15 @@ def write_lists(folder: Path) -> list[str]:
     return [word for option, name in options for word in (option, str(folder / f"{name}.txt"))]
 
 
-def serve(pipe: Connection) -> None:
+def reply_rules(request: bytes) -> bytes:
     """Answer for every origin: some refuse a folder, some have no rules, some are broken."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            request = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            host = request.partition("Host: ")[2].partition("\r\n")[0].partition(":")[0]
-            last = int(host.rpartition(".")[2]) % 20
-            text, status = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 1\n", "200 OK"
-            if "/robots.txt" not in request or last == 0:
-                text, status = b"", "404 Not Found"
-            elif last == 1:
-                text, status = b"", "503 Service Unavailable"
-            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\nConnection: close\r\n\r\n"
-            writer.write(head.encode() + text)
-            await writer.drain()
-        finally:
-            writer.close()
-
-    async def listen() -> None:
-        server = await asyncio.start_server(answer, "0.0.0.0", 0, backlog=512)
-        pipe.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(listen())
+    host = request.decode("latin-1").partition("Host: ")[2].partition("\r\n")[0].partition(":")[0]
+    last = int(host.rpartition(".")[2]) % 20
+    if b"/robots.txt" not in request or last == 0:
+        return answer_with(b"", "404 Not Found")
+    if last == 1:
+        return answer_with(b"", "503 Service Unavailable")
+    return answer_with(b"User-agent: *\nDisallow: /private/\nCrawl-delay: 1\n")
 
 
 def watch(command: list[str]) -> tuple[float, int, int]:
@@ -126,11 +105,8 @@ def watch(command: list[str]) -> tuple[float, int, int]:
     whole = psutil.Process(running.pid)
     while running.poll() is None:
         try:
-            memory = []
-            for process in (whole, *whole.children(recursive=True)):
-                full = process.memory_full_info()
-                memory.append((getattr(full, "pss", full.uss), full.rss))
-            pss, rss = max(pss, sum(one for one, _ in memory)), max(rss, sum(other for _, other in memory))
+            now = tree_memory(whole)
+            pss, rss = max(pss, now[0]), max(rss, now[1])
         except psutil.Error:
             pass  # a process ended between two looks
         time.sleep(0.25)
@@ -140,30 +116,20 @@ def watch(command: list[str]) -> tuple[float, int, int]:
     return time.perf_counter() - begin, pss, rss
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    rows=([20_000, 100_000], ""),
+    network=("loopback", "", {"choices": ("loopback", "off")}),
+    hosts=(200, "with --network loopback"),
+    processes=(2, "that judge rows"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Screen tables of each length."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 100_000], help="(%(default)s)")
-        parser.add_argument("--network", choices=("loopback", "off"), default="loopback", help="(%(default)s)")
-        parser.add_argument("--hosts", type=int, default=200, help="with --network loopback (%(default)s)")
-        parser.add_argument("--processes", type=int, default=2, help="that judge rows (%(default)s)")
-
-    settings = measure.parse_arguments("screen_memory", __doc__ or "", args, 1, extend)
-    context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
-    server = context.Process(target=serve, args=(other,), daemon=True)
-    server.start()
-    try:
-        if not mine.poll(60):
-            raise UserError("the server on 0.0.0.0 did not start within a minute")
-        port, found = int(mine.recv()), []
+    found = []
+    with served(reply_rules, host="0.0.0.0") as port:
         for rows in settings.rows:
             with tempfile.TemporaryDirectory() as scratch:
                 found.append(_measure(Path(scratch), rows, port, settings))
-    finally:
-        server.terminate()
-        server.join()
     return [_report(found, settings)]
 
 
@@ -173,11 +139,11 @@ def _measure(scratch: Path, rows: int, port: int, settings: Any) -> dict[str, An
     hosts = hosts or [f"img.site{number}.example" for number in range(max(10, rows // 20))]
     write_table(scratch / "links.parquet", rows, hosts)
     output = scratch / "screened"
-    command = [sys.executable, "-m", "data_tools.screen_links", "--table", str(scratch / "links.parquet")]
-    command += ["--output", str(output), "--processes", str(settings.processes), *write_lists(scratch)]
-    command += ["--skip-origins"] if settings.network == "off" else []
-    command += [word for host in own for word in ("--allow-private", host)] if settings.network == "loopback" else []
-    seconds, pss, rss = watch(command)
+    words = ["--table", scratch / "links.parquet", "--output", output, "--processes", settings.processes]
+    words += write_lists(scratch)
+    words += ["--skip-origins"] if settings.network == "off" else []
+    words += [word for host in own for word in ("--allow-private", host)] if settings.network == "loopback" else []
+    seconds, pss, rss = watch(data_tool("screen_links", *words))
     ledger = pq.ParquetFile(output / "ledger.parquet").metadata.num_rows
     kept = pq.ParquetFile(output / "links.parquet").metadata.num_rows
     summary = json.loads((output / "summary.json").read_text())
@@ -215,11 +181,7 @@ def _report(found: list[dict[str, Any]], settings: Any) -> Path:
         slope = (large["peak_pss_mib"] - small["peak_pss_mib"]) / max(1, large["rows"] - small["rows"])
         content["mib_per_million_rows"] = slope * 1e6
         content["estimated_mib_at_10_million_rows"] = large["peak_pss_mib"] + max(0.0, slope) * (base - large["rows"])
-    path = measure.write_json("screen_memory", content, settings)
-    console = Console()
-    console.print(table)
-    console.print(f"wrote {path}")
-    return path
+    return measure.write_result(content, settings, table)
 
 
 def _rows(found: dict[str, Any]) -> int:

@@ -1,84 +1,38 @@
 """Final shards from a list of links: screening and download against img2dataset 1.47 alone, as whole processes.
 
 Both fetch the same 256 px JPEGs from a server on this machine, decode each one, and keep its bytes in tar files.
-img2dataset is told to (skip_reencode, resize_only_if_bigger): otherwise it would encode every picture again. Ours first
-screens the table (data_tools/screen_links.py, its origin asked for robots.txt and the rest) and is timed for both; with
---rules also for data_tools/vet_shards.py, with --no-screen for the download alone.
+img2dataset does so with skip_reencode and resize_only_if_bigger; otherwise it would encode every image again. Ours
+first screens the table (data_tools/screen_links.py, which asks the origin for robots.txt and the rest) and is timed for
+both; with --rules also for data_tools/vet_shards.py, with --no-screen for the download alone.
 """
 
-import asyncio
 import hashlib
-import multiprocessing
-import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import measure
 import pyarrow as pa
 import pyarrow.parquet as pq
+from processes import IMG2DATASET, ONE_THREAD, answer_with, call, data_tool, served
 from toy_input import captions, jpeg
 
 from leam_mm.data.shard_index import ShardFolder, read_samples
-from leam_mm.errors import UserError, run
+from leam_mm.errors import run
 
 SIZE, DISTINCT, PROCESSES, THREADS = 256, 100, 2, 32
-HEADER = "HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\nConnection: close\r\n\r\n"
 
 
-def serve(pictures: Sequence[bytes], pipe: Connection) -> None:
-    """Answer GET /NUMBER.jpg; the number's own bytes follow a JPEG's end, so that no two files are the same."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            request = await reader.readuntil(b"\r\n\r\n")
-            name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
-            if name.isdigit():
-                content = pictures[int(name) % len(pictures)] + int(name).to_bytes(8, "big")
-                writer.write(HEADER.format(len(content)).encode() + content)
-            else:
-                writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            await writer.drain()
-        finally:
-            writer.close()
-
-    async def listen() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=512)
-        pipe.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(listen())
-
-
-@contextmanager
-def served(pictures: Sequence[bytes]) -> Iterator[int]:
-    """Serve pictures in a process of its own, for as long as this lasts; gives the port on 127.0.0.1."""
-    context = multiprocessing.get_context("spawn")
-    mine, other = context.Pipe()
-    server = context.Process(target=serve, args=(pictures, other), daemon=True)
-    server.start()
-    try:
-        if not mine.poll(60):
-            raise UserError("the server on 127.0.0.1 did not start within a minute")
-        yield int(mine.recv())
-    finally:
-        server.terminate()
-        server.join()
-
-
-def call(command: list[str], folder: Path) -> None:
-    """Run a program to its end."""
-    environment = dict(os.environ, NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", OMP_NUM_THREADS="1")
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{command[:3]} failed with {done.returncode}: {(done.stderr or done.stdout).strip()[-600:]}")
+def reply_picture(request: bytes, pictures: Sequence[bytes]) -> bytes:
+    """Answer GET /NUMBER.jpg; the number's own bytes follow the JPEG's end, so that no two files are the same."""
+    name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
+    if not name.isdigit():
+        return answer_with(b"", "404 Not Found")
+    return answer_with(pictures[int(name) % len(pictures)] + int(name).to_bytes(8, "big"), kind="image/jpeg")
 
 
 def our_stages(links: Path, output: Path, scratch: Path, settings: Any) -> list[list[str]]:
@@ -92,7 +46,7 @@ def our_stages(links: Path, output: Path, scratch: Path, settings: Any) -> list[
     if settings.rules:
         vetted = ["--shards", str(output), "--rules", str(settings.rules.resolve()), "--overwrite"]
         stages.append(["vet_shards", *vetted, "--output", str(scratch / "vetted"), "--processes", str(PROCESSES)])
-    return [[sys.executable, "-m", f"data_tools.{name}", *arguments] for name, *arguments in stages]
+    return [data_tool(*stage) for stage in stages]
 
 
 def our_digests(folder: Path) -> list[str]:
@@ -113,24 +67,23 @@ def peer_digests(folder: Path) -> list[str]:
     return sorted(found)
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=3,
+    links=(2000, "pictures fetched in each run"),
+    no_screen=(False, "leave screen_links out"),
+    rules=(Path, "YAML of vet_shards, which is then part of ours"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Serve, check that both keep the same bytes, time both."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--links", type=int, default=2000, help="pictures fetched in each run (%(default)s)")
-        parser.add_argument("--no-screen", action="store_true", help="leave screen_links out")
-        parser.add_argument("--rules", type=Path, help="YAML of vet_shards, which is then part of ours")
-
-    settings = measure.parse_arguments("shard_building", __doc__ or "", args, 3, extend)
     # Vetting drops copies before its later rules see them: it gets as many pictures as links.
     count = settings.links if settings.rules else min(DISTINCT, settings.links)
     pictures = [jpeg(number, SIZE) for number in range(count)]
-    with served(pictures) as port, tempfile.TemporaryDirectory() as scratch:
+    with served(reply_picture, pictures) as port, tempfile.TemporaryDirectory() as scratch:
         return [_measure(Path(scratch), port, settings)]
 
 
 def _measure(scratch: Path, port: int, settings: Any) -> Path:
-    links, root = scratch / "links.parquet", Path(__file__).resolve().parents[2]
+    links = scratch / "links.parquet"
     urls = [f"http://127.0.0.1:{port}/{number}.jpg" for number in range(settings.links)]
     pq.write_table(pa.table({"url": urls, "caption": captions(settings.links)}), links)
     ours_folder, peer_folder = scratch / "ours", scratch / "peer"
@@ -158,11 +111,11 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
 
     def ours() -> None:
         for command in stages:
-            call(command, root)
+            call(command, **ONE_THREAD)
 
     def peer() -> None:
         shutil.rmtree(peer_folder, ignore_errors=True)
-        call(peer_command, scratch)
+        call(peer_command, scratch, **IMG2DATASET)
 
     ours()
     peer()

@@ -6,14 +6,11 @@ again at once; what it had started must leave by itself. Whenever the way is at 
 is compared with the undisturbed run's, and the way begins anew until all kills are done. Counts, not times.
 """
 
-import argparse
-import hashlib
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -23,14 +20,14 @@ from typing import Any
 import measure
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
+from processes import ROOT, data_tool, served
 from rich.table import Table
-from shard_building import served
+from shard_building import reply_picture
 from toy_input import captions, jpeg
 
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("screen", "download", "vet")
 OUTPUTS = {"screen": "screened", "download": "shards", "vet": "vetted"}
 COMPARED = ("*.tar", "*.index.parquet", "manifest.jsonl", "keep.parquet", "links.parquet", "vetting.json")
@@ -44,14 +41,12 @@ def commands(links: Path, folder: Path, stages: list[str], rules: Path) -> list[
     own = ["--allow-private", "127.0.0.1"]
     fetch = ["--table", str(table), "--output", str(output["download"]), "--samples-per-shard", "50", "--threads", "4"]
     vet = ["--shards", str(output["download"]), "--output", str(output["vet"]), "--rules", str(rules)]
-    told = {
-        "screen": ["screen_links", "--table", str(links), "--output", str(output["screen"]), *own],
-        "download": ["download_shards", *fetch, *own],
-        "vet": ["vet_shards", *vet, "--materialise"],
+    given = {
+        "screen": ("screen_links", "--table", links, "--output", output["screen"], *own),
+        "download": ("download_shards", *fetch, *own),
+        "vet": ("vet_shards", *vet, "--materialise"),
     }
-    return [
-        (name, output[name], [sys.executable, "-m", f"data_tools.{told[name][0]}", *told[name][1:]]) for name in stages
-    ]
+    return [(name, output[name], data_tool(*given[name])) for name in stages]
 
 
 def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str | None:
@@ -69,8 +64,8 @@ def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str
         if output.exists():
             continue
         limit = PATIENCE if moment is None else max(0.0, moment - (time.monotonic() - begin))
-        with tempfile.TemporaryFile() as told:
-            program = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=told)
+        with tempfile.TemporaryFile() as log:
+            program = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             try:
                 code = program.wait(limit)
             except subprocess.TimeoutExpired:
@@ -80,37 +75,32 @@ def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str
                     raise UserError(f"{name} did not end within {PATIENCE:.0f} s") from None
                 return name
             if code:
-                told.seek(0)
-                raise UserError(f"{name} ended with {code}: {told.read().decode(errors='replace').strip()[-600:]}")
+                log.seek(0)
+                raise UserError(f"{name} ended with {code}: {log.read().decode(errors='replace').strip()[-600:]}")
     return None
 
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that must be the same."""
-    found = {}
-    for output in OUTPUTS.values():
-        for pattern in COMPARED:
-            for path in sorted((folder / output).glob(pattern)):
-                found[f"{output}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    paths = [path for output in OUTPUTS.values() for kind in COMPARED for path in (folder / output).glob(kind)]
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(paths)}
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=1,
+    kills=(20, ""),
+    links=(400, "pictures"),
+    stages=(list(STAGES), "", {"choices": STAGES}),
+    rules=(ROOT / "configs/vet_basic.yaml", "of vet"),
+    seed=(0, "of the moments"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Serve, run undisturbed, then kill and compare."""
-
-    def extend(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--kills", type=int, default=20, help="(%(default)s)")
-        parser.add_argument("--links", type=int, default=400, help="pictures (%(default)s)")
-        parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="(all)")
-        parser.add_argument("--rules", type=Path, default=ROOT / "configs/vet_basic.yaml", help="of vet (%(default)s)")
-        parser.add_argument("--seed", type=int, default=0, help="of the moments (%(default)s)")
-
-    settings = measure.parse_arguments("shard_resume", __doc__ or "", args, 1, extend)
     settings.stages = [name for name in STAGES if name in settings.stages]
     if "download" not in settings.stages:
         raise UserError("--stages: without download nothing is made that could be compared")
     pictures = [jpeg(number, 96) for number in range(min(100, settings.links))]
-    with served(pictures) as port, tempfile.TemporaryDirectory() as scratch:
+    with served(reply_picture, pictures) as port, tempfile.TemporaryDirectory() as scratch:
         return [_measure(Path(scratch), port, settings)]
 
 
@@ -149,15 +139,12 @@ def _measure(scratch: Path, port: int, settings: Any) -> Path:
         "links": settings.links,
         "same_work": same,
     }
-    path = measure.write_json("shard_resume", content, settings)
     table = Table("", "", title="shard_resume")
     for name in STAGES:
         table.add_row(f"kills in {name}", str(killed[name]))
     table.add_row("ways finished, each compared", str(finished))
     table.add_row("files compared, differing", f"{len(expected)}, {len(differing)}")
-    Console().print(table)
-    print(f"wrote {path}")
-    return path
+    return measure.write_result(content, settings, table)
 
 
 if __name__ == "__main__":

@@ -211,9 +211,9 @@ def report(found: dict[str, dict[int, Any]], seconds: dict[str, Any], corpus: st
     checked = same_work(found)
     first = next(iter(next(iter(found.values())).values()))
     names = [name for name in BETTER if name in first["curve"][-1]]
-    console, table = Console(), Table("arm", *names, "CPU s", title="techniques")
+    table = Table("arm", *names, "CPU s", title="techniques")
     arms: dict[str, Any] = {}
-    told: list[str] = []
+    lines: list[str] = []
     for arm, runs in found.items():
         ends = [one["curve"][-1] for one in runs.values()]
         entry: dict[str, Any] = {name: spread([end[name] for end in ends]) for name in names}
@@ -222,7 +222,7 @@ def report(found: dict[str, dict[int, Any]], seconds: dict[str, Any], corpus: st
         if arm != "plain" and "plain" in found:
             entry["against_plain"] = {name: compare(found, arm, name) for name in names}
         arms[arm] = entry
-        told += [
+        lines += [
             f"{arm} against plain, {name}: {gap['at_equal_samples']['mean']:+.3g} at as many samples "
             f"({_ends(gap['at_equal_samples'])}), {gap['at_equal_seconds']['mean']:+.3g} at as many seconds "
             f"({_ends(gap['at_equal_seconds'])}): {gap['verdict']}"
@@ -248,33 +248,29 @@ def report(found: dict[str, dict[int, Any]], seconds: dict[str, Any], corpus: st
             f"REPA's encoder is a vision transformer of {settings.encoder_samples} samples, its projection 256 wide"
         ),
     }
-    console.print(table)
-    for line in told:
-        console.print(line)
-    path = measure.write_json("techniques" if corpus == "scenes" else f"techniques_{corpus}", content, settings)
-    console.print(f"wrote {path}")
-    return path
+    name = "techniques" if corpus == "scenes" else f"techniques_{corpus}"
+    return measure.write_result(content, settings, table, name, "\n".join(lines))
 
 
 def _ends(interval: dict[str, Any]) -> str:
     return "no interval" if interval["low"] is None else f"{interval['low']:.3g} to {interval['high']:.3g}"
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=3,
+    runs=(Path("runs/quickstart"), "of a corridor"),
+    samples=(32_000, "seen in each training"),
+    seeds=(3, "trainings of each arm"),
+    arms=(list(ARMS), "default: all", {"choices": ARMS}),
+    jobs=(min(2, os.cpu_count() or 1), "at a time"),
+    looks=(3, "evaluations in a training"),
+    pictures=(256, "drawn in an evaluation"),
+    rate=(0.002, "of AdamW"),
+    encoder_samples=(51_200, "of REPA's encoder"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Prepare, train, compare."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--runs", type=Path, default=Path("runs/quickstart"), help="of a corridor (%(default)s)")
-        parser.add_argument("--samples", type=int, default=32_000, help="seen in each training (%(default)s)")
-        parser.add_argument("--seeds", type=int, default=3, help="trainings of each arm (%(default)s)")
-        parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="default: all")
-        parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="at a time (%(default)s)")
-        parser.add_argument("--looks", type=int, default=3, help="evaluations in a training (%(default)s)")
-        parser.add_argument("--pictures", type=int, default=256, help="drawn in an evaluation (%(default)s)")
-        parser.add_argument("--rate", type=float, default=0.002, help="of AdamW (%(default)s)")
-        parser.add_argument("--encoder-samples", type=int, default=51_200, help="of REPA's encoder (%(default)s)")
-
-    settings, console = measure.parse_arguments("techniques", __doc__ or "", args, 3, extend), Console()
+    console = Console()
     settings.repeats, runs = settings.seeds, settings.runs.resolve()
     if not all((runs / name).exists() for name in ("shards/train/manifest.jsonl", "codec", "clip", "latents/train")):
         console.print(

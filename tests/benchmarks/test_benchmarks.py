@@ -57,6 +57,8 @@ def test_every_benchmark_is_run() -> None:
         "batch_record",
         "accuracy_clock",
         "hostile_server",
+        "open_clip_peer",
+        "processes",
         "measure",
         "picture_copies",
         "published_loop",

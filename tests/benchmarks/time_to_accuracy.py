@@ -26,6 +26,7 @@ from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.factory import create_loss
 from open_clip.tokenizer import HFTokenizer
 from open_clip.transform import AugmentationCfg, image_transform
+from open_clip_peer import decay_groups, skip_nameless_entries
 from open_clip_train.params import parse_args
 from open_clip_train.scheduler import cosine_lr
 from open_clip_train.train import train_one_epoch
@@ -142,15 +143,10 @@ def train_peer(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, eve
     transform = image_transform(
         size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg=augmentation
     )
-    expand = open_clip_data.tar_file_expander
-    # webdataset >= 0.2.96 ends each tar with an entry without a name, on which open_clip_train 3.3.0 stumbles.
-    open_clip_data.tar_file_expander = lambda *a, **named: (e for e in expand(*a, **named) if "fname" in e)
+    skip_nameless_entries()
     reader = OneCaption(emoji / "tokenizer", context)
     loaded = {"train": open_clip_data.get_wds_dataset(args, transform, is_train=True, epoch=0, tokenizer=reader)}
-    plain = [weight for weight in model.parameters() if weight.ndim < 2]
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": matrices, "weight_decay": WEIGHT_DECAY}]
-    optimizer = torch.optim.AdamW(groups, lr=PEER_RATE, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(decay_groups(model, WEIGHT_DECAY), lr=PEER_RATE, betas=(0.9, 0.98), eps=1e-6)
     epochs = samples // (every * batch)
     schedule, loss = cosine_lr(optimizer, PEER_RATE, WARMUP, epochs * every), create_loss(args)
     clock = AccuracyClock(emoji / "shards/test", emoji / "drawings/classes.json", every, batch)
@@ -162,16 +158,15 @@ def train_peer(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, eve
     return clock
 
 
-def main(args: list[str] | None = None) -> list[Path]:
+@measure.benchmark(
+    repeats=3,
+    emoji=(Path("runs/emoji"), "what make emoji left"),
+    recipe=(Path("configs/emoji_clip.yaml"), "ours"),
+    samples=(128_000, "drawings seen in a run"),
+    every=(50, "steps between two measurements"),
+)
+def main(settings: measure.Settings) -> list[Path]:
     """Train both sides in turns, one seed after the other."""
-
-    def extend(parser: Any) -> None:
-        parser.add_argument("--emoji", type=Path, default=Path("runs/emoji"), help="what make emoji left (%(default)s)")
-        parser.add_argument("--recipe", type=Path, default=Path("configs/emoji_clip.yaml"), help="ours (%(default)s)")
-        parser.add_argument("--samples", type=int, default=128_000, help="drawings seen in a run (%(default)s)")
-        parser.add_argument("--every", type=int, default=50, help="steps between two measurements (%(default)s)")
-
-    settings = measure.parse_arguments("time_to_accuracy", __doc__ or "", args, 3, extend)
     if not (settings.emoji / "shards/train/manifest.jsonl").is_file():
         Console().print(f"time_to_accuracy: {settings.emoji} is not there, not measured; make emoji writes it")
         return []
@@ -225,10 +220,7 @@ def report(curves: dict[str, list[list[dict[str, float]]]], settings: Any, count
         "target: 60 % of the mean accuracy that the peer ends with after as many drawings; English top-1 of 1,353 "
         "emoji in a drawing style that training never saw; CPU seconds without loader processes"
     )
-    Console().print(table)
-    path = measure.write_json("time_to_accuracy", content, settings)
-    Console().print(f"ratio {content['ratio']}; wrote {path}")
-    return path
+    return measure.write_result(content, settings, table, message=f"ratio {content['ratio']}")
 
 
 if __name__ == "__main__":
