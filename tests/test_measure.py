@@ -82,7 +82,7 @@ def test_options_of_a_benchmark_are_read_by_their_defaults(tmp_path: Path) -> No
     settings = measure.parse_arguments("toy", "", [], 9, options)
     assert (settings.links, settings.no_screen, settings.rules) == (400, False, None)
     assert (settings.stages, settings.size, settings.repeats) == (["a"], None, 9)
-    words = "--links 3 --no-screen --rules x.yaml --stages b c --size s --size m".split()
+    words = ["--links", "3", "--no-screen", "--rules", "x.yaml", "--stages", "b", "c", "--size", "s", "--size", "m"]
     settings = measure.parse_arguments("toy", "", words, 9, options)
     assert (settings.links, settings.no_screen, settings.rules) == (3, True, Path("x.yaml"))
     assert (settings.stages, settings.size) == (["b", "c"], ["s", "m"])
