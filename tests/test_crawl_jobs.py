@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from toys.warc import WarcFile
 
-from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_names, run_jobs
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_paths, run_jobs
 
 PAGE = '<html lang="de"><img src="/{n}.jpg" alt="Eine alte Kirche"></html>'
 
@@ -24,7 +24,7 @@ def slow(tmp_path: Path) -> CrawlJob:
 
 
 def fates(work: Path) -> list[tuple[str, str]]:
-    rows = pq.read_table(part_names(work, 0)[1]).to_pylist()
+    rows = pq.read_table(part_paths(work, 0)[1]).to_pylist()
     return [(row["rule"], row["value"]) for row in rows]
 
 
@@ -57,6 +57,6 @@ def test_a_part_in_this_process(tmp_path: Path) -> None:
             file.add(f"https://a.example/{number}", PAGE.format(n=number))
     beat = [0.0, 0.0, 0.0]
     crawl_part(tmp_path, PageSettings("leam_mm"), CrawlJob(7, tmp_path / "a.warc.gz"), beat)
-    links, ledger, done = part_names(tmp_path, 7)
+    links, ledger, done = part_paths(tmp_path, 7)
     assert pq.read_metadata(links).num_rows == pq.read_metadata(ledger).num_rows == 3 and done.exists()
     assert beat == [2, 0.0, 3] and not list(tmp_path.glob("*.tmp-*"))

@@ -160,8 +160,8 @@ def test_folder_of_html(tmp_path: Path) -> None:
 def test_another_setting_does_not_go_on_in_the_same_folder(archive: Path, tmp_path: Path) -> None:
     work = tmp_path / "out.work"
     work.mkdir()
-    (work / "fingerprint.json").write_text(json.dumps({"setting": {"agent": "other"}, "archives": []}))
-    with pytest.raises(UserError, match="begun with other settings"):
+    (work / "fingerprint.json").write_text(json.dumps({"settings": {"agent": "other"}, "archives": []}))
+    with pytest.raises(UserError, match="started with another agent"):
         crawl("--warc", archive, "--output", tmp_path / "out")
 
 
@@ -169,8 +169,8 @@ def test_another_setting_does_not_go_on_in_the_same_folder(archive: Path, tmp_pa
     ("arguments", "word"),
     [
         ((), "either --warc FILES or --html"),
-        (("--warc", "missing.warc"), "no file"),
-        (("--html", "missing", "--base-url", "https://a.example"), "no folder"),
+        (("--warc", "missing.warc"), "not a file"),
+        (("--html", "missing", "--base-url", "https://a.example"), "not a folder"),
         (("--html", "missing"), "--base-url"),
         (("--warc", "a", "--page-seconds", "0"), "more than 0"),
     ],

@@ -1,13 +1,13 @@
-"""Read archives of web pages in several watched processes; each archive's part is whole or not there.
+"""Read archives of web pages in several supervised processes; the part of each archive is complete or absent.
 
-A process says which page it is at. One that dies, or stays at a page for too long, is replaced: the page is put on the
-archive's list of pages to leave out, and the archive is read anew. Parts are therefore the same whoever read them.
+A process reports the page that it reads. A process that dies or exceeds the time limit at a page is replaced: the page
+is added to the archive's list of skipped pages, and the archive is read again. WorkerPool cannot do that: it neither
+watches single jobs nor survives the death of a worker.
 """
 
 import contextlib
 import json
 import multiprocessing
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -25,24 +25,26 @@ from data_tools.pages.crawl_rows import LINK_SCHEMA, link_rows, page_row
 from data_tools.pages.page_links import PageLimits, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused, folder_pages, warc_pages
 from data_tools.work.ledger import LedgerWriter
+from data_tools.work.workers import become_worker
 from leam_mm.errors import UserError
+from leam_mm.files import atomic_write, write_json
 
 STAGE = "crawl_links"
 ROWS = 5000  # links in memory at a time
-LEFT_OUT = "page_crash"
+CRASH = "page_crash"  # rule of pages that crashed or held up their process
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass(frozen=True)
 class PageSettings:
-    """What decides which links come out.
+    """Settings that decide which links come out.
 
     Args:
-        agent: Our product name, to which pages may speak.
+        agent: Our product name, by which pages may address us.
         source: Name of the source, or empty.
-        base_url: Address of a folder of HTML files.
-        max_page_bytes: Of a page, decompressed.
-        suggest_basis: Whether a legal basis may follow from a licence.
+        base_url: Web address of a folder of HTML files.
+        max_page_bytes: Largest page in bytes, decompressed.
+        suggest_basis: Whether a licence may set the legal basis.
     """
 
     agent: str
@@ -57,9 +59,9 @@ class CrawlJob:
     """One archive, or some files of a folder.
 
     Args:
-        number: Its place among all.
+        number: Its number among all jobs.
         path: The archive, or the folder.
-        files: Of the folder; empty for an archive.
+        files: Files of the folder; empty for an archive.
     """
 
     number: int
@@ -67,40 +69,43 @@ class CrawlJob:
     files: tuple[Path, ...] = ()
 
 
-def part_names(work: Path, number: int) -> tuple[Path, Path, Path]:
-    """Links, ledger, and the counts that say that both are whole."""
-    return tuple(work / f"{number:06d}.{end}" for end in ("links.parquet", "ledger.parquet", "done.json"))  # type: ignore[return-value]
+def part_paths(work: Path, number: int) -> tuple[Path, Path, Path]:
+    """Return the paths of a part's links, its ledger, and its counts, which exist once the other two are complete."""
+    links, ledger, done = (work / f"{number:06d}.{end}" for end in ("links.parquet", "ledger.parquet", "done.json"))
+    return links, ledger, done
 
 
-def _write(path: Path, content: Any) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, sort_keys=True, ensure_ascii=False))
-    os.replace(temporary, path)
-
-
-def _left_out(work: Path, job: CrawlJob) -> dict[int, str]:
-    path = work / f"{job.number:06d}.left_out.json"
+def _skipped_pages(work: Path, job: CrawlJob) -> dict[int, str]:
+    path = _skip_list(work, job)
     return {int(number): why for number, why in json.loads(path.read_text()).items()} if path.exists() else {}
 
 
-def crawl_part(work: Path, setting: PageSettings, job: CrawlJob, beat: Any) -> None:
+def _skip_list(work: Path, job: CrawlJob) -> Path:
+    return work / f"{job.number:06d}.skipped.json"
+
+
+def crawl_part(work: Path, settings: PageSettings, job: CrawlJob, beat: Any) -> None:
     """Read one archive and write its part.
 
     Args:
         work: The work folder.
-        setting: What decides the links.
+        settings: Settings that decide the links.
         job: The archive.
-        beat: Three shared numbers: the page that is being read, since when (monotonic), pages this process has read.
+        beat: Three shared numbers: number of the page that is being read, the time at which it was begun (monotonic,
+            0 between pages), and pages that this process has read.
     """
-    links, ledger, done = part_names(work, job.number)
+    links, ledger, done = part_paths(work, job.number)
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in ("pages", "links", "captions", "licences", "reserving_pages", "skipped_images")
     }
-    broken, waiting, parent = None, [], os.getppid()
-    temporary = links.with_name(f"{links.name}.tmp-{os.getpid()}")
-    with pq.ParquetWriter(temporary, LINK_SCHEMA, compression="zstd") as writer, LedgerWriter(ledger, STAGE) as book:
-        pages = _pages(setting, job)
-        left_out = _left_out(work, job)
+    broken, waiting = None, []
+    with (
+        atomic_write(links) as temporary,
+        pq.ParquetWriter(temporary, LINK_SCHEMA, compression="zstd") as writer,
+        LedgerWriter(ledger, STAGE) as book,
+    ):
+        pages = _pages(settings, job)
+        skipped = _skipped_pages(work, job)
         while True:
             try:
                 page = next(pages, None)
@@ -111,13 +116,11 @@ def crawl_part(work: Path, setting: PageSettings, job: CrawlJob, beat: Any) -> N
                 break
             if page is None:
                 break
-            if os.getppid() != parent:
-                raise SystemExit(1)  # whoever wanted the part is gone
             beat[0], beat[1] = page.number, time.monotonic()
-            outcome = _outcome(page, setting, left_out)
+            outcome = _outcome(page, settings, skipped)
             rows = []
             if isinstance(outcome, PageReading):
-                rows = link_rows(page, outcome, setting.source, setting.suggest_basis)
+                rows = link_rows(page, outcome, settings.source, settings.suggest_basis)
             beat[1], beat[2] = 0.0, beat[2] + 1
             book.write([page_row(page, outcome)])
             waiting += rows
@@ -127,23 +130,23 @@ def crawl_part(work: Path, setting: PageSettings, job: CrawlJob, beat: Any) -> N
                 waiting = []
         if waiting:
             writer.write_table(pa.Table.from_pylist(waiting, LINK_SCHEMA))
-    os.replace(temporary, links)
-    _write(done, {name: dict(found) for name, found in counts.items()} | {"broken": broken})
+    result = {name: dict(found) for name, found in counts.items()} | {"broken": broken}
+    write_json(done, result, indent=None, sort_keys=True)
 
 
-def _pages(setting: PageSettings, job: CrawlJob) -> Iterator[Page]:
+def _pages(settings: PageSettings, job: CrawlJob) -> Iterator[Page]:
     if job.files:
-        return folder_pages(job.path, list(job.files), setting.base_url, setting.max_page_bytes)
-    return warc_pages(job.path, setting.max_page_bytes)
+        return folder_pages(job.path, list(job.files), settings.base_url, settings.max_page_bytes)
+    return warc_pages(job.path, settings.max_page_bytes)
 
 
-def _outcome(page: Page, setting: PageSettings, left_out: dict[int, str]) -> PageReading | PageRefused:
+def _outcome(page: Page, settings: PageSettings, skipped: dict[int, str]) -> PageReading | PageRefused:
     if page.refused is not None:
         return page.refused
-    if page.number in left_out:
-        return PageRefused(LEFT_OUT, left_out[page.number], "it ended the process that read it, or held it up")
+    if page.number in skipped:
+        return PageRefused(CRASH, skipped[page.number], "it ended the process that read it, or held it up")
     try:
-        return read_page(page, setting.agent, PageLimits())
+        return read_page(page, settings.agent, PageLimits())
     except PageRefused as refused:
         return refused
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
@@ -166,18 +169,18 @@ def _count(counts: dict[str, Counter[str]], outcome: PageReading | PageRefused, 
 
 
 class _Worker:
-    """A process and the job it is at."""
+    """A process and its current job."""
 
-    def __init__(self, work: Path, setting: PageSettings) -> None:
+    def __init__(self, work: Path, settings: PageSettings) -> None:
         self.beat = _SPAWN.RawArray("d", 3)
         self.connection, other = _SPAWN.Pipe()
-        self.process = _SPAWN.Process(target=_serve, args=(work, setting, other, self.beat), daemon=True)
+        self.process = _SPAWN.Process(target=_serve, args=(work, settings, other, self.beat), daemon=True)
         self.process.start()
         other.close()
         self.job: CrawlJob | None = None
 
     def give(self, job: CrawlJob | None) -> None:
-        """Hand over a job; None ends the process."""
+        """Send a job; None ends the process."""
         self.job = job
         self.beat[0], self.beat[1] = -1, 0.0
         with contextlib.suppress(OSError):
@@ -188,8 +191,9 @@ class _Worker:
         return since > 0 and time.monotonic() - since > seconds
 
 
-def _serve(work: Path, setting: PageSettings, connection: Connection, beat: Any) -> None:
-    vote(["warm"])  # opens the language models, whose time is not the first page's
+def _serve(work: Path, settings: PageSettings, connection: Connection, beat: Any) -> None:
+    become_worker()
+    vote(["warm"])  # loads the language models, so that their time does not count for the first page
     while True:
         try:
             job = connection.recv()
@@ -198,32 +202,32 @@ def _serve(work: Path, setting: PageSettings, connection: Connection, beat: Any)
         if job is None:
             return
         try:
-            crawl_part(work, setting, job, beat)
+            crawl_part(work, settings, job, beat)
             connection.send("")
         except (OSError, UserError, pa.ArrowException) as error:
             connection.send(f"{job.path}: {str(error).splitlines()[0]}")
 
 
-def run_jobs(work: Path, setting: PageSettings, jobs: list[CrawlJob], processes: int, page_seconds: float) -> None:
-    """Read all archives whose parts are not there yet.
+def run_jobs(work: Path, settings: PageSettings, jobs: list[CrawlJob], processes: int, page_seconds: float) -> None:
+    """Read all archives whose parts do not exist yet.
 
     Args:
         work: The work folder.
-        setting: What decides the links.
+        settings: Settings that decide the links.
         jobs: All archives.
-        processes: At a time.
-        page_seconds: A process that stays longer at a page is replaced.
+        processes: Number of processes.
+        page_seconds: Longest time for one page; a process that needs longer is replaced.
 
     Raises:
-        UserError: A part cannot be written, or a process dies without being at a page.
+        UserError: A part cannot be written, or a process dies twice between pages of one archive.
     """
-    waiting = [job for job in jobs if not part_names(work, job.number)[2].exists()][::-1]
+    waiting = [job for job in jobs if not part_paths(work, job.number)[2].exists()][::-1]
     workers: list[_Worker] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("crawl", total=len(jobs), completed=len(jobs) - len(waiting))
         try:
-            workers = [_Worker(work, setting) for _ in range(min(processes, len(waiting)))]
+            workers = [_Worker(work, settings) for _ in range(min(processes, len(waiting)))]
             for worker in workers:
                 worker.give(waiting.pop())
             deaths: Counter[int] = Counter()
@@ -236,13 +240,13 @@ def run_jobs(work: Path, setting: PageSettings, jobs: list[CrawlJob], processes:
                 for worker in busy:
                     job = worker.job
                     assert job is not None
-                    if _ended(worker):
+                    if _finished(worker):
                         worker.give(waiting.pop() if waiting else None)
                         progress.advance(bar)
                     elif worker.held_up(page_seconds) or not worker.process.is_alive():
                         past += worker.beat[2]
-                        _leave_out(work, job, worker, deaths, page_seconds)
-                        workers[workers.index(worker)] = replacement = _Worker(work, setting)
+                        _skip_page(work, job, worker, deaths, page_seconds)
+                        workers[workers.index(worker)] = replacement = _Worker(work, settings)
                         replacement.give(job)
         finally:
             for worker in workers:
@@ -252,21 +256,25 @@ def run_jobs(work: Path, setting: PageSettings, jobs: list[CrawlJob], processes:
                 worker.connection.close()
 
 
-def _ended(worker: _Worker) -> bool:
-    """Whether the job is done; what the process says of a failure is raised."""
+def _finished(worker: _Worker) -> bool:
+    """Whether the job is done.
+
+    Raises:
+        UserError: The process reports a failure.
+    """
     try:
         if not worker.connection.poll():
             return False
-        told = worker.connection.recv()
+        failure = worker.connection.recv()
     except (EOFError, OSError):
         return False
-    if told:
-        raise UserError(f"{told}; mend the cause and start the same command again")
+    if failure:
+        raise UserError(f"{failure}; fix the cause and start the same command again")
     return True
 
 
-def _leave_out(work: Path, job: CrawlJob, worker: _Worker, deaths: Counter[int], page_seconds: float) -> None:
-    """End a process that is stuck or dead, and put the page it was at on the archive's list."""
+def _skip_page(work: Path, job: CrawlJob, worker: _Worker, deaths: Counter[int], page_seconds: float) -> None:
+    """Kill a process that is stuck or dead, and add its current page to the archive's list of skipped pages."""
     stuck = worker.process.is_alive()
     worker.process.kill()
     worker.process.join()
@@ -278,4 +286,4 @@ def _leave_out(work: Path, job: CrawlJob, worker: _Worker, deaths: Counter[int],
             raise UserError(f"{job.path}: its process died twice (exit code {code}); is there enough memory?")
         return
     why = f"longer than {page_seconds:g} s" if stuck else f"exit code {worker.process.exitcode}"
-    _write(work / f"{job.number:06d}.left_out.json", {**_left_out(work, job), number: why})
+    write_json(_skip_list(work, job), _skipped_pages(work, job) | {number: why}, indent=None, sort_keys=True)

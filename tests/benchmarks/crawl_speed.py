@@ -21,7 +21,7 @@ from toys.warc import WarcFile
 
 from data_tools.corpora.scene_prompts import captions
 from data_tools.make_scenes import make_scene
-from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_names
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_paths
 from leam_mm.errors import run
 
 LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
@@ -80,7 +80,7 @@ def main(settings: measure.Settings) -> list[Path]:
             crawl_part(work, setting, job, [0.0, 0.0, 0.0])
 
         ours()
-        table = pq.read_table(part_names(work, 0)[0]).to_pylist()
+        table = pq.read_table(part_paths(work, 0)[0]).to_pylist()
         difference = len(set(floor(path)) ^ {(row["url"], row["caption"]) for row in table})
         same = measure.require_same("pairs of address and alt text that one side lacks", difference, 0)
         before = psutil.Process().memory_info().rss
