@@ -120,7 +120,7 @@ def test_every_signal_of_the_page_is_kept() -> None:
     <meta name="tdm-policy" content="https://site.example/policy.json">
     <meta http-equiv="X-Robots-Tag" content="noml">"""
     headers = [("X-Robots-Tag", "otherbot: none"), ("TDM-Reservation", "1"), ("Content-Usage", "train-ai=n")]
-    signals = read(html, headers=headers, moment=datetime(2026, 1, 1, tzinfo=UTC)).signals
+    signals = read(html, headers=headers, fetched_at=datetime(2026, 1, 1, tzinfo=UTC)).signals
     kinds = sorted(signal.kind for signal in signals if signal.reserved)
     robots = ["header:x-robots-tag", "meta:robots", "meta:robots"]
     assert kinds == ["header:content-usage", "header:tdm-reservation", *robots, "meta:tdm-reservation"]
@@ -130,7 +130,7 @@ def test_every_signal_of_the_page_is_kept() -> None:
 def test_what_expires_has_expired_on_a_page_without_date() -> None:
     html = '<meta name="robots" content="unavailable_after: 25 Jun 2030 15:00:00 GMT">'
     assert [signal.reserved for signal in read(html).signals] == [True]
-    dated = read(html, moment=datetime(2026, 1, 1, tzinfo=UTC)).signals
+    dated = read(html, fetched_at=datetime(2026, 1, 1, tzinfo=UTC)).signals
     assert not any(signal.reserved for signal in dated)
 
 

@@ -21,7 +21,9 @@ def test_an_answer_comes_back_whole(name: str, tmp_path: Path) -> None:
     first, second, third = read(tmp_path / name)
     assert (first.url, first.content, first.charset) == ("https://a.example/ä", "<p>é".encode(), "UTF-8")
     assert [value for key, value in first.headers if key.lower() == "x-robots-tag"] == ["noai", "bot: none"]
-    assert first.moment == second.moment == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC) and third.moment is None
+    assert (
+        first.fetched_at == second.fetched_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC) and third.fetched_at is None
+    )
     assert first.archive == name and first.record == "urn:00000000-0000-4000-8000-000000000000"
     assert second.refused is None and second.charset is None and [page.number for page in (first, second)] == [0, 1]
 

@@ -1,7 +1,7 @@
-"""Lists of what must not be fetched: domains with all below them, digests of addresses, phrases in captions.
+"""Blocklists of what must not be fetched: domains with their subdomains, digests of addresses, phrases in captions.
 
-Text files of one entry a line; ``#`` begins a comment. Lists of digests are exchanged where the addresses themselves
-must not be: md5, sha1 or sha256 in hexadecimal, of the address as it is published or as it is asked for.
+Text files with one entry per line; ``#`` starts a comment. Digests (md5, sha1 or sha256 in hexadecimal, of the address
+as published or as fetched) are used where the addresses themselves must not be shared.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from publicsuffixlist import PublicSuffixList
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
-DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}  # by their length in hexadecimal
+DIGESTS = {32: "md5", 40: "sha1", 64: "sha256"}  # by length in hexadecimal
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """Which list blocks something.
+    """A match in a blocklist.
 
     Args:
         rule: ``blocked_domain``, ``blocked_url`` or ``blocked_phrase``.
-        value: The entry: of a digest its first characters.
+        value: The entry, or the first characters of a digest.
         list_name: File name of the list.
-        list_sha256: Of the list's content, so that the decision can be checked later.
+        list_sha256: SHA-256 of the list's content, so that the decision can be checked later.
     """
 
     rule: str
@@ -43,7 +43,7 @@ class DomainList:
     """Domains that are blocked with all their subdomains.
 
     Raises:
-        UserError: An entry is no domain, or one under which strangers register (``co.uk``): it would block a country.
+        UserError: An entry is not a domain, or is a public suffix (``co.uk``), which would block a whole country.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,10 +51,10 @@ class DomainList:
         self.name, self.sha256 = path.name, file_sha256(path)
         self.domains: set[str] = set()
         for number, line in _lines(path):
-            domain = ascii_domain(line.split()[-1].removeprefix("*."))  # a hosts file has the address before it
+            domain = ascii_domain(line.split()[-1].removeprefix("*."))  # lines of a hosts file start with an address
             if domain is None or "." not in domain:
                 raise UserError(
-                    f"{path}, line {number}: {line[:80]!r} is no domain; write one a line, such as example.org"
+                    f"{path}, line {number}: {line[:80]!r} is not a domain; write one a line, such as example.org"
                 )
             if registrable_domain(domain) is None:
                 raise UserError(
@@ -63,7 +63,7 @@ class DomainList:
             self.domains.add(domain)
 
     def find(self, host: str) -> Blocked | None:
-        """Look a host up, with all domains above it."""
+        """Look up a host and all its parent domains."""
         while host:
             if host in self.domains:
                 return Blocked("blocked_domain", host, self.name, self.sha256)
@@ -75,7 +75,7 @@ class DigestList:
     """Digests of addresses; a million take 40 MB at most.
 
     Raises:
-        UserError: A line is no md5, sha1 or sha256.
+        UserError: A line is not an md5, sha1 or sha256.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,26 +84,26 @@ class DigestList:
         found: dict[str, list[bytes]] = {}
         for number, line in _lines(path):
             if len(line) not in DIGESTS or re.search("[^0-9A-Fa-f]", line):
-                raise UserError(f"{path}, line {number}: {line[:80]!r} is no md5, sha1 or sha256 in hexadecimal")
+                raise UserError(f"{path}, line {number}: {line[:80]!r} is not an md5, sha1 or sha256 in hexadecimal")
             found.setdefault(DIGESTS[len(line)], []).append(bytes.fromhex(line))
         self.digests = {name: _sorted(values) for name, values in sorted(found.items())}
 
     def find(self, addresses: set[str]) -> Blocked | None:
-        """Look up all ways to write one address."""
-        for name, known in self.digests.items():
+        """Look up all forms of one address."""
+        for name, digests in self.digests.items():
             for address in sorted(addresses):
                 raw = hashlib.new(name, address.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
                 begin = np.frombuffer(raw[:8], ">u8")[0]
-                first, last = np.searchsorted(known[:, 0], begin), np.searchsorted(known[:, 0], begin, "right")
-                if any(known[place].tobytes()[: len(raw)] == raw for place in range(first, last)):
+                first, last = np.searchsorted(digests[:, 0], begin), np.searchsorted(digests[:, 0], begin, "right")
+                if any(digests[row].tobytes()[: len(raw)] == raw for row in range(first, last)):
                     return Blocked("blocked_url", f"{name} {raw.hex()[:16]}", self.name, self.sha256)
         return None
 
 
 class PhraseList:
-    """Words and phrases, compared without regard to case, width and compatibility forms, as whole words.
+    """Words and phrases, matched as whole words regardless of case, width and compatibility forms.
 
-    A phrase is found by its first word, so that a caption costs the same with ten phrases and with a million.
+    Phrases are indexed by their first word, so the time per caption does not depend on the length of the list.
 
     Raises:
         UserError: A line has no letter or digit.
@@ -120,18 +120,18 @@ class PhraseList:
             self.phrases.setdefault(words[0], []).append(words)
 
     def find(self, words: list[str]) -> Blocked | None:
-        """Look a caption's ``text_words`` up."""
-        for place, word in enumerate(words):
+        """Look up the ``text_words`` of a caption."""
+        for start, word in enumerate(words):
             for phrase in self.phrases.get(word, ()):
-                if tuple(words[place : place + len(phrase)]) == phrase:
+                if tuple(words[start : start + len(phrase)]) == phrase:
                     return Blocked("blocked_phrase", " ".join(phrase), self.name, self.sha256)
         return None
 
 
 def text_words(text: str) -> list[str]:
-    """Words of a caption as lists compare them."""
+    """Return the words of a caption in comparable form."""
     if not text.isascii():
-        # Invisible characters between letters are a way around a list.
+        # Invisible characters between letters would defeat a list.
         text = "".join(mark for mark in unicodedata.normalize("NFKC", text) if unicodedata.category(mark) != "Cf")
         text = unicodedata.normalize("NFKC", text.casefold())
     return _WORD.findall(text.casefold())
@@ -139,14 +139,14 @@ def text_words(text: str) -> list[str]:
 
 @lru_cache(maxsize=100_000)
 def registrable_domain(host: str) -> str | None:
-    """The domain that somebody registered (``example.co.uk`` of ``img.example.co.uk``); None for suffixes and IPs."""
+    """Return the registered domain (``example.co.uk`` of ``img.example.co.uk``); None for public suffixes and IPs."""
     if re.fullmatch(r"[0-9.]+|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?", host):
         return None
     return _suffixes().privatesuffix(host)
 
 
 def ascii_domain(text: str) -> str | None:
-    """A domain in lower case and ASCII, or nothing where it is none."""
+    """Return a domain in lower case and ASCII, or None if the text is not a domain."""
     try:
         domain = text.strip(".").lower().encode("idna").decode()
     except UnicodeError:
@@ -171,6 +171,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _sorted(values: list[bytes]) -> np.ndarray:
-    width = -(-len(values[0]) // 8) * 8  # a sha1 is filled up with zeros
+    width = -(-len(values[0]) // 8) * 8  # a sha1 is padded with zeros
     content = b"".join(value.ljust(width, b"\0") for value in sorted(set(values)))
     return np.frombuffer(content, ">u8").reshape(-1, width // 8)

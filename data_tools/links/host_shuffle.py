@@ -1,9 +1,9 @@
-"""The order in which links are asked for: every origin's links spread evenly over the table, so that none is hammered.
+"""Download order in which the links of every origin are spread evenly over the table, which limits the load of a host.
 
-The k-th of an origin's n links stands at (k + u) / n of the table, where u is a number in [0, 1) that is the origin's
-own (systematic sampling). Which link is the k-th, and u, follow from their hashes and a seed: the order is a function
-of the set of links and the seed alone, not of the order they came in, of processes or of time. In any stretch of w
-links an origin that has a share p of all is expected w * p times, and deviates far less than under random shuffling.
+The k-th of an origin's n links has the position (k + u) / n in the table, where u in [0, 1) is fixed for each origin
+(systematic sampling). k and u follow from hashes and a seed, so the order is a function of the set of links and the
+seed alone, and does not depend on the order of the input, on processes or on time. Among any w consecutive links, an
+origin with a share p of all links is expected w * p times, with far smaller deviations than under random shuffling.
 """
 
 import hashlib
@@ -12,16 +12,16 @@ import numpy as np
 
 
 def hashed(text: str) -> int:
-    """A number in [0, 2^64) of a text, the same everywhere."""
+    """Return a hash of a text in [0, 2^64), the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def mixed(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Another number of each number and a seed (SplitMix64's finaliser, Steele et al., OOPSLA 2014).
+    """Hash each number with a seed (finaliser of SplitMix64, Steele et al., OOPSLA 2014).
 
     Args:
         numbers: (N,) uint64.
-        seed: Any whole number.
+        seed: Any integer.
     """
     with np.errstate(over="ignore"):
         mix = numbers + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
@@ -31,15 +31,12 @@ def mixed(numbers: np.ndarray, seed: int) -> np.ndarray:
 
 
 def even_positions(origin: np.ndarray, link: np.ndarray, seed: int) -> np.ndarray:
-    """Say where in the table each link stands.
+    """Return the position of each link in the table, (N,) float64 in [0, 1).
 
     Args:
-        origin: (N,) uint64, a hash of each link's origin; all links of these origins must be there.
+        origin: (N,) uint64, a hash of each link's origin; must include all links of these origins.
         link: (N,) uint64, a hash of each link.
-        seed: Of the order.
-
-    Returns:
-        (N,) float64 in [0, 1).
+        seed: Seed of the order.
     """
     if not len(origin):
         return np.zeros(0)

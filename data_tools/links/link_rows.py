@@ -1,6 +1,6 @@
-"""Walk a table of links row by row, however long it is: which may be fetched, and what the ledger says of the rest.
+"""Iterate over the rows of a table of links of any length: which may be fetched, and why the others are refused.
 
-The table is read again for every walk, some thousand rows at a time, so that memory does not grow with it.
+The table is read again in batches for every iteration, so memory does not grow with it.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ class LinkRow:
     """One row of the table.
 
     Args:
-        number: Its place in the table, from 0.
-        source: The row as it stands there.
-        decision: Its row of the ledger, as far as it is known before anything is fetched.
-        fetch: Address to ask for, or None where the row is refused already.
+        number: Its number in the table, from 0.
+        source: The row as it is in the table.
+        decision: Its row of the ledger, as far as it is decided before anything is fetched.
+        fetch: Address to fetch, or None if the row is already refused.
     """
 
     number: int
@@ -40,12 +40,12 @@ class LinkRow:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one walk over the whole table tells.
+    """Summary of a whole table.
 
     Args:
-        rows: How many there are.
-        fetch: How many of them may be fetched.
-        stranger: A host among them that is not one of ours, or None.
+        rows: Number of rows.
+        fetch: Number of rows that may be fetched.
+        stranger: A host of other people among them, or None.
         digest: SHA-256 over all values, independent of the file's format.
     """
 
@@ -56,14 +56,14 @@ class Survey:
 
 
 class LinkRows:
-    """A table of links, or a folder of images, judged row by row.
+    """A table of links, or a folder of images, whose rows are checked one by one.
 
     Args:
         table: Parquet, csv or jsonl file.
-        folder: Instead of it, a folder of images with captions beside them.
+        folder: In place of a table, a folder of images with captions beside them.
         allow_file: Whether files of this machine may be read; those of ``folder`` always may.
-        allow_private: Hosts that are trusted although their addresses are not public.
-        blocked: Addresses that are not fetched whatever the table says: those of withdrawn samples.
+        allow_private: Hosts that are trusted although their addresses are private.
+        blocked: Addresses that are never fetched: those of withdrawn samples.
     """
 
     def __init__(
@@ -74,22 +74,22 @@ class LinkRows:
         allow_private: list[str],
         blocked: DigestList | None = None,
     ) -> None:
-        """Look at nothing yet; see the class for the arguments."""
+        """Read the whole table once; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
         self.blocked = blocked
         self.base = folder or (table or Path()).parent
-        self._pictures = folder_links(folder) if folder else None
+        self._images = folder_links(folder) if folder else None
         self._width = 7
         self.survey = self._survey()
         self._width = max(7, len(str(self.survey.rows - 1)))
 
     def _batches(self) -> Iterator[pa.Table]:
-        if self._pictures is None:
+        if self._images is None:
             assert self.table is not None
             yield from link_batches(self.table, BATCH)
             return
-        for start in range(0, self._pictures.num_rows, BATCH):
-            yield self._pictures.slice(start, BATCH)
+        for start in range(0, self._images.num_rows, BATCH):
+            yield self._images.slice(start, BATCH)
 
     def _survey(self) -> Survey:
         digests: dict[str, Any] = {}
@@ -111,14 +111,14 @@ class LinkRows:
         return Survey(rows, fetch, stranger, whole.hexdigest())
 
     def __iter__(self) -> Iterator[LinkRow]:
-        """Walk the table once."""
+        """Iterate over the table once."""
         number = 0
         for batch in self._batches():
             for source in batch.to_pylist():
-                yield self._judge(number, source)
+                yield self._check(number, source)
                 number += 1
 
-    def _judge(self, number: int, source: dict[str, str | None]) -> LinkRow:
+    def _check(self, number: int, source: dict[str, str | None]) -> LinkRow:
         url = source["url"]
         decision: dict[str, Any] = {
             "uid": source.get("uid") or link_uid(url, source.get("page_url"), source["caption"]),

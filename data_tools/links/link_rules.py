@@ -1,7 +1,7 @@
-"""All that is decided of a link from its row in the table alone, before anybody is asked: a batch of rows at a time.
+"""Rules that decide about a link from its row in the table alone, without network, one batch of rows at a time.
 
-Rules stand in the order of their cost, each sees what the ones before it left, and the time each takes is counted. The
-first rule that drops a row names the reason. Nothing personal is written into evidence: kinds and places only.
+Rules are ordered by cost; each sees only the rows that the previous ones kept, and its CPU time is measured. The first
+rule that drops a row gives the reason. Evidence contains no personal data, only its kinds.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from data_tools.rights.reservations import Signal, decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 COLUMNS = (*REQUIRED, *OPTIONAL)
 FILTERED = pa.schema(
@@ -33,25 +34,25 @@ FILTERED = pa.schema(
     + [("link_hash", pa.binary(16))]
     + [(name, pa.string()) for name in ("rule", "value", "reason", "evidence")]
 )
-MAX_ADDRESS = 8000  # characters (RFC 9110, 4.1, asks servers to support that many)
+MAX_ADDRESS = 8000  # characters (RFC 9110, 4.1 asks servers to support that many)
 _UID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class LinkRuleSettings:
-    """What decides; all of it goes into the fingerprint.
+    """Settings of the rules; all of them are part of the fingerprint.
 
     Args:
         sources: YAML file of legal bases, "" for none.
         domain_lists: Files of blocked domains.
-        digest_lists: Files of blocked addresses' digests.
+        digest_lists: Files of digests of blocked addresses.
         phrase_lists: Files of blocked phrases.
-        personal_data: Kind of personal data to what is done with it.
-        strict_personal_data: Act also on what is only written like personal data.
-        keep_languages: Languages that stay; empty for all. "und" stands for those that cannot be told.
+        personal_data: Kind of personal data -> action.
+        strict_personal_data: Also act on text that only has the form of personal data.
+        keep_languages: Languages to keep, "und" for undetermined; empty for all.
         max_caption: Longest caption, in characters.
         allow_private: Hosts whose private addresses are trusted.
-        seed: Of the order.
+        seed: Seed of the order of links.
     """
 
     sources: str = ""
@@ -66,22 +67,15 @@ class LinkRuleSettings:
     seed: int = 0
 
     def identity(self) -> dict[str, Any]:
-        """Settings with the content of each file instead of its name."""
-        files = {name: [_content(path) for path in getattr(self, name)] for name in ("domain_lists", "digest_lists")}
-        files |= {"phrase_lists": [_content(path) for path in self.phrase_lists]}
-        return asdict(self) | files | {"sources": _content(self.sources) if self.sources else ""}
-
-
-def _content(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}); give an existing file") from None
+        """Return the settings with the digest of each file in place of its name."""
+        lists = ("domain_lists", "digest_lists", "phrase_lists")
+        files = {name: [file_sha256(path) for path in getattr(self, name)] for name in lists}
+        return asdict(self) | files | {"sources": file_sha256(self.sources) if self.sources else ""}
 
 
 @dataclass
 class _Row:
-    """A link on its way through the rules."""
+    """A link while the rules are applied."""
 
     cells: dict[str, str | None]
     captions: list[dict[str, Any]]
@@ -92,22 +86,26 @@ class _Row:
     domain: str | None = None
 
     def texts(self) -> list[str]:
-        """Caption and captions."""
+        """Return caption and captions."""
         return [self.cells["caption"] or "", *(entry["text"] for entry in self.captions)]
 
 
 class LinkRules:
-    """The rules, with their lists opened; one in each process."""
+    """The rules with their lists loaded; one instance per process.
 
-    def __init__(self, setting: LinkRuleSettings) -> None:
-        """Open the lists."""
-        self.setting = setting
-        self.sources = LinkSources(Path(setting.sources) if setting.sources else None)
-        self.domains = [DomainList(Path(path)) for path in setting.domain_lists]
-        self.digests = [DigestList(Path(path)) for path in setting.digest_lists]
-        self.phrases = [PhraseList(Path(path)) for path in setting.phrase_lists]
-        self.personal = PersonalDataRule(setting.personal_data, setting.strict_personal_data)
-        self.keep = frozenset(setting.keep_languages)
+    Args:
+        settings: Settings of the rules.
+    """
+
+    def __init__(self, settings: LinkRuleSettings) -> None:
+        """Load the lists; see the class for the arguments."""
+        self.settings = settings
+        self.sources = LinkSources(Path(settings.sources) if settings.sources else None)
+        self.domains = [DomainList(Path(path)) for path in settings.domain_lists]
+        self.digests = [DigestList(Path(path)) for path in settings.digest_lists]
+        self.phrases = [PhraseList(Path(path)) for path in settings.phrase_lists]
+        self.personal = PersonalDataRule(settings.personal_data, settings.strict_personal_data)
+        self.keep = frozenset(settings.keep_languages)
         self.rules: list[tuple[str, Callable[[list[_Row]], None]]] = [
             ("table", self._each(self._table)),
             ("address", self._each(self._address)),
@@ -121,10 +119,10 @@ class LinkRules:
         ]
 
     def apply(self, table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, float]]]:
-        """Judge a batch.
+        """Apply all rules to a batch.
 
         Args:
-            table: Strings; columns of ``COLUMNS``, of which ``url`` and ``caption`` must be there.
+            table: Strings; columns of ``COLUMNS``, of which ``url`` and ``caption`` are required.
 
         Returns:
             The rows in the same order, as in ``FILTERED`` (``rule`` is empty where the row stays), and the
@@ -133,17 +131,17 @@ class LinkRules:
         columns = {name: table[name].to_pylist() for name in table.column_names}
         cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rows = [_Row(dict.fromkeys(COLUMNS) | row, []) for row in cells]
-        alive, spent = rows, {}
+        kept, cost = rows, {}
         for name, rule in self.rules:
-            begin, seen = time.process_time(), len(alive)
-            rule(alive)
-            alive = [row for row in alive if row.refused is None]
+            begin, seen = time.process_time(), len(kept)
+            rule(kept)
+            kept = [row for row in kept if row.refused is None]
             seconds = time.process_time() - begin
-            spent[name] = {"rows": seen, "dropped": seen - len(alive), "cpu_seconds": seconds}
-        return pa.Table.from_pylist([_filtered(row) for row in rows], FILTERED), spent
+            cost[name] = {"rows": seen, "dropped": seen - len(kept), "cpu_seconds": seconds}
+        return pa.Table.from_pylist([_filtered(row) for row in rows], FILTERED), cost
 
     def _each(self, rule: Callable[[_Row], None]) -> Callable[[list[_Row]], None]:
-        def judge(rows: list[_Row]) -> None:
+        def apply(rows: list[_Row]) -> None:
             for row in rows:
                 try:
                     rule(row)
@@ -152,7 +150,7 @@ class LinkRules:
                 except RecursionError:
                     row.refused = LinkRefused("table", "", "JSON in a column is nested too deeply")
 
-        return judge
+        return apply
 
     def _table(self, row: _Row) -> None:
         cells = row.cells
@@ -161,18 +159,18 @@ class LinkRules:
         for name in ("captions", "metadata", "consent"):
             if cells[name] and (fault := json_fault(name, cells[name])):
                 raise LinkRefused(name, str(cells[name])[:80], fault)
-            if "\\u" in (cells[name] or ""):  # half a character, which no file of ours could hold
+            if "\\u" in (cells[name] or ""):  # half of a surrogate pair cannot be written as UTF-8
                 whole = json.dumps(json.loads(cells[name] or ""), ensure_ascii=False)
                 cells[name] = whole.encode("utf-8", "replace").decode()
         row.captions = json.loads(cells["captions"] or "[]")
-        if cells["consent"]:  # sorted, and without the place where the origin's word will stand
+        if cells["consent"]:  # with sorted keys, and without the key that later holds the origin's signals
             kept = {name: value for name, value in json.loads(cells["consent"]).items() if name != "origin"}
             cells["consent"] = evidence_text(kept)
         if not any(text.strip() for text in row.texts()):
             raise LinkRefused("caption", "", "the caption is empty")
         longest = max(map(len, row.texts()))
-        if longest > self.setting.max_caption:
-            raise LinkRefused("caption", f"{longest} characters", f"longer than {self.setting.max_caption} characters")
+        if longest > self.settings.max_caption:
+            raise LinkRefused("caption", f"{longest} characters", f"longer than {self.settings.max_caption} characters")
 
     def _address(self, row: _Row) -> None:
         if len(row.cells["url"] or "") > MAX_ADDRESS:
@@ -180,16 +178,16 @@ class LinkRules:
                 "url", f"{len(row.cells['url'] or '')} characters", f"longer than {MAX_ADDRESS} characters"
             )
         row.fetch, row.cells["url"], row.domain = check_link(
-            row.cells["url"], Path("/"), False, self.setting.allow_private
+            row.cells["url"], Path("/"), False, self.settings.allow_private
         )
 
     def _blocked_domain(self, row: _Row) -> None:
-        for known in self.domains:
-            _refuse(known.find(row.domain or ""))
+        for domains in self.domains:
+            _refuse(domains.find(row.domain or ""))
 
     def _blocked_url(self, row: _Row) -> None:
-        for known in self.digests:
-            _refuse(known.find({str(row.fetch), str(row.cells["url"])}))
+        for digests in self.digests:
+            _refuse(digests.find({str(row.fetch), str(row.cells["url"])}))
 
     def _legal_basis(self, row: _Row) -> None:
         cells = row.cells
@@ -216,8 +214,8 @@ class LinkRules:
         if self.phrases:
             for text in row.texts():
                 words = text_words(text)
-                for known in self.phrases:
-                    _refuse(known.find(words))
+                for phrases in self.phrases:
+                    _refuse(phrases.find(words))
 
     def _personal_data(self, row: _Row) -> None:
         cleaned = [self.personal.clean(text) for text in row.texts()]
@@ -237,17 +235,17 @@ class LinkRules:
 
     def _language(self, rows: list[_Row]) -> None:
         pages = [row.cells["language"] for row in rows]
-        asked = [(row.cells["caption"] or "", page) for row, page in zip(rows, pages, strict=True)]
-        distinct = list(dict.fromkeys(asked))  # alt texts repeat: "logo"
-        known = language_vote.vote([text for text, _ in distinct], [page for _, page in distinct])
-        told = dict(zip(distinct, known, strict=True))
-        votes = [told[pair] for pair in asked]
-        for row, page, found in zip(rows, pages, votes, strict=True):
+        pairs = [(row.cells["caption"] or "", page) for row, page in zip(rows, pages, strict=True)]
+        distinct = list(dict.fromkeys(pairs))  # alt texts such as "logo" repeat
+        votes = language_vote.vote([text for text, _ in distinct], [page for _, page in distinct])
+        vote_of = dict(zip(distinct, votes, strict=True))
+        for row, pair in zip(rows, pairs, strict=True):
+            found, page = vote_of[pair], pair[1]
             row.cells["language"] = found.language
             row.evidence["language"] = {"confidence": found.confidence, **found.votes}
-            unknown = [entry for entry in row.captions if entry["language"] == language_vote.UNDETERMINED]
-            others = language_vote.vote([entry["text"] for entry in unknown], [page] * len(unknown))
-            for entry, other in zip(unknown, others, strict=True):
+            undetermined = [entry for entry in row.captions if entry["language"] == language_vote.UNDETERMINED]
+            others = language_vote.vote([entry["text"] for entry in undetermined], [page] * len(undetermined))
+            for entry, other in zip(undetermined, others, strict=True):
                 entry["language"] = other.language
             if self.keep:
                 kept = [entry for entry in row.captions if entry["language"] in self.keep]
@@ -261,10 +259,10 @@ class LinkRules:
 
 
 def page_signals(consent: str) -> list[Signal]:
-    """Signals of the page that shows the image, as ``page_rights`` of the column ``consent`` holds them.
+    """Return the signals of the page that shows the image: ``page_rights`` of the column ``consent``.
 
     Raises:
-        LinkRefused: They cannot be read; what may be a reservation is not passed over.
+        LinkRefused: They cannot be read, and may therefore hold a reservation.
     """
     found = json.loads(consent).get("page_rights") or []
     try:
@@ -278,17 +276,17 @@ def page_signals(consent: str) -> list[Signal]:
 
 def _refuse(blocked: Blocked | None) -> None:
     if blocked:
-        told = f"entry of {blocked.list_name} (sha256 {blocked.list_sha256[:16]})"
-        raise LinkRefused(blocked.rule, blocked.value, told)
+        reason = f"entry of {blocked.list_name} (sha256 {blocked.list_sha256[:16]})"
+        raise LinkRefused(blocked.rule, blocked.value, reason)
 
 
 def _filtered(row: _Row) -> dict[str, Any]:
-    made: dict[str, Any] = dict(row.cells)
+    cells: dict[str, Any] = dict(row.cells)
     if row.fetch and row.refused is None:
         parts = urlsplit(row.fetch)
-        made["origin"] = f"{parts.scheme}://{parts.netloc}"
-        made["link_hash"] = hashlib.blake2b(row.fetch.encode(), digest_size=16).digest()
-    made |= {"fetch": row.fetch, "domain": row.domain, "evidence": evidence_text(row.evidence)}
+        cells["origin"] = f"{parts.scheme}://{parts.netloc}"
+        cells["link_hash"] = hashlib.blake2b(row.fetch.encode(), digest_size=16).digest()
+    cells |= {"fetch": row.fetch, "domain": row.domain, "evidence": evidence_text(row.evidence)}
     if row.refused is not None:
-        made |= {"rule": row.refused.rule, "value": row.refused.value, "reason": row.refused.reason}
-    return made
+        cells |= {"rule": row.refused.rule, "value": row.refused.value, "reason": row.refused.reason}
+    return cells

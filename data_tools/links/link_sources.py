@@ -1,16 +1,16 @@
-"""Where links come from and what follows from it in law: a YAML file that a person answers for.
+"""Legal bases of links by host and source, from a YAML file for which a person is responsible.
 
     default: art4_general
     sources:
-      - domain: "*.museum.example"       # a glob over hosts; "museum.example" names that host alone
+      - domain: "*.museum.example"       # a glob over hosts; "museum.example" matches that host alone
         basis: public_domain
         licence: CC0-1.0
-      - source: city_archive             # the value of the table's column ``source``
+      - source: city_archive             # value of the table's column ``source``
         basis: licensed
         licence: contract 2026-17
 
-The first entry that fits decides, before what the table itself says: a table may come from anywhere. An entry with both
-keys needs both. A basis other than article 4 lifts reservations, and is therefore written into ledger and samples.
+The first matching entry decides and overrides the table itself, which may come from anywhere. An entry with both keys
+must match both. A basis other than article 4 lifts reservations and is therefore recorded in ledger and samples.
 """
 
 import re
@@ -31,12 +31,12 @@ KEYS = {"domain", "source", "basis", "licence"}
 
 @dataclass(frozen=True)
 class Standing:
-    """What a link's use rests on.
+    """Legal basis of one link.
 
     Args:
         basis: The legal basis.
-        licence: Name or address of the licence, or None where the entry says nothing of it.
-        said_by: Who says so: an entry of the file, the table, or the default.
+        licence: Name or address of the licence, or None if the entry has none.
+        said_by: Where the basis is stated: an entry of the file, the table, or the default.
     """
 
     basis: LegalBasis
@@ -46,7 +46,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class _Entry:
-    place: int
+    number: int
     host: re.Pattern[str] | None
     source: str | None
     basis: LegalBasis
@@ -54,42 +54,42 @@ class _Entry:
 
 
 class LinkSources:
-    """The entries of such a file.
+    """The entries of a sources file.
 
     Args:
         path: The file; None for no entries and article 4 as the default.
 
     Raises:
-        UserError: The file is unreadable or an entry is wrong.
+        UserError: The file is unreadable or an entry is invalid.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         """Read and check the file."""
         content = _read(path) if path else {}
         self.default = _basis(content.get("default", LegalBasis.art4_general.value), f"{path}, default")
-        self._entries = [_entry(row, place, path) for place, row in enumerate(content.get("sources") or [], 1)]
+        self._entries = [_entry(row, number, path) for number, row in enumerate(content.get("sources") or [], 1)]
         self._find = lru_cache(maxsize=100_000)(self._first)
 
-    def standing(self, host: str, source: str | None, said: str | None) -> Standing:
-        """Say on which basis a link is used.
+    def standing(self, host: str, source: str | None, stated: str | None) -> Standing:
+        """Return the legal basis of a link.
 
         Args:
-            host: Of the link, in ASCII.
+            host: Host of the link, in ASCII.
             source: The table's column ``source``.
-            said: The table's column ``legal_basis``.
+            stated: The table's column ``legal_basis``.
 
         Raises:
-            UserError: The table names a basis that is not known.
+            UserError: The table names an unknown basis.
         """
         entry = self._find(host, source or "")
         if entry:
-            return Standing(entry.basis, entry.licence, f"entry {entry.place} of the sources")
-        if said and said.strip():
-            return Standing(LegalBasis.of(said), None, "table")
+            return Standing(entry.basis, entry.licence, f"entry {entry.number} of the sources")
+        if stated and stated.strip():
+            return Standing(LegalBasis.of(stated), None, "table")
         return Standing(self.default, None, "default")
 
     def names_host(self, host: str, source: str | None) -> bool:
-        """Whether an entry names a link's host itself, so that a licence or a consent there is its owner's word."""
+        """Whether an entry names a link's host itself, so that its licence or consent comes from the host's owner."""
         entry = self._find(host, source or "")
         return entry is not None and entry.host is not None
 
@@ -108,27 +108,27 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} cannot be read ({str(error).splitlines()[0]}); see data_tools/links/link_sources.py"
         ) from None
     if not isinstance(content, dict) or set(content) - {"default", "sources"}:
-        raise UserError(f"{path}: only the keys default and sources are known; see data_tools/links/link_sources.py")
+        raise UserError(f"{path}: only the keys default and sources are allowed; see data_tools/links/link_sources.py")
     if not isinstance(content.get("sources") or [], list):
         raise UserError(f"{path}: sources must be a list of entries; see data_tools/links/link_sources.py")
     return content
 
 
-def _entry(row: Any, place: int, path: Path | None) -> _Entry:
-    where = f"{path}, entry {place}"
+def _entry(row: Any, number: int, path: Path | None) -> _Entry:
+    where = f"{path}, entry {number}"
     if not isinstance(row, dict) or set(row) - KEYS or not {"domain", "source"} & set(row):
         raise UserError(f"{where}: give domain or source (or both), basis, and licence if there is one")
     wrong = next((key for key, value in row.items() if not isinstance(value, str)), None)
     if wrong:
-        raise UserError(f"{where}: {wrong} is no text; put it in quotes")
+        raise UserError(f"{where}: {wrong} is not text; put it in quotes")
     host = None
     if "domain" in row:
         glob = row["domain"].lower()
         plain = ascii_domain(glob.replace("*", "x").replace("?", "x"))
         if plain is None:
-            raise UserError(f"{where}: {glob!r} is no domain; write one such as museum.example or *.museum.example")
+            raise UserError(f"{where}: {glob!r} is not a domain; write one such as museum.example or *.museum.example")
         host = re.compile(translate(glob if glob.isascii() else _ascii_glob(glob, where)))
-    return _Entry(place, host, row.get("source"), _basis(row.get("basis"), where), row.get("licence"))
+    return _Entry(number, host, row.get("source"), _basis(row.get("basis"), where), row.get("licence"))
 
 
 def _ascii_glob(glob: str, where: str) -> str:

@@ -1,9 +1,9 @@
-"""Find what names a person in a caption: e-mail, telephone, accounts, national numbers, handles, addresses of profiles.
+"""Find personal data in captions: e-mail, telephone, accounts, national numbers, handles, profile addresses.
 
-Each finding has a kind, a place in the text, and says whether it was validated (a known top-level domain, a number in
-use in a European numbering plan, a checksum) or is only written like one. By default only validated ones are acted on:
-dates, sizes, prices and article numbers stay. The rule either puts a placeholder in its place or drops the link.
-Numbers with checksums are in data_tools/links/personal_numbers.py; nothing here asks a network.
+Each finding has a kind and a span, and is either validated (a known top-level domain, a number of a European numbering
+plan, a checksum) or only has the form. By default only validated findings are acted on, so dates, sizes, prices and
+article numbers stay. The rule replaces a finding by a placeholder or drops the link. Numbers with checksums are in
+data_tools/links/personal_numbers.py. Nothing here uses the network.
 """
 
 import ipaddress
@@ -20,8 +20,8 @@ from leam_mm.errors import UserError
 
 KINDS = ("email", "phone", "iban", "national_id", "tax_id", "card", "handle", "ip_address", "user_url")
 ACTIONS = ("redact", "drop", "keep")
-MAX_CHARACTERS = 20_000  # of one text; what lies behind is not looked at, so that longer captions must be refused
-# The EU, the EEA, and their neighbours whose numbers stand on European pages.
+MAX_CHARACTERS = 20_000  # of one text; the rest is not searched, so longer captions must be refused
+# The EU, the EEA, and neighbours whose numbers occur on European pages.
 # fmt: off
 REGIONS = (
     "AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IT", "LT", "LU", "LV",
@@ -34,7 +34,7 @@ _POSSIBLE = re.compile(
     r"|[A-Za-z]/[A-Za-z@~]",
     re.IGNORECASE,
 )
-_MARKS = re.compile("[0-9@＠/:([{]")  # without one of these a caption holds nothing that is looked for here
+_MARKS = re.compile("[0-9@＠/:([{]")  # a caption without one of these holds no personal data of these kinds
 
 _AT = r"(?:[@＠]| ?[(\[{] ?(?:at|ät|arroba|chiocciola) ?[)\]}] ?)"
 _DOT = r"(?:[.．]| ?[(\[{] ?(?:dot|punkt|point|punto|ponto) ?[)\]}] ?)"
@@ -85,14 +85,14 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class PersonalData:
-    """Something in a text that names a person.
+    """Personal data in a text.
 
     Args:
         kind: One of ``KINDS``.
-        start: First character in the text.
-        end: Behind its last character.
-        validated: Whether more than its looks speaks for it.
-        detail: What it is, without giving it away: a country, a numbering plan, a check.
+        start: Index of its first character in the text.
+        end: Index after its last character.
+        validated: Whether more than its form supports it.
+        detail: What it is, without revealing it: a country, a numbering plan, a check.
     """
 
     kind: str
@@ -107,7 +107,7 @@ def find_personal_data(text: str, shaped: bool = False) -> list[PersonalData]:
 
     Args:
         text: A caption.
-        shaped: Also give what is only written like it.
+        shaped: Also return findings that only have the form.
     """
     if not _MARKS.search(text) or not (_POSSIBLE.search(text) or POSSIBLE.search(text)):
         return []
@@ -115,7 +115,7 @@ def find_personal_data(text: str, shaped: bool = False) -> list[PersonalData]:
     found = [item for item in (*_mail_and_web(text), *_machines(text)) if shaped or item.validated]
     found += [PersonalData(**vars(number)) for number in find_numbers(text, shaped)]
     found += [item for item in _phones(text) if shaped or item.validated]
-    # The surest and longest first: an IBAN's digits are also a telephone number's.
+    # Validated and longest first: the digits of an IBAN may also be a telephone number.
     ranked = sorted(found, key=lambda item: (not item.validated, item.start - item.end, KINDS.index(item.kind)))
     chosen: list[PersonalData] = []
     for item in ranked:
@@ -125,44 +125,40 @@ def find_personal_data(text: str, shaped: bool = False) -> list[PersonalData]:
 
 
 class PersonalDataRule:
-    """What is done with each kind of personal data in captions.
+    """Action for each kind of personal data in captions.
 
     Args:
-        actions: Kind to ``redact`` (a placeholder such as ``<email>``), ``drop`` (the link) or ``keep``.
-            Kinds that are not named are redacted.
-        shaped: Act also on what is only written like it; costs captions with article numbers.
+        actions: Kind -> ``redact`` (a placeholder such as ``<email>``), ``drop`` (the link) or ``keep``. Kinds that are
+            not given are redacted.
+        shaped: Also act on findings that only have the form; affects captions with article numbers.
     """
 
     def __init__(self, actions: dict[str, str] | None = None, shaped: bool = False) -> None:
-        """Check the names."""
+        """Check the kinds and actions; see the class for the arguments."""
         self.actions = dict.fromkeys(KINDS, "redact") | (actions or {})
         self.shaped = shaped
         for kind, action in self.actions.items():
             if kind not in KINDS or action not in ACTIONS:
-                told = f"{kind}={action}"
-                raise UserError(
-                    f"personal data {told!r}: give KIND=ACTION of {', '.join(KINDS)} and {', '.join(ACTIONS)}"
-                )
+                choices = f"{', '.join(KINDS)} and {', '.join(ACTIONS)}"
+                raise UserError(f"personal data '{kind}={action}': give KIND=ACTION of {choices}")
 
     def clean(self, text: str) -> tuple[str, list[PersonalData]]:
-        """Return the text with placeholders, and what was found, with places in the original text."""
+        """Return the text with placeholders, and the findings with spans in the original text."""
         found = [item for item in find_personal_data(text, self.shaped) if self.actions[item.kind] != "keep"]
         for item in reversed(found):
             text = f"{text[: item.start]}<{item.kind}>{text[item.end :]}"
         return text, found
 
     def dropping(self, found: Iterable[PersonalData]) -> PersonalData | None:
-        """Return the first finding for which the link is dropped, if any."""
+        """Return the first finding for which the link is dropped, or None."""
         return next((item for item in found if self.actions[item.kind] == "drop"), None)
 
 
 def _mail_and_web(text: str) -> Iterator[PersonalData]:
     for match in _EMAIL.finditer(text):
         domain = re.sub(_DOT, ".", match[1], flags=re.IGNORECASE)
-        known = bool(_suffixes().publicsuffix(domain.lower()))
-        yield PersonalData(
-            "email", *match.span(), known, "known top-level domain" if known else "unknown top-level domain"
-        )
+        valid = bool(_suffixes().publicsuffix(domain.lower()))
+        yield PersonalData("email", *match.span(), valid, f"{'known' if valid else 'unknown'} top-level domain")
     for match in _HANDLE.finditer(text):
         if not _PHOTO_SIZE.fullmatch(match[1]):
             yield PersonalData("handle", *match.span(), True, "@name")
@@ -202,9 +198,9 @@ def _phones(text: str) -> Iterator[PersonalData]:
 
 @lru_cache(maxsize=10_000)
 def _plan(raw: str, announced: bool) -> str:
-    """Name the country in whose numbering plan a number is in use.
+    """Return the country in whose numbering plan a number is valid, or "".
 
-    A number without its country and without a word before it must also be grouped as people there group it.
+    A number without a country code and without a word that announces it must also be grouped as is usual there.
     """
     bare = raw.replace("(0)", "").lstrip("(")
     if bare.startswith(("+", "00")):

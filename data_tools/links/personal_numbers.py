@@ -1,8 +1,8 @@
-"""National identity and tax numbers, bank accounts and payment cards: what is written like one, and whether it checks.
+"""Find national identity and tax numbers, bank accounts and payment cards, and validate them.
 
-A checksum alone says little: one in ten article numbers of the right length passes. A number is therefore validated by
-its checksum together with a written form that hardly anything else has, or a word beside it that names it. The table of
-countries, forms and words is links/personal_numbers.yaml; python-stdnum does the arithmetic and asks no network.
+A checksum alone proves little: one in ten article numbers of the right length passes. A number therefore counts as
+validated by its checksum together with either a form that hardly anything else has, or a word beside it that names it.
+The countries, forms and words are in links/personal_numbers.yaml; python-stdnum computes the checksums offline.
 """
 
 import importlib
@@ -19,13 +19,13 @@ from stdnum.hu import anum
 
 TABLE = Path(__file__).with_name("personal_numbers.yaml")
 BEFORE, AFTER = 40, 15  # characters around a number in which a word may announce it
-# Not inside a longer number or word, nor behind "12.", "12-" or "12/".
+# Not inside a longer number or word, nor after "12.", "12-" or "12/".
 START, END = r"(?<![0-9A-Za-z])(?<![0-9][.,/-])", r"(?![0-9A-Za-z])(?![.,/-][0-9])"
 _LETTERS = re.compile(r"[^\W\d_]+")
-# Where a number may begin, tried before the forms of forty countries: five more capitals or digits follow.
+# Possible start of a number, tested before the forms of forty countries: five more capitals or digits follow.
 _BEGIN = re.compile(r"[0-9A-Z](?=(?:[ ./+-]?[0-9A-Z]){5})" + r"(?<![0-9A-Za-z].)(?<![0-9][.,/-].)")
 
-# A caption without six digits in a row (but for separators) or the letters of an Italian code holds none of them.
+# A caption without six digits in a row (ignoring separators) or the letters of an Italian code holds none of them.
 POSSIBLE = re.compile(r"[0-9](?:[ ./-]{0,2}[0-9]){5}|[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-Z]")
 _IBAN = re.compile(START + r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]{1,4}){3,16}" + r"(?![A-Za-z0-9])")
 # Issuers' first digits: Visa, Mastercard, Discover, Maestro (ISO/IEC 7812), 4-4-4-4; American Express 4-6-5.
@@ -45,13 +45,13 @@ _CARD_WORDS = (
 
 @dataclass(frozen=True)
 class NumberFound:
-    """A number that names a person or an account.
+    """A number that identifies a person or an account.
 
     Args:
         kind: ``national_id``, ``tax_id``, ``iban`` or ``card``.
-        start: First character in the text.
-        end: Behind its last character.
-        validated: Its checksum is right, and its form or a word beside it says what it is.
+        start: Index of its first character in the text.
+        end: Index after its last character.
+        validated: Whether its checksum is right, and its form or a word beside it identifies it.
         detail: Which number of which country.
     """
 
@@ -78,17 +78,17 @@ def find_numbers(text: str, shaped: bool = False) -> Iterator[NumberFound]:
 
     Args:
         text: A caption.
-        shaped: Also give those that are only written like one; for national numbers that costs much more.
+        shaped: Also yield numbers that only have the form; much slower for national numbers.
     """
     if not POSSIBLE.search(text):
         return
     yield from (found for found in (*_accounts(text), *_cards(text)) if shaped or found.validated)
     near = shaped or not _cue_words().isdisjoint(_LETTERS.findall(text.casefold()))
-    for place in _BEGIN.finditer(text):
+    for begin in _BEGIN.finditer(text):
         for entry in _entries():
             if not near and not entry.sure:
                 continue
-            match = entry.pattern.match(text, place.start())
+            match = entry.pattern.match(text, begin.start())
             if not match:
                 continue
             announced = bool(near and _announced(text, *match.span(), entry.cues))
@@ -110,7 +110,7 @@ def _accounts(text: str) -> Iterator[NumberFound]:
 
 
 def _account(number: str) -> bool:
-    # Checksum and the country's form; a bank that the library does not know may be new.
+    # Checksum and form of the country only; a bank that the library does not know may be new.
     return bool(iban.is_valid(number, check_country=False))
 
 
@@ -123,7 +123,7 @@ def _cards(text: str) -> Iterator[NumberFound]:
 
 
 def _longest(text: str, start: int, end: int, valid: Callable[[str], Any], shorten: bool) -> int | None:
-    """Where the longest part that checks ends, for words behind a number may look like its last groups."""
+    """Return the end of the longest valid part, because words after a number may look like its last groups."""
     while end - start >= 5:
         if valid(text[start:end]):
             return end
@@ -143,7 +143,7 @@ def _words(words: tuple[str, ...]) -> re.Pattern[str]:
 
 @cache
 def _cue_words() -> frozenset[str]:
-    """The first word of every cue: a caption without any of them has no cue."""
+    """Return the first word of every cue; a caption without any of them has no cue."""
     table = yaml.safe_load(TABLE.read_text("utf-8"))
     rows = (row for kind in ("national_id", "tax_id") for row in table[kind].values())
     cues = {*table["words"], *(cue for row in rows for cue in row["cues"])}
@@ -178,7 +178,7 @@ def hungarian_tax(number: str) -> bool:
 def hungarian_insurance(number: str) -> bool:
     """TAJ: nine digits, weights 3 and 7 in turn, modulo 10 (act XX of 1996, annex 2)."""
     digits = _digits(number)
-    return sum((3, 7)[place % 2] * digit for place, digit in enumerate(digits[:8])) % 10 == digits[8] and any(digits)
+    return sum((3, 7)[index % 2] * digit for index, digit in enumerate(digits[:8])) % 10 == digits[8] and any(digits)
 
 
 def hungarian_business(number: str) -> bool:

@@ -1,4 +1,4 @@
-"""Turn what was read in a page into rows of the table of links and of the ledger."""
+"""Make rows of the table of links and of the ledger from what was read in a page."""
 
 import json
 from typing import Any
@@ -19,16 +19,16 @@ AUTHORS = ("creditText", "creator", "copyrightNotice", "copyrightHolder")
 
 
 def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool) -> list[dict[str, Any]]:
-    """A row for each image, as in ``LINK_SCHEMA``.
+    """Return a row for each image, as in ``LINK_SCHEMA``.
 
     Args:
         page: The page.
         reading: What was found in it.
         source: Name of the source, or empty.
-        suggest_basis: Whether a legal basis may follow from a licence.
+        suggest_basis: Whether a licence may set the legal basis.
     """
-    known = reading.language if reading.language != UNDETERMINED else None
-    texts = [(text, spoken or known) for link in reading.links for text, _, spoken in link.captions]
+    page_language = reading.language if reading.language != UNDETERMINED else None
+    texts = [(text, stated or page_language) for link in reading.links for text, _, stated in link.captions]
     languages = iter(vote([text for text, _ in texts], [expected for _, expected in texts]))
     reserved = any(signal.reserved for signal in reading.signals)
     rows = []
@@ -59,19 +59,19 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
 
 
 def image_licence(link: PageLink) -> Licence | None:
-    """The strictest licence that the page names for this very image; words that are no address allow nothing."""
-    said = [one.fields["license"] for one in link.statements if "license" in one.fields]
-    return strictest([read_licence(words) or Licence(words, words, None) for words in said])
+    """Return the strictest licence that the page names for this very image; text that is no address allows nothing."""
+    named = [one.fields["license"] for one in link.statements if "license" in one.fields]
+    return strictest([read_licence(text) or Licence(text, text, None) for text in named])
 
 
 def attribution(statements: list[Statement]) -> str | None:
-    """Whom to name: credit, creator and copyright notice, each once."""
+    """Return the names to credit: credit line, creator, copyright notice and holder, each once."""
     names = [one.fields[name] for one in statements for name in AUTHORS if name in one.fields]
     return "; ".join(dict.fromkeys(names)) or None
 
 
 def page_row(page: Page, outcome: PageReading | PageRefused) -> dict[str, Any]:
-    """The page's row of the ledger."""
+    """Return the page's row of the ledger."""
     evidence: dict[str, Any] = {"archive": page.archive, "record": page.record}
     try:
         domain = urlsplit(page.url).hostname

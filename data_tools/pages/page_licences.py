@@ -1,8 +1,8 @@
-"""What a page says of its images' authors and licences: schema.org as JSON-LD or microdata, and rel=license.
+"""Authors and licences that a page states for its images: schema.org as JSON-LD or microdata, and rel=license.
 
 Follows schema.org/ImageObject and Google's image metadata (license, acquireLicensePage, creditText, creator,
-copyrightNotice). A statement holds for an image where it names the image's address or stands in its figure; everything
-else is said of the page, and says nothing of an image in it. Strangers write this: sizes and depths are limited.
+copyrightNotice). A statement holds for an image if it names the image's address or is inside its figure; all others
+hold for the page and not for its images. The input is untrusted: sizes and depths are limited.
 """
 
 import json
@@ -16,18 +16,18 @@ FIELDS = ("license", "acquireLicensePage", "creditText", "creator", "copyrightNo
 IMAGE_TYPES = frozenset({"ImageObject", "Photograph", "ImageObjectSnapshot"})
 MAX_SCRIPTS, MAX_JSON, MAX_NODES = 20, 1 << 18, 20_000
 MAX_PROPERTIES, MAX_STATEMENTS, MAX_TEXT = 2000, 1000, 500
-ANCESTORS = 40  # elements between a thing and the one that holds it; deeper nesting is not looked through
+ANCESTORS = 40  # outer elements that are searched; deeper nesting is ignored
 Resolve = Callable[[str | None], str | None]
 
 
 @dataclass
 class Statement:
-    """What a page says of one image, or of itself.
+    """What a page states about one image, or about itself.
 
     Args:
-        addresses: Of the image; empty where it is said of the page.
-        source: Where it stands: ``json-ld``, ``microdata``, ``rel=license``.
-        fields: Those of ``FIELDS`` that are given, as text.
+        addresses: Addresses of the image; empty for a statement about the page.
+        source: Where it was found: ``json-ld``, ``microdata``, ``rel=license``.
+        fields: The given fields of ``FIELDS``, as text.
     """
 
     addresses: list[str]
@@ -36,11 +36,11 @@ class Statement:
 
 
 def page_statements(tree: HTMLTree, resolve: Resolve) -> list[Statement]:
-    """All statements of a page, at most ``MAX_STATEMENTS``; rel=license inside of figures is `figure_licences`'.
+    """Return all statements of a page, at most ``MAX_STATEMENTS``; for rel=license in figures see `figure_licences`.
 
     Args:
         tree: The page.
-        resolve: Gives the absolute http(s) address of a reference, or nothing.
+        resolve: Returns the absolute http(s) address of a reference, or None.
     """
     if tree.document is None:
         return []
@@ -57,7 +57,7 @@ def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
         try:
             waiting: list[Any] = [json.loads(text.strip().removeprefix("<!--").removesuffix("-->"), strict=False)]
         except (ValueError, RecursionError):
-            continue  # broken JSON-LD says nothing, as for every search engine
+            continue  # broken JSON-LD is ignored, as search engines do
         seen = 0
         while waiting and seen < MAX_NODES:
             node, seen = waiting.pop(), seen + 1
@@ -78,13 +78,13 @@ def _json_statement(node: dict[str, Any], resolve: Resolve) -> Iterator[Statemen
     if image and "caption" not in fields and (text := _json_text(node.get("description") or node.get("name"))):
         fields["caption"] = text
     addresses = [resolve(_json_text(node.get(name))) for name in ("contentUrl", "url", "@id")] if image else []
-    known = list(dict.fromkeys(address for address in addresses if address))
-    if fields and (known or "license" in fields):
-        yield Statement(known, "json-ld", fields)
+    distinct = list(dict.fromkeys(address for address in addresses if address))
+    if fields and (distinct or "license" in fields):
+        yield Statement(distinct, "json-ld", fields)
 
 
 def _json_text(value: Any) -> str:
-    """Text of a property: itself, or the name or address of the thing that it is."""
+    """Return a property as text: the text itself, or the name or address of a nested object."""
     for _ in range(4):
         if isinstance(value, list):
             value = value[0] if value else None
@@ -115,7 +115,7 @@ def _microdata(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
 
 
 def _item_of(prop: ElementNode) -> tuple[ElementNode | None, str]:
-    """The ImageObject that a property belongs to, and the name of the item between the two, if there is one."""
+    """Return the ImageObject that a property belongs to, and the name of the item between the two, or ""."""
     nested = ""
     for node in ancestors(prop):
         if node.has_attribute("itemscope"):
@@ -130,7 +130,7 @@ def _item_of(prop: ElementNode) -> tuple[ElementNode | None, str]:
 
 
 def _property(prop: ElementNode) -> str:
-    """Value of a property (WHATWG HTML, 5.2.4 Values)."""
+    """Return the value of a property (WHATWG HTML, 5.2.4 Values)."""
     for attribute in ("content", "href", "src"):
         if value := prop.get_attribute(attribute):
             return " ".join(value.split())[:MAX_TEXT]
@@ -138,7 +138,7 @@ def _property(prop: ElementNode) -> str:
 
 
 def _relations(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
-    """rel=license outside of figures; ``about`` or ``resource`` (RDFa) may name an image."""
+    """Yield rel=license outside of figures; ``about`` or ``resource`` (RDFa) may name an image."""
     for link in license_links(tree.document):
         if any((node.tag or "") == "figure" for node in ancestors(link)):
             continue
@@ -148,23 +148,23 @@ def _relations(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
 
 
 def figure_licences(figure: ElementNode, resolve: Resolve) -> list[Statement]:
-    """Licences that stand in a figure as rel=license: they hold for its images."""
+    """Return the rel=license statements inside a figure, which hold for its images."""
     addresses = [resolve(link.get_attribute("href")) for link in license_links(figure)]
     return [Statement([], "rel=license", {"license": address}) for address in dict.fromkeys(addresses) if address]
 
 
 def license_links(node: Any) -> list[ElementNode]:
-    """Links of a node whose rel holds the word license, at most 50."""
+    """Return the links below a node whose rel contains the word license, at most 50."""
     return select(node, '[rel~="license" i][href]')[:50]
 
 
 def select(node: Any, selector: str) -> list[Any]:
-    """All elements below a node that a CSS selector fits (resiliparse's own iterators take quadratic time)."""
+    """Return all elements below a node that match a CSS selector (resiliparse's iterators take quadratic time)."""
     return list(node.query_selector_all(selector).values())
 
 
 def ancestors(node: ElementNode) -> Iterator[ElementNode]:
-    """Elements that hold a node, from the inside out, at most ``ANCESTORS``."""
+    """Yield the outer elements of a node, from the inside out, at most ``ANCESTORS``."""
     parent = node.parent_element
     for _ in range(ANCESTORS):
         if parent is None:

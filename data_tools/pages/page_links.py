@@ -1,8 +1,8 @@
-"""Read one HTML page: its images with their texts, its language, and what it says of rights.
+"""Read one HTML page: its images with their texts, its language, and its rights signals.
 
-The parser is resiliparse's (lexbor: WHATWG HTML, scripting off). An image's texts are its alt text, the caption of its
-figure, its title, and what Open Graph and schema.org say of it. Pages are strangers' work: sizes, counts and depths are
-limited by `PageLimits`, the same for everybody, so that the same page always gives the same links.
+The parser is resiliparse (lexbor: WHATWG HTML, scripting off). The texts of an image are its alt text, the caption of
+its figure, its title, and its descriptions in Open Graph and schema.org. Pages are untrusted: `PageLimits` sets fixed
+limits of sizes, counts and depths, so that a page always gives the same links.
 """
 
 import re
@@ -24,26 +24,26 @@ from data_tools.pages.page_licences import Statement, ancestors, figure_licences
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal, header_signals, meta_signals
 
-# Where scripts that load images late keep the address: the largest first.
+# Attributes in which scripts for lazy loading keep the address, the largest image first.
 LAZY = ("data-original", "data-src", "data-lazy-src", "data-lazy", "data-original-src", "data-hi-res-src", "data-url")
 LAZY_SETS = ("data-srcset", "data-lazy-srcset")
-UNREADABLE = (".svg", ".svgz", ".ico")  # drawings and icons, which image_repair does not open
+UNREADABLE = (".svg", ".svgz", ".ico")  # vector images and icons, which image_repair does not open
 UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/heic", "image/heif")
 _CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s{0,9}=[\s\"']{0,9}([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
-UNDATED = datetime(9999, 1, 1, tzinfo=UTC)  # a page of unknown date: whatever expires has expired
+UNDATED = datetime(9999, 1, 1, tzinfo=UTC)  # for a page of unknown date: every expiry date has passed
 
 
 @dataclass(frozen=True)
 class PageLimits:
-    """What is read of a page.
+    """Limits of what is read of a page.
 
     Args:
-        tags: "<" in a page; one with more is refused, since parsing can take time quadratic in it.
-        images: Images of a page that are looked at, in its order.
-        address: Characters of an address.
-        caption: Characters of a text; a longer one is left out.
-        side: An image that is said to be smaller than this, in pixels, is left out.
-        head: Meta tags that are read.
+        tags: Most "<" in a page; one with more is refused, because parsing can take quadratic time.
+        images: Most images of a page, in its order.
+        address: Most characters of an address.
+        caption: Most characters of a text; a longer one is skipped.
+        side: Smallest stated width and height in pixels; smaller images are skipped.
+        head: Most meta tags.
     """
 
     tags: int = 100_000
@@ -60,8 +60,8 @@ class PageLink:
 
     Args:
         url: Its address.
-        captions: Text, source, and the language that the page states for it, if any.
-        statements: What is said of its licence and author.
+        captions: Text, source, and the language that the page states for it or None.
+        statements: Statements about its licence and author.
     """
 
     url: str
@@ -74,13 +74,13 @@ class PageReading:
     """What was found in a page.
 
     Args:
-        title: Of the page.
+        title: Title of the page.
         language: ISO 639 code, or "und".
-        language_source: Who says so: ``html``, ``meta``, ``header``, ``og``, ``vote``; empty where nobody does.
-        signals: What reserves rights, or says that none are.
+        language_source: Where it was found: ``html``, ``meta``, ``header``, ``og``, ``vote``; empty for "und".
+        signals: Rights signals, reserving or not.
         links: Images with at least one text.
-        statements: What is said of the page's own licence.
-        skipped: Images that are no links, by reason.
+        statements: Statements about the licence of the page itself.
+        skipped: Numbers of images that give no link, by reason.
     """
 
     title: str
@@ -95,8 +95,13 @@ class PageReading:
 def read_page(page: Page, agent: str, limits: PageLimits) -> PageReading:
     """Read a page.
 
+    Args:
+        page: The page.
+        agent: Our product name, by which the page may address us.
+        limits: Limits of what is read.
+
     Raises:
-        PageRefused: It is too large to be parsed safely, or holds nothing.
+        PageRefused: The page is too large to be parsed safely, or empty.
     """
     html = decode_page(page)
     if html.count("<") > limits.tags:
@@ -108,20 +113,20 @@ def read_page(page: Page, agent: str, limits: PageLimits) -> PageReading:
 
 
 def decode_page(page: Page) -> str:
-    """Bytes to text: by byte order mark, the header's charset, the page's own, UTF-8, or what the bytes look like."""
+    """Decode by byte order mark, else charset of the header, charset of the page, UTF-8, or detection."""
     content, marks = page.content, ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
     encoding = next((name for mark, name in marks if content.startswith(mark)), None)
     own = _CHARSET.search(content[:4096])
-    for said in (page.charset, own[1].decode("ascii") if own else None):
-        encoding = encoding or (map_encoding_to_html5(said, fallback_utf8=False) if said else None)
+    for stated in (page.charset, own[1].decode("ascii") if own else None):
+        encoding = encoding or (map_encoding_to_html5(stated, fallback_utf8=False) if stated else None)
     with suppress(UnicodeDecodeError):
         encoding = encoding or (content.decode("utf-8") and "utf-8")
-    # A text that is not in the encoding it is said to be in is read as UTF-8 or Windows-1252, as far as it goes.
+    # Text that is not in the stated encoding is decoded as UTF-8 or Windows-1252 as far as possible.
     return bytes_to_str(content, encoding or detect_encoding(content) or "utf-8", errors="replace")
 
 
 class _Reader:
-    """A page while it is read."""
+    """State while one page is read."""
 
     def __init__(self, page: Page, tree: HTMLTree, document: DocumentNode, agent: str, limits: PageLimits) -> None:
         self.page, self.tree, self.document, self.agent, self.limits = page, tree, document, agent, limits
@@ -155,7 +160,7 @@ class _Reader:
         )
 
     def resolve(self, reference: str | None) -> str | None:
-        """The absolute http(s) address of a reference, without fragment, or nothing."""
+        """Return the absolute http(s) address of a reference, without fragment, or None."""
         text = "".join(character for character in (reference or "").strip() if character not in "\t\n\r")
         if not text or len(text) > self.limits.address or text[:5].lower() == "data:":
             return None
@@ -168,7 +173,7 @@ class _Reader:
         return address.replace(" ", "%20") if usable and len(address) <= self.limits.address else None
 
     def text(self, text: str) -> str:
-        """A text on one line, without control characters; empty where it is too long."""
+        """Return a text on one line, without control characters; empty if it is too long."""
         text = unicodedata.normalize("NFC", text) if len(text) <= 4 * self.limits.caption else ""
         if not text.isprintable():
             text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
@@ -183,18 +188,18 @@ class _Reader:
                     yield name.strip().casefold(), content[: self.limits.caption]
 
     def _signals(self, metas: list[tuple[str, str]]) -> list[Signal]:
-        moment = self.page.moment or UNDATED
+        fetched_at = self.page.fetched_at or UNDATED
         headers = [*self.page.headers, *(pair for pair in metas if pair[0] == "x-robots-tag")]
-        found = header_signals(headers, self.agent, self.page.url, moment)
-        return list(dict.fromkeys(found + meta_signals(metas, self.agent, self.page.url, moment)))
+        found = header_signals(headers, self.agent, self.page.url, fetched_at)
+        return list(dict.fromkeys(found + meta_signals(metas, self.agent, self.page.url, fetched_at)))
 
     def _language(self, metas: list[tuple[str, str]]) -> tuple[str, str]:
         root = self.document.query_selector("html[lang]")
-        said = [("html", root.get_attribute("lang") if root else None)]
-        said += [("meta", value) for name, value in metas if name in ("content-language", "dc.language")]
-        said += [("header", value) for name, value in self.page.headers if name.casefold() == "content-language"]
-        said += [("og", value) for name, value in metas if name == "og:locale"]
-        for source, tag in said:
+        stated = [("html", root.get_attribute("lang") if root else None)]
+        stated += [("meta", value) for name, value in metas if name in ("content-language", "dc.language")]
+        stated += [("header", value) for name, value in self.page.headers if name.casefold() == "content-language"]
+        stated += [("og", value) for name, value in metas if name == "og:locale"]
+        for source, tag in stated:
             if tag and "," not in tag and (language := primary_language(tag)):
                 return language, source
         plain = extract_plain_text(self.tree, alt_texts=False)[:8000]
@@ -202,8 +207,8 @@ class _Reader:
         return (language, "vote") if language != UNDETERMINED else (UNDETERMINED, "")
 
     def _image(self, image: ElementNode) -> None:
-        held = list(ancestors(image))
-        picture = next((node for node in held[:2] if node.tag == "picture"), None)
+        outer = list(ancestors(image))
+        picture = next((node for node in outer[:2] if node.tag == "picture"), None)
         url = self._address(image, picture)
         if url is None:
             self.skipped["no address"] += 1
@@ -215,9 +220,9 @@ class _Reader:
             self.skipped["small"] += 1
             return
         link = self.links.setdefault(url, PageLink(url))
-        near = [node.get_attribute("lang") for node in (image, *held) if node.tag != "html"]
-        spoken = next(filter(None, near), None)
-        figure = next((node for node in held if node.tag == "figure"), None)
+        stated = [node.get_attribute("lang") for node in (image, *outer) if node.tag != "html"]
+        language = next(filter(None, stated), None)
+        figure = next((node for node in outer if node.tag == "figure"), None)
         caption = ""
         if figure is not None:
             if figure not in self.figures:
@@ -229,10 +234,10 @@ class _Reader:
         alt, title = (self.text(image.get_attribute(name) or "") for name in ("alt", "title"))
         for text, source in ((alt, "alt"), (caption, "figcaption"), (title, "title")):
             if text and len(link.captions) < 20:
-                link.captions.append((text, source, spoken))
+                link.captions.append((text, source, language))
 
     def _address(self, image: ElementNode, picture: ElementNode | None) -> str | None:
-        """The largest form of an image that we can read; of equal ones the first."""
+        """Return the address of the largest readable version of an image, the first of equal ones, or None."""
         sets = [value for name in ("srcset", *LAZY_SETS) if (value := image.get_attribute(name))]
         if picture is not None:
             for source in select(picture, "source")[:20]:
@@ -249,7 +254,7 @@ class _Reader:
         return None
 
     def _open_graph(self, metas: list[tuple[str, str]]) -> None:
-        """og:image belongs to the page; what follows it describes it (ogp.me, structured properties)."""
+        """Add the images in og:image, each described by the properties that follow it (ogp.me)."""
         title = self.text(next((value for name, value in metas if name == "og:title"), ""))
         link = None
         for name, value in metas:
@@ -262,7 +267,7 @@ class _Reader:
                 link.captions.append((text, "og:image:alt", None))
 
     def _statements(self) -> list[Statement]:
-        """Give each image what is said of it; what is said of none is returned."""
+        """Attach statements to the images that they name; return those about the page."""
         page_wide = []
         for statement in page_statements(self.tree, self.resolve):
             named = [self.links[address] for address in statement.addresses if address in self.links]
@@ -276,22 +281,22 @@ class _Reader:
 
 
 def srcset(value: str) -> Iterator[tuple[float, str]]:
-    """Candidates of a srcset attribute with their size: width in pixels, or density below any width (WHATWG HTML)."""
-    place, count = 0, 0
-    while place < len(value) and count < 50:
-        while place < len(value) and value[place] in " \t\n\r\f,":
-            place += 1
-        end = place
+    """Yield size and address of each candidate in a srcset (WHATWG HTML); densities rank below all widths."""
+    start, count = 0, 0
+    while start < len(value) and count < 50:
+        while start < len(value) and value[start] in " \t\n\r\f,":
+            start += 1
+        end = start
         while end < len(value) and value[end] not in " \t\n\r\f":
             end += 1
-        reference, place, count = value[place:end], end, count + 1
+        reference, start, count = value[start:end], end, count + 1
         size = ""
         if reference.endswith(","):
             reference = reference.rstrip(",")
         else:
-            stop = value.find(",", place)
+            stop = value.find(",", start)
             stop = len(value) if stop < 0 else stop
-            size, place = value[place:stop].strip(), stop
+            size, start = value[start:stop].strip(), stop
         if reference:
             yield _size(size), reference
 
@@ -314,7 +319,7 @@ def _pixels(value: str | None) -> int:
 
 
 def link_evidence(page: Page, reading: PageReading, link: PageLink) -> dict[str, Any]:
-    """What stands in the column ``consent``: rights of the page, licences, and where the page can be found again."""
+    """Return the column ``consent``: rights of the page, licences, and archive and record of the page."""
     licences = [("image", one) for one in link.statements] + [("page", one) for one in reading.statements]
     return {
         "page_rights": [asdict(signal) for signal in sorted(reading.signals, key=lambda one: not one.reserved)[:50]],

@@ -1,7 +1,7 @@
 """Read HTML pages from WARC files (ISO 28500; plain, gzip, zstandard) or from folders of HTML files, one at a time.
 
-The one door to fastwarc. Bodies are decompressed here and not by the iterator, which gives up a whole file for one
-broken body; a page's stored and decompressed size are limited, so that memory does not grow with the archive.
+The only module that uses fastwarc. Bodies are decompressed here and not by its iterator, which gives up a whole file
+for one broken body. The stored and the decompressed size of a page are limited, so memory does not grow with the file.
 """
 
 import contextlib
@@ -24,10 +24,16 @@ MAX_HEADERS = 200
 
 
 class PageRefused(Exception):
-    """A page that is not read: the rule that says so, the value it looked at, and the reason in words."""
+    """A page is not read.
+
+    Args:
+        rule: Rule that refuses it.
+        value: Value that the rule examined.
+        reason: The reason in words.
+    """
 
     def __init__(self, rule: str, value: str, reason: str) -> None:
-        """Keep rule and value for the ledger."""
+        """See the class for the arguments."""
         super().__init__(reason)
         self.rule, self.value, self.reason = rule, value, reason
 
@@ -37,15 +43,15 @@ class Page:
     """One page as it was fetched.
 
     Args:
-        number: Its place in the archive, counting what is no page, too.
+        number: Its number in the archive, in which other records count, too.
         url: Its address.
         content: The body, decompressed.
-        charset: What the server said of its encoding, or nothing.
-        headers: Of the answer.
-        moment: When it was fetched, or None where nobody knows.
+        charset: Encoding that the server stated, or None.
+        headers: Headers of the answer.
+        fetched_at: Time of the answer, or None if unknown.
         archive: Name of the file it was read from, without its folder.
         record: Name of its record (WARC-Record-ID), or path inside the folder.
-        refused: Why it is not to be read; the content is empty then.
+        refused: Why it is not read, with empty content; or None.
     """
 
     number: int
@@ -53,23 +59,23 @@ class Page:
     content: bytes = b""
     charset: str | None = None
     headers: list[tuple[str, str]] = field(default_factory=list)
-    moment: datetime | None = None
+    fetched_at: datetime | None = None
     archive: str = ""
     record: str = ""
     refused: PageRefused | None = None
 
     @property
     def date(self) -> str | None:
-        """When it was fetched, ISO 8601."""
-        return self.moment.isoformat(timespec="seconds") if self.moment else None
+        """Time of the answer in ISO 8601, or None."""
+        return self.fetched_at.isoformat(timespec="seconds") if self.fetched_at else None
 
 
 def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
-    """Give every answer of a WARC file; those that are no readable HTML page say why in ``refused``.
+    """Yield every answer in a WARC file; those that are not readable HTML pages have the reason in ``refused``.
 
     Args:
         path: The file; its compression is detected.
-        max_bytes: Of a page, stored as well as decompressed.
+        max_bytes: Largest page in bytes, both stored and decompressed.
 
     Raises:
         PageRefused: The file itself is broken from some record on.
@@ -82,16 +88,16 @@ def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
             for number, record in enumerate(records):
                 yield _page(record, number, path.name, max_bytes)
         except (OSError, ValueError) as error:
-            told = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PageRefused("broken_archive", told, f"the file cannot be read after record {number}") from None
+            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise PageRefused("broken_archive", message, f"the file cannot be read after record {number}") from None
     if number < 0:
         raise PageRefused("broken_archive", path.name, "the file holds no answer of a server")
-    if path.suffix == ".gz" and _torn(path):  # fastwarc takes such an end for the end
+    if path.suffix == ".gz" and _is_truncated(path):  # fastwarc takes a truncated file for a complete one
         raise PageRefused("broken_archive", "unexpected end of file", "the file ends in the middle of a record")
 
 
-def _torn(path: Path) -> bool:
-    """Whether a gzip file ends in the middle of a member (decompressing once more costs little beside parsing)."""
+def _is_truncated(path: Path) -> bool:
+    """Whether a gzip file ends within a member (decompressing it again is cheap compared with parsing)."""
     member = zlib.decompressobj(31)
     with path.open("rb") as file, contextlib.suppress(zlib.error):
         while piece := member.unused_data or file.read(1 << 16):
@@ -110,7 +116,7 @@ def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page
     url = (record.headers.get("WARC-Target-URI") or "").strip().strip("<>")
     page = Page(number, url, archive=archive, record=(record.record_id or "").strip("<>"))
     try:
-        page.moment = _moment(record.headers.get("WARC-Date"))
+        page.fetched_at = _parse_date(record.headers.get("WARC-Date"))
         fields = record.http_headers.to_tuples() if record.is_http_parsed else ()
         page.headers = [(name, value) for name, value in fields[:MAX_HEADERS]]
         declared = _header(page, "content-type") or record.headers.get("Content-Type") or ""
@@ -135,18 +141,18 @@ def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page
 
 
 def _decoded(page: Page, stored: bytes, limit: int) -> bytes:
-    """Undo transfer and content encodings; archives often have done so already and left the headers as they were."""
+    """Undo transfer and content encodings; many archives have done so already and kept the headers unchanged."""
     if len(stored) > limit:
         raise PageRefused("page_size", f"more than {limit} bytes", "larger than --max-page-bytes")
     if (_header(page, "transfer-encoding") or "").strip().lower() == "chunked":
-        with contextlib.suppress(OSError):  # not chunked any more
+        with contextlib.suppress(OSError):  # already unchunked
             stored = _read(ChunkedReader(io.BytesIO(stored)), limit)
     coding = (_header(page, "content-encoding") or "").strip().lower()
     readers = {"gzip": GzipReader, "x-gzip": GzipReader, "br": BrotliReader, "zstd": ZstdReader}
     if coding in ("", "identity") or (coding in ("gzip", "x-gzip") and stored[:2] != b"\x1f\x8b"):
         return stored
     if stored.lstrip()[:1] == b"<":
-        return stored  # HTML as it is: decompressed by whoever wrote the archive
+        return stored  # plain HTML, decompressed when the archive was written
     try:
         if coding == "deflate":
             return _read(GzipReader(io.BytesIO(stored), zlib=True), limit)
@@ -179,26 +185,26 @@ def _charset(parameters: str) -> str | None:
     return None
 
 
-def _moment(date: str | None) -> datetime | None:
+def _parse_date(date: str | None) -> datetime | None:
     try:
-        moment = datetime.fromisoformat((date or "").strip().replace("Z", "+00:00"))
+        parsed = datetime.fromisoformat((date or "").strip().replace("Z", "+00:00"))
     except ValueError:
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """HTML files below a folder, sorted; links that lead out of it are left out."""
+    """Return the HTML files below a folder, sorted, without links that lead out of it."""
     root = folder.resolve()
     found = []
-    for place, folders, names in os.walk(folder):
+    for inner, folders, names in os.walk(folder):
         folders.sort()
-        found += [Path(place, name) for name in names if name.lower().endswith(HTML_SUFFIXES)]
+        found += [Path(inner, name) for name in names if name.lower().endswith(HTML_SUFFIXES)]
     return sorted(path for path in found if path.is_file() and path.resolve().is_relative_to(root))
 
 
 def folder_pages(folder: Path, files: list[Path], base_url: str, max_bytes: int) -> Iterator[Page]:
-    """Give the pages of some files of a folder; their addresses are ``base_url`` and the path inside the folder."""
+    """Yield the pages of some files of a folder; their addresses are ``base_url`` and the path inside the folder."""
     for number, path in enumerate(files):
         inside = path.relative_to(folder).as_posix()
         page = Page(number, base_url.rstrip("/") + "/" + quote(inside), archive=folder.name, record=inside)
@@ -211,7 +217,7 @@ def folder_pages(folder: Path, files: list[Path], base_url: str, max_bytes: int)
 
 
 def archive_digest(path: Path) -> str:
-    """Name the content of an archive by its size and the SHA-256 of its first and last MiB."""
+    """Return a digest of an archive's size and its first and last MiB, which identifies its content."""
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with path.open("rb") as file:
         digest.update(file.read(1 << 20))

@@ -1,10 +1,10 @@
-"""Rights that stand in a picture's own metadata: XMP, IPTC and EXIF, read from the bytes as they were fetched.
+"""Rights in the embedded metadata of an image (XMP, IPTC, EXIF), read from the bytes as they were fetched.
 
-``plus:DataMining`` (IPTC Photo Metadata Standard 2023.1, vocabulary of the PLUS coalition) reserves with each value but
-DMI-ALLOWED and DMI-UNSPECIFIED; ``tdm:reservation`` of TDMRep with 1. Copyright notices, usage terms and the web
-statement of rights say whose picture it is, which reserves nothing; but a sentence among them that speaks of mining or
-training does. Whether plain words are machine-readable is disputed (LG Hamburg, 310 O 227/23, leaned to yes in 2024).
-XMP is looked for as packets anywhere in the file (XMP specification part 3), and in compressed text of PNG.
+``plus:DataMining`` (IPTC Photo Metadata Standard 2023.1, vocabulary of the PLUS coalition) reserves rights with every
+value except DMI-ALLOWED and DMI-UNSPECIFIED; ``tdm:reservation`` of TDMRep does with 1. Copyright notices, usage terms
+and web statements name the owner, which reserves nothing, unless the text mentions mining or training. Whether natural
+language is machine-readable is disputed (LG Hamburg, 310 O 227/23, 2024, tends to yes). XMP packets are searched
+anywhere in the file (XMP specification part 3), and in compressed text of PNG.
 """
 
 import io
@@ -33,10 +33,11 @@ PROPERTIES = {
 RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
 FREE = ("DMI-ALLOWED", "DMI-UNSPECIFIED")
 IPTC = {(2, 40): "iptc:instructions", (2, 116): "iptc:copyright"}  # IIM 4.2 data sets
+# Limits: bytes of a packet, characters of a text, packets of a file, nesting, characters of a text in a signal.
 MOST_XMP, MOST_WORDS, MOST_PACKETS, DEPTH, SHOWN = 2_000_000, 20_000, 20, 64, 300
 _RDF = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,20}:)?)RDF[\s>]")
-# What a sentence on rights speaks of when it is about us: mining, the directive, or machines near their training, in
-# the words of the larger languages of the Union.
+# Texts that concern us mention mining, the directive, or training near a word for machines; words of the larger
+# languages of the Union.
 _MACHINES = r"(?:\b(?:ai|ia|ki)\b|artificial intel|intel{1,2}igen\w{1,5} artific|künstliche\w? intel|machine|maschin)"
 _TRAINING = r"(?:\btrain|entra.{1,3}ne|\bentren|addestra|\btrein|szkoleni|trénov)"
 MINING = re.compile(
@@ -47,13 +48,10 @@ MINING = re.compile(
 
 
 def metadata_signals(raw: bytes) -> list[Signal]:
-    """Read the rights of a file.
+    """Return a signal for each rights property in a file, whether it reserves rights or not.
 
     Args:
-        raw: The picture as it was fetched, any size.
-
-    Returns:
-        A signal for each property that is set, reserved or not.
+        raw: The image file as it was fetched, of any size.
     """
     found: dict[tuple[str, str], None] = {}
     for packet in _packets(raw):
@@ -75,7 +73,7 @@ def _reserves(kind: str, value: str) -> bool:
 
 
 def _packets(raw: bytes) -> Iterator[bytes]:
-    """The RDF of each XMP packet in the file."""
+    """Yield the RDF of each XMP packet in the file."""
     yield from _rdf(raw)
     if raw.startswith(b"\x89PNG") and b"XML:com.adobe.xmp" in raw:
         for text in _compressed_texts(raw):
@@ -83,36 +81,36 @@ def _packets(raw: bytes) -> Iterator[bytes]:
 
 
 def _rdf(raw: bytes) -> Iterator[bytes]:
-    place = 0
+    position = 0
     if b"RDF" not in raw:
         return
     for _ in range(MOST_PACKETS):
-        begin = _RDF.search(raw, place)
+        begin = _RDF.search(raw, position)
         if begin is None:
             return
         close = b"</" + begin[1] + b"RDF>"
         end = raw.find(close, begin.end())
-        # A packet without an end, or an endless one, is handed over as it is: it will be found unreadable.
-        place = min(end + len(close) if end >= 0 else len(raw), begin.start() + MOST_XMP)
-        yield raw[begin.start() : place]
+        # A packet without an end, or too long, is passed on as it is; the parser will call it unreadable.
+        position = min(end + len(close) if end >= 0 else len(raw), begin.start() + MOST_XMP)
+        yield raw[begin.start() : position]
 
 
 def _compressed_texts(raw: bytes) -> Iterator[bytes]:
-    """XMP in compressed iTXt chunks (PNG specification, 11.3.3.4)."""
-    place = 8
-    while place + 12 <= len(raw):
-        length, name = struct.unpack(">I4s", raw[place : place + 8])
-        body = raw[place + 8 : place + 8 + length]
+    """Yield XMP in compressed iTXt chunks (PNG specification, 11.3.3.4)."""
+    position = 8
+    while position + 12 <= len(raw):
+        length, name = struct.unpack(">I4s", raw[position : position + 8])
+        body = raw[position + 8 : position + 8 + length]
         if name == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\1\0"):
             try:
                 yield zlib.decompressobj().decompress(body[20:].split(b"\0", 2)[2], MOST_XMP)
             except (zlib.error, IndexError):
-                yield b"<rdf:RDF >DataMining"  # cannot be read, so it might
-        place += 12 + length
+                yield b"<rdf:RDF >DataMining"  # unreadable text may hold a reservation
+        position += 12 + length
 
 
 def _read_packet(packet: bytes) -> Iterator[tuple[str, str]]:
-    """Kind and value of each property we know; a packet that is broken where it speaks of mining is ``unreadable``."""
+    """Yield kind and value of each property in PROPERTIES; a broken packet that mentions mining is ``unreadable``."""
     reader = _PacketReader()
     try:
         reader.read(packet)
@@ -123,7 +121,7 @@ def _read_packet(packet: bytes) -> Iterator[tuple[str, str]]:
 
 
 class _PacketReader:
-    """Follows the events of an XML parser; keeps no tree, opens no entity, stops at too deep nesting."""
+    """Reads properties from the events of an XML parser: no tree, no entities, limited nesting."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, str]] = []
@@ -135,7 +133,7 @@ class _PacketReader:
         parser = expat.ParserCreate("utf-8", " ")
         parser.StartElementHandler, parser.EndElementHandler = self._begin, self._end
         parser.CharacterDataHandler = self._text
-        # Packets are cut out at rdf:RDF, whose prefixes may be declared further out.
+        # Packets are cut out at rdf:RDF; their prefixes may be declared in an outer element.
         parser.Parse(_with_prefixes(packet), True)
 
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
@@ -150,7 +148,7 @@ class _PacketReader:
                 self.found.append((kind, value))
 
     def _text(self, text: str) -> None:
-        # Text counts for the innermost property around it: values may stand in rdf:Alt and rdf:li.
+        # Text belongs to the innermost property around it: values may be inside rdf:Alt and rdf:li.
         for kind, parts in reversed(self._open):
             if kind:
                 parts.append(text)
@@ -163,7 +161,7 @@ class _PacketReader:
 
 
 def _with_prefixes(packet: bytes) -> bytes:
-    """Declare the usual prefixes where the packet itself does not."""
+    """Wrap a packet in an element that declares the usual prefixes."""
     usual = {
         b"rdf": b"http://www.w3.org/1999/02/22-rdf-syntax-ns#",
         b"plus": PLUS.encode(),
@@ -176,7 +174,7 @@ def _with_prefixes(packet: bytes) -> bytes:
 
 
 def _pillow_properties(raw: bytes) -> Iterator[tuple[str, str]]:
-    """EXIF's Copyright and IPTC's notice and instructions; broken metadata of this kind say nothing."""
+    """Yield EXIF's Copyright and IPTC's notice and instructions; broken metadata of this kind is ignored."""
     try:
         with Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"]) as image:
             if text := _plain(image.getexif().get(ExifTags.Base.Copyright)):
@@ -185,7 +183,7 @@ def _pillow_properties(raw: bytes) -> Iterator[tuple[str, str]]:
             for key, kind in IPTC.items():
                 if text := _plain(notes.get(key)):
                     yield kind, text
-    except Exception:  # Pillow's parsers raise many kinds on hostile headers; decoding judges such a file later
+    except Exception:  # Pillow's parsers raise many kinds on hostile headers; decoding checks such a file later
         return
 
 

@@ -1,8 +1,8 @@
-"""On which legal basis a link is used: the one word from which it follows whose "no" binds us.
+"""Legal bases on which a link is used. The basis decides which reservations of rights apply.
 
-Directive (EU) 2019/790: article 3 (research organisations) knows no reservation; article 4 (everybody) is open only
-where rights were not reserved, 4(3). What is licensed, consented to, in the public domain or made by ourselves does not
-rest on either article. robots.txt is another matter: it says who may knock at a server, and is obeyed by all.
+Directive (EU) 2019/790: article 3 (research organisations) knows no reservation; article 4 (everybody) applies only
+where rights were not reserved, 4(3). Licensed, consented, public-domain and synthetic data rest on neither article.
+robots.txt is independent of that: it controls access to a server and is obeyed on every basis.
 """
 
 from enum import StrEnum
@@ -11,7 +11,7 @@ from leam_mm.errors import UserError
 
 
 class LegalBasis(StrEnum):
-    """The word in a link's column ``legal_basis``."""
+    """Value of the column ``legal_basis``."""
 
     art3_research = "art3_research"
     art4_general = "art4_general"
@@ -27,15 +27,15 @@ class LegalBasis(StrEnum):
 
     @property
     def may_be_agreed(self) -> bool:
-        """Whether the right holder's own word may stand above robots.txt, on hosts that the agreement names."""
+        """Whether an agreement with the right holder overrides robots.txt, on hosts that the agreement names."""
         return self in (LegalBasis.licensed, LegalBasis.consent)
 
     @classmethod
     def of(cls, word: str | None, default: "LegalBasis | None" = None) -> "LegalBasis":
-        """Read the word of a table; an empty cell is ``default``.
+        """Parse a table cell; an empty cell is ``default``.
 
         Raises:
-            UserError: The word is not known, or empty without a default.
+            UserError: The word is unknown, or empty without a default.
         """
         text = (word or "").strip()
         if not text and default is not None:
@@ -43,5 +43,4 @@ class LegalBasis(StrEnum):
         try:
             return cls(text)
         except ValueError:
-            known = ", ".join(cls)
-            raise UserError(f"legal_basis is {text!r}: write one of {known}") from None
+            raise UserError(f"legal_basis is {text!r}: write one of {', '.join(cls)}") from None

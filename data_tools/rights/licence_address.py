@@ -1,8 +1,8 @@
-"""What a licence's address on a page means: its SPDX name, and which legal basis it supports on its own.
+"""Map the address of a licence to its SPDX name and to the legal basis that it supports by itself.
 
-Known are Creative Commons' deeds (creativecommons.org/licenses, /publicdomain), the open licences of European
-governments, and nothing else: an unknown address stays an address and supports no basis. One with NonCommercial or
-NoDerivatives supports none either: nobody knows here who will use the data and how. Names from spdx.org/licenses.
+Known are the deeds of Creative Commons (creativecommons.org/licenses, /publicdomain) and the open licences of European
+governments. Any other address keeps the address as its name and supports no basis. Licences with NonCommercial or
+NoDerivatives support none either, because later uses of the data are unknown. Names are those of spdx.org/licenses.
 """
 
 import re
@@ -17,9 +17,9 @@ _DEED = re.compile(
     r"(?:/(?!deed|legalcode)([a-z]{2,8}))?(?:/(?:deed|legalcode)[\w.-]*)?/?"
 )
 _PUBLIC = re.compile(r"/publicdomain/(zero|mark)/1\.0(?:/(?:deed|legalcode)[\w.-]*)?/?")
-# Ported Creative Commons licences that SPDX has names for, of version 3.0; of others the address is the name.
+# Ported Creative Commons licences of version 3.0 that have SPDX names; for others the address is the name.
 _PORTS = {"by": ("at", "au", "de", "igo", "nl", "us"), "by-sa": ("at", "de", "igo")}
-# Host, beginning of the path, name.
+# Host, path, name.
 _GOVERNMENTS = (
     ("www.govdata.de", "/dl-de/by-2-0", "DL-DE-BY-2.0"),
     ("www.govdata.de", "/dl-de/zero-2-0", "DL-DE-ZERO-2.0"),
@@ -32,12 +32,12 @@ _GOVERNMENTS = (
 
 @dataclass(frozen=True)
 class Licence:
-    """A licence as it stands on a page.
+    """A licence that a page names.
 
     Args:
-        name: SPDX name ("CC-BY-4.0"); the address itself where there is none.
-        address: As the page gives it.
-        basis: What it supports by itself: ``public_domain``, ``licensed``, or None for nothing.
+        name: SPDX name ("CC-BY-4.0"), or the address if there is none.
+        address: Address as the page gives it.
+        basis: Basis that it supports by itself: ``public_domain``, ``licensed``, or None.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Licence:
 
 
 def read_licence(address: str) -> Licence | None:
-    """Read the address of a licence, or nothing where it is no http(s) address."""
+    """Return the licence of an address, or None if it is not an http(s) address."""
     address = "".join(address.split())[:MAX_LENGTH]
     try:
         parts = urlsplit(address)
@@ -77,6 +77,6 @@ def _creative_commons(address: str, kind: str, version: str, port: str | None) -
 
 
 def strictest(licences: list[Licence]) -> Licence | None:
-    """Of what a page says of one image, that which allows least; nothing where it says nothing."""
+    """Return the licence that allows least, or None for an empty list."""
     order = {None: 0, LegalBasis.licensed: 1, LegalBasis.public_domain: 2}
     return min(licences, key=lambda licence: (order[licence.basis], licence.name), default=None)

@@ -1,9 +1,9 @@
 """Opt-out registries: lists of domains, addresses and hashes of addresses whose right holders refuse training.
 
-A registry is a file of yours (nothing is asked over the network while screening): one entry a line in ``.txt``, or a
-``.csv`` or ``.parquet`` table, of which the columns ``entry``, ``domain``, ``url``, ``sha256`` and ``md5`` are read.
-What an entry is shows in its shape: 64 or 32 hex digits are the SHA-256 or MD5 of an address, something with ``://``
-the beginning of addresses, anything else a domain with all its subdomains.
+A registry is a local file; nothing is looked up over the network. ``.txt`` holds one entry per line; of ``.csv`` and
+``.parquet`` tables the columns ``entry``, ``domain``, ``url``, ``sha256`` and ``md5`` are read. The form of an entry
+tells its kind: 64 or 32 hex digits are the SHA-256 or MD5 of an address, text with ``://`` is a prefix of addresses,
+anything else a domain with all its subdomains.
 """
 
 import hashlib
@@ -18,28 +18,29 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 COLUMNS = ("entry", "domain", "url", "sha256", "md5")
 HASH = re.compile(r"[0-9a-fA-F]{32}(?:[0-9a-fA-F]{32})?")
 DOMAIN = re.compile(r"(?:[^\s/:.]{1,63}\.)+[^\s/:.]{1,63}")
-KEPT = 16  # bytes of a hash: enough to tell 10^9 addresses apart
+KEPT = 16  # bytes of a hash: enough to distinguish 10^9 addresses
 
 
 class OptOutRegistry:
-    """A list that was read once; ten million hashes take 160 MB.
+    """A registry held in memory; ten million hashes take 160 MB.
 
     Args:
         path: The ``.txt``, ``.csv`` or ``.parquet`` file.
 
     Raises:
-        UserError: It cannot be read, holds no entry, or one that is nothing of the above.
+        UserError: The file cannot be read, is empty, or has an entry of another form.
     """
 
     def __init__(self, path: Path) -> None:
         """Read the file; see the class for the arguments."""
         self.path = path
         self.domains: set[str] = set()
-        self.prefixes: dict[str, list[str]] = {}  # host -> beginnings of path and query
+        self.prefixes: dict[str, list[str]] = {}  # host -> prefixes of path and query
         hashes = bytearray()
         for number, entry in enumerate(_entries(path), 1):
             if HASH.fullmatch(entry):
@@ -57,11 +58,10 @@ class OptOutRegistry:
         self.hashes = np.sort(np.frombuffer(bytes(hashes), dtype=f"S{KEPT}"))
         if not (self.domains or self.prefixes or len(self.hashes)):
             raise UserError(f"{path} holds no entry: give an opt-out registry that is not empty")
-        with open(path, "rb") as file:
-            self.name = f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        self.name = f"{path.name} sha256:{file_sha256(path)}"
 
     def find(self, url: str) -> str | None:
-        """Give the entry that covers an address, or nothing."""
+        """Return the entry that covers an address, or None."""
         host, rest = _split(url)
         labels = host.split(".")
         for number in range(len(labels)):
@@ -74,14 +74,14 @@ class OptOutRegistry:
             for kind in ("sha256", "md5"):
                 digest = hashlib.new(kind, url.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
                 wanted = np.array([digest[:KEPT]], dtype=self.hashes.dtype)
-                place = int(np.searchsorted(self.hashes, wanted)[0])
-                if place < len(self.hashes) and self.hashes[place] == wanted[0]:
+                index = int(np.searchsorted(self.hashes, wanted)[0])
+                if index < len(self.hashes) and self.hashes[index] == wanted[0]:
                     return f"{kind} {digest.hex()}"
         return None
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Host, and all that comes behind it; http and https are the same right holder."""
+    """Return the host, and path with query; the scheme is ignored."""
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -98,7 +98,7 @@ def _ascii(host: str) -> str:
 
 
 def _entries(path: Path) -> Iterator[str]:
-    """All entries, some thousand in memory at a time."""
+    """Yield all entries, with some thousand in memory at a time."""
     try:
         if path.suffix == ".txt":
             with open(path, encoding="utf-8") as lines:
@@ -107,12 +107,12 @@ def _entries(path: Path) -> Iterator[str]:
                         yield entry
             return
         if path.suffix not in (".csv", ".parquet"):
-            raise UserError(f"{path}: the ending {path.suffix!r} is not known; use .txt, .csv or .parquet")
+            raise UserError(f"{path}: the ending {path.suffix!r} is not supported; use .txt, .csv or .parquet")
         with (pq.ParquetFile if path.suffix == ".parquet" else pyarrow.csv.open_csv)(path) as file:
             names = file.schema_arrow.names if path.suffix == ".parquet" else file.schema.names
             columns = [name for name in names if name in COLUMNS]
             if not columns:
-                raise UserError(f"{path} has none of the columns {', '.join(COLUMNS)}; rename the one that counts")
+                raise UserError(f"{path} has none of the columns {', '.join(COLUMNS)}; rename the column of entries")
             batches = file.iter_batches(columns=columns) if path.suffix == ".parquet" else file
             for batch in batches:
                 for name in columns:
@@ -120,6 +120,4 @@ def _entries(path: Path) -> Iterator[str]:
                         if entry := str("" if value is None else value).strip():
                             yield entry
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}): give the registry's file again"
-        ) from None
+        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): give a readable registry") from None

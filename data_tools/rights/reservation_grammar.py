@@ -1,8 +1,8 @@
-"""The grammars in which rights are reserved: words of robots tags, Content-Usage, path patterns, groups, TDM values.
+"""Grammars of rights reservations: robots tags, Content-Usage, path patterns, robots.txt groups, TDM values.
 
 Sources: RFC 9309 (robots.txt), RFC 9651 (structured fields), draft-ietf-aipref-attach-05 and -vocab-07,
 contentsignals.org, Google's robots meta tag specification, TDMRep final report (W3C community group, 10 May 2024). The
-words themselves stand in reservation_words.yaml. Nothing here takes longer than a stranger's text is long.
+words are listed in reservation_words.yaml. All functions take linear time, because the texts are untrusted.
 """
 
 import json
@@ -27,13 +27,13 @@ _TDM_TEXT = re.compile(r'"tdm-reservation"\s{0,8}:\s{0,8}"?(1|true)\b', re.IGNOR
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of an address: ``https://site.example:8443``."""
+    """Return scheme, host and port of an address: ``https://site.example:8443``."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
 def path_of(url: str) -> str:
-    """Path and query of an address: what rules are matched against."""
+    """Return path and query of an address, against which rules are matched."""
     parts = urlsplit(url)
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
@@ -41,7 +41,7 @@ def path_of(url: str) -> str:
 def path_matches(pattern: str, target: str) -> bool:
     """Whether a path of robots.txt or tdmrep.json covers a path with query (RFC 9309, 2.2.2 and 2.2.3).
 
-    ``*`` is any run of characters, a closing ``$`` the end; percent-encoding is undone on both sides, but for ``%2F``.
+    ``*`` matches any characters, a final ``$`` the end. Percent-encoding is undone on both sides, except ``%2F``.
     """
     anchored = pattern.endswith("$")
     pieces = [_plain(piece) for piece in (pattern[:-1] if anchored else pattern).split("*")]
@@ -50,15 +50,15 @@ def path_matches(pattern: str, target: str) -> bool:
         return text == pieces[0] if anchored else text.startswith(pieces[0])
     if not text.startswith(pieces[0]):
         return False
-    place = len(pieces[0])
+    position = len(pieces[0])
     for piece in pieces[1:-1]:
-        found = text.find(piece, place)
+        found = text.find(piece, position)
         if found < 0:
             return False
-        place = found + len(piece)
+        position = found + len(piece)
     if anchored:
-        return text.endswith(pieces[-1]) and len(text) - len(pieces[-1]) >= place
-    return text.find(pieces[-1], place) >= 0
+        return text.endswith(pieces[-1]) and len(text) - len(pieces[-1]) >= position
+    return text.find(pieces[-1], position) >= 0
 
 
 def _plain(text: str) -> bytes:
@@ -66,29 +66,34 @@ def _plain(text: str) -> bytes:
 
 
 def product_token(name: str) -> str:
-    """``LeamBot/1.0`` and ``leambot*`` are both ``leambot`` (RFC 9309, 2.2.1)."""
+    """Return a product name in comparable form: ``leambot`` for ``LeamBot/1.0`` and ``leambot*`` (RFC 9309, 2.2.1)."""
     return name.strip().casefold().partition("/")[0].rstrip("* ") or "*"
 
 
 def agent_names(agent: str) -> set[str]:
-    """Product names whose rules bind us: our own and those in reservation_words.yaml."""
+    """Return the product names whose rules apply to us: our own and those in reservation_words.yaml."""
     return {agent.strip().casefold(), *WORDS["also_obeyed"]} - {""}
 
 
 def tdm_value(value: object) -> bool | None:
-    """Whether a TDM value reserves; None is unset, as every value that the report does not know."""
+    """Whether a TDM value reserves rights; None, meaning unset, for every value that the report does not define."""
     word = str(value).strip().casefold()
     return True if word in WORDS["tdm"]["reserved"] else False if word in WORDS["tdm"]["free"] else None
 
 
-def robots_words(text: str, names: set[str] | None, moment: datetime) -> Iterator[str]:
-    """Give the reserving words of one X-Robots-Tag header or robots tag that concern us, with the agent they name.
+def robots_words(text: str, names: set[str] | None, fetched_at: datetime) -> Iterator[str]:
+    """Yield the reserving words of one X-Robots-Tag header or robots tag that apply to us, with the agent they name.
 
-    ``agent: word, word, other: word``: an agent's words go on to the next agent. Words that carry a value (a date with
-    its colons, and a comma behind the weekday) are no agents. Without ``names`` the text has no agents.
+    In ``agent: word, word, other: word`` the words up to the next agent belong to an agent. Words that carry a value (a
+    date with colons, and a comma after the weekday) are not agents.
+
+    Args:
+        text: Value of the header or tag.
+        names: Product names that apply to us; None if the text has no agents.
+        fetched_at: Time with which ``unavailable_after`` is compared.
     """
     robots = WORDS["robots"]
-    concerned, said_to = True, ""
+    concerned, agent = True, ""
     elements = text.split(",")[::-1]
     while elements:
         parts = elements.pop().split(":")
@@ -96,22 +101,22 @@ def robots_words(text: str, names: set[str] | None, moment: datetime) -> Iterato
             words = [word.strip(QUOTES) for word in part.replace(";", " ").split()]
             name = words.pop().casefold() if words and number + 1 < len(parts) else ""
             if concerned:
-                yield from (said_to + word for word in words if word.casefold() in robots["reserving"])
+                yield from (agent + word for word in words if word.casefold() in robots["reserving"])
             if name in robots["valued"]:
                 value = ":".join(parts[number + 1 :])
                 if value.strip()[:3].casefold() in DAYS and elements:
                     value += "," + elements.pop()
                 end = _date(value) if name in robots["dated"] and concerned else None
-                if end and moment >= end:
-                    yield f"{said_to}{name}: {end.isoformat()}"
+                if end and fetched_at >= end:
+                    yield f"{agent}{name}: {end.isoformat()}"
                 break
             if name and names is not None:
                 concerned = product_token(name) in names | {"*"}
-                said_to = f"{name}: "
+                agent = f"{name}: "
 
 
 def _date(text: str) -> datetime | None:
-    """RFC 822, RFC 850 or ISO 8601, in UTC where no zone is named; without a valid date Google's rule is ignored."""
+    """Parse RFC 822, RFC 850 or ISO 8601, in UTC if no zone is given; None, like Google, for an invalid date."""
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             found = read(text.strip(QUOTES)[:60])
@@ -122,19 +127,19 @@ def _date(text: str) -> datetime | None:
 
 
 def usage_refusals(text: str) -> list[str]:
-    """Give the members of a Content-Usage or Content-Signal text that refuse training, such as ``train-ai=n``.
+    """Return the members of a Content-Usage or Content-Signal text that refuse training, such as ``train-ai=n``.
 
-    A text that is no dictionary says nothing by the draft; one that plainly refuses (``Train-AI = N``) is heard here.
+    By the draft, text that is not a dictionary has no meaning; here a plain refusal (``Train-AI = N``) counts.
     """
     members: dict[str, str] = {}
-    place, usage = 0, WORDS["usage"]
+    position, usage = 0, WORDS["usage"]
     text = text.strip()
-    while place < len(text):
-        member = _MEMBER.match(text, place)
+    while position < len(text):
+        member = _MEMBER.match(text, position)
         if member is None:
             return _refusing(_LOOSE.findall(text), usage)
         members[member[1]] = member[2] or "?1"  # the last of one name wins (RFC 9651, 4.2.2)
-        place = member.end()
+        position = member.end()
     return _refusing(list(members.items()), usage)
 
 
@@ -147,7 +152,7 @@ def _refusing(members: list[tuple[str, str]], usage: dict[str, list[str]]) -> li
 
 
 def rule_groups(text: str) -> Iterator[tuple[set[str], list[tuple[str, str]]]]:
-    """Groups of robots.txt: agents' names and the rules below them; rules above all names concern everybody."""
+    """Yield the groups of robots.txt: names of agents and their rules; rules before the first name have no names."""
     names: set[str] = set()
     lines: list[tuple[str, str]] = []
     for line in text.splitlines():
@@ -164,10 +169,10 @@ def rule_groups(text: str) -> Iterator[tuple[set[str], list[tuple[str, str]]]]:
 
 
 def tdm_rules(text: str) -> list[tuple[str, bool, str]]:
-    """Rules of tdmrep.json: location, whether reserved, value with policy; rules whose value is unset are left out.
+    """Return the rules of tdmrep.json: location, whether reserved, value with policy; unset values are skipped.
 
-    A single object counts as a list of one, a rule without location for the whole site. A text that is no JSON reserves
-    the whole site if it shows a reservation.
+    A single object is a list of one; a rule without location holds for the whole site. Text that is not JSON reserves
+    the whole site if it contains a reservation.
     """
     try:
         rules = json.loads(text.removeprefix("\ufeff"))

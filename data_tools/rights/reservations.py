@@ -1,7 +1,7 @@
-"""Read what right holders say in machines' words: headers, meta tags, robots.txt, tdmrep.json, ai.txt, registries.
+"""Read machine-readable reservations: headers, meta tags, robots.txt, tdmrep.json, ai.txt, opt-out registries.
 
-Pure functions: text in, signals out, no network, no clock (grammars and sources: rights/reservation_grammar.py).
-Where a source is unclear, or a text breaks its grammar but plainly refuses, the refusal counts.
+Pure functions from text to signals, without network or clock (grammars and sources: rights/reservation_grammar.py). If
+a source is ambiguous, or a text breaks its grammar but plainly refuses, the refusal counts.
 """
 
 import functools
@@ -27,21 +27,21 @@ from data_tools.rights.reservation_grammar import (
     usage_refusals,
 )
 
-ACCESS = "robots.txt"  # the one kind of signal that says who may fetch, not what may be done with what was fetched
-PARSED = 128  # files of origins kept in parsed form, of each kind
-SHOWN = 500  # characters of a stranger's words in a signal
+ACCESS = "robots.txt"  # the only kind of signal that controls fetching and not the use of what was fetched
+PARSED = 128  # parsed files of origins in the cache, of each kind
+SHOWN = 500  # characters of foreign text in a signal
 
 
 @dataclass(frozen=True)
 class Signal:
-    """One thing a right holder said about one address.
+    """One statement of a right holder about one address.
 
     Args:
-        kind: Where it stood: ``robots.txt``, ``robots.txt:content-usage``, ``tdmrep.json``, ``ai.txt``, ``registry``,
-            ``header:x-robots-tag``, ``header:tdm-reservation``, ``meta:robots``, ``c2pa``, ``licence`` and so on.
-        value: The words, as far as they decide.
-        source: Address of the answer or file that holds them.
-        reserved: Whether they refuse.
+        kind: Where it was found: ``robots.txt``, ``robots.txt:content-usage``, ``tdmrep.json``, ``ai.txt``,
+            ``registry``, ``header:x-robots-tag``, ``header:tdm-reservation``, ``meta:robots``, ``c2pa`` and so on.
+        value: The deciding words.
+        source: Address of the answer or file.
+        reserved: Whether it refuses.
     """
 
     kind: str
@@ -51,51 +51,51 @@ class Signal:
 
 
 class Registry(Protocol):
-    """An opt-out list, such as data_tools/rights/opt_out_registry.py reads."""
+    """An opt-out list, such as OptOutRegistry of data_tools/rights/opt_out_registry.py."""
 
     name: str
 
     def find(self, url: str) -> str | None:
-        """Give the entry that covers an address, or nothing."""
+        """Return the entry that covers an address, or None."""
 
 
 def decide(signals: Iterable[Signal], basis: LegalBasis) -> Signal | None:
-    """Give the signal that forbids, or nothing.
+    """Return the signal that forbids the use, or None.
 
-    Access rules bind every basis. Reservations bind article 4 alone; among them a ``TDM-Reservation`` header supersedes
-    what tdmrep.json of the same origin says (TDMRep, Processing priority).
+    Access rules apply to every basis, reservations to article 4 alone. A ``TDM-Reservation`` header takes precedence
+    over tdmrep.json of the same origin (TDMRep, Processing priority).
     """
-    known = list(signals)
-    for signal in known:
+    signals = list(signals)
+    for signal in signals:
         if signal.reserved and signal.kind == ACCESS:
             return signal
     if not basis.honours_reservations:
         return None
-    spoken = {
+    with_header = {
         origin_of(signal.source)
-        for signal in known
+        for signal in signals
         if signal.kind == "header:tdm-reservation" and tdm_value(signal.value.partition(" ")[0]) is not None
     }
-    for signal in known:
-        if signal.reserved and not (signal.kind == "tdmrep.json" and origin_of(signal.source) in spoken):
+    for signal in signals:
+        if signal.reserved and not (signal.kind == "tdmrep.json" and origin_of(signal.source) in with_header):
             return signal
     return None
 
 
-def header_signals(headers: Iterable[tuple[str, str]], agent: str, url: str, moment: datetime) -> list[Signal]:
+def header_signals(headers: Iterable[tuple[str, str]], agent: str, url: str, fetched_at: datetime) -> list[Signal]:
     """Read all headers of one answer; every hop of a redirect is an answer of its own.
 
     Args:
-        headers: Names and values; a name may come several times.
-        agent: Our product name, as it stands in the User-Agent header.
-        url: Address that was asked.
-        moment: When, with time zone; ``unavailable_after`` is compared with it.
+        headers: Names and values; a name may occur several times.
+        agent: Our product name in the User-Agent header.
+        url: Address that was requested.
+        fetched_at: Time of the answer, with time zone; ``unavailable_after`` is compared with it.
     """
     found, policy = [], ""
     for name, value in headers:
         field = name.strip().casefold()
         if field == "x-robots-tag":
-            found.append(_robots_signal("header:x-robots-tag", value, agent_names(agent), url, moment))
+            found.append(_robots_signal("header:x-robots-tag", value, agent_names(agent), url, fetched_at))
         elif field == "tdm-reservation":
             found.append(_tdm_signal("header:tdm-reservation", value, url))
         elif field == "tdm-policy":
@@ -105,13 +105,13 @@ def header_signals(headers: Iterable[tuple[str, str]], agent: str, url: str, mom
     return _with_policy(found, policy)
 
 
-def meta_signals(pairs: Iterable[tuple[str, str]], agent: str, url: str, moment: datetime) -> list[Signal]:
-    """Read the meta tags (name, content) of a page; its images are taken to be spoken of, too."""
+def meta_signals(pairs: Iterable[tuple[str, str]], agent: str, url: str, fetched_at: datetime) -> list[Signal]:
+    """Read the meta tags (name, content) of a page, which are taken to hold for its images, too."""
     found, policy = [], ""
     for name, content in pairs:
         field = name.strip().casefold()
         if field == "robots" or product_token(field) in agent_names(agent):
-            found.append(_robots_signal("meta:robots", content, None, url, moment))
+            found.append(_robots_signal("meta:robots", content, None, url, fetched_at))
         elif field in ("tdm-reservation", "tdm:reservation"):
             found.append(_tdm_signal("meta:tdm-reservation", content, url))
         elif field in ("tdm-policy", "tdm:policy"):
@@ -121,16 +121,16 @@ def meta_signals(pairs: Iterable[tuple[str, str]], agent: str, url: str, moment:
     return _with_policy(found, policy)
 
 
-def _robots_signal(kind: str, text: str, names: set[str] | None, url: str, moment: datetime) -> Signal:
-    found = list(robots_words(text, names, moment))
+def _robots_signal(kind: str, text: str, names: set[str] | None, url: str, fetched_at: datetime) -> Signal:
+    found = list(robots_words(text, names, fetched_at))
     return Signal(kind, (", ".join(found) or text.strip())[:SHOWN], url, bool(found))
 
 
 def _tdm_signal(kind: str, text: str, url: str) -> Signal:
-    """Several values in one header were several headers once; one that reserves is enough."""
+    """Return the signal of a TDM header; several values are several headers joined, and one that reserves is enough."""
     values = [value.strip() for value in text.split(",")]
-    said = next((value for value in values if tdm_value(value)), values[0])
-    return Signal(kind, said[:SHOWN], url, bool(tdm_value(said)))
+    deciding = next((value for value in values if tdm_value(value)), values[0])
+    return Signal(kind, deciding[:SHOWN], url, bool(tdm_value(deciding)))
 
 
 def _usage_signal(kind: str, text: str, url: str) -> Signal:
@@ -139,7 +139,7 @@ def _usage_signal(kind: str, text: str, url: str) -> Signal:
 
 
 def _with_policy(found: list[Signal], policy: str) -> list[Signal]:
-    """A policy says where a licence can be had; it belongs into the evidence of the reservation."""
+    """Add the policy, which says where a licence can be obtained, to the value of the reservation."""
     return [
         replace(one, value=f"{one.value} {policy}")
         if policy and one.reserved and one.kind.endswith("tdm-reservation")
@@ -149,19 +149,19 @@ def _with_policy(found: list[Signal], policy: str) -> list[Signal]:
 
 
 class _Rules:
-    """A file in the grammar of robots.txt, for one agent: access by Protego, the newer rules by their own lines."""
+    """A file in the grammar of robots.txt, for one agent: Protego parses access, and newer rules are parsed here."""
 
     def __init__(self, text: str, agent: str) -> None:
         text = text.removeprefix("\ufeff").replace("\0", "")
         groups = list(rule_groups(text))
         self.file = Protego.parse(text)
-        known = {name for names, _ in groups for name in names if name}
-        own = {name for name in known if product_token(name) == product_token(agent)} or {"*"}
-        also = {name for name in known if product_token(name) in WORDS["also_obeyed"]}
+        agents = {name for names, _ in groups for name in names if name}
+        own = {name for name in agents if product_token(name) == product_token(agent)} or {"*"}
+        also = {name for name in agents if product_token(name) in WORDS["also_obeyed"]}
         self.names = sorted(own) + sorted(also - own)
         lines = [line for names, rules in groups for line in rules if not names or names & set(self.names)]
         self.disallowed = [value for field, value in lines if field == "disallow" and value]
-        self.used: dict[str, list[tuple[str, str, str]]] = {}  # field -> path, what is refused, what is said
+        self.used: dict[str, list[tuple[str, str, str]]] = {}  # field -> path, refused members, whole value
         for field, value in lines:
             if field in WORDS["usage"]["fields"]:
                 path, _, said = value.partition(" ") if value.startswith("/") else ("", "", value)
@@ -174,7 +174,7 @@ class _Rules:
         ]
 
     def refusal(self, url: str) -> str | None:
-        """The access rule that forbids, or nothing."""
+        """Return the access rule that forbids an address, or None."""
         refusing = next((name for name in self.names if not self.file.can_fetch(url, name)), None)
         if refusing is None:
             return None
@@ -183,7 +183,7 @@ class _Rules:
         return f"{refusing}: Disallow: {max(rules, key=len, default='')}".rstrip()[:SHOWN]
 
     def usage(self, url: str, source: str, kind: str) -> Iterator[Signal]:
-        """Content-Usage, Content-Signal and DisallowAITraining: of each, the rules with the longest path that fits."""
+        """Yield Content-Usage, Content-Signal and DisallowAITraining, each from the longest path that matches."""
         target = path_of(url)
         for field, rules in self.used.items():
             fits = [
@@ -209,11 +209,11 @@ def robots_signals(text: str | None, status: int | None, url: str, agent: str) -
     """Read robots.txt for one address (RFC 9309).
 
     Args:
-        text: The file, or None where there is none.
-        status: Of the answer; None where no answer came. 5xx and no answer forbid everything (2.3.1.4), 4xx and too
-            many redirects nothing (2.3.1.2, 2.3.1.3).
-        url: Address that is to be fetched.
-        agent: Our product name; its own groups count, else those of ``*``.
+        text: The file, or None if there is none.
+        status: Status of the answer, or None without an answer. 5xx and no answer forbid everything (2.3.1.4), 4xx and
+            too many redirects nothing (2.3.1.2, 2.3.1.3).
+        url: Address to be fetched.
+        agent: Our product name; its groups apply, or those of ``*`` if it has none.
     """
     source = origin_of(url) + "/robots.txt"
     if status is None or status >= 500:
@@ -226,15 +226,15 @@ def robots_signals(text: str | None, status: int | None, url: str, agent: str) -
 
 
 def robots_delay(text: str, agent: str) -> float | None:
-    """Seconds that robots.txt asks for between two requests of ours, or nothing."""
+    """Return the seconds that robots.txt asks for between two of our requests, or None."""
     rules = _rules(text, agent)
     return max((delay for name in rules.names if (delay := rules.file.crawl_delay(name)) is not None), default=None)
 
 
 def ai_txt_signals(text: str | None, url: str, agent: str = "") -> list[Signal]:
-    """Read Spawning's ai.txt: robots.txt's grammar, mostly of file endings, and a refusal is one of training."""
+    """Read Spawning's ai.txt: the grammar of robots.txt, usually with file endings; a refusal concerns training."""
     if not text or text.lstrip("\ufeff \t\r\n").startswith("<"):
-        return []  # a page instead of the file
+        return []  # an HTML page in place of the file
     source = origin_of(url) + "/ai.txt"
     rules = _rules(text.casefold(), agent)
     refusal = rules.refusal(url.casefold())
@@ -249,8 +249,8 @@ def _tdm_rules(text: str) -> list[tuple[str, bool, str]]:
 def tdmrep_signals(text: str | None, url: str) -> list[Signal]:
     """Read /.well-known/tdmrep.json for one address (TDMRep final report, TDM File on the Origin Server).
 
-    The report says both that the most specific match counts and that this is the first in sequence. Where the first
-    match and the longest one differ, the reservation counts.
+    By the report the most specific match counts, and this is the first one. If the first and the longest match differ,
+    the reservation counts.
     """
     target = path_of(url)
     matches = [rule for rule in _tdm_rules(text or "[]") if path_matches(rule[0], target)]
@@ -262,6 +262,6 @@ def tdmrep_signals(text: str | None, url: str) -> list[Signal]:
 
 
 def registry_signals(registry: Registry, url: str) -> list[Signal]:
-    """Look an address up in an opt-out registry; silence there says nothing."""
+    """Look up an address in an opt-out registry; an address that is not listed gives no signal."""
     entry = registry.find(url)
     return [Signal("registry", entry, registry.name, True)] if entry else []

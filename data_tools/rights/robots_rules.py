@@ -1,12 +1,11 @@
-"""Ask each origin once what it allows (robots.txt, /.well-known/tdmrep.json, /ai.txt) and keep the answers as evidence.
+"""Fetch the rules of each origin once (robots.txt, /.well-known/tdmrep.json, /ai.txt) and store them as evidence.
 
-What came back (status, address after redirects, SHA-256, time, text) is appended to one file of JSON lines, which
-several processes may share and an interrupted run goes on with. RFC 9309: at most five redirects, 500 KiB, 24 hours;
-4xx allows, 5xx and silence refuse (2.3.1, 2.4, 2.5). What could not be had is asked for again after an hour.
+Every answer (status, address after redirects, SHA-256, time, text) is appended to a file of JSON lines, which several
+processes may share and later runs read. RFC 9309: at most five redirects, 500 KiB, 24 hours; 4xx allows, 5xx and no
+answer refuse (2.3.1, 2.4, 2.5). Failed requests are repeated after an hour.
 """
 
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -38,6 +37,7 @@ from data_tools.rights.reservations import (
     robots_signals,
     tdmrep_signals,
 )
+from leam_mm.files import bytes_sha256
 
 ROBOTS, TDMREP, AI_TXT = "/robots.txt", "/.well-known/tdmrep.json", "/ai.txt"
 MOST_REDIRECTS, MOST_BYTES = 5, 500 * 1024  # RFC 9309, 2.3.1.2 and 2.5
@@ -46,13 +46,13 @@ File = dict[str, Any]
 
 
 class RobotsRules:
-    """The rules of every origin that is asked for, in memory and in one file; threads and processes may share it.
+    """Rules of origins, fetched on demand and cached in memory and in one file; safe for threads and processes.
 
     Args:
-        setting: Limits, names and permissions of the door to the network.
-        cache: The file of evidence, one JSON line for each visit to an origin.
+        setting: Limits, names and permissions of network access.
+        cache: The evidence file, with one JSON line for each visit to an origin.
         registries: Opt-out lists.
-        agreed_hosts: Hosts that a licence or a consent names: for these two bases their owner's word counts already.
+        agreed_hosts: Hosts that a licence or a consent names; for these two bases the agreement overrides their rules.
         now: The clock, in seconds since 1970.
     """
 
@@ -64,21 +64,21 @@ class RobotsRules:
         agreed_hosts: Collection[str] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Open the evidence of earlier runs; see the class for the arguments."""
+        """Open the evidence file; see the class for the arguments."""
         self.setting, self.cache, self.registries, self.agreed_hosts = setting, cache, registries, set(agreed_hosts)
         self._now = now
         self._guard = Guard(setting, None)
         self._opener = build_opener(replace(setting, allow_file=False), self._guard, follow=False)
         cache.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(cache, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._places: dict[str, int] = {}  # origin -> where its newest line begins
-        self._read = 0  # bytes of the file that _places knows
+        self._offsets: dict[str, int] = {}  # origin -> offset of its newest line
+        self._read = 0  # bytes of the file that are indexed
         self._recent: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._asking: dict[str, Future[dict[str, Any]]] = {}
         self._lock = threading.Lock()
 
     def decide(self, url: str, basis: LegalBasis) -> tuple[Signal | None, list[Signal]]:
-        """Give the signal that forbids to fetch or to use an address, or None; and all that was said about it."""
+        """Return the signal that forbids to fetch or to use an address, or None; and all signals about it."""
         if urlsplit(url).scheme not in ("http", "https"):
             return None, []
         if basis.may_be_agreed and urlsplit(url).hostname in self.agreed_hosts:
@@ -92,12 +92,12 @@ class RobotsRules:
         return decide(signals, basis), signals
 
     def crawl_delay(self, url: str) -> float | None:
-        """Seconds that the origin's robots.txt asks for between two requests, or None."""
+        """Return the seconds that the origin's robots.txt asks for between two requests, or None."""
         text = self.visit(url)["files"][ROBOTS].get("text")
         return robots_delay(text, self.setting.agent_name) if text else None
 
     def evidence(self, url: str) -> dict[str, Any]:
-        """What was asked of an address's origin and answered, without the texts: for a ledger."""
+        """Return the requests to an address's origin and their answers without texts, for a ledger."""
         visit = self.visit(url)
         return {
             "asked": visit["asked"],
@@ -108,18 +108,18 @@ class RobotsRules:
         }
 
     def visit(self, url: str) -> dict[str, Any]:
-        """The newest visit to an address's origin, made now if there is none that still counts."""
+        """Return the newest visit to an address's origin; visit it now if there is none or it has expired."""
         origin = origin_of(url)
         with self._lock:
-            known = self._recent.get(origin)
-            if known is None or not self._counts(known):
-                known = self._stored(origin)
-            if known is not None and self._counts(known):
-                self._recent[origin] = known
+            visit = self._recent.get(origin)
+            if visit is None or not self._is_fresh(visit):
+                visit = self._stored(origin)
+            if visit is not None and self._is_fresh(visit):
+                self._recent[origin] = visit
                 self._recent.move_to_end(origin)
                 if len(self._recent) > PARSED:
                     self._recent.popitem(last=False)
-                return known
+                return visit
             waiting = self._asking.get(origin)
             if waiting is None:
                 mine = self._asking[origin] = Future()
@@ -139,7 +139,7 @@ class RobotsRules:
             with self._lock:
                 del self._asking[origin]
 
-    def _counts(self, visit: dict[str, Any]) -> bool:
+    def _is_fresh(self, visit: dict[str, Any]) -> bool:
         status = visit["files"][ROBOTS]["status"]
         age = self._now() - datetime.fromisoformat(visit["asked"]).timestamp()
         return 0 <= age < (HOUR if status is None or status >= 500 else DAY)
@@ -147,13 +147,13 @@ class RobotsRules:
     def _ask(self, origin: str) -> dict[str, Any]:
         files = {ROBOTS: self._fetch(origin + ROBOTS)}
         for path in (TDMREP, AI_TXT):
-            silent = files[ROBOTS]["status"] is None
-            files[path] = {"status": None, "error": "not asked"} if silent else self._fetch(origin + path)
+            unreachable = files[ROBOTS]["status"] is None
+            files[path] = {"status": None, "error": "not asked"} if unreachable else self._fetch(origin + path)
         asked = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
         return {"origin": origin, "agent": self.setting.agent, "asked": asked, "files": files}
 
     def _fetch(self, url: str) -> File:
-        """One file with its evidence; ``status`` None means that there was no answer to believe."""
+        """Fetch one file with its evidence; ``status`` is None without a valid answer."""
         found: File = {"status": None, "url": url}
         end = time.monotonic() + self.setting.image_seconds
         self._guard.until(end)
@@ -162,16 +162,16 @@ class RobotsRules:
                 address, _, _ = check_link(found["url"], Path(), False, self.setting.allow_private)
                 request = urllib.request.Request(address)
                 with self._opener.open(request, timeout=self.setting.timeout) as response:
-                    place = response.headers.get("Location")
-                    if response.status in REDIRECTS and place and redirects < MOST_REDIRECTS:
-                        found["url"] = urljoin(address, place)
+                    target = response.headers.get("Location")
+                    if response.status in REDIRECTS and target and redirects < MOST_REDIRECTS:
+                        found["url"] = urljoin(address, target)
                         found["redirects"] = redirects + 1
                         continue
                     if response.status in REDIRECTS:
-                        found["error"] = f"more than {MOST_REDIRECTS} redirects" if place else "leads nowhere"
+                        found["error"] = f"more than {MOST_REDIRECTS} redirects" if target else "leads nowhere"
                     elif 200 <= response.status < 300:
                         found |= _text(response)
-                    if time.monotonic() >= end:  # cut in the middle of its headers, an answer looks like an empty file
+                    if time.monotonic() >= end:  # an answer that was cut within its headers looks like an empty file
                         raise TimeoutError(f"took longer than {self.setting.image_seconds:g} s")
                     found["status"] = response.status
                     break
@@ -182,7 +182,7 @@ class RobotsRules:
         return found
 
     def _stored(self, origin: str) -> dict[str, Any] | None:
-        """The newest line of an origin; lines that other processes wrote meanwhile are looked through first."""
+        """Return the newest line of an origin, after indexing the lines that other processes have written."""
         end = os.fstat(self._handle).st_size
         if end > self._read:
             with open(self.cache, "rb") as file:
@@ -191,26 +191,26 @@ class RobotsRules:
                     if not line.endswith(b"\n"):
                         break  # another process is writing it
                     try:
-                        known = json.loads(line)
-                        if known["agent"] == self.setting.agent:  # a server may answer others differently
-                            self._places[known["origin"]] = self._read
+                        visit = json.loads(line)
+                        if visit["agent"] == self.setting.agent:  # a server may answer other agents differently
+                            self._offsets[visit["origin"]] = self._read
                     except (ValueError, KeyError, TypeError):
                         pass  # cut short when a run was killed
                     self._read += len(line)
-        place = self._places.get(origin)
-        if place is None:
+        offset = self._offsets.get(origin)
+        if offset is None:
             return None
         with open(self.cache, "rb") as file:
-            file.seek(place)
+            file.seek(offset)
             return json.loads(file.readline())
 
     def _store(self, visit: dict[str, Any]) -> None:
         line = json.dumps(visit).encode() + b"\n"
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        fcntl.flock(self._handle, fcntl.LOCK_EX)  # of the open file itself; filelock would need a second file
         try:
             end = os.fstat(self._handle).st_size
             if end and os.pread(self._handle, 1, end - 1) != b"\n":
-                line = b"\n" + line  # a run was killed while it wrote the last line
+                line = b"\n" + line  # the last line is incomplete, because a run was killed while writing it
             while line:
                 line = line[os.write(self._handle, line) :]
         finally:
@@ -218,7 +218,7 @@ class RobotsRules:
 
 
 def _text(response: Any) -> File:
-    """Body of an answer, to the limit; what is longer is cut at a line's end (RFC 9309, 2.5)."""
+    """Read the body of an answer; a longer one than the limit is cut at the end of a line (RFC 9309, 2.5)."""
     body: bytes = response.read(MOST_BYTES + 1)
     if len(body) <= MOST_BYTES and response.length:
         raise http.client.IncompleteRead(body, response.length)
@@ -232,7 +232,7 @@ def _text(response: Any) -> File:
         body = body[: body.rfind(b"\n", 0, MOST_BYTES) + 1] or body[:MOST_BYTES]
     found: File = {
         "bytes": len(body),
-        "sha256": hashlib.sha256(body).hexdigest(),
+        "sha256": bytes_sha256(body),
         "text": body.decode("utf-8", "replace"),
     }
     return found | ({"cut": True} if cut else {})

@@ -1,15 +1,13 @@
-"""What a picture's Content Credentials (C2PA) say about training and data mining, read from its own bytes.
+"""Training and data mining assertions in the Content Credentials (C2PA) of an image, read from its own bytes.
 
 Assertions ``c2pa.training-mining`` (C2PA 1.x) and ``cawg.training-mining`` (CAWG, Training and data mining assertion
 1.1) hold entries ``*.ai_generative_training``, ``*.ai_training``, ``*.data_mining``, ``*.ai_inference`` or others, each
-allowed, notAllowed or constrained; the last is to be treated as notAllowed where nothing more is known. We mine, train
-and let trained networks look at pictures, so whatever is not plainly allowed reserves. Manifests of the pictures that
-this one was made from count as well.
+allowed, notAllowed or constrained; constrained means notAllowed if nothing more is known. This project mines, trains
+and runs inference, so every entry other than allowed reserves rights. Manifests of ingredients count as well.
 
-It fails closed: a manifest that is damaged, does not belong to these pixels, or lies elsewhere reserves, too. Nothing
-is fetched: remote manifests, revocation lists and identities on the network are only said to be there. Who signed is
-not asked, since there is no list of trusted signers here: a stranger's "no" counts, and his "allowed" opens nothing
-that another signal closes.
+The check fails closed: a manifest that is damaged, does not belong to these pixels, or is stored remotely reserves
+rights, too. Nothing is fetched: no remote manifests, revocation lists or identities. There is no list of trusted
+signers: a refusal counts whoever signed it, and "allowed" does not override the reservation of another signal.
 """
 
 import functools
@@ -21,8 +19,8 @@ from typing import Any
 from data_tools.rights.reservations import Signal
 
 LABELS = ("c2pa.training-mining", "cawg.training-mining")
-# Without one of these there is no manifest: the type of a manifest store's box (C2PA 2.1, 11.1.4.2), parts of one that
-# lost its head, and the XMP property that leads to a remote one.
+# A file without one of these has no manifest: the box type of a manifest store (C2PA 2.1, 11.1.4.2), parts of a store
+# that lost its head, and the XMP property that points to a remote one.
 MARKS = (b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71", b"c2pa.claim", b"c2pa.assertions", b"c2pa.signature")
 REMOTE = b":provenance"
 TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif"}
@@ -42,13 +40,13 @@ SETTINGS = {
 
 
 def mining_signals(raw: bytes) -> list[Signal]:
-    """Read the manifests of a picture.
+    """Read the manifests of an image.
 
     Args:
-        raw: The file as it was fetched; a picture that was encoded again has lost its manifest.
+        raw: The file as it was fetched; encoding it again would remove the manifest.
 
     Returns:
-        One signal of kind ``c2pa`` for each assertion, or for what is wrong with the manifest; none without a manifest.
+        One signal of kind ``c2pa`` for each assertion and each fault of the manifest; none without a manifest.
     """
     marked = any(mark in raw for mark in MARKS)
     if not marked and REMOTE not in raw:
@@ -62,30 +60,30 @@ def mining_signals(raw: bytes) -> list[Signal]:
         return [_fault(str(fault))]
     if store is None:
         return [_fault("traces of a manifest that cannot be read")] if marked else []
-    return list(_judge_store(store))
+    return list(_store_signals(store))
 
 
 class _Unreadable(Exception):
-    """A manifest that is there, but says nothing that can be relied on."""
+    """A manifest exists, but cannot be relied on."""
 
 
 @functools.cache
 def _reader() -> tuple[Any, Any]:
-    """The library and its settings, once for each process: it is large, and most pictures carry no manifest."""
+    """Load the library and its settings once per process; it is large, and most images have no manifest."""
     import c2pa
 
     return c2pa, c2pa.Context.from_dict(SETTINGS)
 
 
 def _read_store(raw: bytes, kind: str) -> dict[str, Any] | None:
-    """All manifests with the library's findings, or nothing where it sees none."""
+    """Return all manifests with the library's validation results, or None if it finds no manifest."""
     library, context = _reader()
     try:
         with library.Reader(kind, io.BytesIO(raw), context=context) as reader:
             store = json.loads(reader.json())
     except library.C2paError.ManifestNotFound:
         return None
-    except Exception as error:  # a native library on hostile input: each way of failing is the same to us
+    except Exception as error:  # a native library may raise anything on hostile input
         text = (str(error) or type(error).__name__).splitlines()[0][:200]
         if "remote manifest" in text:
             raise _Unreadable(f"its manifest lies elsewhere and is not fetched: {text.rpartition(' ')[2]}") from None
@@ -95,7 +93,7 @@ def _read_store(raw: bytes, kind: str) -> dict[str, Any] | None:
     return store
 
 
-def _judge_store(store: dict[str, Any]) -> Iterator[Signal]:
+def _store_signals(store: dict[str, Any]) -> Iterator[Signal]:
     state = store.get("validation_state")
     if state not in ("Valid", "Trusted"):
         codes = [str(status.get("code")) for status in store.get("validation_status") or [] if isinstance(status, dict)]
@@ -103,25 +101,25 @@ def _judge_store(store: dict[str, Any]) -> Iterator[Signal]:
             f"its manifest does not hold ({state}): {', '.join(sorted(set(codes)))[:200] or 'no reason given'}"
         )
     for name, manifest in sorted(store["manifests"].items()):
-        place = "" if name == store.get("active_manifest") else "of an ingredient: "
+        prefix = "" if name == store.get("active_manifest") else "of an ingredient: "
         assertions = manifest.get("assertions") if isinstance(manifest, dict) else None
         for assertion in assertions if isinstance(assertions, list) else []:
             label = str(assertion.get("label") if isinstance(assertion, dict) else "")
             if label.startswith(LABELS):
-                yield _judge_assertion(label, assertion.get("data"), place)
+                yield _assertion_signal(label, assertion.get("data"), prefix)
 
 
-def _judge_assertion(label: str, data: Any, place: str) -> Signal:
-    """One assertion: its entries in words, reserved unless each of them allows."""
+def _assertion_signal(label: str, data: Any, prefix: str) -> Signal:
+    """Return the signal of one assertion; it reserves rights unless every entry allows."""
     entries = data.get("entries") if isinstance(data, dict) else None
     if not isinstance(entries, dict) or not entries:
-        return Signal("c2pa", f"{place}{label} without readable entries", "file", True)
-    told, reserved = [], False
+        return Signal("c2pa", f"{prefix}{label} without readable entries", "file", True)
+    uses, reserved = [], False
     for name, entry in sorted(entries.items()):
         use = entry.get("use") if isinstance(entry, dict) else entry
-        told.append(f"{name}={str(use)[:40]}")
+        uses.append(f"{name}={str(use)[:40]}")
         reserved |= use != "allowed"
-    return Signal("c2pa", f"{place}{label}: {', '.join(told)}"[:500], "file", reserved)
+    return Signal("c2pa", f"{prefix}{label}: {', '.join(uses)}"[:500], "file", reserved)
 
 
 def _fault(text: str) -> Signal:
