@@ -178,12 +178,7 @@ def robots_screen(settings: ScreenSettings, work: Path) -> RobotsScreen:
 
 
 def write_summary(
-    path: Path,
-    settings: ScreenSettings,
-    work: Path,
-    shape: tuple[int, int, int],
-    counts: Counts,
-    asked: Counter[str],
+    path: Path, settings: ScreenSettings, work: Path, shape: tuple[int, int, int], counts: Counts, asked: Counter[str]
 ) -> dict[str, Any]:
     """Write what every rule dropped and cost.
 

@@ -37,10 +37,7 @@ def test_the_legal_basis_decides():
     assert kept == [False, False, True, True, True, True, True]
     assert [
         finding.kept for finding in FileRights().judge([sample(free, "art4_general"), sample(picture(), None)])
-    ] == [
-        True,
-        True,
-    ]
+    ] == [True, True]
 
 
 def test_the_finding_says_what_was_read():

@@ -230,9 +230,5 @@ def _text(response: Any) -> File:
     cut = len(body) > MOST_BYTES
     if cut:
         body = body[: body.rfind(b"\n", 0, MOST_BYTES) + 1] or body[:MOST_BYTES]
-    found: File = {
-        "bytes": len(body),
-        "sha256": bytes_sha256(body),
-        "text": body.decode("utf-8", "replace"),
-    }
+    found: File = {"bytes": len(body), "sha256": bytes_sha256(body), "text": body.decode("utf-8", "replace")}
     return found | ({"cut": True} if cut else {})
