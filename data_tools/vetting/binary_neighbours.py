@@ -1,9 +1,10 @@
-"""All pairs of 256-bit hashes within a Hamming radius, exactly: a thousand by faiss, a million by multi-index hashing.
+"""Find all pairs of 256-bit hashes within a Hamming radius, exactly: small tables with faiss, large ones by a join.
 
-Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing" (1307.2982), as a join: two
-hashes at most r bits apart agree up to r // 16 bits in at least one of their sixteen 16-bit parts. For each part the
-rows are sorted by it, so that all rows with one value lie together, and only rows whose values differ by so few bits
-are compared. Memory is that of the hashes, some words per row, and one block of comparisons, whatever is found.
+The join follows Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space with Multi-Index Hashing" (1307.2982):
+if two hashes differ in at most r bits, at least one of their sixteen 16-bit parts differs in at most r // 16 bits. For
+each part, the rows are sorted by its value, and only rows whose values differ by so few bits are compared. The memory
+is that of the hashes, a few words per row, and one block of comparisons, however many pairs there are. The same method
+in faiss (IndexBinaryMultiHash with 16 x 16 bits and nflip 1) finds the same pairs in seven times the processor time.
 """
 
 from collections.abc import Iterator
@@ -16,14 +17,14 @@ import numpy as np
 from data_tools.vetting.perceptual_hash import BITS, BYTES, hamming
 
 PARTS, PART_BITS = 16, 16
-LARGEST_JOINED = 3 * PARTS - 1  # up to two bits in a part; beyond it, comparing everything is cheaper
-FEW = 400_000_000  # comparisons that faiss does sooner than the sorting takes
+LARGEST_JOINED = 3 * PARTS - 1  # two bits in a part; beyond it, comparing all pairs is cheaper
+FEW = 400_000_000  # comparisons; up to that many, faiss is faster than sorting
 BLOCK = 1 << 17  # comparisons held at once
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Some of the pairs found: rows of the first table, rows of the second, and distances in bits; (P,) each."""
+    """Pairs found: rows of the first table, rows of the second, and distances in bits; (P,) each."""
 
     first: np.ndarray
     second: np.ndarray
@@ -31,32 +32,32 @@ class Pairs:
 
 
 def distinct(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the distinct rows, so that a thousand blank pictures are not half a million pairs.
+    """Find the distinct rows, so that a thousand blank images are not half a million pairs.
 
     Args:
         codes: (N, D) uint8.
 
     Returns:
-        Where each distinct row comes first, ascending (M,), and for every row the place of its like among them (N,).
+        First occurrence of each distinct row, ascending (M,), and for every row the index of its equal among them (N,).
     """
     whole = np.ascontiguousarray(codes).view(f"V{codes.shape[1]}")[:, 0]
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return first[order], place[inverse]
+    index = np.empty_like(order)
+    index[order] = np.arange(len(order))
+    return first[order], index[inverse]
 
 
 def pairs_within(codes: np.ndarray, radius: int, others: np.ndarray | None = None) -> Iterator[Pairs]:
-    """Give every pair of hashes at most ``radius`` bits apart, once, a block at a time, in the same order every time.
+    """Give every pair of hashes that differ in at most ``radius`` bits, once, in blocks and in a deterministic order.
 
     Args:
         codes: (N, 32) uint8.
         radius: 0 to 255.
-        others: (M, 32) uint8 to be compared with; without it pairs are those of two rows of ``codes``, first < second.
+        others: (M, 32) uint8 to compare with; None compares the rows of ``codes``, with first < second.
 
     Raises:
-        ValueError: The arrays are no hashes, or the radius lies outside.
+        ValueError: An array does not hold hashes, or the radius is out of range.
     """
     for name, table in (("codes", codes), ("others", others)):
         if table is not None and (table.dtype != np.uint8 or table.ndim != 2 or table.shape[1] != BYTES):
@@ -70,13 +71,13 @@ def pairs_within(codes: np.ndarray, radius: int, others: np.ndarray | None = Non
 
 
 def compare_all(codes: np.ndarray, radius: int, others: np.ndarray | None = None) -> Iterator[Pairs]:
-    """The same by comparing each with each (faiss' IndexBinaryFlat); arguments as in ``pairs_within``."""
+    """Compare all pairs with faiss' IndexBinaryFlat; see ``pairs_within`` for the arguments."""
     table = codes if others is None else others
     if not len(codes) or not len(table):
         return
     index = faiss.IndexBinaryFlat(BITS)
     index.add(np.ascontiguousarray(table))
-    rows = max(1, 20_000_000 // len(table))  # all of them might be near
+    rows = max(1, 20_000_000 // len(table))  # every pair may be a result
     for start in range(0, len(codes), rows):
         queries = np.ascontiguousarray(codes[start : start + rows])
         limits, distance, second = index.range_search(queries, radius + 1)  # faiss excludes the radius itself
@@ -90,7 +91,7 @@ def compare_all(codes: np.ndarray, radius: int, others: np.ndarray | None = None
 
 
 def join_parts(codes: np.ndarray, radius: int, others: np.ndarray | None = None) -> Iterator[Pairs]:
-    """The same by multi-index hashing; arguments as in ``pairs_within``."""
+    """Find pairs by multi-index hashing; see ``pairs_within`` for the arguments."""
     if not len(codes) or (others is not None and not len(others)):
         return
     flips = radius // PARTS
@@ -101,20 +102,20 @@ def join_parts(codes: np.ndarray, radius: int, others: np.ndarray | None = None)
         theirs = mine if right is None else _Sorted(right, part)
         for mask in masks:
             for first, second in _candidates(mine, theirs, mask, radius):
-                pairs = _verified(codes, codes if others is None else others, first, second, radius)
+                pairs = _within(codes, codes if others is None else others, first, second, radius)
                 if others is None:
                     low, high = np.minimum(pairs.first, pairs.second), np.maximum(pairs.first, pairs.second)
                     pairs = Pairs(low, high, pairs.distance)
-                new = _first_met(left, left if right is None else right, pairs, part, flips)
+                new = _found_first(left, left if right is None else right, pairs, part, flips)
                 if len(new):
                     yield Pairs(pairs.first[new], pairs.second[new], pairs.distance[new])
 
 
 def _mixed(codes: np.ndarray) -> np.ndarray:
-    """Deal the bits out to the parts, (N, 16) uint16.
+    """Distribute the bits over the parts, (N, 16) uint16.
 
-    Neighbouring bits of PDQ are neighbouring frequencies, which go together in real pictures: parts made of distant
-    ones take more different values, and fewer rows share one. Distances stay what they are.
+    Neighbouring bits of PDQ are neighbouring frequencies, which are correlated in real images. Parts made of distant
+    bits take more different values, so that fewer rows share one. Distances do not change.
     """
     mixed = np.empty((len(codes), PARTS), np.uint16)
     order = np.arange(BITS).reshape(PART_BITS, PARTS).T.ravel()  # part p takes the bits p, p + 16, p + 32, ...
@@ -125,10 +126,10 @@ def _mixed(codes: np.ndarray) -> np.ndarray:
 
 
 class _Sorted:
-    """A table sorted by one part: the parts' values, where each value begins, the rows' numbers, and two of four words.
+    """A table sorted by one part: the values, the start of each value, the row numbers, and two of the four words.
 
-    The words compared are two that do not hold the part itself, where unrelated rows differ in 64 of 128 bits: hardly
-    any of them come through to be looked at in full.
+    The two words do not contain the part itself. Unrelated rows differ in 64 of their 128 bits on average, so that
+    hardly any of them pass this test and need a full comparison.
     """
 
     def __init__(self, mixed: np.ndarray, part: int) -> None:
@@ -137,15 +138,15 @@ class _Sorted:
         self.value = mixed[self.order, part].astype(np.int64)
         self.begin = np.searchsorted(self.value, np.arange((1 << PART_BITS) + 1))
         words = np.ascontiguousarray(mixed).view(np.uint64)
-        aside = [word for word in range(4) if word != part // 4][:2]
-        self.words = [words[self.order, word] for word in aside]
+        others = [word for word in range(4) if word != part // 4][:2]
+        self.words = [words[self.order, word] for word in others]
 
 
 def _candidates(mine: _Sorted, theirs: _Sorted, mask: int, radius: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows whose part differs in just the bits of ``mask``, and that two words do not rule out; a block at a time."""
+    """Give rows whose part differs in exactly the bits of ``mask`` and that two words do not rule out, in blocks."""
     rows = np.arange(len(mine.value))
     if mine is theirs and mask:
-        rows = np.flatnonzero(mine.value < mine.value ^ mask)  # the other half is met from the other side
+        rows = np.flatnonzero(mine.value < mine.value ^ mask)  # the other half are the same pairs, swapped
     wanted = mine.value[rows] ^ mask
     low, high = theirs.begin[wanted], theirs.begin[wanted + 1]
     if mine is theirs and not mask:
@@ -170,13 +171,13 @@ def _candidates(mine: _Sorted, theirs: _Sorted, mask: int, radius: int) -> Itera
         start = end
 
 
-def _verified(codes: np.ndarray, others: np.ndarray, first: np.ndarray, second: np.ndarray, radius: int) -> Pairs:
+def _within(codes: np.ndarray, others: np.ndarray, first: np.ndarray, second: np.ndarray, radius: int) -> Pairs:
     distance = hamming(codes[first], others[second])
     near = np.flatnonzero(distance <= radius)
     return Pairs(first[near], second[near], distance[near])
 
 
-def _first_met(left: np.ndarray, right: np.ndarray, pairs: Pairs, part: int, flips: int) -> np.ndarray:
-    """Places of the pairs that no earlier part has brought up."""
+def _found_first(left: np.ndarray, right: np.ndarray, pairs: Pairs, part: int, flips: int) -> np.ndarray:
+    """Return the indices of the pairs that no earlier part has found."""
     earlier = left[pairs.first, :part] ^ right[pairs.second, :part]
     return np.flatnonzero((np.bitwise_count(earlier) > flips).all(axis=1))

@@ -1,7 +1,7 @@
-"""Captions that say nothing: too short, mostly signs, file names, addresses, boilerplate, or the same word again.
+"""Vetting rules for captions without content: too short, few letters, file names, addresses, boilerplate, repetition.
 
-Lengths count what a reader sees: a letter with its accents is one grapheme (a close approximation of Unicode's UAX 29,
-without its tables), and scripts that put no space between words count two graphemes as one.
+Lengths are in graphemes: a letter with its accents is one (a close approximation of Unicode's UAX 29, without its
+tables). In scripts without spaces between words, two letters count as a word.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ import yaml
 
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, VettingRule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 # Scripts without spaces: Thai, Lao, Tibetan, Myanmar, Khmer, kana, Han (with its extensions), Yi.
 UNSPACED = re.compile(
@@ -27,11 +28,12 @@ FILE_NAME = re.compile(r"[^\s/]{1,200}\.(?:jpe?g|jfif|png|gif|webp|bmp|tiff?|svg
 ADDRESS = re.compile(r"(?:https?:|www\.|ftp:|file:|data:)\S{1,4000}|[\w-]{1,60}(?:\.[\w-]{1,60}){1,4}/\S{0,4000}")
 CAMERA = re.compile(r"[A-Za-z]{1,5}[-_]?\d{4,10}(?:[-_ (]{1,2}\w{0,12}\)?)?")  # IMG_1234, DSC-00012 (2), P1010023
 WORDS = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+BOILERPLATE = Path(__file__).with_name("caption_boilerplate.yaml")
 JOINER, SELECTORS = "\u200d", ("\ufe00", "\ufe0f")
 
 
 def graphemes(text: str) -> int:
-    """How many characters a reader sees; white space does not count."""
+    """Return the number of graphemes; white space does not count."""
     count, joined, flag = 0, False, False
     for letter in unicodedata.normalize("NFC", text):
         if letter.isspace():
@@ -54,7 +56,7 @@ def _combines(letter: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case; of scripts without spaces, pairs of letters."""
+    """Return the words in lower case; in scripts without spaces, pairs of letters."""
     found = []
     for word in WORDS.findall(unicodedata.normalize("NFC", text).lower()):
         pairs = len(UNSPACED.findall(word)) > len(word) / 2
@@ -64,27 +66,27 @@ def words(text: str) -> list[str]:
 
 @cache
 def _boilerplate() -> frozenset[str]:
-    lists = yaml.safe_load(Path(__file__).with_name("caption_boilerplate.yaml").read_text("utf-8"))["words"]
+    lists = yaml.safe_load(BOILERPLATE.read_text("utf-8"))["words"]
     return frozenset(word for words in lists for word in words if isinstance(word, str))
 
 
 def letter_share(text: str) -> float:
-    """Share of letters and their marks among all that is no white space, in [0, 1]."""
+    """Return the share of letters and their marks among all characters but white space, in [0, 1]."""
     kinds = [unicodedata.category(letter)[0] for letter in text if not letter.isspace()]
     return sum(kind in "LM" for kind in kinds) / max(1, len(kinds))
 
 
 class CaptionQuality(VettingRule):
-    """Drops a sample none of whose captions says anything.
+    """Drops samples without any good caption.
 
     Args:
-        min_graphemes: Fewest characters that a reader sees.
-        max_graphemes: Most of them.
-        min_words: Fewest words.
-        min_letters: Smallest share of letters among what is no white space, in [0, 1].
-        min_distinct: Smallest share of different words, in captions of six words and more, in [0, 1].
-        max_run: Longest run of one character that is no digit.
-        remove: Also take the bad captions out of samples that have a good one; that needs --materialise.
+        min_graphemes: Smallest number of graphemes of a good caption.
+        max_graphemes: Largest number of graphemes.
+        min_words: Smallest number of words.
+        min_letters: Smallest share of letters among all characters but white space, in [0, 1].
+        min_distinct: Smallest share of different words, in [0, 1], in captions of at least six words.
+        max_run: Longest run of one character other than a digit.
+        remove: Remove the bad captions of samples that have a good one; needs --materialise.
     """
 
     name = "caption_quality"
@@ -109,10 +111,10 @@ class CaptionQuality(VettingRule):
         self._run = re.compile(rf"([^\d\s])\1{{{max_run}}}")
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Look at every caption."""
-        return [self._look(sample) for sample in samples]
+        """Check every caption."""
+        return [self._judge(sample) for sample in samples]
 
-    def _look(self, sample: Sample) -> Finding:
+    def _judge(self, sample: Sample) -> Finding:
         faults = [self.fault(caption["text"]) for caption in sample.captions]
         bad = [fault for fault in faults if fault]
         value = f"{len(faults) - len(bad)} of {len(faults)}"
@@ -123,7 +125,7 @@ class CaptionQuality(VettingRule):
         return Finding(value, evidence=evidence, record={"captions": good} if bad and self.remove else {})
 
     def fault(self, text: str) -> str | None:
-        """What is wrong with a caption, or nothing."""
+        """Return what is wrong with a caption, or None."""
         text = text.strip()
         length = graphemes(text)
         if not self.min_graphemes <= length <= self.max_graphemes:
@@ -140,8 +142,8 @@ class CaptionQuality(VettingRule):
         found = words(text)
         if len(found) < self.min_words:
             return f"{len(found)} words"
-        telling = [word for word in found if word not in _boilerplate() and not word.isdigit()]
-        if not telling:
+        content = [word for word in found if word not in _boilerplate() and not word.isdigit()]
+        if not content:
             return "boilerplate"
         most = Counter(found).most_common(1)[0][1]
         if len(found) >= 6 and (len(set(found)) / len(found) < self.min_distinct or most > 0.6 * len(found)):
@@ -149,18 +151,17 @@ class CaptionQuality(VettingRule):
         return None
 
     def setting(self) -> dict[str, Any]:
-        """With the list of words, which decides, too."""
-        content = Path(__file__).with_name("caption_boilerplate.yaml").read_bytes()
-        return super().setting() | {"boilerplate_sha256": hashlib.sha256(content).hexdigest()}
+        """Return the settings with the digest of the boilerplate list."""
+        return super().setting() | {"boilerplate_sha256": file_sha256(BOILERPLATE)}
 
 
 class RepeatedCaptions(DatasetRule):
-    """Drops samples whose captions stand on very many pictures: such a text tells nothing about any of them.
+    """Drops samples whose captions are repeated on very many images, and so describe none of them.
 
     Args:
-        max_pictures: Most pictures that may share a caption.
-        looked_at: How many captions of each sample are looked at; one that is on few pictures saves the sample.
-        keep: Of more pictures than that ``none``, or the ``first`` ones in the order of the shards.
+        max_pictures: Largest number of images that may share a caption.
+        looked_at: Number of captions checked per sample; a sample stays if one of them is on few images.
+        keep: Of the images above the limit, keep ``none`` or the ``first`` ones in the order of the shards.
     """
 
     name = "repeated_captions"
@@ -172,30 +173,30 @@ class RepeatedCaptions(DatasetRule):
         self.max_pictures, self.looked_at, self.keep = max_pictures, looked_at, keep
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Hashes of the captions, without case, signs and order of spaces: (B, looked_at) uint64, 0 for none."""
+        """Return hashes of the captions without case, signs and spacing: (B, looked_at) uint64, 0 for none."""
         rows = np.zeros((len(samples), self.looked_at), np.uint64)
         for row, sample in zip(rows, samples, strict=True):
-            for place, caption in enumerate(sample.captions[: self.looked_at]):
+            for column, caption in enumerate(sample.captions[: self.looked_at]):
                 plain = " ".join(words(caption["text"])) or caption["text"]
-                row[place] = max(1, int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8], "little"))
+                row[column] = max(1, int.from_bytes(hashlib.sha256(plain.encode()).digest()[:8], "little"))
         return rows
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
-        """Count on how many pictures each caption is."""
-        hashes, places = np.unique(measured, return_inverse=True)
-        places = places.reshape(measured.shape)
-        # A caption that a sample has twice (in two languages) is still on one picture.
-        once = np.unique(np.stack([np.repeat(np.arange(len(measured)), self.looked_at), places.ravel()], 1), axis=0)
+        """Count the images of each caption."""
+        hashes, texts = np.unique(measured, return_inverse=True)
+        texts = texts.reshape(measured.shape)
+        # A caption that a sample has twice (in two languages) still counts as one image.
+        once = np.unique(np.stack([np.repeat(np.arange(len(measured)), self.looked_at), texts.ravel()], 1), axis=0)
         counts = np.bincount(once[:, 1], minlength=len(hashes))
-        rarest = np.where(measured == 0, np.iinfo(np.int64).max, counts[places]).min(1)
+        rarest = np.where(measured == 0, np.iinfo(np.int64).max, counts[texts]).min(1)
         seen: Counter[int] = Counter()
         findings = []
         for row, count in enumerate(rarest.tolist()):
             kept = count <= self.max_pictures
             if not kept and self.keep == "first":
-                caption = int(places[row, 0])
+                caption = int(texts[row, 0])
                 seen[caption] += 1
                 kept = seen[caption] <= self.max_pictures
-            told = "" if kept else f"its captions are on {count} pictures, above {self.max_pictures}"
-            findings.append(Finding(str(count), kept, told))
+            reason = "" if kept else f"its captions are on {count} pictures, above {self.max_pictures}"
+            findings.append(Finding(str(count), kept, reason))
         return findings

@@ -1,6 +1,6 @@
-"""How well captions fit their picture, by an encoder of ours or of open_clip (CLIP score, 2104.08718, without its 2.5).
+"""Vetting rule: keep samples whose captions fit their image by CLIP score (2104.08718, without its factor of 2.5).
 
-DataComp (2304.14108) keeps the best 30 % by such a score of the pictures whose sides and captions are sound.
+DataComp (2304.14108) keeps the best 30 % by this score after filters on image sizes and captions.
 """
 
 from typing import Any, Literal
@@ -13,14 +13,14 @@ from leam_mm.errors import UserError
 
 
 class ClipScore(EncoderRule):
-    """Drops samples whose captions do not fit their picture.
+    """Drops samples whose captions do not fit their image.
 
     Args:
-        teacher: Run or checkpoint of a contrastive training, or open_clip's folder or NAME:TAG.
-        tokenizer: Of open_clip's models: a folder, or ``open_clip``; by default the teacher's.
-        threshold: Smallest cosine that is kept, in [-1, 1]; None where ``fraction`` decides.
-        fraction: Share of the samples that is kept, the best ones, in (0, 1]; None where ``threshold`` decides.
-        captions: The ``best`` caption of a sample counts, or their ``mean``.
+        teacher: Run or checkpoint of a contrastive model, or open_clip's folder or NAME:TAG.
+        tokenizer: For open_clip's models, a folder or ``open_clip``; by default the teacher's.
+        threshold: Smallest cosine that is kept, in [-1, 1]; None if ``fraction`` is given.
+        fraction: Share of samples with the best scores that is kept, in (0, 1]; None if ``threshold`` is given.
+        captions: Use the ``best`` caption of a sample, or the ``mean`` over its captions.
         device: cpu or cuda.
     """
 
@@ -39,14 +39,14 @@ class ClipScore(EncoderRule):
         if (threshold is None) == (fraction is None):
             raise UserError("ClipScore: give either threshold or fraction")
         if threshold is not None and not -1 <= threshold <= 1:
-            raise UserError(f"ClipScore: threshold {threshold} is no cosine, which lie between -1 and 1")
+            raise UserError(f"ClipScore: threshold is {threshold}: give a cosine between -1 and 1")
         if fraction is not None and not 0 < fraction <= 1:
-            raise UserError(f"ClipScore: fraction {fraction} is no share above 0 and up to 1")
+            raise UserError(f"ClipScore: fraction is {fraction}: give a share above 0 and at most 1")
         super().__init__(teacher, tokenizer, device)
         self.threshold, self.fraction, self.captions = threshold, fraction, captions
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Cosines: (B, 1) float32."""
+        """Return cosines, (B, 1) float32."""
         images, texts = self.embed_images(samples), self.embed_texts(samples)
         cosines = [
             text.astype(np.float32) @ image.astype(np.float32) for image, text in zip(images, texts, strict=True)
@@ -55,7 +55,7 @@ class ClipScore(EncoderRule):
         return np.array(each, np.float32)[:, None]
 
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
-        """Keep what reaches the threshold, or the best share; of equal ones those that come first."""
+        """Keep samples that reach the threshold, or the best share; among equal scores the first samples."""
         scores = measured[:, 0]
         kept = scores >= (self.threshold if self.threshold is not None else -np.inf)
         if self.fraction is not None:

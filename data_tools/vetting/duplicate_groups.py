@@ -1,9 +1,9 @@
-"""From pairs that look alike to what is kept: groups, the best of each group, and a guard against chains.
+"""Choose which duplicates stay: connect similar pairs into groups, and keep the best samples of each group.
 
-Likeness is not transitive: frames of a film lead from one scene to any other. So a group (all that pairs connect) only
-says what to look at; within it, the best sample is kept and only samples that are themselves like it leave, then the
-best of the remaining ones, and so on. Every sample that leaves is then like one that stays, and no two that stay are
-alike.
+Similarity is not transitive: the frames of a film connect one scene with any other. A group (a connected component of
+pairs) is therefore not dropped as a whole. Its best sample stays and removes only the samples that are similar to it,
+then the best of the remaining ones stays, and so on. Every removed sample is similar to one that stays, and no two that
+stay are similar.
 """
 
 from collections.abc import Callable
@@ -12,24 +12,24 @@ from typing import Any
 
 import numpy as np
 
-Alike = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (P,), rows (P,) -> (P,) bool
-Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # the same -> (P,) numbers
-MEASURED = 200  # members of a group among which its diameter is measured
+IsSimilar = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (P,), rows (P,) -> (P,) bool
+Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # rows (P,), rows (P,) -> (P,) numbers
+MEASURED = 200  # most members of a group between which its diameter is measured
 
 
 class Components:
-    """What pairs connect, built pair by pair (union-find, many pairs at once); a group is named by its first row.
+    """Connected components of pairs (union-find on many pairs at once); a group is named by its first row.
 
     Args:
         count: Number of rows.
     """
 
     def __init__(self, count: int) -> None:
-        """Begin with every row alone."""
+        """Start with one group per row."""
         self._parent = np.arange(count)
 
     def find(self, rows: np.ndarray) -> np.ndarray:
-        """The group of each row."""
+        """Return the group of each row."""
         found = self._parent[rows]
         while not np.array_equal(further := self._parent[found], found):
             found = further
@@ -42,11 +42,11 @@ class Components:
             one, other = self.find(first), self.find(second)
             apart = one != other
             first, second, one, other = first[apart], second[apart], one[apart], other[apart]
-            # Of several pairs that would hang up one group, numpy keeps the last; the others have their next turn.
+            # If several pairs set the parent of one group, numpy keeps the last; the loop repeats the others.
             self._parent[np.maximum(one, other)] = np.minimum(one, other)
 
     def groups(self) -> list[np.ndarray]:
-        """Rows of each group of at least two, ascending; groups in the order of their first rows."""
+        """Return the ascending rows of each group of at least two, in the order of the first rows."""
         root = self.find(np.arange(len(self._parent)))
         order = np.argsort(root, kind="stable")
         cuts = np.flatnonzero(np.diff(root[order])) + 1
@@ -55,13 +55,13 @@ class Components:
 
 @dataclass(frozen=True)
 class Grouping:
-    """What became of N rows.
+    """Which of N rows stay.
 
     Args:
-        kept_by: For each row the one it leaves for, itself where it stays, (N,).
-        size: Rows in its group, (N,).
-        diameter: Largest distance between two of its group, 0 where it is alone (N,); of a larger group than MEASURED
-            the largest among so many members, evenly taken in order of preference.
+        kept_by: For each row, the row that stays in its place; itself if it stays, (N,).
+        size: Number of rows in its group, (N,).
+        diameter: Largest distance within its group, 0 if it is alone, (N,). In groups larger than MEASURED, that many
+            members are compared, taken evenly in order of preference.
     """
 
     kept_by: np.ndarray
@@ -70,7 +70,7 @@ class Grouping:
 
 
 def preference(keys: list[str], records: list[dict[str, Any]], quality: np.ndarray | None = None) -> np.ndarray:
-    """Rank rows, (N,), 0 the best: those of other data sets, then by pixels, quality (N,), and key."""
+    """Return the rank of each row, (N,), 0 the best: rows of other data sets first, then by pixels, quality, key."""
     by_key = np.empty(len(keys), np.int64)
     by_key[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
     pixels = np.array([int(record.get("width") or 0) * int(record.get("height") or 0) for record in records])
@@ -82,16 +82,16 @@ def preference(keys: list[str], records: list[dict[str, Any]], quality: np.ndarr
 
 
 def choose(
-    components: Components, rank: np.ndarray, alike: Alike, distance: Distance, foreign: np.ndarray | None = None
+    components: Components, rank: np.ndarray, similar: IsSimilar, distance: Distance, foreign: np.ndarray | None = None
 ) -> Grouping:
-    """Decide in each group who stays.
+    """Decide which rows of each group stay.
 
     Args:
         components: The groups.
-        rank: (N,), 0 the best; the best of those that are left stays.
-        alike: Whether the rows of each pair are so like one another that one of them suffices.
-        distance: Of each pair.
-        foreign: (N,) bool, rows of other data sets, which never leave.
+        rank: (N,), 0 the best; see ``preference``.
+        similar: Whether the rows of each pair are so similar that one of them suffices.
+        distance: Distance of each pair.
+        foreign: (N,) bool, rows of other data sets, which always stay.
     """
     kept_by, size, diameter = np.arange(len(rank)), np.ones(len(rank), np.int64), np.zeros(len(rank))
     for rows in components.groups():
@@ -99,7 +99,7 @@ def choose(
         size[rows], diameter[rows] = len(rows), _diameter(left, distance)
         while len(left):
             best, left = left[0], left[1:]
-            near = alike(np.full(len(left), best), left)
+            near = similar(np.full(len(left), best), left)
             if foreign is not None:
                 near &= ~foreign[left]
             kept_by[left[near]] = best

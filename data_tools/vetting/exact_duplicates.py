@@ -1,4 +1,4 @@
-"""Vetting rule: of samples with the same file, or with the same pixels, one stays."""
+"""Vetting rule: of samples with the same file or the same pixels, keep one."""
 
 import hashlib
 import re
@@ -14,13 +14,13 @@ DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ExactDuplicates(DatasetRule):
-    """Drops copies: first by the SHA-256 of the file as it was fetched, then by that of the pixels as they are stored.
+    """Drops copies, found by the SHA-256 of the file as fetched and by the SHA-256 of the stored pixels.
 
-    Of copies the one with most pixels stays, and of equal ones the one whose key comes first.
+    Among copies the one with the most pixels stays; if equal, the one whose key sorts first.
 
     Args:
-        pixels: Whether pixels are compared too; they find the same picture in another file (a PNG saved again, a JPEG
-            with other metadata), at the price of decoding.
+        pixels: Compare pixels, too; this finds the same image in another file (a PNG saved again, a JPEG with other
+            metadata), at the cost of decoding.
     """
 
     name, across = "exact_duplicates", True
@@ -30,16 +30,18 @@ class ExactDuplicates(DatasetRule):
         self.pixels = pixels
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Two digests: (B, 64) uint8; the second is zero where pixels are not compared."""
-        return np.stack([np.frombuffer(self._file(sample) + self._shown(sample), np.uint8) for sample in samples])
+        """Return two digests per sample: (B, 64) uint8; the second is zero if pixels are not compared."""
+        return np.stack(
+            [np.frombuffer(self._file_digest(sample) + self._pixel_digest(sample), np.uint8) for sample in samples]
+        )
 
-    def _file(self, sample: Sample) -> bytes:
-        known = sample.record.get("sha256")
-        if isinstance(known, str) and DIGEST.fullmatch(known):
-            return bytes.fromhex(known)
+    def _file_digest(self, sample: Sample) -> bytes:
+        recorded = sample.record.get("sha256")
+        if isinstance(recorded, str) and DIGEST.fullmatch(recorded):
+            return bytes.fromhex(recorded)
         return hashlib.sha256(sample.content).digest()
 
-    def _shown(self, sample: Sample) -> bytes:
+    def _pixel_digest(self, sample: Sample) -> bytes:
         if not self.pixels:
             return bytes(32)
         height, width = sample.pixels.shape[:2]
@@ -50,14 +52,14 @@ class ExactDuplicates(DatasetRule):
     def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
         """Keep the best of each group of copies."""
         components, rows = Components(len(keys)), np.arange(len(keys))
-        file, shown = np.ascontiguousarray(measured[:, :32]), np.ascontiguousarray(measured[:, 32:])
-        for digests in (file, shown) if self.pixels else (file,):
-            first, place = distinct(digests)
-            components.join(first[place], rows)
+        file, pixels = np.ascontiguousarray(measured[:, :32]), np.ascontiguousarray(measured[:, 32:])
+        for digests in (file, pixels) if self.pixels else (file,):
+            first, index = distinct(digests)
+            components.join(first[index], rows)
         foreign = np.array([bool(record.get("against")) for record in records])
 
         def copies(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            return np.ones(len(second), bool)  # what is equal is equal to all of its group
+            return np.ones(len(second), bool)  # copies of one sample are copies of each other
 
         def difference(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             return (file[first] != file[second]).any(axis=1)

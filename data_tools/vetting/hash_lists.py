@@ -1,10 +1,10 @@
-"""Pictures on shared lists of hashes (of illegal material, of withdrawn works): found by digest, or by PDQ distance.
+"""Vetting rule for images on shared hash lists (of illegal material, of withdrawn works): by digest or PDQ distance.
 
-A list is a text file in UTF-8, named by its kind: ``NAME.sha256``, ``NAME.md5`` or ``NAME.pdq``. A line begins with a
-hash in hex digits (64, 32 and 64); what follows after white space or a comma is ignored, so the output of sha256sum and
-md5sum and the lists that PDQ's authors exchange (``hash,id``) are read as they are. Empty lines are skipped, and those
-that begin with ``#``. A csv file whose header names columns ``sha256``, ``md5`` or ``pdq`` holds lists of these kinds.
-The ledger tells which list matched, and at what distance; no hash of a list is written or printed anywhere.
+A list is a UTF-8 text file whose extension is its kind: ``NAME.sha256``, ``NAME.md5`` or ``NAME.pdq``. Each line starts
+with a hash in hex digits (64, 32 and 64); what follows white space or a comma is ignored, so that the output of
+sha256sum and md5sum and the lists that PDQ's authors exchange (``hash,id``) can be used as they are. Empty lines and
+lines that start with ``#`` are skipped. A csv file with columns ``sha256``, ``md5`` or ``pdq`` holds several lists. The
+ledger records which list matched, and at what distance; no hash of a list is ever written or printed.
 """
 
 import csv
@@ -17,16 +17,17 @@ import numpy as np
 
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 DIGITS = {"sha256": 64, "md5": 32, "pdq": 64}
 BREAK = re.compile(r"[\s,;]")
 
 
 def read_hashes(path: Path) -> dict[str, set[bytes]]:
-    """Hashes of a list by their kind.
+    """Return the hashes of a list by their kind.
 
     Raises:
-        UserError: The file is missing, names no kind, holds no hash, or a line begins with none.
+        UserError: The file is missing, has another extension or no hash, or a line does not start with one.
     """
     try:
         text = path.read_text("utf-8-sig")
@@ -42,7 +43,7 @@ def read_hashes(path: Path) -> dict[str, set[bytes]]:
         cells = [(number, kind, BREAK.split(line)[0]) for number, line in lines if line and not line.startswith("#")]
         kinds = [kind]
     else:
-        raise UserError(f"hash list {path}: name it .sha256, .md5, .pdq, or .csv with such columns")
+        raise UserError(f"hash list {path}: unknown kind: name it .sha256, .md5, .pdq, or .csv with such columns")
     found: dict[str, set[bytes]] = {name: set() for name in kinds}
     for number, name, cell in cells:
         try:
@@ -50,24 +51,24 @@ def read_hashes(path: Path) -> dict[str, set[bytes]]:
         except ValueError:
             value = b""
         if 2 * len(value) != DIGITS[name]:
-            raise UserError(f"hash list {path}, line {number}: is no {name} of {DIGITS[name]} hex digits")
+            raise UserError(f"hash list {path}, line {number}: not a {name} of {DIGITS[name]} hex digits: correct it")
         found[name].add(value)
     if not any(found.values()):
-        raise UserError(f"hash list {path} holds no hash: an empty list would let everything pass, leave it out")
+        raise UserError(f"hash list {path} holds no hash: an empty list lets every image pass; remove it from `lists`")
     return found
 
 
 class HashLists(VettingRule):
-    """Drops pictures that a list names.
+    """Drops images that are on a list.
 
-    SHA-256 is compared with that of the bytes that were fetched (``sha256`` of the json) and with that of the stored
+    SHA-256 is compared with that of the bytes as fetched (``sha256`` of the json) and with that of the stored
     file, MD5 with that of the stored file, PDQ with the perceptual hash of the pixels.
 
     Args:
-        lists: Files, as data_tools/vetting/hash_lists.py describes them.
-        max_distance: Largest number of the 256 bits by which a picture may differ from a PDQ hash and still match; 31
-            is what its authors advise.
-        min_quality: Smallest quality of a picture's own PDQ, in [0, 100]; that of a flatter picture says nothing.
+        lists: Files, as described in data_tools/vetting/hash_lists.py.
+        max_distance: Largest number of the 256 bits in which an image's PDQ hash may differ from a listed one and still
+            match; its authors recommend 31.
+        min_quality: Smallest quality of an image's PDQ hash, in [0, 100]; the hash of a flatter image is not compared.
     """
 
     name = "hash_lists"
@@ -83,9 +84,8 @@ class HashLists(VettingRule):
         self._pdq: list[tuple[str, np.ndarray]] = []
 
     def setting(self) -> dict[str, Any]:
-        """The lists by what is in them, not by where they lie."""
-        contents = [hashlib.sha256(read).hexdigest() for read in (_content(path) for path in self.lists)]
-        return super().setting() | {"lists": contents}
+        """Return the settings with the digests of the lists in place of their paths."""
+        return super().setting() | {"lists": [file_sha256(path) for path in self.lists]}
 
     def _open(self) -> dict[str, dict[bytes, str]]:
         if self._digests is None:
@@ -101,11 +101,11 @@ class HashLists(VettingRule):
         return self._digests
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Look each picture up."""
+        """Look up each image."""
         self._open()
-        return [self._look(sample) for sample in samples]
+        return [self._judge(sample) for sample in samples]
 
-    def _look(self, sample: Sample) -> Finding:
+    def _judge(self, sample: Sample) -> Finding:
         digests = self._open()
         own = {"sha256": [hashlib.sha256(sample.content).digest(), _digest(sample.record.get("sha256"))]}
         own["md5"] = [hashlib.md5(sample.content, usedforsecurity=False).digest()] if digests["md5"] else []
@@ -115,10 +115,10 @@ class HashLists(VettingRule):
                     return Finding(kind, False, f"its {kind} is on the list {name}", {"list": name, "kind": kind})
         if not self._pdq:
             return Finding("on none")
-        looks, quality = sample.pdq
+        code, quality = sample.pdq
         if quality < self.min_quality:
             return Finding(f"quality {quality}", evidence={"pdq_quality": quality})
-        words = np.frombuffer(looks.tobytes(), np.uint64)
+        words = np.frombuffer(code.tobytes(), np.uint64)
         nearest = 256
         for name, rows in self._pdq:
             distance = int(np.bitwise_count(rows ^ words).sum(1, dtype=np.int64).min())
@@ -127,13 +127,6 @@ class HashLists(VettingRule):
                 evidence = {"list": name, "kind": "pdq", "distance": distance}
                 return Finding(f"pdq {distance}", False, f"{distance} of 256 bits from a hash on {name}", evidence)
         return Finding(f"pdq {nearest}")
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"hash list {path} cannot be read ({error.strerror}): mend its path") from None
 
 
 def _digest(text: Any) -> bytes:

@@ -1,21 +1,21 @@
-"""Pictures in which there is nothing to see: too small, too long, or blank."""
+"""Vetting rule for images without content: too small, too elongated, or nearly blank."""
 
 import numpy as np
 
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
 from leam_mm.errors import UserError
 
-LOOKED_AT = 4096  # pixels of which the grey levels are counted, spread evenly
+SAMPLED = 4096  # pixels whose grey levels are counted, spread evenly
 
 
 class ImageQuality(VettingRule):
-    """Drops pictures by their sides and by the entropy of their grey levels.
+    """Drops images by their sides and by the entropy of their grey levels.
 
     Args:
         min_side: Shortest side, in pixels.
         max_aspect: Largest ratio of the longer to the shorter side.
-        min_entropy: Smallest entropy of the grey levels, in bits of 8; a picture of one colour has 0, a drawing of two
-            evenly used ones 1, photographs mostly 6 to 8.
+        min_entropy: Smallest entropy of the grey levels, in bits, 0 to 8; an image of one colour has 0, a drawing of
+            two equally frequent colours 1, a photograph mostly 6 to 8.
     """
 
     name = "image_quality"
@@ -27,10 +27,10 @@ class ImageQuality(VettingRule):
         self.min_side, self.max_aspect, self.min_entropy = min_side, max_aspect, min_entropy
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Measure every picture."""
-        return [self._look(sample.pixels) for sample in samples]
+        """Measure every image."""
+        return [self._judge(sample.pixels) for sample in samples]
 
-    def _look(self, pixels: np.ndarray) -> Finding:
+    def _judge(self, pixels: np.ndarray) -> Finding:
         height, width = pixels.shape[:2]
         aspect, bits = max(height, width) / min(height, width), grey_entropy(pixels)
         reason = ""
@@ -44,8 +44,8 @@ class ImageQuality(VettingRule):
 
 
 def grey_entropy(pixels: np.ndarray) -> float:
-    """Entropy of the grey levels of a picture (H, W, 3) uint8, in bits, from at most about LOOKED_AT of its pixels."""
-    step = max(1, int((pixels.shape[0] * pixels.shape[1] / LOOKED_AT) ** 0.5))
+    """Return the entropy, in bits, of the grey levels of an image (H, W, 3) uint8, from about SAMPLED of its pixels."""
+    step = max(1, int((pixels.shape[0] * pixels.shape[1] / SAMPLED) ** 0.5))
     some = pixels[step // 2 :: step, step // 2 :: step].astype(np.uint16)
     grey = (77 * some[..., 0] + 150 * some[..., 1] + 29 * some[..., 2]) >> 8  # BT.601, in 256ths
     counts = np.bincount(grey.ravel(), minlength=256)

@@ -1,11 +1,11 @@
-"""A score of nudity for each picture, by the network of nudenet (https://github.com/notAI-tech/NudeNet), 12 MB.
+"""Vetting rule with a nudity score for each image, by the network of nudenet (https://github.com/notAI-tech/NudeNet).
 
-A score, no judgement: the network marks parts of bodies, uncovered or covered, and knows nothing of art, medicine,
-beaches or age. It never tells whether somebody is a minor, and finding no nudity proves nothing; known illegal pictures
-are matched by their hashes (vetting/hash_lists.py), and what the law asks beyond that is people's work. Colours go
-in as RGB, as they did when it was trained; nudenet's own code swaps them.
-Licence: the wheel's metadata say MIT, its LICENSE file and the weights say AGPL-3.0 (Ultralytics' YOLOv8 trained them);
-the weights are asked here as a separate, unchanged file, and none of the package's code is used or imported.
+The score is no judgement: the network (12 MB) detects exposed and covered body parts, and cannot distinguish art,
+medicine or beaches. It says nothing about age, and a low score proves nothing. Known illegal images are matched by
+their hashes (vetting/hash_lists.py); all further legal duties need people. The input is RGB, as in the network's
+training; nudenet's own code swaps the channels.
+Licence: the wheel's metadata say MIT, its LICENSE file and the weights say AGPL-3.0 (Ultralytics' YOLOv8 trained them).
+The weights are used as a separate, unchanged file, and none of the package's code is used or imported.
 """
 
 from collections import defaultdict
@@ -18,8 +18,8 @@ from data_tools.vetting.onnx_network import OnnxNetwork, packaged_weights, weigh
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
 from leam_mm.errors import UserError
 
-# Names of the network's classes (they stand in the file's metadata) whose appearance is nudity. Feet, armpits, bellies
-# and men's breasts, and everything covered, are not.
+# The network's classes (named in the file's metadata) that count as nudity. Feet, armpits, bellies, men's breasts and
+# covered parts do not.
 EXPOSED = (
     "FEMALE_BREAST_EXPOSED",
     "FEMALE_GENITALIA_EXPOSED",
@@ -27,24 +27,24 @@ EXPOSED = (
     "ANUS_EXPOSED",
     "BUTTOCKS_EXPOSED",
 )
-STRIDE = 32  # sides of the input must be multiples of it
-SHOWN = 0.1  # classes below this score do not stand in the evidence
+STRIDE = 32  # sides of the input are multiples of it
+SHOWN = 0.1  # smallest score of a class in the evidence
 
 
 class Nudity(VettingRule):
-    """The highest score of an uncovered part of a body; pictures at the threshold or above are dropped.
+    """Drops images by the highest score of an exposed body part.
 
     Args:
-        threshold: From which score on a picture is dropped, in (0, 1], or None to record scores alone. 0.25 is the
-            value from which nudenet 3.4.2 itself reports a box. It was not tuned here: there are no positive pictures
-            among our tests, so how many it misses is not measured; of ordinary ones it drops some (a red coffee cup),
-            see tests/benchmarks/detectors.py. Higher keeps more of both.
-        side: Longer side of what the network sees, in pixels; it was trained with 320.
+        threshold: Smallest score, in (0, 1], with which an image is dropped; None only records the scores. 0.25 is the
+            value from which nudenet 3.4.2 itself reports a box. It is not tuned here: our tests have no positive
+            images, so recall is not measured. It drops some ordinary images (a red coffee cup), see
+            tests/benchmarks/detectors.py; a higher threshold keeps more of both.
+        side: Longer side of the network's input, in pixels; it was trained with 320.
         classes: Names of the parts that count.
         device: ``cpu`` or ``gpu``, see data_tools/vetting/onnx_network.py.
 
     Raises:
-        UserError: A number or name is outside what the network knows.
+        UserError: A number is out of range, or the network has no such class.
     """
 
     name = "nudity"
@@ -56,7 +56,7 @@ class Nudity(VettingRule):
         classes: tuple[str, ...] = EXPOSED,
         device: str = "cpu",
     ) -> None:
-        """Keep the settings; the network is opened when the first picture comes."""
+        """See the class for the arguments; the network is loaded at first use."""
         if side < STRIDE or side % STRIDE:
             raise UserError(f"nudity: side is {side}, give a multiple of {STRIDE}")
         if threshold is not None and not 0 < threshold <= 1:
@@ -67,39 +67,39 @@ class Nudity(VettingRule):
         self._names: list[str] = []
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        """Score all pictures; those that become equally large for the network go through it together."""
+        """Score all images; those with inputs of the same size go through the network together."""
         scores = self.scores([sample.pixels for sample in samples])
         return [self._finding(row) for row in scores]
 
-    def scores(self, pictures: list[np.ndarray]) -> np.ndarray:
-        """The highest score of each class anywhere in each picture, (B, classes) in [0, 1].
+    def scores(self, images: list[np.ndarray]) -> np.ndarray:
+        """Return the highest score of each class in each image, (B, classes) in [0, 1].
 
         Args:
-            pictures: (H, W, 3) uint8; sizes may differ.
+            images: (H, W, 3) uint8; sizes may differ.
         """
         if self._network is None:
             self._network = OnnxNetwork(packaged_weights("nudenet", "320n.onnx", "nudity"), "onnxruntime", self.device)
             self._names = class_names(self._network.metadata.get("names", ""))
             if unknown := sorted(set(self.classes) - set(self._names)):
-                raise UserError(f"nudity: the network knows no class {unknown[0]}: choose of {', '.join(self._names)}")
-        alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        inputs = [self._input(picture) for picture in pictures]
+                raise UserError(f"nudity: the network has no class {unknown[0]}: choose from {', '.join(self._names)}")
+        by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        inputs = [self._input(image) for image in images]
         for number, array in enumerate(inputs):
-            alike[array.shape].append(number)
-        found = np.zeros((len(pictures), len(self._names)), np.float32)
-        for numbers in alike.values():
+            by_shape[array.shape].append(number)
+        found = np.zeros((len(images), len(self._names)), np.float32)
+        for numbers in by_shape.values():
             (answer,) = self._network(np.stack([inputs[number] for number in numbers])).values()  # (B, 4 + classes, N)
             found[numbers] = answer[:, 4:].max(axis=2)
         return found
 
-    def _input(self, picture: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (3, h, w) float32 in [0, 1]; longer side scaled to `side`, black up to the stride."""
-        scale = self.side / max(picture.shape[:2])
-        height, width = (max(1, round(length * scale)) for length in picture.shape[:2])
-        small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        whole = np.zeros((-height % STRIDE + height, -width % STRIDE + width, 3), np.float32)
-        whole[:height, :width] = small
-        return np.ascontiguousarray(whole.transpose(2, 0, 1)) / 255
+    def _input(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 -> (3, h, w) float32 in [0, 1]; longer side scaled to `side`, padded to the stride."""
+        scale = self.side / max(image.shape[:2])
+        height, width = (max(1, round(length * scale)) for length in image.shape[:2])
+        small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        padded = np.zeros((-height % STRIDE + height, -width % STRIDE + width, 3), np.float32)
+        padded[:height, :width] = small
+        return np.ascontiguousarray(padded.transpose(2, 0, 1)) / 255
 
     def _finding(self, scores: np.ndarray) -> Finding:
         named = {name: round(float(score), 3) for name, score in zip(self._names, scores, strict=True)}
@@ -111,13 +111,13 @@ class Nudity(VettingRule):
 
 
 def class_names(text: str) -> list[str]:
-    """Read the names that ultralytics writes into a file's metadata, ``{0: 'NAME', 1: ...}``, in their order.
+    """Return the class names that ultralytics writes into a file's metadata, ``{0: 'NAME', 1: ...}``, in their order.
 
     Raises:
-        UserError: It is no such text.
+        UserError: The text has another form.
     """
     pairs = [part.partition(":") for part in text.strip().strip("{}").split(",")]
     names = [name.strip().strip("'\"") for _, _, name in pairs]
-    if not all(names) or [number.strip() for number, _, _ in pairs] != [str(place) for place in range(len(pairs))]:
+    if not all(names) or [number.strip() for number, _, _ in pairs] != [str(index) for index in range(len(pairs))]:
         raise UserError(f"the network's classes cannot be read ({text[:80]!r}): install nudenet 3.4 again")
     return names

@@ -1,12 +1,11 @@
-"""The one door to networks in ONNX files: OpenCV's dnn module or onnxruntime runs them, one thread in each process.
+"""Run networks in ONNX files by OpenCV's dnn module or by onnxruntime, with one thread per process.
 
-The programs already use several processes, so more threads in each would only fight for the same cores. OpenCV is the
-default where it can read the file: it is smaller, as fast on these networks, and never talks to anyone. onnxruntime's
-wheels since 1.29 send usage data to Microsoft and write a device number into ~/.cache unless ORT_DISABLE_TELEMETRY is
-set before the library starts; it is set here, and onnxruntime must not be imported anywhere else.
+The programs already use several processes, which share the cores. OpenCV is the default if it can read the file: it is
+smaller, as fast on these networks, and sends no data. onnxruntime's wheels since 1.29 send usage data to Microsoft and
+write a device number into ~/.cache unless ORT_DISABLE_TELEMETRY is set before the library starts. It is set here, and
+onnxruntime must not be imported anywhere else.
 """
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -19,9 +18,10 @@ import cv2
 import numpy as np
 
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 log = logging.getLogger(__name__)
-# onnxruntime's names for AMD's and NVIDIA's devices, the better one first.
+# onnxruntime's names for AMD's and NVIDIA's devices, in order of preference.
 PROVIDERS = ("MIGraphXExecutionProvider", "ROCMExecutionProvider", "CUDAExecutionProvider")
 DEVICES = ("cpu", "gpu")
 RUNTIMES = ("opencv", "onnxruntime")
@@ -33,7 +33,7 @@ def packaged_weights(package: str, name: str, extra: str = "data") -> Path:
     """Find a weights file inside an installed package, without importing the package.
 
     Raises:
-        UserError: The package or the file is not there.
+        UserError: The package or the file is missing.
     """
     found = importlib.util.find_spec(package)
     folder = Path(found.origin).parent if found and found.origin else None
@@ -44,41 +44,41 @@ def packaged_weights(package: str, name: str, extra: str = "data") -> Path:
 
 @lru_cache
 def weights_digest(path: Path) -> str:
-    """SHA-256 of a weights file, for the settings that are part of a data set's fingerprint."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a weights file, which is part of a data set's fingerprint."""
+    return file_sha256(path)
 
 
 def _import_onnxruntime() -> Any:
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when the library starts
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library starts
     try:
         import onnxruntime
     except ImportError as error:
         raise UserError(f"onnxruntime cannot be imported ({error}): pip install -e '.[nudity]'") from None
-    onnxruntime.disable_telemetry_events()  # for Windows, where the variable above is not read
+    onnxruntime.disable_telemetry_events()  # for Windows, which ignores the variable
     return onnxruntime
 
 
 class OnnxNetwork:
-    """A network and what runs it.
+    """A network with its runtime.
 
     Args:
         path: The ONNX file.
         runtime: ``opencv`` or ``onnxruntime``.
-        device: ``cpu``, or ``gpu`` for an AMD or NVIDIA device through onnxruntime. Which one is found by running the
-            network there; where none answers, the processor is used and the log says so. Other devices round
-            otherwise, so scores near a threshold may fall on its other side: a data set is made with one of them.
+        device: ``cpu``, or ``gpu`` for an AMD or NVIDIA device through onnxruntime. The first device that runs the
+            network is taken; without any, the CPU is used, with a warning in the log. Devices round differently, so
+            scores near a threshold may fall on its other side: use one device for a data set.
 
     Raises:
-        UserError: The file cannot be read by that runtime, or a name is not known.
+        UserError: The runtime cannot read the file, or a name is unknown.
     """
 
     def __init__(self, path: Path, runtime: str = "opencv", device: str = "cpu") -> None:
-        """Load the file; nothing is computed yet on a processor."""
-        for value, known, what in ((runtime, RUNTIMES, "runtime"), (device, DEVICES, "device")):
-            if value not in known:
-                raise UserError(f"{what} {value!r} of {path.name} is not known: choose one of {', '.join(known)}")
+        """See the class for the arguments; on a CPU, the network is only loaded."""
+        for value, choices, what in ((runtime, RUNTIMES, "runtime"), (device, DEVICES, "device")):
+            if value not in choices:
+                raise UserError(f"{what} {value!r} of {path.name} is unknown: choose one of {', '.join(choices)}")
         self.path = path
-        self.metadata: dict[str, str] = {}  # what the file says of itself; OpenCV does not show it
+        self.metadata: dict[str, str] = {}  # from the file; OpenCV does not give it
         self._run: Callable[[np.ndarray], Outputs]
         try:
             if device == "gpu" or runtime == "onnxruntime":
@@ -87,7 +87,7 @@ class OnnxNetwork:
                 self._run = self._open_opencv()
         except UserError:
             raise
-        except Exception as error:  # both libraries raise their own kinds
+        except Exception as error:  # both libraries raise their own types
             reason = (str(error) or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"{path} cannot be run by {runtime} ({reason}): install the package again") from None
 
@@ -95,7 +95,7 @@ class OnnxNetwork:
         """Run a batch.
 
         Args:
-            inputs: (B, ...) float32, in the network's own layout.
+            inputs: (B, ...) float32, in the network's layout.
 
         Returns:
             The outputs by name, each (B, ...) float32.
@@ -110,7 +110,7 @@ class OnnxNetwork:
 
         def run(inputs: np.ndarray) -> Outputs:
             network.setInput(inputs)
-            # OpenCV's results are views of memory that the next call overwrites.
+            # OpenCV's results are views of buffers that the next call overwrites.
             return {name: value.copy() for name, value in zip(names, network.forward(names), strict=True)}
 
         return run
@@ -122,7 +122,7 @@ class OnnxNetwork:
             session = self._session(library, "CPUExecutionProvider")
             if device == "gpu":
                 offered = ", ".join(library.get_available_providers())
-                log.warning("%s: no AMD or NVIDIA device answered (%s): the processor runs it", self.path.name, offered)
+                log.warning("%s: no AMD or NVIDIA device works (%s): running on the CPU", self.path.name, offered)
         self.provider = session.get_providers()[0]
         self.metadata = dict(session.get_modelmeta().custom_metadata_map)
         entry, names = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
@@ -131,11 +131,11 @@ class OnnxNetwork:
     def _session(self, library: Any, provider: str) -> Any:
         options = library.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what matters is said by us, in one line
+        options.log_severity_level = 4  # errors are reported here, in one line
         return library.InferenceSession(str(self.path), options, providers=[provider])
 
     def _probe(self, library: Any) -> Any | None:
-        """The first device that really gives an answer; onnxruntime itself falls back without a word."""
+        """Return a session on the first device that runs the network; onnxruntime itself falls back silently."""
         for provider in PROVIDERS:
             if provider not in library.get_available_providers():
                 continue
@@ -149,6 +149,6 @@ class OnnxNetwork:
             except Exception as error:  # missing libraries, no device, no memory
                 log.info("%s: %s does not work here (%s)", self.path.name, provider, str(error).splitlines()[0][:120])
                 continue
-            log.info("%s: %s runs it", self.path.name, provider)
+            log.info("%s: running on %s", self.path.name, provider)
             return session
         return None

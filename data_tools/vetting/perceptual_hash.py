@@ -1,14 +1,14 @@
-"""PDQ, the 256-bit hash of how a picture looks: copies of a picture have hashes that differ in few bits.
+"""PDQ, a 256-bit perceptual hash: the hashes of copies of an image differ in few bits.
 
-Davis and Rosen, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm", 2019. Unrelated pictures
-differ in 128 bits on average, a re-encoded copy in under ten; 31 is the usual border. ``quality`` in [0, 100] sums the
-picture's gradients: below 50 the hash of a nearly flat picture is made of its noise. The written form, 64 hex digits
-with the first bit first, is that of the shared lists.
+Davis and Rosen, "The TMK+PDQF Video-Hashing Algorithm and the PDQ Image-Hashing Algorithm", 2019. Hashes of unrelated
+images differ in 128 bits on average, those of a re-encoded copy in under ten; 31 is the usual threshold. ``quality`` in
+[0, 100] sums the image's gradients: below 50 the image is nearly flat and its hash mostly noise. A hash is written as
+64 hex digits with the first bit first, as in the shared lists.
 
-PDQ itself hashes a picture of 512 x 512 and its own copy of 256 x 256 up to 58 bits apart, since where it samples
-depends on the size. So every picture is first brought to one grid, at the places where PDQ samples 512 x 512: of thirty
-photographs in all sizes from 256 up, hashes then lie 2 bits in the median, and 6 at the 95th percentile, from the
-authors' hash of 512 x 512, which the shared lists hold. It also takes less time than PDQ's own filter.
+The positions at which PDQ samples depend on the image size: its hashes of an image of 512 x 512 and of a copy of
+256 x 256 differ in up to 58 bits. We therefore resize every image to one grid, at the positions where PDQ samples
+512 x 512. For thirty photographs in all sizes from 256 up, the hashes then differ from the authors' hash of 512 x 512,
+which the shared lists hold, in 2 bits in the median and 6 at the 95th percentile. It is also faster than PDQ's filter.
 """
 
 import numpy as np
@@ -17,8 +17,8 @@ from PIL import Image
 
 BYTES = 32
 BITS = 8 * BYTES
-GRID = 128  # of which every other point is taken: PDQ looks at 64 x 64, and then has no filter of its own
-REFERENCE = 512  # the side whose hash is approached: the authors' program (pdqio.cpp) brings larger pictures to it
+GRID = 128  # every other point is taken: of 64 x 64 points, PDQ applies no filter
+REFERENCE = 512  # side of the reference: the authors' program (pdqio.cpp) resizes larger images to it
 TRANSFORMS = (
     "identity",
     "rotate90",
@@ -32,32 +32,32 @@ TRANSFORMS = (
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
-    """The brightness, (H, W) uint8, no more than about twice the size that matters."""
+    """Return the brightness, (H, W) uint8, reduced to at most about twice the reference size."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
         raise ValueError(f"PDQ takes (H, W, 3) uint8 with no empty side, not {pixels.shape} {pixels.dtype}")
-    picture = Image.fromarray(pixels).convert("L")
-    smaller = max(1, picture.width // REFERENCE), max(1, picture.height // REFERENCE)
-    return np.asarray(picture.reduce(smaller) if max(smaller) > 1 else picture)
+    image = Image.fromarray(pixels).convert("L")
+    factors = max(1, image.width // REFERENCE), max(1, image.height // REFERENCE)
+    return np.asarray(image.reduce(factors) if max(factors) > 1 else image)
 
 
 def _hash(luma: np.ndarray) -> tuple[np.ndarray, int]:
-    """Bring (H, W) to the grid, half a pixel of the reference to the left and up, and hash it."""
+    """Resize (H, W) to the grid, shifted by half a pixel of the reference to the left and up, and hash it."""
     height, width = luma.shape
     across, down = width / 2 / REFERENCE, height / 2 / REFERENCE
     left, top = int(np.ceil(across)), int(np.ceil(down))
-    wider = np.empty((height + top, width + left), np.uint8)  # by a border that repeats the edge
-    wider[top:, left:] = luma
-    wider[:top, left:] = luma[0]
-    wider[:, :left] = wider[:, left : left + 1]
+    padded = np.empty((height + top, width + left), np.uint8)  # the border repeats the edge
+    padded[top:, left:] = luma
+    padded[:top, left:] = luma[0]
+    padded[:, :left] = padded[:, left : left + 1]
     box = (left - across, top - down, left - across + width, top - down + height)
-    grid = Image.fromarray(wider).resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)
+    grid = Image.fromarray(padded).resize((GRID, GRID), Image.Resampling.BILINEAR, box=box)
     points = np.asarray(grid)[1::2, 1::2]
     bits, quality = pdqhash.compute(np.repeat(points[:, :, None], 3, axis=2))
     return np.packbits(bits.astype(np.uint8)), int(quality)
 
 
 def pdq(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Hash one picture.
+    """Hash one image.
 
     Args:
         pixels: (H, W, 3) uint8, RGB; any size.
@@ -66,32 +66,32 @@ def pdq(pixels: np.ndarray) -> tuple[np.ndarray, int]:
         The hash, (32,) uint8, most significant bit first, and its quality in [0, 100].
 
     Raises:
-        ValueError: The array is no such picture.
+        ValueError: The array is not such an image.
     """
     return _hash(_luma(pixels))
 
 
-def turned(pixels: np.ndarray) -> list[np.ndarray]:
-    """A picture, (H, W) or (H, W, C), in the eight ways of ``TRANSFORMS``; rotations go counterclockwise."""
+def transformed(pixels: np.ndarray) -> list[np.ndarray]:
+    """Return an image, (H, W) or (H, W, C), in the eight ``TRANSFORMS``; rotations go counterclockwise."""
     mirrored = pixels[:, ::-1]
     flips = [mirrored, pixels[::-1], np.rot90(mirrored), np.rot90(mirrored, 3)]
     return [pixels, np.rot90(pixels), np.rot90(pixels, 2), np.rot90(pixels, 3), *flips]
 
 
-def pdq_turned(pixels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Hash a picture in the eight ways it can be turned and mirrored.
+def pdq_transformed(pixels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Hash an image in all eight rotations and reflections.
 
-    PDQ can derive seven of the hashes from the first, but 14 bits off, as it samples beside the middle.
+    PDQ can derive seven of the hashes from the first, but 14 bits off, because it does not sample symmetrically.
 
     Returns:
         Hashes, (8, 32) uint8, in the order of ``TRANSFORMS``, and the quality.
     """
-    found = [_hash(luma) for luma in turned(_luma(pixels))]
+    found = [_hash(luma) for luma in transformed(_luma(pixels))]
     return np.stack([code for code, _ in found]), found[0][1]
 
 
 def hamming(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number of bits, 0 to 256, in which hashes differ; (..., 32) uint8 each, broadcast against one another."""
+    """Return the number of bits, 0 to 256, in which hashes differ; both are (..., 32) uint8 and broadcast."""
     return np.bitwise_count(np.bitwise_xor(first, second)).sum(axis=-1, dtype=np.int32)
 
 
@@ -104,7 +104,7 @@ def read_hash(text: str) -> np.ndarray:
     """Read 64 hex digits into (32,) uint8.
 
     Raises:
-        ValueError: They are none.
+        ValueError: The text is not 64 hex digits.
     """
     raw = bytes.fromhex(text) if len(text) == 2 * BYTES else b""
     if len(raw) != BYTES:

@@ -30,7 +30,7 @@ from toy_input import photo
 from data_tools.corpora.emoji_names import SKIN_TONES, base_of, group_of
 from data_tools.vetting.binary_neighbours import compare_all, join_parts
 from data_tools.vetting.exact_duplicates import ExactDuplicates
-from data_tools.vetting.near_duplicates import NearDuplicates, Pictures
+from data_tools.vetting.near_duplicates import MeasuredImages, NearDuplicates
 from data_tools.vetting.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates, similar_pairs
 from data_tools.vetting.vetting_rule import Sample
@@ -82,8 +82,8 @@ def as_sample(key: str, picture: Image.Image) -> Sample:
 
 def reach(rule: dict[str, Any], measured: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """The smallest radius at which one of RULES takes each pair of rows for the same, (P,); BITS where none does."""
-    pictures = Pictures(NearDuplicates(radius=max(RADII), **rule), measured)
-    return np.where(pictures.alike(first, second), pictures.bits(first, second), BITS)
+    pictures = MeasuredImages(NearDuplicates(radius=max(RADII), **rule), measured)
+    return np.where(pictures.similar(first, second), pictures.bits(first, second), BITS)
 
 
 def up_to(radius: np.ndarray, total: int) -> list[float]:
@@ -93,7 +93,7 @@ def up_to(radius: np.ndarray, total: int) -> list[float]:
 
 def near_pairs(measured: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of rows within the largest radius of the curves."""
-    found = list(Pictures(NearDuplicates(radius=max(RADII)), measured).pairs(np.arange(len(measured))))
+    found = list(MeasuredImages(NearDuplicates(radius=max(RADII)), measured).pairs(np.arange(len(measured))))
     return np.concatenate([pair[0] for pair in found]), np.concatenate([pair[1] for pair in found])
 
 
@@ -160,8 +160,8 @@ def _turned(originals: dict[str, Image.Image]) -> dict[str, Any]:
         found[name] = {}
         for change, turn in (turns() | framing).items():
             after = rule.measure([as_sample(key, turn(picture)) for key, picture in chosen.items()])
-            both, count = Pictures(rule, np.concatenate([before, after])), len(chosen)
-            found[name][change] = share(int(both.alike(np.arange(count), count + np.arange(count)).sum()), count)
+            both, count = MeasuredImages(rule, np.concatenate([before, after])), len(chosen)
+            found[name][change] = share(int(both.similar(np.arange(count), count + np.arange(count)).sum()), count)
     return found
 
 
