@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from data_tools.corpora.scene_corpus import make_scene, render, write_descriptions
 from data_tools.corpora.scene_drawing import SceneObject, draw_scene
-from data_tools.make_scenes import make_scene, render, write_descriptions
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional

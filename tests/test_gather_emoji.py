@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_tools.corpora import emoji_images as emoji_pictures
+from data_tools.corpora import emoji_images
+from data_tools.corpora.emoji_corpus import COLUMNS, select
 from data_tools.corpora.emoji_images import NAMES, STYLES, draw, fetch_package, read_package
 from data_tools.corpora.emoji_names import (
-    EU_LANGUAGES,
     base_of,
     code_of,
     code_of_file,
@@ -23,8 +23,9 @@ from data_tools.corpora.emoji_names import (
     make_classes,
     read_names,
 )
-from data_tools.gather_emoji import COLUMNS, main, select
+from data_tools.gather_emoji import main
 from leam_mm.errors import UserError
+from leam_mm.languages import LANGUAGES as EU_LANGUAGES
 
 RED, GREEN, BLUE, YELLOW = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)
 # enough groups that a share of 5 % is one
@@ -135,7 +136,7 @@ def test_codes_agree_between_characters_and_file_names() -> None:
     assert [code_of_file(stem) for stem in ("", "-", "readme", "1f34e-", "ffffff1", "ffffff", "../1f34e")] == [None] * 7
 
 
-def test_the_whole_program_writes_what_the_corridor_expects(packages: Path, tmp_path: Path) -> None:
+def test_the_program_writes_what_the_pipeline_expects(packages: Path, tmp_path: Path) -> None:
     output = gather(packages, tmp_path / "out", "--size", "32", "--base-url", "http://example.org/emoji")
     classes = json.loads((output / "classes.json").read_text())
     summary = json.loads((output / "summary.json").read_text())
@@ -215,7 +216,7 @@ def test_unsafe_svg_is_left_out_and_its_emoji_chosen_anew(
     members["package/1f34e.svg"] = b"<svg not closed"
     write_tarball(packages / f"{package.stem}.tgz", members)
     output = gather(packages, tmp_path / "out")
-    assert "2 pictures could not be drawn" in caplog.text
+    assert "2 images could not be drawn" in caplog.text
     classes = json.loads((output / "classes.json").read_text())["classes"]
     assert "1f436" not in classes and "1f34e" in classes
     assert not list((output / "images").rglob("1f436.png"))
@@ -244,7 +245,7 @@ def test_broken_and_oversized_tarballs_are_refused(tmp_path: Path, monkeypatch: 
     with pytest.raises(UserError, match="not a whole tarball"):
         read_package(package, path)
     path.write_bytes(whole)
-    monkeypatch.setattr(emoji_pictures, "MEMBER_BYTES", 4999)
+    monkeypatch.setattr(emoji_images, "MEMBER_BYTES", 4999)
     with pytest.raises(UserError, match="too large"):
         read_package(package, path)
 

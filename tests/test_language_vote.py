@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
 from data_tools.links.language_vote import Vote, primary_language, vote
-from data_tools.make_scenes import make_scene
 
 
 def languages(*texts: str, page: str | None = None) -> list[str]:

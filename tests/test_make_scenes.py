@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data_tools.corpora.scene_corpus import HELD_OUT, RADII, SEEN, UNSEEN, make_scene, render
 from data_tools.corpora.scene_drawing import PALETTE, SceneObject, draw_scene, shape_masks
-from data_tools.corpora.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES, SceneLanguage, scene_languages
+from data_tools.corpora.scene_language import COLOURS, RELATIONS, SHAPES, SceneLanguage, scene_languages
 from data_tools.corpora.scene_prompts import captions
-from data_tools.make_scenes import HELD_OUT, RADII, SEEN, UNSEEN, main, make_scene, make_scenes, render
+from data_tools.make_scenes import SceneSettings, main, make_scenes
 from leam_mm.errors import UserError
+from leam_mm.languages import LANGUAGES
 
 URL = "http://127.0.0.1:8000"
 
@@ -21,7 +23,7 @@ URL = "http://127.0.0.1:8000"
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "scenes"
-    make_scenes(folder, train=60, test=30, size=32, seed=3, base_url=URL)
+    make_scenes(SceneSettings(folder, train=60, test=30, seed=3))
     return folder
 
 
@@ -30,7 +32,7 @@ def rows(corpus: Path, split: str) -> list[dict]:
 
 
 def test_the_same_arguments_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    make_scenes(tmp_path / "again", train=60, test=30, size=32, seed=3, base_url=URL)
+    make_scenes(SceneSettings(tmp_path / "again", train=60, test=30, seed=3))
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
     assert len(files) == 60 + 30 + 5
     assert files == sorted(
@@ -39,12 +41,12 @@ def test_the_same_arguments_give_the_same_bytes(corpus: Path, tmp_path: Path) ->
     assert all((corpus / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in files)
 
 
-def test_another_seed_gives_other_scenes_and_more_scenes_keep_the_first_ones() -> None:
+def test_scenes_depend_on_seed_and_number_alone() -> None:
     assert [make_scene("train", 0, n) for n in range(20)] != [make_scene("train", 1, n) for n in range(20)]
     assert make_scene("train", 0, 7) == make_scene("train", 0, 7)
 
 
-def test_the_table_of_links_has_the_agreed_columns_and_24_languages(corpus: Path) -> None:
+def test_link_table_has_all_columns_and_24_languages(corpus: Path) -> None:
     columns = {"url", "caption", "captions", "licence", "legal_basis", "page_url", "attribution", "metadata"}
     for split, samples in (("train", 60), ("test", 30)):
         table = rows(corpus, split)
@@ -68,7 +70,7 @@ def test_held_out_combinations_never_occur_in_training_and_always_in_the_test() 
 
 
 @pytest.mark.parametrize("pairs", [0.0, 0.3, 0.75, 1.0])
-def test_as_many_pairs_as_asked_for(pairs: float) -> None:
+def test_share_of_pairs(pairs: float) -> None:
     kinds = [make_scene("train", 0, number, pairs).kind for number in range(2000)]
     assert kinds.count("pair") / 2000 == pytest.approx(pairs, abs=0.03)
     assert kinds.count("single") / 2000 == pytest.approx((1 - pairs) * 5 / 7, abs=0.03)
@@ -96,7 +98,7 @@ def test_only_single_things_carry_a_class(corpus: Path) -> None:
     assert kinds == {"single", "pair", "count"}
 
 
-def test_things_stay_inside_and_apart_and_lie_as_said() -> None:
+def test_things_stay_inside_and_apart_in_their_relation() -> None:
     for number in range(400):
         scene = make_scene("train", 5, number)
         for k, thing in enumerate(scene.objects):
@@ -119,7 +121,7 @@ def test_things_stay_inside_and_apart_and_lie_as_said() -> None:
             assert max(distance, key=lambda name: distance[name]) == scene.relation
 
 
-def test_class_names_are_distinct_and_sentences_hold_one_place(corpus: Path) -> None:
+def test_class_names_are_distinct_and_templates_have_one_slot(corpus: Path) -> None:
     content = json.loads((corpus / "classes.json").read_text())
     assert len(content["classes"]) == 64
     assert set(content["languages"]) == set(LANGUAGES)
@@ -188,36 +190,32 @@ def test_prepositions_take_their_case(code: str, relation: str, text: str) -> No
 
 
 COUNTS = [
-    ("sl", 2, "dva rdeča kroga"),
-    ("sl", 3, "trije rdeči krogi"),
-    ("cs", 2, "dva červené kruhy"),
-    ("hr", 3, "tri crvena kruga"),
-    ("bg", 4, "четири червени кръга"),
-    ("ga", 1, "ciorcal dearg amháin"),
-    ("ga", 2, "dhá chiorcal dhearga"),
-    ("fi", 3, "kolme punaista ympyrää"),
-    ("hu", 4, "négy piros kör"),
-    ("lv", 2, "divi sarkani apļi"),
-    ("mt", 3, "tliet ċrieki ħomor"),
-    ("ro", 2, "două cercuri roșii"),
-    ("de", 4, "vier rote Kreise"),
+    ("sl", "red", "circle", 2, "dva rdeča kroga"),
+    ("sl", "red", "circle", 3, "trije rdeči krogi"),
+    ("sl", "blue", "star", 2, "dve modri zvezdi"),
+    ("cs", "red", "circle", 2, "dva červené kruhy"),
+    ("hr", "red", "circle", 3, "tri crvena kruga"),
+    ("bg", "red", "circle", 4, "четири червени кръга"),
+    ("ga", "red", "circle", 1, "ciorcal dearg amháin"),
+    ("ga", "red", "circle", 2, "dhá chiorcal dhearga"),
+    ("fi", "red", "circle", 3, "kolme punaista ympyrää"),
+    ("hu", "red", "circle", 4, "négy piros kör"),
+    ("lv", "red", "circle", 2, "divi sarkani apļi"),
+    ("mt", "red", "circle", 3, "tliet ċrieki ħomor"),
+    ("mt", "red", "heart", 2, "żewġt iqlub ħomor"),
+    ("ro", "red", "circle", 2, "două cercuri roșii"),
+    ("de", "red", "circle", 4, "vier rote Kreise"),
+    ("pl", "blue", "star", 2, "dwie niebieskie gwiazdy"),
+    ("el", "red", "heart", 4, "τέσσερις κόκκινες καρδιές"),
 ]
 
 
-@pytest.mark.parametrize(("code", "number", "text"), COUNTS)
-def test_numerals_take_their_form(code: str, number: int, text: str) -> None:
-    assert scene_languages()[code].count("red", "circle", number) == text
+@pytest.mark.parametrize(("code", "colour", "shape", "number", "text"), COUNTS)
+def test_numerals_agree_with_the_noun(code: str, colour: str, shape: str, number: int, text: str) -> None:
+    assert scene_languages()[code].count(colour, shape, number) == text
 
 
-def test_numerals_agree_with_the_noun() -> None:
-    languages = scene_languages()
-    assert languages["sl"].count("blue", "star", 2) == "dve modri zvezdi"
-    assert languages["pl"].count("blue", "star", 2) == "dwie niebieskie gwiazdy"
-    assert languages["mt"].count("red", "heart", 2) == "żewġt iqlub ħomor"
-    assert languages["el"].count("red", "heart", 4) == "τέσσερις κόκκινες καρδιές"
-
-
-def test_size_and_texture_are_named_only_where_given() -> None:
+def test_size_and_texture_are_named_only_if_given() -> None:
     language = scene_languages()["fr"]
     assert language.thing("red", "star", "small", "striped") == "une petite étoile rouge à rayures"
     assert language.thing("red", "star") == "une étoile rouge"
@@ -228,7 +226,7 @@ def test_a_broken_row_of_the_table_is_one_line() -> None:
         SceneLanguage("xx", {"columns": "one", "genders": "m", "phrase": "{noun}"})
 
 
-def test_captions_vary_but_every_language_speaks() -> None:
+def test_captions_vary_in_every_language() -> None:
     scene = make_scene("train", 0, 0)
     drawn = [captions(scene, np.random.default_rng(k)) for k in range(30)]
     assert all(list(texts) == list(LANGUAGES) for texts in drawn)
@@ -254,40 +252,40 @@ def test_shapes_fill_their_square_and_differ() -> None:
             assert np.abs(masks[first].astype(float) - masks[second]).mean() > 20, (first, second)
 
 
-def test_pictures_are_rgb_png_of_the_size() -> None:
+def test_images_are_rgb_png_of_the_given_size() -> None:
     for size in (16, 33, 128):
-        picture = Image.open(io.BytesIO(render(make_scene("train", 0, 1), 0, "train", 1, size)))
-        assert (picture.format, picture.mode, picture.size) == ("PNG", "RGB", (size, size))
+        image = Image.open(io.BytesIO(render(make_scene("train", 0, 1), 0, "train", 1, size)))
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (size, size))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("option", "value"),
     [
-        (["--size", "0"], "--size"),
-        (["--train", "0"], "--train"),
-        (["--test", "-3"], "--test"),
-        (["--seed", "-1"], "--seed"),
-        (["--pairs", "1.5"], "--pairs"),
-        (["--base-url", "file:///etc"], "--base-url"),
+        ("--size", "0"),
+        ("--train", "0"),
+        ("--test", "-3"),
+        ("--seed", "-1"),
+        ("--pairs", "1.5"),
+        ("--base-url", "file:///etc"),
     ],
 )
-def test_bad_arguments_are_one_line_and_leave_nothing(arguments: list[str], word: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=word) as caught:
-        main(["--output", str(tmp_path / "out"), *arguments])
+def test_bad_arguments_are_one_line_and_leave_nothing(option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=option) as caught:
+        main(["--output", str(tmp_path / "out"), option, value])
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="no scene corpus"):
-        make_scenes(tmp_path, 1, 1, 32, 0, URL)
+    with pytest.raises(UserError, match="other than a scene corpus"):
+        make_scenes(SceneSettings(tmp_path, 1, 1))
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_an_older_corpus_is_replaced(corpus: Path, tmp_path: Path) -> None:
     for train in (3, 2):
-        make_scenes(tmp_path / "scenes", train, 1, 32, 0, URL)
+        make_scenes(SceneSettings(tmp_path / "scenes", train, 1))
     assert len(list((tmp_path / "scenes" / "images" / "train").iterdir())) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
 

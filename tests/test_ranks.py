@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from toys.shards import write_toy_shards, write_toy_tokenizer
 
+from data_tools.corpora.scene_corpus import write_descriptions
 from data_tools.corpora.scene_drawing import SceneObject, draw_scene
-from data_tools.make_scenes import write_descriptions
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError

@@ -1,6 +1,6 @@
-"""The packages that hold emoji drawings and names: fetching, checking, reading, and drawing at one size.
+"""Fetch, check and read the packages with emoji drawings and names, and draw images of one size.
 
-A package is read without being unpacked: no path inside it ever becomes a path on this machine.
+A package is read without unpacking it: no path inside it is used as a path on this machine.
 """
 
 import hashlib
@@ -23,23 +23,24 @@ from PIL import Image
 
 from data_tools.corpora.emoji_names import code_of_file
 from leam_mm.errors import UserError
+from leam_mm.files import temporary_path
 
 log = logging.getLogger(__name__)
 
 MEMBER_BYTES = 16 * 2**20
 WANTED_BYTES = 512 * 2**20
 MEMBERS = 100_000
-PICTURE_PIXELS = 4096 * 4096
+IMAGE_PIXELS = 4096 * 4096
 SECONDS_PER_FETCH = 600
 NPM_OPTIONS = ("--ignore-scripts", "--no-update-notifier", "--loglevel=error")
-# An SVG that loads something, sets type from the system's fonts or defines entities is not drawn.
+# An SVG that loads anything, uses text (and so the system's fonts) or defines entities is not drawn.
 UNSAFE_SVG = re.compile(
     rb"<!DOCTYPE|<!ENTITY|<image|<feImage|<text|<script|@import|href\s*=\s*[\"'](?!#)", re.IGNORECASE
 )
 
 
 # Code of the emoji to style to (kind of file, content).
-Pictures = dict[str, dict[str, tuple[str, bytes]]]
+Drawings = dict[str, dict[str, tuple[str, bytes]]]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Package:
         name: Name for the npm client.
         version: Exact version.
         sha512: Of the tarball, hexadecimal.
-        wanted: Pattern of the members that are read; its group 1 is the name they get.
+        wanted: Pattern of the members that are read; its group is their name.
     """
 
     name: str
@@ -60,20 +61,20 @@ class Package:
 
     @property
     def stem(self) -> str:
-        """Name of the tarball as npm writes it, without its ending."""
+        """Name of the tarball as npm writes it, without its extension."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}"
 
 
 @dataclass(frozen=True)
 class Style:
-    """One hand's drawings of the emoji, with what its licence asks to be said.
+    """Drawings of the emoji in one style, with the attribution that their licence requires.
 
     Attributes:
-        package: Where the drawings are.
+        package: Package with the drawings.
         licence: SPDX identifier of the drawings.
-        attribution: Who drew them; {author} is the drawing's own author where the package names one.
-        page_url: Home of the drawings.
-        licence_note: What the package's own files say otherwise.
+        attribution: Authors of the drawings; {author} is the author of a single drawing if the package names one.
+        page_url: Home page of the drawings.
+        licence_note: How the package's own files differ from it.
     """
 
     package: Package
@@ -156,10 +157,10 @@ NAMES = (
 
 
 def fetch_package(package: Package, cache: Path) -> Path:
-    """Return the package's tarball in the cache, asking the npm client for it if it is not there; check its sha512.
+    """Return the package's tarball in the cache, fetched by the npm client if missing, after a check of its sha512.
 
     Raises:
-        UserError: No npm client, no network, or the file is not the one that this program was written for.
+        UserError: No npm client, no network, or another sha512.
     """
     path = cache / f"{package.stem}.tgz"
     if not path.is_file():
@@ -169,7 +170,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
                 f"{package.name}: no npm client on PATH to fetch it; install npm, or give a folder with "
                 f"{package.stem}.tgz by --packages"
             )
-        partial = cache.with_name(f"{cache.name}.tmp-{os.getpid()}")
+        partial = temporary_path(cache)
         partial.mkdir(parents=True, exist_ok=True)
         command = [npm, "pack", f"{package.name}@{package.version}", *NPM_OPTIONS]
         try:
@@ -191,7 +192,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
             os.replace(partial / path.name, path)
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"npm took more than {SECONDS_PER_FETCH} s for {package.name}; start again, what is fetched is kept"
+                f"npm took more than {SECONDS_PER_FETCH} s for {package.name}; start again, fetched packages are kept"
             ) from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -203,10 +204,10 @@ def fetch_package(package: Package, cache: Path) -> Path:
 
 
 def find_package(package: Package, folder: Path) -> Path:
-    """Return the package in a folder given by hand: its tarball or its unpacked folder, under any of the usual names.
+    """Return the package in a folder of the user: its tarball or its unpacked folder, under any of the usual names.
 
     Raises:
-        UserError: It is not there.
+        UserError: It is missing.
     """
     bare = package.stem.removesuffix(f"-{package.version}")
     for name in (f"{package.stem}.tgz", package.stem, package.name, bare):
@@ -231,11 +232,11 @@ def read_package(package: Package, path: Path) -> dict[str, bytes]:
     """Read the wanted members of a package, a tarball or a folder, into memory.
 
     Raises:
-        UserError: The tarball is broken, too large, or has a member that would leave the folder it is unpacked to.
+        UserError: The tarball is broken, too large, or has a member that would leave the folder if unpacked.
     """
     content = _read_folder(package, path) if path.is_dir() else _read_tarball(package, path)
     if not content:
-        raise UserError(f"{path}: nothing in it looks like {package.name}@{package.version}; fetch it anew")
+        raise UserError(f"{path}: nothing in it looks like {package.name}@{package.version}; fetch it again")
     return dict(sorted(content.items()))
 
 
@@ -243,14 +244,14 @@ def _read_tarball(package: Package, path: Path) -> dict[str, bytes]:
     name_in: Callable[[str], str | None] = _name_in(package)
     content: dict[str, bytes] = {}
     total = 0
-    nowhere = str(path.parent.resolve() / "package")
+    virtual = str(path.parent.resolve() / "package")
     try:
         with tarfile.open(path, "r:gz") as archive:
             for count, member in enumerate(archive):
                 if count >= MEMBERS:
                     raise UserError(f"{path}: more than {MEMBERS} members; this is not the package")
-                tarfile.data_filter(member, nowhere)
-                # npm's tarballs have one top folder, whose name is free
+                tarfile.data_filter(member, virtual)
+                # npm's tarballs have one top folder of any name
                 name = name_in(member.name.partition("/")[2])
                 if name is None or not member.isreg():
                     continue
@@ -260,9 +261,9 @@ def _read_tarball(package: Package, path: Path) -> dict[str, bytes]:
                 file = archive.extractfile(member)
                 content[name] = file.read(MEMBER_BYTES) if file else b""
     except tarfile.FilterError as error:
-        raise UserError(f"{path}: a member that is not safe to unpack ({error}); fetch the package anew") from error
+        raise UserError(f"{path}: a member that is not safe to unpack ({error}); fetch the package again") from error
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a whole tarball ({error}); fetch the package anew") from error
+        raise UserError(f"{path}: not a whole tarball ({error}); fetch the package again") from error
     return content
 
 
@@ -291,41 +292,41 @@ def _name_in(package: Package) -> Callable[[str], str | None]:
     return name_in
 
 
-def read_pictures(contents: Mapping[str, Mapping[str, bytes]]) -> Pictures:
-    """Sort the files of all styles by what they show; of two files for one emoji in one style the first counts."""
-    pictures: Pictures = defaultdict(dict)
+def read_drawings(contents: Mapping[str, Mapping[str, bytes]]) -> Drawings:
+    """Return the files of all styles by emoji; of two files for one emoji in one style the first is used."""
+    drawings: Drawings = defaultdict(dict)
     for style, files in contents.items():
         for name, content in files.items():
             stem, _, kind = name.rpartition(".")
             code = code_of_file(stem) if kind in ("svg", "png", "webp") else None
             if code:
-                pictures[code].setdefault(style, (kind, content))
-    return dict(pictures)
+                drawings[code].setdefault(style, (kind, content))
+    return dict(drawings)
 
 
 def read_authors(content: bytes | None) -> dict[str, str]:
-    """Return who drew each picture of OpenMoji, by code; empty where the package does not say."""
+    """Return the author of each drawing of OpenMoji by code; empty if the package has no list."""
     if content is None:
-        log.warning("openmoji: no data/openmoji.json, so its pictures are attributed to the project, not to persons")
+        log.warning("openmoji: no data/openmoji.json, so drawings are attributed to the project, not to authors")
         return {}
     try:
         entries = json.loads(content)
         authors = {code_of_file(str(entry["hexcode"])): str(entry["openmoji_author"]) for entry in entries}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"openmoji: data/openmoji.json is not readable ({error}); fetch the package anew") from error
+        raise UserError(f"openmoji: data/openmoji.json is not readable ({error}); fetch the package again") from error
     return {code: author for code, author in authors.items() if code}
 
 
 def draw(content: bytes, kind: str, size: int) -> bytes | None:
-    """Draw one picture on white.
+    """Draw one image on white.
 
     Args:
         content: The file.
         kind: `svg`, `png` or `webp`.
-        size: Side of the square that comes back, in pixels.
+        size: Side of the square image, in pixels.
 
     Returns:
-        An RGB PNG; None if the file cannot be drawn or asks for something outside itself.
+        An RGB PNG; None if the file cannot be drawn or refers to anything outside itself.
     """
     try:
         if kind == "svg":
@@ -334,7 +335,7 @@ def draw(content: bytes, kind: str, size: int) -> bytes | None:
                 return None
             content = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, skip_system_fonts=True))
         with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as opened:
-            if opened.width * opened.height > PICTURE_PIXELS:
+            if opened.width * opened.height > IMAGE_PIXELS:
                 return None
             drawn = opened.convert("RGBA")
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):

@@ -1,7 +1,7 @@
-"""Names, keywords and kinship of emoji, from the Unicode CLDR annotation files.
+"""Codes, variants and names of emoji, from the Unicode CLDR annotation files.
 
-Knows three things: how a code point sequence is written (`code_of`), which emoji are drawings of the same thing
-(`base_of`, `group_of`; sequences as in Unicode Technical Standard 51), and what each is called (`read_names`).
+``code_of`` writes a code point sequence, ``base_of`` and ``group_of`` say which emoji show the same thing (sequences as
+in Unicode Technical Standard 51), and ``read_names`` reads what each is called.
 """
 
 import json
@@ -17,14 +17,8 @@ from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# fmt: off
-EU_LANGUAGES = (
-    "bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "ga", "hr",
-    "hu", "it", "lt", "lv", "mt", "nl", "pl", "pt", "ro", "sk", "sl", "sv",
-)
-# fmt: on
 NEIGHBOUR_LANGUAGES = ("ca", "cy", "eu", "gl", "is", "lb", "nb", "uk")
-# Unicode files Norwegian Bokmål under the macro language.
+# CLDR stores Norwegian Bokmål under the macrolanguage.
 LOCALE_FOLDERS = {"nb": "no"}
 KEYWORDS_PER_CAPTION = 5
 HEXADECIMAL = frozenset("0123456789abcdef")
@@ -37,8 +31,8 @@ MAN, WOMAN, PERSON = "1f468", "1f469", "1f9d1"
 CHILDREN = frozenset({"1f466", "1f467", "1f9d2"})
 HEART, KISS_MARK, HANDSHAKE = "2764", "1f48b", "1f91d"
 FAMILY, KISS, COUPLE_WITH_HEART = "1f46a", "1f48f", "1f491"
-# Emoji older than the neutral ones, with a code point of their own for each gender. They are classes of their own,
-# but their drawings differ by hair and dress only, so they share a group.
+# Emoji with a code point for each gender, older than the neutral ones. They are separate classes, but their drawings
+# differ in hair and dress only, so they share a group.
 SAME_GROUP = {
     MAN: PERSON,
     WOMAN: PERSON,
@@ -57,7 +51,7 @@ SAME_GROUP = {
 }
 
 PROMPT_LANGUAGES = ("de", "en", "fr", "pl", "el", "fi")
-# Recognisable from afar, in one or two colours; never held out, so that a generator has seen them.
+# Simple shapes in one or two colours; never held out, so that a generator has seen them.
 # fmt: off
 PROMPT_EMOJI = (
     "1f34e", "1f34c", "1f353", "1f955", "1f355", "1f354", "1f382", "2615", "1f339", "1f33b",
@@ -70,7 +64,7 @@ PROMPT_EMOJI = (
 
 @dataclass
 class Names:
-    """What one language calls the emoji.
+    """Names of the emoji in one language.
 
     Attributes:
         name: Code to the name (`tts` in CLDR).
@@ -87,7 +81,7 @@ def code_of(emoji: str) -> str:
 
 
 def code_of_file(stem: str) -> str | None:
-    """Return the code that a picture's file name spells (`1F44B-1F3FB`, `0023-fe0f-20e3`); None if it spells none."""
+    """Return the code in an image's file name (`1F44B-1F3FB`, `0023-fe0f-20e3`), or None."""
     parts = stem.lower().split("-")
     if not all(1 <= len(part) <= 6 and set(part) <= HEXADECIMAL and int(part, 16) <= sys.maxunicode for part in parts):
         return None
@@ -95,7 +89,7 @@ def code_of_file(stem: str) -> str | None:
 
 
 def _without_selectors(parts: Iterable[str]) -> str:
-    # Every font sets the variation selector FE0F elsewhere, so that no two would agree with it.
+    # Packages place the variation selector FE0F differently, so codes with it would not match.
     return "-".join(part for part in parts if part != "fe0f")
 
 
@@ -105,9 +99,9 @@ def emoji_of(code: str) -> str:
 
 
 def base_of(code: str) -> str:
-    """Return the code of the emoji that this one is a variant of; a base emoji returns itself.
+    """Return the code of the base emoji of a variant; a base emoji returns itself.
 
-    Skin tone, gender, hair and direction are taken off, a man's or woman's profession becomes a person's, and every
+    Skin tone, gender, hair and direction are removed, a man's or woman's profession becomes a person's, and every
     joined family, kiss and couple becomes the single emoji for it.
     """
     joined = [
@@ -130,7 +124,7 @@ def base_of(code: str) -> str:
 
 
 def group_of(code: str) -> str:
-    """Return the code that names the variant group; drawings of one group never lie in two splits."""
+    """Return the code that names the variant group; all drawings of a group are in the same split."""
     base = base_of(code)
     return SAME_GROUP.get(base, base)
 
@@ -143,19 +137,18 @@ def read_names(files: Mapping[str, bytes], languages: Iterable[str]) -> dict[str
         languages: Two-letter codes.
 
     Raises:
-        UserError: A language has no file, or a file is not what CLDR writes.
+        UserError: A language has no file, or a file is not in CLDR's format.
     """
     result = {}
     for language in languages:
         locale = LOCALE_FOLDERS.get(language, language)
         names = Names()
-        for kind in ("annotationsDerived", "annotations"):  # the plain file has the last word
+        for kind in ("annotationsDerived", "annotations"):  # names of the plain file win
             path = f"{kind}/{locale}/annotations.json"
             if path in files:
                 _read_file(path, files[path], kind, names)
         if not names.name:
-            known = sorted({path.split("/")[1] for path in files})
-            choice = " ".join(known) or "none found"
+            choice = " ".join(sorted({path.split("/")[1] for path in files})) or "none found"
             raise UserError(f"--languages: CLDR has no emoji names for {language!r}; choose among: {choice}")
         if locale != language:
             log.info("names in %s are taken from the CLDR locale %s", language, locale)
@@ -168,28 +161,28 @@ def _read_file(path: str, content: bytes, kind: str, names: Names) -> None:
         entries = json.loads(content)[kind]["annotations"]
         for character, entry in entries.items():
             code = code_of(character)
-            said = _clean(entry.get("tts", []))
-            if not said:
+            texts = _clean(entry.get("tts", []))
+            if not texts:
                 continue
-            names.name[code] = said[0]
-            names.keywords[code] = [word for word in _clean(entry.get("default", [])) if word != said[0]]
+            names.name[code] = texts[0]
+            names.keywords[code] = [word for word in _clean(entry.get("default", [])) if word != texts[0]]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{path}: not a CLDR annotation file ({type(error).__name__}: {error}); fetch the package anew"
+            f"{path}: not a CLDR annotation file ({type(error).__name__}: {error}); fetch the package again"
         ) from error
 
 
 def _clean(words: list[str]) -> list[str]:
-    """Drop the marks by which CLDR says "as in the parent locale" and stray blanks; keep the order, once each."""
+    """Drop CLDR's marks for "as in the parent locale", extra blanks and repetitions; keep the order."""
     cleaned = (" ".join(unicodedata.normalize("NFC", word).split()) for word in words)
     return list(dict.fromkeys(word for word in cleaned if word and "↑" not in word))
 
 
 def captions_of(code: str, style: str, names: Mapping[str, Names], seed: int) -> list[dict[str, object]]:
-    """Return the captions of one picture in all languages: its name, and up to five of its keywords.
+    """Return the captions of one image in all languages: its name, and up to five of its keywords.
 
-    Which keywords, and their order, is drawn from (seed, code, style, language): four drawings of one emoji then show
-    more of its vocabulary than one would.
+    The keywords and their order are drawn from (seed, code, style, language), so that the drawings of one emoji
+    together show more of its keywords.
     """
     captions: list[dict[str, object]] = []
     for language, in_language in names.items():
@@ -211,8 +204,8 @@ def captions_of(code: str, style: str, names: Mapping[str, Names], seed: int) ->
 def make_classes(classes: list[str], names: Mapping[str, Names]) -> dict[str, object]:
     """Return the table of zero-shot classes: names per language, and which classes share a name.
 
-    Names are compared without case, since the tokenizer lowers it. A class without a name in a language is left out of
-    that language; `ambiguous` lists the classes that nobody could tell apart by name.
+    Names are compared without case, since the tokenizer uses lower case. A class without a name in a language is
+    omitted there; ``ambiguous`` lists classes with the same name.
     """
     languages: dict[str, object] = {}
     for language, in_language in names.items():
@@ -230,9 +223,9 @@ def make_classes(classes: list[str], names: Mapping[str, Names]) -> dict[str, ob
 
 def make_prompts(classes: Iterable[str], names: Mapping[str, Names], size: int) -> dict[str, object]:
     """Return prompts for a generator: well-known emoji by name, the same ones in every language."""
-    known = set(classes)
+    present = set(classes)
     languages = [language for language in PROMPT_LANGUAGES if language in names]
-    codes = [code for code in PROMPT_EMOJI if code in known and all(code in names[lang].name for lang in languages)]
+    codes = [code for code in PROMPT_EMOJI if code in present and all(code in names[lang].name for lang in languages)]
     prompts = [
         {"language": language, "text": names[language].name[code], "class_id": code, "kind": "single"}
         for code in codes

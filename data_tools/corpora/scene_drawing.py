@@ -1,6 +1,6 @@
 """Draw scenes: flat coloured shapes on a light background, antialiased by drawing at four times the size.
 
-All lengths are fractions of the side of the picture, so one description gives the same scene at any size.
+All lengths are fractions of the side of the image, so that one description gives the same scene at any size.
 """
 
 import math
@@ -24,7 +24,7 @@ PALETTE = {
     "black": (30, 30, 35),
 }
 OVERSAMPLE = 4
-# The second tone of a texture, as a share of white: light enough to see at 32 pixels, and still its colour.
+# Share of white in the second tone of a texture: visible at 32 pixels, and still the same colour.
 TINT = 0.45
 MASK_SIZE = 128
 Point = tuple[float, float]
@@ -39,8 +39,8 @@ class SceneObject:
         shape: One of SHAPES.
         x: Centre, 0 is the left edge, 1 the right.
         y: Centre, 0 is the top edge, 1 the bottom.
-        radius: Half the side of the square that the shape fills, as a fraction of the picture.
-        size: What a caption calls it: "small", "large" or "" where the size goes unmentioned.
+        radius: Half the side of the square that the shape fills, as a fraction of the image.
+        size: Size in captions: "small", "large", or "" if it is not mentioned.
         texture: "plain", "striped" or "dotted".
     """
 
@@ -78,7 +78,7 @@ def _heart() -> list[Point]:
 
 @cache
 def _outline(shape: str) -> list[Point]:
-    """Corners in the square from -1 to 1, y downwards."""
+    """Return the corners in the square from -1 to 1, with y downwards."""
     if shape == "star":
         return _star()
     if shape == "cross":
@@ -107,10 +107,10 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, x: float, y: float, radiu
 
 
 def _draw_texture(size: int, thing: SceneObject, side: int) -> Image.Image:
-    """Mask of the lighter parts of a striped or dotted thing; ``side`` is the picture's side at the drawing scale."""
+    """Return the mask of the lighter parts of a texture; ``side`` is the side of the image at the drawing scale."""
     mask = Image.new("L", (size, size), 0)
     draw = ImageDraw.Draw(mask)
-    # The period follows the picture, not the pixel: about 4 pixels at 32, and never more than 5 stripes in a thing.
+    # The period scales with the image: about 4 pixels at 32, and at most 5 stripes in a thing.
     period = max(side / 8, size / 5)
     if thing.texture == "striped":
         for k in range(-1, int(size / period) + 2):
@@ -134,16 +134,16 @@ def draw_scene(
     """Draw things on a plain background.
 
     Args:
-        things: What to draw, the first one lowest.
-        size: Side of the picture in pixels, at least 8.
+        things: What to draw, from back to front.
+        size: Side of the image in pixels, at least 8.
         background: Red, green, blue.
-        palette: Colours by name; PALETTE where absent.
+        palette: Colours by name; None takes PALETTE.
 
     Returns:
-        An RGB picture, size x size.
+        An RGB image, size x size.
     """
     side = size * OVERSAMPLE
-    picture = Image.new("RGB", (side, side), background)
+    image = Image.new("RGB", (side, side), background)
     for thing in things:
         colour = (palette or PALETTE)[thing.colour]
         radius = thing.radius * side
@@ -151,15 +151,15 @@ def draw_scene(
         extent = int(2 * radius) + 4
         mask = Image.new("L", (extent, extent), 0)
         _draw_shape(ImageDraw.Draw(mask), thing.shape, thing.x * side - left, thing.y * side - top, radius, 255)
-        picture.paste(colour, (left, top), mask)
+        image.paste(colour, (left, top), mask)
         if thing.texture != "plain":
             lighter = tuple(round(channel + TINT * (255 - channel)) for channel in colour)
-            picture.paste(lighter, (left, top), ImageChops.multiply(mask, _draw_texture(extent, thing, side)))
-    return picture.reduce(OVERSAMPLE)
+            image.paste(lighter, (left, top), ImageChops.multiply(mask, _draw_texture(extent, thing, side)))
+    return image.reduce(OVERSAMPLE)
 
 
 def shape_mask(shape: str) -> np.ndarray:
-    """The filled shape in the square from -1 to 1.
+    """Return the filled shape in the square from -1 to 1.
 
     Returns:
         (128, 128) uint8, 255 inside.
@@ -171,5 +171,5 @@ def shape_mask(shape: str) -> np.ndarray:
 
 
 def shape_masks() -> dict[str, np.ndarray]:
-    """All shapes by name, as written to shapes.npz for the checker."""
+    """Return the masks of all shapes by name, as shapes.npz holds them for the checker."""
     return {shape: shape_mask(shape) for shape in SHAPES}

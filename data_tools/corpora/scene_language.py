@@ -1,7 +1,7 @@
 """Captions of drawn scenes in the 24 official EU languages, composed of whole word forms from scene_words.yaml.
 
-The code knows no grammar: which form stands where (gender, case, number, order of the words) is written in the table,
-so that a native speaker corrects a language without reading Python.
+The code knows no grammar: the table says which form is used (gender, case, number, word order), so that a native
+speaker can correct a language without reading Python.
 """
 
 from functools import cache
@@ -11,12 +11,9 @@ from typing import Any
 import yaml
 
 from leam_mm.errors import UserError
+from leam_mm.languages import LANGUAGES
 
 WORDS = Path(__file__).with_name("scene_words.yaml")
-LANGUAGES = (
-    *("bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "ga", "hr"),
-    *("hu", "it", "lt", "lv", "mt", "nl", "pl", "pt", "ro", "sk", "sl", "sv"),
-)
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "diamond", "ring")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black")
 RELATIONS = ("left_of", "right_of", "above", "below")
@@ -32,12 +29,12 @@ class SceneLanguage:
     """
 
     def __init__(self, code: str, table: dict[str, Any]) -> None:
-        """Split the rows of the table into forms; see the class for the arguments."""
+        """See the class for the arguments."""
         self.code = code
         try:
             self.columns, self.genders = table["columns"].split(), table["genders"].split()
             self.phrase, self.frame, self.frame_many = table["phrase"], table["frame"], table["frame_many"]
-            # Without size and texture the counted phrase is the plain one, with the numeral in the article's place.
+            # By default the counted phrase is the plain one with the numeral in place of the article.
             plain = "{number} " + self.phrase.replace("{article}", "")
             self.counted = table.get("counted", plain)
             self.counted_one = table.get("counted_one", plain)
@@ -58,7 +55,7 @@ class SceneLanguage:
             ) from None
 
     def _genders(self, row: str) -> dict[str, str]:
-        """One form for each gender; a single form serves all of them."""
+        """Return one form for each gender; a single form serves all genders."""
         forms = _words(row.split())
         return dict(zip(self.genders, forms * len(self.genders) if len(forms) == 1 else forms, strict=True))
 
@@ -85,7 +82,7 @@ class SceneLanguage:
             shape: One of SHAPES.
             size: "small", "large" or "" for unmentioned; only with column "one".
             texture: "striped", "dotted" or "" for unmentioned; only with column "one".
-            column: The form the phrase stands in: "one" is the nominative singular.
+            column: Form of the phrase: "one" is the nominative singular.
         """
         gender, forms = self.nouns[shape]
         return self._fill(
@@ -111,12 +108,12 @@ class SceneLanguage:
         )
 
     def pair(self, first: tuple[str, str], second: tuple[str, str], relation: str) -> str:
-        """Say how the first (colour, shape) lies to the second ("a red circle above a blue square")."""
+        """Name the relation of the first (colour, shape) to the second ("a red circle above a blue square")."""
         column, sentence = self.relations[relation]
         return sentence.format(a=self.thing(*first), b=self.thing(*second, column=column))
 
     def frames(self, number: int = 1) -> list[str]:
-        """Sentences with {} for a phrase about ``number`` things; the bare phrase comes first."""
+        """Return sentences with {} for a phrase about ``number`` things; the phrase alone comes first."""
         return ["{}", *(self.frame if number == 1 else self.frame_many)]
 
 
@@ -126,7 +123,7 @@ def _words(forms: list[str]) -> list[str]:
 
 @cache
 def scene_languages() -> dict[str, SceneLanguage]:
-    """All languages by code, read once from scene_words.yaml."""
+    """Return all languages by code, read once from scene_words.yaml."""
     table = yaml.safe_load(WORDS.read_text(encoding="utf-8"))
     missing = set(LANGUAGES) ^ set(table)
     if missing:

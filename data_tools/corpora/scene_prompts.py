@@ -1,4 +1,4 @@
-"""What is said about scenes: captions for training, class names for zero-shot, prompts for generation."""
+"""Texts about scenes: captions for training, class names for zero-shot classification, prompts for generation."""
 
 import itertools
 from dataclasses import asdict, dataclass
@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from data_tools.corpora.scene_drawing import SceneObject
-from data_tools.corpora.scene_language import COLOURS, LANGUAGES, RELATIONS, SHAPES, SceneLanguage, scene_languages
+from data_tools.corpora.scene_language import COLOURS, RELATIONS, SHAPES, SceneLanguage, scene_languages
+from leam_mm.languages import LANGUAGES
 
 Thing = tuple[str, str]
-# English rotates with these where a prompt is written in a few languages only; all families of the 24 are there.
+# Languages of prompts that are not written in all 24; every language family of the 24 is present.
 PROMPT_LANGUAGES = ("en", "de", "fr", "pl", "fi", "el", "es", "hu", "it", "sl", "lv", "ga")
 PAIR_PROMPTS = 60
 COUNT_PROMPTS = 32
@@ -23,7 +24,7 @@ class Scene:
     Args:
         kind: "single", "pair" (two things in a relation) or "count" (1 to 4 equal things).
         objects: The things.
-        relation: For a pair, how the first thing lies to the second; one of RELATIONS.
+        relation: For a pair, the relation of the first thing to the second; one of RELATIONS.
     """
 
     kind: str
@@ -31,7 +32,7 @@ class Scene:
     relation: str | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """What goes into the table of links; only single things have a class."""
+        """Return the metadata for the link table; only single things have a class."""
         first = self.objects[0]
         return {
             "kind": self.kind,
@@ -46,12 +47,12 @@ class Scene:
 
 
 def class_id(colour: str, shape: str) -> str:
-    """Name of the zero-shot class of one combination."""
+    """Return the name of the zero-shot class of one combination."""
     return f"{colour}_{shape}"
 
 
 def describe(scene: Scene, language: SceneLanguage, name_colour: bool = True) -> str:
-    """The bare phrase for a scene in one language; the two things of a pair are always told apart by colour."""
+    """Return the phrase for a scene in one language; a pair always names both colours."""
     first = scene.objects[0]
     if scene.kind == "pair":
         second = scene.objects[1]
@@ -64,12 +65,12 @@ def describe(scene: Scene, language: SceneLanguage, name_colour: bool = True) ->
 
 
 def captions(scene: Scene, generator: np.random.Generator, colourless: float = 0.0) -> dict[str, str]:
-    """One caption in each language: the bare phrase half of the time, else inside a sentence.
+    """Return one caption in each language: the phrase alone half of the time, else inside a sentence.
 
     Args:
-        scene: What is described.
-        generator: Of the sentences and of what stays unsaid.
-        colourless: Chance that a caption of a single thing, or of several equal ones, names no colour, in [0, 1].
+        scene: The scene.
+        generator: Draws the sentences and the colours that are not named.
+        colourless: Probability that a caption of a single thing, or of several equal ones, names no colour, in [0, 1].
     """
     number = len(scene.objects) if scene.kind == "count" else 1
     framed = generator.integers(0, 6, len(LANGUAGES))
@@ -83,7 +84,7 @@ def captions(scene: Scene, generator: np.random.Generator, colourless: float = 0
 
 
 def classes_table() -> dict[str, Any]:
-    """The content of classes.json: every combination, named in every language, and sentences to put the names in."""
+    """Return the content of classes.json: all combinations named in all languages, with sentences for the names."""
     things = list(itertools.product(COLOURS, SHAPES))
     return {
         "classes": [class_id(*thing) for thing in things],
@@ -102,16 +103,16 @@ def _prompt(
 ) -> dict[str, Any]:
     sides = {"left_of": "left", "right_of": "right", "above": "top", "below": "bottom"}
     opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-    places: list[str | None] = [None] * len(things)
+    positions: list[str | None] = [None] * len(things)
     if relation:
-        places = [sides[relation], opposite[sides[relation]]]
+        positions = [sides[relation], opposite[sides[relation]]]
     return {
         "language": language,
         "text": text,
         "kind": kind,
         "objects": [
-            {"colour": colour, "shape": shape, "size": None, "position": place}
-            for (colour, shape), place in zip(things, places, strict=True)
+            {"colour": colour, "shape": shape, "size": None, "position": position}
+            for (colour, shape), position in zip(things, positions, strict=True)
         ],
         "relation": relation,
         "count": len(things),
@@ -121,13 +122,13 @@ def _prompt(
 
 
 def prompts(seen: tuple[Thing, ...], unseen: tuple[Thing, ...], seed: int) -> list[dict[str, Any]]:
-    """Prompts for generation with the answer that the checker expects.
+    """Return prompts for generation with the answer that the checker expects.
 
-    Every combination alone in English and in one of the other 23 languages by turns; pairs and counts in twelve
-    languages by turns, two of three from seen combinations only.
+    Every combination alone in English and in one of the other 23 languages in turn; pairs and counts in twelve
+    languages in turn, two of three from seen combinations only.
 
     Args:
-        seen: Combinations that the training pictures show.
+        seen: Combinations that the training images show.
         unseen: Combinations held out of them.
         seed: Seed of the choice of pairs and counts.
     """

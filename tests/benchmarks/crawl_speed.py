@@ -19,8 +19,8 @@ from resiliparse.parse.encoding import bytes_to_str
 from resiliparse.parse.html import HTMLTree
 from toys.warc import WarcFile
 
+from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
-from data_tools.make_scenes import make_scene
 from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_paths
 from leam_mm.errors import run
 

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from data_tools.corpora.emoji_images import NAMES, read_package
 from data_tools.corpora.emoji_names import Names, group_of, read_names
+from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
 from data_tools.links.language_vote import EU_LANGUAGES, EUROPEAN, SAME, UNDETERMINED, clean_text, vote
-from data_tools.make_scenes import make_scene
 from leam_mm.errors import UserError, run
 from leam_mm.evaluators.evaluator import wilson_interval
 

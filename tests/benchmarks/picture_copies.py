@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 
-from data_tools.make_scenes import make_scene, render
+from data_tools.corpora.scene_corpus import make_scene, render
 from leam_mm.errors import UserError
 
 Change = Callable[[Image.Image], Image.Image]

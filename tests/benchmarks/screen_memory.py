@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from processes import ROOT, answer_with, data_tool, served, tree_memory
 from rich.table import Table
 
+from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
-from data_tools.make_scenes import make_scene
 from leam_mm.errors import UserError, run
 
 MIB, PART, LIMIT = 2**20, 50_000, 2000
