@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.train_tokenizer import balanced_text, main, read_captions
+from data_tools.corpora.tokenizer_training import balanced_text, read_captions
+from data_tools.train_tokenizer import main
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 
@@ -126,7 +127,7 @@ def test_small_text_gives_a_smaller_vocabulary_with_the_same_order(shards: Path,
     output = shards.parent / "short"
     main(["--shards", str(shards), "--output", str(output), "--vocabulary", "9000", "--languages", "mt"])
     loaded = AutoTokenizer.from_pretrained(str(output))
-    assert 259 < len(loaded) < 9000 and f"vocabulary {len(loaded)} (asked for 9000" in capsys.readouterr().out
+    assert 259 < len(loaded) < 9000 and f"vocabulary {len(loaded)} (requested 9000" in capsys.readouterr().out
     assert loaded.eos_token_id == len(loaded) - 1 and loaded.bos_token_id == len(loaded) - 2
 
 
@@ -149,10 +150,10 @@ def test_temperature_balances_languages(shards: Path) -> None:
         (["--vocabulary", "100"], "259"),
         (["--context-length", "2"], "at least 3"),
         (["--languages", "xx"], "xx"),
-        (["--temperature", "2"], "from 0 to 1"),
+        (["--temperature", "2"], "at most 1"),
     ],
 )
-def test_errors_name_the_cure(shards: Path, tmp_path: Path, arguments: list[str], word: str) -> None:
+def test_errors_name_the_fix(shards: Path, tmp_path: Path, arguments: list[str], word: str) -> None:
     with pytest.raises(UserError, match=word):
         main(["--shards", str(shards), "--output", str(tmp_path / "out"), *arguments])
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.train_tokenizer import save, train
+from data_tools.corpora.tokenizer_training import save, train
 
 WORDS = [
     "a",
