@@ -1,11 +1,10 @@
 """Training of the autoencoder whose latents the generator learns.
 
-All of the training's computation happens inside ``training_step``, which Lightning calls through DDP's forward, so that
-the gradients of every rank are averaged; the two optimizers of adversarial training never touch each other's gradients.
+All computation happens inside ``training_step``, which Lightning calls through DDP's forward, so that gradients are
+averaged over the ranks. In adversarial training neither optimizer touches the gradients of the other network.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -15,111 +14,94 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, refuse_other_weights
-from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, PretrainedCodec
+from leam_mm.checkpoint import EVIDENCE, refuse_other_weights
+from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
+from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, merge_statistics
+from leam_mm.codecs.pretrained_codec import load_codec
+from leam_mm.data.batch import samples_seen
+from leam_mm.data.image_range import signed
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
 from leam_mm.losses.reconstruction import (
     L1Loss,
-    PatchDiscriminator,
-    ReconstructionLoss,
     adaptive_weight,
     adversarial_loss,
     discriminator_loss,
     gaussian_divergence,
     widened,
 )
-from leam_mm.optim.ema import Ema
-from leam_mm.optim.optimizer import build_optimizer, warmup_cosine
+from leam_mm.optim.ema import Averaging, start_average
+from leam_mm.optim.optimizer import build_optimizer
+from leam_mm.optim.schedule import Schedule
 
 
 class LatentCodecModule(LightningModule):
-    """Teaches a codec to give back its images.
+    """Trains a codec to reconstruct images.
 
     Args:
         codec: The autoencoder.
         optimizer: Built over the codec's parameters in two groups, with and without weight decay.
-        reconstruction: Distance in pixels; by default L1.
-        perceptual: Distance in features, or None.
-        perceptual_weight: Its weight beside the pixels.
-        kl_weight: Weight of the divergence from the standard normal, per latent value; needs a KLCodec.
-        discriminator: The critic of adversarial training, or None.
-        discriminator_optimizer: Built over the critic; by default like the codec's, at its base rate.
-        adversarial_weight: Weight of the critic's opinion beside the pixels.
-        adversarial_adaptive: Multiply that weight at each step so that, at the decoder's last layer, the critic's
-            gradient is as long as that of all else (2012.09841); all ranks take the factor of the whole batch.
-        adversarial_start_samples: Samples seen before the critic joins.
-        adversarial_clip: Largest gradient norm of either network beside a critic, where the trainer cannot clip.
-        warmup_steps: Optimizer steps of the linear rise.
-        final_rate: Share of the learning rate left at the end of the cosine; 1 keeps it constant.
-        ema_decay: Decay of the averaged codec, which is then validated, encodes and is released; None keeps none.
-        seed: Of the noise with which a KLCodec's posterior is sampled.
-        weights: Run folder, checkpoint or folder of diffusers of a codec of the same sizes, whose weights and latent
-            statistics a new training starts from; read when a training starts, never afterwards.
-        trained: decoder leaves the encoder and the statistics as they were in `weights`: latents that were encoded
-            with it, and generators that were trained on these, go with the new decoder as they are.
+        losses: Reconstruction, perceptual and KL loss; None is L1 alone.
+        adversarial: Adversarial training, or None.
+        schedule: Learning rate of both optimizers.
+        ema: Average of the codec's weights, which is then validated and released: decay per optimizer step in [0, 1),
+            or another kind (optim/power_ema.py); None keeps no average.
+        seed: Names the noise with which a KLCodec's posterior is sampled.
+        weights: Run folder, checkpoint or folder of diffusers with a codec of the same sizes. A new run starts from its
+            weights and latent statistics; they are read only then.
+        trained: ``decoder`` freezes the encoder and the statistics of `weights`: latents encoded with it, and
+            generators trained on these, stay valid.
     """
 
     def __init__(
         self,
         codec: LatentCodec,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        reconstruction: ReconstructionLoss | None = None,
-        perceptual: ReconstructionLoss | None = None,
-        perceptual_weight: float = 1.0,
-        kl_weight: float = 0.0,
-        discriminator: PatchDiscriminator | None = None,
-        discriminator_optimizer: OptimizerCallable | None = None,
-        adversarial_weight: float = 0.1,
-        adversarial_adaptive: bool = False,
-        adversarial_start_samples: int = 0,
-        adversarial_clip: float = 1.0,
-        warmup_steps: int = 100,
-        final_rate: float = 0.0,
-        ema_decay: float | None = None,
+        losses: CodecLosses | None = None,
+        adversarial: Adversarial | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 (frozen)
+        ema: float | Averaging | None = None,
         seed: int = 0,
         weights: str | None = None,
         trained: Literal["all", "decoder"] = "all",
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
+        self.losses = losses or CodecLosses()
         if trained == "decoder" and weights is None:
             raise UserError("model.trained is decoder: name the codec that it belongs to in model.weights")
-        if kl_weight and not codec.variational:
+        if self.losses.kl_weight and not codec.variational:
             raise UserError(
-                f"model.kl_weight is {kl_weight}, but an AutoencoderDC has no posterior: set 0 or use KLCodec"
+                f"model.losses.kl_weight is {self.losses.kl_weight}, but an AutoencoderDC has no posterior: set 0 or "
+                "use KLCodec"
             )
-        self.codec, self.discriminator = codec, discriminator
+        self.codec, self.adversarial = codec, adversarial
+        self.discriminator = adversarial.discriminator if adversarial is not None else None
         self.weights, self.trained, self._origin = weights, trained, dict[str, Any]()
         if trained == "decoder":
             codec.freeze_encoder()
-        self.reconstruction, self.perceptual = reconstruction or L1Loss(), perceptual
-        self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
-        self.adversarial_weight, self.adversarial_start_samples = adversarial_weight, adversarial_start_samples
-        self.adversarial_adaptive, self.adversarial_clip = adversarial_adaptive, adversarial_clip
-        self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer or optimizer
-        self.warmup_steps, self.final_rate, self.seed = warmup_steps, final_rate, seed
-        self.ema = Ema(codec, ema_decay) if ema_decay is not None else None
-        self.automatic_optimization = discriminator is None
+        self.reconstruction, self.perceptual = self.losses.reconstruction or L1Loss(), self.losses.perceptual
+        self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.ema = start_average(codec, ema)
+        self.automatic_optimization = adversarial is None
         self._measured: LatentStatistics | None = None
         self._measured_step = -1
         self._last_image: Tensor | None = None
 
     def ema_codec(self) -> LatentCodec:
-        """The averaged codec where one is kept, else the trained one: the codec for everybody but the training."""
+        """Return the averaged codec, or the trained one if no average is kept."""
         return self.ema.model if self.ema is not None else self.codec  # type: ignore[return-value]
 
     def forward(self, image: Tensor) -> Tensor:
-        """Reconstruct images (B, 3, H, W) uint8: float in [-1, 1]."""
+        """Reconstruct images (B, 3, H, W) uint8 as floats in [-1, 1]."""
         return self.ema_codec().decode(self.ema_codec().encode(self._pixels(image)))
 
     def _pixels(self, image: Tensor) -> Tensor:
         return signed(image, torch.promote_types(cast(torch.dtype, self.dtype), torch.float32))
 
     def setup(self, stage: str) -> None:
-        """Start from the named weights; where a run is resumed, its own take their place afterwards."""
+        """Load the initial weights; a resumed run replaces them afterwards."""
         if stage != "fit" or self.weights is None:
             return
         source = load_codec(self.weights)
@@ -135,18 +117,18 @@ class LatentCodecModule(LightningModule):
         self._origin = {"weights": self.weights, "sha256": source.checkpoint_evidence["sha256"]}  # type: ignore[union-attr, index]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on from other weights than before."""
+        """Refuse to resume if `weights` has changed."""
         if self._origin:
             refuse_other_weights(checkpoint, self._origin)
 
     def configure_model(self) -> None:
-        """Refuse a strategy that shards: codecs are small, and their statistics want whole weights."""
+        """Refuse strategies that shard: codecs are small, and their statistics need whole weights."""
         if self.device_mesh is not None:
             raise UserError("codecs are trained whole on every rank: leave overlay_fsdp2.yaml out, take strategy ddp")
 
     def on_fit_start(self) -> None:
-        """Refuse the set-ups in which adversarial training would go wrong silently or hang."""
-        if self.discriminator is None:
+        """Refuse settings under which adversarial training would go wrong silently or hang."""
+        if self.adversarial is None:
             return
         if str(self.trainer.precision).startswith("16-mixed"):
             raise UserError("adversarial training does not scale fp16 losses: set trainer.precision to bf16-mixed")
@@ -160,23 +142,23 @@ class LatentCodecModule(LightningModule):
             )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """One step of the codec and, once the critic has joined, one of the critic."""
+        """Step the codec and, once the discriminator has joined, the discriminator."""
         image = self._pixels(batch["image"])
         self._last_image = batch["image"]
         loss, reconstruction = self._codec_loss(image, batch)
-        if self.discriminator is None:
+        if self.adversarial is None:
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             return loss
-        return self._adversarial_step(image, reconstruction, loss)
+        return self._adversarial_step(self.adversarial, image, reconstruction, loss)
 
     def _codec_loss(self, image: Tensor, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Everything but the critic: the loss and the reconstruction, with its graph."""
+        """Return the sum of all losses but the adversarial one, and the reconstruction with its graph."""
         divergence = None
         if self.codec.variational:
             posterior = self.codec.posterior(image)
             noise = sample_noise(self.seed, batch["sample_index"], "posterior", posterior.mean.shape[1:])
             raw = posterior.mean + posterior.std * noise.to(posterior.mean)
-            if self.kl_weight:
+            if self.losses.kl_weight:
                 nats = gaussian_divergence(widened(posterior.mean), widened(posterior.logvar))
                 divergence = nats.mean() / raw[0].numel()
         else:
@@ -187,49 +169,57 @@ class LatentCodecModule(LightningModule):
         if self.perceptual is not None:
             distance = self.perceptual(reconstruction, image).mean()
             self.log("train/perceptual", distance, sync_dist=True)
-            loss = loss + self.perceptual_weight * distance
+            loss = loss + self.losses.perceptual_weight * distance
         if divergence is not None:
             self.log("train/divergence", divergence, sync_dist=True)
-            loss = loss + self.kl_weight * divergence
+            loss = loss + self.losses.kl_weight * divergence
         return loss, reconstruction
 
-    def _adversarial_step(self, image: Tensor, reconstruction: Tensor, loss: Tensor) -> Tensor:
-        """Step the codec against a frozen critic, then the critic on detached reconstructions; the codec's loss."""
-        critic = cast(PatchDiscriminator, self.discriminator)
-        both = cast(list[LightningOptimizer], self.optimizers())
-        # All ranks must join at the same step, or their collectives would not match.
-        active = self.trainer.global_step * len(image) * self.trainer.world_size >= self.adversarial_start_samples
-        critic.requires_grad_(False)
-        if active:
-            opinion = adversarial_loss(widened(critic(reconstruction))).mean()
-            self.log("train/adversarial", opinion, sync_dist=True)
-            factor = self._balance(loss, opinion) if self.adversarial_adaptive else 1.0
-            loss = loss + self.adversarial_weight * factor * opinion
+    def _discriminator_joined(self, settings: Adversarial, batch_size: int) -> bool:
+        """Whether enough samples were seen; all ranks agree, or their collectives would not match."""
+        seen = samples_seen(self.trainer)
+        if seen is None:  # a data loader of somebody else, with batches of one size
+            seen = self.trainer.global_step * batch_size * self.trainer.world_size
+        return seen >= settings.start_samples
+
+    def _adversarial_step(
+        self, settings: Adversarial, image: Tensor, reconstruction: Tensor, loss: Tensor
+    ) -> Tensor:
+        """Step the codec against a frozen discriminator, then the discriminator on detached reconstructions."""
+        discriminator = settings.discriminator
+        optimizers = cast(list[LightningOptimizer], self.optimizers())
+        joined = self._discriminator_joined(settings, len(image))
+        discriminator.requires_grad_(False)
+        if joined:
+            adversarial = adversarial_loss(widened(discriminator(reconstruction))).mean()
+            self.log("train/adversarial", adversarial, sync_dist=True)
+            factor = self._balance(loss, adversarial) if settings.adaptive else 1.0
+            loss = loss + settings.weight * factor * adversarial
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self._step(both[0], loss, self.codec)
+        self._step(optimizers[0], loss, self.codec)
         self._average()
-        critic.requires_grad_(True)
-        if active:
-            real, fake = widened(critic(image)), widened(critic(reconstruction.detach()))
-            verdict = discriminator_loss(real, fake).mean()
-            self.log("train/discriminator", verdict, sync_dist=True)
-            # The bare optimizer, since Lightning counts each wrapped step and the codec's alone are the training's.
-            self._step(both[1].optimizer, verdict, critic)
+        discriminator.requires_grad_(True)
+        if joined:
+            real, fake = widened(discriminator(image)), widened(discriminator(reconstruction.detach()))
+            error = discriminator_loss(real, fake).mean()
+            self.log("train/discriminator", error, sync_dist=True)
+            # The bare optimizer: Lightning counts each step of a wrapped one, and only the codec's steps must count.
+            self._step(optimizers[1].optimizer, error, discriminator)
         for schedule in cast(list[Any], self.lr_schedulers()):
             schedule.step()
         return loss.detach()
 
-    def _balance(self, loss: Tensor, opinion: Tensor) -> Tensor:
-        """The factor of adversarial_adaptive, from the gradients that all ranks' batches have together."""
+    def _balance(self, loss: Tensor, adversarial: Tensor) -> Tensor:
+        """Return the factor of Adversarial.adaptive, from gradients averaged over the ranks."""
         layer = self.codec.last_layer
-        own = torch.stack([torch.autograd.grad(part, layer, retain_graph=True)[0] for part in (loss, opinion)])
+        own = torch.stack([torch.autograd.grad(part, layer, retain_graph=True)[0] for part in (loss, adversarial)])
         whole = gather(own[None]).mean(0)
         factor = adaptive_weight(whole[0], whole[1])
         self.log("train/adversarial_factor", factor)
         return factor
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, then average the weights; adversarial training, which steps by hand, does so itself."""
+        """Step, then update the average; adversarial training does both by hand."""
         super().optimizer_step(*args, **kwargs)
         self._average()
 
@@ -240,54 +230,51 @@ class LatentCodecModule(LightningModule):
     def _step(self, optimizer: LightningOptimizer | torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(network.parameters(), self.adversarial_clip)
+        nn.utils.clip_grad_norm_(network.parameters(), cast(Adversarial, self.adversarial).clip)
         optimizer.step()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Error in pixels of held-out images, and their part of the latent statistics."""
+        """Log the pixel error of held-out images, and add their latents to the statistics."""
         image, codec = self._pixels(batch["image"]), self.ema_codec()
         raw = codec.encode_raw(image)
-        measured = LatentStatistics.of(raw)
-        self._measured = measured if self._measured is None else self._measured.merge(measured)
+        self._measured = merge_statistics(self._measured, LatentStatistics.of(raw))
         difference = widened(codec.decode_raw(raw)).clamp(-1, 1) - image
         noise_ratio = -10 * (difference / 2).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
         self.log("val/l1", difference.abs().mean(), prog_bar=True, sync_dist=True, batch_size=len(image))
         self.log("val/psnr", noise_ratio.mean(), sync_dist=True, batch_size=len(image))
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the latents of earlier weights."""
+        """Drop the statistics of earlier weights."""
         self._measured = None
 
     def on_validation_epoch_end(self) -> None:
-        """Set the codec's statistics from all ranks' validation latents."""
+        """Set the codec's statistics from the validation latents of all ranks."""
         if self._measured is None or self.trainer.sanity_checking:
             return
         count = torch.tensor([float(self._measured.count)], dtype=torch.float64)
         packed = torch.cat([count, self._measured.mean, self._measured.deviation]).to(self.device)
-        rows = cast(Tensor, self.all_gather(packed)).reshape(-1, len(packed)).cpu()
         merged: LatentStatistics | None = None
-        for row in rows:
-            part = LatentStatistics(int(row[0]), *row[1:].chunk(2))
-            merged = part if merged is None else merged.merge(part)
+        for row in cast(Tensor, self.all_gather(packed)).reshape(-1, len(packed)).cpu():
+            merged = merge_statistics(merged, LatentStatistics(int(row[0]), *row[1:].chunk(2)))
         self._set_statistics(cast(LatentStatistics, merged))
         self._measured_step = self.trainer.global_step
 
     def _set_statistics(self, statistics: LatentStatistics) -> None:
-        """Give the statistics of the codec that others use to both: an average copies the trained one's buffers."""
+        """Set the statistics of the trained codec, too: the average copies its buffers."""
         if self.trained == "decoder":
             return
         for codec in self._codecs().values():
             codec.set_statistics(statistics)
 
     def _codecs(self) -> dict[str, LatentCodec]:
-        """The trained codec and the averaged one by their places in a checkpoint."""
+        """Return the trained and the averaged codec by their prefixes in a state dict."""
         return {"codec": self.codec} | ({"ema.model": self.ema_codec()} if self.ema is not None else {})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let the statistics in the file be those of the weights in it.
+        """Save statistics that belong to the saved weights.
 
-        Where validation has not just measured them, the last training batch of this rank does, so that the file depends
-        on nothing but the step; encode_latents measures the whole data set.
+        Unless validation has just measured them, the last training batch of this rank does, so that the file depends
+        on the step alone; encode_latents measures the whole data set.
         """
         if self._origin:
             checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self._origin
@@ -296,60 +283,28 @@ class LatentCodecModule(LightningModule):
         with torch.no_grad():
             self._set_statistics(LatentStatistics.of(self.ema_codec().encode_raw(self._pixels(self._last_image))))
         self._measured_step = self.trainer.global_step
-        for place, codec in self._codecs().items():
+        for prefix, codec in self._codecs().items():
             for name in STATISTICS:
-                checkpoint["state_dict"][f"{place}.{name}"] = getattr(codec, name).detach().clone()
+                checkpoint["state_dict"][f"{prefix}.{name}"] = getattr(codec, name).detach().clone()
 
     @torch.no_grad()
     def measure_statistics(self, batches: Iterable[dict[str, Any]]) -> LatentStatistics:
         """Set the codec's statistics from batches of images, exactly, in one pass."""
         merged: LatentStatistics | None = None
         for batch in batches:
-            part = LatentStatistics.of(self.ema_codec().encode_raw(self._pixels(batch["image"].to(self.device))))
-            merged = part if merged is None else merged.merge(part)
+            raw = self.ema_codec().encode_raw(self._pixels(batch["image"].to(self.device)))
+            merged = merge_statistics(merged, LatentStatistics.of(raw))
         if merged is None:
             raise UserError("no image to measure the latent statistics on: the data set is empty")
         self._set_statistics(merged)
         return merged
 
     def configure_optimizers(self) -> Any:
-        """The recipe's optimizers with warm-up and cosine."""
+        """Build the optimizers with their schedules."""
         total = int(self.trainer.estimated_stepping_batches)
-        networks = [(self.optimizer, cast(nn.Module, self.codec))]
-        if self.discriminator is not None:
-            networks.append((self.discriminator_optimizer, self.discriminator))
-        optimizers = [build_optimizer(callable_, network) for callable_, network in networks]
-        schedules = [warmup_cosine(optimizer, self.warmup_steps, total, self.final_rate) for optimizer in optimizers]
-        return optimizers, [{"scheduler": schedule, "interval": "step"} for schedule in schedules]
-
-
-def signed(image: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Pixels (B, 3, H, W) uint8 to float in [-1, 1]."""
-    return image.to(dtype) / 127.5 - 1
-
-
-def load_codec(path: Path | str) -> LatentCodec:
-    """A codec to work with: the averaged one of a training (run folder or checkpoint), or a folder of diffusers.
-
-    Returns:
-        The codec in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, what the run recorded).
-    """
-    if (Path(path) / "config.json").is_file():
-        codec: LatentCodec = PretrainedCodec(str(path))
-        evidence: Any = {"path": str(path), "sha256": file_sha256(codec_file(path))}
-    else:
-        module = load_module(path, LatentCodecModule)
-        codec, evidence = module.ema_codec(), module.checkpoint_evidence
-    setattr(codec, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
-    return codec.eval()
-
-
-def codec_file(path: Path | str) -> Path:
-    """The file whose digest names a codec: the checkpoint of a training, or the weights in a folder of diffusers."""
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        return find_checkpoint(folder)
-    weights = sorted(folder.glob("*.safetensors"))
-    if len(weights) != 1:
-        raise UserError(f"{folder} holds {len(weights)} files of safetensors: give a folder with one autoencoder")
-    return weights[0]
+        networks: list[tuple[OptimizerCallable, nn.Module]] = [(self.optimizer, self.codec)]
+        if self.adversarial is not None:
+            networks.append((self.adversarial.optimizer or self.optimizer, self.adversarial.discriminator))
+        optimizers = [build_optimizer(build, network) for build, network in networks]
+        rates = [self.schedule.build(optimizer, total) for optimizer in optimizers]
+        return optimizers, [{"scheduler": rate, "interval": "step"} for rate in rates]

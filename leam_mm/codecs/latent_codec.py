@@ -58,6 +58,11 @@ class LatentStatistics:
         return (self.deviation / self.count).sqrt()
 
 
+def merge_statistics(first: LatentStatistics | None, second: LatentStatistics) -> LatentStatistics:
+    """Merge statistics where the first set may still be empty."""
+    return second if first is None else first.merge(second)
+
+
 class LatentCodec(nn.Module):
     """An autoencoder of diffusers and the normalisation of its latents: latent = (z - shift) * scale.
 
@@ -345,32 +350,3 @@ class KLCodec(LatentCodec):
                 shift_factor=0.0,
             )
         )
-
-
-class PretrainedCodec(LatentCodec):
-    """A codec that diffusers saved: a local folder with config.json and safetensors; nothing is downloaded.
-
-    Args:
-        path: The folder.
-    """
-
-    def __init__(self, path: str) -> None:
-        """Load the weights; see the class for the arguments."""
-        config = Path(path) / "config.json"
-        kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
-        try:
-            kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{config} cannot be read ({error!r}): give the folder of an autoencoder saved by diffusers"
-            ) from None
-        if kind not in kinds:
-            raise UserError(f"{config} describes {kind!r}: this codec takes {' or '.join(kinds)}")
-        try:
-            loaded = kinds[kind].from_pretrained(path, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} holds no loadable safetensors ({str(error).splitlines()[0]}): copy it again"
-            ) from None
-        loaded.register_to_config(_name_or_path="")  # a place on this machine, which a release must not tell
-        super().__init__(loaded)

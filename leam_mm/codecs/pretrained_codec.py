@@ -1,0 +1,73 @@
+"""Trained codecs from disk: a folder that diffusers saved, or a run of this project."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderDC, AutoencoderKL
+
+from leam_mm.checkpoint import find_checkpoint, load_part
+from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
+
+
+class PretrainedCodec(LatentCodec):
+    """Codec saved by diffusers, from a local folder with config.json and safetensors; nothing is downloaded.
+
+    Args:
+        path: The folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Load the weights; see the class for the arguments."""
+        config = Path(path) / "config.json"
+        kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
+        try:
+            kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{config} cannot be read ({error!r}): give the folder of an autoencoder saved by diffusers"
+            ) from None
+        if kind not in kinds:
+            raise UserError(f"{config} describes {kind!r}: this codec takes {' or '.join(kinds)}")
+        try:
+            loaded = kinds[kind].from_pretrained(path, use_safetensors=True, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} holds no loadable safetensors ({str(error).splitlines()[0]}): copy it again"
+            ) from None
+        loaded.register_to_config(_name_or_path="")  # a release must not reveal a path of this machine
+        super().__init__(loaded)
+
+
+def load_codec(path: Path | str) -> LatentCodec:
+    """Load a trained codec for use.
+
+    Args:
+        path: Run folder or checkpoint of a LatentCodecModule, whose averaged codec is taken, or a folder of diffusers.
+
+    Returns:
+        The codec in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, evidence of the run).
+    """
+    if not _is_diffusers_folder(path):
+        return load_part(path, "ema_codec").eval()
+    codec: LatentCodec = PretrainedCodec(str(path))
+    evidence: Any = {"path": str(path), "sha256": file_sha256(codec_file(path))}
+    setattr(codec, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
+    return codec.eval()
+
+
+def codec_file(path: Path | str) -> Path:
+    """Return the file whose digest identifies a codec: a run's checkpoint, or the weights in a folder of diffusers."""
+    folder = Path(path)
+    if not _is_diffusers_folder(folder):
+        return find_checkpoint(folder)
+    weights = sorted(folder.glob("*.safetensors"))
+    if len(weights) != 1:
+        raise UserError(f"{folder} holds {len(weights)} safetensors files: give a folder with one autoencoder")
+    return weights[0]
+
+
+def _is_diffusers_folder(path: Path | str) -> bool:
+    return (Path(path) / "config.json").is_file()
