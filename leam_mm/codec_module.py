@@ -182,9 +182,7 @@ class LatentCodecModule(LightningModule):
             seen = self.trainer.global_step * batch_size * self.trainer.world_size
         return seen >= settings.start_samples
 
-    def _adversarial_step(
-        self, settings: Adversarial, image: Tensor, reconstruction: Tensor, loss: Tensor
-    ) -> Tensor:
+    def _adversarial_step(self, settings: Adversarial, image: Tensor, reconstruction: Tensor, loss: Tensor) -> Tensor:
         """Step the codec against a frozen discriminator, then the discriminator on detached reconstructions."""
         discriminator = settings.discriminator
         optimizers = cast(list[LightningOptimizer], self.optimizers())

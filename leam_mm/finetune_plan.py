@@ -37,7 +37,7 @@ def base_settings(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     model = checkpoint_config(checkpoint)["model"]["init_args"]
     frozen = checkpoint[EVIDENCE].get("frozen", {})
     for name in ("clip", "codec"):
-        if not isinstance(model.get(name), str) or name not in frozen:
+        if not isinstance((model.get("frozen") or {}).get(name), str) or name not in frozen:
             raise UserError(
                 f"{base / 'generator'} was not trained with one {name}: write the recipe by hand, "
                 "following configs/finetune_generator.yaml"
@@ -100,9 +100,11 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
                 "denoiser": {"init_args": {"weights": str(base / "generator")}},
                 "process": model["process"],
                 "latent_size": model["latent_size"],
-                "clip": str(base / "clip"),
-                "codec": str(output / "codec"),
-                "latents": str(output / "plan"),
+                "frozen": {
+                    "clip": str(base / "clip"),
+                    "codec": str(output / "codec"),
+                    "latents": str(output / "plan"),
+                },
                 **tower,
             }
         },

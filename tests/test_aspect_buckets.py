@@ -16,7 +16,7 @@ from toys.recipes import CODEC_SECTION, buckets_recipe, clip_recipe, save_checkp
 
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
-from leam_mm.codec_module import load_codec
+from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, folder_name
 from leam_mm.data.bucket_order import read_buckets
 from leam_mm.data.image_decoding import image_member

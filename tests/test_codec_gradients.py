@@ -10,9 +10,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from toys.codecs import RandomImages, codec_module, fit_codec, sgd, weights_of
 
-from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
+from leam_mm.data.image_range import signed
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.losses.reconstruction import PatchDiscriminator
 

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from toys.codecs import RandomImages, codec_module, fit_codec, weights_of
 
 from leam_mm.checkpoint import EVIDENCE
-from leam_mm.codec_module import LatentCodecModule, signed
+from leam_mm.codec_module import LatentCodecModule
+from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 

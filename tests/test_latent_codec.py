@@ -7,7 +7,8 @@ import torch
 from diffusers import AutoencoderDC, AutoencoderKL, UNet2DModel
 from jsonargparse import ArgumentParser
 
-from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics, PretrainedCodec
+from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec, LatentStatistics
+from leam_mm.codecs.pretrained_codec import PretrainedCodec
 from leam_mm.errors import UserError
 
 

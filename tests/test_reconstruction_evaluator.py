@@ -16,8 +16,9 @@ from PIL import Image
 
 import evaluate
 from leam_mm.callbacks.evaluate_every import EvaluateEvery
-from leam_mm.codec_module import LatentCodecModule, load_codec
+from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import DCCodec, KLCodec
+from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric

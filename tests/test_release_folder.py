@@ -15,7 +15,7 @@ from toys.runs import run_without_us
 
 from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.checkpoint import build_module, load_module
-from leam_mm.codec_module import load_codec
+from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError

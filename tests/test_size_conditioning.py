@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from leam_mm.denoisers.size_conditioning import SizeConditioning, fourier_features, whole_picture
+from leam_mm.denoisers.size_conditioning import SizeConditioning, fourier_features, whole_image
 
 
 def trained(width: int = 16) -> SizeConditioning:
@@ -52,10 +52,10 @@ def test_each_number_counts() -> None:
         assert not torch.allclose(made(size), made(other), atol=1e-4)
 
 
-def test_the_vector_of_a_whole_picture_folds_into_a_bias() -> None:
+def test_the_vector_of_a_whole_image_folds_into_a_bias() -> None:
     made, layer, values = trained().double(), nn.Linear(16, 16).double(), torch.randn(5, 16, dtype=torch.float64)
-    assert whole_picture(512, 768).tolist() == [512, 768, 0, 0, 512, 768]
-    assert torch.equal(made(), made(whole_picture(512, 512))) and not torch.equal(made(), made(whole_picture(512, 768)))
+    assert whole_image(512, 768).tolist() == [512, 768, 0, 0, 512, 768]
+    assert torch.equal(made(), made(whole_image(512, 512))) and not torch.equal(made(), made(whole_image(512, 768)))
     expected = layer(values) + made(torch.tensor([[512, 512, 0, 0, 512, 512]] * 5))
     made.fold_into(layer)
     assert torch.allclose(layer(values), expected, rtol=0, atol=1e-14)

@@ -17,8 +17,8 @@ from data_tools.latents.encode_settings import EncodeSettings, Encoding
 from data_tools.latents.shard_embedding import StoredSample
 from leam_mm.captions.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
 from leam_mm.checkpoint import checkpoint_config, read_checkpoint
-from leam_mm.codec_module import codec_file, load_codec
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
+from leam_mm.codecs.pretrained_codec import codec_file, load_codec
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
 from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, Shape
 from leam_mm.data.image_decoding import ImageDecoding, image_member, open_picture

@@ -1,15 +1,27 @@
-"""The frozen text tower that tells a generator what to draw, with the text preprocessing of the released pipeline."""
+"""The frozen text tower of our CLIP as a caption encoder, with the text cleaning of the released pipeline."""
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from leam_mm.contrastive_module import ContrastiveModule
-    from leam_mm.data.tokenizer import Tokenizer
-    from leam_mm.encoders.dual_encoder import DualEncoder
+from leam_mm.data.tokenizer import Tokenizer, cut_padding
+from leam_mm.encoders.dual_encoder import DualEncoder
+
+Caption = tuple[Tensor, Tensor]
+"""state (B, L, D) and mask (B, L) bool, True at real tokens."""
+
+
+class TrainedEncoder(Protocol):
+    """What a caption encoder takes from a ContrastiveModule."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizer of the captions."""
+
+    def ema_encoder(self) -> DualEncoder:
+        """Return the averaged towers."""
 
 
 def clean_caption(text: str) -> str:
@@ -24,36 +36,42 @@ def _preprocessor() -> Any:
     return TextPreprocessor()
 
 
+def caption_tokens(captions: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return token ids (B, L) of cleaned captions, cut to the longest one, and their lengths (B,)."""
+    text, length = tokenizer.encode([clean_caption(caption) for caption in captions])
+    return cut_padding(text, length), length
+
+
 class CaptionEncoder(nn.Module):
     """Captions to the hidden states of our CLIP's text tower; frozen, always in evaluation mode.
 
     Args:
         encoder: Both towers; the text side is used.
-        tokenizer: That of the towers.
+        tokenizer: Tokenizer of the towers.
     """
 
-    def __init__(self, encoder: "DualEncoder", tokenizer: "Tokenizer") -> None:
+    def __init__(self, encoder: DualEncoder, tokenizer: Tokenizer) -> None:
         """See the class for the arguments."""
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
         self.tokenizer = tokenizer
 
     @classmethod
-    def from_module(cls, module: "ContrastiveModule") -> "CaptionEncoder":
-        """Take the averaged weights of a trained encoder, or the last ones where no average was kept."""
+    def from_module(cls, module: TrainedEncoder) -> "CaptionEncoder":
+        """Take the averaged weights of a trained encoder, or the last ones if no average was kept."""
         return cls(module.ema_encoder(), module.tokenizer)
 
     @property
     def device(self) -> torch.device:
-        """Where the text tower is."""
+        """Device of the text tower."""
         return next(self.encoder.parameters()).device
 
     @torch.no_grad()
-    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Clean, tokenize and encode captions; "" is the caption that classifier-free guidance pushes away from.
+    def encode(self, captions: list[str]) -> Caption:
+        """Clean, tokenize and encode captions; "" is the empty caption of classifier-free guidance.
 
         Args:
-            captions: B of them, any language.
+            captions: B captions in any language.
 
         Returns:
             state (B, L, D), after the final layer norm, and mask (B, L) bool, True from the begin to the end token.

@@ -1,6 +1,7 @@
 """Text encoders by their paths: our own, those of transformers, and several of them as one."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,5 @@ def open_caption_encoder(path: str | Path, context_length: int = 128) -> AnyCapt
     """
     if from_transformers(path):
         return HuggingFaceCaptions(str(path), context_length)
-    from leam_mm.contrastive_module import ContrastiveModule
-
-    return CaptionEncoder.from_module(load_module(path, ContrastiveModule))
+    module: Any = load_module(path, "ema_encoder")  # the class lives in a higher layer
+    return CaptionEncoder.from_module(module)

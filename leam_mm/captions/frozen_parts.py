@@ -1,45 +1,63 @@
-"""What a generator needs and does not train: the text tower, the codec and the statistics of its latents.
+"""The frozen parts of a generator: text encoder, codec and the statistics of its latents.
 
-They stay in their own files and are opened when they are needed. Their digests are recorded when a training starts, and
-other files in their place are refused.
+They stay in their own files and are opened when needed. A checkpoint records their digests and refuses other files.
 """
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_encoders import SeveralCaptionEncoders, caption_width, encoder_file, open_caption_encoder
+from leam_mm.checkpoint import REBUILDING
 from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 STATISTICS = "codec_statistics.json"
 
 
+@dataclass(eq=False)
 class FrozenParts:
-    """Opens the parts once and checks them; a plain object, so they are in no state_dict, not moved, not trained.
+    """Opens the frozen parts once and checks their digests.
+
+    It is not a torch module: the parts are in no state dict, are not moved with the generator and not trained.
 
     Args:
-        clip: Checkpoint or run folder of the ContrastiveModule whose text tower reads the captions, or a folder of
-            transformers, or several of these in the order in which the latents were encoded; or None.
-        codec: Checkpoint or run folder of the LatentCodecModule, or a folder of diffusers, or None.
+        clip: Checkpoint or run folder of a ContrastiveModule whose text tower reads the captions, or a folder of
+            transformers, or several of these in the order in which the latents were encoded. Needed for caption
+            dropout, for sampling, and for batches of images.
+        codec: Checkpoint or run folder of a LatentCodecModule, or a folder of diffusers. Needed for sampling and for
+            batches of images.
         latents: Folder whose codec_statistics.json the latents were normalised with; None takes the codec's own.
     """
 
-    def __init__(self, clip: str | list[str] | None, codec: str | None, latents: str | None) -> None:
-        """See the class for the arguments."""
-        encoders: list[str | None] = ([*clip] or [None]) if isinstance(clip, list) else [clip]
+    clip: str | list[str] | None = None
+    codec: str | None = None
+    latents: str | None = None
+
+    paths: dict[str, str | None] = field(init=False, repr=False)
+    opened: dict[str, Any] = field(init=False, repr=False, default_factory=dict)
+    further: list[Callable[[], dict[str, Any]]] = field(init=False, repr=False, default_factory=list)
+    """Functions that return further entries of the record."""
+    recorded: dict[str, Any] | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Name the text encoders clip, clip_1, ...; take the record of the checkpoint that is being rebuilt."""
+        encoders: list[str | None] = ([*self.clip] or [None]) if isinstance(self.clip, list) else [self.clip]
         self.paths = {f"clip_{number}" if number else "clip": path for number, path in enumerate(encoders)}
-        self.paths["codec"] = codec
-        self.latents = latents
-        self.opened: dict[str, Any] = {}
-        self.further: list[Callable[[], dict[str, Any]]] = []  # what else has entries in the record
-        self.recorded: dict[str, Any] | None = None
+        self.paths["codec"] = self.codec
+        self.recorded = (REBUILDING.get() or {}).get("frozen")
 
     def record(self) -> dict[str, Any]:
-        """Path and digest of the parts' files, and the latents' statistics: what the training depends on."""
+        """Return path and digest of each part, and the latents' statistics, as the checkpoint or the files state them.
+
+        Raises:
+            UserError: A file is missing.
+        """
         if self.recorded is None:
             files = {name: encoder_file(path) for name, path in self.paths.items() if path is not None}
             self.recorded = {name: {"path": str(file), "sha256": digest} for name, (file, digest) in files.items()}
@@ -50,7 +68,7 @@ class FrozenParts:
         return self.recorded
 
     def compare(self, before: dict[str, Any]) -> None:
-        """Refuse to go on with other parts than those of an earlier record."""
+        """Refuse parts that differ from those of an earlier record."""
         now = self.record()
         for name in sorted(before.keys() & now.keys()):
             if before[name]["sha256"] != now[name]["sha256"]:
@@ -60,14 +78,14 @@ class FrozenParts:
                 )
 
     def caption_encoder(self, context_dim: int) -> CaptionEncoder:
-        """The frozen text tower, or what answers like one.
+        """Return the frozen text encoder, or another encoder with the same methods.
 
         Args:
             context_dim: Channels of the caption states that the denoiser takes.
         """
         if "clip" not in self.opened:
             names = [name for name in self.paths if name.startswith("clip")]
-            encoders = [self._open_captions(name) for name in names]
+            encoders = [open_caption_encoder(self._checked(name)) for name in names]
             encoder = encoders[0] if len(encoders) == 1 else SeveralCaptionEncoders(encoders)
             if caption_width(encoder) != context_dim:
                 raise UserError(
@@ -78,24 +96,14 @@ class FrozenParts:
             self.opened["clip"] = encoder
         return self.opened["clip"]
 
-    def _open_captions(self, name: str) -> Any:
-        """One text encoder, after comparing its digest with the record."""
-        path = self._path(name)
-        self._compare_one(name, encoder_file(path)[1])
-        return open_caption_encoder(path)
-
-    def codec(self, channels: int) -> LatentCodec:
-        """The frozen codec, normalising as the latents were.
+    def latent_codec(self, channels: int) -> LatentCodec:
+        """Return the frozen codec with the normalisation of the training latents.
 
         Args:
-            channels: Of the latents that the denoiser takes.
+            channels: Channels of the latents that the denoiser takes.
         """
         if "codec" not in self.opened:
-            from leam_mm.codec_module import load_codec
-
-            path = self._path("codec")
-            self._compare_one("codec", encoder_file(path)[1])
-            codec = load_codec(path).requires_grad_(False)
+            codec = load_codec(self._checked("codec")).requires_grad_(False)
             if "latents" in self.record():
                 codec.load_statistics(self.record()["latents"]["statistics"])
             if codec.channels != channels:
@@ -106,20 +114,18 @@ class FrozenParts:
             self.opened["codec"] = codec
         return self.opened["codec"]
 
-    def _path(self, name: str) -> str:
+    def _checked(self, name: str) -> str:
+        """Return the path of a part whose digest equals the recorded one."""
         path = self.paths[name]
         if path is None:
-            raise UserError(f"this needs the {name}, but model.init_args.{name} is empty: name its checkpoint")
-        return path
-
-    def _compare_one(self, name: str, found: str) -> None:
-        """Refuse a file that is not the recorded one."""
-        recorded = self.record()[name]["sha256"]
+            raise UserError(f"this needs the {name}, but model.init_args.frozen.{name} is empty: name its checkpoint")
+        found, recorded = encoder_file(path)[1], self.record()[name]["sha256"]
         if found != recorded:
             raise UserError(
-                f"{self.paths[name]} has changed since this generator was trained with it (sha256 {found[:12]}, then "
+                f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "
                 f"{recorded[:12]}): put the old {name} back, or train the generator again"
             )
+        return path
 
 
 def _read_statistics(folder: Path) -> dict[str, Any]:

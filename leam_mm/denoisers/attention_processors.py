@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_prx import apply_rope
 from einops import rearrange
 from torch import Tensor
 
-from leam_mm.denoisers.caption_cache import CaptionHeads, caption_heads
+from leam_mm.denoisers.caption_cache import CaptionKeysValues, caption_key_value
 from leam_mm.denoisers.caption_packing import PackedKeys
 
 Kernel = Callable[..., Tensor]
@@ -34,7 +34,7 @@ class MemoryEfficientProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | CaptionHeads,
+        encoder_hidden_states: Tensor | CaptionKeysValues,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tensor | None = None,
         **kwargs: object,
@@ -47,13 +47,13 @@ class MemoryEfficientProcessor:
 
 
 class MaskedProcessor:
-    """Attention of PRX through torch's own kernel with a mask, as diffusers has it; it takes CaptionHeads too."""
+    """Attention of PRX through torch's own kernel with a mask, as diffusers has it; it takes CaptionKeysValues too."""
 
     def __call__(
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | CaptionHeads,
+        encoder_hidden_states: Tensor | CaptionKeysValues,
         attention_mask: Tensor | None = None,
         image_rotary_emb: Tensor | None = None,
         **kwargs: object,
@@ -82,7 +82,7 @@ class PackedProcessor:
         self,
         attn: Any,
         hidden_states: Tensor,
-        encoder_hidden_states: Tensor | CaptionHeads,
+        encoder_hidden_states: Tensor | CaptionKeysValues,
         attention_mask: Tensor | PackedKeys | None = None,
         image_rotary_emb: Tensor | None = None,
         **kwargs: object,
@@ -174,11 +174,11 @@ def mask_to_bias(mask: Tensor, query: Tensor, keys: int, first: int = 0) -> Tens
 
 
 def _prx_heads(
-    attn: Any, image_states: Tensor, text_states: Tensor | CaptionHeads, rotary: Tensor | None
+    attn: Any, image_states: Tensor, text_states: Tensor | CaptionKeysValues, rotary: Tensor | None
 ) -> list[Tensor]:
     """Queries (B, K, N, d) of the image, keys and values (B, K, L + N, d) of caption and image."""
     image = rearrange(attn.img_qkv_proj(image_states), "b n (part k d) -> part b k n d", part=3, k=attn.heads)
-    text = text_states.of(attn) if isinstance(text_states, CaptionHeads) else caption_heads(attn, text_states)
+    text = text_states.of(attn) if isinstance(text_states, CaptionKeysValues) else caption_key_value(attn, text_states)
     query, image_key = attn.norm_q(image[0]), attn.norm_k(image[1])
     if rotary is not None:
         query, image_key = apply_rope(torch.stack([query, image_key]), rotary)

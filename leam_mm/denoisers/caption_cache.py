@@ -1,4 +1,4 @@
-"""What the steps of a sampler share: captions and places stay, and what a network makes of them is made only once."""
+"""Cache of what a denoiser computes from captions and positions, which stay the same for all steps of a sampler."""
 
 from typing import Any
 
@@ -7,64 +7,64 @@ from torch import Tensor
 
 from leam_mm.denoisers.caption_packing import TrimmedCaptions
 
-MOST_BYTES = 2**30  # of keys and values of one batch of captions; what is beyond is made at each step
+MAX_BYTES = 2**30  # of keys and values of one batch of captions; more are computed at each step
 
 
-class CaptionHeads:
-    """Keys and values of a batch of captions in each attention layer of PRX, made when a layer first asks.
+class CaptionKeysValues:
+    """Keys and values of a batch of captions in each attention layer of PRX, computed on first use.
 
-    It stands in the place of the embedded captions, where diffusers' blocks only hand them on.
+    diffusers' blocks only hand the embedded captions on to the attention, so this object can take their place.
 
     Args:
         text: (B, L, E), the embedded captions.
-        most_bytes: So much is kept at most.
+        max_bytes: Largest size of the cache.
     """
 
-    def __init__(self, text: Tensor, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, text: Tensor, max_bytes: int = MAX_BYTES) -> None:
         """See the class for the arguments."""
-        self.text, self.most_bytes = text, most_bytes
-        self._made: dict[Any, tuple[Tensor, Tensor]] = {}
+        self.text, self.max_bytes = text, max_bytes
+        self._cached: dict[Any, tuple[Tensor, Tensor]] = {}
         self._bytes = 0
 
     def of(self, attention: Any) -> tuple[Tensor, Tensor]:
-        """Key and value, each (B, K, L, d), of one layer."""
-        if attention in self._made:
-            return self._made[attention]
-        heads = caption_heads(attention, self.text)
-        size = sum(part.numel() * part.element_size() for part in heads)
-        if self._bytes + size <= self.most_bytes:
+        """Return key and value, each (B, K, L, d), of one layer."""
+        if attention in self._cached:
+            return self._cached[attention]
+        computed = caption_key_value(attention, self.text)
+        size = sum(part.numel() * part.element_size() for part in computed)
+        if self._bytes + size <= self.max_bytes:
             self._bytes += size
-            self._made[attention] = heads
-        return heads
+            self._cached[attention] = computed
+        return computed
 
 
-def caption_heads(attention: Any, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Key and value, each (B, K, L, d), that a layer of PRX makes of embedded captions (B, L, E)."""
+def caption_key_value(attention: Any, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Return key and value, each (B, K, L, d), of embedded captions (B, L, E) in a layer of PRX."""
     key, value = rearrange(attention.txt_kv_proj(text), "b l (part k d) -> part b k l d", part=2, k=attention.heads)
     return attention.norm_added_k(key), value
 
 
-class StepMemory:
-    """What a network has made since a sampler began: of captions, by the tensors that they came in, and of places.
+class SamplingCache:
+    """Captions by the identity of their tensors, and rotations by the size of the token grid.
 
-    The tensors themselves are kept too, so that no other can take the place of one in memory.
+    The cache holds the caption tensors themselves, so that no other tensor can get their identity.
     """
 
     def __init__(self) -> None:
-        """Nothing is read yet."""
+        """Start empty."""
         self.rotary: dict[tuple[int, int], Tensor] = {}
         """Rotation of the tokens of a grid (h, w)."""
-        self._read: list[tuple[Tensor, Tensor, TrimmedCaptions, CaptionHeads]] = []
+        self._captions: list[tuple[Tensor, Tensor, TrimmedCaptions, CaptionKeysValues]] = []
 
-    def find(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, CaptionHeads] | None:
-        """What was made of these very tensors, not of equal ones."""
-        for known_state, known_mask, captions, heads in self._read:
-            if known_state is state and known_mask is mask:
-                return captions, heads
+    def find(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, CaptionKeysValues] | None:
+        """Return what was computed from these very tensors, not from equal ones."""
+        for cached_state, cached_mask, captions, keys_values in self._captions:
+            if cached_state is state and cached_mask is mask:
+                return captions, keys_values
         return None
 
-    def keep(self, state: Tensor, mask: Tensor, captions: TrimmedCaptions, text: Tensor) -> CaptionHeads:
-        """Remember captions, cut and embedded (B, L, E)."""
-        heads = CaptionHeads(text)
-        self._read.append((state, mask, captions, heads))
-        return heads
+    def add(self, state: Tensor, mask: Tensor, captions: TrimmedCaptions, text: Tensor) -> CaptionKeysValues:
+        """Cache trimmed captions and their embedding (B, L, E)."""
+        keys_values = CaptionKeysValues(text)
+        self._captions.append((state, mask, captions, keys_values))
+        return keys_values

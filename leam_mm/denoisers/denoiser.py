@@ -1,6 +1,6 @@
-"""The one door to diffusers' denoisers; that of Stable Diffusion 3 is beside it, in denoisers/sd3_denoiser.py.
+"""Denoisers of diffusers behind one call: PRX and the U-Net; Stable Diffusion 3's is in denoisers/sd3_denoiser.py.
 
-All take (latent, time, caption_state, caption_mask); their weights keep diffusers' names.
+Their weights keep diffusers' names.
 """
 
 import copy
@@ -18,24 +18,24 @@ from torch import Tensor, nn
 
 from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.denoisers.attention_processors import MaskedProcessor, PackedProcessor
-from leam_mm.denoisers.block_step import BlockStep, Tokens, walk_blocks
-from leam_mm.denoisers.caption_cache import CaptionHeads, StepMemory
+from leam_mm.denoisers.block_step import BlockStep, Tokens, run_blocks
+from leam_mm.denoisers.caption_cache import CaptionKeysValues, SamplingCache
 from leam_mm.denoisers.caption_packing import TrimmedCaptions
 from leam_mm.denoisers.size_conditioning import SizeConditioning
 from leam_mm.errors import UserError
 
-SCHEDULER_STEPS = 1000  # all but PRX embed training steps, not times; so does every scheduler in a released pipeline
-KEY_ALIGNMENT = 8  # memory-efficient attention kernels want masks whose rows are a multiple of this long
+SCHEDULER_STEPS = 1000  # t = 1 in training steps, which all but PRX and every scheduler of a pipeline count in
+KEY_ALIGNMENT = 8  # memory-efficient attention kernels need masks with rows of a multiple of this length
 
 
 class Denoiser(nn.Module, ABC):
-    """A network that looks at noisy latents and captions and predicts what its diffusion process asks for.
+    """A network that predicts the target of a diffusion process from noisy latents and captions.
 
     Args:
-        model: diffusers' own object, whose weights and config are what gets released.
+        model: diffusers' model, whose weights and config are released.
         in_channels: C of the latents.
         context_dim: D of the caption states.
-        patch_size: The latents' height and width must be multiples of it.
+        patch_size: Height and width of the latents must be multiples of it.
     """
 
     model: Any  # PRXTransformer2DModel | UNet2DConditionModel, whose methods diffusers hides from type checkers
@@ -48,32 +48,32 @@ class Denoiser(nn.Module, ABC):
         self.context_dim = context_dim
         self.patch_size = patch_size
         self.size_conditioning: SizeConditioning | None = None
-        self.caption_tower: CaptionTower | None = None  # what is trained with the weights is averaged with them
+        self.caption_tower: CaptionTower | None = None  # here, so that it is averaged with the denoiser
 
     def plain_model(self) -> nn.Module:
-        """A copy of diffusers' model as it is released: plain layers, without additions of ours."""
+        """Return a copy of diffusers' model for release: plain layers, without additions of ours."""
         return copy.deepcopy(self.model)
 
     def origin(self) -> dict[str, Any]:
-        """The trained weights that this network started from, and their digest; empty where there were none."""
+        """Return which trained weights the network started from, with their digest; empty if there were none."""
         return {}
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Within, the steps of a sampler: the weights stay, and a caption tensor that comes again holds what it held.
+        """Context of the steps of a sampler, in which neither weights nor caption tensors change.
 
-        A network may keep what it makes of captions, as PRX does; this one makes it anew.
+        A network may cache there what it computes from captions, as PRX does; this base class caches nothing.
         """
         yield
 
     @property
     def depth(self) -> int:
-        """Number of equal blocks in a row, between which steps work; 0 where there is no such row."""
+        """Number of equal blocks in a row, around which block steps run; 0 if there is no such row."""
         return 0
 
     @property
     def width(self) -> int:
-        """E of the tokens between the blocks; 0 where there are none."""
+        """E of the tokens between the blocks; 0 if there are none."""
         return 0
 
     @abstractmethod
@@ -83,16 +83,19 @@ class Denoiser(nn.Module, ABC):
         time: Tensor,
         caption_state: Tensor,
         caption_mask: Tensor,
-        steps: Sequence[BlockStep] = (),
+        block_steps: Sequence[BlockStep] = (),
+        size: Tensor | None = None,
     ) -> Tensor:
-        """Predict.
+        """Predict the target of the diffusion process.
 
         Args:
             latent: (B, C, h, w), noisy.
             time: (B,) in [0, 1], 0 data, 1 noise.
             caption_state: (B, L, D).
-            caption_mask: (B, L) bool, True at real tokens; what stands at the others has no influence.
-            steps: Called before and after each block, in this order; transformers only.
+            caption_mask: (B, L) bool, True at real tokens; the states of the others have no influence.
+            block_steps: Called before and after each block, in this order; transformers only.
+            size: (B, 6) or (6,), original size, crop and target size of the images, for networks with size
+                conditioning (denoisers/size_conditioning.py), which take None as whole images; others ignore it.
 
         Returns:
             (B, C, h, w).
@@ -100,7 +103,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class PRXDenoiser(Denoiser):
-    """Photoroom's PRX transformer: image tokens attend to themselves and the caption; rotary positions, any resolution.
+    """Photoroom's PRX transformer: image tokens attend to image and caption; rotary positions, any resolution.
 
     The output layer starts at zero, as in DiT (section 3.2 of 2212.09748); diffusers leaves it random.
 
@@ -114,12 +117,12 @@ class PRXDenoiser(Denoiser):
         mlp_ratio: Hidden width of the feed-forward part over E.
         axes_dim: Channels of a head that carry the row and the column; even, their sum is E / K. None halves.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
-        size_conditioning: Tell the network the size of each image before cropping; see denoisers/size_conditioning.py.
-            The number is H = W in pixels of the whole pictures that are drawn where nobody says more, and that a
-            released network always draws. None tells it nothing.
+        size_conditioning: Condition on original size and crop of each image; see denoisers/size_conditioning.py. The
+            number is H = W in pixels of the whole image that is meant if no size is given, as in a released network.
+            None has no such conditioning.
     """
 
-    _memory: StepMemory | None = None
+    _cache: SamplingCache | None = None
 
     def __init__(
         self,
@@ -164,25 +167,25 @@ class PRXDenoiser(Denoiser):
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
-        """Within, captions are cut, embedded and made keys and values once for each tensor that they come in."""
+        """Context in which captions are trimmed, embedded and turned into keys and values once per caption tensor."""
         if any(block._compiled_call_impl is not None for block in self.model.blocks):
-            yield  # compiled code would be made anew for the kept keys
+            yield  # cached keys would trigger a recompilation
             return
         layers = [block.attention for block in self.model.blocks]
-        before = [layer.processor for layer in layers]
+        processors = [layer.processor for layer in layers]
         for layer in layers:
             if isinstance(layer.processor, PRXAttnProcessor2_0):
-                layer.processor = MaskedProcessor()  # the same computation; diffusers' knows no kept keys
-        self._memory = StepMemory()
+                layer.processor = MaskedProcessor()  # the same computation, but it takes cached keys
+        self._cache = SamplingCache()
         try:
             yield
         finally:
-            self._memory = None
-            for layer, processor in zip(layers, before, strict=True):
+            self._cache = None
+            for layer, processor in zip(layers, processors, strict=True):
                 layer.processor = processor
 
     def plain_model(self) -> nn.Module:
-        """A copy of diffusers' model; what it would be told of each picture is in the bias of its time's embedding."""
+        """Return a copy of diffusers' model, with the size conditioning of a whole image folded into a bias."""
         model: Any = copy.deepcopy(self.model)
         if self.size_conditioning is not None:
             self.size_conditioning.fold_into(model.time_in.out_layer)
@@ -204,68 +207,67 @@ class PRXDenoiser(Denoiser):
         time: Tensor,
         caption_state: Tensor,
         caption_mask: Tensor,
-        steps: Sequence[BlockStep] = (),
+        block_steps: Sequence[BlockStep] = (),
         size: Tensor | None = None,
     ) -> Tensor:
-        """Predict as PRXTransformer2DModel.forward does, from its own layers; see Denoiser for the shapes.
+        """Predict as PRXTransformer2DModel.forward does, from its layers; see Denoiser for the arguments.
 
-        Its loop over the blocks is ours, for the steps between them; the rotation is made once, not per sample; and
-        captions come without the padding that all of them have, and without a mask where none is left.
-        What pictures were, ``size``, is (B, 6) or (6,), the numbers of a PictureSize.
+        The differences: block steps run between the blocks, the rotation is computed once instead of per sample, and
+        captions are trimmed to the longest one, without a mask if none is needed.
         """
         check_latent(latent, self.patch_size)
         model, patch = self.model, self.patch_size
         grid = latent.shape[2] // patch, latent.shape[3] // patch
-        captions, text = self._read(caption_state, caption_mask)
+        captions, text = self._embed_captions(caption_state, caption_mask)
         values = model.img_in(rearrange(latent, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch))
-        moment = model._compute_timestep_embedding(time, dtype=values.dtype)
+        time_embedding = model._compute_timestep_embedding(time, dtype=values.dtype)
         if self.size_conditioning is not None:
-            moment = moment + self.size_conditioning(size).to(moment.dtype)
+            time_embedding = time_embedding + self.size_conditioning(size).to(time_embedding.dtype)
         tokens = Tokens(values, self._rotary(grid, latent.device), grid)
 
-        def run(block: nn.Module, now: Tokens) -> Tensor:
-            return self._run(block, now, text, moment, captions)
+        def run(block: nn.Module, current: Tokens) -> Tensor:
+            return self._run(block, current, text, time_embedding, captions)
 
-        tokens = walk_blocks(model.blocks, tokens, steps, run)
-        patches = model.final_layer(tokens.values, moment)
+        tokens = run_blocks(model.blocks, tokens, block_steps, run)
+        patches = model.final_layer(tokens.values, time_embedding)
         return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 
-    def _read(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, Tensor | CaptionHeads]:
-        """The captions without their padding, and what the blocks get of them."""
-        known = self._memory.find(state, mask) if self._memory is not None else None
-        if known is not None:
-            return known
+    def _embed_captions(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, Tensor | CaptionKeysValues]:
+        """Return the trimmed captions, and their embedding as the blocks take it."""
+        cached = self._cache.find(state, mask) if self._cache is not None else None
+        if cached is not None:
+            return cached
         captions = TrimmedCaptions(state, mask)
         text = self.model.txt_in(captions.state)
-        return captions, text if self._memory is None else self._memory.keep(state, mask, captions, text)
+        return captions, text if self._cache is None else self._cache.add(state, mask, captions, text)
 
-    def _run(self, block: Any, tokens: Tokens, text: Any, moment: Tensor, captions: TrimmedCaptions) -> Tensor:
+    def _run(self, block: Any, tokens: Tokens, text: Any, time_embedding: Tensor, captions: TrimmedCaptions) -> Tensor:
         packs = isinstance(block.attention.processor, PackedProcessor)
         mask = captions.packed(tokens.values.shape[1]) if packs else captions.mask
         if torch.is_grad_enabled() and self.model.gradient_checkpointing:
-            inputs = (tokens.values, text, moment, tokens.rotary, mask)
+            inputs = (tokens.values, text, time_embedding, tokens.rotary, mask)
             return self.model._gradient_checkpointing_func(block.__call__, *inputs)
         return block(
             hidden_states=tokens.values,
             encoder_hidden_states=text,
-            temb=moment,
+            temb=time_embedding,
             image_rotary_emb=tokens.rotary,
             attention_mask=mask,
         )
 
     def _rotary(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Rotation (1, 1, N, ...) of each token by its row and column."""
-        if self._memory is not None and grid in self._memory.rotary:
-            return self._memory.rotary[grid]
-        places = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32, device=device) for size in grid))
-        rotary = self.model.pe_embedder(places[None])
-        if self._memory is not None:
-            self._memory.rotary[grid] = rotary
+        """Return the rotation (1, 1, N, ...) of each token by its row and column."""
+        if self._cache is not None and grid in self._cache.rotary:
+            return self._cache.rotary[grid]
+        positions = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float32, device=device) for size in grid))
+        rotary = self.model.pe_embedder(positions[None])
+        if self._cache is not None:
+            self._cache.rotary[grid] = rotary
         return rotary
 
 
 class UNetDenoiser(Denoiser):
-    """The convolutional network of latent diffusion (2112.10752) with attention to the caption, the baseline.
+    """Convolutional baseline of latent diffusion (2112.10752) with attention to the caption.
 
     The output layer starts at zero, as in DDPM's code; diffusers leaves it random.
 
@@ -275,7 +277,7 @@ class UNetDenoiser(Denoiser):
         block_channels: Channels at each resolution, from fine to coarse; the latents halve between them.
         layers_per_block: Residual blocks at each resolution.
         num_heads: K, the same everywhere (diffusers' config calls it attention_head_dim).
-        attention: At which resolutions the network attends; None attends at all.
+        attention: Whether the network attends to the caption, for each resolution; None attends at all.
         norm_groups: Groups of the group norms; each entry of block_channels is a multiple.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
     """
@@ -326,14 +328,15 @@ class UNetDenoiser(Denoiser):
         time: Tensor,
         caption_state: Tensor,
         caption_mask: Tensor,
-        steps: Sequence[BlockStep] = (),
+        block_steps: Sequence[BlockStep] = (),
+        size: Tensor | None = None,
     ) -> Tensor:
-        """Predict; see Denoiser for the shapes."""
-        if steps:
-            raise UserError("a U-Net has no row of equal blocks to work between: use a PRXDenoiser, or no technique")
+        """Predict; see Denoiser for the arguments."""
+        if block_steps:
+            raise UserError("a U-Net has no row of equal blocks: use a PRXDenoiser, or no technique with block steps")
         missing = -caption_state.shape[1] % KEY_ALIGNMENT
         if torch.is_autocast_enabled(latent.device.type):
-            # The model derives the mask's type from the latent's; kernels want it to be that of the autocast keys.
+            # The model gives the mask the latent's type; kernels need that of the autocast keys.
             latent = latent.to(torch.get_autocast_dtype(latent.device.type))
         return self.model(
             latent,

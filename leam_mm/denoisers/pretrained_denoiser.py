@@ -1,4 +1,4 @@
-"""A generator that starts from a trained one: all of its weights, or low-rank additions to some matrices (LoRA).
+"""A denoiser that starts from a trained one, for fine-tuning of all weights or of low-rank additions (LoRA).
 
 model:
   init_args:
@@ -9,11 +9,10 @@ model:
         low_rank: {rank: 8, alpha: 16, patterns: ["*.attention.*", "*.*_proj"]}
 
 Nothing is downloaded, and nothing in a file of weights is executed. A checkpoint holds all weights and the shape of the
-network, so that it is resumed, evaluated and released without the base.
+network: it can be resumed, evaluated and released without the base.
 """
 
 import copy
-import hashlib
 import json
 import logging
 from pathlib import Path
@@ -23,25 +22,25 @@ import torch
 from diffusers import PRXTransformer2DModel
 from torch import nn
 
-from leam_mm.checkpoint import REBUILDING, find_checkpoint, load_module
+from leam_mm.checkpoint import REBUILDING, load_part
 from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
+from leam_mm.files import file_sha256, files_sha256
 
 log = logging.getLogger(__name__)
 KIND = "PRXTransformer2DModel"
 MAX_CONFIG = 1 << 20  # bytes
-RELEASE = "leam_mm_release.json"  # what a release of ours says of itself; its writer is release/release_folder.py
+RELEASE = "leam_mm_release.json"  # description of a release; release/release_folder.py writes it
 
 
 class PretrainedDenoiser(PRXDenoiser):
     """Photoroom's PRX transformer with the weights of a trained generator.
 
     Args:
-        weights: Run folder or checkpoint of a LatentDiffusionModule, whose averaged weights are taken; or a folder that
-            diffusers saved: a pipeline's, that of its transformer, or a release of ours.
-        low_rank: Train low-rank additions to some matrices, and nothing else.
+        weights: Run folder or checkpoint of a LatentDiffusionModule, whose averaged weights are taken; or a folder of
+            diffusers with a pipeline or its transformer; or a release of this project.
+        low_rank: Train low-rank additions to some matrices, and nothing else; None trains all weights.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
     """
 
@@ -58,57 +57,58 @@ class PretrainedDenoiser(PRXDenoiser):
             low_rank.add_to(self.model)
 
     def origin(self) -> dict[str, Any]:
-        """The base as it was named, its sha256, its shape, and name and licence where it says so itself."""
+        """Return path, sha256 and shape of the base, and name and licence if it states them."""
         return dict(self._origin)
 
     def plain_model(self) -> nn.Module:
-        """A copy of diffusers' model in which the additions are part of the plain weights."""
+        """Return a copy of diffusers' model with the low-rank additions merged into the weights."""
         return self.low_rank.merged(self.model) if self.low_rank is not None else copy.deepcopy(self.model)
 
 
 def load_transformer(weights: Path) -> tuple[Any, dict[str, Any]]:
-    """Open a base.
+    """Load a base.
+
+    Args:
+        weights: See PretrainedDenoiser.
 
     Returns:
-        diffusers' model in float32, and where it came from; see PretrainedDenoiser.origin.
+        diffusers' model in float32, and its origin; see PretrainedDenoiser.origin.
     """
-    places = (weights / "generator" / "transformer", weights / "transformer", weights)
-    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    candidates = (weights / "generator" / "transformer", weights / "transformer", weights)
+    folder = next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
     if folder is not None:
-        known = _released([weights, weights.parent, weights.parent.parent])
+        facts: dict[str, Any] = _released([weights, weights.parent, weights.parent.parent])
         model, digest = _from_diffusers(folder), weights_sha256(folder)
     elif weights.exists():
-        model, digest, known = _from_training(weights)
+        model, digest, facts = _from_run(weights)
     else:
-        raise UserError(f"{weights} is not there: give a generator's run folder, its checkpoint, or diffusers' folder")
+        raise UserError(f"{weights} is missing: give a generator's run folder, its checkpoint, or diffusers' folder")
     if model.config.resolution_embeds:
-        raise UserError(f"{weights} embeds the resolution of a picture, which a PRXDenoiser does not: give another one")
+        raise UserError(f"{weights} embeds the resolution of images, which a PRXDenoiser does not: give another base")
     model = model.float().requires_grad_(True).train()
     if not all(bool(torch.isfinite(value).all()) for value in model.state_dict().values()):
-        raise UserError(f"{weights} holds numbers that are not finite: give intact weights")
+        raise UserError(f"{weights} holds NaN or infinite weights: give intact ones")
     log.info("the denoiser starts from %s (sha256 %s)", weights, digest[:12])
-    return model, {"weights": str(weights), "sha256": digest, **known, "config": shape(model)}
+    return model, {"weights": str(weights), "sha256": digest, **facts, "config": shape(model)}
 
 
 def rebuilt_transformer(evidence: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model of the shape that a checkpoint's evidence names, without weights, and where it came from."""
+    """Return a model of the shape in a checkpoint's evidence, with random weights, and its origin."""
     origin = evidence.get("pretrained")
     if not isinstance(origin, dict) or not isinstance(origin.get("config"), dict):
-        raise UserError("the checkpoint does not tell the shape of the denoiser that it started from: it was edited")
+        raise UserError("the checkpoint does not state the shape of the denoiser that it started from: it was edited")
     return PRXTransformer2DModel.from_config(origin["config"]), origin
 
 
 def shape(model: Any) -> dict[str, Any]:
-    """The config of diffusers' model as JSON has it, without diffusers' own remarks and places on this machine."""
+    """Return the config of diffusers' model as JSON has it, without private keys and paths of this machine."""
     return {key: value for key, value in json.loads(model.to_json_string()).items() if not key.startswith("_")}
 
 
 def weights_sha256(folder: Path) -> str:
-    """Digest of the safetensors of a folder; of several files, that of their names and digests."""
+    """Return the digest of the safetensors of a folder; of several files, that of their names and digests."""
     files = sorted(folder.glob("*.safetensors"))
-    if len(files) == 1:
-        return file_sha256(files[0])
-    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+    return file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
 
 
 def _from_diffusers(folder: Path) -> Any:
@@ -120,36 +120,33 @@ def _from_diffusers(folder: Path) -> Any:
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{config} cannot be read ({error}): give the folder of a {KIND}") from None
     if kind != KIND:
-        raise UserError(f"{config} describes {kind!r}: only a {KIND} can be trained on; give the folder of one")
+        raise UserError(f"{config} describes {kind!r}: only a {KIND} can be fine-tuned; give the folder of one")
     try:
-        model, told = PRXTransformer2DModel.from_pretrained(
+        model, loading = PRXTransformer2DModel.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
-    except Exception as error:  # diffusers, safetensors and torch raise half a dozen kinds for files that do not fit
+    except Exception as error:  # diffusers, safetensors and torch raise many kinds for files that do not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{folder} holds no loadable safetensors ({reason}): copy it again") from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers fills gaps with chance
-        if told.get(kind):
-            first = sorted(map(str, told[kind]))[0]
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers fills gaps with random weights
+        if loading.get(kind):
+            first = sorted(map(str, loading[kind]))[0]
             raise UserError(f"{folder}: its weights are not those of its config.json ({kind}: {first}): copy it again")
     return model
 
 
-def _from_training(path: Path) -> tuple[Any, str, dict[str, Any]]:
-    from leam_mm.diffusion_module import LatentDiffusionModule  # it imports this folder's denoisers
-
-    module = load_module(path, LatentDiffusionModule)
-    denoiser = module.ema_denoiser()
+def _from_run(path: Path) -> tuple[Any, str, dict[str, Any]]:
+    denoiser = load_part(path, "ema_denoiser")
     if not isinstance(denoiser, PRXDenoiser):
-        raise UserError(f"{path} holds a {type(denoiser).__name__}: only a PRXDenoiser can be trained on")
-    digest = file_sha256(find_checkpoint(path))
-    known: dict[str, Any] = _released([path.parent / "release"], digest)
-    return denoiser.plain_model(), digest, known | ({"caption_tower": True} if denoiser.caption_tower else {})
+        raise UserError(f"{path} holds a {type(denoiser).__name__}: only a PRXDenoiser can be fine-tuned")
+    digest: str = denoiser.checkpoint_evidence["sha256"]  # type: ignore[index, assignment, union-attr]
+    facts: dict[str, Any] = _released([path.parent / "release"], digest)
+    return denoiser.plain_model(), digest, facts | ({"caption_tower": True} if denoiser.caption_tower else {})
 
 
-def _released(places: list[Path], checkpoint: str | None = None) -> dict[str, str]:
-    """Name and licence that a release of ours states, where there is one: of this very checkpoint, if one is named."""
-    for file in (place / RELEASE for place in places):
+def _released(folders: list[Path], checkpoint: str | None = None) -> dict[str, str]:
+    """Return name and licence that the first release in some folders states, of a checkpoint if a digest is given."""
+    for file in (folder / RELEASE for folder in folders):
         if not file.is_file() or file.stat().st_size > MAX_CONFIG:
             continue
         try:
@@ -157,5 +154,5 @@ def _released(places: list[Path], checkpoint: str | None = None) -> dict[str, st
             if checkpoint is None or content["stages"]["generator"]["checkpoint_sha256"] == checkpoint:
                 return {key: str(content[key])[:200] for key in ("name", "licence") if content.get(key)}
         except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
-            log.warning("%s cannot be read: name and licence of the base stay unknown", file)
+            log.warning("%s cannot be read: name and licence of the base are unknown", file)
     return {}

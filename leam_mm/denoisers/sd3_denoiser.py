@@ -1,4 +1,4 @@
-"""Stable Diffusion 3's transformer, by the door of denoisers/denoiser.py: blocks over image and caption together."""
+"""Stable Diffusion 3's transformer from diffusers: blocks over image and caption tokens together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,20 +9,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from leam_mm.denoisers.attention_processors import JointProcessor
-from leam_mm.denoisers.block_step import BlockStep, Tokens, walk_blocks
+from leam_mm.denoisers.block_step import BlockStep, Tokens, run_blocks
 from leam_mm.denoisers.caption_packing import TrimmedCaptions
 from leam_mm.denoisers.denoiser import SCHEDULER_STEPS, Denoiser, check_latent
 from leam_mm.errors import UserError
 
 
 class SD3Denoiser(Denoiser):
-    """MMDiT (Esser et al., 2403.03206): image and caption tokens have weights of their own and attend to each other.
+    """MMDiT (Esser et al., 2403.03206): image and caption tokens have separate weights and attend to each other.
 
-    Unlike diffusers' own attention of this model, ours masks the padding of captions. The pooled caption, which the
-    paper takes from CLIP, is the state of the last real token (CLIP's end token, before its projection). The gates of
-    the blocks and the output layer start at zero, as in DiT (section 3.2 of 2212.09748); diffusers leaves them random.
+    Unlike diffusers' attention of this model, ours masks the padding of captions. The pooled caption, which the paper
+    takes from CLIP, is the state of the last real token (CLIP's end token, before its projection). The gates of the
+    blocks and the output layer start at zero, as in DiT (section 3.2 of 2212.09748); diffusers leaves them random.
 
-    It is not released: a StableDiffusion3Pipeline reads captions through two CLIPs and a T5 by its own rules.
+    It cannot be released: a StableDiffusion3Pipeline encodes captions with two CLIPs and a T5.
 
     Args:
         in_channels: C of the latents.
@@ -31,9 +31,9 @@ class SD3Denoiser(Denoiser):
         depth: Number of blocks.
         num_heads: K.
         patch_size: Latent positions per side of a token.
-        latent_size: h = w of the latents at which neighbouring tokens are one step of the sine positions apart.
+        latent_size: h = w of latents whose neighbouring tokens are one step of the sine positions apart.
         largest_size: Largest h or w of latents; positions are cut from the middle of a square of this size.
-        qk_norm: Normalise queries and keys (section 5.3.2 of the paper), so that half precision stays finite.
+        qk_norm: Normalise queries and keys (section 5.3.2 of the paper), which keeps half precision finite.
         gradient_checkpointing: Recompute the blocks in the backward pass: less memory, a third more time.
     """
 
@@ -95,9 +95,13 @@ class SD3Denoiser(Denoiser):
         time: Tensor,
         caption_state: Tensor,
         caption_mask: Tensor,
-        steps: Sequence[BlockStep] = (),
+        block_steps: Sequence[BlockStep] = (),
+        size: Tensor | None = None,
     ) -> Tensor:
-        """Predict as SD3Transformer2DModel.forward does, from its own layers; steps see the image tokens alone."""
+        """Predict as SD3Transformer2DModel.forward does, from its layers; see Denoiser for the arguments.
+
+        Block steps see the image tokens alone.
+        """
         check_latent(latent, self.patch_size)
         model, patch = self.model, self.patch_size
         if max(latent.shape[2:]) > self.largest_size:
@@ -108,29 +112,31 @@ class SD3Denoiser(Denoiser):
         grid = latent.shape[2] // patch, latent.shape[3] // patch
         captions = TrimmedCaptions(caption_state, caption_mask)
         tokens = Tokens(model.pos_embed(latent).contiguous(), None, grid)
-        moment = model.time_text_embed(time * SCHEDULER_STEPS, pool(caption_state, caption_mask))
+        time_embedding = model.time_text_embed(time * SCHEDULER_STEPS, pool(caption_state, caption_mask))
         text = model.context_embedder(captions.state)
 
-        def run(block: nn.Module, now: Tokens) -> Tensor:
-            nonlocal text  # the captions' own stream, which steps do not see
-            text, values = self._run(block, now.values, text, moment, captions.mask)
+        def run(block: nn.Module, current: Tokens) -> Tensor:
+            nonlocal text  # the stream of caption tokens
+            text, values = self._run(block, current.values, text, time_embedding, captions.mask)
             return values
 
-        tokens = walk_blocks(model.transformer_blocks, tokens, steps, run)
-        patches = model.proj_out(model.norm_out(tokens.values, moment))
+        tokens = run_blocks(model.transformer_blocks, tokens, block_steps, run)
+        patches = model.proj_out(model.norm_out(tokens.values, time_embedding))
         return rearrange(patches, "B (h w) (p q C) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
 
     def _run(
-        self, block: nn.Module, values: Tensor, text: Tensor, moment: Tensor, mask: Tensor | None
+        self, block: nn.Module, values: Tensor, text: Tensor, time_embedding: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         masking = {"attention_mask": mask}
         if torch.is_grad_enabled() and self.model.gradient_checkpointing:
-            return self.model._gradient_checkpointing_func(block.__call__, values, text, moment, masking)
-        return block(hidden_states=values, encoder_hidden_states=text, temb=moment, joint_attention_kwargs=masking)
+            return self.model._gradient_checkpointing_func(block.__call__, values, text, time_embedding, masking)
+        return block(
+            hidden_states=values, encoder_hidden_states=text, temb=time_embedding, joint_attention_kwargs=masking
+        )
 
 
 def pool(state: Tensor, mask: Tensor) -> Tensor:
-    """The state (B, D) of the last real token of each caption; zeros where a caption has none.
+    """Return the state (B, D) of the last real token of each caption; zeros if a caption has none.
 
     Args:
         state: (B, L, D).

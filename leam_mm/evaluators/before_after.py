@@ -24,7 +24,7 @@ from torch import Tensor
 from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.data.shard_index import ShardFolder, read_samples
-from leam_mm.denoisers.size_conditioning import whole_picture
+from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import Picture, read_pictures
@@ -157,7 +157,7 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
         mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
         told = {}
         if getattr(network, "size_conditioning", None) is not None:
-            told = {"size": whole_picture(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
+            told = {"size": whole_image(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
         denoise = partial(_predict, partial(network, **told), state, mask)
         losses = torch.zeros(len(clean), dtype=torch.float64)
         for draw in range(draws):

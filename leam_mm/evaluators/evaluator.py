@@ -102,7 +102,7 @@ class EvaluationContext:
         if self.codec is None:
             raise UserError("an evaluator needs a codec: give its run folder, or one of diffusers, with --codec")
         if isinstance(self.codec, str | Path):
-            from leam_mm.codec_module import load_codec
+            from leam_mm.codecs.pretrained_codec import load_codec
 
             self.codec = load_codec(self.codec).to(self.device)
         return self.codec.ema_codec() if hasattr(self.codec, "ema_codec") else self.codec

@@ -83,6 +83,18 @@ class Averaging(ABC):
         """Begin the average of this network's weights."""
 
 
+def start_average(model: nn.Module, average: float | Averaging | None) -> Ema | None:
+    """Start the average of a network's weights.
+
+    Args:
+        model: The network to follow.
+        average: Decay per optimizer step in [0, 1), or another kind of average; None keeps none.
+    """
+    if average is None:
+        return None
+    return average.follow(model) if isinstance(average, Averaging) else Ema(model, average)
+
+
 class _Places:
     """Where the weights and buffers of a network and of its copies stand, found once.
 

@@ -21,7 +21,7 @@ import yaml
 from torch import nn
 
 from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
-from leam_mm.codec_module import codec_file
+from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -118,7 +118,7 @@ def put_in_place(temporary: Path, folder: Path) -> None:
 def load_generator(path: Path, clip: Path, codec: Path | None) -> LatentDiffusionModule:
     """Open the generator; its frozen parts may have moved, and are known again by their digests."""
     module = load_module(path, LatentDiffusionModule)
-    recorded = module.frozen_record()
+    recorded = module.frozen.record()
     if codec is not None:
         module.frozen.paths["codec"] = str(codec)
     if recorded.get("clip", {}).get("sha256") == file_sha256(find_checkpoint(clip)):

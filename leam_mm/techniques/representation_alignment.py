@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from leam_mm.data.image_range import signed
 from leam_mm.denoisers.block_step import BlockStep, Tokens
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.encoders.patch_features import PatchFeatures, open_patch_features
@@ -136,8 +137,8 @@ class RepresentationAlignment(Technique):
         if self.spatial_share is not None:
             feature = spread_features(feature, self.spatial_share)
         feature = resample_features(feature, grid, tokens.grid)
-        if tokens.places is not None:
-            feature = feature.gather(1, tokens.places[..., None].expand(-1, -1, feature.shape[-1]))
+        if tokens.positions is not None:
+            feature = feature.gather(1, tokens.positions[..., None].expand(-1, -1, feature.shape[-1]))
         return feature
 
     def _stored(self, batch: dict[str, Any]) -> tuple[Tensor, tuple[int, int]]:
@@ -152,7 +153,7 @@ class RepresentationAlignment(Technique):
             )
         image = batch["image"]
         encoder = self.encoder.to(image.device)
-        return encoder.encode(image.float() / 127.5 - 1), encoder.grid(*image.shape[-2:])
+        return encoder.encode(signed(image)), encoder.grid(*image.shape[-2:])
 
     @property
     def encoder(self) -> PatchFeatures:

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from leam_mm.denoisers.denoiser import BlockStep, Denoiser
+from leam_mm.denoisers.block_step import BlockStep
+from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.errors import UserError
 

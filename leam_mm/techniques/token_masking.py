@@ -75,10 +75,10 @@ class TokenMasking(Technique):
         assert self._index is not None
         kept = sample_subset(self.seed, self._index, "token_masking", size, staying).to(tokens.values.device)
         visible = tokens.keep(kept)
-        assert visible.places is not None
+        assert visible.positions is not None
         height, width = tokens.grid
-        ones = torch.ones_like(visible.places, dtype=torch.float32)
-        seen = ones.new_zeros(len(kept), height * width).scatter(1, visible.places, ones)
+        ones = torch.ones_like(visible.positions, dtype=torch.float32)
+        seen = ones.new_zeros(len(kept), height * width).scatter(1, visible.positions, ones)
         self._whole, self._seen = (tokens, kept), rearrange(seen, "B (h w) -> B h w", h=height)
         return visible
 

@@ -33,7 +33,8 @@ from toy_input import captions, photo, write_tokenizer
 from data_tools import encode_latents
 from leam_mm.callbacks.compilation import probe
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
-from leam_mm.codecs.latent_codec import DCCodec, LatentCodec, PretrainedCodec
+from leam_mm.codecs.latent_codec import DCCodec, LatentCodec
+from leam_mm.codecs.pretrained_codec import PretrainedCodec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
 from leam_mm.data.latents_module import LatentsModule

@@ -1,0 +1,93 @@
+"""Sampling of images from captions: noise by sample number, guidance, sampler, edits and decoding."""
+
+import itertools
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from leam_mm.captions.caption_encoder import Caption
+from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.data.caption_states import trim
+from leam_mm.data.sample_order import sample_noise
+from leam_mm.denoisers.denoiser import Denoiser
+from leam_mm.denoisers.size_conditioning import whole_image
+from leam_mm.diffusion.editing import Edit, draw_from
+from leam_mm.diffusion.guidance import CaptionDenoise, Guidance, guide
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.diffusion.samplers import Method
+
+
+@dataclass(frozen=True)
+class ImageSampler:
+    """Samples one image for each caption.
+
+    Args:
+        denoiser: The network.
+        process: What the network predicts.
+        codec: Decodes the latents.
+        size: Height and width of the latents.
+        seed: With a sample's number it names the noise, so that neither batch nor neighbours matter.
+        steps: Number of steps of the sampler.
+        guidance: Scale of classifier-free guidance, 1 or less is off; or a Guidance.
+        method: Sampler of diffusion/samplers.py; None takes the process's own.
+        weaker: Network of a weaker generator, for autoguidance.
+    """
+
+    denoiser: Denoiser
+    process: DiffusionProcess
+    codec: LatentCodec
+    size: tuple[int, int]
+    seed: int
+    steps: int
+    guidance: float | Guidance
+    method: Method | None = None
+    weaker: Denoiser | None = None
+
+    def __call__(self, captions: Caption, empty: Caption, numbers: Tensor, edit: Edit | None = None) -> Tensor:
+        """Sample a batch.
+
+        Args:
+            captions: state (B, L, D) and mask (B, L).
+            empty: state (1, L, D) and mask (1, L) of the empty caption.
+            numbers: (B,) int64 on the CPU, the samples' numbers.
+            edit: B images to start from, or None.
+
+        Returns:
+            (B, 3, H, W) float in [0, 1], on the captions' device.
+        """
+        device = captions[0].device
+        shape = (self.denoiser.in_channels, *self.size)
+        noise = sample_noise(self.seed, numbers, "sample", shape).to(device)
+        captions, empty = trim(captions, empty)
+        weaker = self._with_size(self.weaker) if self.weaker is not None else None
+        denoise = guide(self._with_size(self.denoiser), captions, empty, self.guidance, weaker)
+        calls = itertools.count()
+
+        def fresh_noise(step: int) -> Tensor:
+            return sample_noise(self.seed, numbers, f"sample {next(calls)}", shape).to(device)
+
+        def sample(x: Tensor, times: Tensor) -> Tensor:
+            return self.process.sample(denoise, x, times, self.method, fresh_noise)
+
+        times = self.process.times(self.steps, self.size[0] * self.size[1])
+        training = self.denoiser.training
+        self.denoiser.eval()
+        with ExitStack() as stack:
+            for network in filter(None, (self.denoiser, self.weaker)):
+                stack.enter_context(network.sampling())
+            if edit is None:
+                image = self.codec.decode(sample(noise, times))
+            else:
+                image = draw_from(edit, self.codec, self.process, sample, noise, times)
+        self.denoiser.train(training)
+        return (image.float() / 2 + 0.5).clamp(0, 1)
+
+    def _with_size(self, denoiser: Denoiser) -> CaptionDenoise:
+        """Bind the size of a whole image, if the network has size conditioning."""
+        size = whole_image(*self.size, self.codec.downscale) if denoiser.size_conditioning is not None else None
+
+        def denoise(x_t: Tensor, time: Tensor, state: Tensor, mask: Tensor) -> Tensor:
+            return denoiser(x_t, time, state, mask, size=size)
+
+        return denoise
