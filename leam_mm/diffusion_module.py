@@ -108,7 +108,9 @@ class LatentDiffusionModule(LightningModule):
         self.frozen.record()
         if stage == "fit":
             # Lightning loads the weights of a resumed run after this; a module of load_module has its own.
-            self.conditioning.start(self.trainer, new_run=not hasattr(self, "checkpoint_evidence"))
+            self.conditioning.start(new_run=not hasattr(self, "checkpoint_evidence"))
+            if self.denoiser.caption_tower is not None:
+                self.conditioning.tokenize_in_workers(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Shard the denoiser and its averages if the strategy asks for it."""

@@ -65,41 +65,46 @@ class Conditioning:
 
     def encoder(self) -> CaptionEncoder:
         """Return the text encoder for sampling: the frozen one, or one with the average of the trained tower."""
-        frozen = self.frozen.caption_encoder(self.denoiser.context_dim)
+        frozen = self._frozen_encoder()
         tower = (*self.averages, self.denoiser)[0].caption_tower
         return (frozen if tower is None else tower.as_encoder(frozen)).to(self.device)
 
-    def start(self, trainer: Any, new_run: bool) -> None:
-        """Get ready before the first training step.
+    def start(self, new_run: bool) -> None:
+        """Fail before the first training step if a text encoder or a caption tower is missing.
 
         Args:
-            trainer: If its data module is a PlannedModule, loader workers tokenize the captions for the tower.
-            new_run: Initialise the tower; otherwise its weights came from a checkpoint.
-
-        Raises:
-            UserError: A text encoder or a caption tower is missing or does not fit.
+            new_run: Initialise the caption tower; otherwise its weights came from a checkpoint.
         """
+        if new_run:
+            self.start_tower()
+        if self.dropout > 0:
+            self.empty()
+
+    def tokenize_in_workers(self, datamodule: object) -> None:
+        """Let loader workers tokenize captions for the tower: 0.2 ms each, for which a GPU would have to wait.
+
+        Args:
+            datamodule: If it is no PlannedModule, captions are tokenized when they are read.
+        """
+        if isinstance(datamodule, PlannedModule):
+            datamodule.decode.prompts = partial(caption_tokens, tokenizer=self._frozen_encoder().tokenizer)
+
+    def start_tower(self) -> None:
+        """Initialise the caption tower and its averages, or check that none is needed; see CaptionTower.start."""
         tower = self.denoiser.caption_tower
-        if tower is None and new_run and self.denoiser.origin().get("caption_tower"):
+        if tower is not None:
+            tower.start(self._frozen_encoder())
+            for average in self.averages:
+                assert average.caption_tower is not None
+                average.caption_tower.load_state_dict(tower.state_dict())
+        elif self.denoiser.origin().get("caption_tower"):
             raise UserError(
                 "the base of this run reads captions with a caption tower: give model.init_args.caption_tower the "
                 "base's text sizes and weights (python -m leam_mm.finetune_plan does)"
             )
-        if tower is not None:
-            frozen = self.frozen.caption_encoder(self.denoiser.context_dim)
-            if new_run:
-                self.start_tower(tower, frozen)
-            if isinstance(trainer.datamodule, PlannedModule):  # 0.2 ms a caption, for which a GPU would have to wait
-                trainer.datamodule.decode.prompts = partial(caption_tokens, tokenizer=frozen.tokenizer)
-        if self.dropout > 0:
-            self.empty()
 
-    def start_tower(self, tower: CaptionTower, frozen: CaptionEncoder) -> None:
-        """Initialise the tower and its averages; see CaptionTower.start."""
-        tower.start(frozen)
-        for average in self.averages:
-            assert average.caption_tower is not None
-            average.caption_tower.load_state_dict(tower.state_dict())
+    def _frozen_encoder(self) -> CaptionEncoder:
+        return self.frozen.caption_encoder(self.denoiser.context_dim)
 
     def read(self, batch: dict[str, Any], learning: bool = False) -> Caption:
         """Return the captions of a batch as the denoiser takes them.
@@ -156,7 +161,7 @@ class Conditioning:
         return sample_uniform(self.seed, index, "caption_dropout").to(device) < self.dropout
 
     def _read_with_tower(self, tower: CaptionTower, batch: dict[str, Any]) -> Caption:
-        tokenizer, device = self.frozen.caption_encoder(self.denoiser.context_dim).tokenizer, self.device
+        tokenizer, device = self._frozen_encoder().tokenizer, self.device
         if "prompt" in batch:
             tokens = batch["prompt"], batch["prompt_length"]
         else:

@@ -51,7 +51,7 @@ class Tokens:
         if self.values.shape[1] != kept.shape[1]:
             raise UserError(
                 f"{self.values.shape[1]} tokens come back where {kept.shape[1]} were taken: two techniques leave out "
-                "tokens in overlapping rows of blocks; nest the blocks of one in those of the other"
+                "tokens, and the blocks of one begin inside those of the other but end outside; nest them"
             )
         index = kept[..., None].expand_as(self.values)
         # Under autocast a block may return a wider type than it was given.
