@@ -182,7 +182,8 @@ def test_pictures_of_three_shapes_train_a_generator(tmp_path: Path, toy_shards: 
     recipe["trainer"]["callbacks"] = [{"class_path": f"{__name__}.Seen"}]
     model = recipe["model"]["init_args"]
     model["denoiser"]["init_args"] |= {"context_dim": 32, "size_conditioning": None}
-    model |= {**{name: str(path) for name, path in frozen.items()}, "latents": str(output), "latent_size": 4}
+    parts = {name: str(path) for name, path in frozen.items()}
+    model |= {"frozen": {**parts, "latents": str(output)}, "latent_size": 4}
     model["caption_dropout"] = 0.1
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     overlay = Path(__file__).parent.parent / "configs" / "overlay_buckets.yaml"

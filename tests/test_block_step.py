@@ -15,13 +15,13 @@ def row(rotary_rows: int = 1) -> Tokens:
 def test_what_is_kept_stands_in_order_with_its_rotation_and_place(rotary_rows: int) -> None:
     whole, kept = row(rotary_rows), torch.tensor([[0, 4, 5], [1, 2, 3]])
     some = whole.keep(kept)
-    assert some.rotary is not None and whole.rotary is not None and some.places is not None
+    assert some.rotary is not None and whole.rotary is not None and some.positions is not None
     for sample in range(2):
         assert torch.equal(some.values[sample], whole.values[sample, kept[sample]])
         assert torch.equal(some.rotary[sample, 0], whole.rotary[sample % rotary_rows, 0, kept[sample]])
-    assert torch.equal(some.places, kept) and some.grid == (2, 3)
+    assert torch.equal(some.positions, kept) and some.grid == (2, 3)
     fewer = some.keep(torch.tensor([[0, 2], [1, 2]]))
-    assert torch.equal(fewer.places, torch.tensor([[0, 5], [2, 3]]))  # type: ignore[arg-type]
+    assert torch.equal(fewer.positions, torch.tensor([[0, 5], [2, 3]]))  # type: ignore[arg-type]
 
 
 def test_what_comes_back_stands_where_it_was_and_the_rest_is_bit_equal() -> None:
@@ -32,7 +32,7 @@ def test_what_comes_back_stands_where_it_was_and_the_rest_is_bit_equal() -> None
     gone = torch.ones(2, 6, dtype=torch.bool).scatter(1, kept, False)
     assert torch.equal(back.values[gone], whole.values[gone])
     assert torch.equal(back.values[~gone], whole.values[~gone] + 1)
-    assert back.rotary is whole.rotary and back.places is None
+    assert back.rotary is whole.rotary and back.positions is None
 
 
 def test_techniques_that_cross_are_refused() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from toys.generators import packed_inputs, small_prx, torch_kernel, torch_packed_kernel
 
 from leam_mm.denoisers.attention_processors import MemoryEfficientProcessor, PackedProcessor
-from leam_mm.denoisers.caption_cache import CaptionHeads, caption_heads
+from leam_mm.denoisers.caption_cache import CaptionKeysValues, caption_key_value
 from leam_mm.denoisers.denoiser import PRXDenoiser
 
 
@@ -67,7 +67,7 @@ def test_nothing_is_remembered_afterwards() -> None:
         torch.testing.assert_close(denoiser(latent, time, state, mask), second, rtol=0, atol=2e-6)
     with pytest.raises(RuntimeError, match="half way"), denoiser.sampling():
         raise RuntimeError("half way")
-    assert denoiser._memory is None  # type: ignore[attr-defined]
+    assert denoiser._cache is None  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def test_compiled_blocks_get_plain_captions() -> None:
         block.register_forward_pre_hook(look, with_kwargs=True)
     with denoiser.sampling():
         denoiser(latent, time, state, mask)
-    assert kinds == {CaptionHeads}
+    assert kinds == {CaptionKeysValues}
     kinds.clear()
     for block in denoiser.model.blocks:  # type: ignore[union-attr]
         block._compiled_call_impl = block._call_impl
@@ -98,9 +98,9 @@ def test_what_is_kept_has_a_limit() -> None:
     assert isinstance(denoiser, PRXDenoiser)
     layers = [block.attention for block in denoiser.model.blocks]
     text = torch.randn(2, 5, 32)
-    heads = CaptionHeads(text, most_bytes=2 * 2 * 5 * 32 * 4)  # one layer's keys and values
+    heads = CaptionKeysValues(text, max_bytes=2 * 2 * 5 * 32 * 4)  # one layer's keys and values
     for layer in layers:
-        for mine, direct in zip(heads.of(layer), caption_heads(layer, text), strict=True):
+        for mine, direct in zip(heads.of(layer), caption_key_value(layer, text), strict=True):
             assert torch.equal(mine, direct)
     assert heads.of(layers[0])[0] is heads.of(layers[0])[0]
     assert heads.of(layers[1])[0] is not heads.of(layers[1])[0]

@@ -76,7 +76,7 @@ def test_a_generator_records_and_checks_every_encoder(paths: list[str], tmp_path
 def test_a_generator_trains_on_several_with_dropped_captions_and_is_not_released(paths: list[str]) -> None:
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, 56, hidden_size=32, depth=1, num_heads=2)
-    module = LatentDiffusionModule(denoiser, RectifiedFlow(), 4, clip=paths, caption_dropout=0.5)
+    module = LatentDiffusionModule(denoiser, RectifiedFlow(), 4, FrozenParts(paths), caption_dropout=0.5)
     module.setup("fit")
     for value in denoiser.parameters():
         torch.nn.init.normal_(value, std=0.2)
@@ -88,7 +88,7 @@ def test_a_generator_trains_on_several_with_dropped_captions_and_is_not_released
         "sample_index": torch.arange(4),
     }
     losses = module.sample_losses(batch)
-    empty, real = module.empty_caption()
+    empty, real = module.conditioning.empty()
     assert torch.isfinite(losses).all() and empty.shape == (1, int(real.sum()), 56)
     # Nonsense in the masked padding changes nothing, of kept captions and of dropped ones.
     noisy = state + 9 * (~mask[..., None])

@@ -16,8 +16,8 @@ from toys.generators import FakeCodec
 from toys.recipes import codec_section, generator_section, stable_recipe
 from toys.runs import assert_same_training, run_recorded
 
-from leam_mm.captions.caption_encoder import CaptionEncoder
-from leam_mm.captions.caption_tower import CaptionTower, prompt_tokens, read_in_workers
+from leam_mm.captions.caption_encoder import CaptionEncoder, caption_tokens
+from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import Decoding
 from leam_mm.data.plan_datamodule import PlannedModule
@@ -29,6 +29,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError
+from leam_mm.optim.schedule import Schedule
 from leam_mm.release.diffusers_folder import clip_text_model
 
 TEXTS = ["ein rotes Quadrat", "a blue square left of l’oiseau", "", "a red square"]
@@ -48,7 +49,7 @@ def sizes(frozen: CaptionEncoder, layers: int = 2, **changes: int) -> dict[str, 
 def begun(frozen: CaptionEncoder, layers: int = 2) -> CaptionTower:
     torch.manual_seed(1)
     tower = CaptionTower(TextTower(**sizes(frozen, layers)))
-    tower.begin(frozen)
+    tower.start(frozen)
     return tower
 
 
@@ -57,7 +58,8 @@ def generator(frozen: CaptionEncoder, tower: CaptionTower | None, **changes: Any
     denoiser = PRXDenoiser(**SIZES)  # type: ignore[arg-type]
     for weight in denoiser.parameters():
         nn.init.normal_(weight, std=0.1)
-    arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema_decay": 0.5, "warmup_steps": 0}
+    arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema": 0.5}
+    arguments["schedule"] = Schedule(0, "constant")
     arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=1e-2)
     module = LatentDiffusionModule(denoiser, RectifiedFlow(), caption_tower=tower, **{**arguments, **changes})
     module.frozen.opened = {"clip": frozen, "codec": FakeCodec()}
@@ -83,7 +85,7 @@ def run(module: LatentDiffusionModule, steps: int, start: Path | None = None, **
 
 @pytest.mark.parametrize("layers", [2, 3])
 def test_it_begins_as_the_frozen_tower(frozen: CaptionEncoder, layers: int) -> None:
-    state, mask = begun(frozen, layers)(*prompt_tokens(TEXTS, frozen.tokenizer))
+    state, mask = begun(frozen, layers)(*caption_tokens(TEXTS, frozen.tokenizer))
     wanted, known = frozen.encode(TEXTS)
     assert torch.equal(mask, known[:, : mask.shape[1]]) and not known[:, mask.shape[1] :].any()
     torch.testing.assert_close(state[mask], wanted[known], rtol=0, atol=1e-6)
@@ -113,11 +115,11 @@ def test_it_learns_and_its_average_reads_the_prompts(frozen: CaptionEncoder) -> 
     moved = [name for name, value in own.named_parameters() if not torch.equal(value, average.get_parameter(name))]
     assert len(moved) == len(list(own.parameters()))
     assert all(torch.equal(value, before[name]) for name, value in frozen.encoder.state_dict().items())
-    state, mask = average(*prompt_tokens(TEXTS, frozen.tokenizer))
+    state, mask = average(*caption_tokens(TEXTS, frozen.tokenizer))
     drawn, known = module.caption_encoder.encode(TEXTS)
     torch.testing.assert_close(drawn[known], state[mask], rtol=0, atol=1e-6)
     assert (drawn - frozen.encode(TEXTS)[0])[known].abs().max() > 1e-3
-    assert torch.equal(module.empty_caption()[0], module.caption_encoder.encode([""])[0])
+    assert torch.equal(module.conditioning.empty()[0], module.caption_encoder.encode([""])[0])
     released = clip_text_model(module.caption_encoder.encoder, frozen.tokenizer.path)
     text = frozen.tokenizer.encode([text.lower() for text in TEXTS])[0]
     torch.testing.assert_close(released(input_ids=text).last_hidden_state[known], drawn[known], rtol=0, atol=1e-5)
@@ -171,9 +173,9 @@ def test_a_resumed_training_keeps_what_the_tower_learnt(frozen: CaptionEncoder, 
 def test_other_sizes_and_other_encoders_are_refused(frozen: CaptionEncoder) -> None:
     for changes, told in (({"width": 16}, r"text\.width is 16"), ({"layers": 1}, "at least as many")):
         with pytest.raises(UserError, match=told):
-            CaptionTower(TextTower(**sizes(frozen, **changes))).begin(frozen)
+            CaptionTower(TextTower(**sizes(frozen, **changes))).start(frozen)
     with pytest.raises(UserError, match="names another kind"):
-        begun(frozen).begin(SimpleNamespace(encoder=None))
+        begun(frozen).start(SimpleNamespace(encoder=None))
     frozen.encoder._config["quick_gelu"] = True  # as OpenAI's weights have it
     with pytest.raises(UserError, match="another activation"):
         begun(frozen)
@@ -216,7 +218,7 @@ def test_a_tuned_generator_goes_on_with_its_bases_tower(frozen: CaptionEncoder, 
             "denoiser": tuned,
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "latent_size": 4,
-            "warmup_steps": 0,
+            "schedule": {"warmup_steps": 0},
         },
     }
 
@@ -225,7 +227,7 @@ def test_a_tuned_generator_goes_on_with_its_bases_tower(frozen: CaptionEncoder, 
         module.frozen.opened = {"clip": frozen, "codec": FakeCodec()}
         return module
 
-    with pytest.raises(UserError, match="reads captions with a tower of its own"):
+    with pytest.raises(UserError, match="reads captions with a caption tower"):
         run(build(), 1)
     section["init_args"]["caption_tower"] = {"text": sizes(frozen), "weights": str(base), "trained": False}
     module = build()
@@ -261,7 +263,7 @@ def test_on_two_ranks_it_learns_as_on_one(tmp_path: Path, toy_shards: Path, toy_
 
 def test_the_tokenizer_is_the_encoders(frozen: CaptionEncoder) -> None:
     """Cleaned as by the released pipeline, cut to the longest of the batch."""
-    text, length = prompt_tokens(["  A RED (square) ", ""], frozen.tokenizer)
+    text, length = caption_tokens(["  A RED (square) ", ""], frozen.tokenizer)
     wanted, known = frozen.tokenizer.encode(["a red square", ""])
     assert torch.equal(length, known) and torch.equal(text, wanted[:, : text.shape[1]]) and text.shape[1] == known.max()
 
@@ -290,9 +292,9 @@ def test_the_loaders_processes_tokenize(
 
     def spy(captions: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
         seen.append(captions)
-        return prompt_tokens(captions, tokenizer)
+        return caption_tokens(captions, tokenizer)
 
-    monkeypatch.setattr("leam_mm.captions.caption_tower.prompt_tokens", spy)
+    monkeypatch.setattr("leam_mm.captions.conditioning.caption_tokens", spy)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     module, data = generator(frozen, begun(frozen)), stored_latents(tmp_path / "shards", 1)
     trainer = Trainer(accelerator="cpu", max_steps=2, enable_model_summary=False, **quiet)
@@ -304,6 +306,6 @@ def test_the_loaders_processes_tokenize(
     del batch["prompt"]
     assert torch.equal(module.sample_losses(batch), known) and len(seen[-1]) == 4
     monkeypatch.undo()
-    read_in_workers(trainer, frozen)
+    module.conditioning.tokenize_in_workers(data)
     pickled = pickle.loads(pickle.dumps(data.decode))  # as a loader with forkserver does
-    assert torch.equal(pickled.prompts(TEXTS)[0], prompt_tokens(TEXTS, frozen.tokenizer)[0])
+    assert torch.equal(pickled.prompts(TEXTS)[0], caption_tokens(TEXTS, frozen.tokenizer)[0])

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from toys.codecs import RandomImages, codec_module, fit_codec, sgd, weights_of
 
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.data.image_range import signed
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.losses.reconstruction import PatchDiscriminator
+from leam_mm.optim.schedule import Schedule
 
 
 class Noted(LatentCodecModule):
@@ -43,14 +45,10 @@ def noted(folder: Path) -> Noted:
     return Noted(
         KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4),
         sgd,
-        perceptual=EfficientNetLoss(stages=(0,)),
-        kl_weight=0.1,
-        discriminator=PatchDiscriminator(width=4),
-        adversarial_weight=0.5,
-        adversarial_adaptive=True,
-        adversarial_clip=1e9,
-        warmup_steps=0,
-        ema_decay=0.9,
+        CodecLosses(perceptual=EfficientNetLoss(stages=(0,)), kl_weight=0.1),
+        Adversarial(PatchDiscriminator(width=4), weight=0.5, adaptive=True, clip=1e9),
+        Schedule(warmup_steps=0),
+        ema=0.9,
     ).note(folder)
 
 
@@ -94,8 +92,8 @@ def test_gradients_are_those_of_the_plain_formula(tmp_path: Path) -> None:
 
 
 def test_adaptive_weight_is_that_of_the_batch_and_bfloat16_trains(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"critic": True, "adversarial_adaptive": True, "adversarial_weight": 2.0}
-    model = codec_module(perceptual=EfficientNetLoss(stages=(0,)), ema_decay=0.9, **settings)
+    losses = {"perceptual": EfficientNetLoss(stages=(0,))}
+    model = codec_module(critic={"adaptive": True, "weight": 2.0}, losses=losses, ema=0.9)
     codec, critic = copy.deepcopy(model.codec), copy.deepcopy(model.discriminator)
     before = weights_of(model.codec)
     trainer = fit_codec(model, tmp_path, steps=1, limit_val_batches=0)

@@ -14,15 +14,19 @@ from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.cli import main
-from leam_mm.codec_module import LatentCodecModule, codec_file, load_codec, signed
+from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.codec_losses import Adversarial
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
+from leam_mm.codecs.pretrained_codec import codec_file, load_codec
+from leam_mm.data.batch import samples_seen
+from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError
 
 
 @pytest.mark.parametrize("kind", ["dc", "kl"])
 def test_training_moves_every_weight_and_logs(kind: str, tmp_path: Path) -> None:
-    model = codec_module(kind=kind, kl_weight=1e-3 if kind == "kl" else 0.0)
+    model = codec_module(kind=kind, losses={"kl_weight": 1e-3 if kind == "kl" else 0.0})
     before = weights_of(model.codec)
     trainer = fit_codec(model, tmp_path, steps=4)
     unmoved = [name for name, value in model.codec.named_parameters() if torch.equal(value, before[name])]
@@ -62,7 +66,7 @@ def test_measured_statistics_do_not_depend_on_the_batches() -> None:
 
 def test_discriminator_gradient_never_reaches_the_codec_nor_the_reverse(tmp_path: Path) -> None:
     # With the critic's weight at zero the codec must train as if there were none, though the critic itself learns.
-    alone, watched = codec_module(), codec_module(critic=True, adversarial_weight=0.0, adversarial_clip=1e9)
+    alone, watched = codec_module(), codec_module(critic={"weight": 0.0, "clip": 1e9})
     critic = weights_of(watched.discriminator)  # type: ignore[arg-type]
     watched.codec.load_state_dict(alone.codec.state_dict())
     fit_codec(alone, tmp_path, steps=3)
@@ -74,7 +78,7 @@ def test_discriminator_gradient_never_reaches_the_codec_nor_the_reverse(tmp_path
 
 
 def test_codec_step_leaves_no_gradient_in_the_critic(tmp_path: Path) -> None:
-    model = codec_module(critic=True, adversarial_weight=1.0)
+    model = codec_module(critic={"weight": 1.0})
     seen: list[str] = []
     step = model._step
 
@@ -93,7 +97,7 @@ def test_codec_step_leaves_no_gradient_in_the_critic(tmp_path: Path) -> None:
 
 
 def test_critic_joins_after_its_samples(tmp_path: Path) -> None:
-    model = codec_module(critic=True, adversarial_start_samples=8)
+    model = codec_module(critic={"start_samples": 8})
     before = weights_of(model.discriminator)  # type: ignore[arg-type]
     fit_codec(model, tmp_path, steps=2)
     assert all(torch.equal(value, before[name]) for name, value in model.discriminator.named_parameters())  # type: ignore[union-attr]
@@ -102,7 +106,7 @@ def test_critic_joins_after_its_samples(tmp_path: Path) -> None:
 
 
 def test_perceptual_loss_changes_the_update(tmp_path: Path) -> None:
-    plain, perceptual = codec_module(), codec_module(perceptual=EfficientNetLoss(stages=(0,)), perceptual_weight=1.0)
+    plain, perceptual = codec_module(), codec_module(losses={"perceptual": EfficientNetLoss(stages=(0,))})
     fit_codec(plain, tmp_path, steps=1)
     fit_codec(perceptual, tmp_path, steps=1)
     name = "autoencoder.decoder.conv_in.weight"
@@ -112,7 +116,7 @@ def test_perceptual_loss_changes_the_update(tmp_path: Path) -> None:
 
 def test_posterior_noise_belongs_to_the_sample(tmp_path: Path) -> None:
     # Two runs agree bit for bit whatever the global random state, since noise is derived from (seed, sample).
-    first = codec_module(kind="kl", kl_weight=1e-3)
+    first = codec_module(kind="kl", losses={"kl_weight": 1e-3})
     second = copy.deepcopy(first)
     torch.manual_seed(1)
     fit_codec(first, tmp_path)
@@ -123,19 +127,22 @@ def test_posterior_noise_belongs_to_the_sample(tmp_path: Path) -> None:
 
 def test_wrong_set_ups_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no posterior"):
-        codec_module(kl_weight=1.0)
+        codec_module(losses={"kl_weight": 1.0})
     with pytest.raises(UserError, match="bf16-mixed"):
-        model = codec_module(critic=True)
+        model = codec_module(critic={})
         model.trainer = type("T", (), {"precision": "16-mixed"})()  # type: ignore[assignment]
         model.on_fit_start()
     with pytest.raises(UserError, match="ddp_find_unused_parameters_true"):
-        model = codec_module(critic=True)
+        model = codec_module(critic={})
         model.trainer = type("T", (), {"precision": "32-true", "world_size": 2, "strategy": DDPStrategy()})()  # type: ignore[assignment]
         model.on_fit_start()
 
 
-def train(run: Path, shards: Path, tokenizer: Path, samples: int, **settings: Any) -> LatentCodecModule:
+def train(
+    run: Path, shards: Path, tokenizer: Path, samples: int, batch_size: int = 8, **settings: Any
+) -> LatentCodecModule:
     recipe = clip_recipe(run, shards, tokenizer, max_samples=samples)
+    recipe["data"]["init_args"]["batch_size"] = batch_size
     recipe["model"] = {
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
@@ -143,15 +150,16 @@ def train(run: Path, shards: Path, tokenizer: Path, samples: int, **settings: An
                 "class_path": "leam_mm.codecs.latent_codec.KLCodec",
                 "init_args": {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4},
             },
-            "discriminator": {"width": 4},
-            "perceptual": {
-                "class_path": "leam_mm.codecs.perceptual_loss.EfficientNetLoss",
-                "init_args": {"stages": [0]},
+            "losses": {
+                "perceptual": {
+                    "class_path": "leam_mm.codecs.perceptual_loss.EfficientNetLoss",
+                    "init_args": {"stages": [0]},
+                },
+                "kl_weight": 0.001,
             },
+            "adversarial": {"discriminator": {"width": 4}},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
-            "kl_weight": 0.001,
-            "warmup_steps": 0,
-            "final_rate": 1.0,
+            "schedule": {"warmup_steps": 0, "kind": "constant"},
             **settings,
         },
     }
@@ -167,9 +175,26 @@ def test_recipe_trains_and_its_checkpoint_rebuilds(toy_shards: Path, toy_tokeniz
     assert trained.discriminator is not None
 
 
+def test_discriminator_joins_at_the_same_sample_when_a_run_resumes_with_another_batch_size(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[tuple[int | None, bool]] = []
+    joined = LatentCodecModule._discriminator_joined
+
+    def spy(module: LatentCodecModule, settings: Adversarial, batch_size: int) -> bool:
+        steps.append((samples_seen(module.trainer), joined(module, settings, batch_size)))
+        return steps[-1][1]
+
+    monkeypatch.setattr(LatentCodecModule, "_discriminator_joined", spy)
+    adversarial = {"discriminator": {"width": 4}, "start_samples": 24}
+    train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, adversarial=adversarial)
+    train(tmp_path / "run", toy_shards, toy_tokenizer, samples=24, batch_size=4, adversarial=adversarial)  # six steps
+    assert steps == [(0, False), (8, False), (16, False), (20, False), (24, True), (28, True)]
+
+
 @pytest.mark.slow
 def test_resumed_training_equals_an_unbroken_one(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
-    settings = {"ema_decay": 0.9, "adversarial_adaptive": True}
+    settings = {"ema": 0.9, "adversarial": {"discriminator": {"width": 4}, "adaptive": True}}
     whole = train(tmp_path / "whole", toy_shards, toy_tokenizer, samples=32, **settings)
     train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=16, **settings)
     parts = train(tmp_path / "parts", toy_shards, toy_tokenizer, samples=32, **settings)
@@ -217,8 +242,7 @@ def test_large_recipe_trains_when_it_is_made_small(
         "model": {
             "init_args": {
                 "codec": {"init_args": sizes},
-                "discriminator": {"width": 4, "layers": 2},
-                "adversarial_start_samples": 4,
+                "adversarial": {"discriminator": {"width": 4, "layers": 2}, "start_samples": 4},
             }
         },
     }
@@ -233,7 +257,7 @@ def test_large_recipe_trains_when_it_is_made_small(
 
 @pytest.mark.parametrize("critic", [False, True])
 def test_average_follows_the_codec_and_is_what_others_get(critic: bool, tmp_path: Path) -> None:
-    model = codec_module(critic=critic, ema_decay=0.5)
+    model = codec_module(critic={} if critic else None, ema=0.5)
     start = copy.deepcopy(model.codec.state_dict())
     seen: list[dict[str, Tensor]] = []
     average = model._average
@@ -265,7 +289,7 @@ def test_average_follows_the_codec_and_is_what_others_get(critic: bool, tmp_path
 
 
 def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
-    trained = train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, ema_decay=0.5)
+    trained = train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, ema=0.5)
     codec = load_codec(tmp_path / "run")
     assert isinstance(codec, LatentCodec) and not codec.training and codec.checkpoint_evidence["samples_seen"] == 16
     image = signed(RandomImages(2).image)
@@ -280,7 +304,7 @@ def test_load_codec_takes_a_run_or_a_folder_of_diffusers(toy_shards: Path, toy_t
     assert codec_file(tmp_path / "run").name == "last.ckpt"
     assert codec_file(tmp_path / "vae").name == "diffusion_pytorch_model.safetensors"
     (tmp_path / "vae" / "other.safetensors").touch()
-    with pytest.raises(UserError, match="holds 2 files"):
+    with pytest.raises(UserError, match="holds 2 safetensors files"):
         load_codec(tmp_path / "vae")
 
 

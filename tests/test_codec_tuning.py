@@ -37,7 +37,9 @@ def saved(model: LatentCodecModule, path: Path) -> Path:
 def test_a_decoder_alone_is_tuned_and_the_latents_stay(kind: str, critic: bool, tmp_path: Path) -> None:
     base = codec_module(seed=3, kind=kind)
     path = saved(base, tmp_path / "base.ckpt")
-    model = codec_module(seed=4, kind=kind, critic=critic, weights=str(path), trained="decoder", ema_decay=0.5)
+    model = codec_module(
+        seed=4, kind=kind, critic={} if critic else None, weights=str(path), trained="decoder", ema=0.5
+    )
     trainer = fit_codec(model, tmp_path, steps=4)
     image = signed(RandomImages().image)
     before = weights_of(base.codec)

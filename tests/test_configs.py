@@ -172,7 +172,7 @@ def test_recipes_of_a_pipeline_train_one_after_the_other(
     arguments = ["--shards", str(toy_shards), "--codec", str(codec), "--clip", str(clip), "--output", str(latents)]
     encode_latents.encode_latents(encode_latents.parse(arguments), Console(quiet=True))
     parts = {"clip": str(clip), "codec": str(codec), "latents": str(latents)}
-    changes = {"data": {"init_args": {"train": str(latents)}}, "model": {"init_args": parts}}
+    changes = {"data": {"init_args": {"train": str(latents)}}, "model": {"init_args": {"frozen": parts}}}
     train(CONFIGS / f"{corpus}_generator.yaml", tmp_path / "generator", changes)
 
 

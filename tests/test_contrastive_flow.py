@@ -88,7 +88,7 @@ def test_its_minimum_is_the_velocity_lengthened_and_moved() -> None:
 
 def test_parts_of_a_batch_have_the_gradients_of_the_whole() -> None:
     """As ranks and accumulated batches do; test_representation_alignment.py lets two ranks do it."""
-    module = wake_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema_decay=None)).double()
+    module = wake_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema=None)).double()
 
     def slopes(first: int, count: int) -> list[Tensor]:
         data = {n: value.double() if value.is_floating_point() else value for n, value in batch(first, count).items()}

@@ -34,7 +34,7 @@ def with_tower(module: LatentDiffusionModule) -> None:
     """Let it read with a deeper text tower of its own."""
     frozen = module.caption_encoder
     tower = CaptionTower(TextTower(**{**asdict(frozen.encoder.text), "layers": 3}))
-    tower.begin(frozen)
+    tower.start(frozen)
     for parameter in tower.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     for denoiser in (module.denoiser, module.ema_denoiser()):
@@ -119,7 +119,7 @@ def test_what_diffusers_cannot_sample_is_refused(toy_tokenizer: Path, tmp_path: 
         with pytest.raises(UserError, match=rf"{type(process).__name__} cannot.*train with .*{cure}"):
             write_diffusers_folder(generator, tmp_path / "out")
     unet = UNetDenoiser(in_channels=4, context_dim=32, block_channels=[16, 16], num_heads=2, norm_groups=8)
-    generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema_decay=None)
+    generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema=None)
     generator.frozen.opened = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0).frozen.opened
     with pytest.raises(UserError, match="padding of captions"):
         write_diffusers_folder(generator, tmp_path / "out")

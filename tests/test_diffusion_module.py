@@ -18,6 +18,7 @@ from toys.generators import (
     wake_generator,
 )
 
+from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.batch import collate_samples
@@ -68,10 +69,10 @@ def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
         torch.full((2000, CAPTION_LENGTH, CAPTION_WIDTH), 5.0),
         torch.ones(2000, CAPTION_LENGTH, dtype=torch.bool),
     )
-    new_state, new_mask = module._drop_captions((state, mask), index)
+    new_state, new_mask = module.conditioning.drop((state, mask), index)
     dropped = (new_state != 5.0).flatten(1).all(1)
     assert dropped.float().mean().item() == pytest.approx(0.3, abs=0.04)
-    empty_state, empty_mask = module.empty_caption()
+    empty_state, empty_mask = module.conditioning.empty()
     assert torch.equal(new_state[dropped], empty_state.expand(int(dropped.sum()), -1, -1))
     assert torch.equal(new_mask[dropped], empty_mask.expand(int(dropped.sum()), -1))
     assert new_mask[~dropped].all() and (new_state[~dropped] == 5.0).all()
@@ -81,10 +82,10 @@ def test_captions_are_dropped_at_the_given_rate_for_the_empty_one() -> None:
 def test_the_empty_caption_fits_any_length_of_batch(length: int) -> None:
     module = generator_module(caption_dropout=1.0)
     state, mask = torch.ones(2, length, CAPTION_WIDTH), torch.ones(2, length, dtype=torch.bool)
-    new_state, new_mask = module._drop_captions((state, mask), torch.arange(2))
+    new_state, new_mask = module.conditioning.drop((state, mask), torch.arange(2))
     assert new_state.shape == (2, max(2, length), CAPTION_WIDTH)
     assert new_mask.sum(1).tolist() == [2, 2]
-    assert torch.equal(new_state[:, :2], module.empty_caption()[0][:, :2].expand(2, -1, -1))
+    assert torch.equal(new_state[:, :2], module.conditioning.empty()[0][:, :2].expand(2, -1, -1))
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
@@ -153,7 +154,7 @@ def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
     )
     pipeline.set_progress_bar_config(disable=True)
     state, mask = module.caption_encoder.encode(["zwei rote Kreise"])
-    empty_state, empty_mask = module.empty_caption()
+    empty_state, empty_mask = module.conditioning.empty()
     theirs = pipeline(
         latents=sample_noise(3, torch.arange(1), "sample", (4, 4, 4)),
         prompt_embeds=state,
@@ -215,22 +216,22 @@ def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
 
 def test_frozen_parts_stay_out_of_the_state() -> None:
     module = generator_module()
-    module.empty_caption()
+    module.conditioning.empty()
     assert {name.split(".")[0] for name in module.state_dict()} == {"denoiser", "ema"}
 
 
 def test_missing_parts_are_named() -> None:
-    module = generator_module(clip="nowhere/clip", codec=None)
+    module = generator_module(frozen=FrozenParts(clip="nowhere/clip"))
     with pytest.raises(UserError, match="nowhere/clip"):
         module.setup("fit")
     module = generator_module()
     module.frozen.opened = {}
-    with pytest.raises(UserError, match=r"model\.init_args\.codec is empty"):
+    with pytest.raises(UserError, match=r"model\.init_args\.frozen\.codec is empty"):
         _ = module.codec
-    with pytest.raises(UserError, match=r"model\.init_args\.clip is empty"):
+    with pytest.raises(UserError, match=r"model\.init_args\.frozen\.clip is empty"):
         module.setup("fit")
     with pytest.raises(UserError, match=r"codec_statistics\.json cannot be read"):
-        generator_module(latents="nowhere").setup("fit")
+        generator_module(frozen=FrozenParts(latents="nowhere")).setup("fit")
 
 
 def test_channels_that_do_not_fit_are_named() -> None:
@@ -244,16 +245,16 @@ def test_a_checkpoint_records_its_frozen_parts_and_refuses_others(tmp_path: Path
     clip = tmp_path / "clip.ckpt"
     clip.write_bytes(b"one")
     (tmp_path / "codec_statistics.json").write_text(json.dumps({"shift": 0.0, "scale": 2.0}))
-    module = generator_module(clip=str(clip), latents=str(tmp_path))
+    module = generator_module(frozen=FrozenParts(clip=str(clip), latents=str(tmp_path)))
     checkpoint: dict[str, Any] = {EVIDENCE: {"config": "x"}}
     module.on_save_checkpoint(checkpoint)
     frozen = checkpoint[EVIDENCE]["frozen"]
     assert frozen["clip"]["path"] == str(clip) and len(frozen["clip"]["sha256"]) == 64
     assert frozen["latents"]["statistics"] == {"shift": 0.0, "scale": 2.0}
-    generator_module(clip=str(clip), latents=str(tmp_path)).on_load_checkpoint(checkpoint)
+    generator_module(frozen=FrozenParts(clip=str(clip), latents=str(tmp_path))).on_load_checkpoint(checkpoint)
     clip.write_bytes(b"two")
     with pytest.raises(UserError, match="another clip"):
-        generator_module(clip=str(clip)).on_load_checkpoint(checkpoint)
+        generator_module(frozen=FrozenParts(clip=str(clip))).on_load_checkpoint(checkpoint)
 
 
 def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> None:
@@ -282,7 +283,7 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.0}},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
             "latent_size": 4,
-            "codec": str(tmp_path / "codec.ckpt"),
+            "frozen": {"codec": str(tmp_path / "codec.ckpt")},
         },
     }
     for name, part in (("codec", codec_section), ("generator", section)):

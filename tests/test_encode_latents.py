@@ -16,8 +16,8 @@ from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import choose_captions, trained_image_size
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.checkpoint import load_module
-from leam_mm.codec_module import load_codec
 from leam_mm.codecs.latent_codec import DCCodec
+from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples

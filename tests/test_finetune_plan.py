@@ -20,8 +20,7 @@ STATISTICS = {"shift": 0.0, "scale": 2.0, "mean": [0.0] * 4, "std": [0.5] * 4, "
 MODEL = {
     "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow", "init_args": {"shift": 2.5}},
     "latent_size": 8,
-    "clip": "somewhere/clip",
-    "codec": "somewhere/codec",
+    "frozen": {"clip": "somewhere/clip", "codec": "somewhere/codec"},
 }
 
 KIND: dict[str, Any] = {
@@ -52,8 +51,8 @@ def test_the_plan_follows_from_the_base_and_is_read(tmp_path: Path, capsys: pyte
         config = printed_config(capsys, *chosen)
         settings = config["model"]["init_args"]
         assert settings["process"]["init_args"]["shift"] == 2.5 and settings["latent_size"] == 8
-        assert (settings["clip"], settings["codec"]) == (str(base / "clip"), str(run / "codec"))
-        assert settings["latents"] == str(run / "plan")
+        frozen = {"clip": str(base / "clip"), "codec": str(run / "codec"), "latents": str(run / "plan")}
+        assert settings["frozen"] == frozen
         denoiser = settings["denoiser"]["init_args"]
         assert denoiser["weights"] == str(base / "generator")
         assert (denoiser["low_rank"] is None) == (len(chosen) == 2)
@@ -135,7 +134,7 @@ def test_task_of_the_base_is_measured_where_possible(tmp_path: Path) -> None:
 
 
 def test_inconsistent_base_is_refused(tmp_path: Path) -> None:
-    several = write_base(tmp_path / "several", clip=["a", "b"])
+    several = write_base(tmp_path / "several", frozen={"clip": ["a", "b"], "codec": "c"})
     with pytest.raises(UserError, match="was not trained with one clip"):
         main(["--base", str(several), "--run", str(tmp_path / "run")])
     base = write_base(tmp_path / "base")

@@ -12,10 +12,10 @@ from leam_mm.errors import UserError
 def test_nothing_named_is_an_empty_record_and_opens_nothing() -> None:
     parts = FrozenParts(None, None, None)
     assert parts.record() == {}
-    with pytest.raises(UserError, match=r"model\.init_args\.clip is empty"):
+    with pytest.raises(UserError, match=r"model\.init_args\.frozen\.clip is empty"):
         parts.caption_encoder(8)
-    with pytest.raises(UserError, match=r"model\.init_args\.codec is empty"):
-        parts.codec(4)
+    with pytest.raises(UserError, match=r"model\.init_args\.frozen\.codec is empty"):
+        parts.latent_codec(4)
 
 
 def test_a_record_is_kept_and_compared(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_record_is_kept_and_compared(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "codec.ckpt").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"codec\.ckpt cannot be read as a checkpoint"):
-        FrozenParts(None, str(tmp_path / "codec.ckpt"), None).codec(4)
+        FrozenParts(None, str(tmp_path / "codec.ckpt"), None).latent_codec(4)
 
 
 def test_a_codec_of_diffusers_serves_and_may_not_change(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_codec_of_diffusers_serves_and_may_not_change(tmp_path: Path) -> None:
     codec.measure(codec.encode_raw(torch.rand(2, 3, 16, 16)))
     codec.save(tmp_path / "vae")
     parts = FrozenParts(None, str(tmp_path / "vae"), None)
-    opened, image = parts.codec(4), torch.rand(1, 3, 16, 16)
+    opened, image = parts.latent_codec(4), torch.rand(1, 3, 16, 16)
     assert torch.equal(opened.encode(image), codec.eval().encode(image))
     assert not any(weight.requires_grad for weight in opened.parameters())
     before = parts.record()

@@ -37,8 +37,8 @@ def section(denoiser: dict[str, Any]) -> dict[str, Any]:
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
             "latent_size": 4,
-            "warmup_steps": 0,
-            "ema_decay": 0.9,
+            "schedule": {"warmup_steps": 0},
+            "ema": 0.9,
         },
     }
 

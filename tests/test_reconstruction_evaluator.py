@@ -187,7 +187,7 @@ def test_folder_of_diffusers_is_evaluated_by_the_program(kind: type, shards: Pat
 
 
 def test_training_evaluates_the_averaged_codec(shards: Path, tmp_path: Path) -> None:
-    module = LatentCodecModule(codec(), ema_decay=0.5)
+    module = LatentCodecModule(codec(), ema=0.5)
     for weight in module.codec.parameters():
         weight.data.zero_()  # the trained one differs from the average
     evaluator = Reconstruction(shards, SIZE, Quadrants())

@@ -229,7 +229,7 @@ class Step(torch.nn.Module):
 
     def __init__(self, case: str) -> None:
         super().__init__()
-        self.generator = wake_generator(generator_module(techniques=[CASES[case]()], ema_decay=None)).double()
+        self.generator = wake_generator(generator_module(techniques=[CASES[case]()], ema=None)).double()
 
     def forward(self, data: dict[str, Any]) -> Tensor:
         return self.generator.sample_losses(data).mean()

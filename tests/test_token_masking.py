@@ -34,7 +34,7 @@ def test_the_loss_is_the_mean_over_what_was_seen() -> None:
     module = deep_generator([spy, before, TokenMasking(share=0.75, mixing_blocks=2)])
     found = losses(module, [4, 5, 9])
     assert [tokens.values.shape[1] for tokens in spy.seen] == [16, 16, 4, 4, 4]
-    places = spy.seen[2].places
+    places = spy.seen[2].positions
     assert places is not None
     by_token = rearrange(before.errors, "B C h w -> B (h w) C")
     for sample in range(3):
@@ -59,7 +59,7 @@ def test_dropped_tokens_speak_through_the_mixing_blocks_alone() -> None:
         row = sign_batch([4])
         with torch.no_grad():
             first = module.sample_losses(row)
-            places = spy.seen[-1].places
+            places = spy.seen[-1].positions
             assert places is not None
             hidden = next(place for place in range(16) if place not in places[0].tolist())
             row["latent"][0, :, hidden // 4, hidden % 4] += 3.0
@@ -96,7 +96,7 @@ def test_every_weight_is_trained_and_checkpointing_changes_no_gradient() -> None
 def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
     torch._dynamo.reset()
     module = deep_generator([TokenMasking(mixing_blocks=1)])
-    module.caption_dropout = 0.0  # with a mask there would be one more kernel
+    module.conditioning.dropout = 0.0  # with a mask there would be one more kernel
     for block in module.denoiser.model.blocks:
         block.compile(backend="eager", dynamic=True)
     module.sample_losses(sign_batch([0, 1])).sum().backward()

@@ -19,9 +19,9 @@ def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
     module.sample_losses(sign_batch([3, 8, 9])).sum().backward()
     assert [tokens.values.shape[1] for tokens in before.seen] == [16, 16, 8, 8, 16]
     assert [tokens.values.shape[1] for tokens in after.seen] == [16, 8, 8, 16, 16]
-    assert after.seen[3].places is None
-    kept = after.seen[1].places
-    assert kept is not None and before.seen[2].places is not None and torch.equal(kept, before.seen[2].places)
+    assert after.seen[3].positions is None
+    kept = after.seen[1].positions
+    assert kept is not None and before.seen[2].positions is not None and torch.equal(kept, before.seen[2].positions)
     gone = torch.ones(3, 16, dtype=torch.bool).scatter(1, kept, False)
     whole, joined = before.seen[1].values, after.seen[3].values
     assert torch.equal(joined[gone], whole[gone])
@@ -38,7 +38,7 @@ def test_rotations_are_those_of_the_places() -> None:
     module = deep_generator([TokenRouting(0.5, first=0, last=1), spy])
     with torch.no_grad():
         module.sample_losses(sign_batch([5]))
-    sent, places = spy.seen[0], spy.seen[0].places
+    sent, places = spy.seen[0], spy.seen[0].positions
     rotary = module.denoiser._rotary((4, 4), torch.device("cpu"))  # type: ignore[operator]
     assert places is not None and torch.equal(sent.rotary[0], rotary[0, :, places[0]])  # type: ignore[index]
 
@@ -66,7 +66,7 @@ def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
     """Guards and shapes are those of any back end; `eager` makes no kernels, so that it takes no time."""
     torch._dynamo.reset()
     module, plain = deep_generator([TokenRouting(0.5)]), deep_generator([TokenRouting(0.5)])
-    module.caption_dropout = plain.caption_dropout = 0.0  # with a mask there would be one more kernel
+    module.conditioning.dropout = plain.conditioning.dropout = 0.0  # with a mask there would be one more kernel
     for block in module.denoiser.model.blocks:
         block.compile(backend="eager", dynamic=True)
     rows = [sign_batch([number, number + 1]) for number in range(6)]
@@ -97,7 +97,7 @@ def test_all_tokens_leave_alike_often() -> None:
     module = deep_generator([TokenRouting(0.75, first=0, last=1), spy])
     with torch.no_grad():
         module.sample_losses(sign_batch(list(range(64))) | {"sample_index": torch.arange(64)})
-    places: Tensor = spy.seen[0].places  # type: ignore[assignment]
+    places: Tensor = spy.seen[0].positions  # type: ignore[assignment]
     counts = places.flatten().bincount(minlength=16)
     assert places.shape == (64, 4) and counts.sum() == 256
     assert ((counts - 16).square().sum() / 12) < 40  # chi-squared with 15 degrees of freedom: 40 has p < 0.001

@@ -23,11 +23,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.errors import UserError, run
 from leam_mm.losses.reconstruction import PatchDiscriminator
+from leam_mm.optim.schedule import Schedule
 
 BATCH, SIZE, STEPS, RANKS, SEED = 8, 32, 4, 2, 5
 PERCEPTUAL, KL, ADVERSARIAL = 1.0, 0.1, 0.5
@@ -89,13 +91,9 @@ class Recorded(LatentCodecModule):
         super().__init__(
             codec,
             still,
-            perceptual=EfficientNetLoss((0, 1)),
-            perceptual_weight=PERCEPTUAL,
-            kl_weight=KL,
-            discriminator=critic,
-            adversarial_weight=ADVERSARIAL,
-            adversarial_clip=1e9,
-            warmup_steps=0,
+            CodecLosses(perceptual=EfficientNetLoss((0, 1)), perceptual_weight=PERCEPTUAL, kl_weight=KL),
+            Adversarial(critic, weight=ADVERSARIAL, clip=1e9),
+            Schedule(warmup_steps=0),
             seed=SEED,
         )
         self.folder, self.found = folder, {"codec": [], "critic": []}  # type: ignore[var-annotated]

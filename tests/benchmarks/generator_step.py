@@ -105,7 +105,7 @@ def our_steps(size: Size, device: str) -> tuple[LatentDiffusionModule, Callable[
         denoiser.model.final_layer.linear.weight.normal_(std=size.hidden_size**-0.5)
     kind = partial(torch.optim.AdamW, lr=RATE, betas=BETAS, eps=EPSILON, weight_decay=DECAY, fused=True)
     module = LatentDiffusionModule(
-        denoiser, TableFlow(), size.latent_size, optimizer=kind, caption_dropout=0.0, ema_decay=AVERAGE
+        denoiser, TableFlow(), size.latent_size, optimizer=kind, caption_dropout=0.0, ema=AVERAGE
     )
     module = module.to(device).train()
     optimizer: Any = build_optimizer(module.optimizer, module.denoiser)

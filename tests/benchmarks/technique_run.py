@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from leam_mm.callbacks.compilation import probe, trained_blocks
-from leam_mm.captions.caption_tower import begin_tower, prompt_tokens
+from leam_mm.captions.caption_encoder import caption_tokens
 from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
@@ -25,7 +25,8 @@ from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.evaluators.scene_reader import SceneReader, score
-from leam_mm.optim.optimizer import build_optimizer, warmup_cosine
+from leam_mm.optim.optimizer import build_optimizer
+from leam_mm.optim.schedule import Schedule
 
 STEPS, GUIDANCE = 20, 3.0  # of the sampler
 CLIPPED = 1.0
@@ -42,7 +43,7 @@ def collect(latents: Path, runs: Path, file: Path) -> None:
         texts = [entry["text"] for entry in captions]
         rows.append({"latent": read_latent(members, 0, 0), "states": states, "texts": texts, **read_feature(members)})
     captions_each = min(len(row["states"]) for row in rows)
-    prompt, length = prompt_tokens([text for row in rows for text in row["texts"][:captions_each]], tokenizer)
+    prompt, length = caption_tokens([text for row in rows for text in row["texts"][:captions_each]], tokenizer)
     prompts = {"prompt": prompt.unflatten(0, (len(rows), -1)), "prompt_length": length.unflatten(0, (len(rows), -1))}
     longest = max(len(state) for row in rows for state in row["states"])
     state = torch.zeros(len(rows), captions_each, longest, rows[0]["states"][0].shape[1], dtype=torch.half)
@@ -146,17 +147,18 @@ def train(settings: dict[str, Any]) -> dict[str, Any]:
     batches = Batches(Path(settings["data"]), settings["seed"], batch_size)
     judge = Judge(Path(settings["runs"]), settings["pictures"], batches.data["real"])
     beginning, tower = digest(module.denoiser.model), module.denoiser.caption_tower
-    begin_tower(module.denoiser, module.ema.copies(), module.frozen)
+    module.conditioning.start_tower()
     trained = nn.ModuleList([module.denoiser, *module.techniques])
     optimizer = build_optimizer(module.optimizer, trained, tower.rate_shares() if tower is not None else None)
-    rate = warmup_cosine(optimizer, min(module.warmup_steps, steps // 4), steps)
+    warmup = min(module.schedule.warmup_steps, steps // 4)
+    rate = Schedule(warmup).build(optimizer, steps)
     began = time.process_time()
     reason = probe(torch.device("cpu"))
     if not reason:
         for block in trained_blocks(module):
             block.compile(dynamic=True)
     module.train()
-    module.empty_caption()
+    module.conditioning.empty()
     warming = Batches(Path(settings["data"]), 0, batch_size)
     for cut in (0, 1, 2, 3, 0):  # captions of several lengths: what is compiled, is compiled here; nothing is learnt
         batch = warming.next()

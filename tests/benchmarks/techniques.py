@@ -102,7 +102,8 @@ def arm_settings(arm: str, corpus: str, runs: Path, folder: Path, seed: int, set
     recipe = recipe_of("generator", corpus, runs)
     model, batch = recipe["model"], recipe["data"]["init_args"]["batch_size"]
     arguments = model["init_args"]
-    arguments |= {"seed": seed, "latents": str(folder / "latents")}
+    arguments["seed"] = seed
+    arguments["frozen"]["latents"] = str(folder / "latents")
     parts = arm.split("_")
     if "muon" not in parts:
         adamw = {"lr": settings.rate, "betas": [0.9, 0.99], "weight_decay": 0.01, "fused": True}

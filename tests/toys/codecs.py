@@ -9,8 +9,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.codec_module import LatentCodecModule
+from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.losses.reconstruction import PatchDiscriminator
+from leam_mm.optim.schedule import Schedule
 
 
 class RandomImages(Dataset[dict[str, Any]]):
@@ -43,15 +45,22 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.05)
 
 
-def codec_module(seed: int = 0, kind: str = "dc", critic: bool = False, **settings: Any) -> LatentCodecModule:
+def codec_module(
+    seed: int = 0,
+    kind: str = "dc",
+    critic: dict[str, Any] | None = None,
+    losses: dict[str, Any] | None = None,
+    **settings: Any,
+) -> LatentCodecModule:
+    """A small codec in training; `critic` and `losses` are arguments of Adversarial and CodecLosses."""
     torch.manual_seed(seed)
     codec: Any = (
         DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1])
         if kind == "dc"
         else KLCodec(latent_channels=4, widths=[8, 8, 8], layers=1, norm_groups=4)
     )
-    discriminator = PatchDiscriminator(width=4) if critic else None
-    return LatentCodecModule(codec, sgd, discriminator=discriminator, **({"warmup_steps": 0} | settings))
+    adversarial = Adversarial(PatchDiscriminator(width=4), **critic) if critic is not None else None
+    return LatentCodecModule(codec, sgd, CodecLosses(**(losses or {})), adversarial, Schedule(0), **settings)
 
 
 def fit_codec(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:

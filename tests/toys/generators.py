@@ -20,6 +20,7 @@ from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.optim.power_ema import gamma_of
+from leam_mm.optim.schedule import Schedule
 from leam_mm.techniques.technique import Technique
 from toys.encoders import tiny_clip
 
@@ -67,8 +68,11 @@ class SignLatents(Dataset[dict[str, Any]]):
 def generator_module(**changes: Any) -> LatentDiffusionModule:
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=1, num_heads=2)
-    arguments: dict[str, Any] = {"latent_size": 4, "warmup_steps": 0, "caption_dropout": 0.5, "ema_decay": 0.9}
-    arguments["optimizer"] = lambda groups: torch.optim.AdamW(groups, lr=3e-3)
+    arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema": 0.9}
+    arguments |= {
+        "optimizer": lambda groups: torch.optim.AdamW(groups, lr=3e-3),
+        "schedule": Schedule(0, "constant"),
+    }
     process = changes.pop("process", RectifiedFlow())
     module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
     module.frozen.opened = {"clip": FakeCaptions(), "codec": FakeCodec()}
@@ -169,7 +173,7 @@ def deep_generator(techniques: list[Technique] | None = None, **changes: Any) ->
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=DEPTH, num_heads=2, patch_size=1, **changes)
     module = LatentDiffusionModule(
-        denoiser, RectifiedFlow(), latent_size=4, caption_dropout=0.5, ema_decay=None, techniques=techniques
+        denoiser, RectifiedFlow(), latent_size=4, caption_dropout=0.5, ema=None, techniques=techniques
     )
     module.frozen.opened = {"clip": FakeCaptions()}
     for value in module.denoiser.parameters():

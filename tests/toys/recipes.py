@@ -79,7 +79,7 @@ def codec_section() -> dict:
         "class_path": "leam_mm.codec_module.LatentCodecModule",
         "init_args": {
             "codec": {"class_path": "leam_mm.codecs.latent_codec.KLCodec", "init_args": codec},
-            "kl_weight": 0.001,
+            "losses": {"kl_weight": 0.001},
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
         },
     }
@@ -93,12 +93,11 @@ def generator_section(clip: Path, codec: Path) -> dict:
             "denoiser": {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": denoiser},
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "latent_size": 4,
-            "clip": str(clip),
-            "codec": str(codec),
+            "frozen": {"clip": str(clip), "codec": str(codec)},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-4}},
-            "warmup_steps": 0,
+            "schedule": {"warmup_steps": 0},
             "caption_dropout": 0.3,
-            "ema_decay": 0.9,
+            "ema": 0.9,
         },
     }
 
@@ -119,8 +118,8 @@ def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, 
             "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
             "latent_size": 2,
             "caption_dropout": 0.0,
-            "ema_decay": 0.9,
-            "warmup_steps": 2,
+            "ema": 0.9,
+            "schedule": {"warmup_steps": 2},
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003}},
         },
     }
