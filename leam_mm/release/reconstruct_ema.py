@@ -96,7 +96,7 @@ def reconstruct(
     shares, apart = combination(times, gammas, last.updates, gamma_of(width))
     combined = {f"{NETWORK}{name}": value for name, value in combine(snapshots, shares, like).items()}
     config = checkpoint_config(checkpoint)
-    config["model"]["init_args"] |= {"ema": None, "ema_decay": None}
+    config["model"]["init_args"]["ema"] = None
     told = (
         f"# The denoiser's weights are an average with the power-function profile of width {width:g} over\n"
         f"# {last.updates} updates, put together from {len(snapshots)} snapshots; no other average is kept.\n"
