@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.distributed import gather, ring, ring_softmax
-from leam_mm.encoders.cached_features import embed_in_parts
 from leam_mm.encoders.dual_encoder import DualEncoder
+from leam_mm.encoders.gradient_cache import embed_in_parts
 from leam_mm.errors import UserError
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss
 from leam_mm.losses.global_contrastive import GlobalContrastive

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from leam_mm.losses.logit_tiles import own_logits, softmax_slopes, softmax_sums
+from leam_mm.losses.logit_tiles import own_logits, softmax_gradients, softmax_sums
 
 Pairs = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
@@ -152,7 +152,7 @@ class _RingSoftmax(torch.autograd.Function):
                 return theirs
 
             def slopes(step: int, block: Tensor, block_column: Tensor) -> Tensor:
-                mine, theirs = softmax_slopes(image, block, scale, own + row, block_column, tile)
+                mine, theirs = softmax_gradients(image, block, scale, own + row, block_column, tile)
                 to_image.add_(mine)
                 return theirs
 

@@ -21,7 +21,7 @@ from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
-from leam_mm.encoders.image_tokens import check_size
+from leam_mm.encoders.vision_transformer import check_size
 from leam_mm.pipeline import read_pipeline
 
 

@@ -12,7 +12,7 @@ from toys.runs import assert_same_run, last_checkpoint, step_losses
 
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.encoders import cached_features
+from leam_mm.encoders import gradient_cache
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
@@ -61,7 +61,7 @@ def test_patch_dropout_keeps_the_same_patches_in_both_passes(monkeypatch: pytest
     cached = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none", micro_batch=4))
     whole = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none"))
     # The same parts with all their activations kept: one pass, one draw.
-    monkeypatch.setattr(cached_features, "checkpoint", lambda embed, part, **_: embed(part))
+    monkeypatch.setattr(gradient_cache, "checkpoint", lambda embed, part, **_: embed(part))
     kept = gradients(ContrastiveModule(encoder(0.5), InfoNCE(), "none", micro_batch=4))
     for name, expected in kept.items():
         assert (cached[name] - expected).abs().max() <= 1e-12 * expected.abs().max().clamp(min=1e-3), name

@@ -13,7 +13,7 @@ from toys.runs import assert_same_training, loss_curve, run_recorded, seen_keys
 from toys.shards import write_toy_buckets
 
 from leam_mm.distributed import any_rank, gather, ring, ring_softmax, world_size
-from leam_mm.encoders.cached_features import embed_in_parts
+from leam_mm.encoders.gradient_cache import embed_in_parts
 from leam_mm.losses.contrastive import ContrastiveLoss, InfoNCE, PairwiseLoss, SigmoidLoss
 from leam_mm.losses.distillation import Distillation, Teacher
 from leam_mm.losses.global_contrastive import GlobalContrastive

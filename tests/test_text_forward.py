@@ -11,7 +11,7 @@ from open_clip.model import CLIP, CustomTextCLIP
 from torch import nn
 from toys.encoders import PACKED_LENGTH, VOCABULARY, packed_texts
 
-from leam_mm.encoders.text_forward import PackedReading, WholeReading, choose_reading
+from leam_mm.encoders.text_forward import PackedForward, PaddedForward, choose_text_forward
 from leam_mm.errors import UserError
 
 VISION = {"image_size": 8, "patch_size": 8, "width": 16, "layers": 1, "head_width": 8}
@@ -30,15 +30,15 @@ def build(kind: type, **text: Any) -> Any:
 @pytest.mark.parametrize(
     ("kind", "text", "reading", "reason"),
     [
-        (CLIP, {}, PackedReading, ""),
-        (CLIP, {"pool_type": "eos", "eos_id": VOCABULARY - 1}, PackedReading, ""),
-        (CustomTextCLIP, {}, PackedReading, ""),
-        (CustomTextCLIP, {"proj_bias": True}, PackedReading, ""),
-        (CustomTextCLIP, {"proj_type": "none"}, PackedReading, ""),
-        (CustomTextCLIP, SIGLIP, WholeReading, "not causal"),
-        (CustomTextCLIP, {"pool_type": "last"}, WholeReading, "pools by last"),
-        (CustomTextCLIP, {"embed_cls": True, "pad_id": 0}, WholeReading, "class token"),
-        (CLIP, {"scale_fc": True}, WholeReading, "CustomResidualAttentionBlock"),
+        (CLIP, {}, PackedForward, ""),
+        (CLIP, {"pool_type": "eos", "eos_id": VOCABULARY - 1}, PackedForward, ""),
+        (CustomTextCLIP, {}, PackedForward, ""),
+        (CustomTextCLIP, {"proj_bias": True}, PackedForward, ""),
+        (CustomTextCLIP, {"proj_type": "none"}, PackedForward, ""),
+        (CustomTextCLIP, SIGLIP, PaddedForward, "not causal"),
+        (CustomTextCLIP, {"pool_type": "last"}, PaddedForward, "pools by last"),
+        (CustomTextCLIP, {"embed_cls": True, "pad_id": 0}, PaddedForward, "class token"),
+        (CLIP, {"scale_fc": True}, PaddedForward, "CustomResidualAttentionBlock"),
     ],
 )
 def test_embeddings_are_those_of_open_clip(
@@ -49,7 +49,7 @@ def test_embeddings_are_those_of_open_clip(
     tokens = torch.where(torch.arange(PACKED_LENGTH) < length[:, None], tokens, pad)
     theirs = model.encode_text(tokens)
     with caplog.at_level("INFO"):
-        chosen = choose_reading(model, PACKED_LENGTH, pad)
+        chosen = choose_text_forward(model, PACKED_LENGTH, pad)
     assert type(chosen) is reading and reason in caplog.text
     torch.testing.assert_close(chosen.embed(model, tokens, length), theirs, rtol=0, atol=1e-12)
     few = length.clamp(max=11)  # a batch whose longest caption is shorter than the context
@@ -61,7 +61,7 @@ def test_embeddings_are_those_of_open_clip(
 
 def test_lengths_on_the_device_need_no_packing() -> None:
     model, (tokens, length) = build(CLIP), packed_texts()
-    reading = choose_reading(model, PACKED_LENGTH, 0)
+    reading = choose_text_forward(model, PACKED_LENGTH, 0)
     asked: list[str] = []
 
     class OnDevice(torch.Tensor):
@@ -80,9 +80,9 @@ def test_lengths_on_the_device_need_no_packing() -> None:
 def test_states_need_a_causal_tower() -> None:
     model, (tokens, _) = build(CustomTextCLIP, **SIGLIP), packed_texts()
     with pytest.raises(UserError, match="no states of single tokens"):
-        choose_reading(model, PACKED_LENGTH, 1).states(model, tokens)
+        choose_text_forward(model, PACKED_LENGTH, 1).states(model, tokens)
     causal = build(CustomTextCLIP)
-    states = choose_reading(causal, PACKED_LENGTH, 0).states(causal, tokens)
+    states = choose_text_forward(causal, PACKED_LENGTH, 0).states(causal, tokens)
     pooled = F.normalize(states[torch.arange(8), tokens.argmax(1)] @ causal.text.text_projection, dim=-1)
     torch.testing.assert_close(pooled, causal.encode_text(tokens, normalize=True))
 
@@ -99,4 +99,4 @@ def test_tokenizers_of_other_towers_are_refused(text: dict[str, Any], tokenizer:
     model = build(CustomTextCLIP, **text)
     given: Any = SimpleNamespace(path=Path("words"), vocabulary=VOCABULARY, **tokenizer)
     with pytest.raises(UserError, match=message):
-        choose_reading(model, PACKED_LENGTH, text.get("pad_id", 0)).check(model, given)
+        choose_text_forward(model, PACKED_LENGTH, text.get("pad_id", 0)).check(model, given)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.checkpoint import load_part
 from leam_mm.encoders.dual_encoder import TextTower, tower_config
-from leam_mm.encoders.text_forward import PackedReading, text_tower
+from leam_mm.encoders.text_forward import PackedForward, text_tower
 from leam_mm.errors import UserError
 
 SIZES = ("context_length", "vocab_size", "width", "heads")
@@ -40,7 +40,7 @@ class CaptionTower(nn.Module):
         if rate <= 0:
             raise UserError(f"model.init_args.caption_tower.rate is {rate}: give a number above 0, or trained: false")
         self.rate = rate
-        self.settings, self.weights, self.reading = text, weights, PackedReading()
+        self.settings, self.weights, self.reading = text, weights, PackedForward()
         self.text: Any = _build_text_tower(text.width, CLIPTextCfg(**tower_config(text)))
         self.text.text_projection = None  # it makes an embedding, which a denoiser does not need
         self.requires_grad_(trained)

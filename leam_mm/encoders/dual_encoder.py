@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from leam_mm.checkpoint import REBUILDING
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
-from leam_mm.encoders.image_tokens import check_size, image_features
 from leam_mm.encoders.low_rank import LowRank
-from leam_mm.encoders.text_forward import choose_reading
+from leam_mm.encoders.text_forward import choose_text_forward
+from leam_mm.encoders.vision_transformer import check_size, image_features
 from leam_mm.errors import UserError
 
 
@@ -133,7 +133,7 @@ class DualEncoder(nn.Module):
         self.clip, self._config, self.low_rank = clip, config, low_rank
         self.embed_dim, self.image_size = int(config["embed_dim"]), int(config["vision_cfg"]["image_size"])
         self.context_length = int(config["text_cfg"]["context_length"])
-        self.reading = choose_reading(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
+        self.text_forward = choose_text_forward(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
         # Convolutions run faster on interleaved channels (three times, for a small residual network on a CPU).
         clip.visual.to(memory_format=torch.channels_last)
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
@@ -171,7 +171,7 @@ class DualEncoder(nn.Module):
                 f"{tokenizer.vocabulary} tokens: "
                 + ("write that number into the recipe" if self._own_vocabulary else "give the tower's own tokenizer")
             )
-        self.reading.check(self.clip, tokenizer)
+        self.text_forward.check(self.clip, tokenizer)
 
     @property
     def _own_vocabulary(self) -> bool:
@@ -214,7 +214,7 @@ class DualEncoder(nn.Module):
 
     def text_states(self, text: Tensor) -> Tensor:
         """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
-        return self.reading.states(self.clip, text)
+        return self.text_forward.states(self.clip, text)
 
     def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
         """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length.
@@ -222,7 +222,7 @@ class DualEncoder(nn.Module):
         Lengths on the host, wherever the text is, let the padding be left out. Lengths on a GPU are not asked for,
         which would make it wait: then the columns of ``text`` are computed (``captions.cut_padding`` cuts them).
         """
-        return F.normalize(self.reading.embed(self.clip, text, text_length), dim=-1)
+        return F.normalize(self.text_forward.embed(self.clip, text, text_length), dim=-1)
 
     @property
     def scale(self) -> Tensor:

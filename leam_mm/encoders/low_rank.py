@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leam_mm.encoders.packed_text import PackedAttention, Packing
 from leam_mm.encoders.repeated_blocks import repeated_blocks
+from leam_mm.encoders.sequence_packing import PackedAttention, Packing
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)

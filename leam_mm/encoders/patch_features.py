@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from leam_mm.checkpoint import load_part
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_model
-from leam_mm.encoders.image_tokens import image_tokens
 from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
+from leam_mm.encoders.vision_transformer import image_tokens
 from leam_mm.errors import UserError
 
 Read = Callable[[Tensor], Tensor]  # (B, 3, H, W) normalised -> (B, N, D)

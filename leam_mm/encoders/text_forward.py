@@ -14,14 +14,14 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from leam_mm.data.tokenizer import Tokenizer
-from leam_mm.encoders.packed_text import group_lengths, packed_states, teach_packing
+from leam_mm.encoders.sequence_packing import enable_packing, group_lengths, packed_states
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
 GROUP_FILLING = 256  # tokens of filling that cost about as much as one more pass through a whole tower
 
 
-class TextReading:
+class TextForward:
     """The way of captions through the text tower of ``clip``, which is handed over with each call."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class TextReading:
         """Refuse a tokenizer whose padding or end token this tower does not know."""
 
 
-class PackedReading(TextReading):
+class PackedForward(TextForward):
     """Causal towers: the state of the end token does not depend on what follows."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class PackedReading(TextReading):
             raise UserError(f"{tokenizer.path}: the end token has id {tokenizer.end}, the text tower pools at {wanted}")
 
 
-class GroupedReading(TextReading):
+class GroupedForward(TextForward):
     """Towers of Hugging Face: groups of similar length, each cut to its longest caption."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class GroupedReading(TextReading):
             )
 
 
-class WholeReading(TextReading):
+class PaddedForward(TextForward):
     """Towers whose embedding depends on the padding: all of the context, as open_clip does it.
 
     Args:
@@ -133,7 +133,7 @@ def text_tower(clip: Any) -> Any:
     return clip if isinstance(clip, CLIP) else clip.text
 
 
-def choose_reading(clip: Any, context_length: int, pad: int) -> TextReading:
+def choose_text_forward(clip: Any, context_length: int, pad: int) -> TextForward:
     """The way that computes least among those that are exact for this tower; one log line where padding must stay.
 
     Args:
@@ -143,7 +143,7 @@ def choose_reading(clip: Any, context_length: int, pad: int) -> TextReading:
     """
     tower = text_tower(clip)
     if isinstance(tower, HFTextEncoder):
-        return GroupedReading()
+        return GroupedForward()
     pool, _ = _pooling(tower)
     if tower.attn_mask is None:
         reason = "its attention is not causal"
@@ -152,11 +152,11 @@ def choose_reading(clip: Any, context_length: int, pad: int) -> TextReading:
     elif pool not in ("argmax", "eos"):
         reason = f"it pools by {pool}"
     else:
-        reason = teach_packing(tower.transformer)
+        reason = enable_packing(tower.transformer)
     if not reason:
-        return PackedReading()
+        return PackedForward()
     log.info("text tower: captions are read with all of their padding, for %s", reason)
-    return WholeReading(context_length, pad)
+    return PaddedForward(context_length, pad)
 
 
 def _pooling(tower: Any) -> tuple[str, int]:

@@ -41,7 +41,7 @@ def softmax_sums(
     return row, column
 
 
-def softmax_slopes(
+def softmax_gradients(
     image: Tensor, text: Tensor, scale: Tensor, row: Tensor, column: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
     """(P + Q) text, (B, D), and (P + Q)^T image, (C, D), with P_ij = exp(x_ij - row_i), Q_ij = exp(x_ij - column_j)."""
@@ -84,7 +84,7 @@ class SoftmaxTiles(torch.autograd.Function):
         image, text, scale, row, column = context.saved_tensors
         count, smoothing = len(image), context.smoothing
         with torch.autocast(image.device.type, enabled=False):
-            to_image, to_text = softmax_slopes(image, text, scale, row, column, context.tile)
+            to_image, to_text = softmax_gradients(image, text, scale, row, column, context.tile)
             to_image.sub_(2 * (1 - smoothing) * text).sub_(2 * smoothing / count * text.sum(dim=0))
             to_text.sub_(2 * (1 - smoothing) * image).sub_(2 * smoothing / count * image.sum(dim=0))
             # Each logit is scale <image, text>, so that its gradient times <image, text> sums up to this.

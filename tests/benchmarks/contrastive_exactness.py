@@ -2,7 +2,7 @@
 
 Towers are one matrix each, so that their gradients can be compared weight by weight. The reference of each loss is
 its plain formula in one process, with the whole batch, in float64. Ranks work as in training: DistributedDataParallel
-averages the gradients; with accumulation, each rank embeds its rows in four parts, ours by encoders/cached_features.py,
+averages the gradients; with accumulation, each rank embeds its rows in four parts, ours by encoders/gradient_cache.py,
 open_clip as its train_one_epoch does with --accum-freq 4.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.distributed import gather, ring, ring_softmax
-from leam_mm.encoders.cached_features import embed_in_parts
+from leam_mm.encoders.gradient_cache import embed_in_parts
 from leam_mm.errors import UserError, run
 from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
 from leam_mm.losses.distillation import Distillation, Teacher

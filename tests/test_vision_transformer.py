@@ -5,7 +5,7 @@ import torch
 from open_clip.model import _build_vision_tower, resize_pos_embed
 from open_clip.transformer import PatchDropout, VisionTransformer
 
-from leam_mm.encoders.image_tokens import check_size, image_features, image_tokens, kept_tokens, resize_positions
+from leam_mm.encoders.vision_transformer import check_size, image_features, image_tokens, kept_tokens, resize_positions
 from leam_mm.errors import UserError
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leam_mm.encoders.cached_features import embed_in_parts, split_batch
+from leam_mm.encoders.gradient_cache import embed_in_parts, split_batch
 from leam_mm.losses.contrastive import InfoNCE, SigmoidLoss
 
 B, K = 7, 2

@@ -136,7 +136,7 @@ class PackedAttention(nn.MultiheadAttention):
         return self.out_proj(attend(self.project(query), attn_mask, self.num_heads)), None
 
 
-def teach_packing(transformer: nn.Module) -> str:
+def enable_packing(transformer: nn.Module) -> str:
     """Let the blocks of an open_clip transformer take a Packing; weights, names and places stay.
 
     Returns:
