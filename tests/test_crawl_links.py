@@ -4,10 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import brotli
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from toys.recipes import ROOT
@@ -15,6 +17,7 @@ from toys.warc import WarcFile
 
 from data_tools.crawl_links import main
 from data_tools.links.link_table import read_links
+from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, crawl_part, part_paths, run_jobs
 from leam_mm.errors import UserError
 
 PAGE = '<html lang="de"><title>Seite {n}</title><img src="/{n}.jpg" alt="Eine alte Kirche im Schnee"></html>'
@@ -83,8 +86,8 @@ def result(archive: Path) -> Path:
 
 def test_every_answer_has_its_row_in_the_ledger(result: Path) -> None:
     ledger = rows(result, "ledger.parquet")
-    fates = {(row["url"] or "").rpartition("/")[2]: row["rule"] for row in ledger}
-    assert len(ledger) == 17 and fates == {
+    rules = {(row["url"] or "").rpartition("/")[2]: row["rule"] for row in ledger}
+    assert len(ledger) == 17 and rules == {
         **dict.fromkeys(("1", "free", "both", "gz", "br", "plain", "last"), "read"),
         **{"broken": "page_encoding", "strange": "page_encoding", "bomb": "page_size", "large": "page_size"},
         **{"404": "page_status", "a.jpg": "page_type", "passwd": "page_address", "[::1": "page_address"},
@@ -132,7 +135,7 @@ def test_compressions_processes_and_runs_give_the_same_bytes(archive: Path, tmp_
     assert len(rows(tmp_path / "out1")) == 28 and not (tmp_path / "out1.work").exists()
 
 
-def test_a_broken_archive_gives_what_can_be_read_and_says_so(archive: Path, tmp_path: Path) -> None:
+def test_a_broken_archive_gives_what_can_be_read_and_an_error(archive: Path, tmp_path: Path) -> None:
     content = archive.read_bytes()
     (tmp_path / "torn.warc.gz").write_bytes(content[:900] + b"garbage" * 30 + content[1100:])
     (tmp_path / "none.warc.gz").write_bytes(b"hello")
@@ -157,7 +160,7 @@ def test_folder_of_html(tmp_path: Path) -> None:
     }
 
 
-def test_another_setting_does_not_go_on_in_the_same_folder(archive: Path, tmp_path: Path) -> None:
+def test_another_setting_is_refused_in_the_same_work_folder(archive: Path, tmp_path: Path) -> None:
     work = tmp_path / "out.work"
     work.mkdir()
     (work / "fingerprint.json").write_text(json.dumps({"settings": {"agent": "other"}, "archives": []}))
@@ -181,7 +184,7 @@ def test_wrong_commands(arguments: tuple[str, ...], word: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path: Path) -> None:
     for number in range(4):
         with WarcFile(tmp_path / f"{number}.warc.gz") as file:
             for page in range(400):
@@ -208,3 +211,57 @@ def test_killed_at_any_moment_it_gives_the_same_bytes(tmp_path: Path) -> None:
     assert killed
     subprocess.run([*command, "--output", str(tmp_path / "killed")], env=environment, check=False, capture_output=True)
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> CrawlJob:
+    attributes = " ".join(f"a{number}=1" for number in range(150_000))  # the parser compares each with each
+    with WarcFile(tmp_path / "slow.warc") as file:
+        file.add("https://a.example/1", PAGE.format(n=1))
+        file.add("https://a.example/slow", f"<div {attributes}>")
+        file.add("https://a.example/2", PAGE.format(n=2))
+    (tmp_path / "work").mkdir()
+    return CrawlJob(0, tmp_path / "slow.warc")
+
+
+def page_rules(work: Path) -> list[tuple[str, str]]:
+    rows = pq.read_table(part_paths(work, 0)[1]).to_pylist()
+    return [(row["rule"], row["value"]) for row in rows]
+
+
+@pytest.mark.slow
+def test_a_page_that_holds_up_its_process_is_skipped(slow: CrawlJob, tmp_path: Path) -> None:
+    run_jobs(tmp_path / "work", PageSettings("leam_mm"), [slow], 1, 3.0)
+    assert page_rules(tmp_path / "work") == [
+        ("read", "1 links"),
+        ("page_crash", "longer than 3 s"),
+        ("read", "1 links"),
+    ]
+
+
+@pytest.mark.slow
+def test_a_page_that_ends_its_process_is_skipped(slow: CrawlJob, tmp_path: Path) -> None:
+    def kill() -> None:
+        for _ in range(600):
+            time.sleep(0.1)
+            busy = [child for child in psutil.Process().children() if child.cpu_times().user > 4]
+            if busy:  # at the slow page: loading the language models takes less
+                busy[0].kill()
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    run_jobs(tmp_path / "work", PageSettings("leam_mm"), [slow], 1, 60.0)
+    killer.join()
+    assert page_rules(tmp_path / "work")[1] == ("page_crash", "exit code -9")
+
+
+def test_a_part_in_this_process(tmp_path: Path) -> None:
+    with WarcFile(tmp_path / "a.warc.gz") as file:
+        for number in range(3):
+            file.add(f"https://a.example/{number}", PAGE.format(n=number))
+    beat = [0.0, 0.0, 0.0]
+    crawl_part(tmp_path, PageSettings("leam_mm"), CrawlJob(7, tmp_path / "a.warc.gz"), beat)
+    links, ledger, done = part_paths(tmp_path, 7)
+    assert pq.read_metadata(links).num_rows == pq.read_metadata(ledger).num_rows == 3 and done.exists()
+    assert beat == [2, 0.0, 3] and not list(tmp_path.glob("*.tmp-*"))

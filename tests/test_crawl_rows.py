@@ -43,7 +43,7 @@ def test_a_basis_needs_a_licence_of_the_image_and_no_reservation() -> None:
         assert [row["licence"] for row in other] == [row["licence"] for row in rows]
 
 
-def test_words_that_are_no_address_allow_nothing() -> None:
+def test_a_licence_without_address_allows_nothing() -> None:
     licence = image_licence(link("CC BY 4.0"))
     assert licence is not None and licence.name == "CC BY 4.0" and licence.basis is None
 

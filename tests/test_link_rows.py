@@ -25,7 +25,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "links.csv"
 
 
-def test_rows_are_judged_in_the_order_of_the_table(table: Path) -> None:
+def test_rows_come_in_the_order_of_the_table(table: Path) -> None:
     rows = LinkRows(table, None, False, ["own.example"])
     found = list(rows)
     assert [row.number for row in found] == list(range(6)) == [int(row.decision["key"]) for row in found]
@@ -41,7 +41,7 @@ def test_rows_are_judged_in_the_order_of_the_table(table: Path) -> None:
     assert all(row.fetch or row.decision["reason"] for row in found)
     assert found[0].decision["uid"] == link_uid("http://a.example/1.png", "http://a.example/", "one")
     assert found[0].decision["legal_basis"] == "licensed" and found[0].decision["domain"] == "a.example"
-    assert list(rows)[3].decision == found[3].decision  # every walk is the same
+    assert list(rows)[3].decision == found[3].decision  # every iteration is the same
 
 
 def test_the_survey_counts_and_names_a_stranger(table: Path) -> None:

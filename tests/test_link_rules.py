@@ -14,7 +14,7 @@ from leam_mm.errors import UserError
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 
 
-def judge(setting: LinkRuleSettings, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def apply_rules(setting: LinkRuleSettings, *rows: dict[str, Any]) -> list[dict[str, Any]]:
     filled = [{"url": f"https://a.example/{number}.jpg", "caption": CAPTION} | row for number, row in enumerate(rows)]
     names = sorted({name for row in filled for name in row})
     table = pa.table({name: pa.array([row.get(name) for row in filled], pa.string()) for name in names})
@@ -26,15 +26,17 @@ def rights(reserved: bool, kind: str = "meta:robots") -> str:
     return json.dumps({"page_rights": [signal]})
 
 
-def test_a_good_row_passes_with_what_follows() -> None:
-    (row,) = judge(LinkRuleSettings(), {"url": " http://Bücher.example/ä.jpg#x ", "page_url": "https://p.example/"})
+def test_a_good_row_passes_with_derived_columns() -> None:
+    (row,) = apply_rules(
+        LinkRuleSettings(), {"url": " http://Bücher.example/ä.jpg#x ", "page_url": "https://p.example/"}
+    )
     assert row["rule"] is None and row["language"] == "de" and row["legal_basis"] == "art4_general"
     assert row["fetch"] == "http://xn--bcher-kva.example/%C3%A4.jpg" and row["origin"] == "http://xn--bcher-kva.example"
     assert row["uid"] == link_uid(" http://Bücher.example/ä.jpg#x ", "https://p.example/", CAPTION)
     assert row["link_hash"] == hashlib.blake2b(row["fetch"].encode(), digest_size=16).digest()
     assert json.loads(row["evidence"])["language"]["pycld2"] == "de"
     kept = "0" * 32
-    assert judge(LinkRuleSettings(), {"uid": kept})[0]["uid"] == kept
+    assert apply_rules(LinkRuleSettings(), {"uid": kept})[0]["uid"] == kept
 
 
 @pytest.mark.parametrize(
@@ -59,11 +61,11 @@ def test_a_good_row_passes_with_what_follows() -> None:
     ],
 )
 def test_rows_that_are_dropped(row: dict[str, Any], rule: str) -> None:
-    (found,) = judge(LinkRuleSettings(), row)
+    (found,) = apply_rules(LinkRuleSettings(), row)
     assert found["rule"] == rule and found["reason"] and found["link_hash"] is None and found["uid"]
 
 
-def test_hostile_rows_stop_nobody() -> None:
+def test_hostile_rows_are_decided_like_all_others() -> None:
     deep = "[" * 400 + "]" * 400
     half = '[{"text": "\\ud800 rote Katze", "language": "de\\udfff"}]'
     hostile: list[dict[str, Any]] = [
@@ -87,7 +89,7 @@ def test_hostile_rows_stop_nobody() -> None:
         {"uid": "../../etc/passwd"},
         {"page_url": "x" * 100_000, "licence": "\x00", "source": "../..", "language": "e" * 10_000},
     ]
-    found = judge(LinkRuleSettings(), *hostile, {})
+    found = apply_rules(LinkRuleSettings(), *hostile, {})
     assert len(found) == len(hostile) + 1 and found[-1]["rule"] is None
     assert all(row["rule"] is None or row["reason"] for row in found)
     assert found[0]["rule"] is None and found[1]["rule"] == "page_rights" and found[10]["rule"] == "url"
@@ -104,7 +106,7 @@ def test_reservations_follow_from_the_legal_basis(tmp_path: Path) -> None:
         {"consent": rights(False)},
         {"consent": rights(True)},
     ]
-    found = judge(LinkRuleSettings(sources=str(tmp_path / "sources.yaml")), *rows)
+    found = apply_rules(LinkRuleSettings(sources=str(tmp_path / "sources.yaml")), *rows)
     assert [row["rule"] for row in found] == [None, None, None, "page_rights"]
     assert found[1]["licence"] == "contract 7" and found[1]["legal_basis"] == "licensed"
     assert json.loads(found[3]["evidence"])["signal"]["value"] == "noai"
@@ -124,19 +126,19 @@ def test_blocklists(tmp_path: Path) -> None:
     entries = [{"text": "ROTE  Katze", "language": "de"}]
     rows = [{"url": "https://x.bad.example/"}, {"caption": "other"}, {}, {"caption": "Rotkatze, rot"}]
     rows.append({"caption": "other", "captions": json.dumps(entries)})
-    found = [row["rule"] for row in judge(setting, *rows)]
+    found = [row["rule"] for row in apply_rules(setting, *rows)]
     assert found == ["blocked_domain", "blocked_url", "blocked_phrase", None, "blocked_phrase"]
 
 
 def test_personal_data_leaves_captions_and_ledger() -> None:
     entries = [{"text": "ruf an: Tel. 030 901820, es lohnt sich", "language": "de"}]
     row = {"caption": f"{CAPTION}, anna@example.de", "captions": json.dumps(entries)}
-    (found,) = judge(LinkRuleSettings(), row)
+    (found,) = apply_rules(LinkRuleSettings(), row)
     assert found["rule"] is None and found["caption"] == f"{CAPTION}, <email>"
     assert json.loads(found["captions"])[0]["text"] == "ruf an: Tel. <phone>, es lohnt sich"
     assert "anna" not in json.dumps([value for value in found.values() if isinstance(value, str)])
     assert [item["kind"] for item in json.loads(found["evidence"])["personal_data"]] == ["email", "phone"]
-    (found,) = judge(LinkRuleSettings(personal_data={"phone": "drop"}), row)
+    (found,) = apply_rules(LinkRuleSettings(personal_data={"phone": "drop"}), row)
     assert (found["rule"], found["value"]) == ("personal_data", "phone") and "901820" not in found["evidence"]
 
 
@@ -151,21 +153,21 @@ def test_languages_to_keep() -> None:
         {"caption": "xx 17", "language": "fr"},
         {"captions": json.dumps(entries)},
     ]
-    assert [row["language"] for row in judge(LinkRuleSettings(), *rows)][:2] == ["de", "fr"]
-    found = judge(LinkRuleSettings(keep_languages=["fr"]), *rows)
+    assert [row["language"] for row in apply_rules(LinkRuleSettings(), *rows)][:2] == ["de", "fr"]
+    found = apply_rules(LinkRuleSettings(keep_languages=["fr"]), *rows)
     assert [row["rule"] for row in found][:2] == ["language", None] and found[0]["value"] == "de"
     assert [entry["language"] for entry in json.loads(found[3]["captions"])] == ["fr"] and found[3]["rule"] is None
 
 
-def test_each_rule_counts_what_it_sees() -> None:
+def test_each_rule_counts_its_rows() -> None:
     rules = LinkRules(LinkRuleSettings())
     table = pa.table({"url": ["ftp://a.example/", "https://a.example/"], "caption": [CAPTION, CAPTION]})
-    _, spent = rules.apply(table)
-    assert (spent["address"]["rows"], spent["address"]["dropped"], spent["language"]["rows"]) == (2, 1, 1)
-    assert all(entry["cpu_seconds"] >= 0 for entry in spent.values())
+    _, cost = rules.apply(table)
+    assert (cost["address"]["rows"], cost["address"]["dropped"], cost["language"]["rows"]) == (2, 1, 1)
+    assert all(entry["cpu_seconds"] >= 0 for entry in cost.values())
 
 
-def test_the_fingerprint_knows_the_content_of_lists(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content_of_lists(tmp_path: Path) -> None:
     path = tmp_path / "domains"
     path.write_text("a.example")
     setting = LinkRuleSettings(domain_lists=[str(path)])

@@ -16,7 +16,7 @@ sources:
 """
 
 
-def test_the_first_entry_that_fits_decides(tmp_path: Path) -> None:
+def test_the_first_matching_entry_decides(tmp_path: Path) -> None:
     path = tmp_path / "sources.yaml"
     path.write_text(SOURCES, "utf-8")
     sources = LinkSources(path)
@@ -57,7 +57,7 @@ def test_without_a_file_article_4_holds() -> None:
         "!!python/object/apply:os.system ['true']",
     ],
 )
-def test_wrong_files_are_told(text: str, tmp_path: Path) -> None:
+def test_wrong_files_are_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "sources.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"sources\.yaml"):

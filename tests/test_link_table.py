@@ -103,7 +103,7 @@ def test_three_formats_hold_the_same_table(tmp_path: Path) -> None:
         assert read_links(tmp_path / name).to_pydict() == rows
 
 
-def test_folder_without_captions_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_captions_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no image"):
         folder_links(tmp_path)
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
@@ -129,7 +129,7 @@ def test_long_tables_come_in_batches(suffix: str, tmp_path: Path) -> None:
     assert pa.concat_tables(batches).select(["url", "caption"]).to_pydict() == rows
 
 
-def test_batches_of_unusable_tables_are_told(tmp_path: Path) -> None:
+def test_batches_of_unusable_tables_are_refused(tmp_path: Path) -> None:
     for name, content, word in [
         ("a.csv", "address,caption\nhttp://a.example/,x\n", "no column 'url'"),
         ("b.parquet", "not parquet", "cannot be read as parquet"),

@@ -64,7 +64,7 @@ def test_address_of_an_image(image: str, url: str) -> None:
         ('<img src="a.jpg" alt="  \n ">', "no text"),
     ],
 )
-def test_images_that_are_no_links(image: str, reason: str) -> None:
+def test_images_that_give_no_link(image: str, reason: str) -> None:
     reading = read(image)
     assert not reading.links and reading.skipped == {reason: 1}
 
@@ -87,7 +87,7 @@ def test_texts_of_an_image_with_their_sources() -> None:
     assert links["b.jpg"] == [("two", "alt", "en")] and links["c.jpg"] == [("trois", "alt", "fr")]
 
 
-def test_srcset_as_the_standard_reads_it() -> None:
+def test_srcset_is_read_as_in_the_standard() -> None:
     assert list(srcset("a.jpg 1x, b,c.jpg 2x")) == [(1e-6, "a.jpg"), (2e-6, "b,c.jpg")]
     assert list(srcset(" a.jpg, b.jpg 100w,c.jpg 50w ")) == [(1e-6, "a.jpg"), (100.0, "b.jpg"), (50.0, "c.jpg")]
     assert [size for size, _ in srcset("a -5w, b nanw, c 1e99w, d 10h")] == [1e-6] * 4
@@ -127,7 +127,7 @@ def test_every_signal_of_the_page_is_kept() -> None:
     assert all(signal.source == URL for signal in signals)
 
 
-def test_what_expires_has_expired_on_a_page_without_date() -> None:
+def test_expiry_dates_have_passed_on_a_page_without_date() -> None:
     html = '<meta name="robots" content="unavailable_after: 25 Jun 2030 15:00:00 GMT">'
     assert [signal.reserved for signal in read(html).signals] == [True]
     dated = read(html, fetched_at=datetime(2026, 1, 1, tzinfo=UTC)).signals
@@ -175,10 +175,10 @@ def test_licences_hold_for_the_images_they_name() -> None:
     <a rel="license" about="b.jpg" href="https://creativecommons.org/licenses/by-nc/4.0/">y</a>
     <footer><a rel="nofollow license" href="/terms#a">terms</a></footer>"""
     reading = read(html)
-    said = {
+    stated = {
         link.url[-5]: [(one.source, one.fields.get("license")) for one in link.statements] for link in reading.links
     }
-    assert said == {
+    assert stated == {
         "a": [("json-ld", "https://creativecommons.org/licenses/by/4.0/")],
         "b": [("rel=license", "https://creativecommons.org/licenses/by-nc/4.0/")],
         "c": [("rel=license", "https://creativecommons.org/publicdomain/zero/1.0/")],

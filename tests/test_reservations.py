@@ -23,11 +23,11 @@ NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LONG = 60_000
 
 
-def headers(*lines: tuple[str, str], moment: datetime = NOW) -> list[Signal]:
-    return header_signals(lines, AGENT, URL, moment)
+def headers(*lines: tuple[str, str], fetched_at: datetime = NOW) -> list[Signal]:
+    return header_signals(lines, AGENT, URL, fetched_at)
 
 
-def test_a_signal_keeps_the_words_that_decided_and_where_they_stood() -> None:
+def test_a_signal_holds_the_deciding_words_and_their_source() -> None:
     (found,) = headers(("x-robots-tag", "googlebot: noindex, leambot: nosnippet, noai"))
     assert found == Signal("header:x-robots-tag", "leambot: noai", URL, True)
     (free,) = headers(("X-Robots-Tag", " googlebot: noindex "))
@@ -37,14 +37,14 @@ def test_a_signal_keeps_the_words_that_decided_and_where_they_stood() -> None:
     assert headers(("Content-Type", "image/png")) == []
 
 
-def test_a_date_counts_from_its_very_second() -> None:
+def test_a_date_holds_from_its_exact_second() -> None:
     line = ("X-Robots-Tag", "unavailable_after: Sun, 22 Nov 2026 13:00:00 +0100")
     assert headers(line)[0].reserved
     assert headers(line)[0].value == "unavailable_after: 2026-11-22T13:00:00+01:00"
-    assert not headers(line, moment=NOW - timedelta(seconds=1))[0].reserved
+    assert not headers(line, fetched_at=NOW - timedelta(seconds=1))[0].reserved
 
 
-def test_only_article_four_hears_reservations_and_all_obey_access() -> None:
+def test_reservations_bind_article_four_and_access_rules_bind_all() -> None:
     noai, closed = Signal("header:x-robots-tag", "noai", URL, True), Signal("robots.txt", "*: Disallow: /", URL, True)
     free = Signal("robots.txt", "allowed", URL, False)
     for basis in LegalBasis:
@@ -53,7 +53,7 @@ def test_only_article_four_hears_reservations_and_all_obey_access() -> None:
         assert decide([free], basis) is None
 
 
-def test_a_header_supersedes_the_file_of_its_own_origin_alone() -> None:
+def test_a_header_overrides_the_file_of_its_own_origin_only() -> None:
     file = tdmrep_signals('[{"location": "/", "tdm-reservation": 1}]', URL)
     assert decide(file, LegalBasis.art4_general) == file[0]
     assert decide(file + headers(("TDM-Reservation", "0")), LegalBasis.art4_general) is None
@@ -61,11 +61,11 @@ def test_a_header_supersedes_the_file_of_its_own_origin_alone() -> None:
     assert decide(file + unset, LegalBasis.art4_general) == file[0]
     elsewhere = header_signals([("TDM-Reservation", "0")], AGENT, "https://other.example/b.jpg", NOW)
     assert decide(file + elsewhere, LegalBasis.art4_general) == file[0]
-    said = headers(("TDM-Reservation", "1"))
-    assert decide(tdmrep_signals('[{"location": "/", "tdm-reservation": 0}]', URL) + said, LegalBasis.art4_general)
+    header = headers(("TDM-Reservation", "1"))
+    assert decide(tdmrep_signals('[{"location": "/", "tdm-reservation": 0}]', URL) + header, LegalBasis.art4_general)
 
 
-def test_meta_tags_know_no_agents_within_their_text() -> None:
+def test_meta_tags_have_no_agents_within_their_text() -> None:
     kinds = {
         (s.kind, s.value, s.reserved)
         for s in meta_signals([("Robots", "NoAI"), ("tdm-reservation", "1")], AGENT, URL, NOW)
@@ -104,19 +104,19 @@ def test_paths(pattern: str, target: str, covered: bool) -> None:
 def test_usage_dictionaries() -> None:
     """Examples of aipref-vocab-07, 6.5 and further ones; the last member of a name wins."""
     assert usage_refusals("train-ai=n") == ["train-ai=n"]
-    for says_nothing in (
+    for neutral in (
         'train-ai=y, train-ai, search=n, search="n"',
         "train-ai;allow=n, train-ai=y",
         "train-ai=?0",
         "",
     ):
-        assert usage_refusals(says_nothing) == []
+        assert usage_refusals(neutral) == []
     assert usage_refusals('train-ai;has;parameters="?";') == []
     assert usage_refusals("a=(1 2);q=1.0, b=:AA==:, tdm=n ,search=y") == ["tdm=n"]
     assert usage_refusals("search=yes,ai-train=no,use=reference") == ["ai-train=no"]
 
 
-def test_groups_of_robots_txt_concern_those_whom_they_name() -> None:
+def test_groups_of_robots_txt_apply_to_the_agents_they_name() -> None:
     own = "User-agent: leambot\nContent-Usage: /a/ train-ai=n\nCrawl-delay: 7\n\n"
     text = own + "User-agent: *\nDisallow: /\nCrawl-delay: 3\n"
     ours = robots_signals(text, 200, URL, AGENT)
@@ -129,25 +129,25 @@ def test_groups_of_robots_txt_concern_those_whom_they_name() -> None:
     assert [s.reserved for s in above] == [False, True]
 
 
-def test_equal_paths_with_other_words_refuse() -> None:
+def test_contradicting_rules_of_equal_paths_refuse() -> None:
     text = "User-agent: *\nContent-Usage: /a train-ai=y\nContent-Usage: /a train-ai=n\n"
     assert robots_signals(text, 200, URL, AGENT)[1].reserved
 
 
 @pytest.mark.parametrize(("status", "reserved"), [(None, True), (500, True), (599, True), (404, False), (301, False)])
-def test_what_is_no_file(status: int | None, reserved: bool) -> None:
+def test_answers_without_a_file(status: int | None, reserved: bool) -> None:
     (found,) = robots_signals(None, status, URL, AGENT)
     assert found.reserved is reserved and (str(status) in found.value or status is None)
 
 
-def test_ai_txt_is_of_training_not_of_access() -> None:
+def test_ai_txt_concerns_training_and_not_access() -> None:
     found = ai_txt_signals("User-Agent: *\nDisallow: *.jpg", URL, AGENT)
     assert found[0].kind == "ai.txt" and found[0].reserved
     assert decide(found, LegalBasis.art3_research) is None and decide(found, LegalBasis.art4_general)
     assert ai_txt_signals(None, URL) == [] and ai_txt_signals(" <html>", URL) == []
 
 
-def test_tdm_files_of_strange_shapes() -> None:
+def test_tdm_files_of_unusual_forms() -> None:
     assert tdm_rules('{"location": "a/", "tdm-reservation": true}') == [("/a/", True, "1")]
     assert tdm_rules('[{"tdm-reservation": 1}, 7, null, {"location": "/x", "tdm-reservation": null}]') == [
         ("/", True, "1")
@@ -163,7 +163,7 @@ HOSTILE += ["Content-Usage: /" + "*a" * LONG + " train-ai=n", "Disallow: /" + "*
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_texts_take_no_longer_than_they_are_long(text: str) -> None:
+def test_hostile_texts_take_little_time(text: str) -> None:
     start = time.process_time()
     headers(("X-Robots-Tag", text), ("Content-Usage", text), ("TDM-Reservation", text))
     meta_signals([("robots", text)], AGENT, URL, NOW)

@@ -37,7 +37,7 @@ def paths(case: Case) -> list[str]:
     return sorted(path for path, _ in case.asked)
 
 
-def test_every_case_is_decided_as_its_rule_says(tmp_path: Path) -> None:
+def test_every_case_is_decided_by_its_rule(tmp_path: Path) -> None:
     cases = read_cases()
     with RightsServer(cases):
         assert our_faults(cases, tmp_path) == []
@@ -46,14 +46,14 @@ def test_every_case_is_decided_as_its_rule_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_programs_decide_every_case_so(tmp_path: Path) -> None:
+def test_the_programs_decide_every_case(tmp_path: Path) -> None:
     cases = read_cases()
     with RightsServer(cases):
         assert program_faults(cases, tmp_path) == []
 
 
 def test_a_wrong_decision_is_noticed(tmp_path: Path) -> None:
-    """The measure itself: where the opposite is wanted of a case, it is named as a fault."""
+    """The benchmark itself: a case with the opposite expectation is reported as a fault."""
     cases = [case for case in read_cases() if case.row["name"] in ("silence", "noai", "robots.txt refuses all")]
     for case in cases:
         case.row["refused"] = "" if case.row.get("refused") else "robots.txt"
@@ -79,22 +79,27 @@ def test_an_origin_is_asked_once_by_all_threads_and_runs(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("robots", "holds"), [(CLOSED, 24 * 3600), ({"status": 500}, 3600)])
-def test_answers_are_kept_a_day_and_failures_an_hour(tmp_path: Path, robots: Any, holds: int) -> None:
+def test_answers_hold_a_day_and_failures_an_hour(tmp_path: Path, robots: Any, holds: int) -> None:
     case, clock = Case({"robots": robots}), [1_000_000.0]
     with RightsServer([case]):
-        known = rules(tmp_path / "origins.jsonl", now=lambda: clock[0])
-        for moment, asked in ((0, 3), (holds - 1, 3), (holds, 6), (0, 9)):  # a clock that was set back proves nothing
-            clock[0] = 1_000_000.0 + moment
-            assert known.decide(case.url, ART4)[0] is not None
+        ours = rules(tmp_path / "origins.jsonl", now=lambda: clock[0])
+        for seconds, asked in (
+            (0, 3),
+            (holds - 1, 3),
+            (holds, 6),
+            (0, 9),
+        ):  # the last: clock set back
+            clock[0] = 1_000_000.0 + seconds
+            assert ours.decide(case.url, ART4)[0] is not None
             assert len(case.asked) == asked
 
 
-def test_evidence_tells_what_was_answered(tmp_path: Path) -> None:
+def test_evidence_holds_the_answers(tmp_path: Path) -> None:
     case = Case({"robots": {"to": "/r/1", "body": CLOSED}, "tdmrep": {"status": 500}})
     with RightsServer([case]):
-        known = rules(tmp_path / "origins.jsonl")
+        ours = rules(tmp_path / "origins.jsonl")
         base = case.url.removesuffix("/image.png")
-        found = known.evidence(case.url)
+        found = ours.evidence(case.url)
         assert found[ROBOTS] == {
             **{"status": 200, "url": base + "/r/0", "redirects": 2, "bytes": len(CLOSED)},
             "sha256": hashlib.sha256(CLOSED.encode()).hexdigest(),
@@ -105,7 +110,7 @@ def test_evidence_tells_what_was_answered(tmp_path: Path) -> None:
     assert json.loads(line)["agent"] == "LeamBot (+https://lab.example)"
 
 
-def test_a_file_that_was_cut_short_or_is_shared_goes_on(tmp_path: Path) -> None:
+def test_a_truncated_or_shared_file_is_continued(tmp_path: Path) -> None:
     cases = [Case({"robots": CLOSED}) for _ in range(3)]
     cache = tmp_path / "origins.jsonl"
     with RightsServer(cases):
@@ -119,58 +124,58 @@ def test_a_file_that_was_cut_short_or_is_shared_goes_on(tmp_path: Path) -> None:
         assert [len(case.asked) for case in cases] == [3, 3, 3]
 
 
-def test_private_addresses_are_not_asked(tmp_path: Path) -> None:
+def test_private_addresses_are_not_requested(tmp_path: Path) -> None:
     case = Case({"robots": {"to": "http://127.0.0.2:9/", "body": ""}})
     with RightsServer([case]):
-        known = rules(tmp_path / "origins.jsonl")
+        ours = rules(tmp_path / "origins.jsonl")
         for url in (case.url, f"http://{PRIVATE}:{case.url.split(':')[2]}", "http://user:pw@site.example/x"):
-            forbids, _ = known.decide(url, LegalBasis.public_domain)
+            forbids, _ = ours.decide(url, LegalBasis.public_domain)
             assert forbids is not None and forbids.value == "no answer"
-        assert "loopback" in known.evidence(case.url)[ROBOTS]["error"]
-        assert known.evidence(case.url)[TDMREP] == {"status": None, "error": "not asked"}
+        assert "loopback" in ours.evidence(case.url)[ROBOTS]["error"]
+        assert ours.evidence(case.url)[TDMREP] == {"status": None, "error": "not asked"}
         assert paths(case) == [ROBOTS]
-        assert known.decide("file:/etc/hostname", ART4) == (None, [])
+        assert ours.decide("file:/etc/hostname", ART4) == (None, [])
 
 
-def test_five_hundred_kibibytes_are_read_and_no_more(tmp_path: Path) -> None:
+def test_at_most_500_kib_are_read(tmp_path: Path) -> None:
     long = Case({"robots": {"pad": MOST_BYTES, "body": CLOSED}})
     with RightsServer([long]):
-        known = rules(tmp_path / "origins.jsonl")
-        assert known.decide(long.url, ART4)[0] is None
-        found = known.evidence(long.url)[ROBOTS]
+        ours = rules(tmp_path / "origins.jsonl")
+        assert ours.decide(long.url, ART4)[0] is None
+        found = ours.evidence(long.url)[ROBOTS]
         assert found["cut"] and MOST_BYTES - 80 < found["bytes"] <= MOST_BYTES
 
 
-def test_a_body_that_ends_early_or_drips_refuses(tmp_path: Path) -> None:
+def test_a_truncated_or_slow_body_refuses(tmp_path: Path) -> None:
     short = Case({"robots": {"body": "User-agent: *\nAllow: /", "headers": ["Content-Length: 4000"]}})
     drips = [Case({"robots": {"body": CLOSED * 100, "drip": seconds}}) for seconds in (0.05, 0.002)]
     with RightsServer([short, *drips]):
-        known = rules(tmp_path / "origins.jsonl")
+        ours = rules(tmp_path / "origins.jsonl")
         start = time.monotonic()
         for case in (short, *drips):
-            forbids, _ = known.decide(case.url, ART4)
+            forbids, _ = ours.decide(case.url, ART4)
             assert forbids is not None and forbids.value == "no answer"
         assert time.monotonic() - start < 6
 
 
-def test_packed_answers_are_unpacked_to_the_limit(tmp_path: Path) -> None:
+def test_compressed_answers_are_read_up_to_the_limit(tmp_path: Path) -> None:
     header = ["Content-Encoding: gzip"]
     plain = Case({"robots": {"latin": gzip.compress(CLOSED.encode()).decode("latin-1"), "headers": header}})
     bomb = Case({"robots": {"latin": gzip.compress(b"#" * 50_000_000).decode("latin-1"), "headers": header}})
     with RightsServer([plain, bomb]):
-        known = rules(tmp_path / "origins.jsonl")
-        assert known.decide(plain.url, ART4)[0].value == "*: Disallow: /"  # type: ignore[union-attr]
-        assert known.decide(bomb.url, ART4)[0].value == "no answer"  # type: ignore[union-attr]
-        assert "too many bytes" in known.evidence(bomb.url)[ROBOTS]["error"]
+        ours = rules(tmp_path / "origins.jsonl")
+        assert ours.decide(plain.url, ART4)[0].value == "*: Disallow: /"  # type: ignore[union-attr]
+        assert ours.decide(bomb.url, ART4)[0].value == "no answer"  # type: ignore[union-attr]
+        assert "too many bytes" in ours.evidence(bomb.url)[ROBOTS]["error"]
 
 
-def test_agreements_stand_above_robots_txt_on_the_hosts_they_name(tmp_path: Path) -> None:
+def test_agreements_override_robots_txt_on_the_hosts_they_name(tmp_path: Path) -> None:
     case = Case({"robots": CLOSED})
     with RightsServer([case]):
-        known = rules(tmp_path / "origins.jsonl", agreed_hosts=[HOST])
-        forbids, (signal,) = known.decide(case.url, LegalBasis.licensed)
+        ours = rules(tmp_path / "origins.jsonl", agreed_hosts=[HOST])
+        forbids, (signal,) = ours.decide(case.url, LegalBasis.licensed)
         assert forbids is None and signal.kind == "agreement" and not case.asked
-        assert known.decide(case.url, LegalBasis.art3_research)[0] is not None
+        assert ours.decide(case.url, LegalBasis.art3_research)[0] is not None
 
 
 def test_registries_of_all_formats(tmp_path: Path) -> None:
@@ -202,8 +207,8 @@ def test_registries_of_all_formats(tmp_path: Path) -> None:
     )
 
 
-def test_registries_that_cannot_be_read_say_so(tmp_path: Path) -> None:
-    for name, content, said in (
+def test_unreadable_registries_are_refused(tmp_path: Path) -> None:
+    for name, content, message in (
         ("a.txt", b"example.org\nno domain at all\n", "entry 2 is 'no domain at all'"),
         ("b.txt", b"# nothing\n", "holds no entry"),
         ("c.csv", b"name,value\n1,2\n", "none of the columns entry"),
@@ -212,7 +217,7 @@ def test_registries_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         ("f.txt", b"\xff\xfe", "cannot be read"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             OptOutRegistry(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         OptOutRegistry(tmp_path / "missing.txt")

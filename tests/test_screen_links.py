@@ -202,17 +202,17 @@ def test_the_same_input_gives_the_same_bytes_in_any_order_of_rows(server: Origin
     assert results(tmp_path / "seeded")["links.parquet"] != results(tmp_path / "a")["links.parquet"]
 
 
-def test_a_run_stopped_while_asking_goes_on(server: Origins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_stopped_while_asking_continues(server: Origins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, output = write_table(tmp_path, server.server_port), tmp_path / "screened"
     ask, asked = RobotsRules._ask, []
 
-    def until(self: RobotsRules, origin: str) -> dict[str, Any]:
+    def ask_five(self: RobotsRules, origin: str) -> dict[str, Any]:
         asked.append(origin)
         if len(asked) == 6:
             raise KeyboardInterrupt
         return ask(self, origin)
 
-    monkeypatch.setattr(RobotsRules, "_ask", until)
+    monkeypatch.setattr(RobotsRules, "_ask", ask_five)
     with pytest.raises(KeyboardInterrupt):
         main(command(table, output, "--connections", "1"))
     assert not output.exists() and 6 <= len(asked) < 12
@@ -240,7 +240,7 @@ def test_agreements_lift_rules_of_the_hosts_they_name(server: Origins, tmp_path:
     assert ("127.0.0.5", "/robots.txt") not in server.asked
 
 
-def test_what_is_wrong_is_told_before_anything_is_done(tmp_path: Path) -> None:
+def test_wrong_settings_are_refused_before_any_work(tmp_path: Path) -> None:
     table = tmp_path / "links.jsonl"
     table.write_text(json.dumps({"url": "https://a.example/1.jpg", "caption": CAPTION}) + "\n")
     base = ["--table", str(table), "--output", str(tmp_path / "screened"), "--processes", "1"]
@@ -264,7 +264,7 @@ def test_what_is_wrong_is_told_before_anything_is_done(tmp_path: Path) -> None:
         main(base)
 
 
-def test_nobody_is_asked_when_told_so(server: Origins, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_skip_origins_asks_no_origin(server: Origins, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     main(command(write_table(tmp_path, server.server_port), tmp_path / "screened", "--skip-origins"))
     assert not server.asked and "--skip-origins" in caplog.text
     links = pq.read_table(tmp_path / "screened/links.parquet")
@@ -285,7 +285,7 @@ def test_memory_is_bounded_by_parts(server: Origins, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_goes_on(server: Origins, tmp_path: Path) -> None:
+def test_a_killed_run_continues(server: Origins, tmp_path: Path) -> None:
     table, output = write_table(tmp_path, server.server_port, 3000), tmp_path / "screened"
     program = [sys.executable, "-m", "data_tools.screen_links", *command(table, output, "--connections", "1")]
     program[program.index("--processes") + 1] = "2"

@@ -42,11 +42,11 @@ def test_limits_of_size_and_number(tmp_path: Path) -> None:
         file.add("https://a.example/1", b"x" * 1000)
         file.add("https://a.example/2", b"x" * 1001)
         file.add("https://a.example/3", b"x", headers=tuple(("A", "b") for _ in range(300)))
-    fates = [page.refused.rule if page.refused else "" for page in read(tmp_path / "a.warc.gz")]
-    assert fates == ["", "page_size", "page_headers"]
+    rules = [page.refused.rule if page.refused else "" for page in read(tmp_path / "a.warc.gz")]
+    assert rules == ["", "page_size", "page_headers"]
 
 
-def test_a_torn_end_is_told(tmp_path: Path) -> None:
+def test_a_truncated_file_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.warc.gz"
     with WarcFile(path) as file:
         for number in range(5):
@@ -70,7 +70,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     assert pages[0].refused is not None and pages[0].refused.rule == "page_size" and pages[1].refused is not None
 
 
-def test_digest_of_an_archive_sees_both_ends(tmp_path: Path) -> None:
+def test_the_digest_of_an_archive_covers_both_ends(tmp_path: Path) -> None:
     digests = set()
     for content in (b"a" * 3_000_000, b"b" + b"a" * 2_999_999, b"a" * 2_999_999 + b"b", b"a" * 2_999_999, b""):
         (tmp_path / "a").write_bytes(content)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 
 ROWS = 500_000  # average number of rows in a bucket
-LINKS = pa.schema([("row", pa.int64()), ("link_hash", pa.binary(16)), ("uid", pa.string())])
+HASHES = pa.schema([("row", pa.int64()), ("link_hash", pa.binary(16)), ("uid", pa.string())])
 DUPLICATES = pa.schema([("row", pa.int64()), ("first", pa.string())])
 
 
@@ -30,7 +30,7 @@ class LinkDuplicates:
         self._buckets = DiskBuckets(folder)
 
     def add(self, links: pa.Table) -> None:
-        """Add rows as in ``LINKS``, each hash 16 bytes."""
+        """Add rows as in ``HASHES``, each hash 16 bytes."""
         high = hash_numbers(links["link_hash"])
         self._buckets.write(links, (high % np.uint64(self.count)).astype(np.int64))
 

@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 
 from data_tools.links.disk_buckets import DiskBuckets, read_bucket
 from data_tools.links.host_shuffle import hashed
-from data_tools.links.link_duplicates import LINKS as HASHES
-from data_tools.links.link_duplicates import LinkDuplicates, hash_numbers
+from data_tools.links.link_duplicates import HASHES, LinkDuplicates, hash_numbers
 from data_tools.links.robots_screen import LINKS, decision_tables
 from data_tools.links.row_filters import CHUNK, read_chunk
 from data_tools.links.screened_folder import RANGE
