@@ -13,26 +13,17 @@ def languages(*texts: str, page: str | None = None) -> list[str]:
     return [found.language for found in vote(list(texts), [page] * len(texts))]
 
 
-def test_two_words_suffice_where_letters_or_words_tell() -> None:
+def test_two_words_suffice_with_typical_letters_or_words() -> None:
     texts = {
-        "bg": "червен кръг",
-        "cs": "modrá hvězda",
-        "de": "kleiner roter Kreis",
-        "el": "κόκκινος κύκλος",
-        "et": "punane ring",
-        "fi": "punainen ympyrä",
-        "lt": "raudonas apskritimas",
-        "lv": "sarkans aplis",
-        "mk": "црвен круг",
-        "mt": "ċirku aħmar",
-        "pt": "círculo vermelho",
-        "sk": "modrá hviezda",
+        "bg": "червен кръг", "cs": "modrá hvězda", "de": "kleiner roter Kreis", "el": "κόκκινος κύκλος",
+        "et": "punane ring", "fi": "punainen ympyrä", "lt": "raudonas apskritimas", "lv": "sarkans aplis",
+        "mk": "црвен круг", "mt": "ċirku aħmar", "pt": "círculo vermelho", "sk": "modrá hviezda",
         "uk": "червоний круг",
-    }
+    }  # fmt: skip
     assert languages(*texts.values()) == list(texts)
 
 
-def test_nothing_is_said_where_nothing_can_be_told() -> None:
+def test_texts_without_language_are_undetermined() -> None:
     for text in ("", "   ", "IMG_2034.jpg", "2034", "https://example.org/der/die/das.png", "!!! …", "logo", "\ud800"):
         assert vote([text])[0].language == "und", text
 
@@ -45,7 +36,7 @@ def test_tags_of_pages(tag: str | None, code: str | None) -> None:
     assert primary_language(tag) == code
 
 
-def test_answers_do_not_depend_on_company() -> None:
+def test_answers_do_not_depend_on_the_other_texts() -> None:
     texts = ["ein roter Kreis", "cercle rouge", "logo"]
     together = vote(texts)
     assert together == [vote([text])[0] for text in texts] == vote(texts)
@@ -85,7 +76,7 @@ def test_every_language_of_the_eu_is_found_in_a_sentence() -> None:
     texts = sentences()
     alone = {language: vote([text])[0].language for language, text in texts.items()}
     wrong = {language: found for language, found in alone.items() if found != language}
-    assert len(alone) == 24 and wrong in ({}, {"hr": "und"})  # Croatian and Bosnian are hard to tell apart
+    assert len(alone) == 24 and wrong in ({}, {"hr": "und"})  # Croatian and Bosnian are hard to distinguish
     assert all(vote([text], [language])[0].language == language for language, text in texts.items())
 
 

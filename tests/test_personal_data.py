@@ -14,7 +14,7 @@ from data_tools.links.personal_data import KINDS, MAX_CHARACTERS, REGIONS, Perso
 from leam_mm.errors import UserError
 
 CASES = yaml.safe_load(Path(__file__).with_name("personal_data_cases.yaml").read_text("utf-8"))
-# Their numbers have no leading 0: without the country or a word before them they are any digits.
+# Numbers without a leading 0 look like any digits, unless a country code or a word precedes them.
 WORDS = {"GR": "τηλ.", "BG": "тел.", "PL": "tel.", "FR": "tél. ", "IT": "telefono"}
 
 
@@ -52,14 +52,14 @@ def test_telephone_numbers_of_every_country(region: str) -> None:
             assert [item.strip("()") for item in found] == [value.strip("()")] or found == [value], text
 
 
-def test_nothing_is_found_where_nothing_is() -> None:
+def test_nothing_is_found_in_captions_without_personal_data() -> None:
     assert [(text, find_personal_data(text)) for text in CASES["none"] if find_personal_data(text)] == []
     generator = np.random.default_rng(0)
     scenes = [text for number in range(40) for text in captions(make_scene("train", 0, number), generator).values()]
     assert len(scenes) > 900 and not [text for text in scenes if find_personal_data(text, shaped=True)]
 
 
-def test_shaped_findings_say_so() -> None:
+def test_findings_that_only_have_the_form_are_marked() -> None:
     text = "stock photo 44051401359, iban DE89 3704 0044 0532 0130 01, x@example.notatld"
     found = {item.kind: item for item in find_personal_data(text, shaped=True)}
     assert set(found) == {"national_id", "iban", "email"} and not any(item.validated for item in found.values())
@@ -80,7 +80,7 @@ def test_each_kind_has_its_action() -> None:
             PersonalDataRule(wrong)
 
 
-def test_details_give_nothing_away() -> None:
+def test_details_reveal_no_personal_data() -> None:
     for kind in KINDS:
         for texts in CASES[kind].values():
             for text, wanted in map(labelled, texts):
@@ -89,39 +89,16 @@ def test_details_give_nothing_away() -> None:
 
 
 HOSTILE = [
-    "@",
-    "a@",
-    "a.",
-    "1 ",
-    "1-",
-    "0",
-    "A1",
-    "::1",
-    "http://a",
-    "x@a.",
-    "AA00 ",
-    "(0",
-    "tel ",
-    "12/",
-    "www.",
-    "[at]",
-]
+    "@", "a@", "a.", "1 ", "1-", "0", "A1", "::1", "http://a", "x@a.", "AA00 ", "(0", "tel ", "12/", "www.", "[at]",
+]  # fmt: skip
 HOSTILE += [
-    "\u0661",
-    "1.1.",
-    "4111 ",
-    "a/~",
-    "IBAN DE89 ",
-    "+49 30 ",
-    "Tel. 0301",
-    "NIF 123456789 ",
-    "ABCDEF85T",
+    "\u0661", "1.1.", "4111 ", "a/~", "IBAN DE89 ", "+49 30 ", "Tel. 0301", "NIF 123456789 ", "ABCDEF85T",
     "1234567 ",
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_captions_take_no_longer(text: str) -> None:
+def test_hostile_captions_take_little_time(text: str) -> None:
     text = (text * 5000)[:5000]  # the longest that screen_links lets through
     find_personal_data(text)
     begin = time.process_time()
@@ -129,5 +106,5 @@ def test_hostile_captions_take_no_longer(text: str) -> None:
     assert time.process_time() - begin < 1.5
 
 
-def test_only_the_beginning_is_looked_at() -> None:
+def test_only_the_first_characters_are_searched() -> None:
     assert find_personal_data("x" * (MAX_CHARACTERS - 4) + " anna@example.de") == []

@@ -21,12 +21,12 @@ TABLED: dict[str, Any] = yaml.safe_load(TABLE.read_text("utf-8"))
         (personal_numbers.german_pension, "15070649C103"),
     ],
 )
-def test_own_checksums_know_single_wrong_digits(check: Any, right: str) -> None:
+def test_own_checksums_detect_single_wrong_digits(check: Any, right: str) -> None:
     assert check(right)
     checked = len(right) if check is not personal_numbers.hungarian_business else 8
-    wrong = [right[:place] + str((int(right[place]) + 1) % 10) + right[place + 1 :]
-             for place in range(checked) if right[place].isdigit()]  # fmt: skip
-    assert sum(map(check, wrong)) <= 1  # one place of the German number has a weight that is blind to some changes
+    wrong = [right[:index] + str((int(right[index]) + 1) % 10) + right[index + 1 :]
+             for index in range(checked) if right[index].isdigit()]  # fmt: skip
+    assert sum(map(check, wrong)) <= 1  # one weight of the German number does not detect some changes
 
 
 def test_every_row_of_the_table_is_a_check_and_a_form() -> None:
@@ -37,7 +37,7 @@ def test_every_row_of_the_table_is_a_check_and_a_form() -> None:
     assert all(entry.kind in ("national_id", "tax_id") for entry in entries)
 
 
-def test_numbers_of_no_meaning_are_rarely_taken_for_a_person() -> None:
+def test_random_numbers_are_rarely_validated() -> None:
     chance = random.Random(0)
     forms = ["#########", "##########", "###########", "#############", "######-####", "######/####", "## ### ### ###"]
     forms += ["#### #### ####", "###-###-####", "######-#####", "@@#########", "@@ ### ### ###", "#### #### #### ####"]
@@ -50,7 +50,7 @@ def test_numbers_of_no_meaning_are_rarely_taken_for_a_person() -> None:
     assert len(taken) / len(texts) < 0.01, taken[:20]
 
 
-def test_a_word_beside_it_names_a_number() -> None:
+def test_a_word_beside_a_number_identifies_it() -> None:
     assert not list(find_numbers("article 44051401359"))
     for text in ("PESEL 44051401359", "44051401359 (pesel)", "Pesel: 44051401359"):
         assert [found.detail for found in find_numbers(text)] == ["pl.pesel"]
@@ -60,7 +60,7 @@ def test_a_word_beside_it_names_a_number() -> None:
     assert [found.detail for found in wrong if not found.validated] == ["pl.pesel, checksum wrong"]
 
 
-def test_words_behind_a_number_are_not_its_groups() -> None:
+def test_words_after_a_number_are_not_its_groups() -> None:
     for text in (
         "IBAN DE89 3704 0044 0532 0130 00 Bank",
         "IBAN DE89370400440532013000 BANK AG",
