@@ -141,10 +141,10 @@ class ScreenSettings:
 
 def require_contact(settings: ScreenSettings, hosts: Iterable[str | None]) -> None:
     """Refuse to ask hosts of other people without a contact."""
-    stranger = next((host for host in hosts if host and host not in settings.allow_private), None)
-    if stranger and not settings.agent_contact and not settings.skip_origins:
+    foreign = next((host for host in hosts if host and host not in settings.allow_private), None)
+    if foreign and not settings.agent_contact and not settings.skip_origins:
         raise UserError(
-            f"--agent-contact is missing: give a page or address where the owner of {stranger} can reach you"
+            f"--agent-contact is missing: give a page or address where the owner of {foreign} can reach you"
         )
 
 

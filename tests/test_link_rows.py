@@ -46,8 +46,8 @@ def test_rows_come_in_the_order_of_the_table(table: Path) -> None:
 
 def test_the_survey_counts_and_names_a_stranger(table: Path) -> None:
     survey = LinkRows(table, None, False, ["own.example"]).survey
-    assert (survey.rows, survey.fetch, survey.stranger) == (6, 2, "a.example")
-    assert LinkRows(table, None, False, ["own.example", "a.example"]).survey.stranger is None
+    assert (survey.rows, survey.fetch, survey.foreign_host) == (6, 2, "a.example")
+    assert LinkRows(table, None, False, ["own.example", "a.example"]).survey.foreign_host is None
 
 
 def test_the_digest_changes_with_any_value(table: Path) -> None:

@@ -182,9 +182,9 @@ def download_images(settings: DownloadSettings) -> None:
     blocked = DigestList(withdrawn) if withdrawn.is_file() else None
     links = LinkRows(settings.table, settings.folder, settings.allow_file, settings.allow_private, blocked)
     survey = links.survey
-    if survey.stranger and not settings.agent_contact:
+    if survey.foreign_host and not settings.agent_contact:
         raise UserError(
-            f"--agent-contact is missing: give a page or address where the owner of {survey.stranger} can reach you"
+            f"--agent-contact is missing: give a page or address where the owner of {survey.foreign_host} can reach you"
         )
     fetch = _fetch_setting(settings, links.allow_file)
     rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})

@@ -45,13 +45,13 @@ class Survey:
     Args:
         rows: Number of rows.
         fetch: Number of rows that may be fetched.
-        stranger: A host of other people among them, or None.
+        foreign_host: A host among them that is not in ``allow_private``, or None.
         digest: SHA-256 over all values, independent of the file's format.
     """
 
     rows: int
     fetch: int
-    stranger: str | None
+    foreign_host: str | None
     digest: str
 
 
@@ -94,7 +94,7 @@ class LinkRows:
     def _survey(self) -> Survey:
         digests: dict[str, Any] = {}
         rows = fetch = 0
-        stranger = None
+        foreign_host = None
         for row in self:
             rows += 1
             for name, value in row.source.items():
@@ -104,11 +104,11 @@ class LinkRows:
             if row.fetch:
                 fetch += 1
                 if row.decision["domain"] not in ("", *self.allow_private):
-                    stranger = stranger or row.decision["domain"]
+                    foreign_host = foreign_host or row.decision["domain"]
         if not rows:
             raise UserError(f"{self.table} holds no row; give a table with at least one link")
         whole = hashlib.sha256(b"".join(digests[name].digest() for name in sorted(digests)))
-        return Survey(rows, fetch, stranger, whole.hexdigest())
+        return Survey(rows, fetch, foreign_host, whole.hexdigest())
 
     def __iter__(self) -> Iterator[LinkRow]:
         """Iterate over the table once."""

@@ -129,12 +129,12 @@ def _text(value: object) -> str | None:
 
 
 def folder_links(folder: Path) -> pa.Table:
-    """Make a table of links from a folder: each image with the caption in the ``.txt`` file beside it.
+    """Return a table of links for a folder: each image with the caption in the ``.txt`` file beside it.
 
     A ``captions.parquet``, ``.csv`` or ``.jsonl`` in the folder is used instead; its ``url`` holds the file names.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: give --folder a folder of images")
+        raise UserError(f"{folder} is not a folder: give --folder a folder of images")
     for name in ("captions.parquet", "captions.csv", "captions.jsonl"):
         if (folder / name).is_file():
             table = read_links(folder / name)
@@ -153,7 +153,7 @@ def folder_links(folder: Path) -> pa.Table:
     root = folder.resolve()
     for path in images:
         if not path.resolve().is_relative_to(root):
-            raise UserError(f"{path} is a link that leads out of {folder}; copy the image instead")
+            raise UserError(f"{path} is a symbolic link that leads out of {folder}; copy the image instead")
     return pa.table(
         {
             "url": ["file:" + quote(path.relative_to(folder).as_posix()) for path in images],
