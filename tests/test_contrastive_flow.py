@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toys.generators import SignLatents, generator_module, wake_generator
+from toys.generators import SignLatents, generator_module, randomise_generator
 
 from leam_mm.data.batch import collate_samples
 from leam_mm.data.sample_order import sample_noise
@@ -40,7 +40,7 @@ def test_a_weight_without_a_minimum_is_refused() -> None:
 
 
 def test_the_loss_is_the_papers() -> None:
-    module, data = wake_generator(generator_module(techniques=[ContrastiveFlow(0.05)])), batch()
+    module, data = randomise_generator(generator_module(techniques=[ContrastiveFlow(0.05)])), batch()
     predictions: list[Tensor] = []
     module.denoiser.register_forward_hook(lambda *parts: predictions.append(parts[-1]))
     with torch.no_grad():
@@ -51,9 +51,9 @@ def test_the_loss_is_the_papers() -> None:
     expected = (predictions[0] - target).square() - 0.05 * (predictions[0] - other).square()
     torch.testing.assert_close(losses, expected.flatten(1).mean(1))
     with torch.no_grad():
-        plain = wake_generator(generator_module()).sample_losses(data)
+        plain = randomise_generator(generator_module()).sample_losses(data)
         torch.testing.assert_close(
-            wake_generator(generator_module(techniques=[ContrastiveFlow(0.0)])).sample_losses(data), plain
+            randomise_generator(generator_module(techniques=[ContrastiveFlow(0.0)])).sample_losses(data), plain
         )
 
 
@@ -88,7 +88,7 @@ def test_its_minimum_is_the_velocity_lengthened_and_moved() -> None:
 
 def test_parts_of_a_batch_have_the_gradients_of_the_whole() -> None:
     """As ranks and accumulated batches do; test_representation_alignment.py lets two ranks do it."""
-    module = wake_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema=None)).double()
+    module = randomise_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema=None)).double()
 
     def slopes(first: int, count: int) -> list[Tensor]:
         data = {n: value.double() if value.is_floating_point() else value for n, value in batch(first, count).items()}

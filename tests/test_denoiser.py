@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import PRXTransformer2DModel
 from torch import nn
-from toys.generators import build_denoiser, denoiser_inputs, wake_denoiser
+from toys.generators import build_denoiser, denoiser_inputs, fill_zero_weights
 
 from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.errors import UserError
@@ -23,7 +23,7 @@ def test_starts_at_zero_and_keeps_the_shape(kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_padding_has_no_influence_and_captions_and_time_have(kind: str) -> None:
-    denoiser = wake_denoiser(build_denoiser(kind))
+    denoiser = fill_zero_weights(build_denoiser(kind))
     latent, time, state, mask = denoiser_inputs()
     with torch.no_grad():
         first = denoiser(latent, time, state, mask)
@@ -36,7 +36,7 @@ def test_padding_has_no_influence_and_captions_and_time_have(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_samples_do_not_see_each_other(kind: str) -> None:
-    denoiser = wake_denoiser(build_denoiser(kind))
+    denoiser = fill_zero_weights(build_denoiser(kind))
     parts = denoiser_inputs()
     with torch.no_grad():
         together = denoiser(*parts)
@@ -46,7 +46,7 @@ def test_samples_do_not_see_each_other(kind: str) -> None:
 
 def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
     latent, time, state, mask = denoiser_inputs(length=8)
-    prx, unet = wake_denoiser(build_denoiser("prx")), wake_denoiser(build_denoiser("unet"))
+    prx, unet = fill_zero_weights(build_denoiser("prx")), fill_zero_weights(build_denoiser("unet"))
     with torch.no_grad():
         theirs = prx.model(latent, timestep=time, encoder_hidden_states=state, attention_mask=mask).sample
         torch.testing.assert_close(prx(latent, time, state, mask), theirs)
@@ -61,7 +61,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     parts = denoiser_inputs(size=4)
     slopes = []
     for checkpointing in (False, True):
-        denoiser = wake_denoiser(build_denoiser(kind, gradient_checkpointing=checkpointing)).train()
+        denoiser = fill_zero_weights(build_denoiser(kind, gradient_checkpointing=checkpointing)).train()
         denoiser(*parts).square().sum().backward()
         slopes.append([value.grad for value in denoiser.parameters() if value.grad is not None])
     assert len(slopes[0]) == len(slopes[1]) > 10
@@ -71,7 +71,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", CASES)
 def test_half_precision_autocast_runs(kind: str) -> None:
-    denoiser = wake_denoiser(build_denoiser(kind))
+    denoiser = fill_zero_weights(build_denoiser(kind))
     parts = denoiser_inputs(size=4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         half = denoiser(*parts)

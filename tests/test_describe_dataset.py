@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from toys.images import encoded_image, soft_image
-from toys.pages import Balance, shown_in_browser
+from toys.pages import HtmlChecker, shown_in_browser
 from toys.published import derived_from, keys_of, record_of, withdraw, write_published
 
 from data_tools.describe_dataset import main
@@ -174,7 +174,7 @@ def hostile(tmp_path: Path) -> Path:
 
 def test_the_page_is_whole_and_escapes_what_strangers_wrote(hostile: Path) -> None:
     text = (hostile / "statistics.html").read_text()
-    balance = Balance()
+    balance = HtmlChecker()
     balance.feed(text)
     assert balance.open == [] and not any(tag == "script" for tag, _ in balance.seen)
     pictures = [attributes for tag, attributes in balance.seen if tag == "img"]

@@ -14,8 +14,8 @@ from toys.generators import (
     FakeCaptions,
     SignLatents,
     generator_module,
+    randomise_generator,
     train_generator,
-    wake_generator,
 )
 
 from leam_mm.captions.frozen_parts import FrozenParts
@@ -44,7 +44,7 @@ def test_loss_falls(process: Any, tmp_path: Path) -> None:
 
 
 def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     samples = [SignLatents(8)[number] for number in range(8)]
     with torch.no_grad():
         together = module.sample_losses(collate_samples(samples))
@@ -58,7 +58,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch() -> None:
 def test_another_seed_is_another_training() -> None:
     batch = collate_samples([SignLatents(8)[number] for number in range(8)])
     with torch.no_grad():
-        one, two = (wake_generator(generator_module(seed=seed)).sample_losses(batch) for seed in (0, 1))
+        one, two = (randomise_generator(generator_module(seed=seed)).sample_losses(batch) for seed in (0, 1))
     assert not torch.isclose(one, two).any()
 
 
@@ -106,7 +106,7 @@ def test_two_runs_are_equal_to_the_bit(tmp_path: Path) -> None:
 
 
 def test_pictures_and_texts_are_encoded_on_the_fly() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     image = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)
     captions = ["ein Kreis", "zwei rote Kreise", "κύκλος"]
     index = torch.arange(3)
@@ -119,7 +119,7 @@ def test_pictures_and_texts_are_encoded_on_the_fly() -> None:
 
 
 def test_half_precision_of_the_codec_does_not_round_noise_and_times() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     index = torch.arange(4)
     batch = {"image": torch.randint(0, 256, (4, 3, 4, 4), dtype=torch.uint8), "sample_index": index}
     encode, seen = module.codec.encode, []
@@ -131,7 +131,7 @@ def test_half_precision_of_the_codec_does_not_round_noise_and_times() -> None:
 
 
 def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     prompts = ["ein Kreis", "zwei rote Kreise", "κύκλος", "квадрат", "a b c"]
     together = module.sample(prompts, seed=3, steps=4)
     assert together.shape == (5, 3, 4, 4) and together.min() >= 0 and together.max() <= 1
@@ -146,7 +146,7 @@ def test_a_picture_depends_on_its_number_not_on_its_neighbours() -> None:
 def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline
 
-    module = wake_generator(generator_module(process=RectifiedFlow(shift=2.0)))
+    module = randomise_generator(generator_module(process=RectifiedFlow(shift=2.0)))
     module.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]  # nothing is clamped
     ours = module.sample(["zwei rote Kreise"], seed=3, steps=9, guidance=guidance)
     pipeline: Any = PRXPipeline(
@@ -173,7 +173,7 @@ def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
 
 
 def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     state = torch.get_rng_state()
     first = module.sample(["x"], seed=0, steps=2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -182,7 +182,7 @@ def test_sampling_uses_the_average_and_leaves_the_random_state_alone() -> None:
 
 
 def test_large_pictures_are_decoded_in_tiles() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     torch.manual_seed(2)
     codec = DCCodec(latent_channels=4, widths=[8, 8, 16, 16], layers=[0, 1, 1, 1]).requires_grad_(False).eval()
     module.frozen.opened["codec"] = codec
@@ -200,7 +200,7 @@ def test_large_pictures_are_decoded_in_tiles() -> None:
 
 
 def test_validation_is_the_same_every_time_and_by_time(tmp_path: Path) -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     results = [
         trainer.validate(
@@ -300,7 +300,7 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
     assert generator.sample(["ein Kreis"], seed=0, steps=2).shape == (1, 3, 8, 8)
     # A generator of the same codec can be the weaker one of autoguidance; this one, untrained, predicts zeros.
     weaker = str(tmp_path / "generator.ckpt")
-    guided = wake_generator(generator).sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
+    guided = randomise_generator(generator).sample(["ein Kreis"], 0, 2, Guidance(2.0, weaker=weaker))
     doubled = generator.ema_denoiser().register_forward_hook(lambda network, given, found: 2 * found)
     torch.testing.assert_close(generator.sample(["ein Kreis"], 0, 2, guidance=1.0), guided)
     doubled.remove()

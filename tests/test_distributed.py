@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from toys.ranks import process_group
 from toys.recipes import buckets_recipe, codec_section, generator_section, stable_recipe
 from toys.runs import assert_same_training, loss_curve, run_recorded, seen_keys
 from toys.shards import write_toy_buckets
@@ -111,18 +111,16 @@ def gradients(network: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def rank_gradients(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    assert world_size() == world
-    votes = [any_rank(rank == world - 1, torch.device("cpu")), any_rank(False, torch.device("cpu"))]
-    found = {"votes": torch.tensor(votes)}
-    batch = {name: part.chunk(world)[rank] for name, part in inputs().items()}
-    for name, towers in cases().items():
-        state = [buffer for buffer, _ in towers.named_buffers()]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(towers, state)
-        found |= {f"{name}.{key}": g for key, g in gradients(DistributedDataParallel(towers), batch).items()}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(folder, rank, world):
+        assert world_size() == world
+        votes = [any_rank(rank == world - 1, torch.device("cpu")), any_rank(False, torch.device("cpu"))]
+        found = {"votes": torch.tensor(votes)}
+        batch = {name: part.chunk(world)[rank] for name, part in inputs().items()}
+        for name, towers in cases().items():
+            state = [buffer for buffer, _ in towers.named_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(towers, state)
+            found |= {f"{name}.{key}": g for key, g in gradients(DistributedDataParallel(towers), batch).items()}
+        torch.save(found, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.parametrize("world", [2, *(pytest.param(ranks, marks=pytest.mark.slow) for ranks in (1, 3))])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys.generators import SignLatents, generator_module, wake_generator
+from toys.generators import SignLatents, generator_module, randomise_generator
 
 from leam_mm.data.batch import collate_samples
 from leam_mm.diffusion.clean_flow import CleanFlow
@@ -16,7 +16,7 @@ from leam_mm.diffusion.variance_preserving import VariancePreservingNoise
 
 
 def test_every_sampler_draws_by_the_number_alone() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     module.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]  # nothing is clamped
     prompts = ["ein Kreis", "zwei rote Kreise", "κύκλος"]
     drawn = {}
@@ -31,13 +31,13 @@ def test_every_sampler_draws_by_the_number_alone() -> None:
 
 @pytest.mark.parametrize("process", [CleanFlow(), Edm(sigma_data=0.5), VariancePreservingNoise()])
 def test_every_process_draws(process: Any) -> None:
-    module = wake_generator(generator_module(process=process))
+    module = randomise_generator(generator_module(process=process))
     for method in ("euler", "heun", "dpm", "sde", None):
         assert module.sample(["ein Kreis"], seed=3, steps=3, method=method).isfinite().all()
 
 
 def test_guidance_in_an_interval_saves_calls() -> None:
-    module = wake_generator(generator_module())
+    module = randomise_generator(generator_module())
     rows: list[int] = []
     module.ema_denoiser().register_forward_hook(lambda network, given, found: rows.append(len(given[0])))
     whole = module.sample(["a b", "c"], seed=3, steps=8, guidance=Guidance(3.0))
@@ -51,15 +51,15 @@ def test_guidance_in_an_interval_saves_calls() -> None:
 
 
 def test_a_shift_by_size_follows_the_size_of_the_latents() -> None:
-    module = wake_generator(generator_module(process=RectifiedFlow(shift=ResolutionShift(16))))
-    fixed = wake_generator(generator_module(process=RectifiedFlow(shift=2.0)))
+    module = randomise_generator(generator_module(process=RectifiedFlow(shift=ResolutionShift(16))))
+    fixed = randomise_generator(generator_module(process=RectifiedFlow(shift=2.0)))
     for one in (module, fixed):
         one.codec.decode = lambda latent: latent[:, :3] / 100  # type: ignore[method-assign]
     large = module.sample(["a"], seed=3, steps=4, size=(8, 8))
     assert large.shape == (1, 3, 8, 8)
     torch.testing.assert_close(large, fixed.sample(["a"], seed=3, steps=4, size=(8, 8)))
     assert not torch.allclose(
-        large, wake_generator(generator_module()).sample(["a"], seed=3, steps=4, size=(8, 8)), atol=1e-5
+        large, randomise_generator(generator_module()).sample(["a"], seed=3, steps=4, size=(8, 8)), atol=1e-5
     )
     sample = {**SignLatents(1)[0], "latent": torch.randn(4, 8, 8)}
     with torch.no_grad():

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from toys.ranks import process_group
 from toys.shards import write_toy_shards, write_toy_tokenizer
 
 from data_tools.corpora.scene_corpus import write_descriptions
@@ -105,29 +105,30 @@ def prepare(folder: Path) -> None:
 
 
 def one_rank(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    found: dict[str, Any] = {"plain": measure(folder, module(folder)), "composed": composed(folder, folder / "sheet")}
-    sharded = module(folder)
-    mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
-    shard_blocks(sharded.encoder, mesh, methods=("encode_image", "encode_text"))
-    found["sharded"] = measure(folder, sharded)
+    with process_group(folder, rank, world):
+        found: dict[str, Any] = {
+            "plain": measure(folder, module(folder)),
+            "composed": composed(folder, folder / "sheet"),
+        }
+        sharded = module(folder)
+        mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+        shard_blocks(sharded.encoder, mesh, methods=("encode_image", "encode_text"))
+        found["sharded"] = measure(folder, sharded)
 
-    def read(part: slice) -> torch.Tensor:
-        if rank == 1 and part.start:
-            raise ValueError("the disk of rank 1")
-        return torch.arange(part.start, part.stop)
+        def read(part: slice) -> torch.Tensor:
+            if rank == 1 and part.start:
+                raise ValueError("the disk of rank 1")
+            return torch.arange(part.start, part.stop)
 
-    for name, rows in (("fails", 10), ("differs", 10 + rank)):
-        try:
-            over_ranks(rows, 3, read, lambda numbers: numbers, CPU)
-        except (UserError, ValueError) as error:
-            found[name] = str(error)
-    kept = pictures_to_embed(read_pictures(folder / "shards"), 8)
-    found["bytes"] = [bool(picture.encoded) for picture in kept]
-    found["after"] = over_ranks(5, 2, lambda part: torch.arange(part.start, part.stop), lambda n: n, CPU).tolist()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+        for name, rows in (("fails", 10), ("differs", 10 + rank)):
+            try:
+                over_ranks(rows, 3, read, lambda numbers: numbers, CPU)
+            except (UserError, ValueError) as error:
+                found[name] = str(error)
+        kept = pictures_to_embed(read_pictures(folder / "shards"), 8)
+        found["bytes"] = [bool(picture.encoded) for picture in kept]
+        found["after"] = over_ranks(5, 2, lambda part: torch.arange(part.start, part.stop), lambda n: n, CPU).tolist()
+        (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])

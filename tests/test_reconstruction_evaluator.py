@@ -10,9 +10,9 @@ from typing import Any
 import numpy
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 from PIL import Image
+from toys.ranks import process_group
 
 import evaluate
 from leam_mm.callbacks.evaluate_every import EvaluateEvery
@@ -155,11 +155,9 @@ def test_numbers_are_those_of_the_plain_way(shards: Path, tmp_path: Path) -> Non
 
 
 def one_rank(rank: int, world: int, shards: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    found = [dataclasses.asdict(metric) for metric in measure(shards, codec(), folder).values()]
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    with process_group(folder, rank, world):
+        found = [dataclasses.asdict(metric) for metric in measure(shards, codec(), folder).values()]
+        (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 from PIL import Image
-from toys.pages import Balance, shown_in_browser
+from toys.pages import HtmlChecker, shown_in_browser
 
 from leam_mm import errors
 from leam_mm.errors import UserError
@@ -78,7 +78,7 @@ def test_every_part_is_there(page: str) -> None:
 
 
 def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
-    parser = Balance()
+    parser = HtmlChecker()
     parser.feed(page)
     assert parser.open == []
     assert "script" not in {tag for tag, _ in parser.seen}

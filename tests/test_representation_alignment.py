@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from toys.generators import SignLatents, generator_module, wake_generator
+from toys.generators import SignLatents, generator_module, randomise_generator
+from toys.ranks import process_group
 from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import EVIDENCE, find_checkpoint
@@ -106,7 +107,7 @@ def test_the_grid_follows_from_the_number_and_the_shape(count: int, shape: tuple
 @pytest.mark.parametrize("share", [None, 0.6])
 def test_the_added_loss_is_the_weighted_alignment_of_the_tokens(share: float | None) -> None:
     technique = aligned(weight=0.25, spatial_share=share)
-    module, seen = wake_generator(generator_module(techniques=[technique])), []
+    module, seen = randomise_generator(generator_module(techniques=[technique])), []
     block = module.denoiser.model.blocks[0]
     block.register_forward_hook(lambda *parts: seen.append(parts[-1]))
     data = batch(grid=(4, 4))
@@ -115,13 +116,15 @@ def test_the_added_loss_is_the_weighted_alignment_of_the_tokens(share: float | N
         feature = data["image_feature"] if share is None else spread_features(data["image_feature"], share)
         feature = resample_features(feature, (4, 4), (2, 2))
         expected = 0.25 * alignment(technique.projection(seen[0]), feature)  # of tokens (8, 4, E)
-    torch.testing.assert_close(losses, wake_generator(generator_module()).sample_losses(batch()).detach() + expected)
+    torch.testing.assert_close(
+        losses, randomise_generator(generator_module()).sample_losses(batch()).detach() + expected
+    )
     assert expected.unique().numel() == 8
 
 
 def test_tokens_that_were_left_out_do_not_count() -> None:
     technique = aligned()
-    module = wake_generator(generator_module(techniques=[technique, Halved()]))
+    module = randomise_generator(generator_module(techniques=[technique, Halved()]))
     data = batch()
     plain, changed = module.sample_losses(data), dict(data)
     noise = torch.randn_like(data["image_feature"])
@@ -130,18 +133,20 @@ def test_tokens_that_were_left_out_do_not_count() -> None:
     torch.testing.assert_close(module.sample_losses(changed), plain)
     changed["image_feature"] = torch.where(~away[:, None], noise, data["image_feature"])
     assert not torch.isclose(module.sample_losses(changed), plain).any()
-    other = wake_generator(generator_module(techniques=[Halved(), aligned()]))  # listed after it: sees all tokens again
+    other = randomise_generator(
+        generator_module(techniques=[Halved(), aligned()])
+    )  # listed after it: sees all tokens again
     other.techniques[1].load_state_dict(technique.state_dict())  # type: ignore[union-attr]
     assert not torch.isclose(other.sample_losses(data), plain).any()
 
 
 def test_samples_from_the_end_on_get_nothing_and_gradients_stay_whole() -> None:
-    module = wake_generator(generator_module(techniques=[aligned(until_samples=4)]))
-    plain = wake_generator(generator_module()).sample_losses(batch())
+    module = randomise_generator(generator_module(techniques=[aligned(until_samples=4)]))
+    plain = randomise_generator(generator_module()).sample_losses(batch())
     losses = module.sample_losses(batch())
     assert torch.equal(losses[4:], plain[4:]) and not torch.isclose(losses[:4], plain[:4]).any()
     late = module.sample_losses(batch(first=8))
-    assert torch.equal(late, wake_generator(generator_module()).sample_losses(batch(first=8)))
+    assert torch.equal(late, randomise_generator(generator_module()).sample_losses(batch(first=8)))
     late.mean().backward()
     for weight in module.techniques.parameters():
         assert weight.grad is not None and not weight.grad.any()
@@ -154,7 +159,7 @@ def test_training_aligns(tmp_path: Path) -> None:
             sign = sample["latent"][0, 0, 0]
             return sample | {"image_feature": torch.stack([sign * torch.arange(1.0, 1 + FEATURES)] * 4)}
 
-    module = wake_generator(generator_module(techniques=[aligned()]))
+    module = randomise_generator(generator_module(techniques=[aligned()]))
     data = collate_samples([Pictures(64)[number] for number in range(32)])
 
     def alone() -> float:
@@ -184,7 +189,7 @@ def test_features_of_pictures_come_from_the_encoder_and_its_digest_is_recorded(
     section["init_args"]["encoder"]["vision"] = vision
     file = save_checkpoint(tmp_path / "clip.ckpt", section)
     technique = aligned(feature_size=32, encoder=str(file))
-    module = wake_generator(generator_module(techniques=[technique]))
+    module = randomise_generator(generator_module(techniques=[technique]))
     image = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     latent = torch.randn(4, 4, 4, 4)
     data = batch(count=4) | {"latent": latent}
@@ -229,7 +234,7 @@ class Step(torch.nn.Module):
 
     def __init__(self, case: str) -> None:
         super().__init__()
-        self.generator = wake_generator(generator_module(techniques=[CASES[case]()], ema=None)).double()
+        self.generator = randomise_generator(generator_module(techniques=[CASES[case]()], ema=None)).double()
 
     def forward(self, data: dict[str, Any]) -> Tensor:
         return self.generator.sample_losses(data).mean()
@@ -242,11 +247,9 @@ def gradients(network: torch.nn.Module, first: int, count: int) -> dict[str, Ten
 
 
 def rank_gradients(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
-    found = {case: gradients(DistributedDataParallel(Step(case)), rank * 4, 4) for case in CASES}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(folder, rank, world):
+        found = {case: gradients(DistributedDataParallel(Step(case)), rank * 4, 4) for case in CASES}
+        torch.save(found, f"{folder}/{rank}.pt")
 
 
 def test_two_ranks_have_the_gradients_of_one(tmp_path: Path) -> None:
@@ -264,7 +267,7 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path: Path) -> None:
 
 def test_the_projection_is_sharded_and_computes_the_same(tmp_path: Path) -> None:
     technique = aligned()
-    module = wake_generator(generator_module(techniques=[technique]))
+    module = randomise_generator(generator_module(techniques=[technique]))
     with torch.no_grad():
         before = module.sample_losses(batch())
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)

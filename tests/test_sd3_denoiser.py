@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_processor import JointAttnProcessor2_0
-from toys.generators import build_denoiser, denoiser_inputs, wake_denoiser
+from toys.generators import build_denoiser, denoiser_inputs, fill_zero_weights
 
 from leam_mm.denoisers.block_step import Tokens
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser, pool
@@ -15,7 +15,7 @@ from leam_mm.techniques.token_routing import TokenRouting
 
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": False}])
 def test_without_padding_it_is_diffusers_own_model(changes: dict[str, Any]) -> None:
-    denoiser = wake_denoiser(build_denoiser("sd3", **changes))
+    denoiser = fill_zero_weights(build_denoiser("sd3", **changes))
     latent, time, state, mask = denoiser_inputs()
     everything = torch.ones_like(mask)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_steps_see_the_image_tokens() -> None:
             tokens.values = tokens.values * (2 if number == 1 else 1)
             return tokens
 
-    denoiser = wake_denoiser(build_denoiser("sd3"))
+    denoiser = fill_zero_weights(build_denoiser("sd3"))
     caught = []
     denoiser.model.norm_out.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_steps_see_the_image_tokens() -> None:
 
 @pytest.mark.parametrize("technique", [TokenRouting(0.5, 0, 2), TokenMasking(0.5, 1)])
 def test_techniques_that_leave_out_tokens_work(technique: Any) -> None:
-    denoiser = wake_denoiser(SD3Denoiser(4, 12, hidden_size=32, depth=4, num_heads=2)).train()
+    denoiser = fill_zero_weights(SD3Denoiser(4, 12, hidden_size=32, depth=4, num_heads=2)).train()
     technique.attach(denoiser, 0)
     latent, *rest = denoiser_inputs()
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
-from toys.generators import SignLatents, generator_module, train_generator, wake_generator
+from toys.generators import SignLatents, generator_module, randomise_generator, train_generator
 
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.data.batch import collate_samples
@@ -84,13 +84,16 @@ def test_steps_run_around_each_block_in_order() -> None:
 
 
 def test_no_technique_is_the_plain_loss_and_one_that_does_nothing_changes_nothing() -> None:
-    plain, idle = wake_generator(generator_module()), wake_generator(generator_module(techniques=[Technique()]))
+    plain, idle = (
+        randomise_generator(generator_module()),
+        randomise_generator(generator_module(techniques=[Technique()])),
+    )
     with torch.no_grad():
         assert torch.equal(plain.sample_losses(batch()), idle.sample_losses(batch()))
 
 
 def test_losses_weights_and_tokens_come_together() -> None:
-    module = wake_generator(generator_module(techniques=[HeadOnTokens(0.5)]))
+    module = randomise_generator(generator_module(techniques=[HeadOnTokens(0.5)]))
     technique: Any = module.techniques[0]
     with torch.no_grad():
         losses = module.sample_losses(batch())
@@ -98,7 +101,7 @@ def test_losses_weights_and_tokens_come_together() -> None:
         technique.strength = 0.0
         half = module.sample_losses(batch())
     torch.testing.assert_close(losses, half + added)
-    assert (half < wake_generator(generator_module()).sample_losses(batch())).all()
+    assert (half < randomise_generator(generator_module()).sample_losses(batch())).all()
 
 
 def test_its_weights_are_trained_beside_the_denoisers_and_sampling_does_not_know_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 from torch import Tensor
-from toys.generators import DEPTH, BlockSpy, deep_generator, sign_batch
+from toys.generators import DEPTH, BlockRecorder, deep_generator, sign_batch
 
 from leam_mm.errors import UserError
 from leam_mm.techniques.technique import Technique, TrainingStep
@@ -30,7 +30,7 @@ def test_nobody_masked_is_the_plain_loss_bit_for_bit() -> None:
 
 
 def test_the_loss_is_the_mean_over_what_was_seen() -> None:
-    spy, before = BlockSpy(), Errors()
+    spy, before = BlockRecorder(), Errors()
     module = deep_generator([spy, before, TokenMasking(share=0.75, mixing_blocks=2)])
     found = losses(module, [4, 5, 9])
     assert [tokens.values.shape[1] for tokens in spy.seen] == [16, 16, 4, 4, 4]
@@ -54,7 +54,7 @@ def test_errors_of_larger_patches_go_with_their_token() -> None:
 def test_dropped_tokens_speak_through_the_mixing_blocks_alone() -> None:
     """The visible part of the output depends on a dropped token where blocks mixed them, and not where none did."""
     for mixing, influence in ((0, False), (1, True)):
-        spy, before = BlockSpy(), Errors()
+        spy, before = BlockRecorder(), Errors()
         module = deep_generator([spy, before, TokenMasking(share=0.75, mixing_blocks=mixing)])
         row = sign_batch([4])
         with torch.no_grad():
@@ -107,7 +107,7 @@ def test_compiled_blocks_are_not_compiled_again_at_each_step() -> None:
 
 
 def test_routing_inside_masking_works_and_crossing_it_is_refused() -> None:
-    spy = BlockSpy()
+    spy = BlockRecorder()
     module = deep_generator([spy, TokenMasking(0.5, mixing_blocks=1), TokenRouting(0.5, first=1, last=3)])
     assert losses(module, [1, 2]).isfinite().all()
     assert [tokens.values.shape[1] for tokens in spy.seen] == [16, 8, 4, 4, 8]

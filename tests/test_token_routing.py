@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import Tensor
-from toys.generators import CAPTION_WIDTH, BlockSpy, deep_generator, sign_batch
+from toys.generators import CAPTION_WIDTH, BlockRecorder, deep_generator, sign_batch
 
 from leam_mm.denoisers.denoiser import UNetDenoiser
 from leam_mm.errors import UserError
@@ -14,7 +14,7 @@ def test_nobody_routed_is_the_plain_loss_bit_for_bit() -> None:
 
 
 def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
-    before, after = BlockSpy(), BlockSpy()
+    before, after = BlockRecorder(), BlockRecorder()
     module = deep_generator([before, TokenRouting(0.5, first=1, last=3), after])
     module.sample_losses(sign_batch([3, 8, 9])).sum().backward()
     assert [tokens.values.shape[1] for tokens in before.seen] == [16, 16, 8, 8, 16]
@@ -34,7 +34,7 @@ def test_routed_tokens_pass_unchanged_and_have_a_gradient() -> None:
 
 def test_rotations_are_those_of_the_places() -> None:
     """The kept tokens alone, put through a block by hand with their own rotations, give what the block gave."""
-    spy = BlockSpy()
+    spy = BlockRecorder()
     module = deep_generator([TokenRouting(0.5, first=0, last=1), spy])
     with torch.no_grad():
         module.sample_losses(sign_batch([5]))
@@ -93,7 +93,7 @@ def test_what_cannot_be_routed_is_refused() -> None:
 
 
 def test_all_tokens_leave_alike_often() -> None:
-    spy = BlockSpy()
+    spy = BlockRecorder()
     module = deep_generator([TokenRouting(0.75, first=0, last=1), spy])
     with torch.no_grad():
         module.sample_losses(sign_batch(list(range(64))) | {"sample_index": torch.arange(64)})

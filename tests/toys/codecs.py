@@ -14,14 +14,15 @@ from leam_mm.codecs.latent_codec import DCCodec, KLCodec, LatentCodec
 from leam_mm.losses.reconstruction import PatchDiscriminator
 from leam_mm.optim.schedule import Schedule
 
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
 
 class RandomImages(Dataset[dict[str, Any]]):
-    """Fixed random pictures with the number that the loader would give them."""
+    """Fixed random images with the sample index that the loader would give them."""
 
     def __init__(self, count: int = 16) -> None:
-        self.image = torch.randint(
-            0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        generator = torch.Generator().manual_seed(0)
+        self.image = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -31,14 +32,14 @@ class RandomImages(Dataset[dict[str, Any]]):
 
 
 class RankImages(RandomImages):
-    """The pictures of this rank: consecutive slices of the global batch of four, as our own loader deals them."""
+    """Images of this rank: its slice of each global batch of four, as in our own loader."""
 
     def __len__(self) -> int:
         return len(self.image) // 2
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        step, place = divmod(index, 2)
-        return super().__getitem__(4 * step + 2 * torch.distributed.get_rank() + place)
+        step, row = divmod(index, 2)
+        return super().__getitem__(4 * step + 2 * torch.distributed.get_rank() + row)
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:
@@ -64,14 +65,12 @@ def codec_module(
 
 
 def fit_codec(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:
+    """Train on random images."""
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,
-        logger=False,
         default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **({"enable_checkpointing": False} | settings),
+        **(QUIET | settings),
     )
     loader = DataLoader(RankImages() if trainer.world_size > 1 else RandomImages(), batch_size=batch_size)
     trainer.fit(model, loader, DataLoader(RandomImages(8), batch_size=4))
@@ -79,6 +78,7 @@ def fit_codec(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size
 
 
 def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters."""
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 

@@ -49,7 +49,7 @@ def packed_texts(
 
 
 def tiny_clip(tokenizer: Path, init_bias: float | None = None, seed: int = 0) -> SimpleNamespace:
-    """The three members of a ContrastiveModule that a release needs, with random weights."""
+    """The members of a ContrastiveModule that a release needs, with random weights."""
     torch.manual_seed(seed)
     opened = Tokenizer(tokenizer, context_length=12)
     encoder = DualEncoder(
@@ -113,7 +113,7 @@ def write_caption_encoder(folder: Path, kind: str = "t5") -> Path:
     write_toy_tokenizer(folder)
     rows = toy_vocabulary(folder)
     torch.manual_seed(0)
-    if kind == "t5":  # encoder and decoder, of which only the first is wanted
+    if kind == "t5":  # a model of encoder and decoder; only the encoder is used
         sizes = {"vocab_size": rows, "d_model": 24, "d_kv": 12, "d_ff": 48, "num_layers": 2, "num_heads": 2}
         T5Model(T5Config(**sizes)).save_pretrained(folder)
     else:
@@ -124,7 +124,7 @@ def write_caption_encoder(folder: Path, kind: str = "t5") -> Path:
 
 @torch.no_grad()
 def right_share(module: ContrastiveModule, shards: Path, texts: list[str]) -> float:
-    """Share of held-out pictures whose nearest text names their colour."""
+    """Share of held-out images whose nearest text names their colour."""
     encoder = module.ema_encoder()
     held_out = PairsModule(shards, ImageDecoding(16), 40, validation=shards, loading=Loading(0))
     batch = next(iter(held_out.val_dataloader()))

@@ -22,6 +22,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.optim.power_ema import gamma_of
 from leam_mm.optim.schedule import Schedule
 from leam_mm.techniques.technique import Technique
+from toys.codecs import QUIET
 from toys.encoders import tiny_clip
 
 CAPTION_LENGTH, CAPTION_WIDTH = 6, 12
@@ -37,7 +38,7 @@ class FakeCaptions(nn.Module):
 
 
 class FakeCodec(nn.Module):
-    """Latents are the first channels of the picture, repeated; decode takes them back."""
+    """Latents are the channels of the image and its first channel again; decode drops the last."""
 
     def encode(self, image: torch.Tensor) -> torch.Tensor:
         return torch.cat([image, image[:, :1]], dim=1)
@@ -47,7 +48,7 @@ class FakeCodec(nn.Module):
 
 
 class SignLatents(Dataset[dict[str, Any]]):
-    """Samples whose latent is one constant, of which a network can learn the sign from the caption."""
+    """Samples with constant latents of 1 or -1; their captions show the sign."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -66,6 +67,7 @@ class SignLatents(Dataset[dict[str, Any]]):
 
 
 def generator_module(**changes: Any) -> LatentDiffusionModule:
+    """A small generator for SignLatents with fake frozen parts; `changes` replace its arguments."""
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=1, num_heads=2)
     arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema": 0.9}
@@ -79,8 +81,8 @@ def generator_module(**changes: Any) -> LatentDiffusionModule:
     return module
 
 
-def wake_generator(module: LatentDiffusionModule) -> LatentDiffusionModule:
-    """Give the output layer weights, in the average as well."""
+def randomise_generator(module: LatentDiffusionModule) -> LatentDiffusionModule:
+    """Draw all weights anew, the same ones for the average, so that no layer is at zero."""
     torch.manual_seed(1)
     for value, average in zip(module.denoiser.parameters(), module.ema_denoiser().parameters(), strict=True):
         nn.init.normal_(value, std=0.2)
@@ -89,13 +91,8 @@ def wake_generator(module: LatentDiffusionModule) -> LatentDiffusionModule:
 
 
 def train_generator(module: LatentDiffusionModule, folder: Path, steps: int, **changes: Any) -> Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **quiet, **changes)
+    """Train on SignLatents."""
+    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **QUIET, **changes)
     trainer.fit(module, DataLoader(SignLatents(4096), batch_size=16, collate_fn=collate_samples))
     return trainer
 
@@ -106,7 +103,7 @@ PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κ
 def tiny_generator(
     tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0, process: DiffusionProcess | None = None
 ) -> LatentDiffusionModule:
-    """A generator with random weights; its frozen parts are handed in, not loaded from checkpoints."""
+    """A generator with random weights; its frozen parts are given directly, without checkpoints."""
     clip = tiny_clip(tokenizer, seed=seed)
     denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
     for parameter in [*denoiser.parameters(), *codec.parameters()]:
@@ -118,6 +115,7 @@ def tiny_generator(
 
 
 def build_denoiser(kind: str, **changes: object) -> Denoiser:
+    """A denoiser of 4 channels that reads caption states of width 12."""
     torch.manual_seed(0)
     if kind == "prx":
         return PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, **changes)  # type: ignore[arg-type]
@@ -126,8 +124,10 @@ def build_denoiser(kind: str, **changes: object) -> Denoiser:
     return UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8, **changes)  # type: ignore[arg-type]
 
 
-def wake_denoiser(denoiser: Denoiser) -> Denoiser:
-    """Give the layers that start at zero some weights, so that everything has an influence."""
+def fill_zero_weights(denoiser: Denoiser, seed: int | None = None) -> Denoiser:
+    """Draw the weights that start at zero, so that every layer has an influence on the output."""
+    if seed is not None:
+        torch.manual_seed(seed)
     for value in denoiser.parameters():
         if not value.any():
             nn.init.normal_(value, std=0.1)
@@ -135,6 +135,7 @@ def wake_denoiser(denoiser: Denoiser) -> Denoiser:
 
 
 def denoiser_inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[torch.Tensor, ...]:
+    """Latents, timesteps, caption states and their mask."""
     generator = torch.Generator().manual_seed(1)
     latent = torch.randn(batch, 4, size, size, generator=generator)
     mask = torch.arange(length) < torch.tensor([2, 6, 4])[:batch, None]
@@ -144,8 +145,8 @@ def denoiser_inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[tor
 DEPTH = 5
 
 
-class BlockSpy(Technique):
-    """Keeps what stands behind each block."""
+class BlockRecorder(Technique):
+    """Records the tokens after each block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,11 +166,12 @@ class BlockSpy(Technique):
 
 
 def sign_batch(numbers: list[int]) -> dict[str, Any]:
+    """A batch of SignLatents."""
     return collate_samples([SignLatents(64)[number] for number in numbers])
 
 
 def deep_generator(techniques: list[Technique] | None = None, **changes: Any) -> LatentDiffusionModule:
-    """A generator whose every weight has an influence, on latents of 4 x 4 tokens."""
+    """A generator on latents of 4 x 4 tokens; every weight has an influence on the output."""
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=DEPTH, num_heads=2, patch_size=1, **changes)
     module = LatentDiffusionModule(
@@ -182,7 +184,7 @@ def deep_generator(techniques: list[Technique] | None = None, **changes: Any) ->
 
 
 def torch_kernel(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = None) -> Tensor:
-    """What xformers' kernel computes, from torch."""
+    """Compute with torch what the kernel of xformers computes."""
     query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_bias).transpose(1, 2)
 
@@ -190,7 +192,7 @@ def torch_kernel(query: Tensor, key: Tensor, value: Tensor, attn_bias: Any = Non
 def torch_packed_kernel(
     query: Tensor, key: Tensor, value: Tensor, query_starts: Tensor, key_starts: Tensor, *longest: int
 ) -> Tensor:
-    """What torch's kernel of packed rows computes, sample by sample."""
+    """Compute sample by sample what torch's kernel of packed rows computes."""
     found = []
     for sample in range(len(query_starts) - 1):
         mine = slice(int(query_starts[sample]), int(query_starts[sample + 1]))
@@ -200,20 +202,13 @@ def torch_packed_kernel(
     return torch.cat(found)
 
 
-def wake_seeded(denoiser: Denoiser) -> Denoiser:
-    torch.manual_seed(1)
-    for value in denoiser.parameters():
-        if not value.any():
-            torch.nn.init.normal_(value, std=0.1)
-    return denoiser
-
-
 def small_prx() -> Denoiser:
-    torch.manual_seed(0)
-    return wake_seeded(PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2))
+    """The PRX denoiser of `build_denoiser` without zero weights."""
+    return fill_zero_weights(build_denoiser("prx"), seed=1)
 
 
 def packed_inputs(lengths: list[int], columns: int = 7) -> tuple[Tensor, ...]:
+    """Latents, timesteps, caption states of these lengths and their mask."""
     generator = torch.Generator().manual_seed(2)
     count = len(lengths)
     latent = torch.randn(count, 4, 8, 8, generator=generator)
@@ -222,7 +217,7 @@ def packed_inputs(lengths: list[int], columns: int = 7) -> tuple[Tensor, ...]:
 
 
 def power_average(path: np.ndarray, width: float) -> np.ndarray:
-    """The average by its definition: the sum over all steps, each with the integral of the profile over it."""
+    """Power-function average by its definition: each step weighted with the integral of the profile over it."""
     steps = np.arange(1, len(path) + 1, dtype=np.longdouble) / len(path)
     ends = steps ** (gamma_of(width) + 1)
     return np.asarray(np.diff(ends, prepend=np.longdouble(0)) @ path.astype(np.longdouble), np.float64)

@@ -1,4 +1,4 @@
-"""Check HTML pages, and the records that they show."""
+"""Check HTML pages, and records that reports and model cards show."""
 
 import shutil
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 VOID = {"meta", "link", "img", "br", "rect", "path", "polyline", "circle"}
 
 
-class Balance(HTMLParser):
-    """Checks that elements close in order, and collects attributes."""
+class HtmlChecker(HTMLParser):
+    """Parser that fails on elements that do not close in order; ``seen`` collects tags with their attributes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Balance(HTMLParser):
 
 
 def shown_in_browser(page: Path, profile: Path) -> str:
-    """The page as a real browser has built it, without a word on its console; skips where there is no browser."""
+    """Return a page as a browser builds it; fails if it writes to the console, skips without a browser."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium is installed")
@@ -52,5 +52,6 @@ ENERGY_RECORD = {
 
 
 def metric_row(name: str, value: float | None = 0.5, **more: object) -> dict:
+    """A row of results.jsonl."""
     row = {"name": name, "value": value, "low": 0.4, "high": 0.6, "unit": "fraction", "samples": 96, "note": ""}
     return row | more

@@ -1,7 +1,6 @@
-"""Shards as a download leaves them, and what is derived from them: keep-lists, latents, fetched parts."""
+"""Shards in the form that download_shards writes, folders derived from them, and the parts of a running download."""
 
 import hashlib
-import io
 import json
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from toys.images import encoded_image, soft_image
 
 
 def record_of(number: int, content: bytes) -> dict:
+    """Record of a downloaded image, with a host of five and a page of three."""
     host = f"img.site{number % 5}.example"
     url, caption = f"https://{host}/{number}.png", f"Picture number {number} of a lake"
     return {
@@ -43,6 +43,7 @@ def record_of(number: int, content: bytes) -> dict:
 
 
 def write_published(folder: Path, samples: int = 23, per_shard: int = 5) -> Path:
+    """Shards with a ledger."""
     rows = []
     with ShardWriter(folder, per_shard) as writer:
         for number in range(samples):
@@ -59,41 +60,43 @@ def write_published(folder: Path, samples: int = 23, per_shard: int = 5) -> Path
 
 
 def keys_of(folder: Path) -> list[str]:
+    """Keys of all samples, in order."""
     return [key for key, _ in read_samples(folder)]
 
 
-def derived_from(folder: Path, place: Path) -> tuple[Path, Path]:
-    """A keep-list, and latents in two shapes."""
+def derived_from(folder: Path, output: Path) -> tuple[Path, Path]:
+    """Write a keep-list of these shards, and their latents in buckets of two shapes."""
     source = ShardFolder(folder)
     kept = [(number, row, key) for number in range(len(source.shards)) for row, key in
             enumerate(source.index(number).keys) if row != 1]  # fmt: skip
-    (place / "kept").mkdir()
+    (output / "kept").mkdir()
     columns = zip(*kept, strict=True)
     table = pa.table(dict(zip(("shard", "row", "key"), map(list, columns), strict=True)))
-    write_keep_list(place / "kept", "../shards", source.merkle_root, table)
+    write_keep_list(output / "kept", "../shards", source.merkle_root, table)
     listed = []
     for shape, rest in (("8x16", 0), ("16x8", 1)):
         samples = [key for key in keys_of(folder) if int(key) % 2 == rest]
-        with ShardWriter(place / "latents" / shape, 4) as writer:
+        with ShardWriter(output / "latents" / shape, 4) as writer:
             for key in samples:
                 json_bytes = json.dumps({"captions": [{"text": key, "language": "en"}]}).encode()
                 writer.write(key, {"latent.npy": key.encode(), "json": json_bytes})
         height, width = map(int, shape.split("x"))
         listed.append({"folder": shape, "height": height, "width": width, "samples": len(samples)})
-    (place / "latents/buckets.json").write_text(json.dumps({"buckets": listed}))
-    (place / "latents/encoding.json").write_text(json.dumps({"shards": source.merkle_root}))
-    return place / "kept", place / "latents"
+    (output / "latents/buckets.json").write_text(json.dumps({"buckets": listed}))
+    (output / "latents/encoding.json").write_text(json.dumps({"shards": source.merkle_root}))
+    return output / "kept", output / "latents"
 
 
 def withdraw(*args: object) -> None:
+    """Call withdraw_samples in this process."""
     main([str(arg) for arg in args])
 
 
-ROWS = [0, 2, 3, 5, 8, 9, 11]  # rows of the table that were worth fetching
+ROWS = [0, 2, 3, 5, 8, 9, 11]  # rows of the link table that are fetched
 
 
 def write_part(raw: Path, part: int, rows: list[int], **changes: object) -> None:
-    """One part as a worker leaves it: rows in order of arrival."""
+    """Write one part as a download worker does: its rows in order of arrival."""
     arrived = np.random.default_rng(part).permutation(rows)
     cells = [
         {
@@ -114,6 +117,7 @@ def write_part(raw: Path, part: int, rows: list[int], **changes: object) -> None
 
 
 def parts_of(rows: list[int]) -> list[list[int]]:
+    """Rows of each part."""
     return [rows[start : start + ROWS_PER_PART] for start in range(0, len(rows), ROWS_PER_PART)]
 
 
@@ -124,12 +128,12 @@ FETCHED_AT = "2026-11-01T12:00:00+00:00"
 
 
 def part_image(row: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (row, 0, 0)).save(buffer, "PNG")
-    return buffer.getvalue()
+    """A PNG that shows the number of its row as a colour."""
+    return encoded_image(Image.new("RGB", (4, 4), (row, 0, 0)))
 
 
 @pytest.fixture()
 def fetch_setting(tmp_path: Path) -> FetchSetting:
+    """Settings of a download of small parts."""
     (tmp_path / "raw").mkdir()
     return FetchSetting(str(tmp_path / "links"), str(tmp_path / "raw"), "Agent", "", rows_per_part=ROWS_PER_PART)

@@ -1,4 +1,4 @@
-"""A local HTTP server that answers from a dict."""
+"""A local HTTP server that answers from a table."""
 
 import http.server
 import threading
@@ -9,7 +9,7 @@ import pytest
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers from a dict: path -> (status, headers, body); counts the requests and keeps the agents' names."""
+    """Gives what stands in ``answers`` (path -> status, headers, body), else 404; records paths and user agents."""
 
     request_queue_size = 128
 
@@ -23,6 +23,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Gives the answers of a Server; the body of /drip goes on slowly for 20 seconds."""
+
     server: Server
 
     def do_GET(self) -> None:
@@ -46,6 +48,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture()
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on 127.0.0.1 that is asked without a proxy."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     server = Server()

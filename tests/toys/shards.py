@@ -9,8 +9,7 @@ import numpy as np
 
 from leam_mm.data.aspect_buckets import BUCKETS, Shape, folder_name
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairCaptions, PairsModule
-from leam_mm.data.plan_datamodule import Loading
+from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
 from toys.images import COLOURS, GERMAN, blank_png, coloured_square, soft_jpeg
@@ -30,15 +29,9 @@ def write_toy_shards(folder: Path, samples: int = 96, samples_per_shard: int = 2
     with ShardWriter(folder, samples_per_shard) as writer:
         for number in range(first, first + samples):
             colour = sorted(COLOURS)[number % 4]
-            captions = [
-                {"text": f"a {colour} square", "language": "en", "source": "generated", "machine_translated": False},
-                {
-                    "text": f"Quadrat, {GERMAN[colour]}",
-                    "language": "de",
-                    "source": "generated",
-                    "machine_translated": False,
-                },
-            ]
+            origin = {"source": "generated", "machine_translated": False}
+            texts = {"en": f"a {colour} square", "de": f"Quadrat, {GERMAN[colour]}"}
+            captions = [{"text": text, "language": language, **origin} for language, text in texts.items()]
             record = {
                 "captions": captions,
                 "url": f"http://127.0.0.1/{number}.png",
@@ -85,7 +78,7 @@ def write_toy_tokenizer(folder: Path, context_length: int = 12) -> Path:
 
 
 def toy_vocabulary(folder: Path) -> int:
-    """How many tokens the toy tokenizer has."""
+    """Number of tokens of the toy tokenizer."""
     from transformers import AutoTokenizer
 
     return len(AutoTokenizer.from_pretrained(folder))
@@ -95,7 +88,7 @@ TOY_BUCKETS = {(8, 24): 11, (16, 16): 30, (24, 8): 7}  # shape in pixels -> samp
 
 
 def write_toy_buckets(folder: Path, samples: dict[Shape, int] | None = None, first: int = 0) -> Path:
-    """Latents (4, H/8, W/8) in buckets, drawn from their number, with two captions each and what they were cut from."""
+    """Random latents (4, H/8, W/8) in buckets, seeded by their number, each with two captions and the image's size."""
     entries, number = [], first
     for (height, width), count in (TOY_BUCKETS if samples is None else samples).items():
         name = folder_name((height, width))
@@ -103,8 +96,8 @@ def write_toy_buckets(folder: Path, samples: dict[Shape, int] | None = None, fir
             for _ in range(count):
                 generator = np.random.default_rng(number)
                 states = [
-                    {"text": f"{number} {language}", "language": language, "length": 2 + place, "source": source}
-                    for place, (language, source) in enumerate([("en", "original"), ("de", "synthetic")])
+                    {"text": f"{number} {language}", "language": language, "length": 2 + extra, "source": source}
+                    for extra, (language, source) in enumerate([("en", "original"), ("de", "synthetic")])
                 ]
                 record = {"captions": states, "caption_states": states}
                 record["picture_size"] = [2 * height, 3 * width, 0, width // 2, height, width]
@@ -121,7 +114,7 @@ def write_toy_buckets(folder: Path, samples: dict[Shape, int] | None = None, fir
 
 
 def latent_members(number: int) -> dict[str, bytes]:
-    """Latent of the sample's number; state k of its captions is filled with number + k / 8."""
+    """A latent filled with ``number``; state k of its captions is filled with ``number + k / 8``."""
     states = [{"text": f"{number} {k}", "language": "en", "length": k + 1} for k in range(3)]
     caption_state = np.stack([np.full((5, 6), number + k / 8, np.float16) for k in range(3)])
     return {
@@ -132,33 +125,23 @@ def latent_members(number: int) -> dict[str, bytes]:
 
 
 def complete_sample(**changes: object) -> Members:
+    """A blank image with a record of all required fields."""
     captions = [{"text": f"a {language}", "language": language} for language in ("en", "de")]
-    record: dict[str, object] = {
-        "captions": captions,
-        "url": "u",
-        "domain": "d",
-        "licence": "CC0-1.0",
-        "legal_basis": "licensed",
-    }
-    record |= {"sha256": "0", "width": 8, "height": 6, "metadata": {}} | changes
+    record: dict[str, object] = {"captions": captions, "url": "u", "domain": "d", "licence": "CC0-1.0"}
+    record |= {"legal_basis": "licensed", "sha256": "0", "width": 8, "height": 6, "metadata": {}} | changes
     return {"png": blank_png(), "json": json.dumps(record).encode()}
 
 
 def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
-    made = PairsModule(
-        shards,
-        ImageDecoding(16, crop_scale=(0.6, 1.0)),
-        settings.pop("batch_size", 12),
-        loading=Loading(settings.pop("workers", 0)),
-        seed=settings.pop("seed", 0),
-        captions=PairCaptions(**settings),
-    )
+    """First training batch of a PairsModule."""
+    loading = {"batch_size": 12, "workers": 0} | settings
+    made = PairsModule(shards, ImageDecoding(16, crop_scale=(0.6, 1.0)), **loading)
     made.setup("fit")
     return next(iter(made.train_dataloader()))
 
 
 def small_sample(seed: int, text: str | None = None, image: bytes | None = None, **changes: Any) -> Members:
-    """A sample that is in order."""
+    """A sample with an image of its own that passes all checks."""
     captions = [{"text": text or f"a meadow with {seed} grey horses", "language": "en", "source": "alt"}]
     record = {"captions": captions, "url": f"http://pictures.example/{seed}.jpg", "domain": "pictures.example"}
     record |= {"licence": "CC0-1.0", "legal_basis": "licensed", "sha256": f"{seed:064x}", "width": 72, "height": 64}

@@ -64,13 +64,13 @@ def _credentials() -> tuple[bytes, bytes]:
 def sign(
     raw: bytes, kind: str = "image/jpeg", assertions: list[dict[str, Any]] | None = None, remote: str | None = None
 ) -> bytes:
-    """Give the picture a signed manifest.
+    """Add a signed manifest to an image file.
 
     Args:
         raw: The file.
         kind: Its media type.
         assertions: Further assertions of the manifest.
-        remote: Address to which the manifest is said to have been sent; then it is not in the file.
+        remote: Address of the manifest; it is then not embedded in the file.
     """
     chain, secret = _credentials()
     info = c2pa.C2paSignerInfo(b"es256", chain, secret, None)
