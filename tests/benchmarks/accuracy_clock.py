@@ -1,4 +1,4 @@
-"""Seconds of training until an accuracy is reached; what is measured meanwhile does not count."""
+"""Seconds of training until an accuracy is reached; time spent on evaluation is not counted."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from leam_mm.evaluators.zero_shot import ZeroShot
 
 
 class AccuracyClock(Callback):
-    """Keeps (samples seen, seconds trained, CPU seconds trained, English top-1) every so many steps.
+    """Records (samples seen, seconds trained, CPU seconds trained, English top-1) at a regular interval.
 
     Args:
         shards: Test shards.
@@ -29,16 +29,16 @@ class AccuracyClock(Callback):
         self.seconds, self.cpu, self._since = 0.0, 0.0, (0.0, 0.0)
 
     def start(self) -> None:
-        """Go on counting."""
+        """Start or resume the clock."""
         self._since = (time.perf_counter(), time.process_time())
 
     def stop(self) -> None:
-        """Stop counting."""
+        """Stop the clock."""
         self.seconds += time.perf_counter() - self._since[0]
         self.cpu += time.process_time() - self._since[1]
 
     def note(self, module: Any, steps: int) -> None:
-        """Measure a module whose clock stands still."""
+        """Evaluate a module while the clock is stopped."""
         training = module.training
         module.eval()
         found = self.evaluator.run(EvaluationContext(module, None, Path("."), torch.device("cpu")))

@@ -1,6 +1,7 @@
-"""Writes down each batch that a training computed: the samples and the loss, a line a step, of ours and of open_clip's.
+"""Records each batch of a run, ours or open_clip's: its samples and loss, one line a step.
 
-Run as a program it is open_clip_train 3.3.0's own main, with its batches written down. $BATCH_RECORD names the file.
+Run as a program, it is the main function of open_clip_train 3.3.0 with its batches recorded. $BATCH_RECORD names
+the file.
 """
 
 import json
@@ -15,19 +16,19 @@ CAPTION = "picture number {}"
 
 
 def write(path: str, position: list[int], samples: list[int], loss: float) -> None:
-    """Append a line, in the hands of the system before this returns."""
+    """Append a line; the file is closed before this returns, so that a kill does not lose it."""
     with open(path, "a") as file:
         file.write(json.dumps({"position": position, "samples": samples, "loss": loss.hex()}) + "\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """All lines but one that a kill has torn."""
+    """All complete lines; a kill may leave an incomplete last one."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 class BatchRecord(Callback):
-    """Ours: a file a rank."""
+    """Recorder of our runs: one file a rank."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

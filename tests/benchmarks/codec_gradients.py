@@ -42,7 +42,7 @@ class Pattern:
 
     Args:
         perceptual_without_gradient: The perceptual loss is computed under no_grad.
-        around_ddp: The codec is called unwrapped, so that nobody averages its gradients.
+        around_ddp: The codec is called unwrapped, so that its gradients are not averaged.
         undetached: The critic's step differentiates through the reconstructions, into the codec's gradients, which are
             cleared only after the codec's next step.
         critic_not_cleared: The codec's step leaves its gradient in the critic, whose own next step goes along it too.
@@ -54,8 +54,8 @@ class Pattern:
     critic_not_cleared: bool = True
 
 
-class Pictures(Dataset[dict[str, Any]]):
-    """Pictures of a few colours each, and their numbers; a rank gets its consecutive part of each global batch."""
+class Images(Dataset[dict[str, Any]]):
+    """Images of a few colours each, with their sample index; a rank gets its part of each global batch."""
 
     def __init__(self, ranks: int = 1) -> None:
         self.ranks = ranks
@@ -84,7 +84,7 @@ def flat(network: nn.Module) -> Tensor:
 
 
 class Recorded(LatentCodecModule):
-    """Our training, and a note of the gradients with which each network steps."""
+    """Our module; records the gradients with which each network steps."""
 
     def __init__(self, folder: str) -> None:
         codec, critic = networks()
@@ -103,7 +103,7 @@ class Recorded(LatentCodecModule):
         self.found["critic" if network is self.discriminator else "codec"].append(flat(network))
 
     def on_train_end(self) -> None:
-        """Leave the note."""
+        """Save the gradients."""
         torch.save(self.found, f"{self.folder}/ours_{self.trainer.world_size}_{self.global_rank}.pt")
 
 
@@ -130,7 +130,7 @@ def train_ours(folder: str, ranks: int) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Recorded(folder), DataLoader(Pictures(ranks), batch_size=BATCH // ranks))
+    trainer.fit(Recorded(folder), DataLoader(Images(ranks), batch_size=BATCH // ranks))
 
 
 class Autoencoder(nn.Module):
@@ -152,7 +152,7 @@ def inputs(step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
     part = slice(step * BATCH + rank * BATCH // ranks, step * BATCH + (rank + 1) * BATCH // ranks)
     numbers = torch.arange(BATCH * STEPS)[part]
     noise = sample_noise(SEED, numbers, "posterior", (4, SIZE // 4, SIZE // 4))
-    return Pictures().image[part].double() / 127.5 - 1, noise.double()
+    return Images().image[part].double() / 127.5 - 1, noise.double()
 
 
 def codec_loss(outputs: tuple[Tensor, Tensor, Tensor], image: Tensor, perceptual: Tensor, critic: nn.Module) -> Tensor:
@@ -276,8 +276,8 @@ def main(settings: measure.Settings) -> list[Path]:
     ]
     table = Table("", "ranks", "codec", "codec, later", "critic", "critic, later", "ranks apart")
     table.title = "relative error of the gradients against one process, float64"
-    told = [("leam_mm", ranks, row) for ranks, row in ours.items()]
-    for label, ranks, row in told + [(f"script's pattern, {name}", RANKS, row) for name, row in peer.items()]:
+    lines = [("leam_mm", ranks, row) for ranks, row in ours.items()]
+    for label, ranks, row in lines + [(f"script's pattern, {name}", RANKS, row) for name, row in peer.items()]:
         numbers = (row["codec"][0], max(row["codec"][1:]), row["critic"][0], max(row["critic"][1:]), row["ranks_apart"])
         table.add_row(label, str(ranks), *(f"{number:.1e}" for number in numbers))
     content: dict[str, Any] = {

@@ -263,18 +263,11 @@ def main(settings: measure.Settings) -> list[Path]:
     if not worst <= LIMIT:
         raise UserError(f"our gradients are off by {worst:.3g} relative in float64, more than {LIMIT:g}")
     table = Table("", "loss", "ranks", "parts", *WEIGHTS, title="relative error of the gradient, float64")
-    for side in ("ours", "peer"):
+    for side, label in (("ours", "ours"), ("peer", "open_clip")):
         for row in rows[side]:
             if row["precision"] == "float64":
-                errors = row["relative_error"]
-                told = [f"{errors[name]:.1e}" if name in errors else "" for name in WEIGHTS]
-                table.add_row(
-                    {"ours": "ours", "peer": "open_clip"}[side],
-                    row["loss"],
-                    str(row["ranks"]),
-                    str(row["parts"]),
-                    *told,
-                )
+                errors = [f"{row['relative_error'].get(name, math.nan):.1e}".replace("nan", "") for name in WEIGHTS]
+                table.add_row(label, row["loss"], str(row["ranks"]), str(row["parts"]), *errors)
     content: dict[str, Any] = {
         "ours": {"label": "leam_mm", "worst_float64": worst, "rows": rows["ours"]},
         "peer": {"label": "open_clip 3.3.0", "rows": rows["peer"]},

@@ -120,21 +120,36 @@ def our_steps(size: Size, device: str) -> tuple[ContrastiveModule, Callable[[dic
     module = ContrastiveModule(encoder, InfoNCE(), tokenizer="", optimizer=optimizer_kind).to(device).train()
     optimizer = build_optimizer(optimizer_kind, encoder)
 
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        return module.training_step(module.transfer_batch_to_device(batch, torch.device(device), 0), 0)
+
+    return module, lightning_step(module, optimizer, loss, device)
+
+
+def lightning_step(
+    module: Any,
+    optimizer: Any,
+    loss: Callable[[dict[str, Tensor]], Tensor],
+    device: str,
+    after_backward: Callable[[], object] = lambda: None,
+) -> Callable[[dict[str, Tensor]], Tensor]:
+    """Return one optimizer step as Lightning runs it, without its trainer; it gives the loss."""
+
     def step(batch: dict[str, Tensor]) -> Tensor:
         kept: list[Tensor] = []
 
         def closure() -> Tensor:
-            moved = module.transfer_batch_to_device(batch, torch.device(device), 0)
             optimizer.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                kept.append(module.training_step(moved, 0))
+                kept.append(loss(batch))
             kept[0].backward()
+            after_backward()
             return kept[0]
 
         module.optimizer_step(0, 0, optimizer, closure)
         return kept[0].detach()
 
-    return module, step
+    return step
 
 
 def peer_steps(ours: DualEncoder, device: str, compiled: bool) -> Callable[[Tensor, Tensor], Tensor]:
@@ -242,7 +257,7 @@ def device_numbers(
     repeats=9,
     size=(str, "default: tiny on a cpu, vit_b_32 on cuda", {"choices": sorted(SIZES)}),
     shards=(Path, "take the lengths of their captions (default: of emoji names)"),
-    tokenizer=(Path, "for them"),
+    tokenizer=(Path, "their tokenizer"),
     compile=(False, "torch.compile: our blocks, the peer's whole model"),
 )
 def main(settings: measure.Settings) -> list[Path]:

@@ -88,7 +88,7 @@ def main(settings: measure.Settings) -> list[Path]:
         grown = (psutil.Process().memory_info().rss - before) / 2**20
         further = {"links": len(table), "archive_bytes": path.stat().st_size, "memory_grown_mib": grown}
         labels = ("crawl_links, one process", "fastwarc + resiliparse, src and alt only")
-        notes = "A floor, not a rival: the peer writes nothing and knows no language and no rights."
+        notes = "A lower bound, not an alternative: the peer writes nothing and checks neither language nor rights."
         work_done = (float(settings.pages), "pages")
         return [measure.write_comparison("crawl_speed", labels, found, work_done, [same], settings, notes, further)]
 

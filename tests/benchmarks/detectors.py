@@ -127,8 +127,8 @@ def compare(pictures: list[FacePicture], free: dict[str, list[np.ndarray]]) -> d
         recall = {str(key): rate(values) for key, values in hits.items()}
         content[name] = {"recall": recall, "pictures_wrongly_marked": wrong, "cpu_ms": round(cost, 2)}
         shown = [f"{recall[str(height)]['share']:.2f}" for height in HEIGHTS]
-        told = [f"{kind} {found['share']:.1%}" for kind, found in wrong.items()]
-        console.print(f"{name:24s}", *shown, *told, f"{cost:.1f} ms")
+        marked = [f"{kind} {found['share']:.1%}" for kind, found in wrong.items()]
+        console.print(f"{name:24s}", *shown, *marked, f"{cost:.1f} ms")
     return content
 
 
@@ -226,16 +226,16 @@ def nudity(pictures: dict[str, list[np.ndarray]]) -> dict[str, Any]:
     for name, some in pictures.items():
         scores = rule.scores(some)[:, [rule._names.index(part) for part in EXPOSED]].max(axis=1)
         content[name] = {str(limit): rate((scores >= limit).tolist()) for limit in (0.1, 0.25, 0.5, 0.75)}
-        told = ", ".join(f"{found['share']:.1%} at {limit}" for limit, found in content[name].items())
-        Console().print(f"nudity would drop of {len(some)} {name}: {told}")
+        dropped = ", ".join(f"{found['share']:.1%} at {limit}" for limit, found in content[name].items())
+        Console().print(f"nudity would drop of {len(some)} {name}: {dropped}")
     return content
 
 
 @measure.benchmark(
     repeats=3,
     pictures=(Path, "folder of further pictures without photographed faces"),
-    copies=(20, "of both large faces at each size"),
-    people=(100, "of the small portraits"),
+    copies=(20, "copies of both large faces at each size"),
+    people=(100, "number of small portraits"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Measure all of it and write detectors.json."""

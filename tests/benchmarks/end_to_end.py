@@ -81,7 +81,7 @@ class Peer:
 
 @measure.benchmark(repeats=5, workers=(1, "loader processes of each side"), samples=(400, "pictures of a pass"))
 def main(settings: measure.Settings) -> list[Path]:
-    """Check that both start from the same loss, then time passes, then compare where they have come to."""
+    """Check that both start from the same loss, then time passes, then compare both trained models."""
     warnings.filterwarnings(
         "ignore", message=".*self.log.*"
     )  # Lightning warns that nothing is logged without a trainer

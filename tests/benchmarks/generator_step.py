@@ -111,20 +111,18 @@ def our_steps(size: Size, device: str) -> tuple[LatentDiffusionModule, Callable[
     optimizer: Any = build_optimizer(module.optimizer, module.denoiser)
     rate = warmup_constant(optimizer, 0)
 
+    update = contrastive_step.lightning_step(
+        module,
+        optimizer,
+        lambda batch: module.sample_losses(batch).mean(),
+        device,
+        after_backward=lambda: torch.nn.utils.clip_grad_norm_(module.denoiser.parameters(), CLIP),
+    )
+
     def step(batch: Batch) -> Tensor:
-        kept: list[Tensor] = []
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                kept.append(module.sample_losses(batch).mean())
-            kept[0].backward()
-            torch.nn.utils.clip_grad_norm_(module.denoiser.parameters(), CLIP)
-            return kept[0]
-
-        module.optimizer_step(0, 0, optimizer, closure)
+        loss = update(batch)
         rate.step()
-        return kept[0].detach()
+        return loss
 
     return module, step
 

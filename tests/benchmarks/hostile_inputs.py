@@ -1,10 +1,10 @@
-"""A thousand hostile inputs through data_tools, over the network and as files: no crash, no hang, each with its reason.
+"""A thousand hostile inputs through data_tools, over the network and as files: no crash, no hang, a reason for each.
 
 A server on this machine answers with all cases of hostile_server.py, each in many variants (drips, endless bodies,
-redirects inwards, bombs, truncated and lying files); data_tools/download_shards.py fetches them as a whole process, is
-timed, and its ledger is read: every input must stand there with one of the reasons that fit, and whatever was kept must
-decode. Then tar files whose members want to leave their folder or lie about their size are read as the loader reads
-them, and vetted where data_tools/vet_shards.py can be given them. Counts, not speed.
+redirects to private addresses, bombs, truncated files, files of another type). data_tools/download_shards.py fetches
+them in a process of its own, is timed, and its ledger is read: every input must have one of the reasons that fit, and
+every image that was kept must decode. Then tar files whose members have paths outside their folder or false sizes are
+read as the loader reads them, and checked as check_shards does. Counts, not speed.
 """
 
 import io
@@ -123,7 +123,7 @@ def read_hostile(folders: list[Path]) -> dict[str, Any]:
     return {"tars": len(folders), "read_by_extension": found["read"], "refused": found["refused"], "same_work": same}
 
 
-@measure.benchmark(repeats=1, inputs=(1000, "at least so many"))
+@measure.benchmark(repeats=1, inputs=(1000, "smallest number of inputs"))
 def main(settings: measure.Settings) -> list[Path]:
     """Offer, fetch, compare; then the tars."""
     server = HostileServer()

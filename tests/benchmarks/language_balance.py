@@ -93,9 +93,9 @@ def accuracies(run_folder: Path, corpus: Path, classes: Path) -> dict[str, Any]:
 
 @measure.benchmark(
     repeats=1,
-    corpus=(Path("runs/quickstart"), "a whole run"),
-    recipe=(Path("configs/scenes_clip.yaml"), ""),
-    samples=(122_880, "pictures seen in a run"),
+    corpus=(Path("runs/quickstart"), "folder of a finished pipeline"),
+    recipe=(Path("configs/scenes_clip.yaml"), "recipe that is trained"),
+    samples=(122_880, "images seen in a run"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Split the corpus, train at each temperature, compare."""

@@ -1,10 +1,10 @@
-"""How much personal data is found, country by country, and how often something else is taken for it.
+"""How much personal data is found, country by country, and how often something else is mistaken for it.
 
     python tests/benchmarks/personal_data_rates.py --emoji runs/emoji/drawings/packages
 
 Found must be the labelled captions of tests/personal_data_cases.yaml, and telephone numbers of thirty-two countries in
 their national form beside a word and in their international form, drawn from each country's own example. Nothing may be
-found in the labelled negatives, in scenes' captions in 24 languages, and in the names of emoji (packages of CLDR, where
+found in the labelled negatives, in scenes' captions in 24 languages, and in the names of emoji (packages of CLDR, if
 they are there). Beside it stands what is found when everything that only looks like personal data counts, too.
 """
 
@@ -88,9 +88,9 @@ def taken(texts: Iterable[str]) -> dict[str, Any]:
 
 @measure.benchmark(
     repeats=1,
-    emoji=(Path("runs/emoji/drawings/packages"), ""),
-    telephones=(20, "of each kind and country"),
-    scenes=(400, "in 24 languages each"),
+    emoji=(Path("runs/emoji/drawings/packages"), "folder of the packages of CLDR"),
+    telephones=(20, "telephone numbers of each kind and country"),
+    scenes=(400, "scenes, each in 24 languages"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Measure both."""

@@ -161,8 +161,8 @@ def edm_case(dtype: torch.dtype) -> Case:
     def loss(network: Network, clean: Tensor, noise: Tensor) -> Tensor:
         noisy = clean + noise * wide
         condition = 4 * scheduler.precondition_noise(sigma.double())
-        moment = (condition - math.log(0.002)) / math.log(80 / 0.002)
-        prediction = network(scheduler.precondition_inputs(noisy, wide), moment)
+        time = (condition - math.log(0.002)) / math.log(80 / 0.002)
+        prediction = network(scheduler.precondition_inputs(noisy, wide), time)
         denoised = scheduler.precondition_outputs(noisy, prediction, wide)
         weight = (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
         return weight * per_sample(denoised - clean)

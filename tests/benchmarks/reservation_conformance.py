@@ -1,4 +1,4 @@
-"""Whose "no" is heard: every case of rights_cases.yaml, decided by data_tools and by img2dataset 1.47 alone.
+"""Which reservations of rights are obeyed: all of rights_cases.yaml, decided by data_tools and by img2dataset 1.47.
 
 Both ask the same server on this machine for the same links. Ours must decide every case as the rule beside it demands,
 with the right words as evidence, and must not ask for an image that was refused before it could be asked for.
@@ -89,9 +89,9 @@ def case_faults(case: Case, found: dict[str, Any]) -> Iterator[str]:
     name, wanted = case.row["name"], case.row.get("refused", "")
     if found["refused"] != wanted:
         yield f"{name}: {found['refused'] or 'taken'} instead of {wanted or 'taken'} ({found['evidence']})"
-    told = json.dumps(found["evidence"])
-    if wanted and not (found["evidence"].get("value") and ("source" in told or wanted in ADDRESSES)):
-        yield f"{name}: refused without words and the place where they stood ({told})"
+    evidence = json.dumps(found["evidence"])
+    if wanted and not (found["evidence"].get("value") and ("source" in evidence or wanted in ADDRESSES)):
+        yield f"{name}: refused without words and where they were found ({evidence})"
     if case.spared and case.image_asked:
         yield f"{name}: the image was asked for, though it was refused before"
     if any(agent != f"{AGENT} (+{CONTACT})" for _, agent in case.asked):
@@ -154,7 +154,7 @@ def _record(case: Case) -> bytes:
 
 
 def peer_takes(cases: list[Case], folder: Path, directives: list[str]) -> list[bool]:
-    """Whether img2dataset takes the image of each case, told to obey some words of X-Robots-Tag."""
+    """Whether img2dataset takes the image of each case, configured to obey these words of X-Robots-Tag."""
     folder.mkdir()
     links = folder / "links.parquet"
     pq.write_table(pa.table({"url": [case.url for case in cases], "row": list(range(len(cases)))}), links)
@@ -208,7 +208,7 @@ def main(settings: measure.Settings) -> list[Path]:
         server.forget()
         taken = peer_takes(cases, folder / "peer", DIRECTIVES)
         asked = {path for case in cases for path, _ in case.asked}
-        told_all = peer_takes(cases, folder / "peer_told_all", WORDS["robots"]["reserving"])
+        all_words = peer_takes(cases, folder / "peer_all_words", WORDS["robots"]["reserving"])
     wanted = [not case.row.get("refused") for case in cases]
     wrong = [case for case, took, free in zip(cases, taken, wanted, strict=True) if took != free]
     used = [case.row["name"] for case in wrong if case.row.get("refused")]
@@ -221,7 +221,7 @@ def main(settings: measure.Settings) -> list[Path]:
         "cases": len(cases),
         "ours_right": len(cases) - len(faults),
         "peer_right": len(cases) - len(wrong),
-        "peer_right_when_told_all_words": sum(took == free for took, free in zip(told_all, wanted, strict=True)),
+        "peer_right_when_told_all_words": sum(took == free for took, free in zip(all_words, wanted, strict=True)),
         "peer_takes_what_was_refused": used,
         "peer_leaves_what_was_free": [case.row["name"] for case in wrong if case.row["name"] not in used],
         "peer_right_by_kind": {kind: [count - missed[kind], count] for kind, count in sorted(totals.items())},
@@ -229,7 +229,7 @@ def main(settings: measure.Settings) -> list[Path]:
         "same_work": [measure.require_same("ours, decisions against the rules", len(faults) / len(cases), 0.0)],
     }
     right = content["peer_right_when_told_all_words"]
-    message = f"img2dataset takes {len(used)} images that it must not take; told all words, it is right {right} times"
+    message = f"img2dataset takes {len(used)} images that it must not take; with all words, it is right {right} times"
     return [measure.write_result(content, settings, table, message=message)]
 
 

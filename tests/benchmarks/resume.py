@@ -61,7 +61,7 @@ class Attempts:
 
     @property
     def kept(self) -> dict[tuple[int, ...], dict[str, Any]]:
-        """The batches that the final weights have seen: of each position the last one computed."""
+        """The batches that the final weights have seen: the last one computed for each position."""
         return {tuple(line["position"]): line for lines in self.records for line in lines}
 
 
@@ -92,8 +92,8 @@ def killed(
                     raise UserError(f"an attempt of {record.name} did not end within {PATIENCE:.0f} s; see {path}.log")
                 time.sleep(0.01)
             if process.poll() is None:
-                time.sleep(rng.uniform(0, 0.1))  # not always at the same place of a step
-        finally:  # whatever ends this program ends the attempt too
+                time.sleep(rng.uniform(0, 0.1))  # at different points of a step
+        finally:  # the attempt ends with this program, whatever ends it
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
         code = process.wait()
@@ -214,7 +214,7 @@ def theirs(folder: Path, epochs: int) -> Callable[[int, Path], subprocess.Popen[
 
 
 def compare(whole: Attempts, broken: Attempts) -> dict[str, Any]:
-    """What the killed training lost, beside the one that nobody killed."""
+    """What the killed run lost, against the run that was not killed."""
     expected, kept = whole.kept, broken.kept
     both = sorted(expected.keys() & kept.keys())
     losses = [abs(float.fromhex(kept[p]["loss"]) - float.fromhex(expected[p]["loss"])) for p in both]
@@ -308,7 +308,7 @@ def write(
         "ours_with_other_ranks": ranked or "not measured",
         "peer": {"label": f"open_clip_train.main, checkpoint every epoch of {EPOCH} steps"} | peer,
         "ratio": peer["samples_computed_again"] / again if again else None,
-        "ratio_means": "samples that the peer computed again over ours; it depends on how long an epoch is",
+        "ratio_means": "samples that the peer computed again over ours; it depends on the length of an epoch",
         "same_work": same,
         "kills_after_steps": kills,
         "epochs": epochs,

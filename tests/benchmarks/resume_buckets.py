@@ -1,7 +1,7 @@
 """A generator on aspect-ratio buckets, killed (signal 9) at random moments and started again: what is lost of it.
 
 Each attempt is a process of its own with another number of loader workers; some trainings change the number of ranks
-too. All is compared with a training that nobody killed: samples, losses, shapes of batches and, on one rank, the last
+too. All is compared with a run that is not killed: samples, losses, shapes of batches and, on one rank, the last
 checkpoint to the bit. There is no peer: no open trainer resumes inside an epoch of buckets. Counts, not times.
 """
 
@@ -31,14 +31,14 @@ LONGEST = 24  # steps of an attempt before its kill
 def make_latents(folder: Path) -> dict[int, str]:
     """Random latents in buckets of very different sizes; returns the folder of each sample by its number."""
     shapes = AspectBuckets(128, 2 * DOWNSCALE, 2.0).shapes
-    generator, place, entries = np.random.default_rng(0), dict[int, str](), []
+    generator, bucket, entries = np.random.default_rng(0), dict[int, str](), []
     counts = 4 + generator.multinomial(SAMPLES - 4 * len(shapes), [0.5, 0.25, 0.15, 0.08, 0.02])  # five shapes
     for (height, width), count in zip(shapes, counts.tolist(), strict=True):
         name = folder_name((height, width))
         with ShardWriter(folder / name, 50) as writer:
             for _ in range(count):
-                number = len(place)
-                place[number] = name
+                number = len(bucket)
+                bucket[number] = name
                 state = {"text": str(number), "language": "en", "length": 3}
                 record = {"captions": [state], "caption_states": [state]}
                 record |= {"picture_size": [height + number, width, number, 0, height, width]}
@@ -50,7 +50,7 @@ def make_latents(folder: Path) -> dict[int, str]:
                 writer.write(str(number), {**members, "json": json.dumps(record).encode()})
         entries.append({"folder": name, "height": height, "width": width, "samples": count})
     (folder / BUCKETS).write_text(json.dumps({"buckets": entries}))
-    return place
+    return bucket
 
 
 def ours(folder: Path, steps: int) -> Callable[..., Popen[bytes]]:
@@ -94,10 +94,10 @@ def main(settings: measure.Settings) -> list[Path]:
     steps = sum(kills) + 8 * settings.kills
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        place = make_latents(folder / "latents")
+        bucket = make_latents(folder / "latents")
         whole = killed(ours(folder / "whole", steps), [], folder / "of_whole")
         broken = killed(ours(folder / "broken", steps), kills, folder / "of_broken")
-        found = compare(whole, broken) | shapes(whole, place)
+        found = compare(whole, broken) | shapes(whole, bucket)
         pairs = zip(weights(folder / "whole"), weights(folder / "broken"), strict=True)
         found["tensors_of_the_last_checkpoint_that_differ"] = sum(not torch.equal(one, two) for one, two in pairs)
         ranked: dict[str, Any] = {}
@@ -107,9 +107,9 @@ def main(settings: measure.Settings) -> list[Path]:
     return [write(settings, found, ranked, kills)]
 
 
-def shapes(attempts: Attempts, place: dict[int, str]) -> dict[str, int]:
-    """How many shapes were trained on, and how many batches mix them."""
-    batches = [{place[sample] for sample in line["samples"]} for line in attempts.kept.values()]
+def shapes(attempts: Attempts, bucket: dict[int, str]) -> dict[str, int]:
+    """Number of shapes trained on, and of batches that mix them."""
+    batches = [{bucket[sample] for sample in line["samples"]} for line in attempts.kept.values()]
     return {"shapes": len(set.union(*batches)), "batches_of_several_shapes": sum(len(found) > 1 for found in batches)}
 
 

@@ -90,10 +90,10 @@ def simulate(index: Path, folder: ShardFolder, rows: int) -> list[np.ndarray]:
                     filed["caption"][at] = np.frombuffer(digest_of(f"picture {number}"), np.uint8)
             columns = [[folder.path.name] * count, names, names, [address(row) for row in range(start, start + count)]]
             columns += [[True] * count, [None] * count]
-            told = pa.RecordBatch.from_arrays(
+            shown = pa.RecordBatch.from_arrays(
                 [pa.array(c, f.type) for c, f in zip(columns, ROW_SCHEMA, strict=True)], schema=ROW_SCHEMA
             )
-            writer.add_rows(told, filed, code)
+            writer.add_rows(shown, filed, code)
             codes.append(code)
     return codes
 

@@ -1,7 +1,7 @@
-"""Pictures from our LatentDiffusionModule against diffusers' PRXPipeline on the same weights, noise and captions.
+"""Images from our LatentDiffusionModule against diffusers' PRXPipeline on the same weights, noise and captions.
 
 With guidance the pipeline of diffusers 0.42.1 takes one prompt at a time (more than one crashes), so it is compared one
-by one; in a batch without guidance; and, as somebody who wants many guided pictures has it, our batch against its loop.
+by one; in a batch without guidance; and, for many guided images, our batch against a loop over it.
 """
 
 import tempfile
@@ -106,18 +106,18 @@ def _measure(module: LatentDiffusionModule, settings: Any) -> list[Path]:
         ),
     ]
     written = []
-    for name, ours, peer, guidance, told in cases:
+    for name, ours, peer, guidance, label in cases:
         mine, theirs = ours(guidance), peer(guidance)
         difference = float((mine - theirs.float()).abs().max())
         same = [measure.require_same("pictures in [0, 1], largest difference of a pixel", difference, 1e-4)]
-        same[0]["deviation_of_pixels"] = float(mine.std())  # a blank picture would agree too
+        same[0]["deviation_of_pixels"] = float(mine.std())  # blank images would agree too
         found = measure.time_pairs(
             lambda run=ours, g=guidance: run(g),
             lambda run=peer, g=guidance: run(g),
             settings.repeats,
             device=settings.device,
         )
-        notes = f"{told}; {STEPS} Euler steps, {size} x {size} pixels, latents {shape}, random weights"
+        notes = f"{label}; {STEPS} Euler steps, {size} x {size} pixels, latents {shape}, random weights"
         labels = ("LatentDiffusionModule.sample", "PRXPipeline")
         work = (len(prompts), "picture")
         written.append(measure.write_comparison(name, labels, found, work, same, settings, notes))

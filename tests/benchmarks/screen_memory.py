@@ -4,7 +4,7 @@
     python tests/benchmarks/screen_memory.py --rows 10000000 --network off
 
 Captions are those of scenes in 24 languages, one in five with sizes or dates and one in thirty with personal data;
-hosts are as unequal as on the web; three links in a hundred stand there twice. Blocklists hold 100,000 domains, 10,000
+hosts are as unequal as on the web; 3 % of the links occur twice. Blocklists hold 100,000 domains, 10,000
 digests and 20,000 phrases. With --network loopback the hosts are addresses of this machine, where a server answers.
 Memory is that of all processes together, pages that they share counted once (PSS), four times a second.
 """
@@ -69,7 +69,7 @@ def write_table(path: Path, rows: int, hosts: list[str]) -> None:
 
 
 def _spread(number: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) of each row, so that a link that stands there twice has the same host twice."""
+    """A number in [0, 1) of each row, so that both copies of a link have the same host."""
     with np.errstate(over="ignore"):
         mixed = number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -77,7 +77,7 @@ def _spread(number: np.ndarray) -> np.ndarray:
 
 
 def write_lists(folder: Path) -> list[str]:
-    """Blocklists that fit few of the links."""
+    """Blocklists that match few of the links."""
     (folder / "domains.txt").write_text("".join(f"bad{number}.example\n" for number in range(100_000)))
     digests = (hashlib.sha256(f"http://bad.example/{number}".encode()).hexdigest() for number in range(10_000))
     (folder / "digests.txt").write_text("\n".join(digests))
@@ -118,10 +118,10 @@ def watch(command: list[str]) -> tuple[float, int, int]:
 
 @measure.benchmark(
     repeats=1,
-    rows=([20_000, 100_000], ""),
-    network=("loopback", "", {"choices": ("loopback", "off")}),
-    hosts=(200, "with --network loopback"),
-    processes=(2, "that judge rows"),
+    rows=([20_000, 100_000], "length of each table"),
+    network=("loopback", "where origins are asked", {"choices": ("loopback", "off")}),
+    hosts=(200, "number of hosts with --network loopback"),
+    processes=(2, "processes that check rows"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Screen tables of each length."""

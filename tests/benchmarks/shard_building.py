@@ -69,8 +69,8 @@ def peer_digests(folder: Path) -> list[str]:
 
 @measure.benchmark(
     repeats=3,
-    links=(2000, "pictures fetched in each run"),
-    no_screen=(False, "leave screen_links out"),
+    links=(2000, "images fetched in each run"),
+    no_screen=(False, "skip screen_links"),
     rules=(Path, "YAML of vet_shards, which is then part of ours"),
 )
 def main(settings: measure.Settings) -> list[Path]:

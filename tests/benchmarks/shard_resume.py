@@ -1,9 +1,10 @@
-"""The way from a table of links to vetted shards, killed (signal 9) at random moments and started again: what differs.
+"""From a table of links to vetted shards, killed (signal 9) at random times and started again: what differs.
 
 The programs run one after the other, each a process of its own: screen_links, download_shards, vet_shards with
---materialise. One is killed at a moment drawn over the time of the undisturbed whole, and the same commands are given
-again at once; what it had started must leave by itself. Whenever the way is at its end, every shard, index and manifest
-is compared with the undisturbed run's, and the way begins anew until all kills are done. Counts, not times.
+--materialise. One is killed at a time drawn over the time of the undisturbed run, and the same commands are given
+again at once; processes that it had started must end by themselves. Whenever the pipeline has finished, every shard,
+index and manifest is compared with the undisturbed run's, and it starts again until all kills are done. Counts,
+not times.
 """
 
 import os
@@ -49,12 +50,12 @@ def commands(links: Path, folder: Path, stages: list[str], rules: Path) -> list[
     return [(name, output[name], data_tool(*given[name])) for name in stages]
 
 
-def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str | None:
+def walk(stages: list[tuple[str, Path, list[str]]], kill_after: float | None) -> str | None:
     """Run what is not done yet, until the end or until a kill.
 
     Args:
         stages: Of `commands`.
-        moment: Seconds from now to the kill; None for none.
+        kill_after: Seconds from now to the kill; None for none.
 
     Returns:
         The stage that was killed, or None if the end was reached first.
@@ -63,7 +64,7 @@ def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str
     for name, output, command in stages:
         if output.exists():
             continue
-        limit = PATIENCE if moment is None else max(0.0, moment - (time.monotonic() - begin))
+        limit = PATIENCE if kill_after is None else max(0.0, kill_after - (time.monotonic() - begin))
         with tempfile.TemporaryFile() as log:
             program = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             try:
@@ -71,7 +72,7 @@ def walk(stages: list[tuple[str, Path, list[str]]], moment: float | None) -> str
             except subprocess.TimeoutExpired:
                 program.send_signal(signal.SIGKILL)
                 program.wait()
-                if moment is None:
+                if kill_after is None:
                     raise UserError(f"{name} did not end within {PATIENCE:.0f} s") from None
                 return name
             if code:
@@ -88,11 +89,11 @@ def digests(folder: Path) -> dict[str, str]:
 
 @measure.benchmark(
     repeats=1,
-    kills=(20, ""),
-    links=(400, "pictures"),
-    stages=(list(STAGES), "", {"choices": STAGES}),
-    rules=(ROOT / "configs/vet_basic.yaml", "of vet"),
-    seed=(0, "of the moments"),
+    kills=(20, "number of kills"),
+    links=(400, "links to images"),
+    stages=(list(STAGES), "stages of the pipeline", {"choices": STAGES}),
+    rules=(ROOT / "configs/vet_basic.yaml", "rules of vet"),
+    seed=(0, "seed of the times of the kills"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Serve, run undisturbed, then kill and compare."""

@@ -1,6 +1,6 @@
-"""One training of the benchmark `techniques`, in a process of its own: python technique_run.py SETTINGS.json
+"""One run of the benchmark `techniques`, in a process of its own: python technique_run.py SETTINGS.json
 
-Trains a generator on latents in memory, on one core, and draws and judges the same prompts a few times on the way.
+Trains a generator on latents in memory, on one core, and scores images of the same prompts a few times during training.
 """
 
 import hashlib

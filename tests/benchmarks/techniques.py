@@ -5,18 +5,17 @@
 
 The arms train the recipe's generator on the same samples in the same order from the same weights with the same noise:
 plain rectified flow with AdamW at the rate that the recipe had for it; the recipe's Muon; plain with representation
-alignment, token routing or contrastive flow, as their overlays say; plain with a caption tower that learns, too; and
+alignment, token routing or contrastive flow, as their overlays say; plain with a trained caption tower; and
 Muon with contrastive flow. The averaged weights draw the same prompts.
 
 Alignment needs an image encoder with patches. The quickstart's is a small convolutional one, so a vision transformer of
-our own is trained on the same pictures and captions first (its cost is stated, and counts for no arm); a large encoder
-that has seen the world is not to be had offline. Needs what `make quickstart` or `make emoji` leaves behind.
+our own is trained on the same pictures and captions first (its cost is stated and counts for no arm); a large
+pretrained encoder is not available offline. Needs the folder of `make quickstart` or `make emoji`.
 """
 
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,14 +25,14 @@ from typing import Any
 import measure
 import numpy as np
 import yaml
+from processes import ONE_THREAD, ROOT, call
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from leam_mm.errors import UserError, run
+from leam_mm.errors import run
 from leam_mm.evaluators.evaluator import bootstrap_interval
 
-ROOT = Path(__file__).parent.parent.parent
 RUN = Path(__file__).with_name("technique_run.py")
 OVERLAYS = {"repa": "overlay_repa.yaml", "tread": "overlay_tread.yaml", "contrastive": "overlay_contrastive_flow.yaml"}
 ARMS = ("plain", "muon", *OVERLAYS, "tower", "muon_contrastive")
@@ -44,15 +43,9 @@ BETTER = {"frechet": -1, "colour": 1, "colour_shape": 1}
 
 
 def program(words: list[str], log: Path, runs: Path) -> None:
-    """Run one of our programs on one core, where the corridor ran: checkpoints hold paths such as runs/x/tokenizer."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    with open(log, "w") as file:
-        done = subprocess.run(
-            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=runs.parent.parent
-        )
-    if done.returncode:
-        last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        raise UserError(f"{' '.join(words[:2])} failed ({''.join(last)[:200]}): see {log}")
+    """Run one of our programs on one core in the folder of the pipeline: checkpoints hold relative paths."""
+    environment = {**ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    log.write_text(call([sys.executable, *words], runs.parent.parent, **environment))
 
 
 def recipe_of(kind: str, corpus: str, runs: Path) -> dict[str, Any]:
@@ -98,7 +91,7 @@ def prepare(corpus: str, runs: Path, folder: Path, samples: int, console: Consol
 
 
 def arm_settings(arm: str, corpus: str, runs: Path, folder: Path, seed: int, settings: Any) -> dict[str, Any]:
-    """Everything that decides one training."""
+    """All settings of one run."""
     recipe = recipe_of("generator", corpus, runs)
     model, batch = recipe["model"], recipe["data"]["init_args"]["batch_size"]
     arguments = model["init_args"]
@@ -129,7 +122,7 @@ def arm_settings(arm: str, corpus: str, runs: Path, folder: Path, seed: int, set
 
 
 def train_all(corpus: str, runs: Path, folder: Path, settings: Any, console: Console) -> dict[str, dict[int, Any]]:
-    """Train each arm with each seed, one seed after the other; what a broken off measurement found is kept."""
+    """Train each arm with each seed, one seed after the other; finished runs of an interrupted measurement are kept."""
     seeds = range(1, settings.seeds + 1)
     turns = [(seed, arm) for seed in seeds for arm in settings.arms[seed - 1 :] + settings.arms[: seed - 1]]
     trainings = folder / "trainings"
@@ -144,8 +137,8 @@ def train_all(corpus: str, runs: Path, folder: Path, settings: Any, console: Con
         if not result.is_file():
             program([str(RUN), str(file)], file.with_suffix(".log"), runs)
         found = json.loads(result.read_text())
-        told = {name: round(found["curve"][-1][name], 3) for name in BETTER if name in found["curve"][-1]}
-        console.print(f"seed {seed} {arm}: {told}, {found['curve'][-1]['cpu_seconds']:.0f} CPU s of training")
+        last = {name: round(found["curve"][-1][name], 3) for name in BETTER if name in found["curve"][-1]}
+        console.print(f"seed {seed} {arm}: {last}, {found['curve'][-1]['cpu_seconds']:.0f} CPU s of training")
         return found
 
     with ThreadPoolExecutor(settings.jobs) as pool:
@@ -259,15 +252,15 @@ def _ends(interval: dict[str, Any]) -> str:
 
 @measure.benchmark(
     repeats=3,
-    runs=(Path("runs/quickstart"), "of a corridor"),
-    samples=(32_000, "seen in each training"),
-    seeds=(3, "trainings of each arm"),
-    arms=(list(ARMS), "default: all", {"choices": ARMS}),
-    jobs=(min(2, os.cpu_count() or 1), "at a time"),
-    looks=(3, "evaluations in a training"),
-    pictures=(256, "drawn in an evaluation"),
-    rate=(0.002, "of AdamW"),
-    encoder_samples=(51_200, "of REPA's encoder"),
+    runs=(Path("runs/quickstart"), "folder of a pipeline"),
+    samples=(32_000, "samples seen in each run"),
+    seeds=(3, "runs of each arm"),
+    arms=(list(ARMS), "what is compared", {"choices": ARMS}),
+    jobs=(min(2, os.cpu_count() or 1), "runs at a time"),
+    looks=(3, "evaluations in a run"),
+    pictures=(256, "images drawn in an evaluation"),
+    rate=(0.002, "learning rate of AdamW"),
+    encoder_samples=(51_200, "samples that REPA's encoder is trained on"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Prepare, train, compare."""

@@ -4,7 +4,7 @@ Both train the same towers on the same drawings with the same captions, tokens, 
 schedule length, one torch thread and one loader process each. The peer is open_clip_train's `train_one_epoch` over
 `get_wds_dataset`, with the augmentation and the learning rate that our recipe had for AdamW (four times open_clip's
 default rate), and one of a drawing's captions drawn anew each time. Ours is the recipe as it
-stands. Start-up and evaluation are not counted on either side. Needs runs/emoji, which `make emoji` leaves behind.
+stands. Start-up and evaluation are not counted on either side. Needs runs/emoji, which `make emoji` writes.
 """
 
 import io
@@ -51,7 +51,11 @@ def train_ours(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, eve
     )
     made |= {"seed_everything": seed, "max_samples": samples}
     callbacks = [entry for entry in made["trainer"].get("callbacks", []) if "EvaluateEvery" not in entry["class_path"]]
-    made["trainer"] |= {"default_root_dir": str(folder / "ours"), "callbacks": callbacks, "enable_progress_bar": False}
+    made["trainer"] |= {
+        "default_root_dir": str(folder / "our recipe"),
+        "callbacks": callbacks,
+        "enable_progress_bar": False,
+    }
     made["trainer"] |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
     made["checkpoint"] = {"every_n_train_steps": 10**9}
     made["data"]["init_args"]["seed"] = seed
@@ -160,8 +164,8 @@ def train_peer(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, eve
 
 @measure.benchmark(
     repeats=3,
-    emoji=(Path("runs/emoji"), "what make emoji left"),
-    recipe=(Path("configs/emoji_clip.yaml"), "ours"),
+    emoji=(Path("runs/emoji"), "folder that make emoji wrote"),
+    recipe=(Path("configs/emoji_clip.yaml"), "our recipe"),
     samples=(128_000, "drawings seen in a run"),
     every=(50, "steps between two measurements"),
 )
@@ -179,7 +183,7 @@ def main(settings: measure.Settings) -> list[Path]:
         for seed in range(1, settings.repeats + 1):
             folder = Path(scratch) / str(seed)
             folder.mkdir()
-            for side in ("ours", "peer") if seed % 2 else ("peer", "ours"):
+            for side in ("ours", "peer") if seed % 2 else ("peer", "our recipe"):
                 if side == "ours":
                     clock = train_ours(recipe, emoji, seed, settings.samples, settings.every, folder)
                 else:
