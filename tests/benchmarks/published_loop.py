@@ -11,11 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import (
-    EMAModel,
-    compute_density_for_timestep_sampling,
-    compute_loss_weighting_for_sd3,
-)
+from diffusers.training_utils import EMAModel, compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 from torch import Tensor
 
 RATE, BETAS, EPSILON, DECAY = 1e-4, (0.9, 0.999), 1e-8, 1e-2  # the scripts' defaults

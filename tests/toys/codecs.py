@@ -66,12 +66,7 @@ def codec_module(
 
 def fit_codec(model: LatentCodecModule, folder: Path, steps: int = 2, batch_size: int = 4, **settings: Any) -> Trainer:
     """Train on random images."""
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        default_root_dir=folder,
-        **(QUIET | settings),
-    )
+    trainer = Trainer(accelerator="cpu", max_steps=steps, default_root_dir=folder, **(QUIET | settings))
     loader = DataLoader(RankImages() if trainer.world_size > 1 else RandomImages(), batch_size=batch_size)
     trainer.fit(model, loader, DataLoader(RandomImages(8), batch_size=4))
     return trainer

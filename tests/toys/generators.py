@@ -71,10 +71,7 @@ def generator_module(**changes: Any) -> LatentDiffusionModule:
     torch.manual_seed(0)
     denoiser = PRXDenoiser(4, CAPTION_WIDTH, hidden_size=32, depth=1, num_heads=2)
     arguments: dict[str, Any] = {"latent_size": 4, "caption_dropout": 0.5, "ema": 0.9}
-    arguments |= {
-        "optimizer": lambda groups: torch.optim.AdamW(groups, lr=3e-3),
-        "schedule": Schedule(0, "constant"),
-    }
+    arguments |= {"optimizer": lambda groups: torch.optim.AdamW(groups, lr=3e-3), "schedule": Schedule(0, "constant")}
     process = changes.pop("process", RectifiedFlow())
     module = LatentDiffusionModule(denoiser, process, **{**arguments, **changes})
     module.frozen.opened = {"clip": FakeCaptions(), "codec": FakeCodec()}
