@@ -78,9 +78,9 @@ def test_a_connection_ends_when_its_time_is_over(secure: bool, tmp_path: Path) -
 
     threading.Thread(target=drip, daemon=True).start()
     setting = FetchSetting("", "", "Agent", "", allow_private=["127.0.0.1"], timeout=5)
-    guard, begin = Guard(setting, None), time.monotonic()
+    guard, begin = Guard(setting), time.monotonic()
     opener = build_opener(setting, guard, trusted=str(tmp_path / "certificate.pem") if secure else None)
-    guard.until(begin + 1)
+    guard.set_deadline(begin + 1)
     with pytest.raises(Exception, match=r"IncompleteRead|timed out|reset|EOF"):
         opener.open(f"http{'s' * secure}://127.0.0.1:{listener.getsockname()[1]}/", timeout=5).read()
     assert 0.8 < time.monotonic() - begin < 4.5

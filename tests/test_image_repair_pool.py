@@ -48,7 +48,7 @@ def test_rows_come_in_the_order_of_the_table(
 def test_rows_of_another_table_are_refused(fetch_setting: FetchSetting) -> None:
     for part, rows in enumerate(parts_of(ROWS)):
         write_part(Path(fetch_setting.output), part, rows)
-    with pytest.raises(UserError, match="does not hold the rows it should"):
+    with pytest.raises(UserError, match="does not hold the expected rows"):
         repaired(fetch_setting, [1, *ROWS[1:]])
 
 

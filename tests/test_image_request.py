@@ -8,7 +8,7 @@ from toys.images import encoded_image, two_coloured_image
 from toys.servers import Server
 
 from data_tools.download.image_request import Answer, ImageRequest, basis_of
-from data_tools.network.http_body import patience, unpack
+from data_tools.network.http_body import retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, TooManyBytesError
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal
@@ -83,7 +83,7 @@ def test_origins_on_the_way_are_asked_before_they_are_knocked_at(server: Server)
     def walk(start: str, **more: object) -> Answer:
         asked.clear()
         changed = FetchSetting(**vars(setting) | more)
-        return ImageRequest(changed, None, judge).ask(f"http://localhost:{server.server_port}{start}", ART3)
+        return ImageRequest(changed, judge).ask(f"http://localhost:{server.server_port}{start}", ART3)
 
     server.answers["/a"] = (302, {"Location": f"{other}/b"}, b"")
     server.answers["/b"] = (200, {}, b"image")
@@ -95,13 +95,13 @@ def test_origins_on_the_way_are_asked_before_they_are_knocked_at(server: Server)
     assert refused.rule == "robots.txt" and asked == [f"{other}/b"]
 
 
-def test_patience_is_read_in_both_forms() -> None:
+def test_retry_after_is_read_in_both_forms() -> None:
     now = datetime(2026, 11, 1, 12, 0, 0, tzinfo=UTC).timestamp()
-    assert patience("120", now) == 120.0
-    assert patience("Sun, 01 Nov 2026 12:01:30 GMT", now) == 90.0
-    assert patience("Sun, 01 Nov 2026 11:00:00 GMT", now) == 0.0
-    assert patience("9" * 400, now) == 10**8
-    assert [patience(text, now) for text in (None, "", "soon", "-5", "1e9", "²")] == [None] * 6
+    assert retry_after("120", now) == 120.0
+    assert retry_after("Sun, 01 Nov 2026 12:01:30 GMT", now) == 90.0
+    assert retry_after("Sun, 01 Nov 2026 11:00:00 GMT", now) == 0.0
+    assert retry_after("9" * 400, now) == 10**8
+    assert [retry_after(text, now) for text in (None, "", "soon", "-5", "1e9", "²")] == [None] * 6
 
 
 def test_which_failures_may_pass(server: Server) -> None:

@@ -1,11 +1,10 @@
-"""The process that runs img2dataset (https://github.com/rom1504/img2dataset) with our PartDownloader in it.
+"""The process that runs img2dataset (https://github.com/rom1504/img2dataset) with our PartDownloader.
 
-img2dataset reads the table, cuts it into parts and hands them out: to processes of this machine, to Spark, or to Ray.
-Workers on other machines need this package installed and the file system of the work folder.
-What fetches a part is download/download_worker.py; what img2dataset would have done itself (a browser's name, no
-robots words but four, no limits) is not loaded at all. The ray distributor of 1.47 ignores parts that failed and does
-nothing, successfully, where ray is not installed: data_tools/download/fetched_part.py checks and
-retries.
+img2dataset reads the links, divides them into parts and distributes these to processes of this machine, to Spark, or to
+Ray. Workers on other machines need this package and the file system of the work folder. Parts are fetched by
+download/download_worker.py; img2dataset's own downloader (a browser's user agent, four robots directives, no limits) is
+not loaded. The ray distributor of 1.47 ignores failed parts and reports success where ray is not installed:
+download/fetched_part.py checks the parts and retries.
 """
 
 import functools
@@ -13,21 +12,20 @@ import importlib
 import json
 import os
 import sys
-import threading
-import time
 import types
 from pathlib import Path
 from typing import Any
 
 from data_tools.download.download_worker import LINKS, PartDownloader
 from data_tools.network.image_fetch import FetchSetting
+from data_tools.work.workers import end_with_parent
 
 
 class SilentLogger:
-    """Stands for img2dataset's LoggerProcess, a process of its own that prints sums and feeds wandb."""
+    """Replaces img2dataset's LoggerProcess, a process that prints totals and logs to wandb."""
 
-    def __init__(self, *given: Any) -> None:
-        """Take what is given to the real one."""
+    def __init__(self, *unused: Any) -> None:
+        """Accept the arguments of the original."""
         self.done_shards: set[int] = set()
 
     def start(self) -> None:
@@ -37,22 +35,11 @@ class SilentLogger:
         """Nothing to wait for."""
 
     def terminate(self) -> None:
-        """Nothing to end."""
-
-
-def leave_with(parent: int) -> None:
-    """End this process as soon as another process has become its parent."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.3)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+        """Nothing to terminate."""
 
 
 def open_spark(setting: FetchSetting) -> Any:
-    """A session that img2dataset finds and uses; its own would ask for 16 GB and serve a page on all interfaces."""
+    """Start the session that img2dataset uses; its own would need 16 GB and serve a page on all interfaces."""
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
@@ -65,7 +52,7 @@ def open_spark(setting: FetchSetting) -> Any:
 
 
 def open_ray(setting: FetchSetting) -> None:
-    """Connect to a Ray head, or start one here, without its page and without telling anybody of it."""
+    """Connect to a Ray head, or start one on this machine without dashboard and telemetry."""
     import ray
 
     if setting.cluster:
@@ -78,18 +65,18 @@ def download(setting: FetchSetting, scratch: Path) -> None:
     """Fetch all parts of ``setting.links``.
 
     Args:
-        setting: What is fetched, how, and by whom.
-        scratch: Folder that img2dataset may use as its own.
+        setting: Settings of the download.
+        scratch: Working folder for img2dataset.
     """
     os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-    # img2dataset imports these at start, for telemetry and for re-encoding. Leaving them out saves three seconds, and
-    # what is not there cannot phone home. None makes an import fail, which webdataset expects of torch.
+    # img2dataset imports these at start, for telemetry and re-encoding. Without them it starts three seconds faster and
+    # sends no telemetry. None makes an import fail, which webdataset expects of torch.
     sys.modules["torch"] = None  # type: ignore[assignment]
     for name in ("wandb", "albumentations"):
         sys.modules[name] = types.ModuleType(name)
     if setting.distributor != "ray":
         sys.modules["ray"] = None  # type: ignore[assignment]
-    program: Any = importlib.import_module("img2dataset.main")  # the package has a function of that name, too
+    program: Any = importlib.import_module("img2dataset.main")  # not img2dataset.main, which is a function
     program.Downloader = functools.partial(PartDownloader, setting)
     program.LoggerProcess = SilentLogger
     if setting.distributor == "pyspark":
@@ -115,5 +102,5 @@ def download(setting: FetchSetting, scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    leave_with(os.getppid())
+    end_with_parent()
     download(FetchSetting(**json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]))

@@ -1,13 +1,11 @@
-"""What stands in img2dataset's place for the downloading: one part of the links, fetched politely, with its evidence.
+"""Drop-in replacement for img2dataset's Downloader: fetches one part of the links, with rate limits and evidence.
 
-img2dataset's own program divides the table and hands the parts to processes, Spark or Ray; it is told to build this
-class where it would have built its ``Downloader`` (download/distributors.py). Workers receive it pickled by its
-name, so that they need this package and none of img2dataset. A part is a parquet file, written beside its place and
-renamed: it is whole or not there, however often it was begun and wherever.
+img2dataset divides the table and distributes the parts to processes, Spark or Ray; download/distributors.py makes it
+build this class in place of its ``Downloader``. Workers receive it pickled by name, so that they need this package but
+not img2dataset. A part is a parquet file that is renamed when complete, however often and wherever it was started.
 """
 
 import functools
-import hashlib
 import json
 import os
 import queue
@@ -25,14 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
-from data_tools.network.host_budget import HostBudget, HostQueue, Place
+from data_tools.network.host_budget import Connection, HostBudget, HostQueue
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
+from data_tools.work.workers import end_with_parent
+from leam_mm.files import bytes_sha256
 
 LINKS = pa.schema(
     [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]
-)  # what a part is made of
+)  # columns of a part to fetch
 FETCHED = pa.schema(
     [
         ("row", pa.int64()),
@@ -40,33 +40,33 @@ FETCHED = pa.schema(
         ("legal_basis", pa.string()),
         ("content", pa.large_binary()),
     ]
-)  # what becomes of it
-GROUP_ROWS, GROUP_BYTES = 100, 1 << 24  # of a row group: what is held in memory before it is written
-UNREACHED = 8  # connections in a row that fail before a host is left alone for a while
+)  # columns of a fetched part
+GROUP_ROWS, GROUP_BYTES = 100, 1 << 24  # of a row group, which is held in memory before it is written
+UNREACHED = 8  # failed connections in a row after which a host is paused
 
 
 def part_file(raw: Path, part: int) -> Path:
-    """Where a fetched part lies."""
+    """Return the file of a fetched part."""
     return raw / f"{part:05d}.parquet"
 
 
 class PartDownloader:
-    """Fetches the parts that img2dataset's distributors hand it.
+    """Fetches the parts that img2dataset's distributors hand out.
 
     Args:
-        setting: All it needs; nothing of the other arguments is used.
-        given: What img2dataset gives its own ``Downloader``.
+        setting: Settings of the download.
+        unused: Arguments that img2dataset passes to its own ``Downloader``.
     """
 
-    def __init__(self, setting: FetchSetting, **given: Any) -> None:
-        """Keep the setting; see the class for the arguments."""
+    def __init__(self, setting: FetchSetting, **unused: Any) -> None:
+        """See the class for the arguments."""
         self.setting = setting
 
     def __call__(self, row: tuple[int, str]) -> tuple[bool, tuple[int, str]]:
-        """Fetch one part; False where it could not be finished, as img2dataset expects it.
+        """Fetch one part; return whether it is complete, in the form that img2dataset expects.
 
         Args:
-            row: Number and file of the part's links, as img2dataset's reader has cut them.
+            row: Number of the part, and file with its links.
         """
         try:
             with pa.memory_map(row[1]) as file:
@@ -74,26 +74,27 @@ class PartDownloader:
             Part(self.setting, links).fetch()
             Path(row[1]).unlink(missing_ok=True)
             return True, row
-        except Exception:  # the distributor must hear of it, whatever it was
+        except Exception:  # any failure is reported to the distributor
             traceback.print_exc()
             return False, row
 
 
 @functools.lru_cache(1)
 def _requests(setting: str) -> tuple[ImageRequest, RobotsRules | None]:
-    """One door per process; multiprocessing's workers leave with their parent."""
-    known = FetchSetting(**json.loads(setting))
-    parent = os.getppid() if known.distributor == "multiprocessing" else None
-    if known.ask_origins == "none":
-        return ImageRequest(known, parent), None
-    quick = replace(known, image_seconds=min(known.image_seconds, known.timeout))
-    registries = [OptOutRegistry(Path(path)) for path in known.registries]
-    rules = RobotsRules(quick, Path(known.output).with_name("origins.jsonl"), registries, known.agreed_hosts)
-    return ImageRequest(known, parent, rules.decide), rules
+    """Return the opener and origin rules of this process; both are created once."""
+    settings = FetchSetting(**json.loads(setting))
+    if settings.distributor == "multiprocessing":
+        end_with_parent()
+    if settings.ask_origins == "none":
+        return ImageRequest(settings), None
+    quick = replace(settings, image_seconds=min(settings.image_seconds, settings.timeout))
+    registries = [OptOutRegistry(Path(path)) for path in settings.registries]
+    rules = RobotsRules(quick, Path(settings.output).with_name("origins.jsonl"), registries, settings.agreed_hosts)
+    return ImageRequest(settings, rules.decide), rules
 
 
 class Part:
-    """One part while it is fetched.
+    """Fetches the links of one part.
 
     Args:
         setting: Limits, names and permissions.
@@ -101,31 +102,32 @@ class Part:
     """
 
     def __init__(self, setting: FetchSetting, links: pa.Table) -> None:
-        """Take the links; see the class for the arguments."""
+        """See the class for the arguments."""
         self.setting, self.number = setting, int(links["part"][0].as_py())
         self.path = part_file(Path(setting.output), self.number)
         self.rows: list[dict[str, Any]] = links.to_pylist()
-        free = frozenset() if setting.spare_private else frozenset(setting.allow_private)
+        unlimited = frozenset() if setting.spare_private else frozenset(setting.allow_private)
         self.budget = HostBudget(
             Path(setting.output).with_name("hosts"),
             setting.connections_per_host,
             setting.delay_per_host,
             dict(setting.crawl_delay),
-            free,
+            unlimited,
         )
         self.requests, self.rules = _requests(json.dumps(asdict(setting)))
         self.results: queue.SimpleQueue[tuple[dict[str, Any], Answer]] = queue.SimpleQueue()
         hosts = [(urlsplit(row["url"]).hostname or "", row) for row in self.rows]
         self.queue = HostQueue(hosts, self.budget, setting.longest_wait, self._give_up)
         self._unreached: dict[str, int] = {}
-        self._heard: set[str] = set()  # hosts whose robots.txt was looked at for a crawl delay
+        self._delay_read: set[str] = set()  # hosts whose robots.txt was searched for a crawl delay
 
     def fetch(self) -> None:
         """Fetch all links and write the part."""
         end = time.monotonic() + self.setting.part_seconds
         threads = min(self.setting.threads, len(self.rows))
-        for _ in range(threads):  # daemons: one that hangs in the resolver must not keep the part from ending
+        for _ in range(threads):  # daemons, because one that hangs in the resolver must not keep the part from ending
             threading.Thread(target=self._work, daemon=True).start()
+        # Not files.atomic_write: process numbers of several machines may be equal.
         temporary = self.path.with_name(f"{self.path.name}.tmp-{socket.gethostname()}-{os.getpid()}")
         try:
             self._write(temporary, end)
@@ -136,45 +138,47 @@ class Part:
 
     def _work(self) -> None:
         while taken := self.queue.take():
-            host, row, place = taken
-            answer = self._ask(host, row, place)
+            host, row, connection = taken
+            answer = self._request(host, row, connection)
             if answer.again and row.setdefault("attempts", 1) <= self.setting.retries:
                 row["attempts"] += 1
-                self.queue.back(host, row)
+                self.queue.retry(host, row)
             else:
                 self.results.put((row, answer))
                 self.queue.done()
 
-    def _ask(self, host: str, row: dict[str, Any], place: Place) -> Answer:
+    def _request(self, host: str, row: dict[str, Any], connection: Connection) -> Answer:
         try:
             answer = self.requests.ask(row["url"], basis_of(row["legal_basis"]))
         finally:
-            place.leave()
-        self._hear(host, row["url"])
-        row["moment"] = datetime.now(UTC).isoformat(timespec="seconds")
+            connection.release()
+        self._apply_crawl_delay(host, row["url"])
+        row["fetched_at"] = datetime.now(UTC).isoformat(timespec="seconds")
         if answer.busy or answer.again:
             doubled = float(2 ** (row.get("attempts", 1) - 1))
-            self.budget.hold(host, doubled if answer.wait is None else answer.wait, answer.busy)
+            self.budget.pause(host, doubled if answer.wait is None else answer.wait, answer.busy)
         self._unreached[host] = 0 if answer.reached else self._unreached.get(host, 0) + 1
         if self._unreached[host] >= UNREACHED:
-            self.budget.hold(host, self.setting.longest_wait + 1, False)
+            self.budget.pause(host, self.setting.longest_wait + 1, False)
         return answer
 
-    def _hear(self, host: str, url: str) -> None:
-        """Keep the pauses that an origin asks for, where nobody has screened it and it was asked here."""
-        if self.rules is None or self.setting.ask_origins != "all" or host in self.budget.free or host in self._heard:
+    def _apply_crawl_delay(self, host: str, url: str) -> None:
+        """Apply a crawl delay read here, for origins not screened earlier."""
+        if self.rules is None or self.setting.ask_origins != "all":
             return
-        self._heard.add(host)
+        if host in self.budget.unlimited or host in self._delay_read:
+            return
+        self._delay_read.add(host)
         if host and (delay := self.rules.crawl_delay(url)):
             self.budget.longer[host] = delay
-            self.budget.hold(host, delay, False)
+            self.budget.pause(host, delay, False)
 
     def _give_up(self, row: dict[str, Any], left: float) -> None:
         reason = f"not asked: the host is to be left alone for {left:.0f} s more"
         self.results.put((row, Answer().refuse(AGAIN, "patience", reason)))
 
     def _write(self, temporary: Path, end: float) -> None:
-        """Write rows as they come; those that do not come in time are written as failed."""
+        """Write rows in the order in which they are fetched; rows not fetched in time are written as failed."""
         waiting = {row["row"]: row for row in self.rows}
         group: list[dict[str, Any]] = []
         size = total = 0
@@ -207,7 +211,7 @@ class Part:
 
 
 def _cells(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
-    moment = row.get("moment") or datetime.now(UTC).isoformat(timespec="seconds")
+    fetched_at = row.get("fetched_at") or datetime.now(UTC).isoformat(timespec="seconds")
     visit = answer.visit | {"attempts": row.get("attempts", 1)}
     return {
         "row": row["row"],
@@ -215,8 +219,8 @@ def _cells(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
         "rule": answer.rule,
         "value": answer.value,
         "reason": answer.reason,
-        "fetched_at": moment,
-        "sha256": hashlib.sha256(answer.content).hexdigest() if answer.content is not None else None,
+        "fetched_at": fetched_at,
+        "sha256": bytes_sha256(answer.content) if answer.content is not None else None,
         "response": json.dumps(answer.response, ensure_ascii=False, sort_keys=True),
         "visit": json.dumps(visit, ensure_ascii=False, sort_keys=True),
         "content": answer.content,

@@ -1,4 +1,4 @@
-"""The raw parts of a download: have them fetched by img2dataset's distributors, and see that every row came back."""
+"""Fetch the parts of a download by img2dataset's distributors, and check that every row was fetched."""
 
 import itertools
 import logging
@@ -22,17 +22,17 @@ from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
 Link = tuple[int, str, str | None]  # row of the table, address, legal basis
-ATTEMPTS = 3  # of the whole fetching, for parts that do not come back
-PATIENCE = 60.0  # seconds without any news, beyond what one link may take, after which the fetching is ended
+ATTEMPTS = 3  # runs of the distributor, for parts that are missing afterwards
+PATIENCE = 60.0  # seconds without progress, beyond the limit of one link, after which a run is ended
 
 
 def part_progress() -> Progress:
-    """The bar of the programs that walk over parts."""
+    """Return a progress bar."""
     return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 
 
 def _missing_parts(raw: Path, rows: int, part_size: int) -> list[int]:
-    """Parts that are not there with the right number of rows; what is left of them is removed, so they are redone."""
+    """Return the parts without the right number of rows, and remove their files."""
     missing = []
     for part in range(-(-rows // part_size)):
         path = part_file(raw, part)
@@ -49,26 +49,26 @@ def _missing_parts(raw: Path, rows: int, part_size: int) -> list[int]:
 def fetch_parts(
     work: Path, setting: FetchSetting, links: Callable[[], Iterator[Link]], count: int, piece: tuple[int, int] = (0, 1)
 ) -> None:
-    """Fetch all links into the raw folder; parts that an earlier run finished are kept.
+    """Fetch all links into the raw folder; parts of an earlier run are kept.
 
     Args:
         work: The work folder.
         setting: Settings of the fetching processes.
-        links: Walks over the links: row number, address and legal basis.
-        count: How many they are.
-        piece: Number of this job and how many there are; it fetches every n-th part.
+        links: Returns an iterator over the links: row number, address and legal basis.
+        count: Number of links.
+        piece: Number of this job and number of jobs; a job fetches every n-th part.
 
     Raises:
-        UserError: Not every row came back in three runs.
+        UserError: Rows are still missing after three runs.
     """
     raw, size = Path(setting.output), setting.rows_per_part
     raw.mkdir(exist_ok=True)
     journal = work / f"img2dataset.{piece[0]}.log"
 
     def missing() -> list[int]:
-        if piece != (0, 1):  # others may be writing theirs: look, but do not touch
-            mine = range(piece[0], -(-count // size), piece[1])
-            return [part for part in mine if not part_file(raw, part).exists()]
+        if piece != (0, 1):  # other jobs may be writing their parts: remove nothing
+            own = range(piece[0], -(-count // size), piece[1])
+            return [part for part in own if not part_file(raw, part).exists()]
         return _missing_parts(raw, count, size)
 
     parts, code = missing(), 0
@@ -83,12 +83,12 @@ def fetch_parts(
     if parts:
         raise UserError(
             f"img2dataset (exit code {code}) did not bring back {len(parts)} parts of {size} "
-            f"rows, the first is {parts[0]:05d}: read {journal}, mend the cause, and start the same command again"
+            f"rows, the first is {parts[0]:05d}: read {journal}, fix the cause, and start the same command again"
         )
 
 
 def _write_links(folder: Path, size: int, links: Iterator[Link], parts: set[int]) -> int:
-    """Write a file of links for each part, for img2dataset reads a whole file at once; how many links they are."""
+    """Write one file per part, because img2dataset reads whole files; return the number of links."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     count = 0
@@ -101,40 +101,40 @@ def _write_links(folder: Path, size: int, links: Iterator[Link], parts: set[int]
             cells = {"part": [part] * len(rows), "row": rows, "url": urls, "legal_basis": bases}
             pq.write_table(pa.table(cells, LINKS), folder / f"{part:05d}.parquet")
             count += len(rows)
-    raise AssertionError("itertools.count ends never")
+    raise AssertionError("itertools.count never ends")
 
 
 def _run_child(setting: FetchSetting, total: int, waiting: int, journal: Path) -> int:
-    """Run distributors with a progress bar; its chatter goes to the journal. A long silence ends it."""
+    """Run the distributor with a progress bar, its output in the journal; end it if it makes no progress."""
     counts = Path(setting.links + ".progress")
     shutil.rmtree(counts, ignore_errors=True)
     counts.mkdir()
     scratch = Path(setting.links + ".img2dataset")
     shutil.rmtree(scratch, ignore_errors=True)
-    sheet = Path(setting.links + ".setting")
-    setting.save(sheet)
+    options = Path(setting.links + ".setting")
+    setting.save(options)
     root = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    # One thread per process for the number crunchers that img2dataset imports: it never crunches here.
+    # One thread per process for the numerical libraries that img2dataset imports: they compute nothing here.
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "data_tools.download.distributors", str(sheet.resolve()), str(scratch.resolve())]
+    command = [sys.executable, "-m", "data_tools.download.distributors", str(options.resolve()), str(scratch.resolve())]
     # A link may wait for its host before each attempt; a host may ask for longest_wait.
     silence = (setting.image_seconds + setting.longest_wait) * (setting.retries + 1) + PATIENCE
-    with open(journal, "ab") as chatter, part_progress() as progress:
+    with open(journal, "ab") as output, part_progress() as progress:
         child = subprocess.Popen(
-            command, stdout=chatter, stderr=chatter, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
+            command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, start_new_session=True
         )
         try:
             bar = progress.add_task("fetch", total=total, completed=total - waiting)
-            known, news = -1, time.monotonic()
+            before, changed = -1, time.monotonic()
             while child.poll() is None:
                 time.sleep(0.05)
                 answers = sum(int(file.read_text() or 0) for file in counts.iterdir())
                 progress.update(bar, completed=total - waiting + min(answers, waiting))
-                if answers != known:
-                    known, news = answers, time.monotonic()
-                elif time.monotonic() - news > silence:
-                    log.warning("nothing has come back for %.0f s: the fetching is ended and begun again", silence)
+                if answers != before:
+                    before, changed = answers, time.monotonic()
+                elif time.monotonic() - changed > silence:
+                    log.warning("no progress for %.0f s: the distributor is ended and started again", silence)
                     break
             else:
                 progress.update(bar, completed=total)
@@ -145,7 +145,7 @@ def _run_child(setting: FetchSetting, total: int, waiting: int, journal: Path) -
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a process and all that it started."""
+    """End a process and all processes that it started."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -153,5 +153,5 @@ def _end(child: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
     with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # workers that hang; those that work have left with it
+        os.killpg(child.pid, signal.SIGKILL)  # workers that hang; the others ended with it
     child.wait()

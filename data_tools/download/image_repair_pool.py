@@ -1,18 +1,15 @@
-"""Read fetched parts again in the table's order, and mend their images in several processes.
+"""Read fetched parts in the order of the table, and check and repair their images in several processes.
 
-An image that keeps its decoder busy for too long, or brings its process down, costs itself and nothing else.
+An image that takes too long to decode, or crashes its process, is left out; all others are kept.
 """
 
 import itertools
 import json
 import logging
-import multiprocessing
 import re
 import signal
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,29 +22,30 @@ from data_tools.download.image_request import basis_of
 from data_tools.rights.file_rights import rights_in_file
 from data_tools.rights.reservations import decide
 from data_tools.samples.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
+from data_tools.work.workers import WorkerDied, WorkerPool
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
 IN_PROCESS = 400  # below this many images, starting processes costs more than it saves
-DECODE_SECONDS = 60.0  # for one image; a photograph takes a hundredth of one
-CRASHES = 20  # images of one part that bring a process down, after which it is not taken for their fault
-NOWHERE = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")  # addresses in memory, which libraries' messages hold
+DECODE_SECONDS = 60.0  # for one image; a photograph takes 0.01 s
+CRASHES = 20  # images of one part that crash a process; above, the cause is elsewhere
+MEMORY_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")  # memory addresses in messages of libraries
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """What became of one link: an image, or the rule and reason why not.
+    """Result of one link: an image, or the rule and reason of its refusal.
 
     Args:
-        image: As it will be stored.
-        fetched_at: ISO 8601.
-        bytes: As they came.
-        sha256: Of them.
-        rule: That refused it.
-        value: What that rule looked at.
-        reason: In words.
-        response: What the server said and would say again.
-        visit: What belongs to this visit alone: seconds, attempts.
+        image: Image to store.
+        fetched_at: Time of the request, ISO 8601.
+        bytes: Size of the fetched file.
+        sha256: Digest of the fetched file.
+        rule: Rule that refused it.
+        value: Value on which the rule decided.
+        reason: The refusal in words.
+        response: Evidence that a second visit would find again.
+        visit: Evidence of this visit only: seconds, attempts.
     """
 
     image: RepairedImage | None
@@ -61,81 +59,89 @@ class Fetched:
     visit: dict[str, Any] = field(default_factory=dict)
 
 
-def _repair_part(
-    path: Path, rule: ImageRule, crashed: frozenset[int] = frozenset(), note: Path | None = None
-) -> list[tuple[int, Fetched]]:
-    """Read one raw part, some rows at a time, and mend its images; sorted by row.
+@dataclass(frozen=True)
+class _PartJob:
+    """One fetched part.
 
     Args:
-        path: The part.
-        rule: What an image must be.
-        crashed: Rows whose image has brought a process down.
-        note: File that tells which row is at work, for those who find this process dead.
+        path: File of the part.
+        rule: Requirements of images.
+        crashed: Rows whose image crashed a process.
+        note: File for the number of the current row, read when this process has crashed.
     """
+
+    path: Path
+    rule: ImageRule
+    crashed: frozenset[int] = frozenset()
+    note: Path | None = None
+
+
+def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
+    """Read a part, one row group at a time, and repair its images; sorted by row."""
     found = []
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(job.path) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, FETCHED.names).to_pylist():
-                if note:
-                    note.write_text(str(row["row"]))
-                if row["row"] in crashed:
+                if job.note:
+                    job.note.write_text(str(row["row"]))
+                if row["row"] in job.crashed:
                     row |= {"rule": "crash", "value": row["sha256"], "content": None}
                     row["reason"] = "decoding it brought a process down"
-                found.append((row["row"], _judge(row, rule)))
+                found.append((row["row"], _check_row(row, job.rule)))
     return sorted(found, key=lambda pair: pair[0])
 
 
-def _careful_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetched]]:
-    """Mend the images of a part that brought its process down: find out which, and leave those out.
+def _repair_crashing_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetched]]:
+    """Repair the images of a part that crashed its process: find the images that did it, and leave them out.
 
     Raises:
-        UserError: It is not the images' fault.
+        UserError: The images are not the cause.
     """
     crashed: set[int] = set()
     note = path.with_name(f"{path.name}.decoding")
     while len(crashed) <= CRASHES:
         note.write_text("")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            try:
-                rows = pool.submit(_repair_part, path, rule, frozenset(crashed), note).result()
-                note.unlink()
-                return rows
-            except BrokenProcessPool:
-                row = note.read_text()
+        try:
+            with WorkerPool(1, isolated=True) as pool:
+                ((_, rows),) = pool.run(_repair_part, [_PartJob(path, rule, frozenset(crashed), note)])
+            note.unlink()
+            return rows
+        except WorkerDied:
+            row = note.read_text()
         if not row or int(row) in crashed:
             break
-        log.warning("the image of row %s brought its decoding process down and is left out", row)
+        log.warning("the image of row %s crashed the process that decoded it and is left out", row)
         crashed.add(int(row))
-    raise UserError(f"decoding {path} brought a process down: look for memory limits, then start again") from None
+    raise UserError(f"decoding {path} crashes its process: check memory limits, then start again")
 
 
-def _judge(row: dict[str, Any], rule: ImageRule) -> Fetched:
-    raw, evidence = row["content"], {name: json.loads(row[name] or "{}") for name in ("response", "visit")}
-    moment = row["fetched_at"]
-    if raw is None:
+def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
+    content, evidence = row["content"], {name: json.loads(row[name] or "{}") for name in ("response", "visit")}
+    fetched_at, digest = row["fetched_at"], row["sha256"]
+    if content is None:
         size = evidence["response"].get("bytes")
-        return Fetched(None, moment, size, None, row["rule"], row["value"], row["reason"], **evidence)
+        return Fetched(None, fetched_at, size, None, row["rule"], row["value"], row["reason"], **evidence)
+
+    def refused(rule: str, value: str, reason: str) -> Fetched:
+        return Fetched(None, fetched_at, len(content), digest, rule, value, reason, **evidence)
+
     try:
         with _TimeLimit(DECODE_SECONDS):
-            image = repair_image(raw, rule)
+            image = repair_image(content, rule)
     except ImageFault as fault:
-        reason = NOWHERE.sub("", fault.reason)
-        return Fetched(None, moment, len(raw), row["sha256"], fault.rule, fault.value, reason, **evidence)
-    if image.sha256 != row["sha256"]:
-        reason = "bytes changed since the download"
-        return Fetched(None, moment, len(raw), row["sha256"], "sha256", image.sha256, reason, **evidence)
-    if signals := rights_in_file(raw):  # asked here, because mending an image may take its manifest and metadata away
+        return refused(fault.rule, fault.value, MEMORY_ADDRESS.sub("", fault.reason))
+    if image.sha256 != digest:
+        return refused("sha256", image.sha256, "bytes changed since the download")
+    if signals := rights_in_file(content):  # of the original file, because a repair may remove manifest and metadata
         evidence["response"].setdefault("signals", []).extend(asdict(signal) for signal in signals)
         if forbids := decide(signals, basis_of(row["legal_basis"])):
-            told = f"{forbids.kind}: {forbids.value}"
-            return Fetched(
-                None, moment, len(raw), row["sha256"], "reservation", told, f"in the file, {told}", **evidence
-            )
-    return Fetched(image, moment, len(raw), image.sha256, **evidence)
+            value = f"{forbids.kind}: {forbids.value}"
+            return refused("reservation", value, f"in the file, {value}")
+    return Fetched(image, fetched_at, len(content), image.sha256, **evidence)
 
 
 class _TimeLimit:
-    """Give up an image that keeps its decoder busy for too long."""
+    """Give up an image that takes too long to decode."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds if threading.current_thread() is threading.main_thread() else 0.0
@@ -157,25 +163,25 @@ class _TimeLimit:
 def repaired_rows(
     raw: Path, expected: Iterator[int], count: int, size: int, rule: ImageRule, processes: int
 ) -> Iterator[tuple[int, Fetched]]:
-    """Give all fetched rows in the table's order; decoding runs in several processes, a few parts ahead.
+    """Yield all fetched rows in the order of the table; several processes decode, a few parts ahead.
 
     Args:
-        raw: Folder of the raw parts.
+        raw: Folder of the fetched parts.
         expected: Rows of the table that were fetched, in order.
-        count: How many they are.
-        size: Of them in each part.
-        rule: What an image must be.
-        processes: That decode.
+        count: Number of fetched rows.
+        size: Number of rows in a part.
+        rule: Requirements of images.
+        processes: Number of processes that decode.
 
     Raises:
-        UserError: A row is missing, or decoding brings its process down, whatever image is left out.
+        UserError: A row is missing, or decoding crashes its process whatever image is left out.
     """
     parts = [part_file(raw, part) for part in range(-(-count // size))]
     with part_progress() as progress:
         bar = progress.add_task("write", total=count)
         for path, rows in _repaired_parts(parts, rule, processes if count >= IN_PROCESS else 0):
             if [number for number, _ in rows] != list(itertools.islice(expected, size)):
-                raise UserError(f"{path} does not hold the rows it should: delete {raw.parent} and start again")
+                raise UserError(f"{path} does not hold the expected rows: delete {raw.parent} and start again")
             progress.update(bar, advance=len(rows))
             yield from rows
 
@@ -183,38 +189,15 @@ def repaired_rows(
 def _repaired_parts(
     parts: list[Path], rule: ImageRule, processes: int
 ) -> Iterator[tuple[Path, list[tuple[int, Fetched]]]]:
-    if not processes:
-        for path in parts:
-            yield path, _repair_part(path, rule)
-        return
+    """Yield each part with its rows; 0 processes decode in this one."""
     position = 0
     while position < len(parts):
+        jobs = [_PartJob(path, rule) for path in parts[position:]]
         try:
-            for path, rows in _pooled_parts(parts[position:], rule, processes):
-                position += 1
-                yield path, rows
-        except BrokenProcessPool:
-            yield parts[position], _careful_part(parts[position], rule)
+            with WorkerPool(max(1, processes), isolated=processes > 0) as pool:
+                for job, rows in pool.run(_repair_part, jobs, ahead=processes + 1):
+                    position += 1
+                    yield job.path, rows
+        except WorkerDied:
+            yield parts[position], _repair_crashing_part(parts[position], rule)
             position += 1
-
-
-def _pooled_parts(
-    parts: list[Path], rule: ImageRule, processes: int
-) -> Iterator[tuple[Path, list[tuple[int, Fetched]]]]:
-    # Spawned, because forking a process that has threads (the progress bar, pyarrow) may hang.
-    context = multiprocessing.get_context("spawn")
-    # The keyboard's interrupt is for the program alone, which then ends its workers.
-    quiet = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=signal.signal, initargs=quiet) as pool:
-        waiting: list[tuple[Path, Future[list[tuple[int, Fetched]]]]] = []
-        coming = iter(parts)
-        try:
-            while True:
-                for path in itertools.islice(coming, processes + 1 - len(waiting)):
-                    waiting.append((path, pool.submit(_repair_part, path, rule)))
-                if not waiting:
-                    return
-                path, future = waiting.pop(0)
-                yield path, future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Ask a server for one image, hop by hop, and keep what its answers said.
+"""Request one image from a server, hop by hop, and record the evidence in its answers.
 
-On every hop of a redirect the address is checked, and the rights that the headers reserve are judged before the body is
-read, as the legal basis of the link demands. The evidence has two halves: what a second visit would find again goes
-into the sample's ``consent``; what belongs to the clock (seconds, entity tags) only into the ledger.
+On every hop of a redirect the address is checked, and rights reserved in the headers are checked before the body is
+read, according to the legal basis of the link. The evidence has two parts: what a second visit would find again goes
+into the sample's ``consent``; what depends on the time of the visit (seconds, entity tags) only into the ledger.
 """
 
 import http.client
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from data_tools.network.http_body import PASSING, PATIENCE, REDIRECTS, patience, unpack
+from data_tools.network.http_body import BACK_OFF, REDIRECTS, TEMPORARY, retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.legal_basis import LegalBasis
@@ -26,23 +26,23 @@ from data_tools.rights.reservations import ACCESS, Signal, decide, header_signal
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
 LONGEST_HEADER = 1000  # characters kept of one header
-AGAIN = "download"  # the rule of links that another attempt may bring
+AGAIN = "download"  # the rule of failures after which another attempt may succeed
 
 
 @dataclass
 class Answer:
-    """What came of asking for one link.
+    """Result of requesting one link.
 
     Args:
-        content: The bytes as the server keeps them, or None where there is a reason against it.
-        rule: Rule that refused, empty if none did.
-        value: What that rule looked at, in a few characters.
-        reason: In words.
+        content: The image file as the server stores it, or None if there is none or it is refused.
+        rule: Rule that refused it; empty if none did.
+        value: Value on which the rule decided, shortened.
+        reason: The refusal in words.
         response: Evidence that a second visit would find again.
-        visit: Evidence of this visit alone.
+        visit: Evidence of this visit only.
         again: Whether another attempt now may succeed.
-        busy: Whether the server asks to be left alone for a while.
-        wait: For how long, in seconds, if it says so.
+        busy: Whether the server asks for a pause.
+        wait: Length of the pause in seconds, if the server states it.
         reached: Whether a connection was made.
     """
 
@@ -58,14 +58,14 @@ class Answer:
     reached: bool = True
 
     def refuse(self, rule: str, value: str, reason: str, again: bool = False) -> "Answer":
-        """Say why there is no image."""
+        """Record why there is no image."""
         self.content, self.rule, self.value, self.again = None, rule, value[:200], again
         self.reason = (reason.splitlines() or [""])[0][:200]
         return self
 
 
 def basis_of(word: str | None) -> LegalBasis:
-    """The legal basis of a row; what is missing or unknown counts as the strictest one, art. 4."""
+    """Return the legal basis of a row; a missing or unknown one counts as the strictest, article 4."""
     try:
         return LegalBasis((word or "").strip())
     except ValueError:
@@ -73,36 +73,34 @@ def basis_of(word: str | None) -> LegalBasis:
 
 
 class ImageRequest:
-    """Asks for images, one at a time in each thread.
+    """Requests images, one at a time in each thread.
 
     Args:
         setting: Limits, names and permissions.
-        parent: Process without which this one has nothing left to do.
-        judge_origin: ``RobotsRules.decide``: asked for each address on the way, before it is knocked at (its rules name
-            paths): the signal that forbids (robots.txt, tdmrep.json, ai.txt) or None, and all that was said. Hosts of
-            ``allow_private`` are ours and not asked, unless ``spare_private`` treats them like others.
+        judge_origin: ``RobotsRules.decide``, called for each address before it is requested. It returns the signal of
+            robots.txt, tdmrep.json or ai.txt that forbids the request, or None, and all signals. Not called for hosts
+            of ``allow_private`` unless ``spare_private`` is set.
     """
 
     def __init__(
         self,
         setting: FetchSetting,
-        parent: int | None = None,
         judge_origin: Callable[[str, LegalBasis], tuple[Signal | None, list[Signal]]] | None = None,
     ) -> None:
-        """Open the door to the network; see the class for the arguments."""
-        self.setting, self.guard, self.judge_origin = setting, Guard(setting, parent), judge_origin
+        """Build the opener; see the class for the arguments."""
+        self.setting, self.guard, self.judge_origin = setting, Guard(setting), judge_origin
         self.opener = build_opener(setting, self.guard, follow=False)
 
     def ask(self, url: str, basis: LegalBasis) -> Answer:
-        """Fetch one image, or say why not; never raises, never takes much longer than ``image_seconds``.
+        """Fetch one image; never raises, and never takes much longer than ``image_seconds``.
 
         Args:
-            url: An address that ``check_link`` has passed.
-            basis: Legal basis of the link, from which it follows which reservations bind.
+            url: Address accepted by ``check_link``.
+            basis: Legal basis of the link; it decides which reservations bind.
         """
         begin = time.monotonic()
         answer = Answer()
-        self.guard.until(begin + self.setting.image_seconds)
+        self.guard.set_deadline(begin + self.setting.image_seconds)
         try:
             self._walk(url, basis, answer)
         except LinkRefused as refused:
@@ -111,10 +109,10 @@ class ImageRequest:
             answer.refuse("bytes", str(error).rpartition(" ")[2], str(error))
         except (OSError, http.client.HTTPException, ValueError, zlib.error) as error:
             self._failed(error, answer)
-        except Exception as error:  # strangers' headers bring libraries to say more than they document
+        except Exception as error:  # hostile headers make libraries raise undocumented exceptions
             answer.refuse(AGAIN, type(error).__name__, f"{type(error).__name__}: {error}")
         finally:
-            self.guard.until(None)
+            self.guard.set_deadline(None)
         seconds = time.monotonic() - begin
         if seconds > self.setting.image_seconds and (answer.content is not None or answer.rule == AGAIN):
             answer.refuse(AGAIN, "seconds", f"took longer than {self.setting.image_seconds:g} s")
@@ -134,14 +132,14 @@ class ImageRequest:
             answer.refuse(AGAIN, name, text, again=isinstance(cause, OSError | http.client.HTTPException))
 
     def _walk(self, url: str, basis: LegalBasis, answer: Answer) -> None:
-        """Follow the hops; what was learnt stands in ``answer`` even when an exception ends this."""
+        """Follow the hops; ``answer`` keeps the evidence even if this raises."""
         setting, address = self.setting, url
         hops: list[dict[str, Any]] = []
         for _ in range(setting.max_hops + 1):
-            if self._closed(address, {origin_of(hop["url"]) for hop in hops}, basis, answer):
+            if self._forbidden_by_origin(address, {origin_of(hop["url"]) for hop in hops}, basis, answer):
                 return
             with self.opener.open(urllib.request.Request(address), timeout=setting.timeout) as response:
-                if not address.startswith("http"):  # a file has no server that could say anything
+                if not address.startswith("http"):  # a file has no server that could reserve rights
                     answer.content = response.read()
                     return
                 headers: list[tuple[str, str]] = response.headers.items()
@@ -150,7 +148,7 @@ class ImageRequest:
                 answer.response |= {"hops": hops, "final_url": address}
                 answer.visit |= _kept(headers, VISIT)
                 signals = header_signals(headers, setting.agent_name, address, datetime.now(UTC))
-                if self._forbidden(signals, basis, answer):
+                if self._record(signals, decide(signals, basis), answer):
                     return
                 if status not in REDIRECTS or "location" not in response.headers:
                     self._read(response, status, answer)
@@ -163,26 +161,23 @@ class ImageRequest:
             address = target
         answer.refuse(AGAIN, "redirects", f"more than {setting.max_hops} redirects")
 
-    def _closed(self, address: str, known: set[str], basis: LegalBasis, answer: Answer) -> bool:
-        """Whether an origin on the way forbids to go on."""
+    def _forbidden_by_origin(self, address: str, visited: set[str], basis: LegalBasis, answer: Answer) -> bool:
+        """Return whether an origin on the way forbids the request."""
         if self.judge_origin is None or not address.startswith("http"):
             return False
-        if origin_of(address) in known and basis.may_be_agreed:
-            return False  # whose agreements name which hosts was looked up before
-        if self.setting.ask_origins != "all" and not known:
-            return False  # screen_links has asked it
+        if origin_of(address) in visited and basis.may_be_agreed:
+            return False  # an agreement for this basis; this origin was checked at an earlier hop
+        if self.setting.ask_origins != "all" and not visited:
+            return False  # screened by screen_links
         if urlsplit(address).hostname in self.setting.allow_private and not self.setting.spare_private:
             return False
         forbids, signals = self.judge_origin(address, basis)
-        return self._noted(signals, forbids, answer)
+        return self._record(signals, forbids, answer)
 
-    def _forbidden(self, signals: list[Signal], basis: LegalBasis, answer: Answer) -> bool:
-        return self._noted(signals, decide(signals, basis), answer)
-
-    def _noted(self, signals: list[Signal], forbids: Signal | None, answer: Answer) -> bool:
-        """Note what was said; whether any of it forbids the use."""
-        if told := [asdict(signal) for signal in signals]:
-            answer.response.setdefault("signals", []).extend(told)
+    def _record(self, signals: list[Signal], forbids: Signal | None, answer: Answer) -> bool:
+        """Record the signals; return whether one of them forbids the use."""
+        if signals:
+            answer.response.setdefault("signals", []).extend(asdict(signal) for signal in signals)
         if forbids:
             reason = f"{forbids.kind} at {forbids.source}: {forbids.value}"
             rule = "robots.txt" if forbids.kind == ACCESS else "reservation"
@@ -190,14 +185,14 @@ class ImageRequest:
         return forbids is not None
 
     def _read(self, response: Any, status: int, answer: Answer) -> None:
-        """The body of the last hop."""
+        """Read the body of the last hop."""
         answer.response["content_type"] = str(response.headers.get("Content-Type", ""))[:LONGEST_HEADER]
-        if status in PATIENCE:
+        if status in BACK_OFF:
             answer.busy = True
-            answer.wait = patience(response.headers.get("Retry-After"), time.time())
+            answer.wait = retry_after(response.headers.get("Retry-After"), time.time())
         if status != 200:
             reason = f"HTTP status {status} {str(response.reason)[:100]}".strip()
-            answer.refuse(AGAIN, f"status {status}", reason, again=status in PATIENCE + PASSING)
+            answer.refuse(AGAIN, f"status {status}", reason, again=status in BACK_OFF + TEMPORARY)
             return
         content = response.read()
         answer.response["bytes"] = len(content)

@@ -1,11 +1,11 @@
-"""Be a polite guest: so many connections to one host at a time, so long between two requests, and patience on demand.
+"""Rate limits per host: a number of connections at a time, a delay between requests, and longer pauses on request.
 
-All processes that share a folder share the budget: a connection is a locked file there, which the operating system sets
-free when a process dies, and a host's next moment is the content of another. The queue hands out a part's links so that
-hosts take turns and no thread waits for one host while another is free.
+All processes that share a folder share the budget. A connection is a locked file there, which the operating system
+releases when a process dies; the time of a host's next request is the content of another file. ``HostQueue`` hands out
+the links of a part so that hosts take turns and no thread waits for one host while another one is free.
 """
 
-import fcntl
+import fcntl  # not filelock: files are locked that are read and written through the same descriptor
 import hashlib
 import os
 import threading
@@ -17,102 +17,109 @@ from pathlib import Path
 from typing import Generic, TextIO, TypeVar
 
 Job = TypeVar("Job")
-OCCUPIED = 0.02  # seconds until a host whose connections are all in use is asked again
-BUCKETS = 4  # hex digits of a host's file name: hosts beyond 65,536 share files, which only makes us more polite
+OCCUPIED = 0.02  # seconds until a host whose connections are all in use is tried again
+BUCKETS = 4  # hex digits of a host's file name: above 65,536 hosts some share a file, and so a stricter limit
 
 
 @dataclass(frozen=True)
-class Place:
-    """A connection that may be made now.
+class Connection:
+    """Permission for one connection to a host.
 
     Args:
-        handle: The locked file, or -1 for a host without a budget.
+        descriptor: The locked file, or -1 for a host without limits.
     """
 
-    handle: int
+    descriptor: int
 
-    def leave(self) -> None:
-        """Give the place back."""
-        if self.handle >= 0:
-            os.close(self.handle)
+    def release(self) -> None:
+        """Allow another connection in its place."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class HostBudget:
-    """Counts connections and keeps pauses, for each host.
+    """Counts connections and keeps delays, for each host.
 
     Args:
-        folder: Shared by all processes of a download.
-        connections: At a time, to one host.
-        delay: Seconds between the beginnings of two requests to one host.
+        folder: Folder shared by all processes of a download.
+        connections: Largest number of connections to one host at a time.
+        delay: Seconds between the starts of two requests to one host.
         longer: Longer delays, by host.
-        free: Hosts without a budget; they are left alone only when they ask for it.
+        unlimited: Hosts without limits; only pauses that they request themselves apply.
     """
 
     def __init__(
-        self, folder: Path, connections: int, delay: float, longer: dict[str, float], free: frozenset[str]
+        self, folder: Path, connections: int, delay: float, longer: dict[str, float], unlimited: frozenset[str]
     ) -> None:
         """Create the folder; see the class for the arguments."""
-        self.folder, self.connections, self.delay, self.longer, self.free = folder, connections, delay, longer, free
+        self.folder, self.connections, self.delay = folder, connections, delay
+        self.longer, self.unlimited = longer, unlimited
         folder.mkdir(parents=True, exist_ok=True)
 
-    def enter(self, host: str) -> Place | float:
-        """A place, or the seconds after which to ask again."""
-        if not host or (host in self.free and not self._file(host, "next").exists()):
-            return Place(-1)
+    def acquire(self, host: str) -> Connection | float:
+        """Return a connection, or the seconds after which to try again."""
+        if not host or (host in self.unlimited and not self._file(host, "next").exists()):
+            return Connection(-1)
         now = time.time()
         with open(self._file(host, "next"), "a+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            moment = _moment(file)
-            if moment > now:
-                return moment - now
-            if host in self.free:
-                return Place(-1)
+            next_time = _read_time(file)
+            if next_time > now:
+                return next_time - now
+            if host in self.unlimited:
+                return Connection(-1)
             for number in range(self.connections):
-                handle = os.open(self._file(host, str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                descriptor = os.open(self._file(host, str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    os.close(handle)
+                    os.close(descriptor)
                     continue
                 if delay := max(self.delay, self.longer.get(host, 0.0)):
-                    _write(file, now + delay)
-                return Place(handle)
+                    _write_time(file, now + delay)
+                return Connection(descriptor)
         return OCCUPIED
 
-    def hold(self, host: str, seconds: float, asked: bool) -> None:
-        """Leave a host alone for a while, because it asked for it or to be on the safe side; a longer pause stays."""
-        if not host or (host in self.free and not asked):
+    def pause(self, host: str, seconds: float, requested: bool) -> None:
+        """Send a host no requests for a while; a longer pause stays.
+
+        Args:
+            host: The host.
+            seconds: Length of the pause.
+            requested: Whether the host asked for it; others do not apply to unlimited hosts.
+        """
+        if not host or (host in self.unlimited and not requested):
             return
         with open(self._file(host, "next"), "a+", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            _write(file, max(_moment(file), time.time() + seconds))
+            _write_time(file, max(_read_time(file), time.time() + seconds))
 
-    def _file(self, host: str, what: str) -> Path:
-        return self.folder / f"{hashlib.sha256(host.encode()).hexdigest()[:BUCKETS]}.{what}"
+    def _file(self, host: str, name: str) -> Path:
+        return self.folder / f"{hashlib.sha256(host.encode()).hexdigest()[:BUCKETS]}.{name}"
 
 
-def _moment(file: TextIO) -> float:
+def _read_time(file: TextIO) -> float:
     file.seek(0)
     try:
         return float(file.read())
     except ValueError:
-        return 0.0  # empty, or torn by a kill
+        return 0.0  # empty, or incomplete after a kill
 
 
-def _write(file: TextIO, moment: float) -> None:
+def _write_time(file: TextIO, seconds: float) -> None:
     file.truncate(0)
-    file.write(f"{moment:.6f}")
+    file.write(f"{seconds:.6f}")
     file.flush()
 
 
 class HostQueue(Generic[Job]):
-    """Hands jobs to threads, host by host in turn, each with a place at its host.
+    """Hands jobs to threads, host by host in turn, each with a connection.
 
     Args:
-        jobs: Host and job, in the order of the table.
-        budget: Of the hosts.
-        longest_wait: Jobs of a host that must be left alone for longer than this are given up, in seconds.
-        give_up: Called with such a job.
+        jobs: Pairs of host and job, in the order of the table.
+        budget: Limits of the hosts.
+        longest_wait: Jobs of a host whose pause is longer than this are given up, in seconds.
+        give_up: Called with such a job and the seconds that remain of the pause.
     """
 
     def __init__(
@@ -132,8 +139,8 @@ class HostQueue(Generic[Job]):
         self._changed = threading.Condition()
         self._open, self._stopped = len(jobs), False
 
-    def take(self) -> tuple[str, Job, Place] | None:
-        """The next job, when its host has a place for it; None when all are done."""
+    def take(self) -> tuple[str, Job, Connection] | None:
+        """Wait for the next job whose host has a free connection; None when all jobs are done."""
         with self._changed:
             while self._open and not self._stopped:
                 pause = 0.5
@@ -142,14 +149,14 @@ class HostQueue(Generic[Job]):
                     self._turn.rotate(-1)
                     left = self._not_before.get(host, 0.0) - time.monotonic()
                     if left <= 0:
-                        place = self.budget.enter(host)
-                        if isinstance(place, Place):
+                        found = self.budget.acquire(host)
+                        if isinstance(found, Connection):
                             job = self._waiting[host].popleft()
                             if not self._waiting[host]:
                                 self._turn.remove(host)
                                 del self._waiting[host]
-                            return host, job, place
-                        left = place
+                            return host, job, found
+                        left = found
                         self._not_before[host] = time.monotonic() + left
                     if left > self.longest_wait:
                         self._drop(host, left)
@@ -168,8 +175,8 @@ class HostQueue(Generic[Job]):
             self._give_up(job, left)
         self._changed.notify_all()
 
-    def back(self, host: str, job: Job) -> None:
-        """Take a job that is to be tried again, behind those that were not tried yet."""
+    def retry(self, host: str, job: Job) -> None:
+        """Queue a taken job again, behind the host's other jobs."""
         with self._changed:
             if host not in self._waiting:
                 self._waiting[host] = deque()
@@ -179,7 +186,7 @@ class HostQueue(Generic[Job]):
             self._changed.notify()
 
     def done(self) -> None:
-        """Count a job that is over."""
+        """Count a taken job as done."""
         with self._changed:
             self._open -= 1
             if self._open:
@@ -188,7 +195,7 @@ class HostQueue(Generic[Job]):
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Give out no more."""
+        """Hand out no more jobs."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Status codes that matter to a fetch, and two header-driven conversions: packed bodies and Retry-After."""
+"""Status codes, compressed bodies and Retry-After of HTTP answers."""
 
 import email.utils
 import zlib
@@ -6,23 +6,19 @@ from datetime import UTC
 
 from data_tools.network.image_fetch import TooManyBytesError
 
-REDIRECTS = (301, 302, 303, 307, 308)  # RFC 9110, section 15.4; 300 leaves the choice to a person
-
-
-PATIENCE = (429, 503)  # the server asks to be left alone for a while
-
-
-PASSING = (408, 425, 500, 502, 504)  # may be over at the next attempt
+REDIRECTS = (301, 302, 303, 307, 308)  # RFC 9110, section 15.4; 300 is not followed automatically
+BACK_OFF = (429, 503)  # the server asks for a pause
+TEMPORARY = (408, 425, 500, 502, 504)  # another attempt may succeed
 
 
 def unpack(content: bytes, max_bytes: int) -> bytes:
-    """Undo gzip or deflate (RFC 9110, section 8.4.1) to a limit.
+    """Decompress a gzip or deflate body (RFC 9110, section 8.4.1), up to a limit.
 
     Raises:
-        TooManyBytesError: It unpacks to more than ``max_bytes``.
-        ValueError: It is damaged or cut short.
+        TooManyBytesError: The result is longer than ``max_bytes``.
+        ValueError: The body is damaged or incomplete.
     """
-    # 47: zlib or gzip, whichever the header shows; some servers send deflate without any header, which is -15.
+    # 47: zlib or gzip, detected from the header; -15: deflate without a header, which some servers send.
     kinds = (47, -15) if content[:2] != b"\x1f\x8b" else (47,)
     for kind in kinds:
         unpacker = zlib.decompressobj(kind)
@@ -37,18 +33,18 @@ def unpack(content: bytes, max_bytes: int) -> bytes:
     raise ValueError("the packed body is damaged")
 
 
-def patience(text: str | None, now: float) -> float | None:
-    """Seconds that Retry-After asks for (RFC 9110, section 10.2.3: a number, or a date), or None.
+def retry_after(text: str | None, now: float) -> float | None:
+    """Return the seconds that a Retry-After header asks for (RFC 9110, section 10.2.3), or None if it is invalid.
 
     Args:
-        text: The header.
+        text: The header: a number of seconds, or a date.
         now: Seconds since 1970.
     """
     word = (text or "").strip()
     if word.isascii() and word.isdigit():
         return float(min(int(word[:9]), 10**8))
     try:
-        moment = email.utils.parsedate_to_datetime(word)
-        return max(0.0, moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() - now)
+        date = email.utils.parsedate_to_datetime(word)
+        return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
     except (ValueError, TypeError, IndexError, OverflowError):
         return None

@@ -1,9 +1,9 @@
-"""A careful door to the network: everything that is fetched from strangers' servers goes through ``build_opener``.
+"""Fetch from strangers' servers safely: every request goes through ``build_opener``.
 
-It (1) refuses private addresses after the name is resolved, on redirects too, (2) knows only http and https, and files
-when allowed, (3) ends connections that take longer than they may, however steadily they drip, (4) reads bodies to a
-limit, and (5) gives our own name as user agent. What rights a server reserves in its answer's headers is not judged
-here but by data_tools/download/image_request.py.
+The opener (1) refuses private addresses after the name is resolved, on redirects too, (2) accepts only http and https,
+and files if allowed, (3) ends connections at their deadline, even if data keeps trickling in, (4) reads bodies up to a
+limit, and (5) sends our own name as user agent. Rights reserved in the headers of an answer are checked elsewhere, in
+data_tools/download/image_request.py.
 """
 
 import functools
@@ -26,34 +26,34 @@ from data_tools.network.link_address import address_fault
 
 @dataclass(frozen=True)
 class FetchSetting:
-    """What the fetching processes need to know; plain types only, for it travels to other machines.
+    """Settings of the fetching processes; plain types only, because they are sent to other machines.
 
     Args:
-        links: Folder of parquet files, one for each part that is to be fetched.
+        links: Folder of parquet files, one for each part to fetch.
         output: Folder of the raw parts.
-        agent_name: Name in the User-Agent header; header lines for this name are obeyed.
+        agent_name: Name in the User-Agent header; rules for this name are obeyed.
         agent_contact: Address or page where site owners reach us.
         allow_file: Whether file addresses are opened.
         allow_private: Hosts whose private addresses are trusted.
-        max_bytes: Longest body that is read, in bytes, before and after unpacking.
-        max_hops: Most redirects followed for one image.
-        image_seconds: Longest time for one image by the clock, redirects included.
-        part_seconds: Longest time for one part; links that are not done by then have failed.
-        part_bytes: Most bytes of one part; links that come after them have failed.
-        connections_per_host: Most connections to one host at a time, of all processes that share the work folder.
-        delay_per_host: Seconds between the beginnings of two requests to one host.
-        crawl_delay: Longer such delays, by host, as their robots.txt asks.
-        spare_private: Whether the hosts of ``allow_private`` are treated like strangers': with a budget, and asked.
-        ask_origins: Whose robots.txt, tdmrep.json and ai.txt are asked before an image is: of ``all`` origins, of those
-            that only ``redirects`` lead to (the others were screened), or of ``none``.
+        max_bytes: Longest body to read, in bytes, before and after decompression.
+        max_hops: Largest number of redirects for one image.
+        image_seconds: Time limit for one image, redirects included.
+        part_seconds: Time limit for one part; links that are not fetched by then fail.
+        part_bytes: Size limit of one part; further links fail.
+        connections_per_host: Connections to one host at a time, of all processes that share the work folder.
+        delay_per_host: Seconds between the starts of two requests to one host.
+        crawl_delay: Longer delays that robots.txt asks for, by host.
+        spare_private: Whether limits and rights checks also apply to the hosts of ``allow_private``.
+        ask_origins: Whose robots.txt, tdmrep.json and ai.txt are requested: those of ``all`` origins, of origins that
+            only ``redirects`` lead to (the others were screened), or of ``none``.
         registries: Files of opt-out registries (data_tools/rights/opt_out_registry.py), for origins that are asked.
-        agreed_hosts: Hosts whose owners a licence or a consent names, as screen_links has found.
-        longest_wait: Longest time to wait where a host asks for patience, in seconds.
-        timeout: Seconds without an answer.
-        processes: Worker processes.
-        threads: Threads in each.
+        agreed_hosts: Hosts named in a licence or consent, as screen_links found.
+        longest_wait: Longest pause requested by a host to wait for, in seconds.
+        timeout: Seconds to wait for an answer.
+        processes: Number of worker processes.
+        threads: Number of threads in each.
         rows_per_part: Links in each raw part.
-        retries: Further attempts for a link that failed in a way that may pass.
+        retries: Further attempts for a link that failed for a temporary reason.
         distributor: ``multiprocessing``, ``pyspark`` or ``ray``.
         cluster: Address of a Spark master or a Ray head; empty for this machine.
     """
@@ -96,54 +96,53 @@ class FetchSetting:
 
 
 class PrivateAddressError(OSError):
-    """A host's name leads to an address that is not one of the public internet."""
+    """A host name resolves to an address outside the public internet."""
 
 
 class TooManyBytesError(OSError):
-    """A body is longer than is read."""
+    """A body is longer than the limit."""
 
 
 class Guard:
-    """One thread per process: ends connections whose time is over, and the process when its parent is gone.
+    """Opens connections to checked addresses, and a thread that ends them at their deadline.
 
     Args:
         setting: Limits and permissions.
-        parent: Process without which this one has nothing left to do.
     """
 
-    def __init__(self, setting: FetchSetting, parent: int | None) -> None:
-        """Start watching; see the class for the arguments."""
-        self.setting, self.parent = setting, parent
+    def __init__(self, setting: FetchSetting) -> None:
+        """Start the thread; see the class for the arguments."""
+        self.setting = setting
         self._own = threading.local()
         self._deadlines: weakref.WeakKeyDictionary[socket.socket, float] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         threading.Thread(target=self._watch, daemon=True).start()
 
-    def until(self, moment: float | None) -> None:
-        """Say when all that this thread opens must be over (of ``time.monotonic``)."""
-        self._own.moment = moment
+    def set_deadline(self, deadline: float | None) -> None:
+        """Set the deadline (``time.monotonic``) of all connections that the calling thread opens from now on."""
+        self._own.deadline = deadline
 
     @property
     def deadline(self) -> float:
-        """When what this thread opens now must be over."""
-        moment = getattr(self._own, "moment", None)
-        return time.monotonic() + self.setting.image_seconds if moment is None else moment
+        """Deadline of a connection that the calling thread opens now."""
+        deadline = getattr(self._own, "deadline", None)
+        return time.monotonic() + self.setting.image_seconds if deadline is None else deadline
 
     def connect(self, address: tuple[str, int], timeout: Any, source: Any = None) -> socket.socket:
-        """Resolve, check every address, connect to one that was checked: names cannot change in between."""
+        """Resolve a name, check all addresses and connect to one of them; the name cannot change in between."""
         host, port = address
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         if host not in self.setting.allow_private:
-            for *_, place in found:
-                if fault := address_fault(str(place[0])):
+            for *_, resolved in found:
+                if fault := address_fault(str(resolved[0])):
                     raise PrivateAddressError(f"refused: {host} leads to {fault}")
         error: OSError | None = None
-        for *_, place in found:
+        for *_, resolved in found:
             left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError(f"{host} was not reached in time")
             try:
-                connection = socket.create_connection((str(place[0]), port), min(timeout, left), source)
+                connection = socket.create_connection((str(resolved[0]), port), min(timeout, left), source)
             except OSError as failed:
                 error = failed
                 continue
@@ -153,28 +152,26 @@ class Guard:
         raise error or OSError(f"{host} has no address")
 
     def keep(self, connection: socket.socket) -> None:
-        """End this connection when its time is over."""
+        """End a connection at the current deadline."""
         with self._lock:
             self._deadlines[connection] = self.deadline
 
     def _watch(self) -> None:
         while True:
             time.sleep(0.2)
-            if self.parent is not None and os.getppid() != self.parent:
-                os._exit(1)
             with self._lock:
                 now = time.monotonic()
                 late = [item for item, deadline in self._deadlines.items() if now > deadline]
             for connection in late:
                 try:
-                    # Not SSLSocket's own, which would let the reading thread take what is still encrypted for the body.
+                    # Not SSLSocket.shutdown, after which the reading thread would take encrypted bytes for the body.
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
                 except OSError:
                     continue  # closed meanwhile
 
 
 class _Response(http.client.HTTPResponse):
-    """A response whose body is read to a limit."""
+    """A response whose body is read up to a limit."""
 
     max_bytes = 0
 
@@ -195,7 +192,7 @@ class _Response(http.client.HTTPResponse):
 
 
 class _LocalFile(urllib.request.FileHandler):
-    """Files of this machine, to a limit; nothing that is no plain file, for a pipe would never end."""
+    """Opens regular files of this machine up to a size limit; reading a pipe might never end."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -212,26 +209,25 @@ class _LocalFile(urllib.request.FileHandler):
 def build_opener(
     setting: FetchSetting, guard: Guard | None = None, follow: bool = True, trusted: str | None = None
 ) -> urllib.request.OpenerDirector:
-    """Make the opener described above.
+    """Return an opener with the properties described above.
 
     Args:
         setting: Limits, names and permissions.
-        guard: Ends connections in time; one of its own if none is given.
-        follow: Whether redirects are followed (at most ten) and answers other than 2xx raise; if not, every answer
-            comes back as it is.
-        trusted: File of certificates of authorities, instead of the system's.
+        guard: Opens and ends connections; by default a new one.
+        follow: Whether to follow redirects (at most ten) and raise for answers other than 2xx; otherwise every answer
+            is returned.
+        trusted: File of CA certificates, instead of the system's.
     """
-    watch = guard or Guard(setting, None)
+    watch = guard or Guard(setting)
     response_class = type("LimitedResponse", (_Response,), {"max_bytes": setting.max_bytes})
-    context = functools.cache(
-        lambda: ssl.create_default_context(cafile=trusted)
-    )  # reading the certificates takes longer than an image
+    # Created when needed: reading the certificates takes longer than fetching an image.
+    context = functools.cache(lambda: ssl.create_default_context(cafile=trusted))
 
     class Plain(http.client.HTTPConnection):
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             self.response_class = response_class
-            self._create_connection = watch.connect  # the only place before the first byte
+            self._create_connection = watch.connect  # http.client calls it to connect
 
     class Secure(http.client.HTTPSConnection):
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -241,7 +237,7 @@ def build_opener(
 
         def connect(self) -> None:
             super().connect()
-            watch.keep(self.sock)  # the plain socket has become another object
+            watch.keep(self.sock)  # TLS wraps the socket in a new object
 
     class Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
         handler_order = 400

@@ -67,7 +67,7 @@ class RobotsRules:
         """Open the evidence file; see the class for the arguments."""
         self.setting, self.cache, self.registries, self.agreed_hosts = setting, cache, registries, set(agreed_hosts)
         self._now = now
-        self._guard = Guard(setting, None)
+        self._guard = Guard(setting)
         self._opener = build_opener(replace(setting, allow_file=False), self._guard, follow=False)
         cache.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(cache, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -156,7 +156,7 @@ class RobotsRules:
         """Fetch one file with its evidence; ``status`` is None without a valid answer."""
         found: File = {"status": None, "url": url}
         end = time.monotonic() + self.setting.image_seconds
-        self._guard.until(end)
+        self._guard.set_deadline(end)
         try:
             for redirects in range(MOST_REDIRECTS + 1):
                 address, _, _ = check_link(found["url"], Path(), False, self.setting.allow_private)
@@ -178,7 +178,7 @@ class RobotsRules:
         except (OSError, http.client.HTTPException, LinkRefused, ValueError) as error:
             found["error"] = (str(error) or type(error).__name__).splitlines()[0][:200]
         finally:
-            self._guard.until(None)
+            self._guard.set_deadline(None)
         return found
 
     def _stored(self, origin: str) -> dict[str, Any] | None:
