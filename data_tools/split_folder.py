@@ -1,96 +1,95 @@
-"""Split a folder of captioned pictures into a table to train on and a held-out one, for data_tools/download_shards.py.
+"""Split a folder of captioned images into a table to train on and a held-out table, for data_tools/download_shards.py.
 
-    python data_tools/split_folder.py --folder pictures --output run/tables --held-out 0.2
+    python data_tools/split_folder.py --folder images --output run/tables --held-out 0.2
 
-Each picture has its caption in a ``.txt`` file beside it (or there is a ``captions.csv``, ``.jsonl`` or ``.parquet``).
-Which ones are held out follows from their content alone: equal pictures fall on the same side, and it is the same
-choice wherever the folder lies.
+Each image has its caption in a ``.txt`` file beside it, or there is a ``captions.csv``, ``.jsonl`` or ``.parquet``.
+Which images are held out depends only on their content: equal images are never divided, and the choice does not depend
+on the path of the folder.
 """
 
-import argparse
-import hashlib
 import json
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from data_tools.links.link_table import folder_links
+from data_tools.work.command_line import parse_settings
 from leam_mm.errors import UserError, run
+from leam_mm.files import file_sha256, write_text
 
-FEWEST = 8  # pictures, below which nothing can be held out and learnt
+FEWEST = 8  # different images
+
+
+@dataclass
+class Settings:
+    """Settings of this program.
+
+    Args:
+        folder: Images, each with its caption in a .txt file beside it.
+        output: Folder of train.jsonl and held_out.jsonl.
+        held_out: Share of images to hold out, between 0 and 1.
+        language: Language of the captions, as two letters.
+        licence: Licence of the images.
+        legal_basis: Legal basis of their use.
+    """
+
+    folder: Path
+    output: Path
+    held_out: float = 0.2
+    language: str = "en"
+    licence: str = "not stated"
+    legal_basis: str = "not stated"
 
 
 def split(digests: list[str], share: float) -> list[bool]:
-    """Which of the pictures are held out: those of the smallest digests, about a share of them, two at least.
+    """Return which images are held out: those with the smallest digests, about a share of them and at least two.
 
     Args:
-        digests: sha256 of each picture; equal pictures have equal ones.
+        digests: SHA-256 of each image.
         share: Between 0 and 1.
+
+    Raises:
+        UserError: There are fewer than ``FEWEST`` different images.
     """
     unique = sorted(set(digests))
     if len(unique) < FEWEST:
-        raise UserError(f"there are {len(unique)} different pictures: {FEWEST} at least are needed; add some")
+        raise UserError(f"there are {len(unique)} different images: give a folder with at least {FEWEST}")
     count = min(max(2, round(share * len(unique))), len(unique) - 2)
     chosen = set(unique[:count])
     return [digest in chosen for digest in digests]
 
 
-def rows_of(folder: Path, language: str, licence: str, legal_basis: str) -> list[dict[str, Any]]:
-    """A row of a table of links for each picture, with absolute addresses.
-
-    Args:
-        folder: Pictures and captions.
-        language: Of the captions, where the folder's own table does not say.
-        licence: Of the pictures, likewise.
-        legal_basis: On which they are used, likewise.
-    """
+def table_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Return the rows of a table of links, with absolute addresses; the folder's own table overrides the settings."""
+    folder = settings.folder
     rows = folder_links(folder).to_pylist()
-    usual = {"language": language, "licence": licence, "legal_basis": legal_basis}
     for row in rows:
         parts = urlsplit(row["url"])
         if parts.scheme != "file":
-            raise UserError(f"{folder}: {row['url']} is no file; fetch it first with data_tools/download_shards.py")
+            raise UserError(f"{folder}: {row['url']} is not a file; fetch it first with data_tools/download_shards.py")
         path = folder / unquote(parts.path)
         if not path.is_file():
-            raise UserError(f"{path} is not there: mend the folder's table of captions")
+            raise UserError(f"{path} does not exist: correct the folder's table of captions")
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path} leads out of {folder}; copy the picture instead")
+            raise UserError(f"{path} leads out of {folder}; copy the image instead")
         row["url"] = path.resolve().as_uri()
-        for name, value in usual.items():
-            row[name] = row.get(name) or value
+        for name in ("language", "licence", "legal_basis"):
+            row[name] = row.get(name) or getattr(settings, name)
     return rows
-
-
-def write_tables(rows: list[dict[str, Any]], held_out: list[bool], output: Path) -> None:
-    """Write train.jsonl and held_out.jsonl, beside and renamed."""
-    output.mkdir(parents=True, exist_ok=True)
-    for name, wanted in (("train", False), ("held_out", True)):
-        lines = [json.dumps(row, ensure_ascii=False) for row, out in zip(rows, held_out, strict=True) if out == wanted]
-        temporary = output / f"{name}.jsonl.tmp-{os.getpid()}"
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        os.replace(temporary, output / f"{name}.jsonl")
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="pictures, each with its caption in a .txt beside it"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder of train.jsonl and held_out.jsonl")
-    parser.add_argument("--held-out", type=float, default=0.2, help="share to keep for measuring (%(default)s)")
-    parser.add_argument("--language", default="en", help="of the captions, as two letters (%(default)s)")
-    parser.add_argument("--licence", default="not stated", help="of the pictures (%(default)s)")
-    parser.add_argument("--legal-basis", default="not stated", help="on which they are used (%(default)s)")
-    options = parser.parse_args(args)
-    if not 0 < options.held_out < 1:
-        raise UserError(f"--held-out is {options.held_out}: give a share between 0 and 1")
-    rows = rows_of(options.folder, options.language, options.licence, options.legal_basis)
-    digests = [hashlib.sha256(Path(unquote(urlsplit(row["url"]).path)).read_bytes()).hexdigest() for row in rows]
-    held_out = split(digests, options.held_out)
-    write_tables(rows, held_out, options.output)
-    print(f"{options.output}: {held_out.count(False)} pictures to train on, {held_out.count(True)} held out")
+    settings = parse_settings(Settings, __doc__, args)
+    if not 0 < settings.held_out < 1:
+        raise UserError(f"--held-out is {settings.held_out}: give a share between 0 and 1")
+    rows = table_rows(settings)
+    held_out = split([file_sha256(unquote(urlsplit(row["url"]).path)) for row in rows], settings.held_out)
+    for name, wanted in (("train", False), ("held_out", True)):
+        lines = [json.dumps(row, ensure_ascii=False) for row, out in zip(rows, held_out, strict=True) if out == wanted]
+        write_text(settings.output / f"{name}.jsonl", "\n".join(lines) + "\n")
+    print(f"{settings.output}: {held_out.count(False)} images to train on, {held_out.count(True)} held out")
 
 
 if __name__ == "__main__":

@@ -108,11 +108,11 @@ def test_a_part_that_failed_under_ray_is_noticed_and_fetched_again(server: Serve
     patches.mkdir()
     (patches / "sitecustomize.py").write_text(textwrap.dedent(FAILS_ONCE).format(mark=str(tmp_path / "mark")))
     path = os.pathsep.join((str(patches), str(ROOT)))
-    told = download(links, "shaken", "--distributor", "ray", "--keep-work", PYTHONPATH=path)
-    assert (tmp_path / "mark").exists() and "1 parts did not come back whole" in told
+    said = download(links, "shaken", "--distributor", "ray", "--keep-work", PYTHONPATH=path)
+    assert (tmp_path / "mark").exists() and "1 parts did not come back whole" in said
     download(links, "plain")
     assert manifest(links, "shaken") == manifest(links, "plain")
-    assert "the disk was full" not in told  # strangers' chatter stays in the journal
+    assert "the disk was full" not in said  # output of the distributor stays in the journal
 
 
 @pytest.mark.slow
@@ -141,8 +141,8 @@ def test_the_slurm_script_is_sound() -> None:
 def test_an_array_of_slurm_jobs_gives_the_same_bytes(cluster: Cluster, server: Server, links: Path) -> None:
     log = links.parent / "job-%A-%a.out"
     environment = {"PYTHONPATH": str(ROOT), "LEAM_PYTHON": sys.executable, "LEAM_SBATCH": f"--time=20 --output={log}"}
-    told = cluster.call("bash", str(SCRIPT), "3", *arguments(links, "array"), **environment)
-    last = told.split("job ")[1].split()[0]
+    printed = cluster.call("bash", str(SCRIPT), "3", *arguments(links, "array"), **environment)
+    last = printed.split("job ")[1].split()[0]
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     wait_for("the last job", lambda: cluster.job(last)["JobState"] in over, links.parent, seconds=900)
     logs = "\n".join(path.read_text() for path in sorted(links.parent.glob("job-*.out")))

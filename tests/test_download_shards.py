@@ -237,7 +237,7 @@ def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("distributor", "extra"), [("pyspark", "spark"), ("ray", "ray")])
-def test_a_distributor_that_is_not_installed_is_told(
+def test_a_distributor_that_is_not_installed_is_refused(
     distributor: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """img2dataset 1.47 would end well with nothing done where ray is missing."""

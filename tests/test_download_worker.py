@@ -39,7 +39,7 @@ def test_rows_come_back_with_bytes_reasons_and_evidence(server: Server, tmp_path
     assert allowed["content"] == b"image" and "noai" in allowed["response"]
 
 
-def test_a_busy_host_is_left_alone_and_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_busy_host_is_paused_and_asked_again(server: Server, tmp_path: Path) -> None:
     server.answers["/a"] = (503, {"Retry-After": "1"}, b"")
 
     class Healing(dict):
@@ -55,7 +55,7 @@ def test_a_busy_host_is_left_alone_and_asked_again(server: Server, tmp_path: Pat
     assert 0.9 < time.monotonic() - begin < 15 and server.requests == ["/a", "/a"]
 
 
-def test_a_host_that_wants_to_be_left_alone_for_long_is_not_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_host_that_asks_for_a_long_pause_is_not_asked_again(server: Server, tmp_path: Path) -> None:
     for number in range(20):
         server.answers[f"/{number}"] = (429, {"Retry-After": "86400"}, b"")
     rows = fetch(server, tmp_path, [f"/{number}" for number in range(20)], threads=1, retries=3)
@@ -75,7 +75,7 @@ def test_a_part_ends_in_time_and_within_its_bytes(server: Server, tmp_path: Path
     assert sorted(row["value"] for row in rows) == ["", "", "part_bytes", "part_bytes"]
 
 
-def test_requests_to_a_host_keep_their_distance(server: Server, tmp_path: Path) -> None:
+def test_requests_to_a_host_keep_their_delay(server: Server, tmp_path: Path) -> None:
     server.answers |= {f"/{number}": (200, {}, b"x") for number in range(4)}
     begin = time.monotonic()
     fetch(server, tmp_path, [f"/{number}" for number in range(4)], delay_per_host=0.2, spare_private=True)
@@ -100,7 +100,7 @@ def test_a_crawl_delay_is_kept_from_the_first_request_on(server: Server, tmp_pat
     assert 0.55 < time.monotonic() - begin < 15
 
 
-def test_a_part_that_cannot_be_written_is_told_to_the_distributor(
+def test_a_part_that_cannot_be_written_is_reported_to_the_distributor(
     server: Server, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     setting = FetchSetting(

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from toys.published import ROWS, parts_of, write_part
 
-from data_tools.download import fetched_part as raw_part
+from data_tools.download import fetched_part
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.network.image_fetch import FetchSetting
 from leam_mm.errors import UserError
@@ -15,7 +15,7 @@ def links() -> Iterator[tuple[int, str, str | None]]:
     return iter([(row, f"http://a.example/{row}", None) for row in ROWS])
 
 
-def test_a_program_that_exits_well_with_nothing_done_is_told(
+def test_a_distributor_that_succeeds_without_parts_is_an_error(
     fetch_setting: FetchSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -24,7 +24,7 @@ def test_a_program_that_exits_well_with_nothing_done_is_told(
         calls.append(arguments)
         return 0
 
-    monkeypatch.setattr(raw_part, "_run_child", do_nothing)
+    monkeypatch.setattr(fetched_part, "_run_child", do_nothing)
     with pytest.raises(UserError, match=r"exit code 0\) did not bring back 3 parts .*img2dataset\.0\.log"):
         fetch_parts(tmp_path, fetch_setting, links, len(ROWS))
     assert len(calls) == 3
@@ -49,7 +49,7 @@ def test_only_parts_that_are_not_whole_are_fetched_again(
         write_part(raw, 2, parts[2])
         return 0
 
-    monkeypatch.setattr(raw_part, "_run_child", fetch)
+    monkeypatch.setattr(fetched_part, "_run_child", fetch)
     fetch_parts(tmp_path, fetch_setting, links, len(ROWS))
     assert waiting == [["00000.parquet"]] and (raw / "00000.parquet").read_bytes() == kept
     fetch_parts(tmp_path, fetch_setting, links, len(ROWS))

@@ -1,4 +1,4 @@
-"""A folder of pictures becomes two tables: which side follows from the content, and nothing leaks across."""
+"""data_tools/split_folder.py: which images are held out depends on their content only."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def run(folder: Path, output: Path, *more: str) -> dict[str, list[dict[str, Any]
     return tables(output)
 
 
-def test_every_picture_is_in_one_of_two_tables_of_links(tmp_path: Path) -> None:
+def test_every_image_is_in_one_of_two_tables_of_links(tmp_path: Path) -> None:
     found = run(folder(tmp_path / "pictures"), tmp_path / "out", "--held-out", "0.25", "--language", "de")
     assert (len(found["train"]), len(found["held_out"])) == (9, 3)
     rows = found["train"] + found["held_out"]
@@ -42,10 +42,10 @@ def test_every_picture_is_in_one_of_two_tables_of_links(tmp_path: Path) -> None:
     assert read_links(tmp_path / "out" / "train.jsonl").num_rows == 9
 
 
-def test_the_choice_follows_from_the_content_and_equal_pictures_stay_together(tmp_path: Path) -> None:
+def test_the_choice_follows_from_the_content_and_equal_images_stay_together(tmp_path: Path) -> None:
     first = run(folder(tmp_path / "one"), tmp_path / "out")
     other = folder(tmp_path / "elsewhere" / "two")
-    for number in range(12):  # the same pictures under other names, one of them twice
+    for number in range(12):  # the same images under other names, one of them twice
         for ending in ("png", "txt"):
             (other / f"{number:02d} ü.{ending}").rename(other / f"z{99 - number}.{ending}")
     held_out = {row["caption"] for row in first["held_out"]}
@@ -57,11 +57,11 @@ def test_the_choice_follows_from_the_content_and_equal_pictures_stay_together(tm
     assert {row["caption"] for row in second["held_out"]} == held_out | {"copy"}
 
 
-def test_a_folder_s_own_table_says_language_and_licence_first(tmp_path: Path) -> None:
-    place = folder(tmp_path / "pictures")
+def test_the_table_of_a_folder_overrides_the_options(tmp_path: Path) -> None:
+    source = folder(tmp_path / "pictures")
     rows = [f"{number:02d} ü.png,caption {number},fr,CC0-1.0" for number in range(12)]
-    (place / "captions.csv").write_text("\n".join(["url,caption,language,licence", *rows]) + "\n", encoding="utf-8")
-    found = run(place, tmp_path / "out", "--legal-basis", "own")
+    (source / "captions.csv").write_text("\n".join(["url,caption,language,licence", *rows]) + "\n", encoding="utf-8")
+    found = run(source, tmp_path / "out", "--legal-basis", "own")
     everything = found["train"] + found["held_out"]
     assert {(row["language"], row["licence"], row["legal_basis"]) for row in everything} == {("fr", "CC0-1.0", "own")}
 
@@ -73,16 +73,16 @@ def test_both_sides_keep_two_at_least(share: float) -> None:
 
 
 def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
-    place = folder(tmp_path / "pictures", 7)
-    with pytest.raises(UserError, match="7 different pictures: 8 at least"):
-        run(place, tmp_path / "out")
+    source = folder(tmp_path / "pictures", 7)
+    with pytest.raises(UserError, match="7 different images: give a folder with at least 8"):
+        run(source, tmp_path / "out")
     with pytest.raises(UserError, match=r"--held-out is 1\.0"):
-        run(place, tmp_path / "out", "--held-out", "1")
-    (place / "captions.csv").write_text("url,caption\nhttp://a.example/x.png,x\n")
-    with pytest.raises(UserError, match="is no file; fetch it first"):
-        run(place, tmp_path / "out")
-    (place / "captions.csv").write_text("url,caption\n../x.png,x\n")
+        run(source, tmp_path / "out", "--held-out", "1")
+    (source / "captions.csv").write_text("url,caption\nhttp://a.example/x.png,x\n")
+    with pytest.raises(UserError, match="is not a file; fetch it first"):
+        run(source, tmp_path / "out")
+    (source / "captions.csv").write_text("url,caption\n../x.png,x\n")
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(UserError, match="leads out of"):
-        run(place, tmp_path / "out")
+        run(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""data_tools/withdraw_samples.py: what is meant goes and nothing else, everywhere, provably, and whatever is killed."""
+"""data_tools/withdraw_samples.py: exactly the selected samples go, everywhere, with proof, and after any kill."""
 
 import hashlib
 import json
@@ -22,24 +22,28 @@ from data_tools.samples.shard_check import check_folder
 from data_tools.vetting.hash_lists import read_hashes
 from data_tools.withdrawal.shard_withdrawal import staging
 from data_tools.work.ledger import LEDGER, read_ledger
-from data_tools.work.signature import make_key
+from data_tools.work.signature import make_key, read_private_key, sign_file
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_dry_run_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = write_published(tmp_path / "shards")
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    before = content(folder)
     withdraw("--shards", folder, "--domain", "site3.example")
     said = capsys.readouterr().out
     assert "4 of 23 samples" in said and "0000013" in said and "dry run" in said
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert before == content(folder)
     withdraw("--shards", folder, "--domain", "elsewhere.example", "--apply", "--unsigned")
     assert "no sample matches" in capsys.readouterr().out
-    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert before == content(folder)
 
 
-def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_exactly_the_selected_samples_go(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = write_published(tmp_path / "shards")
     make_key(tmp_path / "lab.pem")
     before, old = ShardFolder(folder), {key: members for key, members in read_samples(folder)}
@@ -57,15 +61,23 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
     said = json.loads((folder / "withdrawals/0001.json").read_text())
     assert said["data_sets"][0]["merkle_root_before"] == before.merkle_root
     assert said["data_sets"][0]["merkle_root_after"] == after.merkle_root
-    withdraw("--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub")
+    verify = (
+        "--shards",
+        folder,
+        "--verify",
+        folder / "withdrawals/0001.json",
+        "--public-key",
+        tmp_path / "lab.pem.pub",
+    )
+    withdraw(*verify)
     assert "holds none of the 2 samples" in capsys.readouterr().out
     stones = [json.loads(line) for line in (folder / "tombstones.jsonl").read_text().splitlines()]
     assert [stone["key"] for stone in stones] == ["0000006", "0000016"]
     for path in folder.rglob("*"):  # nothing of the content is left or published
         if path.is_file():
-            content = path.read_bytes()
-            assert b"img.site1.example/6.png" not in content and b"Picture number 16" not in content, path
-            assert encoded_image(soft_image(6))[40:] not in content
+            found = path.read_bytes()
+            assert b"img.site1.example/6.png" not in found and b"Picture number 16" not in found, path
+            assert encoded_image(soft_image(6))[40:] not in found
 
     rows = [row for batch in read_ledger(folder / LEDGER) for row in batch.to_pylist()]
     assert [(row["key"], row["kept"], row["stage"]) for row in rows[23:]] == [
@@ -81,19 +93,11 @@ def test_what_is_meant_goes_and_nothing_else(tmp_path: Path, capsys: pytest.Capt
 
     withdraw("--shards", folder, "--url", "https://img.site1.example/6.png", "--apply", "--unsigned")
     assert "no sample matches" in capsys.readouterr().out
-    withdraw(
-        "--shards",
-        folder,
-        "--sha256",
-        old["0000003"] and json.loads(old["0000003"]["json"])["sha256"],
-        "--unsigned",
-        "--apply",
-    )
+    digest = json.loads(old["0000003"]["json"])["sha256"]
+    withdraw("--shards", folder, "--sha256", digest, "--unsigned", "--apply")
     assert len(list((folder / "withdrawals").glob("*.json"))) == 2
     with pytest.raises(UserError, match="another state"):
-        withdraw(
-            "--shards", folder, "--verify", folder / "withdrawals/0001.json", "--public-key", tmp_path / "lab.pem.pub"
-        )
+        withdraw(*verify)
 
 
 def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
@@ -104,8 +108,6 @@ def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
     file = folder / "withdrawals/0001.json"
     with pytest.raises(UserError, match="was made with the key"):
         withdraw("--shards", folder, "--verify", file, "--public-key", tmp_path / "other.pem.pub")
-    from data_tools.work.signature import read_private_key, sign_file
-
     good = json.loads(file.read_text())
     for change, word in (
         ({"merkle_root_after": "0" * 64}, "is not that of manifest_after"),
@@ -128,44 +130,21 @@ def test_salted_hashes_cannot_be_tried(tmp_path: Path) -> None:
         assert path.is_dir() or digest.encode() not in path.read_bytes(), path
 
 
-def test_what_was_made_from_the_samples_loses_them_too(tmp_path: Path) -> None:
+def test_derived_folders_lose_the_samples(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "shards")
     kept, latents = derived_from(folder, tmp_path)
-    before = keys_of(kept)
-    withdraw(
-        "--shards",
-        folder,
-        "--derived",
-        kept,
-        "--derived",
-        latents,
-        "--domain",
-        "site3.example",
-        "--apply",
-        "--unsigned",
-    )
+    before, given = keys_of(kept), ("--shards", folder, "--derived", kept, "--derived", latents)
+    withdraw(*given, "--domain", "site3.example", "--apply", "--unsigned")
     gone = {"0000003", "0000008", "0000013", "0000018"}
     assert keys_of(kept) == [key for key in before if key not in gone]
     assert ShardFolder(kept).merkle_root.startswith(ShardFolder(folder).merkle_root + "+keep.")
     left = keys_of(latents / "8x16") + keys_of(latents / "16x8")
     assert sorted(left) == keys_of(folder) == [f"{n:07d}" for n in range(23) if f"{n:07d}" not in gone]
-    counts = {
-        entry["folder"]: entry["samples"] for entry in json.loads((latents / "buckets.json").read_text())["buckets"]
-    }
+    listed = json.loads((latents / "buckets.json").read_text())["buckets"]
+    counts = {entry["folder"]: entry["samples"] for entry in listed}
     assert counts == {"8x16": len(keys_of(latents / "8x16")), "16x8": len(keys_of(latents / "16x8"))}
     # A second time: the latents were made from a state that is no longer there, and are still known.
-    withdraw(
-        "--shards",
-        folder,
-        "--derived",
-        kept,
-        "--derived",
-        latents,
-        "--domain",
-        "site2.example",
-        "--apply",
-        "--unsigned",
-    )
+    withdraw(*given, "--domain", "site2.example", "--apply", "--unsigned")
     assert len(keys_of(folder)) == 14 == len(keys_of(latents / "8x16") + keys_of(latents / "16x8"))
     other = write_published(tmp_path / "other", 7)
     with pytest.raises(UserError, match="none of --shards"):
@@ -222,9 +201,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     seconds = time.monotonic() - begin
     assert len(keys_of(wanted)) == 19 and len(derived) == 2
 
-    def content(place: Path) -> dict[str, bytes]:
-        return {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
-
     kills = 0
     for attempt in range(10):
         place = tmp_path / str(attempt)
@@ -243,7 +219,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
 def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
     stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every rename is a moment at which a kill may come; here each of them is."""
 
     class Kill(BaseException):
         pass
@@ -280,10 +255,6 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
         withdraw(*given)
         return False
 
-    def content(place: Path) -> dict[str, bytes]:
-        files = (path for path in sorted(place.rglob("*")) if path.is_file() and "lock" not in path.name)
-        return {str(path.relative_to(place)): path.read_bytes() for path in files}
-
     assert attempt(tmp_path / "whole", 10**6)
     expected = content(tmp_path / "whole")
     steps, ended = 0, False
@@ -291,9 +262,7 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
         place = tmp_path / f"at{steps}"
         ended = attempt(place, steps)
         assert content(place) == expected, steps
-        assert sorted(path.name for path in place.iterdir()) == sorted(
-            path.name for path in (tmp_path / "whole").iterdir()
-        )
+        assert {path.name for path in place.iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
         steps += stride
     assert steps > 15
     assert pq.ParquetFile(tmp_path / "whole/shards" / LEDGER).metadata.num_rows == 14

@@ -1,7 +1,7 @@
-"""Which addresses may be fetched: http and https of public hosts, and files where allowed.
+"""Decide which addresses may be fetched: http and https of public hosts, and files if allowed.
 
-A link can be refused before anything is fetched (its scheme, its host) and again during the fetch, because names
-resolve and servers redirect. Both places ask the same ``address_fault``.
+A link can be refused before the fetch (by its scheme or host) and again during the fetch, because names resolve and
+servers redirect. Both use ``address_fault``.
 """
 
 import ipaddress
@@ -9,13 +9,11 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 
 
 class LinkRefused(Exception):
-    """A row that must not be fetched: the rule that says so, the value it looked at, and the reason in words."""
+    """A link must not be fetched: the rule, the value on which it decided, and the reason in words."""
 
     def __init__(self, rule: str, value: str, reason: str) -> None:
         """Keep rule and value for the ledger."""
@@ -24,7 +22,7 @@ class LinkRefused(Exception):
 
 
 def address_fault(address: str) -> str | None:
-    """Say why an IP address is not one of the public internet, or nothing when it is one."""
+    """Describe why an IP address is not part of the public internet, or return None."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
@@ -42,17 +40,17 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
     """Decide whether a link may be fetched.
 
     Args:
-        url: The link as it stands in the table. ``file:name`` without slashes is relative to ``base``.
-        base: Folder of the table, from which relative files count.
+        url: The link as in the table; ``file:name`` without slashes is relative to ``base``.
+        base: Folder of the table.
         allow_file: Whether files of this machine may be read.
-        allow_private: Hosts that are trusted although their addresses are not public.
+        allow_private: Hosts to trust although their addresses are not public.
 
     Returns:
-        The address to fetch (ASCII), the address to publish (files inside ``base`` lose the path of this machine), and
-        the domain ("" for files).
+        The address to fetch (ASCII), the address to publish (without the path of this machine for files inside
+        ``base``), and the domain ("" for files).
 
     Raises:
-        LinkRefused: With the rule, the value and the reason.
+        LinkRefused: The link must not be fetched.
     """
     try:
         parts = urlsplit((url or "").strip())

@@ -1,8 +1,8 @@
-"""Turn a stranger's bytes into an honest RGB image: decodable, upright, 8 bit, within limits, or say why not.
+"""Check and repair image files from the web: decodable, upright, RGB, 8 bit, within limits.
 
-An image that is already so keeps its bytes. Pillow decodes; 16-bit grey is scaled (img2dataset's own decoder turns it
-white), transparency is laid on white, colours are converted to sRGB where a profile (ICC.1:2022) says that they are
-others, the EXIF orientation is applied, and metadata does not survive re-encoding.
+An image that needs no repair keeps its bytes. Otherwise Pillow decodes it, 16-bit grey is scaled (img2dataset's decoder
+turns it white), transparency is composited on white, colours are converted to sRGB if a profile (ICC.1:2022) says so,
+the EXIF orientation is applied, and the image is encoded again without metadata.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
 ORIENTATION = 0x0112
-PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile's colour space, what Pillow calls it
+PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode of Pillow
 MAX_PROFILE = 8_000_000  # bytes
-SAME_COLOURS = 3  # levels of 255 by which a profile's colours may differ from sRGB's and still be called the same
+SAME_COLOURS = 3  # levels of 255; a profile that differs less from sRGB counts as sRGB
 
 
 class ImageFault(Exception):
-    """An image that is not kept: the rule, the value it looked at, the reason in words."""
+    """An image is refused: the rule, the value on which it decided, and the reason in words."""
 
     def __init__(self, rule: str, value: str, reason: str) -> None:
         """Keep rule and value for the ledger."""
@@ -35,16 +35,16 @@ class ImageFault(Exception):
 
 @dataclass(frozen=True)
 class ImageRule:
-    """What an image must be, and what is done to it.
+    """Requirements of images, and how they are resized and encoded.
 
     Args:
         size: Side in pixels that ``resize`` aims at.
         resize: ``no``; ``keep_ratio`` (shorter side down to size); ``keep_ratio_largest`` (longer side down to size);
-            ``center_crop`` (exactly size x size, cut); ``border`` (exactly size x size, padded white).
+            ``center_crop`` (exactly size x size, cropped); ``border`` (exactly size x size, padded with white).
         format: ``png``, ``jpg`` or ``webp``, for images that must be encoded again.
-        max_pixels: Largest width times height that is decoded.
-        max_bytes: Largest file that is decoded.
-        min_side: Smallest side that is kept, in pixels.
+        max_pixels: Largest width times height to decode.
+        max_bytes: Largest file to decode.
+        min_side: Smallest side to keep, in pixels.
     """
 
     size: int = 256
@@ -57,7 +57,7 @@ class ImageRule:
 
 @dataclass(frozen=True)
 class RepairedImage:
-    """The image as it will be stored, and what was done to it."""
+    """An image file to store, and the names of the repairs."""
 
     extension: str
     content: bytes
@@ -70,14 +70,14 @@ class RepairedImage:
 
 
 def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
-    """Decode, check and, where needed, mend one image.
+    """Decode, check and, if needed, repair one image.
 
     Raises:
-        ImageFault: It is no image, is broken, or lies outside the limits.
+        ImageFault: It is not an image, is broken, or exceeds the limits.
     """
     if len(raw) > rule.max_bytes:
         raise ImageFault("bytes", str(len(raw)), f"larger than {rule.max_bytes} bytes")
-    Image.MAX_IMAGE_PIXELS = None  # our own limit below comes before any pixel is decoded
+    Image.MAX_IMAGE_PIXELS = None  # the limit below applies before any pixel is decoded
     try:
         image = Image.open(io.BytesIO(raw), formats=DECODERS)
     except Exception as error:  # Pillow's parsers raise many kinds on hostile headers
@@ -90,7 +90,7 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
         raise ImageFault("side", str(min(original)), f"a side shorter than {rule.min_side} pixels")
     try:
         upright, transforms = _decode(image, raw)
-    except Exception as error:  # the same for broken bodies
+    except Exception as error:  # likewise for broken bodies
         raise ImageFault("decode", source_format, f"broken image: {_first_line(error)}") from None
     resized = resize_image(upright, rule)
     if resized is not upright:
@@ -108,9 +108,9 @@ def _first_line(error: Exception) -> str:
 
 
 def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
-    """All pixels in RGB, upright; and the names of the steps that changed them."""
+    """Return the upright RGB image, and the names of the steps that changed it."""
     transforms: list[str] = []
-    if image.format == "PNG":  # Pillow shows a PNG whose end or checksums are missing; verify() does not
+    if image.format == "PNG":  # verify() finds missing ends and wrong checksums, load() does not
         Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
     if getattr(image, "n_frames", 1) > 1:
         transforms.append("first_frame")
@@ -143,7 +143,7 @@ def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
 
 
 def _to_srgb(image: Image.Image, profile: bytes, transforms: list[str]) -> Image.Image:
-    """Convert the colours of an image as its profile says; the same object where they are sRGB's or it says nothing."""
+    """Convert an image from its colour profile to sRGB; return the same object if it has none or is in sRGB."""
     found = _profile_transform(profile) if profile else None
     if found is None or (found[1] is not None and found[0] != image.mode):
         return image
@@ -159,7 +159,7 @@ def _to_srgb(image: Image.Image, profile: bytes, transforms: list[str]) -> Image
 
 @lru_cache(maxsize=64)
 def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | None, str] | None:
-    """Mode, transform to sRGB, and name of a profile; no transform where it is unreadable, None where it is sRGB."""
+    """Return mode, transform to sRGB, and name of a profile; no transform if unreadable, None if it is sRGB."""
     try:
         if len(profile) > MAX_PROFILE:
             raise ValueError("too large")
@@ -182,13 +182,13 @@ def _profile_transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform 
             if np.abs(seen - np.asarray(probe.convert("RGB"))).max() <= SAME_COLOURS:
                 return None
         name = ImageCms.getProfileDescription(opened).strip()
-    except Exception:  # littlecms says little of what is wrong with a profile
+    except Exception:  # littlecms has no exceptions of its own
         return "", None, ""
     return mode, transform, "".join(letter for letter in name if letter.isalnum() or letter in " .-()")[:60] or space
 
 
 def resize_image(image: Image.Image, rule: ImageRule) -> Image.Image:
-    """Resize as the rule says; the very same object comes back when nothing is to be done."""
+    """Resize by the rule; return the same object if nothing is to be done."""
     width, height = image.size
     side, target = rule.size, (rule.size, rule.size)
     if rule.resize == "no" or (rule.resize in ("center_crop", "border") and image.size == target):

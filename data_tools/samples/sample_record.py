@@ -1,4 +1,4 @@
-"""The json of one sample in a final shard, made from its row in the table of links and from the image itself."""
+"""The JSON record of a sample in a final shard, from its row in the table of links and its image."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ KINDS: dict[str, type] = {"captions": list, "metadata": dict, "consent": dict}
 
 
 def json_fault(column: str, text: str | None) -> str | None:
-    """Say what is wrong with a JSON column of the table, or nothing; an empty cell is right."""
+    """Describe what is wrong with a JSON cell of the table, or return None; an empty cell is valid."""
     kind = KINDS[column]
     try:
         value: Any = json.loads(text) if text else kind()
@@ -32,18 +32,18 @@ def sample_record(
     row: Mapping[str, Any],
     image: RepairedImage,
     crawler: str,
-    moment: str | None,
+    fetched_at: str | None,
     response: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Fill the contract of a final sample.
+    """Return the record of a final sample.
 
     Args:
-        source: The row of the table; its JSON columns have passed ``json_fault``.
+        source: The row of the table; its JSON columns are valid by ``json_fault``.
         row: The ledger row, with the address to publish and the domain.
-        image: The image as it is stored.
+        image: The stored image.
         crawler: Name of the agent that fetched it.
-        moment: When it was fetched (ISO 8601), or None where the record must not depend on the clock.
-        response: What the server's answers said that a second visit would find again; part of ``consent``.
+        fetched_at: Time of the request (ISO 8601), or None if the record must not depend on it.
+        response: Evidence in the server's answers that a second visit would find again; part of ``consent``.
     """
     text, language = (source["caption"] or "").strip(), source.get("language") or "und"
     alt = {"text": text, "language": language, "source": "alt", "machine_translated": False}
@@ -60,7 +60,7 @@ def sample_record(
         "legal_basis": source.get("legal_basis"),
         "attribution": source.get("attribution"),
         "crawler": crawler,
-        "fetched_at": moment,
+        "fetched_at": fetched_at,
         "sha256": image.sha256,
         "pdq": None,
         "width": image.width,
