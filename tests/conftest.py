@@ -14,6 +14,7 @@ import pytest
 import torch
 from toys.published import fetch_setting
 from toys.ranks import mesh
+from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
 from toys.servers import server
 from toys.shards import write_toy_shards, write_toy_tokenizer
 from toys.slurm import cluster
@@ -41,3 +42,13 @@ def compiler() -> None:
     """Skip if torch.compile does not work. Checked when a test runs, because the probe takes seconds."""
     if reason := probe(torch.device("cpu")):
         pytest.skip(f"torch.compile does not work on this machine's CPU: {reason}")
+
+
+@pytest.fixture(scope="session")
+def toy_checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
+    """Checkpoints of an untrained codec and of an untrained CLIP, by the names of encode_latents' options."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "codec": save_checkpoint(folder / "codec.ckpt", CODEC_SECTION),
+        "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
+    }

@@ -8,13 +8,13 @@ from data_tools.vetting.perceptual_hash import hamming
 Found = list[tuple[int, int, int]]
 
 
-def clustered(rows: int, near: int, most: int, seed: int = 0) -> np.ndarray:
-    """Random hashes, and copies of some of them with up to ``most`` bits turned, (rows + near, 32)."""
+def clustered(rows: int, near: int, most_bits: int, seed: int = 0) -> np.ndarray:
+    """Random hashes, and copies of some of them with up to ``most_bits`` bits flipped, (rows + near, 32)."""
     generator = np.random.default_rng(seed)
     codes = generator.integers(0, 256, (rows, 32), dtype=np.uint8)
     bits = np.unpackbits(codes[generator.integers(0, rows, near)], axis=1)
     for row in bits:
-        row[generator.permutation(256)[: generator.integers(0, most + 1)]] ^= 1
+        row[generator.permutation(256)[: generator.integers(0, most_bits + 1)]] ^= 1
     return np.concatenate([codes, np.packbits(bits, axis=1)])
 
 
@@ -46,7 +46,7 @@ def test_every_pair_is_found_once(search: object, radius: int) -> None:
         assert sorted(pairs) == brute(codes, radius, table)
 
 
-def test_no_pair_at_the_border_is_missed() -> None:
+def test_pairs_at_the_radius_are_found() -> None:
     # two bits in every part but one: the only part that brings the pair up differs in one bit
     generator = np.random.default_rng(2)
     codes = generator.integers(0, 256, (50, 32), dtype=np.uint8)
@@ -61,32 +61,32 @@ def test_no_pair_at_the_border_is_missed() -> None:
     assert not found(join_parts(codes, 30, far))
 
 
-def test_large_tables_are_joined_and_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tables_are_joined_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     codes = clustered(3000, 600, 40)
     few = sorted(found(pairs_within(codes, 31)))
-    asked = []
+    calls = []
     monkeypatch.setattr(binary_neighbours, "FEW", 0)
     monkeypatch.setattr(binary_neighbours, "BLOCK", 64)  # many blocks, some of them of one row
-    monkeypatch.setattr(binary_neighbours, "compare_all", lambda *given: asked.append(given) or iter(()))
-    assert sorted(found(pairs_within(codes, 31))) == few and not asked
-    assert not list(pairs_within(codes, 48)) and len(asked) == 1
+    monkeypatch.setattr(binary_neighbours, "compare_all", lambda *given: calls.append(given) or iter(()))
+    assert sorted(found(pairs_within(codes, 31))) == few and not calls
+    assert not list(pairs_within(codes, 48)) and len(calls) == 1
 
 
-def test_rows_that_share_a_part_do_not_hide_one_another() -> None:
+def test_all_rows_that_share_a_part_are_compared() -> None:
     codes = np.zeros((300, 32), np.uint8)  # of nearly flat pictures
     codes[np.arange(300), np.arange(300) % 32] = 1
     assert sorted(found(join_parts(codes, 31))) == brute(codes, 31, None)
 
 
-def test_the_order_is_always_the_same() -> None:
+def test_the_order_is_deterministic() -> None:
     codes = clustered(400, 400, 40)
     assert found(join_parts(codes, 31)) == found(join_parts(codes, 31))
 
 
 def test_distinct_rows() -> None:
     codes = np.random.default_rng(0).integers(0, 2, (200, 5), dtype=np.uint8)
-    first, place = distinct(codes)
-    assert np.array_equal(codes[first][place], codes) and np.array_equal(first, np.sort(first))
+    first, index = distinct(codes)
+    assert np.array_equal(codes[first][index], codes) and np.array_equal(first, np.sort(first))
     assert len(first) == len(np.unique(codes, axis=0))
     assert all(not (codes[:row] == codes[row]).all(axis=1).any() for row in first)
 
@@ -98,7 +98,7 @@ def test_empty_tables(search: object) -> None:
         assert not list(search(codes, 31, others))  # type: ignore[operator]
 
 
-def test_what_is_no_hash_is_refused() -> None:
+def test_other_arrays_and_radii_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         pairs_within(np.zeros((2, 31), np.uint8), 31)
     with pytest.raises(ValueError, match="radius"):

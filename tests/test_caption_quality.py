@@ -28,13 +28,13 @@ def sample(*texts: str) -> Sample:
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_captions_that_say_something(text: str) -> None:
+def test_good_captions(text: str) -> None:
     minimum = 2 if text == "Öl" else 3
     assert CaptionQuality(min_graphemes=minimum).fault(text) is None
 
 
 @pytest.mark.parametrize("text", sorted(BAD))
-def test_captions_that_say_nothing(text: str) -> None:
+def test_bad_captions(text: str) -> None:
     found = CaptionQuality().fault(text)
     assert found is not None and BAD[text] in found
 
@@ -56,7 +56,7 @@ def test_words_and_letters() -> None:
     assert letter_share("ab 12") == 0.5 and letter_share("") == 0 and letter_share("नि") == 1
 
 
-def test_one_good_caption_saves_a_sample() -> None:
+def test_a_sample_with_one_good_caption_stays() -> None:
     keeps, removes = CaptionQuality(), CaptionQuality(remove=True)
     pair = sample("IMG_0001", "a brown cow")
     found = keeps.judge([pair, sample("image", "???")])
@@ -67,10 +67,10 @@ def test_one_good_caption_saves_a_sample() -> None:
     assert keeps.setting() != CaptionQuality(max_run=9).setting() and "_run" not in keeps.setting()
 
 
-def test_long_captions_of_an_enemy_take_no_time() -> None:
+def test_long_hostile_captions_are_fast() -> None:
     rule = CaptionQuality(max_graphemes=100_000)
     for text in ("a" * 50_000, "a." * 25_000, "a-" * 25_000, "www." + "a" * 49_000 + " ", "a_1" * 16_000 + "!"):
-        rule.fault(text)  # the test's own limit of time is the assertion: doubling patterns would take hours
+        rule.fault(text)  # the assertion is the test's time limit: backtracking would take hours
 
 
 def test_repeated_captions() -> None:

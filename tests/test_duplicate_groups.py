@@ -5,23 +5,23 @@ from data_tools.vetting.duplicate_groups import Components, choose, preference
 
 
 def on_a_line(places: list[float], reach: float = 1.0) -> tuple:
-    """Rows at places; those within reach are alike."""
+    """Rows at positions on a line; those within reach are similar."""
     place = np.array(places)
 
     def distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return np.abs(place[first] - place[second])
 
-    def alike(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def similar(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return distance(first, second) <= reach
 
     components = Components(len(places))
     first, second = np.triu_indices(len(places), 1)
-    near = alike(first, second)
+    near = similar(first, second)
     components.join(first[near], second[near])
-    return components, alike, distance
+    return components, similar, distance
 
 
-def test_groups_are_what_a_walk_along_the_pairs_finds() -> None:
+def test_groups_are_connected_components() -> None:
     generator = np.random.default_rng(0)
     for _ in range(20):
         first, second = generator.integers(0, 60, (2, 40))
@@ -47,22 +47,22 @@ def test_the_order_of_the_pairs_does_not_matter() -> None:
     assert np.array_equal(once.find(np.arange(200)), again.find(np.arange(200)))
 
 
-def test_a_chain_is_not_one_picture() -> None:
-    components, alike, distance = on_a_line([float(place) for place in range(7)])
-    grouping = choose(components, np.arange(7), alike, distance)
+def test_a_chain_is_not_dropped_as_a_whole() -> None:
+    components, similar, distance = on_a_line([float(place) for place in range(7)])
+    grouping = choose(components, np.arange(7), similar, distance)
     assert grouping.kept_by.tolist() == [0, 0, 2, 2, 4, 4, 6]
     assert grouping.size.tolist() == [7] * 7 and grouping.diameter.tolist() == [6.0] * 7
 
 
-def test_what_leaves_is_like_what_stays_and_what_stays_is_not_alike() -> None:
+def test_dropped_rows_are_similar_to_kept_ones_which_are_not_similar() -> None:
     generator = np.random.default_rng(2)
     places = generator.uniform(0, 40, 120).tolist()
-    components, alike, distance = on_a_line(places)
-    kept_by = choose(components, generator.permutation(120), alike, distance).kept_by
-    assert alike(np.arange(120), kept_by).all() and np.array_equal(kept_by[kept_by], kept_by)
+    components, similar, distance = on_a_line(places)
+    kept_by = choose(components, generator.permutation(120), similar, distance).kept_by
+    assert similar(np.arange(120), kept_by).all() and np.array_equal(kept_by[kept_by], kept_by)
     stays = np.unique(kept_by)
     first, second = np.triu_indices(len(stays), 1)
-    assert 1 < len(stays) < 120 and not alike(stays[first], stays[second]).any()
+    assert 1 < len(stays) < 120 and not similar(stays[first], stays[second]).any()
 
 
 def test_the_best_one_stays() -> None:
@@ -73,15 +73,15 @@ def test_the_best_one_stays() -> None:
     assert preference(keys, [*records[:3], {"against": True}]).tolist() == [3, 2, 1, 0]
 
 
-def test_rows_of_other_data_sets_never_leave() -> None:
-    components, alike, distance = on_a_line([0.0, 0.5, 0.6, 3.0, 3.1])
+def test_rows_of_other_data_sets_always_stay() -> None:
+    components, similar, distance = on_a_line([0.0, 0.5, 0.6, 3.0, 3.1])
     foreign = np.array([True, True, False, False, False])
-    grouping = choose(components, np.arange(5), alike, distance, foreign)
+    grouping = choose(components, np.arange(5), similar, distance, foreign)
     assert grouping.kept_by.tolist() == [0, 1, 0, 3, 3]
 
 
-def test_a_large_group_is_measured_at_some_places() -> None:
-    components, alike, distance = on_a_line(np.linspace(0, 5, 1001).tolist())
-    grouping = choose(components, np.arange(1001), alike, distance)
+def test_the_diameter_of_a_large_group_is_sampled() -> None:
+    components, similar, distance = on_a_line(np.linspace(0, 5, 1001).tolist())
+    grouping = choose(components, np.arange(1001), similar, distance)
     assert grouping.diameter[0] == pytest.approx(5.0) and grouping.size[0] == 1001
     assert len(np.unique(grouping.kept_by)) <= 6

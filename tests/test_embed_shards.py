@@ -1,4 +1,4 @@
-"""Shards with a teacher: what is stored is what the teacher says, and training finds it beside the captions it drew."""
+"""Shards with a teacher's embeddings: their content, and the batches and the training that use them."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, teachers:
     return folder / "twice"
 
 
-def test_members_are_the_teachers_embeddings(taught: Path, toy_shards: Path, teachers: list[Path]) -> None:
+def test_members_are_embeddings_of_the_teachers(taught: Path, toy_shards: Path, teachers: list[Path]) -> None:
     module = load_module(teachers[0], ContrastiveModule)
     encoder, decoding = module.ema_encoder(), ImageDecoding(16).evaluation()
     assert [entry.samples for entry in ShardFolder(taught).shards] == [
@@ -83,9 +83,7 @@ def test_members_are_the_teachers_embeddings(taught: Path, toy_shards: Path, tea
 
 
 @pytest.mark.parametrize("captions", [1, 3])
-def test_batches_hold_the_embeddings_of_the_captions_that_were_drawn(
-    taught: Path, toy_tokenizer: Path, captions: int
-) -> None:
+def test_batches_hold_the_embeddings_of_the_drawn_captions(taught: Path, toy_tokenizer: Path, captions: int) -> None:
     choice = PairCaptions(tokenizer=toy_tokenizer, context_length=12, per_image=captions)
     module = PairsModule(taught, ImageDecoding(16), 6, captions=choice, loading=Loading(0))
     module.setup("fit")
@@ -100,7 +98,7 @@ def test_batches_hold_the_embeddings_of_the_captions_that_were_drawn(
         np.testing.assert_array_equal(image, array_of(members, "teacher_image.npy"))
 
 
-def test_a_recipe_learns_from_them(taught: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+def test_a_recipe_trains_on_them(taught: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe: dict[str, Any] = clip_recipe(tmp_path / "run", taught, toy_tokenizer, max_samples=64)
     recipe["data"]["init_args"]["captions"]["per_image"] = 2
     recipe["model"]["init_args"]["loss"] = {
@@ -128,7 +126,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
         program.main(["--shards", "a", "--teacher", "b", "--output", "c", "--batch-size", "0"])
 
 
-def test_an_interrupted_run_goes_on_and_writes_the_same_shards(
+def test_an_interrupted_run_resumes_and_writes_the_same_shards(
     toy_shards: Path, teachers: list[Path], taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain, calls = Teacher.embed_images, []

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from toys.command_line import array_of, encode_latents
-from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
 from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
@@ -25,19 +24,9 @@ from leam_mm.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    clip = clip_recipe(folder, toy_shards, toy_tokenizer)["model"]
-    return {
-        "codec": save_checkpoint(folder / "codec.ckpt", CODEC_SECTION),
-        "clip": save_checkpoint(folder / "clip.ckpt", clip),
-    }
-
-
-@pytest.fixture(scope="module")
-def encoded(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, checkpoints: dict[str, Path]) -> Path:
+def encoded(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_checkpoints: dict[str, Path]) -> Path:
     output = tmp_path_factory.mktemp("encoded") / "latents"
-    said = encode_latents(toy_shards, checkpoints, output)
+    said = encode_latents(toy_shards, toy_checkpoints, output)
     assert "96 samples will take about" in said and "wrote 96 samples" in said
     return output
 
@@ -53,7 +42,7 @@ def test_samples_keep_their_order_and_their_record(encoded: Path, toy_shards: Pa
     assert [entry.samples for entry in ShardFolder(encoded).shards] == [20, 20, 20, 20, 16]
 
 
-def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
+def test_latents_have_unit_variance_over_the_data_set(encoded: Path) -> None:
     latents = np.stack([array_of(members, "latent.npy") for _, members in read_samples(encoded)])
     assert latents.shape == (96, 4, 4, 4) and latents.dtype == np.float16
     assert np.isclose(np.square(latents.astype(np.float64)).mean(), 1, rtol=2e-3)
@@ -64,13 +53,13 @@ def test_latents_are_unit_over_the_whole_data_set(encoded: Path) -> None:
     assert statistics["count"] == 96 * 16 and statistics["shift"] == 0
 
 
-def test_tiles_are_those_of_the_codec_and_belong_to_the_settings(
-    encoded: Path, tmp_path: Path, toy_shards: Path, checkpoints: dict[str, Path]
+def test_tiles_are_those_of_the_codec_and_part_of_the_settings(
+    encoded: Path, tmp_path: Path, toy_shards: Path, toy_checkpoints: dict[str, Path]
 ) -> None:
     output = tmp_path / "latents"
     given = ("--image-size", "32", "--tile", "16", "--statistics", str(encoded))
-    encode_latents(toy_shards, checkpoints, output, *given)
-    codec = load_codec(checkpoints["codec"])
+    encode_latents(toy_shards, toy_checkpoints, output, *given)
+    codec = load_codec(toy_checkpoints["codec"])
     codec.load_statistics(encoded)
     _, original = next(read_samples(toy_shards))
     pixels = ImageDecoding(32)(original["png"], np.random.default_rng(0))[None].float() / 127.5 - 1
@@ -82,17 +71,17 @@ def test_tiles_are_those_of_the_codec_and_belong_to_the_settings(
     np.testing.assert_allclose(stored, tiled, rtol=2e-3, atol=2e-3)
     assert np.abs(tiled - whole).max() > 0.02
     with pytest.raises(UserError, match="written with other data or settings"):
-        encode_latents(toy_shards, checkpoints, output, *given[:2], *given[4:])
+        encode_latents(toy_shards, toy_checkpoints, output, *given[:2], *given[4:])
     settings = json.loads((output / "encoding.json").read_text())
     assert settings.pop("tile") == 16
     (output / "encoding.json").write_text(json.dumps(settings))  # as folders of before the tiles have it
-    encode_latents(toy_shards, checkpoints, output, *given[:2], *given[4:])
+    encode_latents(toy_shards, toy_checkpoints, output, *given[:2], *given[4:])
 
 
 def test_latents_are_those_of_the_codec_with_the_stored_statistics(
-    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path]
+    encoded: Path, toy_shards: Path, toy_checkpoints: dict[str, Path]
 ) -> None:
-    codec, size = load_codec(checkpoints["codec"]), trained_image_size(checkpoints["codec"])
+    codec, size = load_codec(toy_checkpoints["codec"]), trained_image_size(toy_checkpoints["codec"])
     codec.load_statistics(encoded)
     assert size == 16
     _, original = next(read_samples(toy_shards))
@@ -103,8 +92,10 @@ def test_latents_are_those_of_the_codec_with_the_stored_statistics(
     np.testing.assert_allclose(array_of(members, "latent.npy"), expected, rtol=2e-3, atol=2e-3)
 
 
-def test_caption_states_are_the_encoders_and_end_with_the_caption(encoded: Path, checkpoints: dict[str, Path]) -> None:
-    captions = CaptionEncoder.from_module(load_module(checkpoints["clip"], ContrastiveModule))
+def test_caption_states_are_those_of_the_encoder_and_end_with_the_caption(
+    encoded: Path, toy_checkpoints: dict[str, Path]
+) -> None:
+    captions = CaptionEncoder.from_module(load_module(toy_checkpoints["clip"], ContrastiveModule))
     for _, members in list(read_samples(encoded))[:3]:
         entries, states = json.loads(members["json"])["caption_states"], array_of(members, "caption_state.npy")
         lengths = [entry["length"] for entry in entries]
@@ -117,15 +108,15 @@ def test_caption_states_are_the_encoders_and_end_with_the_caption(encoded: Path,
 
 
 def test_same_command_writes_the_same_bytes_or_nothing(
-    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path
+    encoded: Path, toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
-    encode_latents(toy_shards, checkpoints, tmp_path / "again")
+    encode_latents(toy_shards, toy_checkpoints, tmp_path / "again")
     assert ShardFolder(tmp_path / "again").merkle_root == ShardFolder(encoded).merkle_root
-    assert "nothing to do" in encode_latents(toy_shards, checkpoints, tmp_path / "again")
+    assert "nothing to do" in encode_latents(toy_shards, toy_checkpoints, tmp_path / "again")
 
 
-def test_interrupted_run_goes_on_and_ends_equal(
-    encoded: Path, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_interrupted_run_resumes_and_ends_equal(
+    encoded: Path, toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = ShardWriter.write
     done: list[str] = []
@@ -139,11 +130,11 @@ def test_interrupted_run_goes_on_and_ends_equal(
     output = tmp_path / "latents"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ShardWriter, "write", stop_at_50)
-        encode_latents(toy_shards, checkpoints, output)
+        encode_latents(toy_shards, toy_checkpoints, output)
     assert not output.exists()
     with pytest.raises(UserError, match="other data or settings"):
-        encode_latents(toy_shards, checkpoints, output, "--seed", "1")
-    assert "continuing after 40 samples" in encode_latents(toy_shards, checkpoints, output)
+        encode_latents(toy_shards, toy_checkpoints, output, "--seed", "1")
+    assert "continuing after 40 samples" in encode_latents(toy_shards, toy_checkpoints, output)
     assert ShardFolder(output).merkle_root == ShardFolder(encoded).merkle_root
     assert not list(tmp_path.glob("*.partial"))
 
@@ -167,21 +158,21 @@ def test_captions_are_spread_over_languages_and_drawn_from_seed_and_key() -> Non
 
 
 def test_held_out_shards_take_the_statistics_of_training(
-    encoded: Path, checkpoints: dict[str, Path], tmp_path: Path
+    encoded: Path, toy_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     held_out = write_toy_shards(tmp_path / "shards", samples=8, first=96)
-    encode_latents(held_out, checkpoints, tmp_path / "latents", "--statistics", str(encoded))
+    encode_latents(held_out, toy_checkpoints, tmp_path / "latents", "--statistics", str(encoded))
     names = [folder / "codec_statistics.json" for folder in (encoded, tmp_path / "latents")]
     assert json.loads(names[0].read_text()) == json.loads(names[1].read_text())
     with pytest.raises(UserError, match="other data or settings"):
-        encode_latents(held_out, checkpoints, tmp_path / "latents")
+        encode_latents(held_out, toy_checkpoints, tmp_path / "latents")
     with pytest.raises(UserError, match="names no codec_statistics"):
-        encode_latents(held_out, checkpoints, tmp_path / "other", "--statistics", str(held_out))
+        encode_latents(held_out, toy_checkpoints, tmp_path / "other", "--statistics", str(held_out))
 
 
-def test_folder_of_diffusers_serves_as_codec(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_diffusers_folder_as_codec(toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     DCCodec(latent_channels=4, widths=[8, 8, 16], layers=[0, 1, 1]).save(tmp_path / "vae")
-    given = {**checkpoints, "codec": tmp_path / "vae"}
+    given = {**toy_checkpoints, "codec": tmp_path / "vae"}
     with pytest.raises(UserError, match="give --image-size"):
         encode_latents(toy_shards, given, tmp_path / "latents")
     encode_latents(toy_shards, given, tmp_path / "latents", "--image-size", "8", "--captions-per-sample", "1")
@@ -198,30 +189,34 @@ def test_folder_of_diffusers_serves_as_codec(toy_shards: Path, checkpoints: dict
     ],
 )
 def test_wrong_settings_are_refused(
-    more: list[str], reason: str, toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path
+    more: list[str], reason: str, toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     if "cuda" in more and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match=reason):
-        encode_latents(toy_shards, checkpoints, tmp_path / "latents", *more)
+        encode_latents(toy_shards, toy_checkpoints, tmp_path / "latents", *more)
     assert not list(tmp_path.iterdir())
 
 
-def test_exchanged_checkpoints_are_refused(toy_shards: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_exchanged_toy_checkpoints_are_refused(
+    toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match="LatentCodecModule is needed"):
-        encode_latents(toy_shards, {"codec": checkpoints["clip"], "clip": checkpoints["clip"]}, tmp_path / "latents")
+        encode_latents(
+            toy_shards, {"codec": toy_checkpoints["clip"], "clip": toy_checkpoints["clip"]}, tmp_path / "latents"
+        )
 
 
-def test_damaged_samples_are_named(checkpoints: dict[str, Path], toy_shards: Path, tmp_path: Path) -> None:
+def test_damaged_samples_are_named(toy_checkpoints: dict[str, Path], toy_shards: Path, tmp_path: Path) -> None:
     _, members = next(read_samples(toy_shards))
     for name, broken, reason in [
-        ("picture", {**members, "png": b"no picture"}, "sample 7: unreadable"),
+        ("picture", {**members, "png": b"no image"}, "sample 7: unreadable"),
         ("json", {**members, "json": b'{"captions": []}'}, "sample 7 has no json with captions"),
     ]:
         with ShardWriter(tmp_path / name, 1) as writer:
             writer.write("7", broken)
         with pytest.raises(UserError, match=reason):
-            encode_latents(tmp_path / name, checkpoints, tmp_path / "latents")
+            encode_latents(tmp_path / name, toy_checkpoints, tmp_path / "latents")
         assert not (tmp_path / "latents").exists()
         shutil.rmtree(tmp_path / "latents.partial", ignore_errors=True)
 

@@ -23,7 +23,7 @@ def test_the_astronaut_is_found_once(cascade: FaceCascade):
     assert is_hit(box(face), ASTRONAUT) and face.score > 0.95
 
 
-def test_many_pictures_together_give_what_each_gives_alone(cascade: FaceCascade):
+def test_batches_give_the_same_faces_as_single_images(cascade: FaceCascade):
     pictures = [picture.pixels for picture in with_faces([40], copies=2)][:6]
     pictures += [read_picture("astronaut.png")[:300, :400], np.zeros((5, 300, 3), np.uint8), face_free(200)[1]]
     together = cascade.find(pictures)
@@ -45,12 +45,12 @@ def test_recall_on_real_faces(cascade: FaceCascade):
     assert np.mean(hits) >= 0.9
 
 
-def test_portraits_that_fill_the_picture(cascade: FaceCascade):
+def test_portraits_that_fill_the_image(cascade: FaceCascade):
     found = cascade.find([np.repeat(np.repeat(face, 2, 0), 2, 1) for face in portraits()])
     assert np.mean([bool(faces) for faces in found]) >= 0.9
 
 
-def test_pictures_without_faces(cascade: FaceCascade):
+def test_images_without_faces(cascade: FaceCascade):
     found = cascade.find(face_free(192))
     assert sum(map(len, found)) <= 2
 
@@ -61,7 +61,7 @@ def test_odd_sizes(cascade: FaceCascade):
     assert cascade.find([]) == []
 
 
-def test_suppression_keeps_pictures_apart():
+def test_suppression_is_per_image():
     boxes = np.array([[0, 0, 10, 10, 0.9], [1, 1, 11, 11, 0.8], [0, 0, 10, 10, 0.7], [50, 50, 60, 60, 0.1]])
     assert sorted(suppress(np.array([0, 0, 1, 1]), boxes, 0.5)) == [0, 2, 3]
     assert suppress(np.zeros(0, np.int64), np.zeros((0, 5)), 0.5).shape == (0,)

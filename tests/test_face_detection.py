@@ -11,6 +11,7 @@ from PIL import Image
 from toys.face_images import ASTRONAUT, portraits, read_picture
 from toys.shards import small_sample, write_samples
 from toys.signed_images import sign, training_mining
+from toys.vetting import pixel_sample
 
 from data_tools.vet_shards import main as vet
 from data_tools.vetting.face_cascade import FaceCascade
@@ -24,12 +25,6 @@ pytest.importorskip("skimage")
 CONFIG = Path(__file__).parent.parent / "configs" / "vet_detectors.yaml"
 
 
-def sample(pixels: np.ndarray, key: str = "0") -> Sample:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return Sample(key, {"captions": [], "transforms": []}, "png", buffer.getvalue())
-
-
 def signed() -> bytes:
     """A picture that refuses to be mined, with a real signature."""
     buffer = io.BytesIO()
@@ -39,7 +34,7 @@ def signed() -> bytes:
 
 @pytest.fixture(scope="module")
 def samples() -> list[Sample]:
-    return [sample(read_picture(name)) for name in ("astronaut.png", "coffee.png", "camera.png", "chelsea.png")]
+    return [pixel_sample(read_picture(name)) for name in ("astronaut.png", "coffee.png", "camera.png", "chelsea.png")]
 
 
 def test_blur(samples: list[Sample]):
@@ -115,13 +110,13 @@ def test_people_who_lie(turn: int):
     marked[top:bottom, left:right] = True
     rows, columns = np.nonzero(np.rot90(marked, turn))
     expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    turned = sample(np.ascontiguousarray(np.rot90(upright, turn)))
+    turned = pixel_sample(np.ascontiguousarray(np.rot90(upright, turn)))
     (finding,) = FaceDetection("record", turns=True).judge([turned])
     assert any(np.abs(np.array(box) - expected).max() < 30 for box in finding.record["faces"])
 
 
 def test_only_turns_find_portraits_upside_down():
-    samples = [sample(np.repeat(np.repeat(face[::-1, ::-1], 2, 0), 2, 1)) for face in portraits()[:12]]
+    samples = [pixel_sample(np.repeat(np.repeat(face[::-1, ::-1], 2, 0), 2, 1)) for face in portraits()[:12]]
     for turns, low, high in ((False, 0, 3), (True, 10, 12)):
         found = FaceDetection("record", turns=turns).judge(samples)
         assert low <= sum(finding.value != "0" for finding in found) <= high
@@ -129,7 +124,7 @@ def test_only_turns_find_portraits_upside_down():
 
 def test_large_pictures_are_shrunk_for_the_search_and_blurred_in_full():
     large = np.asarray(Image.fromarray(read_picture("astronaut.png")).resize((1024, 1024)))
-    (finding,) = FaceDetection(most_pixels=512 * 512).judge([sample(large)])
+    (finding,) = FaceDetection(most_pixels=512 * 512).judge([pixel_sample(large)])
     assert finding.evidence["smallest_face"] == 40
     (box,) = finding.record["faces"]
     assert np.abs(np.array(box) / 2 - ASTRONAUT).max() < 20
@@ -150,8 +145,8 @@ def test_the_recipe_of_the_detectors(tmp_path: Path):
     """Reserved pictures leave, faces are blurred, the rest keeps its bytes: vet_shards with vet_detectors.yaml."""
     if importlib.util.find_spec("nudenet") is None:
         pytest.skip("the recipe's network for nudity comes with the extra nudity")
-    cat, refused = sample(read_picture("chelsea.png")).content, signed()
-    stored = [sample(read_picture("astronaut.png")[:300, 80:380]).content, cat, refused, refused]
+    cat, refused = pixel_sample(read_picture("chelsea.png")).content, signed()
+    stored = [pixel_sample(read_picture("astronaut.png")[:300, 80:380]).content, cat, refused, refused]
     bases = ["art4_general", "art4_general", "art4_general", "art3_research"]
     rows = [
         small_sample(n, image=raw, legal_basis=basis) for n, (raw, basis) in enumerate(zip(stored, bases, strict=True))
@@ -165,7 +160,7 @@ def test_the_recipe_of_the_detectors(tmp_path: Path):
     assert "blur_faces:1" in records["000000"]["transforms"] and len(records["000000"]["faces"]) == 1
     assert records["000001"]["faces"] == [] and 0 <= records["000001"]["nudity"] < 0.25
     blurred = np.asarray(Image.open(io.BytesIO(written["000000"]["png"])).convert("RGB"))
-    assert FaceDetection("record").judge([sample(blurred)])[0].value == "0"
+    assert FaceDetection("record").judge([pixel_sample(blurred)])[0].value == "0"
     ledger = [row for batch in read_ledger(tmp_path / "vetted" / "ledger.parquet") for row in batch.to_pylist()]
     told = {(row["key"], row["rule"]): row for row in ledger}
     assert told["000002", "file_rights"]["kept"] is False and "notAllowed" in told["000002", "file_rights"]["reason"]

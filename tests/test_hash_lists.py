@@ -35,16 +35,16 @@ def test_digests_are_found(tmp_path: Path) -> None:
         *[(False, "sha256"), (False, "md5"), (False, "sha256"), (True, "on none")]
     ]
     assert found[0].evidence == {"list": "a.sha256", "kind": "sha256"} and "a.sha256" in found[0].reason
-    told = " ".join(each.reason + str(each.evidence) for each in found)
-    assert hashlib.sha256(first.content).hexdigest() not in told
+    written = " ".join(each.reason + str(each.evidence) for each in found)
+    assert hashlib.sha256(first.content).hexdigest() not in written
 
 
 def test_pdq_by_distance(tmp_path: Path) -> None:
-    known = sample(1)
-    value, quality = known.pdq
+    listed = sample(1)
+    value, quality = listed.pdq
     assert quality >= 50
     smaller = io.BytesIO()
-    Image.fromarray(known.pixels).resize((120, 96)).save(smaller, "JPEG", quality=40)
+    Image.fromarray(listed.pixels).resize((120, 96)).save(smaller, "JPEG", quality=40)
     copy = Sample("copy", {}, "jpg", smaller.getvalue())
     (tmp_path / "a.csv").write_text(f"id,pdq\n7,{value.tobytes().hex()}\n8,\n")
     found = HashLists([tmp_path / "a.csv"]).judge([copy, sample(2)])
@@ -53,11 +53,11 @@ def test_pdq_by_distance(tmp_path: Path) -> None:
     for distance, kept in ((31, False), (32, True)):
         (tmp_path / "b.pdq").write_text(flipped(value, distance).tobytes().hex() + "\n")
         rule = HashLists([tmp_path / "b.pdq"])
-        assert rule.judge([known])[0].kept == kept and rule.judge([known])[0].value == f"pdq {distance}"
-    assert not HashLists([tmp_path / "b.pdq"], max_distance=40).judge([known])[0].kept
+        assert rule.judge([listed])[0].kept == kept and rule.judge([listed])[0].value == f"pdq {distance}"
+    assert not HashLists([tmp_path / "b.pdq"], max_distance=40).judge([listed])[0].kept
 
 
-def test_a_flat_picture_matches_nothing(tmp_path: Path) -> None:
+def test_a_flat_image_matches_nothing(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (100, 100), (200, 200, 200)).save(buffer, "PNG")
     flat = Sample("k", {}, "png", buffer.getvalue())
@@ -67,17 +67,17 @@ def test_a_flat_picture_matches_nothing(tmp_path: Path) -> None:
     assert not HashLists([tmp_path / "a.pdq"], min_quality=0).judge([flat])[0].kept
 
 
-def test_many_hashes_are_searched_rightly(tmp_path: Path) -> None:
+def test_search_in_many_hashes(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (2000, 32)).astype(np.uint8)
-    known = sample(1)
-    rows[1234] = flipped(known.pdq[0], 20)
+    listed = sample(1)
+    rows[1234] = flipped(listed.pdq[0], 20)
     (tmp_path / "a.pdq").write_text("\n".join(row.tobytes().hex() for row in rows))
-    found = HashLists([tmp_path / "a.pdq"]).judge([known, sample(5)])
-    distances = [int(np.unpackbits(rows ^ each.pdq[0], axis=1).sum(1).min()) for each in (known, sample(5))]
+    found = HashLists([tmp_path / "a.pdq"]).judge([listed, sample(5)])
+    distances = [int(np.unpackbits(rows ^ each.pdq[0], axis=1).sum(1).min()) for each in (listed, sample(5))]
     assert [each.value for each in found] == [f"pdq {distance}" for distance in distances] and distances[0] == 20
 
 
-def test_settings_tell_the_lists_by_their_content(tmp_path: Path) -> None:
+def test_settings_name_the_lists_by_their_content(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.md5").write_text("0" * 32)
     first, second = (HashLists([tmp_path / f"{name}.md5"]).setting() for name in ("a", "b"))
@@ -87,7 +87,7 @@ def test_settings_tell_the_lists_by_their_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, text, told",
+    "name, text, reason",
     [
         ("a.txt", "0" * 32, "name it"),
         ("a.md5", "# nothing\n", "no hash"),
@@ -98,9 +98,9 @@ def test_settings_tell_the_lists_by_their_content(tmp_path: Path) -> None:
         ("a.csv", "md5,id\n12,2\n", "line 2"),
     ],
 )
-def test_lists_that_are_none(name: str, text: str, told: str, tmp_path: Path) -> None:
+def test_invalid_lists_are_refused(name: str, text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=reason):
         read_hashes(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read_hashes(tmp_path / "missing.md5")

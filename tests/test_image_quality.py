@@ -1,32 +1,28 @@
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
+from toys.vetting import pixel_sample
 
 from data_tools.vetting.image_quality import ImageQuality, grey_entropy
-from data_tools.vetting.vetting_rule import Finding, Sample
+from data_tools.vetting.vetting_rule import Finding
 from leam_mm.errors import UserError
 
 
-def look(pixels: np.ndarray, **setting: float) -> Finding:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return ImageQuality(**setting).judge([Sample("k", {}, "png", buffer.getvalue())])[0]  # type: ignore[arg-type]
+def judge(pixels: np.ndarray, **setting: float) -> Finding:
+    return ImageQuality(**setting).judge([pixel_sample(pixels)])[0]  # type: ignore[arg-type]
 
 
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def test_entropy_of_known_pictures() -> None:
+def test_entropy_of_simple_images() -> None:
     assert grey_entropy(np.full((50, 50, 3), 7, np.uint8)) == 0
     halves = np.zeros((64, 64, 3), np.uint8)
     halves[:32] = 255
     assert grey_entropy(halves) == pytest.approx(1)
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
     assert grey_entropy(levels) == pytest.approx(8)
-    large = levels.repeat(100, 0).repeat(100, 1)  # of 2.56 million pixels some are looked at
+    large = levels.repeat(100, 0).repeat(100, 1)  # of 2.56 million pixels only some are used
     assert grey_entropy(large) == pytest.approx(8, abs=0.05)
 
 
@@ -42,16 +38,16 @@ def test_entropy_of_known_pictures() -> None:
         (np.full((1, 1, 3), 255, np.uint8), "side"),
     ],
 )
-def test_pictures_are_dropped_for_a_reason(pixels: np.ndarray, reason: str) -> None:
-    found = look(pixels)
+def test_images_are_dropped_with_a_reason(pixels: np.ndarray, reason: str) -> None:
+    found = judge(pixels)
     assert found.kept == (not reason) and reason in found.reason
     assert found.value.startswith(f"{pixels.shape[1]}x{pixels.shape[0]} ")
 
 
-def test_a_nearly_blank_picture() -> None:
+def test_nearly_blank_image() -> None:
     pixels = np.full((200, 200, 3), 255, np.uint8)
     pixels[:4, :4] = 0
-    assert not look(pixels).kept and look(pixels, min_entropy=0.0).kept
+    assert not judge(pixels).kept and judge(pixels, min_entropy=0.0).kept
 
 
 def test_settings_are_checked() -> None:

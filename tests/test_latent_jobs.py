@@ -1,4 +1,4 @@
-"""Latent shards by several processes and after kills: the same bytes as those of one process that was left alone."""
+"""Latent shards by several processes and after kills have the same bytes as those of one undisturbed process."""
 
 import io
 import os
@@ -15,7 +15,6 @@ import pytest
 import torch
 from rich.console import Console
 from toys.command_line import encode_latents
-from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
 from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
@@ -26,15 +25,6 @@ from leam_mm.errors import UserError
 
 ROOT = Path(program.__file__).parents[1]
 MORE = ("--image-size", "8", "--image-size", "16", "--features")
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "codec": save_checkpoint(folder / "codec.ckpt", CODEC_SECTION),
-        "clip": save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, toy_shards, toy_tokenizer)["model"]),
-    }
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -84,14 +74,14 @@ class Killed(BaseException):
     """Nothing in the program catches it."""
 
 
-def test_an_end_at_any_rename_costs_nothing(
-    tmp_path: Path, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_a_kill_at_any_rename_loses_nothing(
+    tmp_path: Path, toy_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=5, samples_per_shard=2)
-    more = (*MORE, str(checkpoints["clip"]))
-    encode_latents(shards, checkpoints, tmp_path / "whole", *more)
+    more = (*MORE, str(toy_checkpoints["clip"]))
+    encode_latents(shards, toy_checkpoints, tmp_path / "whole", *more)
     expected = content(tmp_path / "whole")
-    given = ["--shards", str(shards), *[t for n, p in checkpoints.items() for t in (f"--{n}", str(p))], *more]
+    given = ["--shards", str(shards), *[t for n, p in toy_checkpoints.items() for t in (f"--{n}", str(p))], *more]
     options = program.parse([*given, "--batch-size", "7", "--output", str(tmp_path / "none")])
     opened = program.open_encoder(options, torch.device("cpu"))  # once: it takes longer than all the rest
     monkeypatch.setattr(program, "open_encoder", lambda *_: opened)
@@ -105,7 +95,7 @@ def test_an_end_at_any_rename_costs_nothing(
 
     def dying_remove(path: Path, ignore_errors: bool = False) -> None:
         left[0] -= 1
-        if left[0] == 0:  # a kill in the midst of a removal leaves a part
+        if left[0] == 0:  # a kill during a removal leaves a part
             for file in [file for file in sorted(Path(path).rglob("*")) if file.is_file()][:1]:
                 file.unlink()
             raise Killed
@@ -119,52 +109,50 @@ def test_an_end_at_any_rename_costs_nothing(
             patch.setattr(shutil, "rmtree", dying_remove)
             left[0] = step
             try:
-                encode_latents(shards, checkpoints, output, *more)
+                encode_latents(shards, toy_checkpoints, output, *more)
                 break
             except Killed:
                 ends += 1
-        encode_latents(shards, checkpoints, output, *more)
+        encode_latents(shards, toy_checkpoints, output, *more)
         assert content(output) == expected and not list(tmp_path.glob(f"out{step}.*"))
         remove(output)
     assert ends > 10
 
 
-def start(shards: Path, checkpoints: dict[str, Path], output: Path, processes: int, *more: str) -> subprocess.Popen:
+def start(shards: Path, toy_checkpoints: dict[str, Path], output: Path, processes: int, *more: str) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "data_tools/encode_latents.py"), "--shards", str(shards)]
-    command += [text for name, value in checkpoints.items() for text in (f"--{name}", str(value))]
+    command += [text for name, value in toy_checkpoints.items() for text in (f"--{name}", str(value))]
     command += ["--output", str(output), "--batch-size", "7", "--processes", str(processes), *more]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_kills_at_any_moment_and_a_run_that_goes_on_write_the_same_bytes(
-    tmp_path: Path, checkpoints: dict[str, Path]
-) -> None:
+def test_killed_and_resumed_runs_write_the_same_bytes(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=40, samples_per_shard=4)
     began = time.monotonic()
-    encode_latents(shards, checkpoints, tmp_path / "whole")
+    encode_latents(shards, toy_checkpoints, tmp_path / "whole")
     lasted, kills = time.monotonic() - began, 0
     for share in (0.3, 0.5, 0.6):
         child = os.fork()
         if child == 0:
             try:
-                encode_latents(shards, checkpoints, tmp_path / "out")
+                encode_latents(shards, toy_checkpoints, tmp_path / "out")
             finally:
                 os._exit(0)
         time.sleep(share * lasted)
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    encode_latents(shards, checkpoints, tmp_path / "out")
+    encode_latents(shards, toy_checkpoints, tmp_path / "out")
     assert kills and content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
 
 
 @pytest.mark.slow
-def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_bytes(
-    tmp_path: Path, checkpoints: dict[str, Path]
+def test_two_killed_processes_and_a_resumed_one_write_the_same_bytes(
+    tmp_path: Path, toy_checkpoints: dict[str, Path]
 ) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=300, samples_per_shard=4)
-    encode_latents(shards, checkpoints, tmp_path / "whole", "--image-size", "32")
+    encode_latents(shards, toy_checkpoints, tmp_path / "whole", "--image-size", "32")
     work, killed = tmp_path / "out.partial" / "work" / "shards", None
-    running = start(shards, checkpoints, tmp_path / "out", 2, "--image-size", "32")
+    running = start(shards, toy_checkpoints, tmp_path / "out", 2, "--image-size", "32")
     while running.poll() is None:
         if len(list(work.glob("*/manifest.jsonl"))) >= 3:
             killed = psutil.Process(running.pid).children(recursive=True)
@@ -175,37 +163,39 @@ def test_two_processes_killed_in_the_midst_and_one_that_goes_on_write_the_same_b
     assert killed is not None, output
     assert len(killed) >= 2
     _, alive = psutil.wait_procs(killed, timeout=20)
-    assert not alive  # nobody works on for a dead parent
+    assert not alive  # workers end with their parent
     assert not (tmp_path / "out").exists()
-    said = encode_latents(shards, checkpoints, tmp_path / "out", "--image-size", "32")
+    said = encode_latents(shards, toy_checkpoints, tmp_path / "out", "--image-size", "32")
     assert "continuing after" in said
     assert content(tmp_path / "out") == content(tmp_path / "whole") and not list(tmp_path.glob("out.*"))
 
 
 @pytest.mark.slow
-def test_three_processes_write_the_bytes_of_one(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_three_processes_write_the_bytes_of_one(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=400, samples_per_shard=6)
-    more = (*MORE, str(checkpoints["clip"]))
-    encode_latents(shards, checkpoints, tmp_path / "whole", *more)
-    running = start(shards, checkpoints, tmp_path / "three", 3, *more)
+    more = (*MORE, str(toy_checkpoints["clip"]))
+    encode_latents(shards, toy_checkpoints, tmp_path / "whole", *more)
+    running = start(shards, toy_checkpoints, tmp_path / "three", 3, *more)
     output, _ = running.communicate(timeout=280)
     assert running.returncode == 0, output
     assert content(tmp_path / "three") == content(tmp_path / "whole")
 
 
 @pytest.mark.slow
-def test_an_error_in_another_process_is_one_line(tmp_path: Path, checkpoints: dict[str, Path]) -> None:
+def test_an_error_in_another_process_is_one_line(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=8, samples_per_shard=4)
     tar = sorted(shards.glob("*.tar"))[1]
     tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"nopng"[:4]))
-    running = start(shards, checkpoints, tmp_path / "out", 2)
+    running = start(shards, toy_checkpoints, tmp_path / "out", 2)
     output, _ = running.communicate(timeout=250)
     assert running.returncode == 2 and output.strip().splitlines()[-1].startswith("error: sample 000004: unreadable")
 
 
-def test_more_processes_than_gpus_are_refused(tmp_path: Path, checkpoints: dict[str, Path], toy_shards: Path) -> None:
+def test_more_processes_than_gpus_are_refused(
+    tmp_path: Path, toy_checkpoints: dict[str, Path], toy_shards: Path
+) -> None:
     more = ["--device", "cuda", "--processes", "99"]
-    given = ["--shards", str(toy_shards), *[t for n, p in checkpoints.items() for t in (f"--{n}", str(p))]]
+    given = ["--shards", str(toy_shards), *[t for n, p in toy_checkpoints.items() for t in (f"--{n}", str(p))]]
     options = program.parse([*given, "--output", str(tmp_path / "out"), *more])
     with pytest.raises(UserError, match="visible here; give fewer --processes"):
         program.encode_latents(options, Console(file=io.StringIO()))

@@ -1,4 +1,4 @@
-"""What is read back from latent shards, and what the disk estimate promised."""
+"""Verification of latent shards, and the estimate of disk space."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_sound_folder_is_read_back(parts: dict[str, Path], shards: Path, tmp_path: Path, dtype: str) -> None:
+def test_an_intact_folder_is_verified(parts: dict[str, Path], shards: Path, tmp_path: Path, dtype: str) -> None:
     more = ["--dtype", dtype, "--moments", "--features", str(parts["clip"]), "--verify", "6"]
     said = encode_latents(shards, parts, tmp_path / "out", *more)
     found = re.search(r"read back 18 samples; 6 decoded: PSNR ([\d.]+) dB, without storing ([\d.]+) dB", said)
@@ -41,7 +41,7 @@ def test_a_sound_folder_is_read_back(parts: dict[str, Path], shards: Path, tmp_p
 
 
 def rewritten(folder: Path, output: Path, change: dict[str, object]) -> Path:
-    """The folder with other members in its fourth sample, its digests all right."""
+    """The folder with other members in its fourth sample, and correct digests."""
     with ShardWriter(output, 8) as writer:
         for number, (key, members) in enumerate(read_samples(folder)):
             writer.write(key, members | change if number == 3 else members)  # type: ignore[arg-type]
@@ -50,12 +50,12 @@ def rewritten(folder: Path, output: Path, change: dict[str, object]) -> Path:
     return output
 
 
-def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_path: Path) -> None:
+def test_differences_are_found(parts: dict[str, Path], shards: Path, tmp_path: Path) -> None:
     encode_latents(shards, parts, tmp_path / "sound")
     _, members = list(read_samples(tmp_path / "sound"))[3]
     shifted = array_bytes(to_stored(read_array(members, "latent.npy") + 0.5, "float16"))
     for name, change, reason in [
-        ("latent", {"latent.npy": shifted}, r"latent\.npy is [\d.]+ away"),
+        ("latent", {"latent.npy": shifted}, r"latent\.npy differs by [\d.]+ from"),
         ("json", {"json": json.dumps({"captions": [{"text": "x", "language": "en"}]}).encode()}, "its json or its"),
         ("more", {"image_feature.npy": shifted}, "image_feature.npy has shape"),
     ]:
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_pa
     statistics = json.loads((tmp_path / "sound" / "codec_statistics.json").read_text())
     wrong = rewritten(tmp_path / "sound", tmp_path / "wrong", {})
     (wrong / "codec_statistics.json").write_text(json.dumps(statistics | {"scale": 3 * statistics["scale"]}))
-    with pytest.raises(UserError, match=r"latent\.npy is [\d.]+ away"):
+    with pytest.raises(UserError, match=r"latent\.npy differs by [\d.]+ from"):
         encode_latents(shards, parts, wrong, "--verify")
     tar = sorted((tmp_path / "sound").glob("*.tar"))[1]
     content = bytearray(tar.read_bytes())
@@ -78,11 +78,11 @@ def test_what_does_not_fit_is_found(parts: dict[str, Path], shards: Path, tmp_pa
 @pytest.mark.parametrize(
     "more", [[], ["--moments", "--features", "clip", "--dtype", "float32", "--image-size", "16", "--image-size", "32"]]
 )
-def test_the_disk_is_foretold(parts: dict[str, Path], tmp_path: Path, more: list[str]) -> None:
+def test_disk_space_is_estimated(parts: dict[str, Path], tmp_path: Path, more: list[str]) -> None:
     shards = write_toy_shards(tmp_path / "shards", samples=60, samples_per_shard=30)
     said = encode_latents(shards, parts, tmp_path / "out", *[str(parts.get(word, word)) for word in more])
-    told = re.search(r"samples will take about ([\d.]+) MB", said)
+    estimate = re.search(r"samples will take about ([\d.]+) MB", said)
     taken = sum(file.stat().st_size for file in (tmp_path / "out").rglob("*.tar")) / 1e6
-    assert told and abs(float(told[1]) - taken) < 0.15 * taken + 0.05
+    assert estimate and abs(float(estimate[1]) - taken) < 0.15 * taken + 0.05
     listed = dict(re.findall(r"(latents|caption states|records|features) ([\d.]+)", said))
-    assert abs(sum(map(float, listed.values())) - float(told[1])) < 0.3 and ("features" in listed) == bool(more)
+    assert abs(sum(map(float, listed.values())) - float(estimate[1])) < 0.3 and ("features" in listed) == bool(more)

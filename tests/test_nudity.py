@@ -4,27 +4,19 @@ There are no pictures of nudity among our tests, so nothing here says how much o
 """
 
 import importlib.util
-import io
 import json
 
 import numpy as np
 import pytest
-from PIL import Image
 from toys.face_images import face_free, read_picture
+from toys.vetting import pixel_sample
 
 from data_tools.vetting.nudity import EXPOSED, Nudity, class_names
-from data_tools.vetting.vetting_rule import Sample
 from leam_mm.errors import UserError
 
 pytest.importorskip("skimage")
 if importlib.util.find_spec("nudenet") is None:  # not imported: its code is not used
     pytest.skip("the network comes with the extra nudity", allow_module_level=True)
-
-
-def sample(pixels: np.ndarray) -> Sample:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return Sample("0", {}, "png", buffer.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,7 @@ def rule() -> Nudity:
 
 
 def test_ordinary_photographs_stay(rule: Nudity, pictures: list[np.ndarray]):
-    findings = rule.judge([sample(picture) for picture in pictures])
+    findings = rule.judge([pixel_sample(picture) for picture in pictures])
     dropped = [finding for finding in findings if not finding.kept]
     assert len(dropped) <= 1 and all(finding.pixels is None for finding in findings)  # the coffee cup, at 0.3
     scores = [finding.record["nudity"] for finding in findings]
@@ -63,9 +55,9 @@ def test_together_or_alone_and_again_the_same(rule: Nudity, pictures: list[np.nd
 def test_the_threshold_drops_at_its_value(pictures: list[np.ndarray]):
     """With faces counted as if they were nudity, because this is what the network finds in the pictures here."""
     rule = Nudity(threshold=0.5, classes=("FACE_FEMALE",))
-    astronaut, coffee = rule.judge([sample(pictures[0]), sample(read_picture("coffee.png"))])
+    astronaut, coffee = rule.judge([pixel_sample(pictures[0]), pixel_sample(read_picture("coffee.png"))])
     assert not astronaut.kept and "the threshold is 0.5" in astronaut.reason and coffee.kept
-    assert Nudity(threshold=None, classes=("FACE_FEMALE",)).judge([sample(pictures[0])])[0].kept
+    assert Nudity(threshold=None, classes=("FACE_FEMALE",)).judge([pixel_sample(pictures[0])])[0].kept
 
 
 def test_settings(rule: Nudity):
@@ -76,7 +68,7 @@ def test_settings(rule: Nudity):
         with pytest.raises(UserError):
             Nudity(**wrong)
     with pytest.raises(UserError, match="has no class"):
-        Nudity(classes=("ELBOW",)).judge([sample(np.zeros((32, 32, 3), np.uint8))])
+        Nudity(classes=("ELBOW",)).judge([pixel_sample(np.zeros((32, 32, 3), np.uint8))])
 
 
 def test_names_of_the_file():

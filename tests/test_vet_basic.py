@@ -1,4 +1,4 @@
-"""The rules of configs/vet_basic.yaml on pictures with planted faults: each is dropped by the rule that is for it."""
+"""The rules of configs/vet_basic.yaml on images with planted faults: the right rule drops each of them."""
 
 import hashlib
 import io

@@ -31,7 +31,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_samples(tmp_path_factory.mktemp("vetting") / "shards", samples)
 
 
-def test_a_keep_list_and_every_answer(shards: Path, tmp_path: Path) -> None:
+def test_keep_list_and_ledger(shards: Path, tmp_path: Path) -> None:
     vetted = vet(shards, write_rules(tmp_path / "r.yaml", Even, SameMean), tmp_path / "vetted")
     keys = [key for key, _ in read_samples(vetted)]
     assert keys == [f"{number:06d}" for number in range(0, 30, 2)]
@@ -58,7 +58,7 @@ def test_a_keep_list_and_every_answer(shards: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("vetted.*"))
 
 
-def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path) -> None:
+def test_materialised_shards_hold_the_changes(shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", Even, Redden, SameMean)
     vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
     assert not check_folder(vetted)[1].faults and not (vetted / KEEP).exists()
@@ -84,7 +84,7 @@ def test_materialised_shards_hold_what_was_changed(shards: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "kills",
     [
-        ["vetted.work/findings0_0/*"],  # in the midst of the first pass
+        ["vetted.work/findings0_0/*"],  # during the first pass
         pytest.param(["vetted.work", "vetted.work/findings0_0/*", "vetted.work/shards/*"], marks=pytest.mark.slow),
     ],
     ids=["one", "three"],
@@ -98,9 +98,9 @@ def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_
     command += ["--output", str(output), "--materialise", "--processes", "2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     killed, generator = 0, random.Random(7)
-    for begun in kills:
+    for started in kills:
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not any(output.parent.glob(begun)) and process.poll() is None:
+        while not any(output.parent.glob(started)) and process.poll() is None:
             time.sleep(0.01)
         time.sleep(generator.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
@@ -113,7 +113,7 @@ def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_
     assert file_digests(output) == wanted
 
 
-def test_rules_after_one_that_looks_at_all_see_what_it_left(shards: Path, tmp_path: Path) -> None:
+def test_rules_after_a_dataset_rule_see_what_it_kept(shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", Even, Redden, SameMean, Mirror)
     vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
     assert [found["asked"] for found in json.loads((vetted / "vetting.json").read_text())["found"]] == [
@@ -130,14 +130,14 @@ def test_rules_after_one_that_looks_at_all_see_what_it_left(shards: Path, tmp_pa
             pixels[..., 0] = 255
         assert record["saw_red"] == (int(key) % 3 == 0) and record["transforms"][-1] == "mirror"
         assert members["jpg"] == encode_image(Image.fromarray(pixels[:, ::-1]), "jpg")  # encoded once
-    told = {row["key"]: row["value"] for row in read_ledger(vetted) if row["rule"] == "kept"}
-    assert told["000006"] == "red;mirror" and told["000002"] == "mirror"
+    values = {row["key"]: row["value"] for row in read_ledger(vetted) if row["rule"] == "kept"}
+    assert values["000006"] == "red;mirror" and values["000002"] == "mirror"
     other = write_samples(tmp_path / "other", [small_sample(100, image=soft_jpeg(4))])
     without = vet(shards, listed, tmp_path / "without", "--materialise", "--against", str(other))
     assert ShardFolder(without).samples == 14
 
 
-def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
+def test_other_settings_do_not_resume(shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", Even, Redden)
     with pytest.raises(UserError, match="redden changed images or captions"):
         vet(shards, listed, tmp_path / "vetted")
@@ -154,7 +154,7 @@ def test_other_settings_do_not_go_on(shards: Path, tmp_path: Path) -> None:
     assert (tmp_path / "vetted" / KEEP).exists() and not (tmp_path / "vetted" / MANIFEST).exists()
 
 
-def test_hostile_samples_are_told_and_left_out(tmp_path: Path) -> None:
+def test_hostile_samples_are_reported_and_dropped(tmp_path: Path) -> None:
     hostile = hostile_samples()
     good = Sample("K", {}, "jpg", soft_jpeg(9))
     from toys.vetting import tar_member
@@ -173,7 +173,7 @@ def test_hostile_samples_are_told_and_left_out(tmp_path: Path) -> None:
     ]
 
 
-def test_damaged_shards_are_told(shards: Path, tmp_path: Path) -> None:
+def test_damaged_shards_are_reported(shards: Path, tmp_path: Path) -> None:
     samples: list[Members] = [small_sample(number) for number in range(12)]
     folder = write_samples(tmp_path / "shards", samples, per_shard=3)
     raw = bytearray((folder / "00000.tar").read_bytes())
@@ -187,7 +187,7 @@ def test_damaged_shards_are_told(shards: Path, tmp_path: Path) -> None:
     assert len(damaged) == 9 and {row["reason"][:9] for row in damaged} == {"00000.tar", "00001.tar", "00002.tar"}
 
 
-def test_what_is_elsewhere_is_dropped(shards: Path, tmp_path: Path) -> None:
+def test_samples_of_other_data_sets_are_dropped(shards: Path, tmp_path: Path) -> None:
     other = write_samples(
         tmp_path / "other", [small_sample(100 + number, image=soft_jpeg(number)) for number in (4, 8, 40)]
     )
@@ -195,14 +195,16 @@ def test_what_is_elsewhere_is_dropped(shards: Path, tmp_path: Path) -> None:
     vetted = vet(shards, listed, tmp_path / "vetted", "--against", str(other))
     keys = [int(key) for key, _ in read_samples(vetted)]
     assert keys == [number for number in range(0, 30, 2) if number not in (4, 8)]
-    told = {row["key"]: row["reason"] for row in read_ledger(vetted) if row["rule"] == "same_mean" and not row["kept"]}
-    assert told["000004"] == "as 000000 against" and told["000034"] == "as 000000 against"
+    values = {
+        row["key"]: row["reason"] for row in read_ledger(vetted) if row["rule"] == "same_mean" and not row["kept"]
+    }
+    assert values["000004"] == "as 000000 against" and values["000034"] == "as 000000 against"
     assert json.loads((vetted / "vetting.json").read_text())["against"] == [ShardFolder(other).merkle_root]
     with pytest.raises(UserError, match="no rule looks across"):
         vet(shards, write_rules(tmp_path / "s.yaml", Even), tmp_path / "w", "--against", str(other))
 
 
-def test_a_rule_that_fails_keeps_nothing_it_failed_for(shards: Path, tmp_path: Path) -> None:
+def test_samples_for_which_a_rule_fails_are_dropped(shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", Fails)
     vetted = vet(shards, listed, tmp_path / "vetted")
     assert ShardFolder(vetted).samples == 34
@@ -213,7 +215,7 @@ def test_a_rule_that_fails_keeps_nothing_it_failed_for(shards: Path, tmp_path: P
         vet(shards, listed, tmp_path / "again", "--max-errors", "0.01")
 
 
-def test_vetted_folders_are_vetted_again(shards: Path, tmp_path: Path) -> None:
+def test_vetted_folders_can_be_vetted_again(shards: Path, tmp_path: Path) -> None:
     first = vet(shards, write_rules(tmp_path / "r.yaml", Even), tmp_path / "first")
     second = vet(first, write_rules(tmp_path / "s.yaml", SameMean), tmp_path / "second")
     copied = vet(first, write_rules(tmp_path / "s.yaml", SameMean), tmp_path / "copied", "--materialise")
@@ -221,7 +223,7 @@ def test_vetted_folders_are_vetted_again(shards: Path, tmp_path: Path) -> None:
     assert [key for key, _ in read_samples(copied)] == [key for key, _ in read_samples(second)]
 
 
-def test_rules_are_read_with_one_line_of_error(tmp_path: Path, shards: Path) -> None:
+def test_errors_in_rules_are_one_line(tmp_path: Path, shards: Path) -> None:
     (tmp_path / "r.yaml").write_text("rules:\n- class_path: data_tools.vetting.vetting_rule.Nothing\n")
     with pytest.raises(UserError, match=r"r\.yaml"):
         vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")

@@ -1,4 +1,4 @@
-"""A training on a keep-list is the training on the shards that hold only what it keeps, sample for sample."""
+"""Training on a keep-list equals training on materialised shards, sample by sample."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_batches_are_the_same(both: list[Path], workers: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_is_the_same(both: list[Path], toy_tokenizer: Path, tmp_path: Path) -> None:
+def test_training_is_the_same(both: list[Path], toy_tokenizer: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "list", tmp_path / "copy"]
     for run, shards in zip(runs, both, strict=True):
         recipe = clip_recipe(run, shards, toy_tokenizer, max_samples=32)
@@ -59,7 +59,7 @@ def test_a_training_is_the_same(both: list[Path], toy_tokenizer: Path, tmp_path:
     assert len(base) == len(digest) == 64 and names == [[ShardFolder(path).merkle_root] for path in both]
 
 
-def test_other_shards_under_the_list_are_refused(both: list[Path], tmp_path: Path, toy_shards: Path) -> None:
+def test_a_list_of_other_shards_is_refused(both: list[Path], tmp_path: Path, toy_shards: Path) -> None:
     (tmp_path / "list").mkdir()
     for path in both[0].iterdir():
         (tmp_path / "list" / path.name).write_bytes(path.read_bytes())

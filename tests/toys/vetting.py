@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import yaml
 from PIL import Image
 
 from data_tools.vet_shards import main
+from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
 from data_tools.work.ledger import LEDGER
 from leam_mm.data.shard_index import BLOCK, index_name
-from toys.images import soft_jpeg
+from toys.images import encoded_image, soft_jpeg
 from toys.shards import small_sample
 
 
@@ -150,3 +152,22 @@ def file_digests(folder: Path) -> dict[str, str]:
     """Digest of every file but the times."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def pixel_sample(pixels: np.ndarray, key: str = "k", kind: str = "PNG", **settings: Any) -> Sample:
+    """A sample of an image, (H, W, 3) uint8, without captions."""
+    extension = "jpg" if kind == "JPEG" else kind.lower()
+    content = encoded_image(Image.fromarray(pixels), kind, **settings)
+    record = {"captions": [], "transforms": [], "sha256": hashlib.sha256(content).hexdigest()}
+    return Sample(key, record, extension, content)
+
+
+def resolve(rule: DatasetRule, samples: list[Sample], against: Collection[str] = ()) -> dict[str, Finding]:
+    """Findings of a rule by key; the keys in ``against`` are of another data set."""
+    records = [
+        {"width": each.pixels.shape[1], "height": each.pixels.shape[0], "against": each.key in against}
+        for each in samples
+    ]
+    measured = np.concatenate([rule.measure(samples[:1]), rule.measure(samples[1:])])
+    keys = [each.key for each in samples]
+    return dict(zip(keys, rule.resolve(keys, records, measured), strict=True))
