@@ -198,9 +198,7 @@ def test_wrong_settings_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_exchanged_toy_checkpoints_are_refused(
-    toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
+def test_swapped_checkpoints_are_refused(toy_shards: Path, toy_checkpoints: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="LatentCodecModule is needed"):
         encode_latents(
             toy_shards, {"codec": toy_checkpoints["clip"], "clip": toy_checkpoints["clip"]}, tmp_path / "latents"

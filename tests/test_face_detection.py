@@ -162,6 +162,6 @@ def test_the_recipe_of_the_detectors(tmp_path: Path):
     blurred = np.asarray(Image.open(io.BytesIO(written["000000"]["png"])).convert("RGB"))
     assert FaceDetection("record").judge([pixel_sample(blurred)])[0].value == "0"
     ledger = [row for batch in read_ledger(tmp_path / "vetted" / "ledger.parquet") for row in batch.to_pylist()]
-    told = {(row["key"], row["rule"]): row for row in ledger}
-    assert told["000002", "file_rights"]["kept"] is False and "notAllowed" in told["000002", "file_rights"]["reason"]
-    assert json.loads(told["000000", "faces"]["evidence"])["faces"][0][4] > 0.9
+    rows = {(row["key"], row["rule"]): row for row in ledger}
+    assert rows["000002", "file_rights"]["kept"] is False and "notAllowed" in rows["000002", "file_rights"]["reason"]
+    assert json.loads(rows["000000", "faces"]["evidence"])["faces"][0][4] > 0.9

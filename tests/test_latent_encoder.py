@@ -1,4 +1,4 @@
-"""What goes into latent shards: moments, types, several text encoders, features, sizes and shapes."""
+"""Content of latent shards: moments, types, several text encoders, features, sizes and shapes."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 from toys.command_line import encode_latents
 from toys.encoders import write_caption_encoder
+from toys.images import encoded_image
 from toys.recipes import clip_recipe, save_checkpoint, sized_codec_section
 from toys.shards import write_toy_shards
 
@@ -66,9 +67,7 @@ def trained_codec(parts: dict[str, Path], codec: str, output: Path) -> LatentCod
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_moments_are_the_posteriors_in_the_unit_of_the_latents(
-    parts: dict[str, Path], tmp_path: Path, dtype: str
-) -> None:
+def test_moments_are_those_of_the_normalised_posterior(parts: dict[str, Path], tmp_path: Path, dtype: str) -> None:
     make(parts, tmp_path / "out", "kl", "--moments", "--dtype", dtype)
     codec = trained_codec(parts, "kl", tmp_path / "out")
     with torch.no_grad():
@@ -82,7 +81,7 @@ def test_moments_are_the_posteriors_in_the_unit_of_the_latents(
     about = json.loads(next(read_samples(tmp_path / "out"))[1]["json"])["latent"]
     assert about["dtype"] == dtype and about["moments"] is True
 
-    # What training draws has the shift and the unit size that the statistics promise.
+    # Draws in training have mean 0 and variance 1, as the statistics promise.
     statistics = json.loads((tmp_path / "out" / "codec_statistics.json").read_text())
     power = np.square(mean).mean() + np.square(spread).mean()
     assert abs(mean.mean()) < 1e-4 and np.isclose(power, 1, rtol=1e-4) and statistics["count"] == 18 * 64
@@ -105,13 +104,13 @@ def test_statistics_of_moments_in_closed_form() -> None:
     np.testing.assert_allclose(merged[0].merge(merged[1]).std.numpy(), whole.std.numpy(), rtol=1e-12)
 
 
-def test_a_codec_without_posterior_keeps_no_moments(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_moments_need_a_codec_with_a_posterior(parts: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is an AutoencoderDC, which has no posterior"):
         make(parts, tmp_path / "out", "dc", "--moments")
     assert not list(tmp_path.iterdir())
 
 
-def test_states_of_several_encoders_are_packed_as_training_needs_them(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_states_of_several_encoders_are_packed_for_training(parts: dict[str, Path], tmp_path: Path) -> None:
     make(parts, tmp_path / "out", "dc", "--text-encoder", str(parts["text"]), "--dtype", "float32")
     own = CaptionEncoder.from_module(load_module(parts["clip"], ContrastiveModule))
     other = HuggingFaceCaptions(str(parts["text"]))
@@ -131,7 +130,7 @@ def test_states_of_several_encoders_are_packed_as_training_needs_them(parts: dic
     assert settings["text_sha256"] == [file_sha256(parts["clip"]), other.sha256]
 
 
-def test_only_an_encoder_of_transformers_will_do(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_an_encoder_of_transformers_suffices(parts: dict[str, Path], tmp_path: Path) -> None:
     given = ["--shards", str(parts["shards"]), "--codec", str(parts["dc"]), "--output", str(tmp_path / "out")]
     with pytest.raises(UserError, match="no text encoder is given"):
         program.parse(given)
@@ -144,7 +143,7 @@ def test_only_an_encoder_of_transformers_will_do(parts: dict[str, Path], tmp_pat
     assert read_array(members, "caption_state.npy").shape[1:] == (max(entry["length"] for entry in entries), 24)
 
 
-def test_features_are_the_encoders_of_the_very_pictures(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_features_are_those_of_the_encoder(parts: dict[str, Path], tmp_path: Path) -> None:
     make(parts, tmp_path / "out", "dc", "--features", str(parts["clip"]))
     features = open_patch_features(str(parts["clip"]))
     stored = arrays(tmp_path / "out", "image_feature.npy")
@@ -158,7 +157,7 @@ def test_features_are_the_encoders_of_the_very_pictures(parts: dict[str, Path], 
     assert arrays(tmp_path / "finer", "image_feature.npy").shape == (18, 16, 32)
 
 
-def test_several_sizes_are_folders_with_one_statistic(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_several_sizes_are_folders_with_shared_statistics(parts: dict[str, Path], tmp_path: Path) -> None:
     make(parts, tmp_path / "out", "dc", "--image-size", "16", "--image-size", "8")
     listed = json.loads((tmp_path / "out" / "buckets.json").read_text())["buckets"]
     assert listed == [{"folder": f"{size}x{size}", "height": size, "width": size, "samples": 18} for size in (8, 16)]
@@ -178,22 +177,21 @@ def test_several_sizes_are_folders_with_one_statistic(parts: dict[str, Path], tm
     assert {batch["latent"].shape[-1] for batch in made.train_dataloader()} == {2, 4}
 
 
-def write_pictures(folder: Path, sizes: list[tuple[int, int]]) -> Path:
-    """Pictures of a gradient, width x height, as they come."""
+def write_gradients(folder: Path, sizes: list[tuple[int, int]]) -> Path:
+    """Shards of images of a gradient, width x height."""
     with ShardWriter(folder, 4) as writer:
         for number, (width, height) in enumerate(sizes):
             across = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
             across[..., 1] = np.linspace(0, 255, height)[:, None]
-            buffer = io.BytesIO()
-            Image.fromarray(across.astype(np.uint8)).save(buffer, "PNG")
+            image = encoded_image(Image.fromarray(across.astype(np.uint8)))
             record = {"captions": [{"text": f"{width} by {height}", "language": "en"}]}
-            writer.write(f"{number:03d}", {"png": buffer.getvalue(), "json": json.dumps(record).encode()})
+            writer.write(f"{number:03d}", {"png": image, "json": json.dumps(record).encode()})
     return folder
 
 
-def test_buckets_keep_every_picture_in_its_own_shape(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_buckets_keep_every_image_in_its_shape(parts: dict[str, Path], tmp_path: Path) -> None:
     sizes = [(32, 32), (64, 32), (30, 61), (40, 41), (100, 48), (20, 40), (33, 33), (16, 16), (60, 31), (31, 31)]
-    given = {**parts, "shards": write_pictures(tmp_path / "shards", sizes)}
+    given = {**parts, "shards": write_gradients(tmp_path / "shards", sizes)}
     make(given, tmp_path / "out", "dc", "--image-size", "16", "--buckets", "--bucket-multiple", "4")
     found: dict[str, tuple[int, int]] = {}
     listed = json.loads((tmp_path / "out" / "buckets.json").read_text())["buckets"]
@@ -223,12 +221,12 @@ def test_buckets_keep_every_picture_in_its_own_shape(parts: dict[str, Path], tmp
         make(given, tmp_path / "no", "dc", "--image-size", "16", "--buckets", "--bucket-multiple", "6")
 
 
-def test_what_was_cut_off_a_square_is_known(tmp_path: Path) -> None:
+def test_crop_of_a_centre_square(tmp_path: Path) -> None:
     for (width, height), expected in {(40, 20): (0, 8), (20, 40): (8, 0), (16, 16): (0, 0), (60, 45): (0, 3)}.items():
-        _, members = next(read_samples(write_pictures(tmp_path / f"{width}-{height}", [(width, height)])))
+        _, members = next(read_samples(write_gradients(tmp_path / f"{width}-{height}", [(width, height)])))
         image, size = centre_square(members["png"], 16)
         assert (size.crop_top, size.crop_left) == expected and size[:2] == (height, width) and size[4:] == (16, 16)
-        # The colours of the gradient say where the crop lies in the whole picture.
+        # The colours of the gradient give the position of the crop.
         share = (size.crop_left + 8) / (16 * width / min(width, height))
         assert abs(float(image[0, :, 7:9].float().mean()) / 255 - share) < 0.03
 
