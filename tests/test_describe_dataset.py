@@ -5,13 +5,16 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from toys.images import encoded_image, soft_image
 from toys.pages import HtmlChecker, shown_in_browser
 from toys.published import derived_from, keys_of, record_of, withdraw, write_published
 
-from data_tools.describe_dataset import main
-from data_tools.description.training_summary import TITLES
+from data_tools.describe_dataset import main, read_provider
+from data_tools.description.dataset_statistics import DomainCount
+from data_tools.description.decision_flow import account, identity, own_ledgers, read_flow
+from data_tools.description.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
 from data_tools.work.ledger import LedgerWriter, link_uid
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import UserError
@@ -130,16 +133,8 @@ def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, 
         "public_data_sets: [{name: Open Lakes, link: 'https://open.example', folder: open}]\n"
     )
     other = write_published(tmp_path / "open", 7)
-    args = (
-        "--shards",
-        shards,
-        "--shards",
-        other,
-        "--provider",
-        tmp_path / "provider.yaml",
-        "--place",
-        "https://x.example/d",
-    )
+    args = ["--shards", shards, "--shards", other, "--provider", tmp_path / "provider.yaml"]
+    args += ["--place", "https://x.example/d"]
     with pytest.raises(SystemExit):  # the second folder's ledger is of another stage: the numbers do not add up
         describe(tmp_path / "out", *args)
     summary = json.loads((tmp_path / "out/training_summary.json").read_text())
@@ -148,11 +143,8 @@ def test_what_the_provider_says_stands_and_the_rest_is_not_stated(shards: Path, 
     assert summary["2.3"]["samples"] == 23 and summary["2.3"]["behaviour"] == "robots.txt is obeyed"
     assert summary["2.3"]["purposes"] == "not stated" and summary["2.4"]["from_model_interactions"] == "not stated"
     assert summary["2.5"]["used"] == "no" and summary["2.3"]["domains_rule"].startswith("top 5 %")
-    assert (
-        found["name"] == "Lakes"
-        and found["datePublished"] == "2026-11-22"
-        and found["rai:dataBiases"] == ["Northern lakes only"]
-    )
+    assert (found["name"], found["datePublished"]) == ("Lakes", "2026-11-22")
+    assert found["rai:dataBiases"] == ["Northern lakes only"]
     assert found["rai:dataLimitations"] == ["not stated"]
     assert found["distribution"][0]["contentUrl"] == "https://x.example/d/shards/00000.tar"
     with pytest.raises(UserError, match="names the folder 'open'"):
@@ -177,8 +169,8 @@ def test_the_page_is_whole_and_escapes_what_strangers_wrote(hostile: Path) -> No
     balance = HtmlChecker()
     balance.feed(text)
     assert balance.open == [] and not any(tag == "script" for tag, _ in balance.seen)
-    pictures = [attributes for tag, attributes in balance.seen if tag == "img"]
-    assert len(pictures) == 9 and all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in pictures)
+    images = [attributes for tag, attributes in balance.seen if tag == "img"]
+    assert len(images) == 9 and all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in images)
     assert not any("onerror" in attributes for _, attributes in balance.seen)
     outside = [value for _, each in balance.seen for name, value in each.items() if name in ("src", "href") and value]
     assert all(value.startswith(("data:", "#")) for value in outside)
@@ -226,3 +218,119 @@ def test_mlcroissant_accepts_it_and_loads_the_samples(shards: Path, tmp_path: Pa
     done = subprocess.run([python, "-c", code, place], capture_output=True, text=True, env=own)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["records", "23", "pictures", "23"]
+
+
+def test_sizes_are_stated_only_where_they_are_certain() -> None:
+    found = [band(count, IMAGE_BANDS) for count in (0, 999_999, 10**6, 10**9)]
+    assert found == [*["<1 million images"] * 2, "1 million to 1 billion images", ">1 billion images"]
+    assert text_band(10**8, 10**7, None) == "<1 billion tokens"
+    assert text_band(5 * 10**9, 10**9, None) == "1 billion to 10 trillion tokens"
+    assert text_band(5 * 10**9, 10**8, None) == "not stated"  # somewhere between 0.1 and 5 billion tokens
+    assert text_band(5 * 10**9, 10**8, 2 * 10**9) == "1 billion to 10 trillion tokens"
+
+
+@pytest.mark.parametrize(
+    ("domains", "small", "count"), [(5, False, 1), (95, False, 10), (95, True, 5), (30_000, True, 1000)]
+)
+def test_the_largest_domains_are_listed(domains: int, small: bool, count: int) -> None:
+    found = {f"{n}.example": DomainCount(1, n) for n in range(domains)}
+    listed = listed_domains(found, small)
+    assert len(listed) == count and listed[0]["bytes"] == domains - 1
+    assert [entry["bytes"] for entry in listed] == sorted((entry["bytes"] for entry in listed), reverse=True)
+
+
+def test_a_providers_file_with_unknown_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "provider.yaml"
+    for text, word in (
+        ("crawlt: {}", "section 'crawlt' is not known"),
+        ("crawled: {purpose: x}", "crawled.purpose is not known"),
+        ("crawled: everything", "is no mapping"),
+        ("[1, 2]", "is no mapping"),
+        ("public_data_sets: [{name: x}]", "needs name, link and folder"),
+        ("a: [", "cannot be read as YAML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=word):
+            read_provider(path)
+    path.write_text("")
+    assert read_provider(path) == {}
+
+
+def test_hostile_text_in_the_summary_stays_text() -> None:
+    summary = {number: {"comment": "<script>|\n# x"} for number in TITLES} | {"template": "t", "data": []}
+    text = summary_text(json.loads(json.dumps(summary)))
+    assert "<script>" not in text and "&lt;script&gt;\\| # x" in text
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {n} {t}" for n, t in TITLES.items()]
+
+
+UIDS = [link_uid(str(number), None, "") for number in range(20)]
+
+
+def ledger(path: Path, stage: str, rows: list[tuple[int, str, bool]]) -> Path:
+    """Write a ledger from rows of (link, rule, kept)."""
+    with LedgerWriter(path, stage) as writer:
+        writer.write(
+            {"uid": UIDS[n], "rule": rule, "kept": kept, "bytes": 100 + n, "domain": "a.example" if n % 2 else ""}
+            | {"fetched_at": f"2026-0{1 + n % 3}-05T00:00:00"}
+            for n, rule, kept in rows
+        )
+    return path
+
+
+def stages(folder: Path) -> dict[str, Path]:
+    """Twenty links: four dropped by screening, two failed, three dropped by vetting, one withdrawn, ten left."""
+    screen = [(n, "robots" if n < 3 else "duplicate_link" if n == 3 else "kept", n > 3) for n in range(20)]
+    download = [(n, "download" if n in (4, 5) else "kept", n > 5) for n in range(4, 20)]
+    vet: list[tuple[int, str, bool]] = []
+    for n in range(6, 20):
+        vet.append((n, "orientation", True))  # the answer of one rule, no decision
+        rule = "near_duplicates" if n in (6, 7) else "faces" if n == 8 else "withdrawn" if n == 9 else "kept"
+        vet.append((n, rule, rule == "kept"))
+    return {
+        "vet_shards": ledger(folder / "vet.parquet", "vet_shards", vet),
+        "screen_links": ledger(folder / "screen.parquet", "screen_links", screen),
+        "download_shards": ledger(folder / "download.parquet", "download_shards", download),
+        "withdraw_samples": ledger(folder / "gone.parquet", "withdraw_samples", [(9, "url", False)]),
+    }
+
+
+def test_decisions_add_up(tmp_path: Path) -> None:
+    flow = read_flow(stages(tmp_path).values())
+    assert list(flow.stages) == ["screen_links", "download_shards", "vet_shards"]
+    assert [stage.given for stage in flow.stages.values()] == [20, 16, 14]
+    found = account(flow, 10, np.array([identity(UIDS[n]) for n in range(10, 20)], np.uint64))
+    assert found == {"links": 20, "dropped": 9, "withdrawn": 1, "kept": 10, "samples": 10, "faults": []}
+    assert found["links"] == found["dropped"] + found["withdrawn"] + found["kept"]
+    assert flow.stages["vet_shards"].dropped == {"near_duplicates": 2, "faces": 1}
+    assert flow.bytes_of(UIDS[12]) == 112 and flow.bytes_of(UIDS[4]) is None and flow.bytes_of(None) is None
+    assert set(flow.months) == {"2026-01", "2026-02", "2026-03"}
+    assert (sum(flow.months.values()), sum(flow.crawl_months.values())) == (14, 7)
+
+
+@pytest.mark.parametrize("fault", ["lost", "exchanged", "samples", "foreign", "twice"])
+def test_decisions_that_do_not_add_up_are_named(fault: str, tmp_path: Path) -> None:
+    found = stages(tmp_path)
+    kept, samples = list(range(10, 20)), 10
+    word = {"lost": "kept 16 links", "exchanged": "1 links that", "samples": "hold 9 samples", "foreign": "not among"}
+    if fault == "lost":
+        ledger(found["download_shards"], "download_shards", [(n, "kept", True) for n in range(6, 20)])
+    elif fault == "exchanged":
+        rows = [(n, "download" if n in (4, 5) else "kept", n > 5) for n in range(4, 20)]
+        ledger(found["download_shards"], "download_shards", [(3, *rows[0][1:]), *rows[1:]])
+    elif fault == "samples":
+        kept, samples = kept[1:], 9
+    elif fault == "foreign":
+        kept[0] = 0
+    else:
+        found["again"] = ledger(tmp_path / "again.parquet", "vet_shards", [(19, "kept", True)])
+        word["twice"] = "download_shards kept 14 links, vet_shards decided on 15"
+    ids = np.array([identity(UIDS[n]) for n in kept], np.uint64)
+    faults = account(read_flow(found.values()), samples, ids)["faults"]
+    assert any(word[fault] in sentence for sentence in faults), faults
+
+
+def test_without_ledgers_nothing_is_stated(tmp_path: Path) -> None:
+    found = account(read_flow([]), 5, np.empty(0, np.uint64))
+    assert found["links"] is None and found["dropped"] is None and found["faults"] == []
+    (tmp_path / "folder").mkdir()
+    assert own_ledgers(tmp_path / "folder") == []

@@ -1,12 +1,12 @@
-"""Generation: a perfect generator scores like real pictures, a constant one does not; grids and prompts."""
+"""Generation: a perfect generator scores like real images, a constant one does not; grids and prompts."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from toys.images import encoded_image
 
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
@@ -25,7 +25,7 @@ class MeanColour(ImageFeatures):
 
 
 class Generator:
-    """Draws the colour that the prompt names as r,g,b; or grey."""
+    """Generates the colour that the prompt names as r,g,b; or grey."""
 
     def __init__(self, obedient: bool = True) -> None:
         self.obedient, self.calls = obedient, []
@@ -43,12 +43,11 @@ def shards(tmp_path: Path) -> Path:
     with ShardWriter(tmp_path / "s", 50) as writer:
         for number in range(120):
             colour = torch.randint(0, 256, (3,), generator=generator).tolist()
-            buffer = io.BytesIO()
-            Image.new("RGB", (8, 8), tuple(colour)).save(buffer, "PNG")
+            image = encoded_image(Image.new("RGB", (8, 8), tuple(colour)))
             text = ",".join(map(str, colour))
             captions = [{"text": f"{code}:{text}", "language": code} for code in ("en", "de")]
             record = json.dumps({"captions": captions}).encode()
-            writer.write(f"{number:03d}", {"png": buffer.getvalue(), "json": record})
+            writer.write(f"{number:03d}", {"png": image, "json": record})
     return tmp_path / "s"
 
 
@@ -58,7 +57,7 @@ def measure(shards: Path, generator: Generator, **settings: int) -> dict[str, Me
     return {metric.name: metric for metric in evaluator.run(context)}
 
 
-def test_perfect_generator_scores_like_real_pictures(shards: Path) -> None:
+def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
     generator = Generator()
     good = measure(shards, generator)
     assert generator.calls == [(0, 25), (25, 25), (50, 10)]
@@ -80,7 +79,7 @@ def test_perfect_generator_scores_like_real_pictures(shards: Path) -> None:
     assert Image.open(shards.parent / "out" / "generated.png").size[0] > 8
 
 
-def test_few_pictures_are_marked_indicative_and_too_few_refused(shards: Path) -> None:
+def test_few_images_are_marked_indicative_and_too_few_refused(shards: Path) -> None:
     class Wide(MeanColour):
         def extract(self, images: torch.Tensor) -> torch.Tensor:
             return images.double().flatten(1)[:, ::2]
@@ -89,13 +88,13 @@ def test_few_pictures_are_marked_indicative_and_too_few_refused(shards: Path) ->
     metrics = Generation(shards, shards, Wide(), samples=20).run(context)
     assert "indicative only: 20 pictures" in metrics[0].note
     assert "indicative" not in metrics[1].note
-    with pytest.raises(UserError, match="16 at least"):
+    with pytest.raises(UserError, match="at least 16"):
         Generation(shards, shards, Wide(), samples=5).run(context)
     with pytest.raises(UserError, match="no sample has a caption in mt"):
         Generation(shards, shards, Wide(), samples=20, languages=["mt"]).run(context)
 
 
-def test_prompt_grid_writes_pictures_with_their_texts(tmp_path: Path) -> None:
+def test_prompt_grid_writes_images_with_their_texts(tmp_path: Path) -> None:
     prompts = [
         {"language": code, "text": f"{code}:{colour}", "objects": [{"colour": colour}]}
         for colour in ("255,0,0", "0,0,255", "0,255,0")
@@ -127,7 +126,7 @@ def test_choose_prompts_prefers_concepts_that_all_languages_have(tmp_path: Path)
     assert choose_prompts(path, ["en"], 2) == (["en"], [{"en": "x!"}, {"en": "y!"}])
     for content in ("", "[]", '{"prompts": [3]}'):
         path.write_text(content)
-        with pytest.raises(UserError, match="no file of prompts"):
+        with pytest.raises(UserError, match="not a file of prompts"):
             choose_prompts(path, None, 1)
     path.write_text('{"prompts": []}')
     with pytest.raises(UserError, match="has no prompt in mt"):

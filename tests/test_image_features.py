@@ -1,4 +1,4 @@
-"""Features: published resizes against slow forms, real ImageNet weights, foreign files refused, settings put back."""
+"""Features: published resizes against slow forms, real ImageNet weights, the FID network, foreign files refused."""
 
 from pathlib import Path
 
@@ -18,10 +18,10 @@ from leam_mm.evaluators.image_features import (
     resize_pytorch_fid,
     resize_tf1,
 )
-from leam_mm.evaluators.inception import InceptionNetwork
+from leam_mm.evaluators.inception import BlockE, InceptionNetwork, average_pool, max_pool
 
 
-def pictures(count: int, size: int = 20, seed: int = 0) -> torch.Tensor:
+def images(count: int, size: int = 20, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
 
@@ -42,7 +42,7 @@ def test_tf1_resize_against_loops(height: int) -> None:
 
 
 def test_resizes_agree_where_nothing_is_resized_and_differ_elsewhere() -> None:
-    image = pictures(1, 16)
+    image = images(1, 16)
     plain = image.float()
     torch.testing.assert_close(resize_tf1(image, 16), (plain - 128) / 128)
     torch.testing.assert_close(resize_clean(image, 16), (plain - 128) / 128)
@@ -52,25 +52,25 @@ def test_resizes_agree_where_nothing_is_resized_and_differ_elsewhere() -> None:
 
 
 def test_clean_resize_is_pil_per_channel() -> None:
-    image = pictures(2, 12)
+    image = images(2, 12)
     channel = Image.fromarray(image[1, 2].numpy().astype(numpy.float32))
     expected = numpy.asarray(channel.resize((7, 7), Image.Resampling.BICUBIC)).clip(0, 255)
     numpy.testing.assert_allclose(resize_clean(image, 7)[1, 2].numpy() * 128 + 128, expected, atol=1e-4)
 
 
-def test_efficientnet_sees_a_difference_between_kinds_of_pictures() -> None:
+def test_efficientnet_sees_a_difference_between_kinds_of_images() -> None:
     features = EfficientNetLite0()
-    noise = pictures(6)
+    noise = images(6)
     ramp = torch.linspace(0, 255, 20).to(torch.uint8).expand(3, 20, 20)
     smooth = torch.stack([torch.roll(ramp, number, dims=2) for number in range(6)])
-    a, b, c = (features.extract(part) for part in (noise, smooth, pictures(6, seed=1)))
+    a, b, c = (features.extract(part) for part in (noise, smooth, images(6, seed=1)))
     assert a.shape == (6, 1280) and a.dtype == torch.float64
     assert "EfficientNet-Lite0" in features.protocol
     assert frechet_distance_of_features(a, b) > 2 * frechet_distance_of_features(a, c)
     torch.testing.assert_close(features.extract(noise[2:3]), a[2:3], rtol=1e-3, atol=1e-3)
 
 
-def test_float_pictures_are_refused() -> None:
+def test_float_images_are_refused() -> None:
     with pytest.raises(ValueError, match="uint8"):
         EfficientNetLite0().extract(torch.rand(1, 3, 8, 8))
 
@@ -81,19 +81,19 @@ def test_inception_reads_the_published_layout_and_nothing_else(tmp_path: Path) -
     path = tmp_path / "weights.pth"
     torch.save({name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}, path)
     features = Inception(path)
-    assert features.extract(pictures(1)).shape == (1, 2048)
+    assert features.extract(images(1)).shape == (1, 2048)
     assert "resize tf1" in features.protocol
     torch.save({"something": torch.ones(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="is not pt_inception"):
-        Inception(tmp_path / "other.pth").extract(pictures(1))
+        Inception(tmp_path / "other.pth").extract(images(1))
     (tmp_path / "junk.pth").write_bytes(b"junk")
     with pytest.raises(UserError, match="holds no plain weights"):
-        Inception(tmp_path / "junk.pth").extract(pictures(1))
+        Inception(tmp_path / "junk.pth").extract(images(1))
     with pytest.raises(UserError, match="cannot be read"):
-        Inception(tmp_path / "missing.pth").extract(pictures(1))
+        Inception(tmp_path / "missing.pth").extract(images(1))
 
 
-def test_exact_arithmetic_puts_settings_back() -> None:
+def test_exact_arithmetic_restores_settings() -> None:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     try:
@@ -104,4 +104,41 @@ def test_exact_arithmetic_puts_settings_back() -> None:
     finally:
         torch.backends.cudnn.allow_tf32 = before
     with pytest.raises(NotImplementedError, match="ImageFeatures does not define extract"):
-        ImageFeatures().extract(pictures(1))
+        ImageFeatures().extract(images(1))
+
+
+@pytest.fixture(scope="module")
+def network() -> InceptionNetwork:
+    return InceptionNetwork().eval()
+
+
+def test_state_has_the_size_of_the_published_file(network: InceptionNetwork) -> None:
+    state = network.state_dict()
+    # Counted in the torch-fidelity layout of pt_inception-2015-12-05.
+    assert len(state) == 566
+    assert sum(tensor.numel() for tensor in state.values()) == 23_885_486
+    assert state["fc.weight"].shape == (1008, 2048)
+    assert state["Mixed_6b.branch7x7dbl_2.conv.weight"].shape == (128, 128, 7, 1)
+    assert state["Mixed_7c.branch3x3_2a.conv.weight"].shape == (384, 384, 1, 3)
+
+
+def test_last_block_takes_the_maximum(network: InceptionNetwork) -> None:
+    assert network.Mixed_7b.pool is average_pool
+    assert network.Mixed_7c.pool is max_pool
+    x = torch.rand(1, 8, 4, 4)
+    block = BlockE(8, max_pool).eval()
+    block.pool = average_pool
+    average = block(x)
+    block.pool = max_pool
+    assert not torch.equal(average[:, -192:], block(x)[:, -192:])
+    assert torch.equal(average[:, :-192], block(x)[:, :-192])
+
+
+def test_average_does_not_count_the_padding() -> None:
+    torch.testing.assert_close(average_pool(torch.ones(1, 2, 5, 5)), torch.ones(1, 2, 5, 5))
+
+
+def test_batch_norm_eps_and_shape(network: InceptionNetwork) -> None:
+    assert all(m.eps == 1e-3 for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    with torch.inference_mode():
+        assert network(torch.rand(1, 3, 80, 80)).shape == (1, 2048)

@@ -18,7 +18,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional
-from leam_mm.evaluators.embedding import embed_texts, pictures_to_embed, read_pictures
+from leam_mm.evaluators.embedding import embed_texts, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.generation import Generation
 from leam_mm.evaluators.image_features import ClipFeatures
@@ -125,8 +125,8 @@ def one_rank(rank: int, world: int, folder: Path) -> None:
                 over_ranks(rows, 3, read, lambda numbers: numbers, CPU)
             except (UserError, ValueError) as error:
                 found[name] = str(error)
-        kept = pictures_to_embed(read_pictures(folder / "shards"), 8)
-        found["bytes"] = [bool(picture.encoded) for picture in kept]
+        kept = keep_own_bytes(read_image_samples(folder / "shards"), 8)
+        found["bytes"] = [bool(sample.encoded) for sample in kept]
         found["after"] = over_ranks(5, 2, lambda part: torch.arange(part.start, part.stop), lambda n: n, CPU).tolist()
         (folder / f"{rank}.json").write_text(json.dumps(found))
 

@@ -113,7 +113,7 @@ def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:
     found = load_module(path, LatentDiffusionModule).denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel()
     exact = power_average(np.stack(SEEN[:32]), 0.1)
     assert np.linalg.norm(found - exact) < 1e-4 * np.linalg.norm(SEEN[31] - exact)
-    with pytest.raises(UserError, match=r"no snapshot at sample 250: there are those at \[32, 64"):
+    with pytest.raises(UserError, match=r"no snapshot at sample 250: give one of \[32, 64"):
         reconstruct_ema.main([*words, "--samples", "250"])
 
 
@@ -122,7 +122,7 @@ def test_what_does_not_belong_together_is_told(run: Path, tmp_path: Path, caplog
     with pytest.raises(UserError, match="relative width"):
         reconstruct_ema.main([*words, "0.4"])
     reconstruct_ema.main([*words, "0.28"])
-    assert "the snapshots' profiles come no nearer" in caplog.text
+    assert "the profile has an error of" in caplog.text
     from leam_mm.callbacks.ema_snapshots import Snapshot, write_snapshot
 
     other = write_snapshot(run / FOLDER, Snapshot(8, 1, (0.05,)), {"0.weight": torch.ones(2)})

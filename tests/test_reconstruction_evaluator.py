@@ -24,7 +24,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
 from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures
-from leam_mm.evaluators.reconstruction import EXACT, WINDOW, Reconstruction, picture_scores, reconstruct
+from leam_mm.evaluators.reconstruction import EXACT, WINDOW, Reconstruction, image_scores, reconstruct
 
 SIZE, COUNT = 16, 29
 
@@ -102,7 +102,7 @@ def windowed(first: numpy.ndarray, second: numpy.ndarray) -> float:
 def test_structural_similarity_is_its_definition() -> None:
     first = pictures(3)
     second = (first.float() + 30 * torch.randn(first.shape, generator=torch.Generator().manual_seed(1))).clamp(0, 255)
-    _, similarity, _ = picture_scores(second.to(torch.uint8), first)
+    _, similarity, _ = image_scores(second.to(torch.uint8), first)
     for number in range(3):
         channels = zip(first[number].double().numpy(), second[number].to(torch.uint8).double().numpy(), strict=True)
         expected = numpy.mean([windowed(a, b) for a, b in channels])
@@ -111,12 +111,12 @@ def test_structural_similarity_is_its_definition() -> None:
 
 def test_scores_of_flat_pictures_in_closed_form() -> None:
     black, grey = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)
-    ratio, similarity, error = picture_scores(grey, black)
+    ratio, similarity, error = image_scores(grey, black)
     c1 = (0.01 * 255) ** 2
     assert ratio.item() == pytest.approx(20 * math.log10(5), rel=1e-12)
     assert similarity.item() == pytest.approx(c1 / (51**2 + c1), rel=1e-9)
     assert error.item() == pytest.approx(0.2, rel=1e-12)
-    assert [score.item() for score in picture_scores(grey, grey)] == pytest.approx([EXACT, 1.0, 0.0], abs=1e-12)
+    assert [score.item() for score in image_scores(grey, grey)] == pytest.approx([EXACT, 1.0, 0.0], abs=1e-12)
 
 
 def test_perfect_codec_loses_nothing_and_a_constant_error_costs_what_it_must(shards: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_numbers_are_those_of_the_plain_way(shards: Path, tmp_path: Path) -> Non
     found = measure(shards, own, tmp_path)
     # In the evaluator's batches: other batch sizes may differ in last digits, and so in pixels after rounding.
     made = torch.cat([reconstruct(own, part) for part in pictures().split(8)])
-    scores = picture_scores(made, pictures())
+    scores = image_scores(made, pictures())
     for name, values in zip(("psnr", "ssim", "l1"), scores, strict=True):
         metric = found[name]
         assert metric.value == pytest.approx(values.mean().item(), rel=1e-9)
@@ -210,9 +210,9 @@ def test_training_evaluates_the_averaged_codec(shards: Path, tmp_path: Path) -> 
 def test_mistakes_are_told(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--codec"):
         measure(shards, None, tmp_path)
-    with pytest.raises(UserError, match="11 at least"):
+    with pytest.raises(UserError, match="at least 11"):
         Reconstruction(shards, 8, Quadrants())
-    with pytest.raises(UserError, match="8 at least"):
+    with pytest.raises(UserError, match="at least 8"):
         measure(shards, Rigged(0.0), tmp_path, samples=7)
     with pytest.raises(UserError, match="not finite"):
         measure(shards, Rigged(math.nan), tmp_path)

@@ -1,6 +1,5 @@
 """Retrieval: known ranks, ties against the encoder, equal captions as one, languages apart."""
 
-import io
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from toys.images import encoded_image
 
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
@@ -16,7 +16,7 @@ from leam_mm.evaluators.retrieval import Retrieval, ranks_both_ways
 
 
 class RiggedModule:
-    """A picture's grey value is its number; a text's number is the digits in it, if the language is spoken."""
+    """An image's grey value is its number; a text's number is the digits in it, if the language is spoken."""
 
     image_size = 4
 
@@ -44,13 +44,12 @@ class RiggedModule:
 def shards(tmp_path: Path) -> Path:
     with ShardWriter(tmp_path / "test", 8) as writer:
         for number in range(20):
-            buffer = io.BytesIO()
-            Image.new("RGB", (4, 4), (number % 15,) * 3).save(buffer, "PNG")
+            image = encoded_image(Image.new("RGB", (4, 4), (number % 15,) * 3))
             captions = [{"text": f"{code} {number % 15}", "language": code[:2]} for code in ("en", "en2", "de")]
             if number == 3:
                 captions = captions[:2]
             record = json.dumps({"captions": captions}).encode()
-            writer.write(f"{number:03d}", {"png": buffer.getvalue(), "json": record})
+            writer.write(f"{number:03d}", {"png": image, "json": record})
     return tmp_path / "test"
 
 
@@ -75,7 +74,7 @@ def test_deaf_language_finds_nothing(shards: Path) -> None:
     assert metrics["retrieval/text_to_image/r10/de"].value == 0.0
     assert metrics["retrieval/image_to_text/r10/de"].value == 0.0
     assert metrics["retrieval/image_to_text/r1/min_over_mean"].value == 0.0
-    # Half of the English captions are understood: found from the picture, and half of the captions find theirs.
+    # Half of the English captions are known: each image finds one of its own, and half of the captions find theirs.
     half = measure(shards, "en")
     assert half["retrieval/image_to_text/r1/en"].value == 1.0
     assert half["retrieval/text_to_image/r1/en"].value == 0.5

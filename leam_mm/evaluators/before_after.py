@@ -1,4 +1,4 @@
-"""A generator before and after its fine-tuning: the same measurements, prompts and noise for the base and for itself.
+"""A generator before and after its fine-tuning: the same measurements, prompts and noise for both.
 
 - class_path: leam_mm.evaluators.before_after.BeforeAfter
   init_args:
@@ -21,38 +21,39 @@ import numpy
 import torch
 from torch import Tensor
 
+from leam_mm.data.image_range import signed
 from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
-from leam_mm.evaluators.embedding import Picture, read_pictures
+from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
-from leam_mm.evaluators.generation import generate, save_grid
-from leam_mm.evaluators.image_grid import read_prompts, spread
+from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.image_grid import read_prompts, save_grid, spread
 
 log = logging.getLogger(__name__)
-TIMES = (0.125, 0.375, 0.625, 0.875)  # the middles of four equal bins
+TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
 
 
 class BeforeAfter(Evaluator):
     """Measures base and fine-tuned generator alike; names start with `before/`, `after/` and `fine_tuning/`.
 
-    Writes `before_after.png` (a held-out picture, the codec's reconstruction of it, the base's and the tuned
-    generator's picture for its caption) and, with prompts from before the fine-tuning, `before_after_old_prompts.png`.
+    Writes `before_after.png` (a held-out image, its reconstruction by the codec, and the images that base and tuned
+    generator make of its caption) and, with prompts from before the fine-tuning, `before_after_old_prompts.png`.
 
     Args:
         base: Checkpoint or run folder of the generator before the fine-tuning.
-        evaluators: What to measure on both.
-        held_out: Shard folder of pictures that the fine-tuning did not see.
-        latents: The same as latent shards, to compare losses; None leaves that out.
-        old_prompts: File of prompts (see SampleGrid) from before the fine-tuning, to look at what was forgotten.
-        count: Prompts in a grid.
-        draws: Noises at each of four times and for each latent, over which a loss is averaged.
+        evaluators: Evaluators to run on both.
+        held_out: Shard folder of images that the fine-tuning did not see.
+        latents: The same images as latent shards, to compare losses; None skips that.
+        old_prompts: File of prompts (see SampleGrid) from before the fine-tuning, to show what was forgotten.
+        count: Number of prompts in a grid.
+        draws: Number of noises per latent and timestep, over which a loss is averaged.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
-        seed: Of all noise.
+        seed: Seed of all noise.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class BeforeAfter(Evaluator):
         guidance: float | Guidance = 3.0,
         seed: int = 0,
     ) -> None:
-        """Keep the settings; nothing is opened before `run`."""
+        """See the class for the arguments."""
         if min(count, draws, steps) < 1:
             raise UserError("BeforeAfter: count, draws and steps must be at least 1")
         self.base, self.evaluators, self.held_out = Path(base), evaluators, Path(held_out)
@@ -77,7 +78,7 @@ class BeforeAfter(Evaluator):
         self.count, self.draws, self.steps, self.guidance, self.seed = count, draws, steps, guidance, seed
 
     def run(self, context: EvaluationContext) -> list[Metric]:
-        """Measure both, draw the grids, compare the losses."""
+        """Measure both, write the grids, compare the losses."""
         tuned = context.require_generator()
         before = EvaluationContext(context.clip, self.base, context.output / "before", context.device)
         base = before.require_generator()
@@ -97,37 +98,37 @@ class BeforeAfter(Evaluator):
 
     @torch.no_grad()
     def _draw(self, base: Any, tuned: Any, output: Path) -> None:
-        """A held-out picture, what the codec leaves of it (no generator draws better), the base's, the tuned one's."""
-        pictures = list(read_pictures(self.held_out, self.count))
-        texts = [_caption(picture) for picture in pictures]
-        drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
-        real = torch.stack([picture.pixels(drawn[0].shape[-1]) for picture in pictures])
-        seen = (_through_codec(tuned, real) * 255).round().to(torch.uint8)
+        """Write the grids; the codec's reconstruction is the best that a generator could reach."""
+        samples = list(read_image_samples(self.held_out, self.count))
+        texts = [_caption(sample) for sample in samples]
+        made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+        real = torch.stack([sample.pixels(made[0].shape[-1]) for sample in samples])
+        decoded = (_reconstruct(tuned, real) * 255).round().to(torch.uint8)
         labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "codec", "before", "after")]
-        save_grid(output / "before_after.png", torch.stack([real, seen, *drawn], 1).flatten(0, 1), labels, columns=8)
+        save_grid(output / "before_after.png", torch.stack([real, decoded, *made], 1).flatten(0, 1), labels, columns=8)
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
-            drawn = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+            made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
             labels = [f"{kind}: {text}" for text in texts for kind in ("before", "after")]
-            sheet = torch.stack(drawn, 1).flatten(0, 1)
+            sheet = torch.stack(made, 1).flatten(0, 1)
             save_grid(output / "before_after_old_prompts.png", sheet, labels, columns=4)
 
     @torch.no_grad()
     def _codec_error(self, name: str, module: Any) -> Metric:
-        """Mean absolute error of its codec on held-out pictures, which no training of the generator can undo."""
+        """Return the codec's mean absolute error on held-out images, which no training of the generator can reduce."""
         side = module.latent_size * module.codec.downscale
-        pictures = [picture.pixels(side) for picture in read_pictures(self.held_out, 256)]
+        images = [sample.pixels(side) for sample in read_image_samples(self.held_out, 256)]
         errors = []
-        for start in range(0, len(pictures), 64):
-            real = torch.stack(pictures[start : start + 64])
-            errors.append((_through_codec(module, real) - real / 255).abs().flatten(1).mean(1))
+        for start in range(0, len(images), 64):
+            real = torch.stack(images[start : start + 64])
+            errors.append((_reconstruct(module, real) - real / 255).abs().flatten(1).mean(1))
         values = torch.cat(errors).numpy()
         low, high = bootstrap_interval(values, numpy.mean, self.seed)
         note = "of levels 0 to 1, on held-out pictures; the generator cannot draw what the codec cannot show"
         return Metric(f"{name}/codec_error", float(values.mean()), low, high, "", len(values), note=note)
 
     def _losses(self, latents: Path, base: Any, tuned: Any) -> list[Metric]:
-        """Loss on held-out latents before and after, and the change of each latent, at the same times and noise."""
+        """Return the loss on held-out latents before and after, and its change, at the same timesteps and noises."""
         before, after = (held_out_losses(module, latents, self.draws, self.seed) for module in (base, tuned))
         note = f"latents not trained on, at {len(TIMES)} times and {self.draws} noises each; the same for both"
         metrics = []
@@ -142,37 +143,37 @@ class BeforeAfter(Evaluator):
 
 @torch.no_grad()
 def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.ndarray:
-    """The averaged network's loss (B,) on each latent of a folder, over fixed times and noises.
+    """Return the averaged network's loss (B,) on each latent of a folder, over fixed timesteps and noises.
 
     Args:
         module: A LatentDiffusionModule.
         latents: Latent shard folder.
-        draws: Noises at each time.
-        seed: Of the noises.
+        draws: Number of noises at each timestep.
+        seed: Seed of the noises.
     """
     found: list[Tensor] = []
     network, device = module.ema_denoiser(), module.device
     for batch in _batches(latents, 64):
         clean, state = batch["latent"].to(device), batch["caption_state"].to(device)
         mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
-        told = {}
+        options = {}
         if getattr(network, "size_conditioning", None) is not None:
-            told = {"size": whole_image(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
-        denoise = partial(_predict, partial(network, **told), state, mask)
+            options = {"size": whole_image(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
+        denoise = partial(_predict, partial(network, **options), state, mask)
         losses = torch.zeros(len(clean), dtype=torch.float64)
         for draw in range(draws):
             noise = sample_noise(seed, batch["sample_index"], f"held out {draw}", clean.shape[1:]).to(clean)
-            for moment in TIMES:
-                time = clean.new_full((len(clean),), moment)
+            for t in TIMES:
+                time = clean.new_full((len(clean),), t)
                 losses += module.process.loss_at(denoise, clean, noise, time).double().cpu()
         found.append(losses / (draws * len(TIMES)))
     return torch.cat(found).numpy()
 
 
-def _through_codec(module: Any, pictures: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 encoded and decoded, in [0, 1] on the CPU."""
-    seen = module.codec.decode(module.codec.encode(pictures.to(module.device) / 127.5 - 1))
-    return (seen.float() / 2 + 0.5).clamp(0, 1).cpu()
+def _reconstruct(module: Any, images: Tensor) -> Tensor:
+    """Encode and decode images (B, 3, H, W) uint8; return them in [0, 1] on the CPU."""
+    decoded = module.codec.decode(module.codec.encode(signed(images.to(module.device))))
+    return (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def _predict(network: Any, state: Tensor, mask: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ def _predict(network: Any, state: Tensor, mask: Tensor, x_t: Tensor, time: Tenso
 
 def _batches(latents: Path, size: int) -> Iterator[dict[str, Any]]:
     if not ShardFolder(latents).samples:
-        raise UserError(f"{latents} holds no latents")
+        raise UserError(f"{latents} holds no latents: encode them with data_tools/encode_latents.py")
     decode, part = LatentDecoding(0), []
     for index, (key, members) in enumerate(read_samples(latents)):
         part.append(decode(key, members, index))
@@ -192,8 +193,8 @@ def _batches(latents: Path, size: int) -> Iterator[dict[str, Any]]:
         yield decode.collate(part)
 
 
-def _caption(picture: Picture) -> str:
-    found = [str(caption.get("text", "")) for caption in picture.record.get("captions", [])]
+def _caption(sample: ImageSample) -> str:
+    found = [str(caption.get("text", "")) for caption in sample.record.get("captions", [])]
     if not found:
-        raise UserError(f"sample {picture.key} has no caption: prompts cannot be made of it")
+        raise UserError(f"sample {sample.key} has no caption to use as a prompt: give held_out other shards")
     return found[0]

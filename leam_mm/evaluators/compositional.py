@@ -1,7 +1,7 @@
-"""Does a generator draw what the prompt says? Colour, shape, count and relation are read back from the pixels.
+"""Prompt following of a generator: colour, shape, count and relation are read back from the pixels.
 
 The idea is that of GenEval (Ghosh et al. 2310.11513), without a detector network: the scenes of make_scenes are simple
-enough to be read by arithmetic, and the reader's own accuracy on real scenes is reported beside.
+enough to be read by arithmetic, and the accuracy of the reader on real scenes is reported, too.
 
 - class_path: leam_mm.evaluators.compositional.Compositional
   init_args: {scenes: runs/quickstart/scenes, real_shards: runs/quickstart/shards/test}
@@ -29,7 +29,7 @@ from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
 
 log = logging.getLogger(__name__)
-# What a kind of prompt is asked about; other keys of a verdict say nothing there.
+# Keys of a verdict that are measured for each kind of prompt; other keys are meaningless there.
 ASKED = {
     "single": ("colour", "shape", "colour_shape", "count"),
     "pair": ("both_objects", "relation", "count"),
@@ -38,17 +38,17 @@ ASKED = {
 
 
 class Compositional(Evaluator):
-    """Accuracy of composition: on real scenes for the reader itself, then on generated ones.
+    """Accuracy of composition: of generated scenes, and of the reader itself on real scenes.
 
     Args:
         scenes: Folder with scenes.json and shapes.npz, written by data_tools/make_scenes.py.
-        real_shards: Final shard folder of scenes to measure the reader on; None leaves that out.
-        prompts_per_kind: At most so many prompts of each kind (single, pair, count), spread evenly over the file.
+        real_shards: Final shard folder of scenes on which to measure the reader; None skips that.
+        prompts_per_kind: Maximum number of prompts of each kind (single, pair, count), chosen at random by the seed.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
-        seed: Seed of the generated pictures.
-        batch_size: Pictures in one sampling call.
-        real_limit: At most so many real scenes are read.
+        seed: Seed of the generated images.
+        batch_size: Images in one sampling call.
+        real_limit: Maximum number of real scenes.
     """
 
     name = "compositional"
@@ -64,7 +64,7 @@ class Compositional(Evaluator):
         batch_size: int = 64,
         real_limit: int = 1000,
     ) -> None:
-        """Keep the settings; files are opened in run."""
+        """See the class for the arguments."""
         for key, value in (("prompts_per_kind", prompts_per_kind), ("steps", steps), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"Compositional: {key} is {value}; give at least 1")
@@ -76,10 +76,10 @@ class Compositional(Evaluator):
         """Measure the reader on real scenes and, where there is a generator, the generator.
 
         Args:
-            context: Its generator is asked for pictures; compositional.png goes to its output folder.
+            context: Gives the generator and the output folder for compositional.png.
 
         Returns:
-            Fractions with Wilson intervals; those of the generator first.
+            Fractions with Wilson intervals, those of the generator first.
         """
         reader = SceneReader(self.scenes)
         return [
@@ -88,15 +88,15 @@ class Compositional(Evaluator):
         ]
 
     def _missing(self, part: str) -> Metric:
-        """What is reported in place of a part whose input was not given."""
+        """Return what is reported for a part whose input was not given."""
         cause = {"generated": "no generator was given", "real": "real_shards was not given"}[part]
         log.warning("compositional/%s is not measured: %s", part, cause)
         return Metric(f"{self.name}/{part}", None, None, None, "fraction", 0, note=f"not measured: {cause}")
 
     def _real(self, reader: SceneReader) -> list[Metric]:
         tally = _Tally()
-        for prompt, picture in self._real_scenes():
-            verdict = score(reader.read(picture), prompt)
+        for prompt, image in self._real_scenes():
+            verdict = score(reader.read(image), prompt)
             for key in ASKED[prompt["kind"]]:
                 tally.add(f"{self.name}/real/{key}", verdict[key], {"kind": prompt["kind"]})
         return tally.metrics("reader against the drawn truth; an upper bound for what follows from pixels")
@@ -105,21 +105,19 @@ class Compositional(Evaluator):
         found = 0
         for key, members in read_samples(Path(self.real_shards or "")):
             metadata = json.loads(members.get("json", b"{}")).get("metadata", {})
-            raw = next((members[extension] for extension in ("png", "webp", "jpg") if extension in members), None)
+            raw = next((members[suffix] for suffix in ("png", "webp", "jpg") if suffix in members), None)
             if raw is None or not isinstance(metadata, dict) or metadata.get("kind") not in ASKED:
                 continue
             try:
-                picture = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+                image = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
             except OSError as error:
-                raise UserError(f"{self.real_shards}: sample {key} holds no readable picture ({error})") from None
-            yield metadata, picture
+                raise UserError(f"{self.real_shards}: sample {key} holds no readable image ({error})") from None
+            yield metadata, image
             found += 1
             if found == self.real_limit:
                 return
         if not found:
-            raise UserError(
-                f"{self.real_shards} holds no scenes of make_scenes: no sample's metadata has a known `kind`"
-            )
+            raise UserError(f"{self.real_shards} holds no scenes of make_scenes: no sample has a known metadata.kind")
 
     def _generated(self, reader: SceneReader, context: EvaluationContext) -> list[Metric]:
         prompts = self._choose(reader.prompts)
@@ -127,33 +125,30 @@ class Compositional(Evaluator):
         tally, shown = _Tally(), []
         texts = [prompt["text"] for prompt in prompts]
 
-        def draw(part: slice) -> Tensor:
+        def make(part: slice) -> Tensor:
             return generate(generator, texts[part], self.seed, part.start, self.steps, self.guidance)
 
-        # The evaluation's whole work is spread over the ranks by batches; picture n is the same at any number of them.
-        sampled = over_ranks(len(texts), self.batch_size, lambda part: part, draw, context.device)
-        for prompt, picture in zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True):
-            verdict = score(reader.read(picture), prompt)
+        # Ranks share the batches; image n is the same for any number of ranks.
+        sampled = over_ranks(len(texts), self.batch_size, lambda part: part, make, context.device)
+        for prompt, image in zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True):
+            verdict = score(reader.read(image), prompt)
             asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
             for key, right in asked.items():
                 slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
                 tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
-            shown.append((picture, prompt, asked))
+            shown.append((image, prompt, asked))
         if rank() == 0:
-            self._show(shown, context.output)
+            path = context.output / f"{self.name}.png"
+            draw_verdicts(shown, path)
+            log.info("compositional: %d generated images judged, see %s", len(shown), path)
         return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
-
-    def _show(self, shown: list[Any], output: Path) -> None:
-        output.mkdir(parents=True, exist_ok=True)
-        draw_verdicts(shown, output / f"{self.name}.png")
-        log.info("compositional: %d generated pictures judged, see %s", len(shown), output / f"{self.name}.png")
 
     def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = []
         for kind in ASKED:
             of_kind = [prompt for prompt in prompts if prompt["kind"] == kind]
             count = min(self.prompts_per_kind, len(of_kind))
-            # A seeded permutation rather than a stride: the file alternates languages, and a stride would miss some.
+            # A seeded permutation, not a stride: the file alternates languages, and a stride could miss some.
             order = np.random.default_rng([self.seed, 4]).permutation(len(of_kind))[:count]
             chosen += [of_kind[k] for k in sorted(order)]
         if not chosen:
@@ -162,7 +157,7 @@ class Compositional(Evaluator):
 
 
 class _Tally:
-    """Successes and trials by metric, whole and in slices."""
+    """Hits by metric, in total and by slice."""
 
     def __init__(self) -> None:
         self.hits: dict[str, list[bool]] = defaultdict(list)

@@ -1,31 +1,33 @@
-"""A sheet of generated pictures with prompt and verdict under each, for the eye that does not trust a number."""
+"""A sheet of generated images with prompt and verdict below each, to check the numbers by eye."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from leam_mm.evaluators.image_grid import label_font, save_image
 
 
 def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]], path: Path, limit: int = 48) -> None:
-    """Write a sheet of pictures with prompt and verdict under each.
+    """Write a sheet of images with prompt and verdict below each.
 
     Args:
-        shown: Picture (H, W, 3) uint8, prompt, verdict by key.
+        shown: Image (H, W, 3) uint8, prompt, verdict by key.
         path: PNG to write.
-        limit: At most so many pictures, spread evenly.
+        limit: Maximum number of images, spread evenly.
     """
     chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, min(limit, len(shown))).round().astype(int)]
     columns, cell, text, gap = 6, 192, 74, 12
     rows = -(-len(chosen) // columns)
     sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + text) + gap), "white")
     draw = ImageDraw.Draw(sheet)
-    font = _font()
-    for k, (picture, prompt, verdict) in enumerate(chosen):
+    font = label_font()
+    for k, (image, prompt, verdict) in enumerate(chosen):
         x, y = gap + k % columns * (cell + gap), gap + k // columns * (cell + text)
         wrong = [key for key, right in verdict.items() if not right]
         answer, colour = ("wrong: " + ", ".join(wrong), (190, 30, 30)) if wrong else ("right", (20, 130, 50))
-        sheet.paste(Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
+        sheet.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
         draw.rectangle((x - 2, y - 2, x + cell + 1, y + cell + 1), outline=colour, width=2)
         words, lines = f"{prompt['language']}: {prompt['text']}".split(), [""]
         for word in words:
@@ -36,16 +38,4 @@ def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]
                 lines.append(word)
         draw.text((x, y + cell + 4), answer.replace("_", " "), fill=colour, font=font)
         draw.multiline_text((x, y + cell + 19), "\n".join(lines[:3]), fill="black", font=font, spacing=2)
-    temporary = path.with_name(f"{path.name}.tmp")
-    sheet.save(temporary, "PNG")
-    temporary.replace(path)
-
-
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font with Greek and Cyrillic letters: matplotlib brings DejaVu along; else Pillow's own (Latin)."""
-    try:
-        from matplotlib import get_data_path
-
-        return ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), 11)
-    except (ImportError, OSError):
-        return ImageFont.load_default()
+    save_image(sheet, path)

@@ -1,4 +1,4 @@
-"""Pictures of a shard folder, and their embeddings: what zero-shot, retrieval and generation share."""
+"""Images of a shard folder, and their embeddings: shared by zero-shot, retrieval and generation."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -19,29 +19,29 @@ from leam_mm.evaluators.ranks import is_mine, over_ranks, rank
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One sample of a shard folder: its key, its encoded picture and its JSON record."""
+class ImageSample:
+    """One sample of a shard folder: its key, its encoded image and its JSON record."""
 
     key: str
     encoded: bytes
     record: dict[str, Any]
 
     def captions(self, language: str) -> list[str]:
-        """The captions in one language, in the order of the record."""
+        """Return the captions in one language, in the order of the record."""
         found = (c for c in self.record.get("captions", []) if c.get("language") == language)
         return [text for text in (str(caption.get("text", "")).strip() for caption in found) if text]
 
     @property
     def class_id(self) -> str | None:
-        """The class of the picture, where its source gave one."""
+        """Class of the image, if its source gave one."""
         found = (self.record.get("metadata") or {}).get("class_id")
         return None if found is None else str(found)
 
     def pixels(self, size: int) -> Tensor:
-        """Decode to (3, size, size) uint8, as training does without its randomness.
+        """Decode to (3, size, size) uint8, as in training but without augmentation.
 
         Raises:
-            UserError: The bytes are no picture, or it has too many pixels.
+            UserError: The bytes are not an image, or it has too many pixels.
         """
         try:
             return ImageDecoding(size)(self.encoded, numpy.random.default_rng(0))
@@ -49,15 +49,15 @@ class Picture:
             raise UserError(f"sample {self.key}: {error}") from None
 
 
-def read_pictures(
-    shards: Path, limit: int | None = None, keep: Callable[[Picture], bool] = lambda picture: True
-) -> Iterator[Picture]:
-    """Walk a shard folder, or `limit` samples spread evenly over it, always the same ones.
+def read_image_samples(
+    shards: Path, limit: int | None = None, keep: Callable[[ImageSample], bool] = lambda sample: True
+) -> Iterator[ImageSample]:
+    """Yield the samples of a shard folder, or `limit` samples spread evenly over it, always the same ones.
 
     Args:
         shards: A final shard folder.
-        limit: Upper bound of the samples looked at, before `keep`; None takes all.
-        keep: Samples for which this is false are left out.
+        limit: Upper bound of the samples that are read, before `keep`; None reads all.
+        keep: Samples for which this is false are skipped.
     """
     folder = ShardFolder(shards)
     count = folder.samples if limit is None else min(limit, folder.samples)
@@ -72,57 +72,55 @@ def read_pictures(
         with open(folder.tar(number), "rb") as file:
             for row in rows:
                 file.seek(int(index.offset[row]))
-                picture = _picture(index.keys[row], parse_sample(file.read(int(index.size[row]))))
-                if keep(picture):
-                    yield picture
+                sample = _sample(index.keys[row], parse_sample(file.read(int(index.size[row]))))
+                if keep(sample):
+                    yield sample
 
 
-def _picture(key: str, members: dict[str, bytes]) -> Picture:
+def _sample(key: str, members: dict[str, bytes]) -> ImageSample:
     if "json" not in members:
         raise UserError(f"sample {key}: has no json, only {sorted(members)}; build the shards again")
     try:
-        encoded = image_member(members)
+        encoded, record = image_member(members), json.loads(members["json"])
     except UserError as error:
         raise UserError(f"sample {key}: {error}") from None
-    try:
-        record = json.loads(members["json"])
     except ValueError as error:
         raise UserError(f"sample {key}: its json cannot be read ({error}); vet the shards again") from None
     if not isinstance(record, dict):
-        raise UserError(f"sample {key}: its json is no object; vet the shards again")
-    return Picture(key, encoded, record)
+        raise UserError(f"sample {key}: its json is not an object; vet the shards again")
+    return ImageSample(key, encoded, record)
 
 
-def pictures_to_embed(found: Iterable[Picture], batch_size: int) -> list[Picture]:
-    """All pictures, those that other ranks will embed without their bytes: a set of images is in memory once a machine.
+def keep_own_bytes(found: Iterable[ImageSample], batch_size: int) -> list[ImageSample]:
+    """Return all samples, without the image bytes of those that other ranks embed, to save memory.
 
     Args:
-        found: The same on each rank.
-        batch_size: As `embed_images` will have it.
+        found: The same samples on each rank.
+        batch_size: The batch size that `embed_images` gets.
     """
-    return [picture if is_mine(row, batch_size) else replace(picture, encoded=b"") for row, picture in enumerate(found)]
+    return [sample if is_mine(row, batch_size) else replace(sample, encoded=b"") for row, sample in enumerate(found)]
 
 
-# Not inference_mode: what a network keeps for later (masks, kernels) must serve the training that goes on after this.
+# Not inference_mode: tensors that a network caches (masks, kernels) must be usable in the training that continues.
 @torch.no_grad()
-def embed_images(module: Any, pictures: list[Picture], batch_size: int, device: torch.device) -> Tensor:
-    """Encode pictures with the (averaged) encoder of a contrastive module, each rank its part.
+def embed_images(module: Any, samples: list[ImageSample], batch_size: int, device: torch.device) -> Tensor:
+    """Encode images with the (averaged) encoder of a contrastive module, each rank its part.
 
     Returns:
         (B, D) float32 on the CPU, each row of length 1, the same on every rank.
     """
     encoder = module.ema_encoder()
     with Progress(transient=True, disable=rank() != 0) as progress:
-        task = progress.add_task("pictures", total=len(pictures))
+        task = progress.add_task("images", total=len(samples))
 
         def read(part: slice) -> Tensor:
             progress.update(task, completed=part.stop)
-            return torch.stack([picture.pixels(encoder.image_size) for picture in pictures[part]])
+            return torch.stack([sample.pixels(encoder.image_size) for sample in samples[part]])
 
         def compute(pixels: Tensor) -> Tensor:
             return encoder.encode_image(encoder.normalise(pixels.to(device))).float()
 
-        return _unit(over_ranks(len(pictures), batch_size, read, compute, device), "picture")
+        return _unit(over_ranks(len(samples), batch_size, read, compute, device), "image")
 
 
 @torch.no_grad()
@@ -133,7 +131,7 @@ def embed_texts(module: Any, texts: list[str], batch_size: int, device: torch.de
         (B, D) float32 on the CPU, each row of length 1, the same on every rank; equal texts have bitwise equal rows.
     """
     encoder = module.ema_encoder()
-    # Neighbours of similar length, in an order that does not depend on how a process hashes its strings.
+    # Texts of similar length share a batch; the order does not depend on the hash seed of the process.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
 
     def read(part: slice) -> tuple[Tensor, Tensor]:
@@ -141,15 +139,15 @@ def embed_texts(module: Any, texts: list[str], batch_size: int, device: torch.de
         return cut_padding(text, text_length), text_length
 
     def compute(read: tuple[Tensor, Tensor]) -> Tensor:
-        return encoder.encode_text(read[0].to(device), read[1]).float()  # lengths on the host: padding is left out
+        return encoder.encode_text(read[0].to(device), read[1]).float()  # lengths on the host, to skip padding
 
-    place = {text: row for row, text in enumerate(unique)}
+    rows = {text: row for row, text in enumerate(unique)}
     embedding = _unit(over_ranks(len(unique), batch_size, read, compute, device), "text")
-    return embedding[[place[text] for text in texts]]
+    return embedding[[rows[text] for text in texts]]
 
 
 def _unit(embedding: Tensor, kind: str) -> Tensor:
-    # A NaN compares as false with everything, which would count as rank one: it must never reach the metrics.
+    # Comparisons with NaN are false, which would count as rank one: NaN must not reach the metrics.
     if not torch.isfinite(embedding).all():
         raise UserError(f"the encoder gives {kind} embeddings that are not finite: the checkpoint diverged")
     return torch.nn.functional.normalize(embedding, dim=-1)

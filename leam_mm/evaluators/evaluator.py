@@ -1,6 +1,6 @@
-"""What an evaluation is: a base class, the context it runs in, the number it returns, and the two kinds of interval.
+"""Base class of evaluators, their context, the metrics they return, and two kinds of confidence interval.
 
-A number comes with its interval, its unit and how many samples it rests on; a number that was not measured is None.
+A number comes with its interval, its unit and its number of samples; a number that was not measured is None.
 """
 
 import math
@@ -22,12 +22,12 @@ class Metric:
 
     Args:
         name: Path-like name, for example `scenes/top1/de`.
-        value: The number in `unit`, or None where it was not measured; `note` then says why.
-        low: Lower end of the 95 % interval, in the same unit; None where there is none.
-        high: Upper end of it.
+        value: The number in `unit`, or None if it was not measured; `note` then says why.
+        low: Lower end of the 95 % interval, in the same unit, or None.
+        high: Upper end, or None.
         unit: `fraction` (0 to 1), `distance`, `count`, `seconds` and so on.
-        samples: How many samples the number rests on.
-        slices: Parts of the number by name; each a mapping of plain values that JSON can hold.
+        samples: Number of samples.
+        slices: Parts of the number by name, as values that JSON can hold.
         note: One sentence for the reader: chance level, protocol, reason for None.
     """
 
@@ -41,7 +41,7 @@ class Metric:
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain mapping for JSON; numbers that are not finite become None, since JSON has no name for them."""
+        """Return a mapping for JSON; NaN and infinite numbers become None, since JSON cannot hold them."""
         return {key: _finite(value) for key, value in asdict(self).items()}
 
 
@@ -52,8 +52,8 @@ class EvaluationContext:
     Args:
         clip: A ContrastiveModule, the path of its checkpoint or run folder (loaded at the first use), or None.
         generator: A LatentDiffusionModule, the path of its checkpoint or run folder, or None.
-        output: Folder for pictures and tables that an evaluator leaves behind.
-        device: Where the networks run.
+        output: Folder for images and tables that an evaluator writes.
+        device: Device of the networks.
         codec: A LatentCodecModule, a LatentCodec, the path of a checkpoint, run folder or folder of diffusers, or None.
     """
 
@@ -64,7 +64,7 @@ class EvaluationContext:
     codec: Any = None
 
     def require_clip(self) -> Any:
-        """The contrastive module on the device, in eval mode.
+        """Return the contrastive module on the device, in eval mode.
 
         Raises:
             UserError: No encoder was given, or the file holds something else.
@@ -79,7 +79,7 @@ class EvaluationContext:
         return self.clip
 
     def require_generator(self) -> Any:
-        """The diffusion module on the device, in eval mode.
+        """Return the diffusion module on the device, in eval mode.
 
         Raises:
             UserError: No generator was given, or the file holds something else.
@@ -94,10 +94,10 @@ class EvaluationContext:
         return self.generator
 
     def require_codec(self) -> Any:
-        """The codec, averaged where an average is kept, on the device.
+        """Return the codec on the device, the averaged one if an average is kept.
 
         Raises:
-            UserError: None was given, or the folder holds something else.
+            UserError: No codec was given, or the folder holds something else.
         """
         if self.codec is None:
             raise UserError("an evaluator needs a codec: give its run folder, or one of diffusers, with --codec")
@@ -112,13 +112,14 @@ class Evaluator:
     """Base class: an evaluator holds its settings and turns a context into metrics.
 
     A subclass takes typed settings in its constructor (they are its YAML) and opens files and networks only in `run`.
+    The attributes of an instance are written to results.jsonl as its settings.
     """
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure.
 
         Args:
-            context: The networks under test, the device, and the folder for pictures.
+            context: The networks under test, the device, and the folder for images.
 
         Returns:
             The metrics, most important first.
@@ -150,14 +151,14 @@ def bootstrap_interval(
     repeats: int = 1000,
     confidence: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap (Efron 1979) over the first axis, the axis of independent samples.
+    """Return the percentile bootstrap interval (Efron 1979) over the first axis, that of independent samples.
 
     Rows are drawn whole, so columns that belong together (one image in all languages) stay together.
 
     Args:
         values: (B, ...) one row for each independent sample.
         statistic: Function of such an array.
-        seed: Seed of the draws; the same seed gives the same interval.
+        seed: Seed of the draws.
         repeats: Number of draws.
         confidence: Coverage, between 0 and 1.
 
@@ -173,7 +174,7 @@ def bootstrap_interval(
 
 
 def _finite(value: Any) -> Any:
-    """The value with every float that is not finite replaced by None, however deep."""
+    """Return the value with every NaN or infinite float in it replaced by None."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Count, mean and centred second moment of features; merges in any order and grouping (Chan et al. 1979).
+    """Count, mean and centred second moment of features; can be merged in any order (Chan et al. 1979).
 
     Args:
         count: Number of samples.
@@ -30,47 +30,47 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, features: Tensor) -> "FeatureMoments":
-        """Moments of (B, D) features, B >= 1."""
+        """Return the moments of (B, D) features, B >= 1."""
         features = features.double()
         mean = features.mean(dim=0)
         centred = features - mean
         return cls(len(features), mean, centred.T @ centred)
 
     def merge(self, other: "FeatureMoments") -> "FeatureMoments":
-        """Moments of both sets together."""
+        """Return the moments of both sets together."""
         count = self.count + other.count
-        step = other.mean - self.mean
-        mean = self.mean + step * (other.count / count)
-        moment = self.moment + other.moment + torch.outer(step, step) * (self.count * other.count / count)
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        moment = self.moment + other.moment + torch.outer(shift, shift) * (self.count * other.count / count)
         return FeatureMoments(count, mean, moment)
 
     @property
     def covariance(self) -> Tensor:
-        """(D, D) unbiased covariance; needs two samples."""
+        """Unbiased covariance (D, D); needs two samples."""
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples, there is {self.count}")
         return self.moment / (self.count - 1)
 
     def factor(self) -> Tensor:
-        """(D, R) matrix F with F F' = covariance."""
+        """Return a matrix F (D, R) with F F' = covariance."""
         value, vector = torch.linalg.eigh(self.covariance)
-        # Eigenvalues that are round-off would enter under a square root and come out 1e8 times larger.
+        # The square root would enlarge eigenvalues that are only round-off by a factor of 1e8.
         value = torch.where(value > value[-1] * len(value) * torch.finfo(value.dtype).eps, value, 0.0)
         return vector * value.sqrt()
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
-    """Squared Fréchet distance of the Gaussians with these moments; biased upwards by about 1 / count.
+    """Return the squared Fréchet distance of the Gaussians with these moments; biased upwards by about 1 / count.
 
     Args:
-        first: Moments of one set, two samples at least.
-        second: Moments of the other.
+        first: Moments of one set of at least two samples.
+        second: Moments of the other set.
     """
     return _distance(first.mean, first.factor(), second.mean, second.factor())
 
 
 def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
-    """Squared Fréchet distance of two feature sets (B, D); exact also where there are fewer samples than features."""
+    """Return the squared Fréchet distance of two feature sets (B, D); exact also for fewer samples than features."""
     first, second = first.double(), second.double()
     return _distance(first.mean(dim=0), _sample_factor(first), second.mean(dim=0), _sample_factor(second))
 
@@ -93,14 +93,14 @@ def _distance(mean1: Tensor, factor1: Tensor, mean2: Tensor, factor2: Tensor) ->
 def kernel_distance(
     first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> float:
-    """Kernel distance: unbiased squared MMD with the kernel (x'y / D + 1)^3, mean over random subsets.
+    """Return the kernel distance: unbiased squared MMD with kernel (x'y / D + 1)^3, mean over random subsets.
 
     Args:
         first: (B, D) features.
         second: (B', D) features.
         subsets: Number of subsets.
-        subset_size: Samples in each, at most as many as there are.
-        seed: Of the choice; the generator and its order of draws are torch-fidelity's, so equal seeds choose alike.
+        subset_size: Samples in each, at most all.
+        seed: Seed of the choice; generator and order of draws are those of torch-fidelity, so equal seeds choose alike.
 
     Returns:
         The distance; it may be a little below 0, since it is unbiased.
@@ -118,7 +118,7 @@ def kernel_distance(
 
 
 def polynomial_mmd(first: Tensor, second: Tensor) -> float:
-    """Unbiased squared MMD of (B, D) and (B', D) features with the kernel (x'y / D + 1)^3 (eq. 4 of 1801.01401)."""
+    """Return the unbiased squared MMD of (B, D) and (B', D) features, kernel (x'y / D + 1)^3 (1801.01401, eq. 4)."""
     first, second = first.double(), second.double()
     size = first.shape[1]
 
@@ -134,9 +134,9 @@ def polynomial_mmd(first: Tensor, second: Tensor) -> float:
 def gaussian_distance(
     first: Tensor, second: Tensor, width: float = 10.0, scale: float = 1000.0, chunk: int = 1024
 ) -> float:
-    """Squared MMD with the kernel exp(-|x - y|^2 / 2 width^2), times ``scale``: CMMD, on embeddings of length 1.
+    """Return the squared MMD with kernel exp(-|x - y|^2 / 2 width^2), times ``scale``: CMMD, for unit embeddings.
 
-    The published estimator, which counts each sample's kernel with itself too: biased upwards by about 1 / count.
+    The published estimator includes the kernel of each sample with itself: it is biased upwards by about 1 / count.
 
     Args:
         first: (B, D) features.
@@ -150,7 +150,7 @@ def gaussian_distance(
     first, second = first.double(), second.double()
 
     def mean(a: Tensor, b: Tensor) -> float:
-        # expm1 of small numbers, since at this width all kernels lie near 1 and their differences are the result.
+        # expm1, since at this width all kernels are near 1 and the result is made of their differences.
         parts = [torch.expm1(-torch.cdist(part, b).square() / (2 * width**2)).sum() for part in a.split(chunk)]
         return float(torch.stack(parts).sum()) / (len(a) * len(b))
 
@@ -158,9 +158,9 @@ def gaussian_distance(
 
 
 def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3, chunk: int = 1024) -> tuple[float, float]:
-    """Share of generated samples near the real ones, and of real samples near the generated ones.
+    """Return the share of generated samples near real ones, and of real samples near generated ones.
 
-    Near means inside the ball of one of the other set's samples, whose radius is the distance to its k-th neighbour.
+    Near means inside the ball around a sample of the other set whose radius is the distance to its k-th neighbour.
 
     Args:
         real: (B, D) features.
@@ -178,8 +178,8 @@ def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3, chunk
 
 
 def _covered(query: Tensor, centre: Tensor, neighbours: int, chunk: int) -> float:
-    # Distance zero to itself is the smallest, so the (k + 1)-th smallest is the k-th neighbour. The exact form, not the
-    # one by matrix product: duplicates must have distance zero.
+    # The smallest distance is that to itself, so the (k + 1)-th smallest is the k-th neighbour. Distances are computed
+    # exactly and not by matrix products, since duplicates must have distance zero.
     radius = torch.cat([_distances(part, centre).kthvalue(neighbours + 1).values for part in centre.split(chunk)])
     inside = [(_distances(part, centre) <= radius).any(dim=1) for part in query.split(chunk)]
     return float(torch.cat(inside).double().mean())
@@ -197,24 +197,24 @@ def half_sample_interval(
     seed: int = 0,
     repeats: int = 20,
 ) -> tuple[float, float]:
-    """Interval of a distance from random halves of both sets (delete-half jackknife, Shao and Wu 1989).
+    """Return the interval of a distance from random halves of both sets (delete-half jackknife, Shao and Wu 1989).
 
-    Halves spread as much as the whole would over new data; their common shift, the bias of a smaller sample, is taken
-    out. A bootstrap would draw samples twice, and a duplicate is its own nearest neighbour and its own kernel.
+    Halves vary as much as the whole would over new data; their common shift, the bias of a smaller sample, is removed.
+    A bootstrap would draw samples twice, and a duplicate is its own nearest neighbour.
 
     Args:
         first: (B, D) features.
         second: (B', D) features.
         statistic: Function of two such sets.
-        value: The statistic of the whole sets, which the interval is put around.
-        seed: Of the draws.
-        repeats: Number of draws, two at least.
+        value: The statistic of the whole sets, centre of the interval.
+        seed: Seed of the draws.
+        repeats: Number of draws, at least two.
 
     Returns:
-        Ends of a 95 % interval (normal form: few draws do not give percentiles).
+        Ends of a 95 % interval, from the normal distribution since few draws give no percentiles.
     """
     if repeats < 2:
-        raise ValueError(f"half_sample_interval: repeats is {repeats}, needs two at least")
+        raise ValueError(f"half_sample_interval: repeats is {repeats}; give at least two")
     generator = torch.Generator().manual_seed(seed)
     draws = []
     for _ in range(repeats):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
-from leam_mm.evaluators.embedding import Picture, pictures_to_embed, read_pictures
+from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.frechet import (
     frechet_distance_of_features,
@@ -30,31 +30,31 @@ from leam_mm.evaluators.frechet import (
     precision_recall,
 )
 from leam_mm.evaluators.image_features import ImageFeatures
-from leam_mm.evaluators.image_grid import draw_grid, save_image
+from leam_mm.evaluators.image_grid import save_grid, save_image
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.files import write_text
 
 
 class Generation(Evaluator):
-    """Fréchet and kernel distance, precision and recall of generated pictures against real ones, drawn on all ranks.
+    """Fréchet and kernel distance, precision and recall of generated against real images; all ranks share the work.
 
-    With features of length 1 (ClipFeatures) the distance of 2401.09603, CMMD, is measured too.
+    With features of length 1 (ClipFeatures), CMMD, the distance of 2401.09603, is measured too.
 
-    The real pictures are split into two halves. Generated pictures are compared with the first half; the second half,
-    compared with the first in the same way, shows what a perfect generator would get: names that end in `real`. All
+    The real images are split into two halves. Generated images are compared with the first half. The second half,
+    compared with the first in the same way, shows what a perfect generator would reach: names that end in `real`. All
     three sets have the same size, since these numbers depend on it.
 
     Args:
-        reference: Shard folder of real pictures.
+        reference: Shard folder of real images.
         prompts_from: Shard folder whose captions are the prompts.
-        features: The network that the pictures are compared with.
-        samples: Pictures to generate; at most half as many as there are real ones.
+        features: The network whose features are compared.
+        samples: Number of images to generate; at most half the number of real ones.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
-        seed: Of the pictures' noise.
-        batch_size: Pictures in one forward pass.
-        languages: Codes of the prompts, taken in turn; a caption is chosen in the next language that the sample has.
-        name: Start of the metrics' names.
+        seed: Seed of the images' noise.
+        batch_size: Images in one forward pass.
+        languages: Codes of the prompts, taken in turn; a sample without the language gives its next one.
+        name: Prefix of the metrics' names.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Generation(Evaluator):
         languages: list[str] = ["en"],  # noqa: B006 (never changed; jsonargparse shows it in --help)
         name: str = "generation",
     ) -> None:
-        """Keep the settings; nothing is opened before `run`."""
+        """See the class for the arguments."""
         self.reference, self.prompts_from, self.features = Path(reference), Path(prompts_from), features
         self.samples, self.steps, self.guidance, self.seed = samples, steps, guidance, seed
         self.batch_size, self.languages, self.name = batch_size, languages, name
@@ -78,23 +78,22 @@ class Generation(Evaluator):
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Generate, extract features of all three sets, and compare."""
         self.features.to(context.device)
-        pictures = list(read_pictures(self.reference, 2 * self.samples))
-        count = min(self.samples, len(pictures) // 2)
+        real = list(read_image_samples(self.reference, 2 * self.samples))
+        count = min(self.samples, len(real) // 2)
         if count < 8:
-            raise UserError(f"{self.reference}: has {len(pictures)} pictures; 16 at least are needed for two halves")
-        prompts = self._prompts(count)
+            raise UserError(f"{self.reference} has {len(real)} images: give at least 16, for two halves")
+        texts = self._prompts(count)
         module = context.require_generator()
-        texts = [text for _, text in prompts]
 
-        def draw(part: slice) -> Tensor:
+        def make(part: slice) -> Tensor:
             return generate(module, texts[part], self.seed, part.start, self.steps, self.guidance)
 
-        generated = self._each(count, lambda part: part, draw, context, "generating")
+        generated = self._each(count, lambda part: part, make, context, "generating")
         if rank() == 0:
             save_grid(context.output / "generated.png", generated[:64], texts[:64], columns=8)
         size = generated.shape[-1]
-        # Halves are taken in turn: neighbours in a folder often have one source.
-        halves = [self._extract_real(pictures[half : 2 * count : 2], size, context) for half in (0, 1)]
+        # Every other image, since neighbours in a folder often have one source.
+        halves = [self._extract_real(real[half : 2 * count : 2], size, context) for half in (0, 1)]
         own = self._each(count, lambda part: generated[part], self.features.extract, context, "features")
         return self._compare("generated", halves[0], own) + self._compare("real", halves[0], halves[1])
 
@@ -104,11 +103,11 @@ class Generation(Evaluator):
         read: Callable[[slice], Any],
         compute: Callable[[Any], Tensor],
         context: EvaluationContext,
-        told: str,
+        title: str,
     ) -> Tensor:
-        """Batch after batch, each rank its part, with a progress bar on the first."""
+        """Compute all batches, each rank its part, with a progress bar on the first rank."""
         with Progress(transient=True, disable=rank() != 0) as progress:
-            task = progress.add_task(told, total=rows)
+            task = progress.add_task(title, total=rows)
 
             def advance(part: slice) -> Any:
                 progress.update(task, completed=part.stop)
@@ -116,26 +115,26 @@ class Generation(Evaluator):
 
             return over_ranks(rows, self.batch_size, advance, compute, context.device)
 
-    def _prompts(self, count: int) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for picture in read_pictures(self.prompts_from, count):
+    def _prompts(self, count: int) -> list[str]:
+        found: list[str] = []
+        for sample in read_image_samples(self.prompts_from, count):
             turn = len(found) % len(self.languages)
             for language in self.languages[turn:] + self.languages[:turn]:
-                if captions := picture.captions(language):
-                    found.append((language, captions[0]))
+                if captions := sample.captions(language):
+                    found.append(captions[0])
                     break
         if not found:
             raise UserError(f"{self.prompts_from}: no sample has a caption in {', '.join(self.languages)}")
-        # Fewer captions than pictures: they are used again, each time with another noise.
+        # Fewer captions than images: they are used again, each time with other noise.
         return [found[number % len(found)] for number in range(count)]
 
-    def _extract_real(self, pictures: list[Picture], size: int, context: EvaluationContext) -> Tensor:
-        mine = pictures_to_embed(pictures, self.batch_size)
+    def _extract_real(self, samples: list[ImageSample], size: int, context: EvaluationContext) -> Tensor:
+        own = keep_own_bytes(samples, self.batch_size)
 
         def read(part: slice) -> Tensor:
-            return torch.stack([picture.pixels(size) for picture in mine[part]])
+            return torch.stack([sample.pixels(size) for sample in own[part]])
 
-        return self._each(len(mine), read, self.features.extract, context, "real pictures")
+        return self._each(len(own), read, self.features.extract, context, "real images")
 
     def _compare(self, kind: str, real: Tensor, other: Tensor) -> list[Metric]:
         count, size = other.shape
@@ -169,19 +168,19 @@ class Generation(Evaluator):
 
 
 class PromptGrid(Evaluator):
-    """Pictures for prompts in several languages: what a reader of the report looks at first.
+    """Images for prompts in several languages, which the report shows first.
 
-    Writes `prompts.png` (one row for each concept, one column for each language), the single pictures under `prompts/`,
-    and `prompts.json` that tells which is which.
+    Writes `prompts.png` (one row for each concept, one column for each language), the single images in `prompts/`, and
+    their index `prompts.json`.
 
     Args:
         prompts: JSON file {"prompts": [{"language", "text", ...}]}, where prompts that differ only in language and text
             are one concept; or a class file, where each class is a concept.
         languages: Columns; None takes all of the file.
-        per_language: Concepts, those first that most languages have, spread evenly over these.
+        per_language: Number of concepts, spread evenly over those that most languages have.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
-        seed: Of the pictures' noise; a concept has the same noise in all languages.
+        seed: Seed of the images' noise; a concept has the same noise in all languages.
     """
 
     def __init__(
@@ -193,17 +192,17 @@ class PromptGrid(Evaluator):
         guidance: float | Guidance = 4.0,
         seed: int = 0,
     ) -> None:
-        """Keep the settings; nothing is opened before `run`."""
+        """See the class for the arguments."""
         self.prompts, self.languages, self.per_language = Path(prompts), languages, per_language
         self.steps, self.guidance, self.seed = steps, guidance, seed
 
     def run(self, context: EvaluationContext) -> list[Metric]:
-        """Generate and write the pictures."""
+        """Generate and write the images."""
         languages, rows = choose_prompts(self.prompts, self.languages, self.per_language)
         module = context.require_generator()
         columns = []
         for code in track(languages, description="prompts", transient=True):
-            # The noise follows from a prompt's number: one row has one noise, so that only the language differs.
+            # The noise is a function of the prompt's number: a row has one noise, so that only the language differs.
             texts = [texts.get(code, "") for texts in rows]
             columns.append(generate(module, texts, self.seed, 0, self.steps, self.guidance))
         cells = [(row, column) for row in range(len(rows)) for column in range(len(languages))]
@@ -212,7 +211,7 @@ class PromptGrid(Evaluator):
         images = torch.stack([columns[column][row] for row, column in cells])
         note = f"{len(rows)} concepts in {len(languages)} languages; {self.steps} steps, guidance {self.guidance}"
         metric = Metric("prompts/pictures", float(len(chosen)), None, None, "count", len(chosen), note=note)
-        if rank() != 0:  # all ranks draw, since weights may be sharded; one keeps the pictures
+        if rank() != 0:  # all ranks generate, since weights may be sharded; one writes the images
             return [metric]
         folder = context.output / "prompts"
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,7 +227,7 @@ class PromptGrid(Evaluator):
 
 
 def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[list[str], list[dict[str, str]]]:
-    """The languages, and for each concept the text of each language; concepts that most languages have come first."""
+    """Return the languages and, for each concept, its text by language; concepts in most languages come first."""
     concepts: dict[str, dict[str, str]] = {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -240,21 +239,21 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
                         concepts.setdefault(str(class_id), {})[code] = text
         for prompt in [] if "classes" in content else content["prompts"]:
             concept = {key: value for key, value in prompt.items() if key not in ("language", "text")}
-            # Without any description of the scene every prompt would be one concept: then the text is the concept.
+            # Without a description of the scene all prompts would be one concept; then the text is the concept.
             key = json.dumps(concept, sort_keys=True) if concept else str(prompt["text"])
             concepts.setdefault(key, {}).setdefault(str(prompt["language"]), str(prompt["text"]))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); it is written with the data set") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: is no file of prompts ({type(error).__name__}: {error})") from None
+        raise UserError(f"{path}: is not a file of prompts ({type(error).__name__}: {error}); write it again") from None
     found = languages or sorted({code for texts in concepts.values() for code in texts})
     rows = [{code: texts[code] for code in found if code in texts} for texts in concepts.values()]
     if not any(rows):
-        raise UserError(f"{path}: has no prompt in {', '.join(languages or ['any language'])}")
+        raise UserError(f"{path}: has no prompt in {', '.join(languages or ['any language'])}; give other languages")
     widest = max(len(texts) for texts in rows)
     complete = [texts for texts in rows if len(texts) == widest]
     if len(complete) > most:
-        # One further each time: classes are often a product (colour by shape), and an even stride would meet one shape.
+        # Shifted by one each time: classes are often a product (colour by shape), where an even stride finds one shape.
         shift = 1 if most * most <= len(complete) else 0
         complete = [complete[number * len(complete) // most + shift * number] for number in range(most)]
     elif len(complete) < most:
@@ -263,27 +262,21 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
 
 
 def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float | Guidance) -> Tensor:
-    """Pictures of one batch of prompts.
+    """Generate the images of one batch of prompts.
 
     Args:
         module: A LatentDiffusionModule.
         prompts: B texts.
-        seed: With the number of a prompt it names the noise, so that the batch size changes nothing.
+        seed: Seed of the noise, which depends on the number of a prompt and not on the batch size.
         first: Number of the first prompt.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
 
     Returns:
-        (B, 3, H, W) uint8 on the CPU; rounded, not cut off, as diffusers does when it makes PIL pictures.
+        (B, 3, H, W) uint8 on the CPU; rounded, not truncated, as in the PIL images of diffusers.
     """
     with torch.inference_mode():
         images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance, first_index=first)
     if not torch.isfinite(images).all():
-        raise UserError("the generator gives pixels that are not finite: the checkpoint diverged")
+        raise UserError("the generator gives pixels that are not finite: the checkpoint diverged; take an earlier one")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-
-
-def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
-    """Write a captioned grid of (B, 3, H, W) uint8 pictures, enlarged until they can be seen."""
-    scale = max(1, 96 // images.shape[-1])
-    save_image(draw_grid(images, labels, columns=columns, scale=scale), path)

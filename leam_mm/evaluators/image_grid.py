@@ -111,3 +111,9 @@ def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG atomically."""
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
+
+
+def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
+    """Write a labelled grid of (B, 3, H, W) uint8 images, each enlarged to about 96 pixels if it is smaller."""
+    scale = max(1, 96 // images.shape[-1])
+    save_image(draw_grid(images, labels, columns=columns, scale=scale), path)

@@ -1,8 +1,8 @@
-"""The Inception network behind published FID numbers: `pt_inception-2015-12-05`, not torchvision's inception_v3.
+"""The Inception network of published FID numbers: `pt_inception-2015-12-05`, not torchvision's inception_v3.
 
-Layers are named as in the published weights (the layout of pytorch-fid and torch-fidelity). What differs from a
-textbook Inception v3 (Szegedy et al. 1512.00567) comes from the frozen TensorFlow graph of 2015: average pools that
-leave the padding out of the count, a max pool in the last block, batch norm with eps 1e-3, and 1008 classes.
+Layers are named as in the published weights (the layout of pytorch-fid and torch-fidelity). The differences from
+Inception v3 (Szegedy et al. 1512.00567) come from the frozen TensorFlow graph of 2015: average pools do not count the
+padding, the last block has a max pool, batch norm has eps 1e-3, and there are 1008 classes.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,23 @@ class Convolution(nn.Module):
     def __init__(
         self, inputs: int, outputs: int, kernel: int | tuple, stride: int = 1, padding: int | tuple = 0
     ) -> None:
-        """Take the sizes of nn.Conv2d."""
+        """Take the sizes of `nn.Conv2d`."""
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to (B, outputs, h', w')."""
+        """Map (B, C, h, w) to (B, outputs, h', w')."""
         return functional.relu(self.bn(self.conv(x)))
 
 
 def average_pool(x: Tensor) -> Tensor:
-    """3 x 3 average whose padding does not count."""
+    """Return the 3 x 3 average at stride 1, without counting the padding."""
     return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """3 x 3 maximum at stride 1: what the last block has in place of the average."""
+    """Return the 3 x 3 maximum at stride 1, which the last block uses in place of the average."""
     return functional.max_pool2d(x, 3, stride=1, padding=1)
 
 
@@ -43,7 +43,7 @@ class BlockA(nn.Module):
     """35 x 35 block."""
 
     def __init__(self, inputs: int, pool: int) -> None:
-        """Inputs and width of the pooled branch."""
+        """Take the number of input channels and the width of the pooled branch."""
         super().__init__()
         self.branch1x1 = Convolution(inputs, 64, 1)
         self.branch5x5_1 = Convolution(inputs, 48, 1)
@@ -61,10 +61,10 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """35 to 17."""
+    """Block that reduces 35 x 35 to 17 x 17."""
 
     def __init__(self, inputs: int) -> None:
-        """Inputs."""
+        """Take the number of input channels."""
         super().__init__()
         self.branch3x3 = Convolution(inputs, 384, 3, stride=2)
         self.branch3x3dbl_1 = Convolution(inputs, 64, 1)
@@ -81,7 +81,7 @@ class BlockC(nn.Module):
     """17 x 17 block with 7 x 1 and 1 x 7 kernels."""
 
     def __init__(self, inputs: int, width: int) -> None:
-        """Inputs and width of the factored branches."""
+        """Take the number of input channels and the width of the factored branches."""
         super().__init__()
         row: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
         column: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
@@ -105,10 +105,10 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """17 to 8."""
+    """Block that reduces 17 x 17 to 8 x 8."""
 
     def __init__(self, inputs: int) -> None:
-        """Inputs."""
+        """Take the number of input channels."""
         super().__init__()
         self.branch3x3_1 = Convolution(inputs, 192, 1)
         self.branch3x3_2 = Convolution(192, 320, 3, stride=2)
@@ -128,7 +128,7 @@ class BlockE(nn.Module):
     """8 x 8 block."""
 
     def __init__(self, inputs: int, pool: Callable[[Tensor], Tensor]) -> None:
-        """Inputs, and the pool of the fourth branch: average in the first of these blocks, maximum in the second."""
+        """Take the number of input channels and the pool of the last branch: first average, then maximum."""
         super().__init__()
         self.pool = pool
         self.branch1x1 = Convolution(inputs, 320, 1)
@@ -151,10 +151,10 @@ class BlockE(nn.Module):
 
 
 class InceptionNetwork(nn.Module):
-    """(B, 3, 299, 299) in about [-1, 1] to the (B, 2048) features of the last pool."""
+    """Maps images (B, 3, 299, 299) in about [-1, 1] to the features (B, 2048) of the last pool."""
 
     def __init__(self) -> None:
-        """Build with random weights; `fc` is there because the published file has it."""
+        """Build with random weights; `fc` exists because the published file has it."""
         super().__init__()
         self.Conv2d_1a_3x3 = Convolution(3, 32, 3, stride=2)
         self.Conv2d_2a_3x3 = Convolution(32, 32, 3)
@@ -175,7 +175,7 @@ class InceptionNetwork(nn.Module):
         self.fc = nn.Linear(2048, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of the last pool."""
+        """Return the features of the last pool."""
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(functional.max_pool2d(x, 3, stride=2))))

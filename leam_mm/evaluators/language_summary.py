@@ -1,4 +1,4 @@
-"""From hits for each picture and language to metrics: every language, their mean, the worst, and worst over mean."""
+"""From hits per image and language to metrics: each language, their mean, the worst, and worst over mean."""
 
 import numpy
 
@@ -17,19 +17,19 @@ def language_metrics(
 ) -> list[Metric]:
     """Summarise hits over languages.
 
-    Languages get Wilson intervals where hits are 0 or 1, else a bootstrap one. Mean, min and min over mean get a
-    cluster bootstrap over pictures: a picture is drawn with its hits in all languages, since the same picture is
-    hard in all of them. The minimum of many noisy shares lies a little below the share of the truly worst language.
+    Languages get Wilson intervals if all hits are 0 or 1, else bootstrap intervals. Mean, min and min over mean get a
+    cluster bootstrap over images: an image is drawn with its hits in all languages, since the same image is hard in all
+    of them. The minimum of many noisy shares is slightly below the share of the truly worst language.
 
     Args:
-        name: Start of the metrics' names, for example `scenes/top1`.
-        hits: (B, languages) share of hits of each picture, in [0, 1]; NaN where the language says nothing about it.
-        languages: Their codes, in the order of the columns.
-        note: For the reader, on every metric.
-        paired: Like `hits`, for the comparison of the languages, where that must rest on fewer classes; else `hits`.
+        name: Prefix of the metrics' names, for example `scenes/top1`.
+        hits: (B, languages) share of hits of each image, in [0, 1]; NaN where the image is not measured in a language.
+        languages: Codes of the columns.
+        note: Note of every metric.
+        paired: Like `hits`, for the comparison of languages if it uses fewer classes; None uses `hits`.
         slices: Language code to slices of its metric.
-        seed: Of the bootstrap.
-        repeats: Of the bootstrap.
+        seed: Seed of the bootstrap.
+        repeats: Draws of the bootstrap.
 
     Returns:
         `name/mean`, `name/min`, `name/min_over_mean`, then `name/<language>` for each.
@@ -37,7 +37,7 @@ def language_metrics(
     every = [_one_language(f"{name}/{code}", hits[:, i], note, (slices or {}).get(code, {}), seed, repeats)
              for i, code in enumerate(languages)]  # fmt: skip
     compared = hits if paired is None else paired
-    # A picture that one of the languages cannot name would weigh languages differently: it is left out here.
+    # An image that some language cannot name would weigh languages differently, so it is skipped here.
     compared = compared[~numpy.isnan(compared).any(axis=1)]
     count = len(compared)
     if count == 0:

@@ -1,6 +1,6 @@
-"""Work of an evaluator spread over the ranks of a training: whole batches in turn, gathered in order.
+"""Work of an evaluator distributed over ranks: whole batches in turn, gathered in order.
 
-A batch is made of the same rows whoever computes it, so that any number of ranks gives the very numbers of one.
+A batch consists of the same rows on any rank, so that any number of ranks gives the numbers of one process.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ Result = TypeVar("Result")
 
 
 def rank() -> int:
-    """Number of this process among the ranks; 0 without a process group."""
+    """Return the number of this process among the ranks; 0 without a process group."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_mine(row: int, batch_size: int) -> bool:
-    """Whether this rank computes the batch of a row; all have the first batch, which those without work repeat."""
+    """Return whether this rank computes the batch of a row; the first batch is repeated by ranks without work."""
     batch = row // batch_size
     return batch == 0 or batch % world_size() == rank()
 
 
 def agree(work: Callable[[], Result], device: torch.device) -> Result:
-    """Do something that may fail on one rank alone, as reading does: then all of them fail, and none waits for it.
+    """Do work that may fail on a single rank, such as reading; a failure stops all ranks, so that none waits forever.
 
     Raises:
         UserError: Another rank failed; its own message says why.
@@ -36,7 +36,7 @@ def agree(work: Callable[[], Result], device: torch.device) -> Result:
     failure: Exception | None = None
     try:
         result = work()
-    except Exception as error:  # whatever it is: it is raised below, after the others know
+    except Exception as error:  # of any kind: raised below, after the other ranks are informed
         failure = error
     failed = any_rank(failure is not None, device)
     if failure is not None:
@@ -53,20 +53,20 @@ def over_ranks(
     compute: Callable[[Result], Tensor],
     device: torch.device,
 ) -> Tensor:
-    """Batch b is computed by rank b mod W; the results of all come back on every rank.
+    """Compute batch b on rank b mod W and return the results of all batches on every rank.
 
-    In the last round a rank may have no batch left. It repeats the first one: a network that is sharded over the ranks
-    needs all of them in each forward pass.
+    In the last round a rank may have no batch left. It repeats the first one, since a network that is sharded over the
+    ranks needs all of them in each forward pass.
 
     Args:
-        rows: In all, the same on each rank.
-        batch_size: Rows of a batch; the last one may be short.
-        read: Gives the input of some rows; it may fail, and is not asked for rows of which `is_mine` is false.
-        compute: (n, ...) for n rows.
-        device: Through which ranks talk.
+        rows: Total number of rows, the same on each rank.
+        batch_size: Rows of a batch; the last batch may be smaller.
+        read: Returns the input of some rows; it may fail, and is only called for rows where `is_mine` is true.
+        compute: Returns (n, ...) for the input of n rows.
+        device: Device for communication between ranks.
 
     Returns:
-        (rows, ...) on the CPU, the same on each rank and for any number of them.
+        (rows, ...) on the CPU, the same on each rank and for any number of ranks.
 
     Raises:
         UserError: Ranks have different data, or reading failed on one.
@@ -90,7 +90,7 @@ def over_ranks(
 
 
 def _gather(result: Tensor, first: int, rows: int, batch_size: int, device: torch.device) -> list[Tensor]:
-    """The results of a round in the order of its batches, without the repeated ones and without padding."""
+    """Return the results of a round in the order of its batches, without repeated ones and without padding."""
     padded = torch.zeros(batch_size, *result.shape[1:], dtype=result.dtype, device=device)
     padded[: len(result)] = result
     parts = [torch.empty_like(padded) for _ in range(world_size())]

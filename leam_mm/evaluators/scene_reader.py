@@ -1,7 +1,7 @@
-"""Read coloured shapes back from a picture by arithmetic: no network, so nothing learned can flatter a generator.
+"""Read coloured shapes back from an image by arithmetic, without a network that could favour some generators.
 
-Pixels far from the background are things; connected ones are one thing (scipy.ndimage labels them); the colour is the
-nearest of the palette in CIELAB; the shape is the mask most like the thing at its place, over sizes and blurs.
+Pixels far from the background are objects; connected pixels are one object (scipy.ndimage labels them); the colour is
+the nearest of the palette in CIELAB; the shape is the most similar mask at the object's position, over sizes and blurs.
 """
 
 import json
@@ -15,14 +15,14 @@ from scipy import ndimage
 
 from leam_mm.errors import UserError
 
-# All thresholds in CIELAB units (one is about the least difference that an eye sees).
+# CIELAB units (one is about the smallest visible difference).
 FOREGROUND = 18.0
-# A pixel belongs to a thing from this share of the thing's own contrast on: separates things that blur has joined.
+# Minimum share of an object's own contrast for its pixels: separates objects that blur has joined.
 SHARE = 0.45
-LEAST_AREA = 0.006
+MIN_AREA = 0.006
 GRID = 64
-# Real shapes stay above 0.94 even when blurred and noisy; half of all smooth random blobs stay below this.
-LEAST_LIKENESS = 0.93
+# Real shapes are above 0.94 even when blurred and noisy; half of all smooth random blobs are below this.
+MIN_LIKENESS = 0.93
 UNCLEAR = "unclear"
 BLURS = (0.4, 0.9, 1.5)
 SCALES = (0.85, 0.92, 1.0, 1.08, 1.16)
@@ -30,15 +30,15 @@ SCALES = (0.85, 0.92, 1.0, 1.08, 1.16)
 
 @dataclass(frozen=True)
 class ReadObject:
-    """One thing found in a picture.
+    """One object found in an image.
 
     Args:
         colour: Name of the nearest colour of the palette.
-        shape: Name of the best fitting shape; "unclear" where none fits.
+        shape: Name of the best fitting shape; "unclear" if none fits.
         x: Centre of gravity, 0 left to 1 right.
         y: Centre of gravity, 0 top to 1 bottom.
-        area: Share of the picture that it covers.
-        likeness: Cosine between its soft cover and the mask of its shape, 0 to 1; low for blobs that are no shape.
+        area: Share of the image that it covers.
+        likeness: Cosine between its soft cover and the mask of its shape, 0 to 1; low for blobs without a shape.
     """
 
     colour: str
@@ -50,7 +50,7 @@ class ReadObject:
 
 
 def rgb_to_lab(image: np.ndarray) -> np.ndarray:
-    """CIELAB (D65) of sRGB values.
+    """Convert sRGB values to CIELAB (D65).
 
     Args:
         image: (..., 3) values 0 to 255.
@@ -74,7 +74,7 @@ class SceneReader:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read both files and prepare the masks; see the class for the arguments."""
+        """Read both files and prepare the masks."""
         folder = Path(folder)
         try:
             content = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
@@ -96,31 +96,31 @@ class SceneReader:
         )
 
     def read(self, image: np.ndarray) -> list[ReadObject]:
-        """Find the things in a picture.
+        """Find the objects in an image.
 
         Args:
-            image: (H, W, 3) uint8, a few things on a light, plain background.
+            image: (H, W, 3) uint8, a few objects on a light, plain background.
 
         Returns:
-            The things, from left to right.
+            The objects, from left to right.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"read: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
         image = _shrink(image)
         height, width = image.shape[:2]
-        # A light smoothing, weaker than the blur of a small decoder: noise must not tear things apart.
+        # A light smoothing, weaker than the blur of a small decoder, so that noise does not split objects.
         smooth = ndimage.gaussian_filter(image.astype(np.float64), (0.4, 0.4, 0))
         lab = rgb_to_lab(smooth)
         distance = np.linalg.norm(lab - np.median(_border(lab), 0), axis=-1)
         found = []
         for part in self._parts(distance):
             area = part.sum() / (height * width)
-            if area >= LEAST_AREA:
+            if area >= MIN_AREA:
                 found.append(self._describe(smooth, lab, distance, part))
-        return sorted(found, key=lambda thing: thing.x)
+        return sorted(found, key=lambda item: item.x)
 
     def _parts(self, distance: np.ndarray) -> list[np.ndarray]:
-        """Boolean masks of the things; joined things are parted at a share of their own contrast."""
+        """Return boolean masks of the objects; joined objects are separated at a share of their own contrast."""
         labels, number = ndimage.label(distance > FOREGROUND)
         parts = []
         for k in range(1, number + 1):
@@ -134,36 +134,36 @@ class SceneReader:
     def _describe(self, smooth: np.ndarray, lab: np.ndarray, distance: np.ndarray, part: np.ndarray) -> ReadObject:
         height, width = part.shape
         pixels, contrast = lab[part], distance[part]
-        # The strongest pixels carry the colour; edges and light stripes are mixed with white.
+        # The colour is taken from the strongest pixels; edges and light stripes are mixed with white.
         core = contrast >= np.percentile(contrast, 60)
         nearest = np.linalg.norm(pixels[core][:, None] - self.palette, axis=-1).argmin(1)
         colour = int(np.bincount(nearest, weights=contrast[core], minlength=len(self.colours)).argmax())
         # Blur is linear in the stored values, not in CIELAB: the soft cover is measured along the line from the
-        # background to the thing's own colour.
+        # background to the object's own colour.
         background = np.median(_border(smooth), 0)
         direction = smooth[part][core].mean(0) - background
         near = ndimage.binary_dilation(part, iterations=2)
         share = (smooth - background) @ direction / max(direction @ direction, 1.0)
-        # The floor keeps the moments defined where a patchwork of colours has no direction of its own.
+        # The lower bound keeps the moments defined where a mixture of colours has no direction of its own.
         cover = np.where(near, np.maximum(np.clip(share, 0, 1), 1e-3 * part), 0.0)
         weight = cover / cover.sum()
         x = float((weight.sum(0) * (np.arange(width) + 0.5)).sum())
         y = float((weight.sum(1) * (np.arange(height) + 0.5)).sum())
         shape, likeness = self._fit(cover, x, y)
         area = float(part.sum() / part.size)
-        name = self.shapes[shape] if likeness >= LEAST_LIKENESS else UNCLEAR
+        name = self.shapes[shape] if likeness >= MIN_LIKENESS else UNCLEAR
         return ReadObject(self.colours[colour], name, x / width, y / height, area, likeness)
 
     def _fit(self, cover: np.ndarray, x: float, y: float) -> tuple[int, float]:
-        """Shape of the greatest cosine with the cover; its place and about its size follow from the cover's moments."""
+        """Return the shape of the greatest cosine with the cover; position and size follow from the cover's moments."""
         rows, columns = np.nonzero(cover > 0.05)
         top, left = max(rows.min() - 3, 0), max(columns.min() - 3, 0)
         window = cover[top : rows.max() + 4, left : columns.max() + 4]
         ys = (np.arange(window.shape[0] * 3) + 0.5) / 3 + top - y
         xs = (np.arange(window.shape[1] * 3) + 0.5) / 3 + left - x
         radius = np.sqrt(window.sum() / self.mass)[:, None] * np.array(SCALES)  # (shapes, scales)
-        drawn = self._place(xs, ys, radius)
-        # The cosine does not ask how strong the cover is: blur has weakened thin things.
+        drawn = self._masks_at(xs, ys, radius)
+        # The cosine does not depend on the strength of the cover, which blur reduces for thin objects.
         likeness = np.stack(
             [
                 (soft * window).sum((2, 3)) / np.sqrt((soft**2).sum((2, 3)) * (window**2).sum() + 1e-12)
@@ -172,12 +172,12 @@ class SceneReader:
         ).max((0, 2))
         return int(likeness.argmax()), float(likeness.max())
 
-    def _place(self, xs: np.ndarray, ys: np.ndarray, radius: np.ndarray) -> np.ndarray:
-        """All masks at all radii around the centre of gravity, each pixel the mean of 3 x 3 points.
+    def _masks_at(self, xs: np.ndarray, ys: np.ndarray, radius: np.ndarray) -> np.ndarray:
+        """Return all masks at all radii around the centre of gravity, each pixel the mean of 3 x 3 points.
 
         Args:
-            xs: (3W,) places of the points to the right of the centre.
-            ys: (3H,) places below it.
+            xs: (3W,) positions of the points to the right of the centre.
+            ys: (3H,) positions below it.
             radius: (shapes, scales) in pixels.
 
         Returns:
@@ -186,7 +186,7 @@ class SceneReader:
         side = self.masks.shape[1]
         column = np.floor((xs / radius[..., None] + self.centre[:, None, :1] + 1) / 2 * side).astype(int)
         row = np.floor((ys / radius[..., None] + self.centre[:, None, 1:] + 1) / 2 * side).astype(int)
-        # A frame of zeros around the masks takes the points outside.
+        # Points outside fall on a frame of zeros around the masks.
         row, column = np.clip(row, -1, side) + 1, np.clip(column, -1, side) + 1
         which = np.arange(len(self.shapes))[:, None, None, None]
         points = self.framed[which, row[..., :, None], column[..., None, :]]
@@ -194,43 +194,41 @@ class SceneReader:
 
 
 def _border(image: np.ndarray) -> np.ndarray:
-    """The pixels of the outermost two rows and columns, (n, 3)."""
+    """Return the pixels of the outermost two rows and columns, (n, 3)."""
     parts = (image[:2], image[-2:], image[:, :2], image[:, -2:])
     return np.concatenate([part.reshape(-1, 3) for part in parts])
 
 
 def _shrink(image: np.ndarray) -> np.ndarray:
-    """Large pictures are read at about 64 pixels: more would cost time and add nothing."""
+    """Reduce large images to about 64 pixels, which are enough."""
     factor = max(min(image.shape[:2]) // GRID, 1)
-    if factor == 1:
-        return image
-    return np.asarray(Image.fromarray(image).reduce(factor))
+    return image if factor == 1 else np.asarray(Image.fromarray(image).reduce(factor))
 
 
 def score(reading: list[ReadObject], prompt: dict[str, Any]) -> dict[str, bool]:
-    """Judge a reading against a prompt (or the metadata of a real scene).
+    """Compare the objects found with a prompt (or with the metadata of a real scene).
 
     Args:
-        reading: What SceneReader.read found.
+        reading: Objects that SceneReader.read found.
         prompt: Mapping with `objects` (each with `colour` and `shape`), `relation`, `count` and `kind`.
 
     Returns:
-        count: exactly the named number of things. colour, shape, colour_shape: every named thing is matched by a found
-        one of its own (a multiset contains the other). For a pair also both_objects (the same as colour_shape) and
-        relation: both things are there and lie as said.
+        count: the number of objects is right. colour, shape, colour_shape: each named object has a found one of its own
+        (a multiset contains the other). For a pair also both_objects (the same as colour_shape) and relation: both
+        objects exist and are placed as named.
     """
     wanted = prompt["objects"]
     verdict = {
         "count": len(reading) == prompt["count"],
-        "colour": _contains([thing.colour for thing in reading], [thing["colour"] for thing in wanted]),
-        "shape": _contains([thing.shape for thing in reading], [thing["shape"] for thing in wanted]),
+        "colour": _contains([item.colour for item in reading], [item["colour"] for item in wanted]),
+        "shape": _contains([item.shape for item in reading], [item["shape"] for item in wanted]),
         "colour_shape": _contains(
-            [(thing.colour, thing.shape) for thing in reading], [(thing["colour"], thing["shape"]) for thing in wanted]
+            [(item.colour, item.shape) for item in reading], [(item["colour"], item["shape"]) for item in wanted]
         ),
     }
     if prompt["kind"] == "single":
-        # One thing was asked for: the largest found is it, so that a speck elsewhere cannot win the answer.
-        largest = max(reading, key=lambda thing: thing.area, default=None)
+        # One object is named: only the largest one found counts, so that a speck elsewhere cannot match.
+        largest = max(reading, key=lambda item: item.area, default=None)
         for key in ("colour", "shape"):
             verdict[key] = largest is not None and getattr(largest, key) == wanted[0][key]
         verdict["colour_shape"] = verdict["colour"] and verdict["shape"]
@@ -245,13 +243,13 @@ def score(reading: list[ReadObject], prompt: dict[str, Any]) -> dict[str, bool]:
     return verdict
 
 
-def _matches(thing: ReadObject, wanted: dict[str, Any]) -> bool:
-    return thing.colour == wanted["colour"] and thing.shape == wanted["shape"]
+def _matches(item: ReadObject, wanted: dict[str, Any]) -> bool:
+    return item.colour == wanted["colour"] and item.shape == wanted["shape"]
 
 
 def _lies(first: ReadObject, second: ReadObject, relation: str) -> bool:
     across, down = second.x - first.x, second.y - first.y
-    # The named direction must be the main one: things on a diagonal are not "above" if they lie further to the side.
+    # The named direction must dominate: an object is not "above" another if it is further to its side.
     sides = {
         "left_of": across > abs(down),
         "right_of": -across > abs(down),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.embedding import Picture, embed_images, embed_texts, pictures_to_embed, read_pictures
+from leam_mm.evaluators.embedding import ImageSample, embed_images, embed_texts, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.ranks import agree, over_ranks
@@ -29,7 +29,7 @@ class LanguageClasses:
 
     Args:
         prompts: For each class of the file, its texts; empty where the language has no name for it.
-        group: (C,) classes with equal numbers are right for one another: names that mean both, or are spelled alike.
+        group: (C,) classes with equal numbers count as right for one another: ambiguous names or equal spelling.
     """
 
     prompts: list[list[str]]
@@ -37,10 +37,10 @@ class LanguageClasses:
 
 
 class ZeroShot(Evaluator):
-    """Classify the pictures of a shard folder by the class names of each language.
+    """Classify the images of a shard folder by the class names of each language.
 
     Ties count against the encoder: a class is right within the top k if fewer than k wrong classes score at least as
-    high. Classes that a language spells alike, or lists as ambiguous, are right for one another. A picture whose class
+    high. Classes that a language spells alike, or lists as ambiguous, are right for one another. An image whose class
     has no name in a language is not measured in that language; mean and min compare all languages over the classes that
     every one of them names, so that no language has fewer alternatives to choose from.
 
@@ -48,9 +48,9 @@ class ZeroShot(Evaluator):
         shards: Final shard folder; samples whose metadata has a `class_id` of the class file are used.
         classes: Class file with templates and names in each language.
         languages: Codes to measure; None takes all of the class file.
-        limit: At most so many samples, spread evenly over the folder; None takes all.
-        batch_size: Pictures or texts in one forward pass.
-        name: Start of the metrics' names.
+        limit: Maximum number of samples, spread evenly over the folder; None takes all.
+        batch_size: Images or texts in one forward pass.
+        name: Prefix of the metrics' names.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class ZeroShot(Evaluator):
         batch_size: int = 256,
         name: str = "zero_shot",
     ) -> None:
-        """Keep the settings; nothing is opened before `run`."""
+        """See the class for the arguments."""
         self.shards, self.classes, self.languages = Path(shards), Path(classes), languages
         self.limit, self.batch_size, self.name = limit, batch_size, name
 
     @torch.no_grad()
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure top-1 and top-5 in each language."""
-        class_ids, languages, pictures = agree(self._read, context.device)
-        place = {class_id: number for number, class_id in enumerate(class_ids)}
-        target = torch.tensor([place[str(picture.class_id)] for picture in pictures])
+        class_ids, languages, samples = agree(self._read, context.device)
+        index = {class_id: number for number, class_id in enumerate(class_ids)}
+        target = torch.tensor([index[str(sample.class_id)] for sample in samples])
         module = context.require_clip()
-        image = embed_images(module, pictures, self.batch_size, context.device)
+        image = embed_images(module, samples, self.batch_size, context.device)
         named = torch.tensor([[bool(texts) for texts in entry.prompts] for entry in languages.values()])
         common = named.all(dim=0)
         rank, paired, slices = [], [], {}
@@ -97,19 +97,19 @@ class ZeroShot(Evaluator):
                 )
         return metrics
 
-    def _read(self) -> tuple[list[str], dict[str, LanguageClasses], list[Picture]]:
+    def _read(self) -> tuple[list[str], dict[str, LanguageClasses], list[ImageSample]]:
         class_ids, languages = read_classes(self.classes, self.languages)
         known = set(class_ids)
-        found = read_pictures(self.shards, self.limit, lambda picture: picture.class_id in known)
-        pictures = pictures_to_embed(found, self.batch_size)
-        if not pictures:
+        found = read_image_samples(self.shards, self.limit, lambda sample: sample.class_id in known)
+        samples = keep_own_bytes(found, self.batch_size)
+        if not samples:
             raise UserError(f"{self.shards}: no sample has a metadata.class_id that {self.classes} lists")
-        return class_ids, languages, pictures
+        return class_ids, languages, samples
 
     def _ranks(
         self, image: Tensor, text: Tensor, target: Tensor, group: Tensor, known: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """`rank_of_target`, each rank for its part of the pictures."""
+        """Compute `rank_of_target`, each rank for its part of the images."""
 
         def compute(part: slice) -> Tensor:
             return torch.stack(rank_of_target(image[part], text, target[part], group, known), dim=1)
@@ -118,13 +118,11 @@ class ZeroShot(Evaluator):
         return ranks, predicted
 
     def _class_embedding(self, module: Any, entry: LanguageClasses, device: torch.device) -> Tensor:
-        """(C, D): for each class the normalised mean over its texts' normalised embeddings; zero where it has none."""
+        """Return (C, D): the normalised mean of each class's normalised text embeddings; zero for a class without."""
         texts = [text for prompts in entry.prompts for text in prompts]
         owner = torch.tensor([number for number, prompts in enumerate(entry.prompts) for _ in prompts])
         if not texts:
-            raise UserError(
-                f"{self.classes}: one of the languages names no class at all; leave it out with `languages`"
-            )
+            raise UserError(f"{self.classes}: a language names no class at all; leave it out with `languages`")
         embedding = embed_texts(module, texts, self.batch_size, device).double()
         total = torch.zeros(len(entry.prompts), embedding.shape[1], dtype=torch.float64).index_add_(0, owner, embedding)
         return torch.nn.functional.normalize(total, dim=-1).float()
@@ -135,7 +133,7 @@ def read_classes(path: Path, languages: list[str] | None) -> tuple[list[str], di
 
     Args:
         path: JSON with `classes` and `languages` (templates, names, and optionally ambiguous: lists of class ids).
-        languages: Codes to take; None takes all.
+        languages: Codes to read; None reads all.
 
     Returns:
         The class ids, and for each language its texts and groups.
@@ -153,7 +151,7 @@ def read_classes(path: Path, languages: list[str] | None) -> tuple[list[str], di
             f"{path}: cannot be read ({error.strerror}); write it with the program that made the links"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: is no class file ({type(error).__name__}: {error}); write it again") from None
+        raise UserError(f"{path}: is not a class file ({type(error).__name__}: {error}); write it again") from None
 
 
 def _language(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
@@ -167,12 +165,12 @@ def _language(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
             number = parent[number]
         return number
 
-    place = {class_id: number for number, class_id in enumerate(class_ids)}
+    index = {class_id: number for number, class_id in enumerate(class_ids)}
     spelled: dict[frozenset[str], list[int]] = {}
     for number, own in enumerate(names):
         if own:
             spelled.setdefault(frozenset(name.casefold() for name in own), []).append(number)
-    ambiguous = [[place[str(c)] for c in group if str(c) in place] for group in entry.get("ambiguous") or []]
+    ambiguous = [[index[str(c)] for c in group if str(c) in index] for group in entry.get("ambiguous") or []]
     for group in [*ambiguous, *spelled.values()]:
         for number in group[1:]:
             parent[root(number)] = root(group[0])
@@ -180,14 +178,14 @@ def _language(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
 
 
 def rank_of_target(image: Tensor, text: Tensor, target: Tensor, group: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Place of the right class, ties against it.
+    """Return the rank of the right class, ties counted against it.
 
     Args:
         image: (B, D) embeddings.
         text: (C, D) class embeddings.
         target: (B,) right class.
         group: (C,) classes of equal number are right for one another.
-        known: (C,) classes that may be chosen.
+        known: (C,) bool, classes that may be chosen.
 
     Returns:
         (B,) number of wrong classes that score at least as high as the best right one, -1 where the target is not
@@ -207,7 +205,7 @@ def rank_of_target(image: Tensor, text: Tensor, target: Tensor, group: Tensor, k
 
 
 def confusions(target: Tensor, predicted: Tensor, rank: Tensor, class_ids: list[str], most: int = 10) -> list[dict]:
-    """The most frequent mistakes: right class, class chosen instead, and how often."""
+    """Return the most frequent mistakes: right class, class chosen instead, and count."""
     wrong = (rank > 0).tolist()
     pairs = Counter(
         (t, p) for t, p, mistaken in zip(target.tolist(), predicted.tolist(), wrong, strict=True) if mistaken

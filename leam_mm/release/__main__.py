@@ -1,4 +1,4 @@
-"""Turn checkpoints into a folder that open_clip and diffusers load, with its evidence.
+"""Turn checkpoints into a folder that open_clip and diffusers load, with a model card and digests.
 
 python -m leam_mm.release --clip runs/quickstart/clip --generator runs/quickstart/generator --name quickstart \
     --output runs/quickstart/release --results runs/quickstart/evaluation/results.jsonl \
@@ -16,18 +16,18 @@ from leam_mm.errors import run
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options; their help is the reference."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m leam_mm.release",
         description="Write a release folder: clip/ for open_clip, generator/ for diffusers, a model card, the configs, "
-        "and the digest of every file. An older release in the same place is replaced; any other folder is refused.",
+        "and the digest of every file. An older release in the same folder is replaced; any other folder is refused.",
     )
     parser.add_argument(
         "--clip", type=Path, required=True, metavar="RUN", help="run folder or checkpoint of the encoder"
     )
     parser.add_argument("--generator", type=Path, metavar="RUN", help="run folder or checkpoint of the generator")
     parser.add_argument(
-        "--codec", type=Path, metavar="RUN", help="the generator's codec, if it was moved since the training"
+        "--codec", type=Path, metavar="RUN", help="the generator's codec, if it was moved since training"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the release folder")
     parser.add_argument("--name", required=True, help="name of the release (owner/name if it will go to a hub)")
@@ -53,10 +53,10 @@ def main(args: list[str] | None = None) -> None:
     if options.codec is not None and options.generator is None:
         parser.error("--codec belongs to a generator: give --generator too")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("xformers").setLevel(logging.ERROR)  # no attention runs here, so its kernels do not matter
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # no attention is computed here
     from transformers.utils import logging as transformers_logging
 
-    from leam_mm.release.release_folder import EVIDENCE_FILE, write_release  # seconds of imports, so not for --help
+    from leam_mm.release.release_folder import EVIDENCE_FILE, write_release  # seconds of imports, not needed for --help
 
     transformers_logging.disable_progress_bar()
     console = Console()

@@ -1,7 +1,7 @@
-"""A generator as a folder that ``DiffusionPipeline.from_pretrained`` loads without us and without remote code.
+"""A generator as a folder that ``DiffusionPipeline.from_pretrained`` loads without leam_mm and without remote code.
 
-The pipeline is diffusers' own PRXPipeline. Our text tower becomes a CLIPTextModel of transformers: the same weights
-under other names, so captions give the same hidden states. The scheduler's grid is the one our sampler walks.
+The pipeline is diffusers' PRXPipeline. Our text tower becomes a CLIPTextModel of transformers: the same weights under
+other names, so captions give the same hidden states. The scheduler takes the timesteps of our sampler.
 """
 
 import copy
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# open_clip's names inside a block of the text tower -> those of transformers; in_proj is split apart.
+# open_clip's names inside a block of the text tower -> those of transformers; in_proj is split into q, k and v.
 BLOCK_NAMES = {
     "ln_1": "layer_norm1",
     "ln_2": "layer_norm2",
@@ -43,7 +43,7 @@ BLOCK_NAMES = {
 
 
 def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> None:
-    """Write the generator (the averaged denoiser where an average is kept) in diffusers' layout.
+    """Write the generator (the averaged denoiser if an average is kept) in diffusers' layout.
 
     Args:
         generator: The trained module, with its codec and caption encoder.
@@ -51,9 +51,9 @@ def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> 
     """
     codec = generator.codec
     size = generator.latent_size * codec.downscale
-    told = generator.denoiser.size_conditioning
-    if told is not None and told.side != size:
-        log.warning("the released denoiser is told of whole pictures of %d pixels, and draws %d", told.side, size)
+    sizes = generator.denoiser.size_conditioning
+    if sizes is not None and sizes.side != size:
+        log.warning("the released denoiser is conditioned on images of %d pixels, and generates %d", sizes.side, size)
     pipeline = build_pipeline(generator.ema_denoiser(), generator.process, generator.caption_encoder, codec, size)
     pipeline.save_pretrained(folder, safe_serialization=True)
 
@@ -61,31 +61,31 @@ def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> 
 def build_pipeline(
     denoiser: Denoiser, process: DiffusionProcess, captions: CaptionEncoder, codec: LatentCodec, image_size: int
 ) -> Any:
-    """Put copies of our parts together as diffusers' PRXPipeline, on the CPU.
+    """Build diffusers' PRXPipeline from copies of our parts, on the CPU.
 
     Args:
         denoiser: A PRXDenoiser.
-        process: One that `released_scheduler` knows.
-        captions: The frozen text side that the denoiser was trained with.
+        process: A process that `released_scheduler` supports.
+        captions: The frozen caption encoder that the denoiser was trained with.
         codec: The autoencoder; its statistics become scaling_factor and shift_factor.
-        image_size: H = W in pixels of a picture where the caller names no size.
+        image_size: H = W in pixels of an image if the caller gives no size.
 
     Returns:
         The PRXPipeline (diffusers hides its methods from type checkers).
 
     Raises:
-        UserError: diffusers has no pipeline that would sample this generator as it was trained.
+        UserError: No pipeline of diffusers samples this generator as it was trained.
     """
     if not isinstance(denoiser, PRXDenoiser):
         raise UserError(
             f"a {type(denoiser).__name__} cannot be released for diffusers: its pipelines for U-Nets and for Stable "
-            "Diffusion 3 attend to the padding of captions, ours never does, so pictures would differ; train a "
+            "Diffusion 3 attend to the padding of captions, ours never does, so images would differ; train a "
             "PRXDenoiser to release one"
         )
     if not isinstance(captions, CaptionEncoder):
         raise UserError(
-            "a generator that reads with several text encoders, or with one of transformers, cannot be released for "
-            "diffusers yet: PRXPipeline would clean and pad captions in another way; train with one of our own"
+            "a generator with several text encoders, or with one of transformers, cannot be released for diffusers: "
+            "PRXPipeline cleans and pads captions in another way; train with one of our own"
         )
     scheduler = released_scheduler(process, (image_size // codec.downscale) ** 2)
     for part, model in [("denoiser", denoiser), ("codec", codec), ("text tower", captions.encoder)]:
@@ -106,14 +106,14 @@ def build_pipeline(
 
 
 def released_scheduler(process: DiffusionProcess, positions: int) -> Any:
-    """The scheduler of diffusers that, in a PRXPipeline, walks our sampler's grid with our sampler's steps.
+    """Return the scheduler of diffusers that takes the steps of our sampler in a PRXPipeline.
 
     Args:
         process: A RectifiedFlow, or a VariancePreserving of any prediction with Stable Diffusion's schedule.
-        positions: h w of the latents where the caller names no size.
+        positions: h w of the latents if the caller gives no size.
 
     Raises:
-        UserError: there is none that would sample as the process was trained.
+        UserError: No scheduler samples as the process was trained.
     """
     if isinstance(process, VariancePreserving) and process.schedule == "sd_linear":
         return DPMSolverMultistepScheduler(
@@ -122,34 +122,34 @@ def released_scheduler(process: DiffusionProcess, positions: int) -> Any:
             beta_end=BETA_END,
             beta_schedule="scaled_linear",
             prediction_type=process.prediction_type,
-            final_sigmas_type="sigma_min",  # the table's first step, as ours: what is left of the noise stays
+            final_sigmas_type="sigma_min",  # the first step of the table, as ours: the remaining noise stays
             lower_order_final=False,
         )
     if type(process) is RectifiedFlow:  # subclasses predict something else
         if isinstance(process.shift, TimeShift):
             log.warning(
-                "the released scheduler keeps one shift, %.4g, that of %d latent positions: at other sizes its "
-                "pictures are not those of our own sampler",
+                "the released scheduler has the constant shift %.4g, that of %d latent positions: at other sizes its "
+                "images differ from those of our own sampler",
                 process.shift_at(positions),
                 positions,
             )
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=TRAINING_STEPS, shift=process.shift_at(positions))
-    cure = "VariancePreserving's schedule sd_linear" if isinstance(process, VariancePreserving) else "RectifiedFlow"
+    fix = "VariancePreserving's schedule sd_linear" if isinstance(process, VariancePreserving) else "RectifiedFlow"
     raise UserError(
         f"a generator trained with this {type(process).__name__} cannot be released for diffusers: no scheduler in its "
-        f"PRXPipeline takes the same steps at the same times; train with {cure} to release one"
+        f"PRXPipeline takes the same steps at the same times; train with {fix} to release one"
     )
 
 
 def load_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
-    """The tokenizer, told the length to which the pipeline pads."""
+    """Return the tokenizer with the length to which the pipeline pads."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     tokenizer.model_max_length = context_length
     return tokenizer
 
 
 def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel:
-    """Our text tower as transformers' CLIPTextModel; its last hidden states are our ``text_states``.
+    """Return our text tower as transformers' CLIPTextModel, whose last hidden states are our ``text_states``.
 
     Args:
         encoder: The towers.
@@ -158,7 +158,7 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
     tokenizer = load_tokenizer(tokenizer_path, encoder.context_length)
     if not isinstance(encoder.clip, CLIP) or not isinstance(encoder.text, TextTower):
         raise UserError(
-            f"a generator that reads through a {type(encoder.clip).__name__} cannot be released for diffusers: its "
+            f"a generator with captions from a {type(encoder.clip).__name__} cannot be released for diffusers: its "
             "PRXPipeline takes a plain CLIP text tower; train the generator with one"
         )
     weights = plain_weights(encoder.plain_clip())
@@ -171,7 +171,7 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
         num_hidden_layers=encoder.text.layers,
         num_attention_heads=encoder.text.heads,
         max_position_embeddings=encoder.context_length,
-        # open_clip's default is the exact one; transformers' is quick_gelu
+        # open_clip's default is the exact GELU; that of transformers is quick_gelu
         hidden_act="quick_gelu" if encoder.config().get("quick_gelu") else "gelu",
         layer_norm_eps=encoder.clip.ln_final.eps,
         pad_token_id=tokenizer.pad_token_id,
@@ -184,10 +184,10 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
 
 
 def text_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the text tower's weights from open_clip to transformers; the projection stays behind.
+    """Rename the text tower's weights from open_clip to transformers, without the projection.
 
     Args:
-        weights: State of an open_clip CLIP, whatever else is in it.
+        weights: State of an open_clip CLIP; other entries are ignored.
     """
     renamed = {
         "embeddings.token_embedding.weight": weights["token_embedding.weight"],
@@ -201,7 +201,7 @@ def text_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         layer, part, kind = f"encoder.layers.{block[1]}", block[2], block[3]
         if part == "attn.in_proj":
-            for projection, piece in zip("qkv", value.chunk(3), strict=True):  # rows of q, k and v stand in this order
+            for projection, piece in zip("qkv", value.chunk(3), strict=True):  # rows are in the order q, k, v
                 renamed[f"{layer}.self_attn.{projection}_proj.{kind}"] = piece.clone()
         else:
             renamed[f"{layer}.{BLOCK_NAMES[part]}.{kind}"] = value

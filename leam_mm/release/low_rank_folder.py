@@ -1,9 +1,9 @@
-"""Low-rank additions alone, as a folder that the library peft puts on the base: a few megabytes instead of all weights.
+"""Low-rank additions alone, as a folder that the library peft adds to the base: a few megabytes instead of all weights.
 
 peft.PeftModel.from_pretrained(pipeline.transformer, FOLDER)
 
-Some models of diffusers 0.42 have a door for such files (PeftAdapterMixin), PRXTransformer2DModel has none, and the one
-that PRXPipeline inherits looks for a U-Net: so it is peft's own door, and its own layout.
+The layout is peft's own: PRXTransformer2DModel of diffusers 0.42 has no PeftAdapterMixin, and the loader that
+PRXPipeline inherits expects a U-Net.
 """
 
 import json
@@ -20,11 +20,11 @@ from leam_mm.errors import UserError
 from leam_mm.release.open_clip_folder import plain_weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."  # peft's name of the network that it has wrapped
+PREFIX = "base_model.model."  # peft's name of the wrapped network
 
 
 def has_low_rank(denoiser: Denoiser) -> bool:
-    """Whether there is something to write."""
+    """Return whether the denoiser was trained with low-rank additions."""
     return isinstance(denoiser, PretrainedDenoiser) and denoiser.low_rank is not None
 
 
@@ -44,7 +44,7 @@ def write_low_rank_folder(denoiser: Denoiser, folder: Path) -> None:
 
 
 def low_rank_adapter(denoiser: PretrainedDenoiser) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of adapter_config.json, and A (rank, in) and B (out, rank) of each layer by peft's names."""
+    """Return the content of adapter_config.json, and A (rank, in) and B (out, rank) of each layer by peft's names."""
     assert denoiser.low_rank is not None
     origin = denoiser.origin()
     values = plain_weights(denoiser.model)
@@ -52,7 +52,7 @@ def low_rank_adapter(denoiser: PretrainedDenoiser) -> tuple[dict[str, Any], dict
     config = {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": origin.get("name"),  # never a place on this machine
+        "base_model_name_or_path": origin.get("name"),  # never a path of this machine
         "r": denoiser.low_rank.rank,
         "lora_alpha": denoiser.low_rank.alpha,
         "lora_dropout": 0.0,

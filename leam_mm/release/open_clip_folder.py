@@ -3,8 +3,8 @@
 open_clip.create_model_and_transforms("local-dir:FOLDER")
 open_clip.get_tokenizer("local-dir:FOLDER")
 
-Where the text tower is one of transformers that was built from a folder, its config lies in text_model/, which
-open_clip looks for beneath the directory that it is started in: start it inside FOLDER, with "local-dir:.".
+The config of a text tower of transformers that was built from a folder is in text_model/, which open_clip searches
+below the current directory: start it inside FOLDER, with "local-dir:.".
 """
 
 import json
@@ -23,30 +23,30 @@ from leam_mm.errors import UserError
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
 TEXT_MODEL = "text_model"  # folder of the config of a text tower of transformers
-# Plain JSON only: a tokenizer folder may hold code, which must never travel.
+# Plain JSON only: a tokenizer folder may hold code, which must not be released.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -> None:
-    """Write the encoder (the averaged one where an average is kept) in open_clip's own layout.
+    """Write the encoder (the averaged one if an average is kept) in open_clip's own layout.
 
     Args:
         module: The trained module.
         folder: A new or empty folder.
-        name: Where the tokenizer will be found once the folder is on a hub (owner/name); any other name serves on disk.
-            It must not be empty: open_clip would silently take its English vocabulary.
+        name: Name of the tokenizer once the folder is on a hub (owner/name); on disk any name works. It must not be
+            empty: open_clip would silently use its English vocabulary.
     """
     if not name:
-        raise UserError("the release needs a name: without one open_clip would take its English vocabulary")
+        raise UserError("the release needs a name: without one open_clip would use its English vocabulary")
     encoder = module.ema_encoder()
     folder.mkdir(parents=True, exist_ok=True)
     config = open_clip_config(encoder, name)
-    if not module.tokenizer.has_files:  # open_clip takes its English vocabulary where no other is named
+    if not module.tokenizer.has_files:  # open_clip then uses its English vocabulary
         config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name")
     text_model = Path(config["model_cfg"]["text_cfg"].get("hf_model_name") or "")
     if (text_model / "config.json").is_file():
         shape = json.loads((text_model / "config.json").read_text(encoding="utf-8"))
-        for word in ("_name_or_path", "auto_map"):  # places on this machine, and names of code
+        for word in ("_name_or_path", "auto_map"):  # paths of this machine, and names of code
             shape.pop(word, None)
         (folder / TEXT_MODEL).mkdir(exist_ok=True)
         (folder / TEXT_MODEL / "config.json").write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
@@ -58,12 +58,12 @@ def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -
 
 
 def open_clip_config(encoder: DualEncoder, name: str) -> dict[str, Any]:
-    """The content of open_clip_config.json: how to build the model and how to prepare a picture for it."""
+    """Return the content of open_clip_config.json: how to build the model and to preprocess images for it."""
     model = json.loads(json.dumps(encoder.config()))
     model["text_cfg"]["hf_tokenizer_name"] = name
-    # open_clip's vision transformers drop patches only while they train; a released one starts from zero.
+    # Patch dropout is for training only.
     model["vision_cfg"].pop("patch_dropout", None)
-    picture = {
+    preprocess = {
         "size": encoder.image_size,
         "mode": "RGB",
         "mean": _decimals(encoder.get_buffer("image_mean")),
@@ -71,22 +71,20 @@ def open_clip_config(encoder: DualEncoder, name: str) -> dict[str, Any]:
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    return {"model_cfg": model, "preprocess_cfg": picture}
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def plain_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model as separate, contiguous tensors on the CPU, as safetensors wants them."""
+    """Return the state of a model as separate, contiguous tensors on the CPU, as safetensors requires."""
     weights = {name: value.detach().to("cpu").clone().contiguous() for name, value in model.state_dict().items()}
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(
-                f"weight {name} holds numbers that are not finite: the training diverged, release another one"
-            )
+            raise UserError(f"weight {name} is not finite: the run diverged, release an earlier checkpoint")
     return weights
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer, and nothing else that may lie beside them."""
+    """Copy the files of a tokenizer, and nothing else of its folder."""
     missing = [name for name in TOKENIZER_FILES[:2] if not (source / name).is_file()]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}: give the tokenizer of data_tools/train_tokenizer.py")
@@ -96,5 +94,5 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _decimals(values: Tensor) -> list[float]:
-    """Floats as they were written in the recipe: the shortest decimals that give the same float32."""
+    """Return floats as written in the recipe: the shortest decimals of the same float32."""
     return [float(str(value)) for value in values.to("cpu", torch.float32).numpy()]

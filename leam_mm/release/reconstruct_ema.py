@@ -1,11 +1,11 @@
-"""Average the weights of a finished generator over another width than those it was trained with.
+"""Compute the weight average of a finished generator for another width than those that were kept in training.
 
 python -m leam_mm.release.reconstruct_ema --run runs/quickstart/generator --widths 0.03 0.075 0.15
 python evaluate.py --config configs/evaluate_quickstart.yaml --generator \
     runs/quickstart/generator/reconstructed/width-0.075.ckpt
 
-From the snapshots that callbacks/ema_snapshots.py wrote; the result is a checkpoint without an optimizer, which
-evaluate.py and the release take like any other.
+It is computed from the snapshots of callbacks/ema_snapshots.py. The result is a checkpoint without an optimizer, which
+evaluate.py and the release accept like any other.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256
 from leam_mm.optim.power_ema import combination, gamma_of
 
-FAR = 0.05  # distance of the profiles, over the norm of the wanted one, from which on there is a warning
+MAX_ERROR = 0.05  # relative distance to the wanted profile above which there is a warning
 NETWORK, AVERAGE = "denoiser.", "ema."  # in the names of a generator's checkpoint
 KEPT = ("epoch", "global_step", "pytorch-lightning_version")
 log = logging.getLogger(__name__)
@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 def combine(
     snapshots: list[tuple[Path, Snapshot]], coefficients: np.ndarray, like: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Sum up kept averages, one weight at a time, in float64.
+    """Return the weighted sum of all averages, one parameter at a time, in float64.
 
     Args:
-        snapshots: Files with their contents; every width of the first is the first coefficient and so on.
-        coefficients: One for each width of each snapshot.
-        like: Names, shapes and types of the weights.
+        snapshots: Files with their contents.
+        coefficients: One for each width of each snapshot, in this order.
+        like: Names, shapes and types of the parameters.
     """
     files = [safe_open(path, framework="pt") for path, _ in snapshots]
     parts = [
@@ -58,7 +58,7 @@ def combine(
 
 
 def check_names(snapshots: list[tuple[Path, Snapshot]], like: dict[str, Tensor]) -> None:
-    """Each file must hold these weights in these shapes, for each of its widths.
+    """Check that each file holds these parameters in these shapes for each of its widths.
 
     Raises:
         UserError: The snapshots are those of another network.
@@ -78,48 +78,48 @@ def check_names(snapshots: list[tuple[Path, Snapshot]], like: dict[str, Tensor])
 def reconstruct(
     checkpoint: dict[str, Any], like: dict[str, Tensor], snapshots: list[tuple[Path, Snapshot]], width: float
 ) -> tuple[dict[str, Any], float]:
-    """A checkpoint with the average of this width at the time of the last snapshot.
+    """Return a checkpoint with the average of this width at the last snapshot.
 
     Args:
-        checkpoint: Of the same training; it gives the config and the rest of the state.
-        like: The denoiser's parameters; its buffers are no weights and stay as they were last.
-        snapshots: The oldest first.
+        checkpoint: Checkpoint of the same run, for the config and the rest of the state.
+        like: The denoiser's parameters; its buffers keep their last values.
+        snapshots: All snapshots, the oldest first.
         width: sigma_rel.
 
     Returns:
-        The checkpoint, and the distance between the combined profile and the wanted one over the latter's norm.
+        The checkpoint, and the distance between the combined and the wanted profile over the norm of the latter.
     """
     state = checkpoint["state_dict"]
     last = snapshots[-1][1]
     averages = [(held.updates, gamma_of(kept)) for _, held in snapshots for kept in held.widths]
     times, gammas = zip(*averages, strict=True)
-    shares, apart = combination(times, gammas, last.updates, gamma_of(width))
+    shares, error = combination(times, gammas, last.updates, gamma_of(width))
     combined = {f"{NETWORK}{name}": value for name, value in combine(snapshots, shares, like).items()}
     config = checkpoint_config(checkpoint)
     config["model"]["init_args"]["ema"] = None
-    told = (
+    header = (
         f"# The denoiser's weights are an average with the power-function profile of width {width:g} over\n"
         f"# {last.updates} updates, put together from {len(snapshots)} snapshots; no other average is kept.\n"
     )
     evidence = {
         **checkpoint[EVIDENCE],
-        "config": told + yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
+        "config": header + yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "samples_seen": last.samples,
         "reconstructed": {
             "width": width,
             "updates": last.updates,
-            "profile_error": apart,
+            "profile_error": error,
             "snapshots": {path.name: file_sha256(path) for path, _ in snapshots},
         },
     }
     weights = {name: combined.get(name, value) for name, value in state.items() if not name.startswith(AVERAGE)}
     energy = {key: value for key, value in checkpoint.get("callbacks", {}).items() if key == "EnergyRecord"}
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    return {"state_dict": weights, EVIDENCE: evidence, "callbacks": energy, **kept}, apart
+    return {"state_dict": weights, EVIDENCE: evidence, "callbacks": energy, **kept}, error
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m leam_mm.release.reconstruct_ema", description=(__doc__ or "").partition("\n")[0]
     )
@@ -138,24 +138,24 @@ def main(arguments: list[str] | None = None) -> list[Path]:
     like = {name: value.detach() for name, value in module.denoiser.named_parameters()}
     seen = checkpoint[EVIDENCE].get("samples_seen")
     end = options.samples if options.samples is not None else seen
-    # A killed run may have written one after its checkpoint.
+    # A killed run may have written a snapshot after its last checkpoint.
     snapshots = [(path, held) for path, held in read_snapshots(options.run) if end is None or held.samples <= end]
     if not snapshots or (options.samples is not None and snapshots[-1][1].samples != options.samples):
-        there = [held.samples for _, held in read_snapshots(options.run)]
-        raise UserError(f"{options.run} has no snapshot at sample {end}: there are those at {there}")
+        found = [held.samples for _, held in read_snapshots(options.run)]
+        raise UserError(f"{options.run} has no snapshot at sample {end}: give one of {found} as --samples")
     check_names(snapshots, like)
     output = options.output or options.run / "reconstructed"
     table, console, written = Table("width", "snapshots", "error of the profile", "checkpoint"), Console(), []
     for width in options.widths:
-        made, apart = reconstruct(checkpoint, like, snapshots, width)
+        made, error = reconstruct(checkpoint, like, snapshots, width)
         path = output / f"width-{width:g}.ckpt"
         AtomicCheckpointIO().save_checkpoint(made, path)
         written.append(path)
-        table.add_row(f"{width:g}", str(len(snapshots)), f"{apart:.2%}", str(path))
-        if apart > FAR:
+        table.add_row(f"{width:g}", str(len(snapshots)), f"{error:.2%}", str(path))
+        if error > MAX_ERROR:
             log.warning(
-                "width %g: the snapshots' profiles come no nearer to the wanted one than %.1f %%; more snapshots, or a "
-                "width nearer to those of the training, would", width, 100 * apart,
+                "width %g: the profile has an error of %.1f %%; keep more snapshots, or give a width closer to "
+                "those kept in training", width, 100 * error,
             )  # fmt: skip
     console.print(table)
     return written

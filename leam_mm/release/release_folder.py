@@ -1,13 +1,11 @@
-"""A whole release: encoder, generator, model card, the configs verbatim, and the digests of all of it.
+"""A whole release: encoder, generator, model card, unchanged configs, and the digests of all files.
 
-It is written beside its place and renamed at the end, so that a folder under the final name is complete.
+It is written under a temporary name and renamed at the end, so that a folder under the final name is complete.
 """
 
 import json
 import logging
-import os
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +26,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
-from leam_mm.files import file_sha256
+from leam_mm.files import atomic_folder, file_sha256, write_json
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, model_card
@@ -53,70 +51,65 @@ def write_release(
     """Write a release folder; an older release under that name is replaced.
 
     Args:
-        folder: Where it goes.
-        name: Of the release; owner/name if the folder of the encoder will be published on a hub.
-        licence: Of the weights, as SPDX writes it.
+        folder: The release folder.
+        name: Name of the release; owner/name if the folder of the encoder will be published on a hub.
+        licence: SPDX identifier of the licence of the weights.
         clip: Checkpoint or run folder of the encoder.
         generator: Checkpoint or run folder of the generator, or None.
-        codec: Checkpoint or run folder of the generator's codec, where it lies elsewhere than in training.
+        codec: Checkpoint or run folder of the generator's codec, if it was moved since training.
         results: results.jsonl files of evaluate.py, or their folders.
         shards: Shard folders of the training, to count samples and licences.
+
+    Returns:
+        The content of the model card.
 
     Raises:
         UserError: Something is missing or does not belong together; nothing is left behind.
     """
-    check_place(folder)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "configs").mkdir(parents=True)
-    try:
+    check_folder(folder)
+    with atomic_folder(folder) as temporary:
+        (temporary / "configs").mkdir()
         encoder, low_rank = load_module(clip, ContrastiveModule), False
         write_open_clip_folder(encoder, temporary / "clip", name)
-        stages = [stage_facts("clip", clip, encoder.ema_encoder(), temporary)]
-        drawer = load_generator(generator, clip, codec) if generator is not None else None
-        if generator is not None and drawer is not None:
-            write_diffusers_folder(drawer, temporary / "generator")
-            denoiser = drawer.ema_denoiser()
+        towers = encoder.ema_encoder()
+        stages = [stage_facts("clip", clip, towers, temporary)]
+        module = load_generator(generator, clip, codec) if generator is not None else None
+        if generator is not None and module is not None:
+            write_diffusers_folder(module, temporary / "generator")
+            denoiser = module.ema_denoiser()
             if low_rank := has_low_rank(denoiser):
                 write_low_rank_folder(denoiser, temporary / "low_rank")
             own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]  # clip/ has another text tower then
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
-            stages.append(codec_facts(Path(str(drawer.frozen.paths["codec"])), drawer.codec, temporary))
+            stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
-        data = [data_facts(path, stages) for path in shards]
-        towers = encoder.ema_encoder()
-        size = drawer.latent_size * drawer.codec.downscale if drawer is not None else None
-        straight = drawer is None or isinstance(drawer.process, RectifiedFlow)
         facts = ReleaseFacts(
-            name, licence, towers.image_size, towers.context_length, stages, data, metrics, size, low_rank, straight
+            name,
+            licence,
+            towers.image_size,
+            towers.context_length,
+            stages,
+            data=[data_facts(path, stages) for path in shards],
+            metrics=metrics,
+            generated_size=module.latent_size * module.codec.downscale if module is not None else None,
+            low_rank=low_rank,
+            straight_paths=module is None or isinstance(module.process, RectifiedFlow),
         )
         (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_evidence(facts, temporary)
-        put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return facts
 
 
-def check_place(folder: Path) -> None:
-    """Only a release of ours, or nothing, may stand where the new one goes."""
+def check_folder(folder: Path) -> None:
+    """Refuse to replace anything but a release or an empty folder."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / EVIDENCE_FILE).is_file():
         raise UserError(f"{folder} holds files that are no release (no {EVIDENCE_FILE}): give --output another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give --output another folder")
 
 
-def put_in_place(temporary: Path, folder: Path) -> None:
-    """Give the finished folder its name; the older release goes only when the new one stands."""
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def load_generator(path: Path, clip: Path, codec: Path | None) -> LatentDiffusionModule:
-    """Open the generator; its frozen parts may have moved, and are known again by their digests."""
+    """Load the generator; frozen parts that were moved are identified by their digests."""
     module = load_module(path, LatentDiffusionModule)
     recorded = module.frozen.record()
     if codec is not None:
@@ -124,12 +117,12 @@ def load_generator(path: Path, clip: Path, codec: Path | None) -> LatentDiffusio
     if recorded.get("clip", {}).get("sha256") == file_sha256(find_checkpoint(clip)):
         module.frozen.paths["clip"] = str(clip)
     else:
-        log.warning("the generator was trained with another encoder than --clip; its own goes into generator/")
+        log.warning("the generator was trained with another encoder than --clip; generator/ gets its own")
     return module
 
 
 def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> StageFacts:
-    """What the checkpoint tells about one training; its config is copied verbatim into the release."""
+    """Return what the checkpoint records about its run; copy its config unchanged into the release."""
     checkpoint = read_checkpoint(path)
     evidence = checkpoint[EVIDENCE]
     (temporary / "configs" / f"{kind}.yaml").write_text(evidence["config"], encoding="utf-8")
@@ -146,7 +139,7 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
 
 
 def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
-    """The codec's training; or, where it is a folder of diffusers, whose weights these are and what they say of it."""
+    """Return the codec's run; for a folder of diffusers, the digest and the stated licence of its weights."""
     if not (path / "config.json").is_file():
         return stage_facts("codec", path, released, temporary)
     digest = file_sha256(codec_file(path))
@@ -156,35 +149,36 @@ def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
 
 
 def stated_licence(folder: Path) -> dict[str, str]:
-    """The licence in the front matter of a folder's model card, or of the pipeline's around it, as the Hub reads it."""
-    around = [folder.parent] if (folder.parent / "model_index.json").is_file() else []
-    for card in (place / "README.md" for place in (folder, *around)):
+    """Return the licence in the front matter of a folder's model card, or of the card of the pipeline around it."""
+    pipeline = [folder.parent] if (folder.parent / "model_index.json").is_file() else []
+    for card in (path / "README.md" for path in (folder, *pipeline)):
         if not card.is_file() or card.stat().st_size > MAX_CARD:
             continue
         begin, _, rest = card.read_text(encoding="utf-8", errors="replace").partition("---")
         try:
             front = yaml.safe_load(rest.partition("\n---")[0]) if not begin.strip() else None
         except (yaml.YAMLError, ValueError, RecursionError):
-            log.warning("the front matter of %s cannot be read: the licence of these weights stays unknown", card)
+            log.warning("the front matter of %s cannot be read: the licence of these weights is not stated", card)
             continue
-        told = front if isinstance(front, dict) else {}
-        for licence in (told.get("license_name") if told.get("license") == "other" else None, told.get("license")):
+        if not isinstance(front, dict):
+            continue
+        for licence in (front.get("license_name") if front.get("license") == "other" else None, front.get("license")):
             if isinstance(licence, str):
                 return {"licence": licence[:200]}
     return {}
 
 
 def base_facts(evidence: dict[str, Any]) -> dict[str, str]:
-    """What a training started from: named without the place on this machine, as a hub or a release names it."""
-    known = evidence.get("pretrained") or {}
-    base = {key: str(value) for key, value in known.items() if key not in ("config", "caption_tower")}
+    """Return what a run started from, without paths of this machine."""
+    recorded = evidence.get("pretrained") or {}
+    base = {key: str(value) for key, value in recorded.items() if key not in ("config", "caption_tower")}
     if "weights" in base and Path(base["weights"]).is_absolute():
         base["weights"] = "/".join(Path(base["weights"]).parts[-2:])
     return base
 
 
 def data_facts(path: Path, stages: Sequence[StageFacts]) -> DataFacts:
-    """Count a shard folder, once it is sure that the release was trained on it."""
+    """Count a shard folder, after a check that the release was trained on it."""
     folder = ShardFolder(path)
     root = folder.merkle_root
     if not any(root in stage.data for stage in stages):
@@ -196,41 +190,39 @@ def data_facts(path: Path, stages: Sequence[StageFacts]) -> DataFacts:
 
 
 def count_column(folder: ShardFolder, column: str) -> dict[str, int]:
-    """Samples by the value of one field: from the ledger where it has that of every sample, else from the samples."""
+    """Count samples by one field: from the ledger if it has the field of every sample, else from the samples."""
     ledger = folder.path / "ledger.parquet"
     try:
         names = set(pq.read_schema(ledger).names) if ledger.is_file() else set()
         if column in names:
             table = pq.read_table(ledger, columns=sorted({column, "kept"} & names))
-            kept = table.filter(table["kept"]) if "kept" in names else table  # it tells the fate of every link
+            kept = table.filter(table["kept"]) if "kept" in names else table  # a ledger holds dropped links, too
             if kept.num_rows == folder.samples and not kept[column].null_count:
                 return dict(Counter(str(value) for value in kept[column].to_pylist()))
         records = (json.loads(members["json"]) for _, members in read_samples(folder.path))
         return dict(Counter(str(record.get(column) or "") for record in records))
     except (pa.ArrowInvalid, OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{folder.path}: its {column} column cannot be counted ({error!r}): copy the folder again"
-        ) from None
+        raise UserError(f"{folder.path}: {column} cannot be counted ({error!r}): copy the folder again") from None
 
 
 def released_metrics(path: Path, stages: Sequence[StageFacts]) -> list[dict[str, Any]]:
-    """The newest line of each metric in a results.jsonl, once it is sure that it was measured on these checkpoints.
+    """Return the newest line of each metric of a results.jsonl that was measured on these checkpoints.
 
     Args:
-        path: The file, or the folder that holds it.
-        stages: Of the release; metrics of a network that is not released are left out.
+        path: The file, or its folder.
+        stages: Runs of the release; metrics of a network that is not released are skipped.
     """
     digests = {stage.kind: stage.checkpoint_sha256 for stage in stages}
-    metrics, left_out = [], 0
+    metrics, skipped = [], 0
     if not path.exists():
         raise UserError(f"{path} is missing: give the results.jsonl of evaluate.py, or leave out --results")
     for name, row in read_results(path if path.is_dir() else path.parent).items():
         for key in ("value", "low", "high"):
             if not isinstance(row.get(key), int | float | None):
-                raise UserError(f"{path}: {key} of {name!r} is {row[key]!r}, no number: evaluate again")
+                raise UserError(f"{path}: {key} of {name!r} is {row[key]!r}, not a number: evaluate again")
         tested = {kind: entry["sha256"] for kind, entry in (row.get("checkpoints") or {}).items() if entry}
         if not tested.keys() <= digests.keys():
-            left_out += 1
+            skipped += 1
             continue
         for kind, digest in tested.items():
             if digest != digests[kind]:
@@ -239,13 +231,13 @@ def released_metrics(path: Path, stages: Sequence[StageFacts]) -> list[dict[str,
                     f"{digests[kind][:12]}): evaluate the released one"
                 )
         metrics.append(row)
-    if left_out:
-        log.warning("%d metrics of %s belong to networks that are not released; they are left out", left_out, path)
+    if skipped:
+        log.warning("%d metrics of %s belong to networks that are not released; they are skipped", skipped, path)
     return metrics
 
 
 def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
-    """Write leam_mm_release.json: digests of all other files, and what is known about data, energy and versions."""
+    """Write leam_mm_release.json: digests of all other files, and facts about data, energy and versions."""
     files = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[file.relative_to(folder).as_posix()] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
@@ -258,5 +250,4 @@ def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
         "data": [asdict(entry) for entry in facts.data],
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
     }
-    text = json.dumps(evidence, indent=2, ensure_ascii=False)
-    (folder / EVIDENCE_FILE).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / EVIDENCE_FILE, evidence, indent=2)

@@ -20,7 +20,7 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
-from leam_mm.evaluators.embedding import read_pictures
+from leam_mm.evaluators.embedding import read_image_samples
 from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample_interval
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
@@ -53,7 +53,7 @@ def collect(latents: Path, runs: Path, file: Path) -> None:
             state[number, place, : len(one)], length[number, place] = one, len(one)
     whole = {name: torch.stack([row[name] for row in rows]) for name in ("latent", "image_feature")}
     size = json.loads((latents / "encoding.json").read_text())["image_sizes"][0]
-    pixels = torch.stack([picture.pixels(size) for picture in read_pictures(runs / "shards/test", REAL)])
+    pixels = torch.stack([picture.pixels(size) for picture in read_image_samples(runs / "shards/test", REAL)])
     features = EfficientNetLite0()
     real = torch.cat([features.extract(part) for part in pixels.split(64)])
     torch.save({**whole, **prompts, "caption_state": state, "caption_length": length, "real": real}, file)
@@ -104,7 +104,7 @@ class Judge:
     def __init__(self, runs: Path, count: int, real: Tensor) -> None:
         """See the class for the arguments."""
         self.features, self.real = EfficientNetLite0(), real
-        prompted = [picture for picture in read_pictures(runs / "shards/test", REAL) if picture.captions("en")]
+        prompted = [picture for picture in read_image_samples(runs / "shards/test", REAL) if picture.captions("en")]
         self.chosen = [prompted[place * len(prompted) // count] for place in range(min(count, len(prompted)))]
         self.prompts = [picture.captions("en")[0] for picture in self.chosen]
         self.reader = SceneReader(runs / "scenes") if (runs / "scenes/scenes.json").is_file() else None
