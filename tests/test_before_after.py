@@ -30,7 +30,7 @@ def write_latents(folder: Path, count: int = 12) -> Path:
 
 
 class Painter:
-    """A generator that paints one grey, and predicts one number everywhere."""
+    """A generator of one grey that predicts one number everywhere."""
 
     device = torch.device("cpu")
     process = RectifiedFlow()
@@ -101,7 +101,7 @@ def test_the_loss_is_the_error_at_fixed_times_and_noises(tmp_path: Path) -> None
     assert np.array_equal(losses[0.0], held_out_losses(Painter(0.0), latents, 3, 0))
 
 
-def test_the_report_puts_them_side_by_side(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:
     assert all(is_change(name) for name in results)
     table = changes(results)
     assert (
@@ -116,12 +116,12 @@ def test_the_report_puts_them_side_by_side(results: dict[str, dict[str, Any]], t
     assert changes({}) is None and (tmp_path / "evaluation" / RESULTS).is_file()
 
 
-def test_a_number_that_is_missing_on_one_side_says_so() -> None:
+def test_a_number_that_is_missing_on_one_side_is_not_measured() -> None:
     row = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction", "samples": 3, "note": "<b>"}
     table = changes({"after/a": row})
     assert table is not None and table.rows[0][1:3] == [MISSING, ""] and table.rows[0][3] == "50.0 %"
 
 
-def test_settings_that_draw_nothing_are_refused() -> None:
+def test_settings_without_any_image_are_refused() -> None:
     with pytest.raises(UserError, match="at least 1"):
         BeforeAfter(Path("a"), [], Path("b"), draws=0)

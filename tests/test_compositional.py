@@ -62,16 +62,16 @@ def test_the_reader_is_right_on_a_thousand_scenes(reader: SceneReader, split: st
     assert min(accuracy(reader, split, 1000).values()) >= 0.99
 
 
-def test_the_reader_is_fair_to_blurry_noisy_pictures(reader: SceneReader) -> None:
+def test_the_reader_reads_blurry_noisy_images(reader: SceneReader) -> None:
     assert min(accuracy(reader, "train", 60, blur=0.8, noise=6).values()) >= 0.98
     assert min(accuracy(reader, "train", 60, blur=1.2, noise=10).values()) >= 0.93
 
 
-def test_the_reader_reads_larger_pictures(reader: SceneReader) -> None:
+def test_the_reader_reads_larger_images(reader: SceneReader) -> None:
     assert min(accuracy(reader, "test", 20, size=128).values()) == 1
 
 
-def test_the_reader_sees_nothing_in_an_empty_picture(reader: SceneReader) -> None:
+def test_the_reader_finds_nothing_in_an_empty_image(reader: SceneReader) -> None:
     for grey in (0, 128, 255):
         assert reader.read(np.full((32, 32, 3), grey, np.uint8)) == []
 
@@ -109,7 +109,7 @@ def prompt(kind: str, *things: tuple[str, str], relation: str | None = None) -> 
     return {"kind": kind, "objects": objects, "relation": relation, "count": len(things)}
 
 
-def test_a_single_thing_is_judged_by_the_largest_found() -> None:
+def test_a_single_object_is_compared_with_the_largest_found() -> None:
     asked = prompt("single", ("red", "star"))
     verdict = score([thing("red", "star", area=0.2), thing("blue", "ring", area=0.01)], asked)
     assert verdict == {"count": False, "colour": True, "shape": True, "colour_shape": True}
@@ -118,7 +118,7 @@ def test_a_single_thing_is_judged_by_the_largest_found() -> None:
     assert not any(score([], asked).values())
 
 
-def test_a_pair_must_bind_colours_to_shapes_and_lie_as_said() -> None:
+def test_a_pair_must_bind_colours_to_shapes_in_the_named_relation() -> None:
     asked = prompt("pair", ("red", "star"), ("blue", "ring"), relation="left_of")
     right = [thing("red", "star", 0.2), thing("blue", "ring", 0.8)]
     assert all(score(right, asked).values())
@@ -134,14 +134,14 @@ def test_a_pair_must_bind_colours_to_shapes_and_lie_as_said() -> None:
 @pytest.mark.parametrize(
     ("relation", "x", "y"), [("left_of", 0.9, 0.5), ("right_of", 0.1, 0.5), ("above", 0.5, 0.9), ("below", 0.5, 0.1)]
 )
-def test_relations_name_where_the_first_thing_lies(relation: str, x: float, y: float) -> None:
+def test_relations_name_the_position_of_the_first_object(relation: str, x: float, y: float) -> None:
     reading = [thing("red", "star"), thing("blue", "ring", x, y)]
     for asked in ("left_of", "right_of", "above", "below"):
         verdict = score(reading, prompt("pair", ("red", "star"), ("blue", "ring"), relation=asked))
         assert verdict["relation"] == (asked == relation)
 
 
-def test_a_count_needs_the_number_and_each_thing_once() -> None:
+def test_a_count_needs_the_number_and_each_object_once() -> None:
     asked = prompt("count", *[("red", "star")] * 3)
     assert all(score([thing("red", "star")] * 3, asked).values())
     assert score([thing("red", "star")] * 4, asked)["count"] is False
@@ -151,8 +151,8 @@ def test_a_count_needs_the_number_and_each_thing_once() -> None:
 
 
 @dataclass
-class Draughtsman:
-    """Draws what the prompts say, or always one and the same star."""
+class SceneGenerator:
+    """Generates what the prompts say, or always the same circle."""
 
     prompts: list[dict]
     obedient: bool = True
@@ -176,10 +176,10 @@ class Draughtsman:
         ]
 
 
-def test_a_perfect_generator_gets_full_marks_and_a_deaf_one_does_not(folder: Path, tmp_path: Path) -> None:
+def test_a_perfect_generator_scores_one_and_a_constant_one_does_not(folder: Path, tmp_path: Path) -> None:
     prompts = json.loads((folder / "scenes.json").read_text())["prompts"]
     evaluator = Compositional(folder, prompts_per_kind=16, batch_size=20)
-    perfect = Draughtsman(prompts)
+    perfect = SceneGenerator(prompts)
     metrics = {m.name: m for m in evaluator.run(EvaluationContext(None, perfect, tmp_path))}
     unmeasured = metrics.pop("compositional/real")
     assert (unmeasured.value, unmeasured.samples) == (None, 0)
@@ -194,7 +194,7 @@ def test_a_perfect_generator_gets_full_marks_and_a_deaf_one_does_not(folder: Pat
         assert sum(part["samples"] for part in languages) == 16
     with Image.open(tmp_path / "compositional.png") as sheet:
         assert sheet.size[0] > 6 * 192
-    deaf = evaluator.run(EvaluationContext(None, Draughtsman(prompts, obedient=False), tmp_path))
+    deaf = evaluator.run(EvaluationContext(None, SceneGenerator(prompts, obedient=False), tmp_path))
     values = {metric.name: metric.value for metric in deaf}
     assert values["compositional/generated/pair/relation"] == 0
     assert values["compositional/generated/single/colour_shape"] < 0.3

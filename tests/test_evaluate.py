@@ -14,7 +14,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 
 
 class Counting(Evaluator):
-    """Gives back what it was told.
+    """Returns its setting.
 
     Args:
         value: The number.
@@ -24,7 +24,7 @@ class Counting(Evaluator):
         self.value = value
 
     def run(self, context: EvaluationContext) -> list[Metric]:
-        return [Metric("counting/value", self.value, None, None, "count", 1, note="<b>told</b>")]
+        return [Metric("counting/value", self.value, None, None, "count", 1, note="<b>note</b>")]
 
 
 def configure(folder: Path, **changes: object) -> list[str]:
@@ -48,7 +48,7 @@ def test_results_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert [line["value"] for line in lines] == [3.0, 3.0]
     assert lines[0]["settings"] == {"value": 3.0}
     assert lines[0]["versions"]["torch"]
-    assert "<b>told" not in (tmp_path / "out" / "report.html").read_text()
+    assert "<b>note" not in (tmp_path / "out" / "report.html").read_text()
     assert "results.jsonl" in capsys.readouterr().out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "results.jsonl"]
 

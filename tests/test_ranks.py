@@ -1,4 +1,4 @@
-"""Evaluation on several ranks gives the very numbers of one process: uneven parts, a short batch, sharded towers."""
+"""Evaluation on several ranks gives the numbers of one process: uneven parts, a short batch, sharded towers."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def module(folder: Path) -> ContrastiveModule:
 
 def evaluators(folder: Path, made: ContrastiveModule) -> list[Evaluator]:
     shards, classes = folder / "shards", folder / "classes.json"
-    # 29 pictures in batches of 8 are four for two ranks, and in batches of 12 three: one rank has a batch more.
+    # 29 images in batches of 8 are four for two ranks, and in batches of 12 three: one rank has a batch more.
     return [
         ZeroShot(shards, classes, batch_size=8),
         ZeroShot(shards, classes, batch_size=12),
@@ -51,7 +51,7 @@ def evaluators(folder: Path, made: ContrastiveModule) -> list[Evaluator]:
 
 
 class Embedding(ClipFeatures):
-    """Of the very module that is measured, sharded or not."""
+    """Features of the module that is measured, sharded or not."""
 
     protocol = "the module's own"
 
@@ -59,16 +59,16 @@ class Embedding(ClipFeatures):
         self.encoder, self.checkpoint, self.device = made.ema_encoder(), None, CPU
 
 
-class Drawer:
-    """Draws something that follows from the prompt and its number."""
+class PromptGenerator:
+    """Generates images that are a function of the prompt and its number."""
 
     def sample(self, prompts: list[str], seed: int, steps: int, guidance: float, first_index: int) -> torch.Tensor:
         made = [torch.Generator().manual_seed(1000 * (first_index + n) + len(text)) for n, text in enumerate(prompts)]
         return torch.stack([torch.rand(3, 16, 16, generator=generator) for generator in made])
 
 
-class Painter:
-    """Draws every second prompt as it should be, and something else for the others."""
+class HalfRightGenerator:
+    """Generates every second prompt correctly, and something else for the others."""
 
     def __init__(self, prompts: list[dict[str, Any]]) -> None:
         self.answers = {prompt["text"]: prompt for prompt in prompts}
@@ -81,13 +81,13 @@ class Painter:
 
 
 def composed(folder: Path, output: Path) -> list[dict[str, Any]]:
-    painter = Painter(json.loads((folder / "scenes.json").read_text())["prompts"])
+    painter = HalfRightGenerator(json.loads((folder / "scenes.json").read_text())["prompts"])
     metrics = Compositional(folder, prompts_per_kind=7, batch_size=4).run(EvaluationContext(None, painter, output))
     return [dataclasses.asdict(metric) for metric in metrics]
 
 
 def measure(folder: Path, made: ContrastiveModule) -> list[dict[str, Any]]:
-    context = EvaluationContext(made, Drawer(), folder)
+    context = EvaluationContext(made, PromptGenerator(), folder)
     return [dataclasses.asdict(metric) for evaluator in evaluators(folder, made) for metric in evaluator.run(context)]
 
 
@@ -139,14 +139,14 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
     pictured = json.loads(json.dumps(composed(tmp_path, tmp_path / "sheet")))
     values = {metric["name"]: metric["value"] for metric in pictured}
     assert 0.2 < values["compositional/generated/single/colour_shape"] < 0.8
-    # Forked, which spares them the imports; nothing here uses more than one thread.
+    # Forked, to save the imports; nothing here uses more than one thread.
     torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="fork")
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["plain"] == expected
         assert found["sharded"] == expected
         assert found["composed"] == pictured
-        # Nobody waits for a rank that failed, and whoever goes on afterwards finds the ranks in step.
+        # No rank waits for one that failed, and later calls find the ranks in step.
         assert found["fails"] == ("the disk of rank 1" if rank == 1 else found["fails"])
         assert "another rank" in found["fails"] or rank == 1
         assert f"has {10 + rank} rows" in found["differs"]
@@ -157,7 +157,7 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
 
 
 class Recorder:
-    """A module whose tokenizer notes what it is asked for."""
+    """A module whose tokenizer records its texts."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -174,13 +174,13 @@ class Recorder:
         return torch.ones(len(text), 2)
 
 
-def test_texts_have_one_order_however_a_process_hashes_them() -> None:
+def test_the_order_of_texts_does_not_depend_on_the_hash_seed() -> None:
     made, texts = Recorder(), [f"{letter}{'x' * (number % 3)}" for number, letter in enumerate("zyxwvutsrqponm")]
     embed_texts(made, texts * 2, 4, CPU)
     assert made.asked == sorted(texts, key=lambda text: (len(text), text))
 
 
-def test_one_process_is_not_asked_to_agree() -> None:
+def test_one_process_needs_no_agreement() -> None:
     assert agree(lambda: 3, CPU) == 3
     with pytest.raises(ZeroDivisionError):
         agree(lambda: 1 // 0, CPU)

@@ -1,4 +1,4 @@
-"""Averages of other widths, put together from a run's snapshots into a checkpoint that every program takes."""
+"""Averages of other widths, computed from a run's snapshots, as checkpoints for every program."""
 
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ WEIGHT = "model.blocks.0.attention.img_qkv_proj.weight"
 
 
 class Trajectory(Callback):
-    """Notes a weight after each step."""
+    """Records a weight after each step."""
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         SEEN.append(pl_module.denoiser.get_parameter(WEIGHT).detach().double().numpy().ravel().copy())
@@ -75,7 +75,7 @@ def test_another_width_is_near_its_direct_average(run: Path) -> None:
         assert np.linalg.norm(found - exact) < limit * np.linalg.norm(last - exact)
 
 
-def test_the_checkpoint_is_one_like_any_other(run: Path) -> None:
+def test_the_checkpoint_loads_like_any_other(run: Path) -> None:
     (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.1", "--output", str(run / "here")])
     before, module = load_module(run, LatentDiffusionModule), load_module(path, LatentDiffusionModule)
     assert module.ema is None and module.ema_denoiser() is module.denoiser
@@ -94,7 +94,7 @@ def test_the_checkpoint_is_one_like_any_other(run: Path) -> None:
     assert "power-function profile of width 0.1" in evidence["config"].splitlines()[0]
 
 
-def test_the_release_takes_it(run: Path, tmp_path: Path) -> None:
+def test_it_can_be_released(run: Path, tmp_path: Path) -> None:
     (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.07", "--output", str(tmp_path)])
     facts = write_release(tmp_path / "release", "toy", "Apache-2.0", run.parent / "clip", path, None, [], [])
     assert [stage.kind for stage in facts.stages] == ["clip", "generator", "codec"]
@@ -117,7 +117,7 @@ def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:
         reconstruct_ema.main([*words, "--samples", "250"])
 
 
-def test_what_does_not_belong_together_is_told(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_input_that_does_not_fit_is_refused(run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["--run", str(run), "--output", str(tmp_path), "--widths"]
     with pytest.raises(UserError, match="relative width"):
         reconstruct_ema.main([*words, "0.4"])

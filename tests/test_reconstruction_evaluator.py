@@ -109,7 +109,7 @@ def test_structural_similarity_is_its_definition() -> None:
         assert similarity[number].item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_scores_of_flat_pictures_in_closed_form() -> None:
+def test_scores_of_flat_images_in_closed_form() -> None:
     black, grey = torch.zeros(1, 3, 16, 16, dtype=torch.uint8), torch.full((1, 3, 16, 16), 51, dtype=torch.uint8)
     ratio, similarity, error = image_scores(grey, black)
     c1 = (0.01 * 255) ** 2
@@ -119,7 +119,7 @@ def test_scores_of_flat_pictures_in_closed_form() -> None:
     assert [score.item() for score in image_scores(grey, grey)] == pytest.approx([EXACT, 1.0, 0.0], abs=1e-12)
 
 
-def test_perfect_codec_loses_nothing_and_a_constant_error_costs_what_it_must(shards: Path, tmp_path: Path) -> None:
+def test_perfect_codec_and_constant_error_in_closed_form(shards: Path, tmp_path: Path) -> None:
     perfect = measure(shards, Rigged(0.0), tmp_path)
     assert [perfect[name].value for name in ("frechet_distance", "psnr", "ssim", "l1")] == pytest.approx(
         [0, EXACT, 1, 0], abs=1e-6
@@ -138,7 +138,7 @@ def test_perfect_codec_loses_nothing_and_a_constant_error_costs_what_it_must(sha
         assert grid.width > 8 * SIZE
 
 
-def test_numbers_are_those_of_the_plain_way(shards: Path, tmp_path: Path) -> None:
+def test_numbers_are_those_of_a_direct_computation(shards: Path, tmp_path: Path) -> None:
     own = codec()
     found = measure(shards, own, tmp_path)
     # In the evaluator's batches: other batch sizes may differ in last digits, and so in pixels after rounding.
@@ -207,7 +207,7 @@ def test_training_evaluates_the_averaged_codec(shards: Path, tmp_path: Path) -> 
     assert module.training
 
 
-def test_mistakes_are_told(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_are_refused(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--codec"):
         measure(shards, None, tmp_path)
     with pytest.raises(UserError, match="at least 11"):

@@ -1,4 +1,4 @@
-"""Whole releases: what is in the folder, what the card says of it, and what is refused."""
+"""Whole releases: content of the folder, the card, and refused input."""
 
 import json
 import re
@@ -25,7 +25,7 @@ from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
 
 
 def write_checkpoint(folder: Path, section: dict, data: dict[str, str], seed: int, **extra: object) -> Path:
-    """A checkpoint as train.py writes it, with fresh weights."""
+    """Write a checkpoint as train.py does, with fresh weights."""
     torch.manual_seed(seed)
     module = build_module(section)
     for name, value in module.state_dict().items():
@@ -91,7 +91,7 @@ def write_results(folder: Path, runs: Path, digest: str | None = None) -> Path:
     return folder / "results.jsonl"
 
 
-def test_release_is_complete_and_its_card_s_code_runs_without_us(runs: Path, tmp_path: Path) -> None:
+def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
     arguments = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--output", str(output)]
     arguments += ["--name", "toy", "--results", str(write_results(tmp_path / "evaluation", runs))]
@@ -116,7 +116,7 @@ def test_release_is_complete_and_its_card_s_code_runs_without_us(runs: Path, tmp
     assert all((output / f"{name}.png").is_file() for name in ("image", "redrawn", "inpainted"))
 
 
-def test_release_replaces_only_its_like_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
+def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
     arguments = ["--clip", str(runs / "clip"), "--name", "toy", "--output"]
     foreign = tmp_path / "holiday"
     foreign.mkdir()
@@ -144,8 +144,8 @@ def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> N
     assert not (tmp_path / "r").exists()
 
 
-def test_a_codec_of_diffusers_is_released_with_what_it_says_of_itself(runs: Path, tmp_path: Path) -> None:
-    """No training of ours stands behind it: its weights are named by digest, its licence as its card has it."""
+def test_a_codec_of_diffusers_is_released_with_its_stated_licence(runs: Path, tmp_path: Path) -> None:
+    """It has no run of ours: its weights are named by digest, its licence is that of its card."""
     folder = tmp_path / "private" / "vae"
     load_codec(runs / "codec").save(folder)
     (tmp_path / "private" / "README.md").write_text("---\nlicense: other\nlicense_name: lab | terms\n---\n# A codec\n")
@@ -169,18 +169,18 @@ def test_a_codec_of_diffusers_is_released_with_what_it_says_of_itself(runs: Path
     stage = json.loads((output / EVIDENCE_FILE).read_text())["stages"]["codec"]
     assert stage["checkpoint_sha256"] == weights and stage["samples_seen"] is None and stage["energy"] is None
     kept = [file for file in output.rglob("*.json") if str(tmp_path) in file.read_text()]
-    assert not kept  # no place on this machine
+    assert not kept  # no path of this machine
     drawing = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[1]
     run_without_us(drawing, output)
     assert (output / "image.png").is_file()
 
 
-def test_a_tower_that_learnt_with_the_generator_is_counted_and_released_with_it(runs: Path, tmp_path: Path) -> None:
+def test_a_tower_trained_with_the_generator_is_counted_and_released_with_it(runs: Path, tmp_path: Path) -> None:
     files = [runs / name / "checkpoints/last.ckpt" for name in ("clip", "generator")]
-    told = [torch.load(file, weights_only=True)["leam_mm"] for file in files]
-    of_clip, of_generator = (yaml.safe_load(evidence["config"])["model"] for evidence in told)
+    records = [torch.load(file, weights_only=True)["leam_mm"] for file in files]
+    of_clip, of_generator = (yaml.safe_load(evidence["config"])["model"] for evidence in records)
     of_generator["init_args"]["caption_tower"] = {"text": of_clip["init_args"]["encoder"]["text"]}
-    frozen = told[1]["frozen"]
+    frozen = records[1]["frozen"]
     write_checkpoint(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
     output = tmp_path / "release"
     main(["--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),

@@ -70,7 +70,7 @@ def test_every_part_is_there(page: str) -> None:
         assert text in page, text
     assert "1 Wh" in page and "only 1 of 2 stages" in page
     assert page.count("not measured") >= 2
-    for name in ("pictures", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
+    for name in ("images", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
         assert f'<section id="{name}">' in page and f'href="#{name}"' in page
     assert 'figcaption lang="mt"' in page
     assert "Latent codec: mean absolute error of held-out images" in page

@@ -101,7 +101,7 @@ def croissant(
         "inLanguage": [code for code in statistics["languages"] if re.fullmatch(r"[a-z]{2,3}", code) and code != "und"],
         "isLiveDataset": False,
         "distribution": [*files, *sets],
-        "recordSet": [pictures(formats), records(), samples()],
+        "recordSet": [image_records(formats), stored_records(), field_records()],
     }
     return {name: value for name, value in {**found, **responsible(statistics, provider)}.items() if value is not None}
 
@@ -165,7 +165,7 @@ def record_set(name: str, text: str, fields: list[Any], keyed: bool = True) -> d
     return {"@type": "cr:RecordSet", "@id": name, "name": name, "description": text, **key, "field": fields}
 
 
-def pictures(formats: list[str]) -> dict[str, Any]:
+def image_records(formats: list[str]) -> dict[str, Any]:
     """Return the record set of images; they have the keys of their samples."""
     name, content = {"fileProperty": "filename"}, {"fileProperty": "content"}
     pattern = {"regex": rf"^(.*)\.(?:{'|'.join(formats)})$"}
@@ -176,7 +176,7 @@ def pictures(formats: list[str]) -> dict[str, Any]:
     return record_set("pictures", "The picture of each sample", fields)
 
 
-def records() -> dict[str, Any]:
+def stored_records() -> dict[str, Any]:
     """Return the record set of samples as they are stored: their whole json."""
     name, content = {"fileProperty": "filename"}, {"fileProperty": "content"}
     held = "captions (text, language, source, machine_translated), " + ", ".join(TEXTS) + ", page_url, domain, consent"
@@ -188,7 +188,7 @@ def records() -> dict[str, Any]:
     return record_set("records", text, fields)
 
 
-def samples() -> dict[str, Any]:
+def field_records() -> dict[str, Any]:
     """Return the record set of the json's fields; mlcroissant 1.1.1 accepts it, but opens no json inside archives."""
     lists = {
         "caption": ("$.captions[*].text", "Captions of the picture"),

@@ -41,7 +41,7 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     found, stages = read_results(evaluation), read_stages(folder)
     results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     sections = [
-        Section("pictures", "Images", report_run.pictures(evaluation)),
+        Section("images", "Images", report_run.images(evaluation)),
         Section("change", "Before and after the fine-tuning", report_section.changes(found)),
         Section("classification", "Naming what is in an image", report_section.classification(results)),
         Section("retrieval", "Finding images and captions", report_section.retrieval(results)),

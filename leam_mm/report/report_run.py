@@ -26,7 +26,7 @@ CURVES: dict[str, Callable[[str], bool]] = {
 STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
 
 
-def pictures(evaluation: Path) -> dict[str, Any] | None:
+def images(evaluation: Path) -> dict[str, Any] | None:
     """Return generated images by concept and language, then every other PNG of the evaluation folder."""
     index = evaluation / "prompts.json"
     languages, rows = _prompt_table(evaluation, index) if index.is_file() else ([], [])
