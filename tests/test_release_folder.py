@@ -11,7 +11,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from toys.pages import ENERGY_RECORD, metric_row
+from toys.recipes import clip_recipe, codec_section, generator_section
 from toys.runs import run_without_us
+from toys.shards import write_toy_shards
 
 from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.checkpoint import build_module, load_module
@@ -42,38 +44,14 @@ def write_checkpoint(folder: Path, section: dict, data: dict[str, str], seed: in
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
-    from toys.recipes import clip_recipe
-    from toys.shards import write_toy_shards
-
     root = tmp_path_factory.mktemp("runs")
     shards = write_toy_shards(root / "shards", samples=8)
     ledger = pa.table({"licence": ["CC-BY-4.0"] * 8 + ["refused"], "kept": [True] * 8 + [False]})
     pq.write_table(ledger, shards / "ledger.parquet")
     data = {str(shards): ShardFolder(shards).merkle_root}
     clip = write_checkpoint(root / "clip", clip_recipe(root, shards, toy_tokenizer)["model"], data, seed=0)
-    codec = {
-        "class_path": "leam_mm.codec_module.LatentCodecModule",
-        "init_args": {
-            "codec": {
-                "class_path": "leam_mm.codecs.latent_codec.DCCodec",
-                "init_args": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
-            }
-        },
-    }
-    codec_run = write_checkpoint(root / "codec", codec, data, seed=1)
-    generator = {
-        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
-        "init_args": {
-            "denoiser": {
-                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
-                "init_args": {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 1, "num_heads": 2},
-            },
-            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
-            "latent_size": 4,
-            "clip": str(clip),
-            "codec": str(codec_run),
-        },
-    }
+    codec = write_checkpoint(root / "codec", codec_section(), data, seed=1)
+    generator = generator_section(clip, codec)
     frozen = {
         name: {"path": "gone", "sha256": file_sha256(root / name / "checkpoints" / "last.ckpt")}
         for name in ("clip", "codec")
@@ -136,8 +114,6 @@ def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: P
 
 
 def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> None:
-    from toys.shards import write_toy_shards
-
     other = write_toy_shards(tmp_path / "other", samples=4)
     with pytest.raises(UserError, match="no part of this release was trained on"):
         main(["--clip", str(runs / "clip"), "--name", "x", "--output", str(tmp_path / "r"), "--shards", str(other)])
@@ -155,7 +131,7 @@ def test_a_codec_of_diffusers_is_released_with_its_stated_licence(runs: Path, tm
     checkpoint = torch.load(runs / "generator/checkpoints/last.ckpt", weights_only=True)
     evidence = checkpoint["leam_mm"]
     config = yaml.safe_load(evidence["config"])
-    config["model"]["init_args"]["codec"] = str(folder)
+    config["model"]["init_args"]["frozen"]["codec"] = str(folder)
     evidence["config"] = yaml.safe_dump(config)
     evidence["frozen"]["codec"] = {"path": "gone", "sha256": encoder_file(folder)[1]}
     (tmp_path / "generator").mkdir()
