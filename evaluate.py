@@ -30,15 +30,15 @@ def evaluate(
     codec: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
-    """Run evaluators one after the other; every result is on disk before the next one starts.
+    """Run evaluators one after the other; the results of each are written before the next one starts.
 
     Args:
-        evaluators: What to measure, by dotted path.
-        output: Folder for results.jsonl (new lines are added), pictures and report.html.
+        evaluators: Evaluators by dotted path.
+        output: Folder for results.jsonl (new lines are appended), images and report.html.
         clip: Checkpoint or run folder of the encoder.
         generator: Checkpoint or run folder of the generator.
-        codec: Checkpoint or run folder of the codec, or a folder that diffusers saved.
-        device: Where to run; auto takes the GPU where there is one.
+        codec: Checkpoint or run folder of the codec, or a folder of diffusers.
+        device: Device; auto uses the GPU if there is one.
     """
     if not evaluators:
         raise UserError("no evaluator is given: list them under `evaluators:` in the file of --config")
@@ -46,7 +46,7 @@ def evaluate(
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     for path in (clip, generator, codec):
         if path is not None and not (path == codec and (path / "config.json").is_file()):
-            find_checkpoint(path)  # a wrong path must not cost an hour of measuring first
+            find_checkpoint(path)  # fail on a wrong path before hours of measuring
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     context = EvaluationContext(clip, generator, output, torch.device(name), codec)
     output.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Parse the command line and evaluate; what jsonargparse says in many lines becomes one."""
+    """Parse the command line and evaluate; an error of jsonargparse becomes one line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     try:
         auto_cli(evaluate, args=args, as_positional=False, exit_on_error=False)

@@ -1,7 +1,7 @@
 """Train an encoder, a codec or a generator from one complete YAML.
 
 python train.py fit --config configs/scenes_clip.yaml                      # one machine, starts or resumes
-python train.py fit --config configs/scenes_clip.yaml --print_config       # the whole truth, before spending an hour
+python train.py fit --config configs/scenes_clip.yaml --print_config       # all resolved settings, without training
 python train.py fit --config configs/scenes_clip.yaml --model.init_args.optimizer.init_args.lr 3e-4
 python train.py fit --config RECIPE.yaml --config configs/overlay_two_ranks.yaml
 sbatch configs/clusters/slurm.sh RECIPE.yaml                               # one task per GPU, requeues itself

@@ -67,7 +67,7 @@ def main(args: list[str] | None = None) -> None:
     faults = []
     for path in bucket_folders(settings.folder):
         listed = ShardFolder(path)
-        folder, finding = check_folder(Path(listed.place), decode=not settings.fast)
+        folder, finding = check_folder(Path(listed.location), decode=not settings.fast)
         if listed.keeps:
             finding.faults += keep_list_faults(listed)
             print(f"{path}: {listed.samples:,} of {folder.samples:,} samples are kept; as {listed.merkle_root}")

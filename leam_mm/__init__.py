@@ -1,11 +1,11 @@
-"""Text-image foundation models that one can answer for. Importing it only sets what libraries read when they load."""
+"""Training of text-image foundation models. Importing it only sets environment variables that libraries read."""
 
 import logging
 import os
 
 from leam_mm.arithmetic import set_mode
 
-# Nothing phones home, and loader workers start no threads of their own. A value set by the user wins.
+# No telemetry and no downloads, and no threads in loader workers. A value set by the user wins.
 _SETTINGS = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

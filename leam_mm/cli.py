@@ -36,13 +36,13 @@ class ConfigInCheckpoint(SaveConfigCallback):
     """Writes config.yaml into the run folder and the same text, with data and versions, into each checkpoint."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep the resolved config beside the checkpoints' folder, replaced as a whole."""
+        """Write the resolved config into the run folder."""
         if stage == "fit":
             text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the module and says what it was trained on."""
+        """Add the config that rebuilds the module, and its training data."""
         plan = getattr(trainer.datamodule, "train_plan", None)  # type: ignore[attr-defined]
         checkpoint[EVIDENCE] = {
             "config": self.parser.dump(self.config, skip_none=False, skip_link_targets=False),
@@ -62,7 +62,7 @@ class LeamCLI(LightningCLI):
     """fit and validate, with the callbacks that every run needs as named sections."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Named sections of the callbacks that every run has, the length of the training in samples, and threads."""
+        """Add named sections of the callbacks of every run, the length of the run in samples, and threads."""
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(EnergyRecord, "energy")
@@ -71,7 +71,7 @@ class LeamCLI(LightningCLI):
             "--max_samples",
             type=int | None,
             default=None,
-            help="Length of the training in samples seen; sets trainer.max_steps.",
+            help="Length of the run in samples seen; sets trainer.max_steps.",
         )
         parser.add_argument(
             "--threads",
@@ -82,7 +82,7 @@ class LeamCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Only what is supported."""
+        """Return the supported subcommands."""
         return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
 
     def before_instantiate_classes(self) -> None:
@@ -97,7 +97,7 @@ class LeamCLI(LightningCLI):
                 raise UserError(f"max_samples {config.max_samples} is no multiple of data.init_args.batch_size {batch}")
             config.trainer.max_steps = config.max_samples // batch
         elif self.subcommand == "fit" and config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None):
-            raise UserError("the recipe does not say how long to train: set max_samples (samples seen in all)")
+            raise UserError("the recipe sets no length of training: set max_samples (total number of samples seen)")
         if self.subcommand == "fit" and (advice := caution(arithmetic_record(torch.get_num_threads()))):
             rank_zero_info(advice)
         run = Path(config.trainer.default_root_dir or ".")
@@ -107,7 +107,7 @@ class LeamCLI(LightningCLI):
             self._check_resume(Path(config.checkpoint.dirpath) / "last.ckpt", config)
 
     def _check_resume(self, path: Path, config: Any) -> None:
-        """A run folder of another model must not be continued."""
+        """Refuse to continue a run folder of another model."""
         if path.is_dir() or not path.exists():
             return
         evidence = read_checkpoint(path)[EVIDENCE]
@@ -122,20 +122,20 @@ class LeamCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Add the parts that no recipe may forget."""
+        """Add the plugins, loggers and callbacks of every run."""
         config = self.config_init[self.subcommand].trainer
         plugins = config.plugins if isinstance(config.plugins, list) else [p for p in [config.plugins] if p is not None]
         if "ModelParallel" not in str(type(config.strategy)) and "ModelParallel" not in str(config.strategy):
             plugins = [*plugins, AtomicCheckpointIO()]
         if config.logger is not False:
-            # What the recipe names (W&B, say) comes on top of the two that every run has.
+            # Loggers of the recipe (such as W&B) are added to the two of every run.
             named = self._loggers(self.config_init[self.subcommand].trainer.logger)
             run = config.default_root_dir or "."
             kwargs["logger"] = [MetricsLog(run), TensorBoardLogger(run, name="", version="tensorboard"), *named]
         trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [SamplePosition(), RowBeforeCheckpoint()]
-        # A save of its own must find what all others note after a step, as the regular saves do, which come last.
+        # Its save must contain what all other callbacks record after a step, like the regular saves, which come last.
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())
         return trainer
@@ -148,7 +148,7 @@ class LeamCLI(LightningCLI):
 
 
 def _follow_slurm(trainer: Any, environment: Mapping[str, str]) -> None:
-    """Inside a Slurm job its size is the truth, whatever the recipe says; elsewhere its plugin is refused."""
+    """Take nodes and devices from the Slurm job, if there is one; elsewhere refuse Slurm's plugin."""
     tasks = int(environment.get("SLURM_NTASKS", 0))
     if not tasks or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         if "SLURMEnvironment" in str(trainer.plugins):
@@ -166,7 +166,7 @@ def _follow_slurm(trainer: Any, environment: Mapping[str, str]) -> None:
     trainer.devices = int(environment.get("SLURM_NTASKS_PER_NODE") or tasks // trainer.num_nodes)
 
 
-# Warnings that are answered by the design: the sampler resumes, the averaged copy stays in eval mode.
+# Warnings that do not apply here: the sampler resumes, the averaged copy stays in eval mode.
 QUIET = (
     r".*there is no last checkpoint available.*",
     r".*module\(s\) in eval mode at the start of training.*",
@@ -186,7 +186,7 @@ def main(args: list[str] | None = None) -> LeamCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
-    raising = {"exit_on_error": False}  # else jsonargparse prints a page of usage before the one line that matters
+    raising = {"exit_on_error": False}  # otherwise jsonargparse prints a page of usage before the error
     try:
         return LeamCLI(
             LightningModule,
@@ -197,7 +197,7 @@ def main(args: list[str] | None = None) -> LeamCLI:
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": -1},
-            # Our modules build their own optimizer: a top-level `optimizer:` would be a second, silent truth.
+            # The modules build their own optimizer: a top-level `optimizer:` would be ignored silently.
             auto_configure_optimizers=False,
             parser_kwargs={**raising, **dict.fromkeys(LeamCLI.subcommands(), raising)},
             args=args,

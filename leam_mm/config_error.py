@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line: jsonargparse tells it in a dozen, and does not name the file."""
+"""Errors of a recipe in one line: jsonargparse prints a dozen and does not name the file."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-# Lines that say how jsonargparse looked at a value, not what is wrong with it.
+# Lines that say how jsonargparse parsed a value, not what is wrong with it.
 NOISE = re.compile(
     r"does not validate against any of the union subtypes|subtypes:|errors:|given value( type)?:"
     r"|expected a <class 'NoneType'>|expected a path but|expected a dot import path|usage:",
@@ -20,7 +20,7 @@ KEY = re.compile(r'Parser key "([^"]+)":')
 
 
 def config_files(args: Sequence[str]) -> list[str]:
-    """The YAML files that a command line names, in their order."""
+    """Return the YAML files of a command line, in order."""
     files, following = [], False
     for word in args:
         if following:
@@ -42,10 +42,10 @@ def _paths(content: Any, before: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 
 
 def find_key(key: str, args: Sequence[str]) -> tuple[str, str]:
-    """File (or "the command line") and full dotted path of a key; the last file that has it wins, as in merging.
+    """Return the file (or "the command line") and the full dotted path of a key; the last one wins, as in merging.
 
     Args:
-        key: The name, or the end of its dotted path.
+        key: Name, or end of the dotted path.
         args: The command line.
     """
     wanted = tuple(key.split("."))
@@ -65,38 +65,38 @@ def find_key(key: str, args: Sequence[str]) -> tuple[str, str]:
 
 
 def innermost(message: str) -> str:
-    """The part of jsonargparse's message that names the fault, without the report of how it was found."""
+    """Return the part of jsonargparse's message that says what is wrong, without the report of how it was found."""
     lines = [line.strip(" -") for line in message.splitlines()]
     starts = [number for number, line in enumerate(lines) if KEY.match(line)]
     value = next((line for line in lines[starts[-1] :] if line.startswith("Given value: ")), "") if starts else ""
-    told = [line for line in lines[starts[-1] if starts else 0 :] if line and not NOISE.match(line)]
-    if value and len(value) < 80 and not any("Got value" in line for line in told):
-        told.append(value.replace("Given", "given", 1))
-    text = "; ".join(told) or " ".join(lines)
+    kept = [line for line in lines[starts[-1] if starts else 0 :] if line and not NOISE.match(line)]
+    if value and len(value) < 80 and not any("Got value" in line for line in kept):
+        kept.append(value.replace("Given", "given", 1))
+    text = "; ".join(kept) or " ".join(lines)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", KEY.sub(r"\1:", text).replace(":;", ":"))[:400]
 
 
 def file_fault(file: str) -> str | None:
-    """Say when a file is no YAML mapping at all."""
+    """Return why a file is no YAML mapping; None if it is one."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
-        return f"cannot be read ({error.strerror}); --config wants the path of a recipe, see configs/"
+        return f"cannot be read ({error.strerror}); --config takes the path of a recipe, see configs/"
     except (ValueError, yaml.YAMLError) as error:
         return f"is no YAML ({' '.join(str(error).split())})"
     return None if isinstance(content, dict) else "holds no keys; a recipe is a YAML mapping, see configs/"
 
 
 def explain(message: str, args: Sequence[str]) -> str:
-    """One line with the file, the key, and the cure.
+    """Return one line with the file, the key and the fix.
 
     Args:
-        message: What jsonargparse said.
-        args: The command line, to find the file in which the key stands.
+        message: Message of jsonargparse.
+        args: The command line, to find the file with the key.
     """
     if match := UNKNOWN.search(message):
         file, path = find_key(next(part for part in match.groups() if part).split()[0].lstrip("-"), args)
-        return f"{file}: unknown key {path!r}: remove it or mend its spelling; --print_config shows the known ones"
+        return f"{file}: unknown key {path!r}: remove it or correct its spelling; --print_config shows the valid ones"
     keys = KEY.findall(message)
     if keys and keys[-1] != "config":
         file, path = find_key(keys[-1], args)

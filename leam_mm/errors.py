@@ -1,23 +1,23 @@
-"""Errors for people: one line that says what is wrong, where, and the cure."""
+"""User errors: one line that says what is wrong, where, and the fix."""
 
 import sys
 from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the person at the keyboard can mend; the message says what, where and how, in one line."""
+    """An error that the user can fix; its message says what is wrong, where, and the fix, in one line."""
 
 
 def one_line(error: UserError) -> str:
-    """The message; what a loader's worker process raised comes wrapped in its whole traceback, which is cut off."""
+    """Return the message in one line, without the traceback that wraps an error of a loader's worker process."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.rpartition(f"{UserError.__name__}: ")[2]
     return " ".join(text.split())
 
 
-def beneath(error: BaseException | None) -> UserError | None:
-    """The UserError that another exception was raised from, if any: jsonargparse wraps what constructors say."""
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the UserError that caused an exception, if any: jsonargparse wraps errors of constructors."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
@@ -28,11 +28,11 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except Exception as error:
-        told = beneath(error)
-        if told is None:
+        cause = user_error(error)
+        if cause is None:
             raise
-        print(f"error: {one_line(told)}", file=sys.stderr)
+        print(f"error: {one_line(cause)}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("error: interrupted by the keyboard; start the same command again to go on", file=sys.stderr)
+        print("error: interrupted by the keyboard; start the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None

@@ -17,7 +17,7 @@ from toys.recipes import CODEC_SECTION, buckets_recipe, clip_recipe, save_checkp
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
 from leam_mm.codecs.pretrained_codec import load_codec
-from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, folder_name
+from leam_mm.data.aspect_buckets import AspectBuckets, ImageSize, folder_name
 from leam_mm.data.bucket_order import read_buckets
 from leam_mm.data.image_decoding import image_member
 from leam_mm.data.latent_members import read_latent
@@ -110,7 +110,7 @@ def test_cut_covers_the_bucket_and_says_what_it_was(kind: str, height: int, widt
 def test_a_picture_of_the_bucket_stays_bit_for_bit() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     image, size = AspectBuckets(64, 16, 2.0).cut(encoded(pixels))
-    assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels) and size == PictureSize(48, 80, 0, 0, 48, 80)
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels) and size == ImageSize(48, 80, 0, 0, 48, 80)
 
 
 @pytest.mark.parametrize("arguments", [(0, 16, 2.0), (60, 16, 2.0), (8, 16, 2.0), (64, 0, 2.0), (64, 16, 0.5)])

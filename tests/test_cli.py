@@ -104,7 +104,7 @@ def test_extension_with_a_constant_rate_equals_the_long_run(
 def test_recipe_without_length_is_refused(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     del recipe["max_samples"]
-    with pytest.raises(UserError, match="does not say how long to train: set max_samples"):
+    with pytest.raises(UserError, match="sets no length of training: set max_samples"):
         fit_here(recipe, tmp_path)
 
 

@@ -271,7 +271,7 @@ def test_cache_smaller_than_what_is_open_at_a_time_is_refused(server: Server, tm
 
 
 def test_url_without_cache_and_unknown_protocol_name_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"say where .* data.init_args.loading.cache"):
+    with pytest.raises(UserError, match=r"give a folder .* data.init_args.loading.cache"):
         open_folder("s3://bucket/folder")
     with pytest.raises(UserError, match="gopher"):
         open_folder("gopher://bucket/folder", ShardCache(tmp_path))

@@ -188,7 +188,7 @@ def test_folders_with_and_without_buckets_are_not_mixed(tmp_path: Path, uneven: 
     folder = write_toy_buckets(tmp_path / "latents")
     with pytest.raises(UserError, match=r"mixes folders of buckets with \['.*shards'\], which have none"):
         SamplePlan([Source(folder), Source(uneven)], 0, True, bucket_batch=4)
-    with pytest.raises(UserError, match="in runs of one shape: say how long they are"):
+    with pytest.raises(UserError, match="in runs of one shape: give bucket_batch"):
         SamplePlan([Source(folder)], 0, True)
 
 

@@ -104,7 +104,7 @@ def test_resumed_writing_gives_the_same_bytes(tmp_path: Path) -> None:
         for number in range(5):
             writer.write(f"{number:05d}", content(number))
         raise RuntimeError
-    with pytest.raises(UserError, match="not 2: go on with the old number"):
+    with pytest.raises(UserError, match="not 2: continue with the old number"):
         ShardWriter(tmp_path / "a", 2, resume=True)
     with ShardWriter(tmp_path / "a", 3, resume=True) as writer:
         assert writer.finished == 3
@@ -214,9 +214,9 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "word"),
     [
-        ("offset", [-512, 0, 0], "no place in a tar"),
-        ("size", [512, 512, -1], "no place in a tar"),
-        ("size", [512, None, 512], "no place in a tar"),
+        ("offset", [-512, 0, 0], "no range of a tar"),
+        ("size", [512, 512, -1], "no range of a tar"),
+        ("size", [512, None, 512], "no range of a tar"),
         ("size", [512, 512, 10**9], "beyond the end"),
         ("offset", None, "missing"),
     ],

@@ -3,14 +3,14 @@
 #
 #   bash configs/clusters/slurm_download.sh 16 --table links.parquet --output shards --agent-contact https://lab.example/bot
 #
-# Run from the repository, on a machine that may submit: it submits itself twice, as an array of 16 jobs, each of which
-# fetches every 16th part into OUTPUT.work, and as a job that waits for them, fetches what is still missing (the parts of
-# a job that was killed) and writes the shards. The bytes are those of a run on one machine. All jobs need the same file
-# system, and nodes that reach the internet; the budget of each host (--connections-per-host, --delay-per-host) holds for
-# all jobs together where that file system knows locks (Lustre: mounted with flock).
+# Run from the repository, on a login node: it submits itself twice, as an array of 16 jobs, each of which fetches every
+# 16th part into OUTPUT.work, and as a job that waits for them, fetches the missing parts (those of a killed job) and
+# writes the shards. The bytes equal those of a run on one machine. All jobs need the same file system and nodes with
+# internet access; the limits per host (--connections-per-host, --delay-per-host) hold for all jobs together if that file
+# system supports locks (Lustre: mounted with flock).
 #
-# LEAM_SBATCH holds what your site wants of sbatch: LEAM_SBATCH="--account=ACCOUNT --partition=PARTITION --time=24:00:00"
-# LEAM_PYTHON is the interpreter, in several words if need be ("singularity exec IMAGE python").
+# LEAM_SBATCH holds sbatch options of your site: LEAM_SBATCH="--account=ACCOUNT --partition=PARTITION --time=24:00:00"
+# LEAM_PYTHON is the interpreter, possibly several words ("singularity exec IMAGE python").
 
 #SBATCH --job-name=leam_mm_download
 #SBATCH --ntasks=1
@@ -34,7 +34,7 @@ if [ -z "${SLURM_JOB_ID:-}" ]; then
     # shellcheck disable=SC2086
     array=$(sbatch --parsable --array="0-$((jobs - 1))" ${LEAM_SBATCH:-} "$0" "$@") || exit
     array=${array%%;*}
-    # afterany: what a killed job has not fetched, the last one fetches.
+    # afterany: the last job fetches what a killed one has not.
     # shellcheck disable=SC2086
     last=$(sbatch --parsable --dependency="afterany:$array" ${LEAM_SBATCH:-} "$0" "$@") || exit
     echo "submitted: array $array fetches with $jobs jobs, job ${last%%;*} writes the shards"

@@ -109,7 +109,7 @@ def croissant(
 def file_objects(path: Path, place: str | Path) -> list[dict[str, Any]]:
     """Return one entry for each shard of a folder."""
     folder = ShardFolder(path)
-    home = Path(folder.place).resolve()  # for a keep-list, the folder of the shards that it names
+    home = Path(folder.location).resolve()  # for a keep-list, the folder of the shards that it names
     near = Path(os.path.relpath(home, place)).as_posix() if isinstance(place, Path) else ""
     files = []
     for entry in folder.shards:

@@ -20,8 +20,8 @@ from leam_mm.checkpoint import checkpoint_config, read_checkpoint
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.codecs.pretrained_codec import codec_file, load_codec
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
-from leam_mm.data.aspect_buckets import AspectBuckets, PictureSize, Shape
-from leam_mm.data.image_decoding import ImageDecoding, image_member, open_picture
+from leam_mm.data.aspect_buckets import AspectBuckets, ImageSize, Shape
+from leam_mm.data.image_decoding import ImageDecoding, image_member, open_image
 from leam_mm.data.image_range import signed
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
 from leam_mm.data.shard_index import ShardFolder
@@ -60,10 +60,10 @@ class LatentEncoder:
         self._pool = ThreadPoolExecutor(self.threads)
         self._buckets = self.encoding.aspect_buckets()
 
-    def decode(self, samples: list[StoredSample], shape: Shape) -> tuple[Tensor, list[PictureSize]]:
+    def decode(self, samples: list[StoredSample], shape: Shape) -> tuple[Tensor, list[ImageSize]]:
         """Return images (B, 3, H, W) uint8, cropped as in the validation of a codec, and their original sizes."""
 
-        def one(sample: StoredSample) -> tuple[Tensor, PictureSize]:
+        def one(sample: StoredSample) -> tuple[Tensor, ImageSize]:
             try:
                 content = image_member(sample[1])
                 return self._buckets.cut(content) if self._buckets else centre_square(content, shape[0])
@@ -73,7 +73,7 @@ class LatentEncoder:
         images, sizes = zip(*self._pool.map(one, samples), strict=True)
         return torch.stack(images), list(sizes)
 
-    def encode_images(self, images: Tensor, sizes: list[PictureSize]) -> Encoded:
+    def encode_images(self, images: Tensor, sizes: list[ImageSize]) -> Encoded:
         """Encode images (B, 3, H, W) uint8; needs no statistics.
 
         Returns:
@@ -105,7 +105,7 @@ class LatentEncoder:
         for row, (record, entries) in enumerate(zip(records, chosen, strict=True)):
             stored = {name: array_bytes(array[row]) for name, array in arrays.items()}
             stored |= {state_member(number): array_bytes(state[row]) for number, state in enumerate(states)}
-            size = PictureSize(*encoded["size"][row].tolist())
+            size = ImageSize(*encoded["size"][row].tolist())
             record["caption_states"] = [
                 {key: entry[key] for key in ("text", "language", "source") if key in entry} | length
                 for entry, length in zip(entries, lengths[row], strict=True)
@@ -151,7 +151,7 @@ class LatentEncoder:
         ]
         return states, [lengths[end - len(captions) : end] for end, captions in zip(ends, texts, strict=True)]
 
-    def _about(self, size: PictureSize) -> dict[str, Any]:
+    def _about(self, size: ImageSize) -> dict[str, Any]:
         """Return the description of the latent for the json."""
         settings = self.encoding
         about: dict[str, Any] = {
@@ -170,13 +170,13 @@ class LatentEncoder:
         return about
 
 
-def centre_square(content: bytes, side: int) -> tuple[Tensor, PictureSize]:
+def centre_square(content: bytes, side: int) -> tuple[Tensor, ImageSize]:
     """Return the centre square of an image, (3, side, side) uint8, and its original size."""
     image = ImageDecoding(side)(content, np.random.default_rng(0))
-    width, height = open_picture(content).size
+    width, height = open_image(content).size
     scale = side / min(width, height)
     top, left = round((height * scale - side) / 2), round((width * scale - side) / 2)
-    return image, PictureSize(height, width, top, left, side, side)
+    return image, ImageSize(height, width, top, left, side, side)
 
 
 def statistics_of(encoded: Encoded) -> LatentStatistics:

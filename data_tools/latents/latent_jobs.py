@@ -23,7 +23,7 @@ from data_tools.latents.shard_embedding import StoredSample
 from data_tools.work.workers import worker_number
 from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.aspect_buckets import Shape, folder_name
-from leam_mm.data.image_decoding import image_member, open_picture
+from leam_mm.data.image_decoding import image_member, open_image
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_folder, atomic_write
@@ -132,7 +132,7 @@ def plan_parts(encoder: LatentEncoder, folder: ShardFolder, shapes_file: Path) -
         found = []
         for key, members in read_samples(folder.path):
             try:
-                found.append(buckets.assign(*open_picture(image_member(members)).size))
+                found.append(buckets.assign(*open_image(image_member(members)).size))
             except (UserError, OSError, ValueError, SyntaxError) as error:
                 raise UserError(f"sample {key}: unreadable image ({error}); run data_tools/check_shards.py") from None
         shapes = np.array(found)

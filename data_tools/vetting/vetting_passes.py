@@ -21,7 +21,7 @@ from data_tools.work.workers import WorkerPool
 from leam_mm.config_error import explain
 from leam_mm.data.keep_list import SCHEMA, write_keep_list
 from leam_mm.data.shard_index import ShardFolder, join_shards
-from leam_mm.errors import UserError, beneath
+from leam_mm.errors import UserError, user_error
 
 FORMAT = 1
 
@@ -41,7 +41,7 @@ def read_rules(path: Path) -> list[VettingRule]:
     try:
         rules = parser.instantiate(parser.parse_args(words)).rules
     except ArgumentError as error:
-        raise beneath(error) or UserError(explain(str(error), words)) from None
+        raise user_error(error) or UserError(explain(str(error), words)) from None
     if not rules:
         raise UserError(f"{path} lists no rule: name at least one under `rules:`")
     return rules

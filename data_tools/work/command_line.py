@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from leam_mm.config_error import explain
-from leam_mm.errors import UserError, beneath
+from leam_mm.errors import UserError, user_error
 
 Settings = TypeVar("Settings")
 
@@ -100,7 +100,7 @@ def parse_settings(
             _check_range(f"--{field.name.replace('_', '-')}", getattr(found, field.name), hints[field.name])
         return kind(**{field.name: getattr(found, field.name) for field in fields})
     except argparse.ArgumentError as error:
-        raise beneath(error) or UserError(explain(str(error), words)) from None
+        raise user_error(error) or UserError(explain(str(error), words)) from None
 
 
 def parse_commands(

@@ -1,7 +1,7 @@
-"""Whole batches by number: batch k of a rank holds fixed samples, whoever loads it and whenever.
+"""Whole batches by number: batch k of a rank always holds the same samples.
 
-The loader hands each worker whole batches (k, k + W, ...) and Torch's DataLoader returns them in order, so the number
-of workers changes nothing. A resumed run starts its sampler at the position that the checkpoint holds.
+Each worker loads whole batches (k, k + W, ...) and torch's DataLoader returns them in order, so the number of workers
+changes nothing. A resumed run starts its sampler at the position in the checkpoint.
 """
 
 import json
@@ -25,12 +25,12 @@ Sample = dict[str, Any]
 
 
 def read_record(members: dict[str, bytes], field: str) -> list[dict[str, Any]]:
-    """The captions of a sample: the list under ``field`` of its json, which strangers may have written."""
+    """Return the captions of a sample: the list under ``field`` of its json, which may be hostile."""
     return read_whole_record(members, field)[1]
 
 
 def read_whole_record(members: dict[str, bytes], field: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The json of a sample, and its captions."""
+    """Return the json of a sample, and its captions."""
     try:
         record = json.loads(members["json"])
         captions = record[field]
@@ -62,25 +62,24 @@ class Decoding:
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """Decode the sample that is seen ``index``-th."""
-        raise NotImplementedError(f"{type(self).__name__} must say how a sample is decoded")
+        raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
     def collate(self, samples: list[Sample]) -> dict[str, Any]:
-        """Make a batch of decoded samples; what is cheaper for all at once than one by one belongs here."""
+        """Make a batch of decoded samples; work that is cheaper per batch than per sample belongs here."""
         return collate_samples(samples)
 
 
 class PlannedBatches(Dataset[dict[str, Any]]):
-    """Batch k of one rank.
+    """The batches of one rank.
 
     Args:
         plan: Which sample is n-th.
         decode: Members of a stored sample -> one sample.
-        batch_size: Of all ranks together, per micro-batch.
-        rank: Of this process.
+        batch_size: Samples per micro-batch, over all ranks.
+        rank: Rank of this process.
         world_size: Number of ranks.
-        spans: Numbers of the samples of each batch, over all ranks (validation: some may be short); None goes on for
-            ever, batch after batch.
-        replace: Put others in the place of samples that cannot be read, and name these under ``broken``; else fail.
+        spans: Sample numbers of each batch, over all ranks (validation; some may be short); None means endless batches.
+        replace: Replace samples that cannot be read and list them under ``broken``; else fail.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Load batch ``number`` of this rank: a contiguous slice of the global batch."""
+        """Load this rank's contiguous slice of batch ``number``."""
         begin = number * self.batch_size
         whole = range(begin, begin + self.batch_size) if self.spans is None else self.spans[number]
         local = len(whole) // self.world_size
@@ -112,15 +111,15 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         return batch | {"broken": broken} if broken else batch
 
     def sample(self, index: int, broken: list[str] | None = None) -> Sample:
-        """Load and decode one sample, or what stands in for it; what is wrong with it goes into ``broken``.
+        """Load and decode one sample or its substitute; the reason is appended to ``broken``.
 
-        All randomness of a substitute is that of the sample in whose place it stands.
+        A substitute uses the random numbers of the sample that it replaces.
         """
         first: UserError | None = None
         for attempt in (None, *range(ATTEMPTS)):
             try:
                 return self._read(index, attempt)
-            except Unreachable as error:  # nothing is known about the sample; the plain kind survives a worker's border
+            except Unreachable as error:  # the sample may be fine; a plain UserError can leave a worker process
                 raise UserError(str(error)) from None
             except UserError as error:
                 if not self.replace or broken is None:
@@ -128,7 +127,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
                 if first is None:
                     first = error
                     broken.append(str(error))
-        raise UserError(f"{first}; nor can any of {ATTEMPTS} samples be read that might take its place")
+        raise UserError(f"{first}; and none of {ATTEMPTS} substitutes can be read")
 
     def _read(self, index: int, attempt: int | None) -> Sample:
         stored = self.plan.read(index, attempt)
@@ -140,23 +139,23 @@ class PlannedBatches(Dataset[dict[str, Any]]):
 
 
 class FromPosition(Sampler[int]):
-    """Batch numbers from ``first`` on, with the length of the whole training (the progress bar counts all of it)."""
+    """Batch numbers from ``first`` on; its length is that of the whole run, for the progress bar."""
 
     def __init__(self, first: int, total: int) -> None:
         """See the class."""
         self.first, self.total = first, total
 
     def __iter__(self) -> Iterator[int]:
-        """Number after number."""
+        """Iterate over the batch numbers."""
         return iter(range(self.first, self.total))
 
     def __len__(self) -> int:
-        """Batches of the whole training."""
+        """Return the number of batches of the whole run."""
         return self.total
 
 
 def collate_samples(samples: list[Sample]) -> dict[str, Any]:
-    """Stack tensors and whole numbers, list everything else."""
+    """Stack tensors and integers; list everything else."""
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
         batch[name] = [sample[name] for sample in samples]
@@ -167,27 +166,27 @@ def collate_samples(samples: list[Sample]) -> dict[str, Any]:
     return batch
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers signal every process of a job; a worker that died of it would take the training's last save along.
+def _ignore_signals(worker: int) -> None:
+    """Ignore signals in a worker: schedulers signal all processes of a job, and without its workers a run cannot save.
 
-    TERM still ends a worker when its own trainer sends it, as multiprocessing does at the end of a program.
+    TERM still ends a worker if its own trainer sends it, as multiprocessing does at exit.
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     trainer = multiprocessing.parent_process()  # not os.getppid(), which under forkserver is the server
-    if trainer is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none: there TERM goes on to end a worker
+    if trainer is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none; there TERM ends a worker
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_trainer, args=(trainer.pid,), daemon=True).start()
+        threading.Thread(target=_exit_with_trainer, args=(trainer.pid,), daemon=True).start()
 
 
-def _end_with_the_trainer(trainer: int | None) -> None:
+def _exit_with_trainer(trainer: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         continue
     os._exit(0)
 
 
 def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -> DataLoader[dict[str, Any]]:
-    """A DataLoader over whole batches; the number of workers changes the speed only."""
+    """Return a DataLoader over whole batches; the number of workers changes the speed only."""
     return DataLoader(
         batches,
         batch_size=None,
@@ -196,24 +195,24 @@ def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=_ignore_signals,
     )
 
 
 class SamplePosition(Callback):
-    """Keeps the one integer that resumes the data: samples seen, counted over all ranks; and how many were broken."""
+    """Counts samples seen over all ranks, the one integer that resumes the data; and broken samples."""
 
     def __init__(self) -> None:
-        """Start at the first sample."""
+        """Start at sample 0."""
         self.samples_seen = 0
         self.broken = BrokenSamples()
 
     def state_dict(self) -> dict[str, int]:
-        """The position."""
+        """Return the position and the number of broken samples."""
         return {"samples_seen": self.samples_seen, "broken": self.broken.total}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take the position back from a checkpoint."""
+        """Restore the position from a checkpoint."""
         self.samples_seen, self.broken.total = state_dict["samples_seen"], state_dict.get("broken", 0)
 
     def on_train_batch_end(
@@ -224,14 +223,14 @@ class SamplePosition(Callback):
         self.broken.watch(trainer, pl_module, batch, self.samples_seen)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Count what was found since the last look."""
-        self.broken.look(trainer, pl_module, self.samples_seen)
+        """Update the number of broken samples first."""
+        self.broken.check(trainer, pl_module, self.samples_seen)
         checkpoint.get("callbacks", {}).get(self.state_key, {}).update(self.state_dict())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last look, and the sum."""
-        self.broken.look(trainer, pl_module, self.samples_seen)
-        self.broken.tell(self.samples_seen)
+        """Check the number of broken samples a last time and log it."""
+        self.broken.check(trainer, pl_module, self.samples_seen)
+        self.broken.log_total(self.samples_seen)
 
 
 def samples_seen(trainer: Trainer) -> int | None:

@@ -1,7 +1,7 @@
-"""Samples that cannot be read: replaced by others, counted, named, and too many of them end the run.
+"""Unreadable samples: replaced by others, counted and logged; too many end the run.
 
-The replacement of the n-th sample is a function of (manifest, seed, n), so it depends on no rank or worker, and no
-other sample moves: a resumed run goes on with the same ones.
+The replacement of the n-th sample is a function of (manifest, seed, n): it depends on no rank or worker, no other
+sample moves, and a resumed run uses the same replacements.
 """
 
 import logging
@@ -13,27 +13,27 @@ from lightning.pytorch import LightningModule, Trainer
 
 from leam_mm.errors import UserError
 
-ATTEMPTS = 64  # substitutes that are looked at for one sample
-NAMED = 5
+ATTEMPTS = 64  # substitutes that are tried for one sample
+NAMED = 5  # broken samples that are logged one by one
 log = logging.getLogger(__name__)
 
 
 class BrokenSamples:
-    """Counts what was replaced, over all ranks, and compares it with what the recipe allows.
+    """Counts the replaced samples of all ranks and compares them with the limit of the recipe.
 
     Args:
-        every_n_batches: Batches between two looks, at which the ranks add up what each has found.
+        every_n_batches: Batches between two checks, in which the counts of the ranks are summed.
     """
 
     def __init__(self, every_n_batches: int = 16) -> None:
         """See the class for the arguments."""
         self.every_n_batches = every_n_batches
-        self.total = 0  # over all ranks, up to the last look
+        self.total = 0  # over all ranks, up to the last check
         self._new, self._found, self._batches = 0, 0, 0
         self._first = ""
 
     def watch(self, trainer: Trainer, module: LightningModule, batch: dict[str, Any], seen: int) -> None:
-        """Take what a training batch says; look now and then, where the recipe allows broken samples at all."""
+        """Record the broken samples of a training batch; check regularly if the recipe allows broken samples."""
         for message in batch.get("broken", []) if isinstance(batch, dict) else []:
             self._new, self._found, self._first = self._new + 1, self._found + 1, self._first or message
             if self._found <= NAMED:
@@ -42,11 +42,11 @@ class BrokenSamples:
                 log.warning("%s samples could not be read so far and were replaced", f"{self._found:,}")
         self._batches += 1
         if _allows(trainer) and self._batches % self.every_n_batches == 0:
-            self.look(trainer, module, seen)
+            self.check(trainer, module, seen)
             module.log("data/broken", float(self.total), rank_zero_only=True, batch_size=1)
 
-    def look(self, trainer: Trainer, module: LightningModule, seen: int) -> None:
-        """Add up what all ranks have found; all end together where it is too much.
+    def check(self, trainer: Trainer, module: LightningModule, seen: int) -> None:
+        """Sum the counts of all ranks; all ranks fail together if the limit is exceeded.
 
         Raises:
             UserError: More samples were broken than ``max_broken`` allows.
@@ -64,13 +64,13 @@ class BrokenSamples:
                 + (f"; the first was {self._first}" if self._first else "")
             )
 
-    def tell(self, seen: int) -> None:
-        """The sum, in one line, where anything was broken."""
+    def log_total(self, seen: int) -> None:
+        """Log the total, if any sample was broken."""
         if self.total:
             share = f"{self.total:,} of {seen:,} samples seen ({self.total / seen:.2%})"
             log.warning("%s could not be read and were replaced", share)
 
 
 def _allows(trainer: Trainer) -> bool:
-    """Whether the recipe's data go on after a broken sample."""
+    """Return whether the recipe tolerates broken samples."""
     return bool(getattr(getattr(trainer, "datamodule", None), "max_broken", 0.0))

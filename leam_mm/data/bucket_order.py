@@ -1,9 +1,9 @@
-"""Which bucket the samples of a batch come from: a pure function of (manifests, seed, n), as the order of samples is.
+"""Which bucket the samples of a batch come from: a pure function of (manifests, seed, n), like the order of samples.
 
-A folder that was encoded in buckets holds one shard folder for each shape and ``buckets.json``. Samples of one shape
-follow each other in runs of a fixed length, the bucket batch. Every bucket is visited in proportion to its samples in
-each block of runs, and has an order of its own in which no sample is lost or doubled: an epoch of the bucket that ends
-inside a run goes over into its next one.
+A folder with buckets holds one shard folder per shape and ``buckets.json``. Samples of one shape follow each other in
+runs of a fixed length, the bucket batch. In each block of runs every bucket is visited in proportion to its samples. A
+bucket has its own order, in which no sample is skipped or repeated: if its epoch ends inside a run, the next one begins
+there.
 """
 
 import json
@@ -21,7 +21,7 @@ from leam_mm.data.remote_shards import ShardCache, read_beside
 from leam_mm.data.sample_order import permute, sample_generator
 from leam_mm.errors import UserError
 
-RUNS = 64  # in a block: short, so that an epoch of few batches has its proportions too
+RUNS = 64  # per block; small, so that an epoch of few batches keeps the proportions
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Bucket:
     Args:
         path: The folder, or its URL.
         shape: Height and width in pixels.
-        samples: How many it holds.
+        samples: Number of its samples.
     """
 
     path: str | Path
@@ -40,14 +40,14 @@ class Bucket:
 
 
 def read_buckets(path: str | Path, cache: ShardCache | None = None) -> list[Bucket] | None:
-    """The buckets of a folder, ascending in height; None where it has no buckets.json.
+    """Return the buckets of a folder, ascending in height; None if it has no buckets.json.
 
     Args:
-        path: The folder above those of the shapes, or its URL.
-        cache: Where the files behind URLs are kept.
+        path: The folder that holds the folders of the shapes, or its URL.
+        cache: Local copy of files behind URLs.
 
     Raises:
-        UserError: The file names what is no shape, or leaves the folder.
+        UserError: An entry is no valid shape, or its folder lies elsewhere.
     """
     text = read_beside(path, BUCKETS, cache)
     if text is None:
@@ -60,7 +60,7 @@ def read_buckets(path: str | Path, cache: ShardCache | None = None) -> list[Buck
             if name != folder_name(shape):
                 raise ValueError(f"folder {name!r} is not {folder_name(shape)}")
         if not found or len({shape for _, shape, _ in found}) != len(found):
-            raise ValueError("no shape, or one of them twice")
+            raise ValueError("no shape, or a shape that occurs twice")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path}/{BUCKETS} does not list buckets ({type(error).__name__}: {error}); encode the folder again"
@@ -74,15 +74,15 @@ def _entries(text: str) -> list[dict]:
 
 
 class ShareOrder:
-    """Several orders in proportions that are exact fractions, however small; each goes on in its own order.
+    """Interleaves several orders in proportions that are exact fractions, however small.
 
-    Before block b, order s has had floor(b M upper_s) - floor(b M lower_s) places, where lower and upper are the sums
-    of the shares before it and with it: less than one place away from its share.
+    Before block b, order s has had floor(b M upper_s) - floor(b M lower_s) positions, where lower and upper are the
+    sums of the shares before it and including it: less than one position away from its share.
 
     Args:
-        shares: One positive fraction for each; they are normalised to one.
-        seed: Names the order.
-        block: M, places in a block, which is shuffled.
+        shares: One positive fraction per order; they are normalised to one.
+        seed: Seed of the shuffling.
+        block: M, positions in a block, which is shuffled.
     """
 
     def __init__(self, shares: Sequence[Fraction], seed: int, block: int) -> None:
@@ -93,13 +93,13 @@ class ShareOrder:
         self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def before(self, block: int) -> np.ndarray:
-        """Places that each has had before a block."""
+        """Return the number of positions that each order has had before a block."""
         return np.diff([floor(block * self.block * edge) for edge in self.edges])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which of the orders has the ``index``-th place, and how many places it had before."""
+        """Return which order has position ``index``, and how many positions it had before."""
         block, slot = divmod(int(index), self.block)
-        if self._drawn is None or self._drawn[0] != block:  # a whole block at once costs little more than one place
+        if self._drawn is None or self._drawn[0] != block:  # a whole block costs little more than one position
             had = self.before(block)
             counts = self.before(block + 1) - had
             which = np.repeat(np.arange(len(counts)), counts)[
@@ -117,12 +117,12 @@ class ShareOrder:
 
 
 class RunOrder:
-    """Runs of samples of one bucket, the buckets in proportion and shuffled inside blocks of runs.
+    """Runs of samples of one bucket; the buckets are proportional and shuffled within blocks of runs.
 
     Args:
-        shares: Of each bucket.
-        seed: Names the order.
-        length: Of a run, in samples.
+        shares: Share of each bucket.
+        seed: Seed of the shuffling.
+        length: Samples per run.
     """
 
     def __init__(self, shares: Sequence[Fraction], seed: int, length: int) -> None:
@@ -130,17 +130,17 @@ class RunOrder:
         self.order, self.length = ShareOrder(shares, seed, RUNS), length
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Bucket of the sample that is seen ``index``-th, and how many of that bucket are seen before it."""
+        """Return the bucket of the sample that is seen ``index``-th, and how many of that bucket are seen before."""
         run, slot = divmod(index, self.length)
         bucket, own = self.order.locate(run)
         return bucket, own * self.length + slot
 
 
 class BucketAfterBucket:
-    """All samples of the first bucket, then those of the second: the order of validation.
+    """All samples of the first bucket, then those of the second, and so on: the order of validation.
 
     Args:
-        samples: Of each bucket.
+        samples: Number of samples of each bucket.
     """
 
     def __init__(self, samples: Sequence[int]) -> None:
@@ -148,17 +148,17 @@ class BucketAfterBucket:
         self.begin = np.concatenate([[0], np.cumsum(samples)]).tolist()
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Bucket of a sample, and its number in it."""
+        """Return the bucket of a sample, and its number in it."""
         bucket = int(np.searchsorted(self.begin, index, side="right")) - 1
         return bucket, index - self.begin[bucket]
 
     def batches(self, limit: int, size: int, divisor: int = 1) -> list[range]:
-        """Numbers of the samples of each batch; none mixes shapes, and each bucket has its share of the limit.
+        """Return the sample numbers of each batch; no batch mixes shapes, and each bucket has its share of the limit.
 
         Args:
-            limit: Samples at most.
-            size: Of a batch, which the last of a bucket may not reach.
-            divisor: Each batch has a multiple of it; what is left over of a bucket stays out.
+            limit: Upper bound of samples.
+            size: Samples per batch; the last batch of a bucket may be smaller.
+            divisor: Divisor of all batch sizes; the remainder of a bucket is left out.
         """
         shares = [min(limit, self.begin[-1]) * edge // self.begin[-1] for edge in self.begin]
         found = []

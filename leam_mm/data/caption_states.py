@@ -1,7 +1,7 @@
-"""A caption's states from several text encoders as one sequence: real tokens one after the other, padding at the end.
+"""A caption's states from several text encoders as one sequence: real tokens first, padding at the end.
 
-Each encoder's tokens lie in channels of their own, zeros in all others. The one linear layer with which a denoiser
-takes caption states in so becomes one layer for each encoder, whatever their widths, and the mask stays a length.
+Each encoder's tokens use channels of their own, with zeros in all others. So the one linear layer through which a
+denoiser reads caption states acts as one layer per encoder, whatever their widths, and the mask remains a length.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def pack_states(states: Sequence[Tensor]) -> Tensor:
-    """Put one caption's states behind each other: each (L_e, D_e), real tokens only -> (sum of L_e, sum of D_e)."""
+    """Concatenate the states of one caption: each (L_e, D_e), real tokens only -> (sum of L_e, sum of D_e)."""
     if len(states) == 1:
         return states[0]
     packed = states[0].new_zeros(sum(len(state) for state in states), sum(state.shape[1] for state in states))
@@ -24,11 +24,11 @@ def pack_states(states: Sequence[Tensor]) -> Tensor:
 
 
 def pack_batch(states: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`pack_states` of a batch.
+    """Concatenate the states of a batch as `pack_states` does.
 
     Args:
-        states: Of each encoder, (B, L_e, D_e).
-        masks: Of each encoder, (B, L_e) bool, True for real tokens.
+        states: One (B, L_e, D_e) per encoder.
+        masks: One (B, L_e) bool per encoder, True for real tokens.
 
     Returns:
         state (B, L, D) with D the sum of all D_e, zero beyond each caption's end, and mask (B, L); L is the longest.
@@ -36,8 +36,8 @@ def pack_batch(states: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tenso
     width = sum(state.shape[2] for state in states)
     starts = accumulate((state.shape[2] for state in states), initial=0)
     spread = [state.new_zeros(*state.shape[:2], width) for state in states]
-    for place, state, start in zip(spread, states, starts, strict=False):
-        place[..., start : start + state.shape[2]] = state
+    for target, state, start in zip(spread, states, starts, strict=False):
+        target[..., start : start + state.shape[2]] = state
     mask, state = torch.cat(list(masks), dim=1), torch.cat(spread, dim=1)
     order = (~mask).long().argsort(dim=1, stable=True)[:, : max(1, int(mask.sum(1).max()))]
     mask = mask.gather(1, order)
@@ -45,7 +45,7 @@ def pack_batch(states: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tenso
 
 
 def pad_states(states: Sequence[Tensor]) -> Tensor:
-    """Captions of different lengths as a batch: each (L_b, D) -> (B, longest, D), zero beyond each end."""
+    """Pad captions of different lengths to a batch: each (L_b, D) -> (B, longest, D), zero beyond each end."""
     batch = states[0].new_zeros(len(states), max(1, *(len(state) for state in states)), states[0].shape[1])
     for row, state in zip(batch, states, strict=True):
         row[: len(state)] = state
@@ -53,7 +53,7 @@ def pad_states(states: Sequence[Tensor]) -> Tensor:
 
 
 def trim(*captions: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Cut the padding that none of them needs; it is masked anyway, and every step of a sampler would carry it."""
+    """Cut the padding that no caption needs, to spare a sampler's steps the masked tokens."""
     needed = max(int(mask.any(0).nonzero().max()) + 1 for _, mask in captions)
     return [(state[:, :needed], mask[:, :needed]) for state, mask in captions]
 

@@ -1,4 +1,4 @@
-"""Image bytes to uint8 tensors: decoded at the scale that the crop needs, cropped by the sample's own randomness."""
+"""Image bytes to uint8 tensors, decoded at the scale that the crop needs and cropped at random."""
 
 import io
 
@@ -17,21 +17,20 @@ Box = tuple[float, float, float, float]  # left, top, width, height
 
 
 class ImageDecoding:
-    """Decode and crop; without arguments it is the deterministic transform of evaluation.
+    """Decode and crop an image; with defaults this is the deterministic transform of evaluation.
 
-    The transform of evaluation is Pillow's, to the bit. With any randomness a JPEG is decoded by libjpeg-turbo at half,
-    a quarter or an eighth of its size, where the crop still has the pixels that are needed, and resized by torch:
-    several times faster, and on average about a level of 255 away. Other formats stay with Pillow.
+    The evaluation transform equals Pillow's to the bit. With any augmentation a JPEG is decoded by libjpeg-turbo at
+    half, a quarter or an eighth of its size if the crop needs no more pixels, and resized by torch: several times
+    faster, with an average difference of about one level of 255. Other formats are decoded by Pillow.
 
     Args:
         image_size: H = W of the result, in pixels.
-        crop_scale: Area share of a random crop, (low, high) in (0, 1]; (1, 1) takes the centre square whole.
+        crop_scale: Range of the area share of a random crop, in (0, 1]; (1, 1) takes the whole centre square.
         shift: Largest random translation, as a share of the size; uncovered pixels repeat the edge.
         colour_jitter: Largest relative change of brightness, contrast and saturation, in [0, 1).
-        greyscale: Chance that a sample loses its colours, in [0, 1].
-        crop_aspect: Width over height of a random crop, (low, high), its logarithm uniform; the crop lies anywhere and
-            its area is a share of the whole picture, as in RandomResizedCrop of torchvision. None crops squares inside
-            the centre square.
+        greyscale: Probability that an image becomes grey, in [0, 1].
+        crop_aspect: Range of width over height of a random crop, log-uniform; the crop lies anywhere and its area is a
+            share of the whole image, as in torchvision's RandomResizedCrop. None crops squares in the centre square.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class ImageDecoding:
         self.colour_jitter, self.greyscale, self.crop_aspect = colour_jitter, greyscale, crop_aspect
 
     def evaluation(self) -> "ImageDecoding":
-        """The same size without randomness."""
+        """Return the decoding of the same size without augmentation."""
         return ImageDecoding(self.image_size)
 
     def __call__(self, content: bytes, generator: np.random.Generator) -> Tensor:
@@ -70,22 +69,22 @@ class ImageDecoding:
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
     def _evaluate(self, content: bytes) -> np.ndarray:
-        """The centre square of the picture: (H, W, 3)."""
-        file = open_picture(content)
+        """Return the resized centre square of an image: (H, W, 3)."""
+        file = open_image(content)
         file.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
         image = file.convert("RGB")
         side = float(min(image.size))
         return self._resize(image, ((image.width - side) / 2, (image.height - side) / 2, side, side))
 
     def _train(self, content: bytes, generator: np.random.Generator) -> np.ndarray:
-        """A random crop of the picture: (H, W, 3)."""
+        """Return a resized random crop of an image: (H, W, 3)."""
         size = jpeg_size(content)
         box = None if size is None else self._box(*size, generator)
         if size is not None and box is not None:
             decoded = decode_jpeg(content, size, self.image_size / max(1.0, min(box[2:])))
             if decoded is not None:
                 return resize_crop(*decoded, box, self.image_size)
-        image = open_picture(content).convert("RGB")
+        image = open_image(content).convert("RGB")
         return self._resize(image, box or self._box(*image.size, generator))
 
     def _resize(self, image: Image.Image, box: Box) -> np.ndarray:
@@ -115,7 +114,7 @@ class ImageDecoding:
             wide, tall = (area * aspect) ** 0.5, (area / aspect) ** 0.5
             if wide <= width and tall <= height:
                 return generator.uniform(0, width - wide), generator.uniform(0, height - tall), wide, tall
-        # No such crop fits: the largest at the centre whose aspect is allowed.
+        # No crop fitted: take the largest one at the centre with an allowed aspect.
         aspect = min(max(width / height, np.exp(low)), np.exp(high))
         wide, tall = min(width, height * aspect), min(height, width / aspect)
         return (width - wide) / 2, (height - tall) / 2, wide, tall
@@ -137,21 +136,21 @@ class ImageDecoding:
         return pixels
 
 
-def open_picture(content: bytes) -> Image.Image:
-    """Read the header of any picture with Pillow, and refuse too many pixels."""
+def open_image(content: bytes) -> Image.Image:
+    """Open any image with Pillow, which reads its header only, and refuse too many pixels."""
     file = Image.open(io.BytesIO(content))
     check_size(*file.size)
     return file
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse what would fill the memory."""
+    """Refuse an image that would fill the memory."""
     if width * height > MAX_PIXELS:
         raise UserError(f"image of {width} x {height} pixels exceeds the limit of {MAX_PIXELS}")
 
 
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG that `decode_jpeg` takes; None of any other picture (PNG, WebP, CMYK, damaged)."""
+    """Return width and height of a JPEG that `decode_jpeg` supports; None for others (PNG, WebP, CMYK, damaged)."""
     if content[:2] != b"\xff\xd8":
         return None
     try:
@@ -166,8 +165,8 @@ def decode_jpeg(content: bytes, size: tuple[int, int], scale: float) -> tuple[np
     """Decode a JPEG at full, half, quarter or eighth size, the smallest that is at least ``scale``.
 
     Returns:
-        (h, w, 3) uint8 of whole pixels of the reduced picture, and the factor 1, 2, 4 or 8 by which it is smaller; None
-        where libjpeg-turbo warns of anything: Pillow may judge whether that can be seen.
+        (h, w, 3) uint8 of whole pixels of the reduced image, and the reduction factor 1, 2, 4 or 8; None if
+        libjpeg-turbo warns of anything, so that Pillow decides.
     """
     width, height = size
     factor = next((factor for factor in (8, 4, 2) if factor * scale <= 1), 1)
@@ -182,13 +181,13 @@ def decode_jpeg(content: bytes, size: tuple[int, int], scale: float) -> tuple[np
 
 
 def resize_crop(pixels: np.ndarray, factor: int, box: Box, side: int) -> np.ndarray:
-    """Cut a box out and resize it to a square, bicubic without aliasing: (H, W, 3) -> (side, side, 3) uint8.
+    """Crop a box and resize it to a square, bicubic with antialiasing: (H, W, 3) -> (side, side, 3) uint8.
 
     Args:
-        pixels: Of the whole picture, reduced.
-        factor: By which it is smaller than the picture that the box is measured in.
-        box: Its edges are rounded to pixels of the reduced picture, and it has at least one.
-        side: Of the result.
+        pixels: The whole image, reduced.
+        factor: Reduction factor of ``pixels``.
+        box: Box in the unreduced image; its edges are rounded to reduced pixels, at least one per axis.
+        side: Side of the result in pixels.
     """
     height, width = pixels.shape[:2]
     left, top = min(round(box[0] / factor), width - 1), min(round(box[1] / factor), height - 1)
@@ -197,12 +196,12 @@ def resize_crop(pixels: np.ndarray, factor: int, box: Box, side: int) -> np.ndar
     crop = pixels[top:bottom, left:right]
     if crop.shape[:2] == (side, side):
         return crop
-    image = torch.from_numpy(crop).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last as the fast kernel wants it
+    image = torch.from_numpy(crop).permute(2, 0, 1)[None]  # (1, 3, h, w), channels last for the fast kernel
     return interpolate(image, (side, side), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def image_member(members: dict[str, bytes]) -> bytes:
-    """The image among a sample's members."""
+    """Return the image among a sample's members."""
     for extension in MEMBER_EXTENSIONS:
         if extension in members:
             return members[extension]

@@ -1,14 +1,12 @@
-"""A keep-list: the samples of a shard folder that stay, so that filtering copies nothing.
+"""Keep-lists: the samples of a shard folder that stay, so that filtering copies nothing.
 
 A folder with ``keep.parquet`` (``shard``: number in the manifest, ``row``, ``key``; ascending) and ``keep.json``
-(``{"shards": ...}``: where the shards lie, relative to this folder, or their URL) is read like a shard folder that
-holds only these samples. The list names its shards by their Merkle root, and is itself named by its SHA-256.
+(``{"shards": ...}``: path of the shards relative to this folder, or their URL) is read like a shard folder that holds
+only these samples. The list identifies its shards by their Merkle root, and is itself identified by its SHA-256.
 """
 
-import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256, write_bytes
 
 KEEP, PLACE = "keep.parquet", "keep.json"
 ROOT = b"merkle_root"
@@ -28,12 +27,12 @@ SCHEMA = pa.schema([("shard", pa.int32()), ("row", pa.int32()), ("key", pa.strin
 
 @dataclass(frozen=True)
 class KeepList:
-    """What a keep-list says.
+    """A parsed keep-list.
 
     Args:
-        shards: Where its shards lie: relative to its own folder, absolute, or a URL.
-        merkle_root: Of those shards.
-        sha256: Of the file.
+        shards: Path of its shards, relative to its own folder or absolute, or their URL.
+        merkle_root: Merkle root of those shards.
+        sha256: Digest of keep.parquet.
         shard: (N,) numbers of shards in the manifest, ascending.
         row: (N,) numbers of samples in their shard, ascending inside a shard.
     """
@@ -45,13 +44,13 @@ class KeepList:
     row: np.ndarray
 
     def rows(self, samples: Sequence[int]) -> list[np.ndarray]:
-        """Kept rows of each shard.
+        """Return the kept rows of each shard.
 
         Args:
-            samples: How many each shard holds.
+            samples: Number of samples of each shard.
 
         Raises:
-            UserError: A row is not there.
+            UserError: A shard or row does not exist.
         """
         if self.shard[0] < 0 or self.shard[-1] >= len(samples):
             raise UserError(f"{KEEP} names a shard that its manifest does not have: vet the shards again")
@@ -66,28 +65,26 @@ def write_keep_list(folder: Path, shards: str, merkle_root: str, kept: pa.Table)
     """Write both files into a folder; the same list gives the same bytes.
 
     Args:
-        folder: Must exist.
-        shards: Where the shards lie, relative to the folder, or their URL.
-        merkle_root: Of the shards.
+        folder: Existing folder.
+        shards: Path of the shards relative to the folder, or their URL.
+        merkle_root: Merkle root of the shards.
         kept: Columns of ``SCHEMA``, in order.
 
     Returns:
         SHA-256 of the list.
     """
     if not kept.num_rows:
-        raise UserError("no sample is kept: loosen the rules; ledger.parquet tells which of them dropped what")
+        raise UserError("no sample is kept: loosen the rules; ledger.parquet lists which rule dropped which sample")
     table = kept.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata({ROOT: merkle_root.encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP)
     for name, content in ((PLACE, json.dumps({"shards": shards}).encode() + b"\n"), (KEEP, buffer.getvalue())):
-        temporary = folder / f"{name}.tmp-{os.getpid()}"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+        write_bytes(folder / name, content)
+    return bytes_sha256(buffer.getvalue())
 
 
 def read_keep_list(folder: Path) -> KeepList | None:
-    """The keep-list of a folder of this machine, or None where it has none."""
+    """Return the keep-list of a local folder; None if it has none."""
     if not (folder / KEEP).is_file():
         return None
     if not (folder / PLACE).is_file():
@@ -95,24 +92,30 @@ def read_keep_list(folder: Path) -> KeepList | None:
     return parse_keep_list((folder / PLACE).read_text("utf-8"), (folder / KEEP).read_bytes(), str(folder))
 
 
-def parse_keep_list(place: str, content: bytes, where: str) -> KeepList:
-    """Read both files, which strangers may have written; ``where`` names their folder in messages."""
+def parse_keep_list(location: str, content: bytes, where: str) -> KeepList:
+    """Parse both files, which may be hostile.
+
+    Args:
+        location: Text of keep.json.
+        content: Bytes of keep.parquet.
+        where: Their folder, for messages.
+    """
     try:
-        shards = json.loads(place)["shards"]
+        shards = json.loads(location)["shards"]
         table = pq.ParquetFile(io.BytesIO(content)).read(columns=["shard", "row"], use_threads=False)
         root = (table.schema.metadata or {}).get(ROOT, b"").decode()
         shard, row = (table[name].to_numpy().astype(np.int32, casting="safe") for name in ("shard", "row"))
         if not isinstance(shards, str) or not root or not len(shard):
-            raise ValueError("no place, no Merkle root, or no row")
+            raise ValueError("no path of the shards, no Merkle root, or no row")
     except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException, OSError) as error:
-        told = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{where}: {KEEP} or {PLACE} is not one of ours ({told}); vet the shards again") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{where}: {KEEP} or {PLACE} is not valid ({reason}); vet the shards again") from None
     step, down = np.diff(shard), np.diff(row)
     if (step < 0).any() or (down[step == 0] <= 0).any():
         raise UserError(f"{where}/{KEEP} is not in the order of the shards: sort it by shard and row")
-    return KeepList(shards, root, hashlib.sha256(content).hexdigest(), shard, row)
+    return KeepList(shards, root, bytes_sha256(content), shard, row)
 
 
 def kept_keys(folder: Path) -> list[str]:
-    """The keys that a list names, in its order."""
+    """Return the sample keys of a keep-list, in its order."""
     return pq.read_table(folder / KEEP, columns=["key"])["key"].to_pylist()

@@ -1,4 +1,4 @@
-"""How often each language is drawn: in proportion to count ** (1 / temperature) (Arivazhagan et al. 1907.05019)."""
+"""Language balance: languages are drawn in proportion to count ** (1 / temperature) (Arivazhagan et al. 1907.05019)."""
 
 import logging
 from collections import Counter
@@ -11,28 +11,28 @@ from leam_mm.data.batch import read_record
 from leam_mm.data.sample_plan import SamplePlan, SampleReader, Source
 from leam_mm.errors import UserError
 
-COUNTED_SHARDS, COUNTED_SAMPLES = 16, 4096  # looked at in each source; more would delay the start
+COUNTED_SHARDS, COUNTED_SAMPLES = 16, 4096  # read per source; more would delay the start
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LanguageBalance:
-    """Small languages are drawn more often than they occur.
+    """Draws small languages more often than they occur.
 
-    Where a sample has captions in several languages, one of those is drawn by these weights. Sources that name their
-    ``language`` share the weight that they have together anew: each language gets its part, and inside a language the
-    sources' weights times their samples decide. Sources without a name keep their weight.
+    If a sample has captions in several languages, one of them is drawn by these weights. The total weight of all
+    sources with a ``language`` is redistributed: each language gets its share, which is divided among its sources by
+    weight times samples. Sources without a language keep their weight.
 
     Args:
-        temperature: 1 draws languages as often as they occur, infinity all alike; 3 to 5 are usual.
-        counts: Captions by language; None counts those of the training data, a part of them where there are many.
+        temperature: 1 draws languages as often as they occur, infinity draws all equally often; 3 to 5 are usual.
+        counts: Captions by language; None counts those of the training data, or estimates them from a part.
     """
 
     temperature: float
     counts: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
-        """Check what a recipe may have mistaken."""
+        """Check the values."""
         if not self.temperature > 0:
             raise UserError(f"language_balance.temperature is {self.temperature}: give a positive number or .inf")
         if self.counts is not None and (not self.counts or min(self.counts.values()) < 1):
@@ -41,15 +41,15 @@ class LanguageBalance:
             )
 
     def weights(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """Relative chance of each language; a single caption of an unnamed language has 1."""
+        """Return the relative weight of each language; a caption of any other language has 1."""
         return {language: float(count) ** (1 / self.temperature) for language, count in counts.items()}
 
     def source_weights(self, sources: Sequence[Source], samples: Sequence[int]) -> list[float]:
-        """Weights of the sources of a mixture.
+        """Return the weights of the sources of a mixture.
 
         Args:
-            sources: As the recipe names them.
-            samples: How many each holds.
+            sources: Sources of the recipe.
+            samples: Number of samples of each.
         """
         mass: dict[str, float] = {}
         counts: dict[str, float] = {}
@@ -57,8 +57,8 @@ class LanguageBalance:
             if source.language is not None:
                 mass[source.language] = mass.get(source.language, 0.0) + source.weight * count
                 counts[source.language] = counts.get(source.language, 0.0) + count
-        told = {name: float(count) for name, count in (self.counts or {}).items() if name in counts}
-        named = self.weights(counts | told)
+        given = {name: float(count) for name, count in (self.counts or {}).items() if name in counts}
+        named = self.weights(counts | given)
         together = sum(source.weight for source in sources if source.language is not None)
         return [
             source.weight
@@ -70,28 +70,28 @@ class LanguageBalance:
     def apply(
         self, plan: SamplePlan, sources: Sequence[Source], language_weights: Mapping[str, float] | None, field: str
     ) -> dict[str, float]:
-        """Weigh the sources of a plan.
+        """Set the weights of the sources of a plan.
 
         Args:
-            plan: Opened over the sources.
-            sources: As the recipe names them.
-            language_weights: What the recipe says about languages beside this; 1 where not named.
-            field: Of the records, that holds the captions.
+            plan: Plan over the sources.
+            sources: Sources of the recipe.
+            language_weights: Further weights of the recipe, multiplied with these; 1 for any other language.
+            field: Entry of a sample's json that lists the captions.
 
         Returns:
-            Relative chance of each language among the captions of one sample, all told.
+            Relative weight of each language among the captions of one sample.
         """
         plan.weigh(self.source_weights(sources, plan.source_samples))
         balanced, given = self.caption_weights(plan, sources, field), language_weights or {}
         return {name: given.get(name, 1.0) * balanced.get(name, 1.0) for name in given.keys() | balanced.keys()}
 
     def caption_weights(self, plan: SamplePlan, sources: Sequence[Source], field: str = "captions") -> dict[str, float]:
-        """Relative chance of each language among the captions of one sample.
+        """Return the relative weight of each language among the captions of one sample.
 
         Args:
-            plan: Opened over the sources.
-            sources: Those without a language of their own are counted, unless ``counts`` is given.
-            field: Of the records, that holds the captions.
+            plan: Plan over the sources.
+            sources: Sources of the recipe; those without a language are counted, unless ``counts`` is given.
+            field: Entry of a sample's json that lists the captions.
         """
         if self.counts is not None or self.temperature == float("inf"):
             return self.weights(self.counts or {})
@@ -103,36 +103,36 @@ class LanguageBalance:
 
 
 def count_languages(reader: SampleReader, field: str = "captions", parts: int = 1) -> Counter[str]:
-    """Captions by language, of all samples of a folder or of some that are spread evenly over some of its shards.
+    """Count captions by language in a folder, or estimate the counts from samples spread evenly over its shards.
 
     Args:
-        reader: Of the folder.
-        field: Of the records, that holds the captions.
-        parts: How many such folders the source has: less is looked at in each.
+        reader: Reader of the folder.
+        field: Entry of a sample's json that lists the captions.
+        parts: Number of folders of the source; the more, the fewer samples of each are read.
     """
     shards = reader.folder.shards
     chosen = np.unique(
         np.linspace(0, len(shards) - 1, min(len(shards), max(1, COUNTED_SHARDS // parts))).round().astype(int)
     )
-    each, looked, unreadable = max(1, COUNTED_SAMPLES // (len(chosen) * parts)), 0, 0
+    each, counted, unreadable = max(1, COUNTED_SAMPLES // (len(chosen) * parts)), 0, 0
     counts: Counter[str] = Counter()
     for shard in chosen.tolist():
         for row in np.unique(np.linspace(0, shards[shard].samples - 1, min(shards[shard].samples, each)).round()):
             try:
                 captions = read_record(reader.read(shard, int(row))[1], field)
-            except UserError:  # what that means for the training is decided where the sample is drawn
+            except UserError:  # whether the run may continue is decided when the sample is drawn
                 unreadable += 1
                 continue
-            looked += 1
+            counted += 1
             counts.update(str(caption["language"]) for caption in captions)
-    if looked < reader.folder.samples:
+    if counted < reader.folder.samples:
         log.info(
             "%s: languages estimated from %d of %d samples (%d unreadable); write them into language_balance.counts "
             "to fix them",
             reader.folder.name,
-            looked,
+            counted,
             reader.folder.samples,
             unreadable,
         )
-    scale = reader.folder.samples / max(looked, 1)
+    scale = reader.folder.samples / max(counted, 1)
     return Counter({language: round(count * scale) for language, count in counts.items()})

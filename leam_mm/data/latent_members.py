@@ -1,9 +1,9 @@
 """The members of a latent sample, and how training reads them.
 
-``latent.npy`` (C, h, w): normalised; of a variational codec the posterior's mean.
-``latent_log_variance.npy`` (C, h, w): where moments were kept, the posterior's log-variance in the same unit.
-``caption_state.npy`` (K, L, D), ``caption_state_1.npy``, ...: of each text encoder, zero beyond each caption's end.
-``image_feature.npy`` (N, D): patch tokens of an image encoder, row after row of the grid that the json names.
+``latent.npy`` (C, h, w): normalised latent; for a variational codec the mean of the posterior.
+``latent_log_variance.npy`` (C, h, w), optional: log-variance of the posterior in the same unit.
+``caption_state.npy`` (K, L, D), ``caption_state_1.npy``, ...: one per text encoder, zero beyond each caption's end.
+``image_feature.npy`` (N, D), optional: patch tokens of an image encoder, row by row of the grid given in the json.
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
 
 LATENT, LOG_VARIANCE, FEATURE = "latent.npy", "latent_log_variance.npy", "image_feature.npy"
-MAX_LOG_VARIANCE = 50.0  # far beyond what diffusers clamps to; a stranger's numbers must not become infinite
+MAX_LOG_VARIANCE = 50.0  # far beyond diffusers' clamp; hostile values must not become infinite
 
 
 def state_member(encoder: int) -> str:
-    """Name of the states of the text encoder with this number."""
+    """Return the name of the member with the states of a text encoder, given its number."""
     return f"caption_state_{encoder}.npy" if encoder else "caption_state.npy"
 
 
 def read_latent(members: dict[str, bytes], seed: int, index: int) -> Tensor:
-    """The latent (C, h, w) float32: as stored, or where moments were kept a draw that belongs to (seed, index)."""
+    """Return the latent (C, h, w) float32: as stored, or with a log-variance a draw that depends on (seed, index)."""
     latent = read_array(members, LATENT).astype(np.float32)
     if LOG_VARIANCE in members:
         log_variance = np.minimum(read_array(members, LOG_VARIANCE).astype(np.float32), MAX_LOG_VARIANCE)
@@ -38,13 +38,13 @@ def read_latent(members: dict[str, bytes], seed: int, index: int) -> Tensor:
     return torch.from_numpy(latent)
 
 
-def read_caption_state(members: dict[str, bytes], caption: dict[str, Any], place: int) -> Tensor:
-    """The real tokens (L, D) float32 of one caption, of all text encoders one after the other; see caption_states.
+def read_caption_state(members: dict[str, bytes], caption: dict[str, Any], number: int) -> Tensor:
+    """Return the real tokens (L, D) float32 of one caption from all text encoders; see caption_states.py.
 
     Args:
-        members: Of the sample.
-        caption: Its entry in ``caption_states``: ``length``, and ``lengths`` where there are several encoders.
-        place: Of that entry.
+        members: Members of the sample.
+        caption: Its entry in ``caption_states``: ``length``, or ``lengths`` with several encoders.
+        number: Position of that entry.
     """
     lengths = caption.get("lengths", [caption.get("length")])
     if not isinstance(lengths, list) or not lengths or not all(type(n) is int and n >= 0 for n in lengths):
@@ -52,17 +52,17 @@ def read_caption_state(members: dict[str, bytes], caption: dict[str, Any], place
     states = []
     for encoder, length in enumerate(lengths):
         array = read_array(members, state_member(encoder))
-        if array.ndim != 3 or not place < array.shape[0] or length > array.shape[1]:
+        if array.ndim != 3 or not number < array.shape[0] or length > array.shape[1]:
             raise UserError(
-                f"{state_member(encoder)} is {array.shape} and holds no caption {place} of {length} tokens: "
+                f"{state_member(encoder)} is {array.shape} and holds no caption {number} of {length} tokens: "
                 "encode the folder again"
             )
-        states.append(torch.from_numpy(array[place, :length].astype(np.float32)))
+        states.append(torch.from_numpy(array[number, :length].astype(np.float32)))
     return pack_states(states)
 
 
 def read_feature(members: dict[str, bytes]) -> dict[str, Tensor]:
-    """``image_feature`` (N, D) float32 where the sample has one."""
+    """Return ``image_feature`` (N, D) float32, if the sample has one."""
     if FEATURE not in members:
         return {}
     return {"image_feature": torch.from_numpy(read_array(members, FEATURE).astype(np.float32))}

@@ -70,7 +70,7 @@ class LatentDecoding(Decoding):
 
 
 def _picture_size(record: dict[str, Any]) -> Sample:
-    """Return the six numbers of a PictureSize, if the record has them."""
+    """Return the six numbers of a ImageSize, if the record has them."""
     numbers = record.get("picture_size")
     if numbers is None:
         return {}

@@ -1,12 +1,11 @@
-"""Shard folders on any filesystem that fsspec knows (s3://, gs://, http://, memory://, file://), through a local cache.
+"""Shard folders on any filesystem of fsspec (s3://, gs://, http://, memory://, file://), through a local cache.
 
-A tar is fetched once per node, whoever of its processes needs it first, checked against the manifest's size and sha256
-and renamed into the cache under its digest: what lies there under its name is whole. So two data sets that share a
-shard share its file. Buckets take their credentials and endpoints from the environment, as fsspec's drivers do.
+A tar is fetched once per node, by the process that needs it first, compared with the manifest's size and sha256, and
+renamed to its digest in the cache: a tar under its final name is complete, and data sets that share a shard share its
+file. Credentials and endpoints of object stores come from the environment, as fsspec's drivers read them.
 """
 
 import errno
-import hashlib
 import logging
 import os
 import posixpath
@@ -25,10 +24,11 @@ from filelock import FileLock, Timeout
 from leam_mm.data.keep_list import KEEP, PLACE, KeepList, parse_keep_list, read_keep_list
 from leam_mm.data.shard_index import MANIFEST, ShardEntry, ShardFolder, ShardIndex, index_name, read_index
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 
 try:
     import fcntl
-except ImportError:  # Windows, which refuses to remove an open file anyway
+except ImportError:  # Windows, which refuses to remove an open file
     fcntl = None  # type: ignore[assignment]
 
 ATTEMPTS = 4
@@ -38,16 +38,16 @@ log = logging.getLogger(__name__)
 
 
 class Unreachable(UserError):
-    """The storage did not answer: nothing is known about the sample, so nothing may take its place."""
+    """The storage did not answer: the sample may be fine, so it must not be replaced."""
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Where the shards of other machines are kept on this one.
+    """Local copy of remote shards.
 
     Args:
-        folder: On a local disk; all processes of a node share it, and so may several runs.
-        max_bytes: Beyond this the tars that were used longest ago are removed, never one that is open; None keeps all.
+        folder: Folder on a local disk, shared by all processes of a node and possibly by several runs.
+        max_bytes: Beyond this size the least recently used tars are removed, never an open one; None keeps all.
     """
 
     folder: Path
@@ -55,13 +55,13 @@ class ShardCache:
 
 
 def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolder:
-    """A shard folder wherever it is: a path is read in place, a URL through the cache; so are those of keep-lists."""
+    """Open a shard folder or keep-list: a path is read in place, a URL through the cache."""
     if "://" not in str(path):
         kept = None if (Path(path) / MANIFEST).is_file() else read_keep_list(Path(path))
         return ShardFolder(path) if kept is None or "://" not in kept.shards else _follow(kept, path, cache)
     if cache is None:
         raise UserError(
-            f"{path} is on another machine: say where its shards are kept here, "
+            f"{path} is on another machine: give a folder for local copies, "
             "data.init_args.loading.cache: {folder: /local/disk/shards}"
         )
     try:
@@ -74,17 +74,17 @@ def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolde
 
 
 def _follow(kept: KeepList, path: Path | str, cache: ShardCache | None) -> ShardFolder:
-    place = kept.shards
-    if "://" not in place:  # stores of objects know no ".."
+    shards = kept.shards
+    if "://" not in shards:  # object stores do not resolve ".."
         scheme, _, own = str(path).partition("://")
-        place = f"{scheme}://{posixpath.normpath(posixpath.join(own, place))}"
-    folder = open_folder(place, cache)
+        shards = f"{scheme}://{posixpath.normpath(posixpath.join(own, shards))}"
+    folder = open_folder(shards, cache)
     folder.follow(kept, str(path))
     return folder
 
 
 def _read_keep_list(url: str, cache: ShardCache) -> KeepList | None:
-    """The keep-list of a folder behind a URL; None where it has none."""
+    """Return the keep-list of a folder behind a URL; None if it has none."""
     Path(cache.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.folder, prefix="keep-") as scratch:
         try:
@@ -101,8 +101,8 @@ class RemoteFolder(ShardFolder):
     """A shard folder behind a URL; its tars and indexes are read from the cache.
 
     Args:
-        url: Of the folder that holds ``manifest.jsonl``.
-        cache: Where its files are kept here.
+        url: URL of the folder that holds ``manifest.jsonl``.
+        cache: Local copy of its files.
     """
 
     def __init__(self, url: str, cache: ShardCache) -> None:
@@ -115,11 +115,11 @@ class RemoteFolder(ShardFolder):
         self._announced: list[int] = []
 
     def working_bytes(self, shards: int) -> int:
-        """Size of the largest ``shards`` tars: what the cache must hold so that none is fetched twice at a time."""
+        """Return the size of the largest ``shards`` tars, the least cache that need not fetch them again."""
         return sum(sorted((entry.bytes for entry in self.shards), reverse=True)[:shards])
 
     def tar(self, number: int) -> Path:
-        """Path of one tar in the cache, fetched if it is not there."""
+        """Return the path of one tar in the cache, fetched if missing."""
         entry = self.shards[number]
         target = self.path / f"{entry.sha256}.tar"
         if not target.is_file():
@@ -129,7 +129,7 @@ class RemoteFolder(ShardFolder):
         return target
 
     def open(self, number: int) -> BinaryIO:
-        """One tar of the cache, unbuffered; it is not removed while it is open."""
+        """Open one tar of the cache, unbuffered; it is not removed while it is open."""
         while True:
             try:
                 file = open(self.tar(number), "rb", buffering=0)  # noqa: SIM115 (it stays open for the reader)
@@ -138,12 +138,12 @@ class RemoteFolder(ShardFolder):
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_SH)
             if fcntl is None or os.fstat(file.fileno()).st_nlink:
-                os.utime(file.name)  # the time of its last use, whatever the disk notes of readings
+                os.utime(file.name)  # record the last use even if the disk keeps no access times
                 return file  # type: ignore[return-value]
             file.close()
 
     def index(self, number: int) -> ShardIndex:
-        """Read the index of one tar, fetched if it is not in the cache."""
+        """Read the index of one tar, fetched if missing."""
         entry = self.stored[number]
         target, where = self.path / index_name(f"{entry.sha256}.tar"), f"{self.url}/{index_name(entry.shard)}"
         if not target.is_file():
@@ -156,7 +156,7 @@ class RemoteFolder(ShardFolder):
         return self._kept(number, read_index(target, entry, where))
 
     def prefetch(self, numbers: list[int]) -> None:
-        """Fetch these shards in the background; what fails is told when the shard is read."""
+        """Fetch shards in the background; errors are raised when the shard is read."""
         if numbers and numbers != self._announced:
             self._announced = numbers
             threading.Thread(target=self._fetch_ahead, args=(numbers,), daemon=True).start()
@@ -169,7 +169,7 @@ class RemoteFolder(ShardFolder):
                     self._fetch(entry, target)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker process announces for itself."""
+        """Let each worker process prefetch on its own."""
         return {**self.__dict__, "_announced": []}
 
     def _lock(self, entry: ShardEntry) -> Path:
@@ -196,12 +196,12 @@ class RemoteFolder(ShardFolder):
         _download(f"{self.url}/{name}", target, self.path)
 
     def _make_room(self, coming: Path) -> None:
-        """Register a coming tar, and remove the tars that were used longest ago until all fit the limit."""
+        """Register an expected tar, and remove the least recently used tars until all fit the limit."""
         with FileLock(self.path / "room.lock"):
             coming.touch()
             if self.cache.max_bytes is None:
                 return
-            for partial in self.path.glob("*.partial"):  # left behind by a process that was killed
+            for partial in self.path.glob("*.partial"):  # of a killed process
                 if partial != coming:
                     with suppress(Timeout), FileLock(self.path / f"{partial.name[:64]}.lock", blocking=False):
                         partial.unlink(missing_ok=True)
@@ -218,10 +218,10 @@ class RemoteFolder(ShardFolder):
 
 
 def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) -> str | None:
-    """Text of a small file of a folder, wherever that is; None where it has none of this name."""
+    """Return the text of a small file in a local or remote folder; None if it does not exist."""
     if "://" not in str(path):
         return (Path(path) / name).read_text(encoding="utf-8") if (Path(path) / name).is_file() else None
-    if cache is None:  # which is open_folder's to say
+    if cache is None:  # open_folder raises the error
         return None
     Path(cache.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.folder, prefix="beside-") as scratch:
@@ -235,7 +235,7 @@ def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) ->
 
 
 def _download(url: str, target: Path, folder: Path) -> None:
-    """One file, tried several times where the storage does not answer; ``folder`` is that of the cache."""
+    """Download one file, with retries if the storage does not answer; ``folder`` is the cache."""
     for attempt in range(ATTEMPTS):
         try:
             filesystem, path = fsspec.core.url_to_fs(url, **_patience(url))
@@ -243,7 +243,7 @@ def _download(url: str, target: Path, folder: Path) -> None:
             return
         except FileNotFoundError:
             raise UserError(f"{url} is missing: upload the whole folder, {MANIFEST} and index files too") from None
-        except (ImportError, ValueError) as error:  # a driver that is not installed, a protocol that none knows
+        except (ImportError, ValueError) as error:  # a missing driver, or an unknown protocol
             raise Unreachable(f"{url} cannot be read here: {error}") from None
         except Exception as error:  # each driver has its own kinds
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -256,12 +256,12 @@ def _download(url: str, target: Path, folder: Path) -> None:
             time.sleep(PAUSE * 2**attempt)
     raise Unreachable(
         f"{url} cannot be fetched ({reason}): check network and credentials, then start again; without a network, "
-        "copy the folder to this machine and name it by its path"
+        "copy the folder to this machine and give its path"
     )
 
 
 def _patience(url: str) -> dict[str, Any]:
-    """Only silence ends a download: by itself aiohttp ends each after five minutes, however well it goes."""
+    """Return options that limit silence only: by default aiohttp ends every download after five minutes."""
     if not url.startswith(("http://", "https://")):
         return {}
     from aiohttp import ClientTimeout
@@ -270,19 +270,18 @@ def _patience(url: str) -> dict[str, Any]:
 
 
 def _difference(path: Path, entry: ShardEntry) -> str | None:
-    """What is wrong with a fetched tar, if anything."""
+    """Return how a fetched tar differs from its manifest entry; None if it does not."""
     if path.stat().st_size != entry.bytes:
         return f"has {path.stat().st_size} bytes, the manifest says {entry.bytes}"
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     return None if digest == entry.sha256 else f"has sha256 {digest}, the manifest says {entry.sha256}"
 
 
 def _bytes(path: Path) -> int:
-    """What a file of the cache takes, or will take when it has come whole."""
-    coming = PARTIAL.fullmatch(path.name)
+    """Return the size of a file of the cache, or its final size while it is being fetched."""
+    partial = PARTIAL.fullmatch(path.name)
     try:
-        return int(coming[1]) if coming else path.stat().st_size
+        return int(partial[1]) if partial else path.stat().st_size
     except FileNotFoundError:
         return 0
 
@@ -291,7 +290,7 @@ def _removed(path: Path) -> bool:
     """Remove a tar of the cache unless a process has it open."""
     try:
         if fcntl is None:
-            path.unlink()  # which such a system refuses itself
+            path.unlink()  # refused by the system if it is open
         else:
             with open(path, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
-"""Which sample is seen n-th, and the randomness that belongs to it: pure functions of (manifest, seed, n).
+"""Which sample is seen n-th, and its random numbers: pure functions of (manifest, seed, n).
 
-An epoch permutes the shards; groups of K neighbouring shards form a block; a keyed permutation orders the rows inside
-a block. So n -> (epoch, block, row) -> (shard, row) is arithmetic: it depends on no rank, worker or restart, and at
-most K shards are open at a time. The permutation is a Feistel network with cycle walking (Black and Rogaway 2002,
+An epoch permutes the shards; K neighbouring shards form a block; a keyed permutation orders the rows within a block. So
+n -> (epoch, block, row) -> (shard, row) is arithmetic: it depends on no rank, worker or restart, and at most K shards
+are open at a time. The permutation is a Feistel network with cycle walking (Black and Rogaway 2002,
 "Ciphers with arbitrary finite domains"), the random numbers are Philox counters (Salmon et al. 2011).
 """
 
@@ -17,14 +17,14 @@ from torch import Tensor
 from leam_mm.errors import UserError
 
 ROUNDS = 4
-NEAR_ATTEMPTS = 16  # substitutes that are looked for in the block itself
-SMALL = 1 << 14  # permutations up to this length are kept in larger numbers
-UNITS = 1 << 20  # mixture weights are counted in these parts of one, so that floors are exact integers
+NEAR_ATTEMPTS = 16  # substitutes that are drawn from the same block
+SMALL = 1 << 14  # of permutations up to this length more are cached
+UNITS = 1 << 20  # mixture weights are multiples of 1 / UNITS, so that floors are exact integers
 
 
 @lru_cache(maxsize=4096, typed=True)
 def _key(*parts: object) -> int:
-    """A 64-bit key from any printable parts, the same on every machine."""
+    """Return a 64-bit key of any printable parts, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
 
@@ -37,12 +37,12 @@ def _mix(values: np.ndarray, key: np.ndarray | np.uint64) -> np.ndarray:
 
 
 def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
-    """Map each index in [0, size) to its place in a keyed permutation of [0, size).
+    """Map each index in [0, size) to its image under a keyed permutation of [0, size).
 
     Args:
         index: Any shape, integers in [0, size).
         size: Length of the permuted range.
-        key: Which permutation.
+        key: Key of the permutation.
     """
     if size <= 1:
         return np.zeros_like(index)
@@ -62,7 +62,7 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
 
 
 def _keep(cache: dict, name: object, value: object, size: int) -> None:
-    """Store what was computed: a mixture looks back and forth over the border of two blocks, or of many small ones."""
+    """Cache a value; a mixture alternates between two neighbouring blocks, or many small ones."""
     while len(cache) >= (2 if size > SMALL else 32):
         cache.pop(next(iter(cache)))
     cache[name] = value
@@ -72,10 +72,10 @@ class SampleOrder:
     """The order of one data set.
 
     Args:
-        shard_samples: How many samples each shard holds, in the order of the manifest.
-        seed: Names the order.
-        block_shards: K, how many shards are mixed with each other (and open) at a time.
-        shuffle: False walks the manifest in its own order, epoch after epoch.
+        shard_samples: Number of samples of each shard, in the order of the manifest.
+        seed: Seed of the order.
+        block_shards: K, number of shards that are mixed (and open) at a time.
+        shuffle: False keeps the order of the manifest, epoch after epoch.
     """
 
     def __init__(self, shard_samples: Sequence[int], seed: int, block_shards: int = 8, shuffle: bool = True) -> None:
@@ -89,7 +89,7 @@ class SampleOrder:
         self._blocks: dict[tuple[int, int], np.ndarray] = {}
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Shards in this epoch's order, and the position at which each begins (one more entry at the end)."""
+        """Return the shards in this epoch's order, and where each begins (one more entry at the end)."""
         if epoch not in self._epochs:
             shards = np.arange(len(self.shard_samples))
             if self.shuffle:
@@ -99,26 +99,26 @@ class SampleOrder:
         return self._epochs[epoch]
 
     def _rows(self, epoch: int, block: int, size: int) -> np.ndarray:
-        """Order of the rows of a block, kept while its samples are seen: one by one costs fifty times as much."""
+        """Return the order of the rows of a block, cached: computing it row by row costs fifty times as much."""
         if (epoch, block) not in self._blocks:
             key = _key("rows", self.seed, epoch, block)
             _keep(self._blocks, (epoch, block), permute(np.arange(size), size, key), size)
         return self._blocks[epoch, block]
 
     def _block(self, epoch: int, position: int) -> tuple[int, range]:
-        """The block that holds a position of an epoch, and the places of its shards in the epoch's order."""
+        """Return the block of a position, and the range of its shards in the epoch's order."""
         shards, begin = self._epoch(epoch)
         block = (int(np.searchsorted(begin, position, side="right")) - 1) // self.block_shards
         return block, range(block * self.block_shards, min((block + 1) * self.block_shards, len(shards)))
 
     def _at(self, epoch: int, position: int) -> tuple[int, int]:
-        """Shard number and row at a position of an epoch, before the rows are shuffled."""
+        """Return shard number and row at a position of an epoch, before rows are shuffled."""
         shards, begin = self._epoch(epoch)
-        place = int(np.searchsorted(begin, position, side="right")) - 1
-        return int(shards[place]), int(position - begin[place])
+        slot = int(np.searchsorted(begin, position, side="right")) - 1
+        return int(shards[slot]), int(position - begin[slot])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Shard number and row of the sample that is seen ``index``-th."""
+        """Return shard number and row of the sample that is seen ``index``-th."""
         epoch, position = divmod(int(index), self.samples)
         if self.shuffle:
             begin, (block, places) = self._epoch(epoch)[1], self._block(epoch, position)
@@ -127,10 +127,9 @@ class SampleOrder:
         return self._at(epoch, position)
 
     def index_of(self, epoch: int, shard: int, row: int) -> int:
-        """When a sample is seen in an epoch: the inverse of ``locate``."""
+        """Return when a sample is seen in an epoch: the inverse of ``locate``."""
         shards, begin = self._epoch(epoch)
-        place = int(np.flatnonzero(shards == shard)[0])
-        position = int(begin[place]) + row
+        position = int(begin[int(np.flatnonzero(shards == shard)[0])]) + row
         if self.shuffle:
             block, places = self._block(epoch, position)
             start, size = int(begin[places.start]), int(begin[places.stop] - begin[places.start])
@@ -138,7 +137,7 @@ class SampleOrder:
         return epoch * self.samples + position
 
     def substitute(self, index: int, attempt: int) -> tuple[int, int]:
-        """Shard number and row of what may stand in for the ``index``-th sample where that cannot be read.
+        """Return shard number and row of a substitute for the ``index``-th sample, if that cannot be read.
 
         The first attempts draw from the sample's own block, whose shards are open; later ones from the whole data set.
         """
@@ -149,21 +148,21 @@ class SampleOrder:
         return self._at(epoch, int(sample_generator(self.seed, index, f"substitute {attempt}").integers(start, end)))
 
     def upcoming(self, index: int) -> list[int]:
-        """Numbers of the shards of the block after the one that the ``index``-th sample lies in, for reading ahead."""
+        """Return the shard numbers of the block after that of the ``index``-th sample, for reading ahead."""
         epoch, position = divmod(int(index), self.samples)
         shards, places = self._epoch(epoch)[0], self._block(epoch, position)[1]
         return [int(shard) for shard in shards[places.stop : places.stop + self.block_shards]]
 
 
 class MixtureOrder:
-    """Several data sets in fixed proportions, shuffled inside blocks of M samples.
+    """Several data sets in fixed proportions, shuffled within blocks of M samples.
 
-    At every block's end each source is less than one sample away from its share of all samples so far; over any single
-    block it is less than two away.
+    At the end of a block each source is less than one sample away from its share of all samples so far; within any
+    single block it is less than two away.
 
     Args:
         weights: One positive weight per source; they are normalised to one.
-        seed: Names the order.
+        seed: Seed of the order.
         block: M, samples per block.
     """
 
@@ -176,20 +175,20 @@ class MixtureOrder:
         self.upper[-1] = UNITS
         if np.any(np.diff(np.concatenate([[0], self.upper])) * block < 2 * UNITS):
             raise UserError(
-                f"mixture weights {list(weights)}: each source needs two places in {block} samples; drop it"
+                f"mixture weights {list(weights)}: each source needs two of {block} samples; drop the smallest"
             )
         self.seed, self.block = seed, block
         self._drawn: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def _before(self, block: int) -> np.ndarray:
-        """How many samples of each source lie before a block: differences of floors, so the sum is exact."""
+        """Return the number of samples of each source before a block: differences of floors, so the sum is exact."""
         edges = np.array([block * self.block * int(upper) // UNITS for upper in self.upper])
         return np.diff(np.concatenate([[0], edges]))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Source of the sample seen ``index``-th, and how many samples of that source were seen before it."""
+        """Return the source of the sample seen ``index``-th, and how many samples of that source are seen before."""
         block, slot = divmod(int(index), self.block)
-        if block not in self._drawn:  # a whole block at once costs little more than one place of it
+        if block not in self._drawn:  # a whole block costs little more than one position
             before = self._before(block)
             ends = np.cumsum(self._before(block + 1) - before)
             places = permute(np.arange(self.block), self.block, _key("mixture", self.seed, block))
@@ -200,19 +199,19 @@ class MixtureOrder:
 
 
 def sample_generator(seed: int, index: int, stream: str) -> np.random.Generator:
-    """The random numbers of one purpose (``stream``) of the ``index``-th sample."""
+    """Return the generator of the ``index``-th sample for one purpose (``stream``)."""
     key = np.array([_key("seed", seed), _key("stream", stream)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], dtype=np.uint64)))
 
 
 def sample_noise(seed: int, sample_index: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of each sample, whatever batch, rank or device it is on.
+    """Draw standard normal noise for each sample, independent of batch, rank and device.
 
     Args:
-        seed: Of the run.
-        sample_index: (B,) int64, the numbers of the samples.
+        seed: Seed of the run.
+        sample_index: (B,) int64, sample numbers.
         stream: Name of the purpose; other names give independent numbers.
-        shape: Of one sample's noise.
+        shape: Shape of one sample's noise.
 
     Returns:
         (B, *shape) float32 on the device of sample_index.
@@ -225,24 +224,24 @@ def sample_noise(seed: int, sample_index: Tensor, stream: str, shape: Sequence[i
 
 
 def sample_uniform(seed: int, sample_index: Tensor, stream: str) -> Tensor:
-    """One uniform number in (0, 1) per sample: (B,) float32 on the device of sample_index."""
+    """Draw one uniform number in (0, 1) per sample: (B,) float32 on the device of sample_index."""
     numbers = [sample_generator(seed, int(index), stream).random() for index in sample_index.tolist()]
-    # The open interval: processes put these through an inverse normal distribution function.
+    # The open interval: processes apply an inverse normal distribution function.
     return torch.tensor(numbers, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7).to(sample_index.device)
 
 
 def sample_subset(seed: int, sample_index: Tensor, stream: str, size: int, kept: int) -> Tensor:
-    """Some of the numbers below `size` for each sample, all subsets alike probable.
+    """Draw a subset of the numbers below `size` for each sample, all subsets with equal probability.
 
     Args:
-        seed: Of the run.
-        sample_index: (B,) int64, the numbers of the samples.
+        seed: Seed of the run.
+        sample_index: (B,) int64, sample numbers.
         stream: Name of the purpose; other names give independent subsets.
         size: Numbers to choose from.
-        kept: How many each sample gets.
+        kept: Size of each subset.
 
     Returns:
-        (B, kept) int64, rising in each row, on the device of sample_index.
+        (B, kept) int64, ascending in each row, on the device of sample_index.
     """
     chosen = [
         np.sort(sample_generator(seed, int(index), stream).permutation(size)[:kept]) for index in sample_index.tolist()

@@ -17,8 +17,8 @@ from leam_mm.data.sample_order import MixtureOrder, SampleOrder
 from leam_mm.data.shard_index import parse_sample
 from leam_mm.errors import UserError
 
-OPEN_SHARDS = 16  # two blocks of SampleOrder: a mixture looks back and forth over the border between them
-MIXED = 1024  # samples of one shape in a block of the mixture of several folders
+OPEN_SHARDS = 16  # two blocks of SampleOrder: a mixture alternates between them at their border
+MIXED = 1024  # samples of one shape per block of a mixture of folders
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Source:
     """One shard folder of a mixture.
 
     Args:
-        path: Folder with ``manifest.jsonl``, or with a keep-list that names one (data/keep_list.py), or its URL.
-        weight: Relative share of samples drawn from it.
-        language: Of all its captions, where they have one only; see LanguageBalance.
+        path: Folder with ``manifest.jsonl`` or a keep-list (data/keep_list.py), or its URL.
+        weight: Relative share of the samples drawn from it.
+        language: Language of all its captions, if there is only one; see LanguageBalance.
     """
 
     path: str | Path
@@ -37,7 +37,7 @@ class Source:
 
 
 class StoredSample(NamedTuple):
-    """What a tar holds of one sample; ``row`` counts the samples of all sources one after the other, as stored."""
+    """One sample as stored; ``row`` counts through the samples of all sources, in stored order."""
 
     shard: str
     row: int
@@ -54,11 +54,11 @@ class _OpenShard:
 
 
 class SampleReader:
-    """The samples of one shard folder by (shard, row); files are opened lazily in each worker, and few at a time.
+    """Reads samples of one shard folder by (shard, row); each worker opens files lazily, and few at a time.
 
     Args:
         path: Folder with ``manifest.jsonl``, or its URL.
-        cache: Where the shards behind a URL are kept.
+        cache: Local copy of shards behind a URL.
     """
 
     def __init__(self, path: str | Path, cache: ShardCache | None = None) -> None:
@@ -68,11 +68,11 @@ class SampleReader:
         self._faults: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when a worker process gets its copy."""
+        """Drop open files from the copy of a worker process."""
         return {**self.__dict__, "_open": OrderedDict()}
 
     def read(self, shard: int, row: int) -> tuple[str, dict[str, bytes]]:
-        """Key and members of one sample."""
+        """Return key and members of one sample."""
         opened = self._shard(shard)
         try:
             return opened.keys[row], parse_sample(_read(opened.file, int(opened.offset[row]), int(opened.size[row])))
@@ -83,7 +83,7 @@ class SampleReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        if shard in self._faults:  # a shard that was found broken stays so: nobody looks or fetches again
+        if shard in self._faults:  # a broken shard is not opened or fetched again
             raise UserError(self._faults[shard])
         while len(self._open) >= OPEN_SHARDS:
             self._open.popitem(last=False)[1].file.close()
@@ -99,7 +99,7 @@ class SampleReader:
 
 
 def _read(file: BinaryIO, start: int, size: int) -> bytes:
-    """A byte range, in one call where the system has it; not by mmap, which dies of a file that is cut meanwhile."""
+    """Read a byte range, in one call if possible; mmap would crash on a file that is truncated meanwhile."""
     if hasattr(os, "pread"):
         content = os.pread(file.fileno(), size, start)
     else:
@@ -113,14 +113,14 @@ def _read(file: BinaryIO, start: int, size: int) -> bytes:
 class SamplePlan:
     """The n-th sample of a mixture of shard folders.
 
-    Folders of buckets keep their shapes apart: samples of one shape, of whichever folders, follow each other in runs.
+    With buckets, samples of one shape follow each other in runs, whichever folder they come from.
 
     Args:
         sources: The folders and their weights; all have buckets, or none has.
-        seed: Names the order.
-        shuffle: False walks each folder in manifest order, and one bucket after the other.
-        cache: Where the shards behind URLs are kept.
-        bucket_batch: Samples of one shape that follow each other; needed to shuffle buckets.
+        seed: Seed of the order.
+        shuffle: False keeps the order of each manifest, and one bucket after the other.
+        cache: Local copy of shards behind URLs.
+        bucket_batch: Number of consecutive samples of one shape; needed to shuffle buckets.
     """
 
     def __init__(
@@ -143,10 +143,10 @@ class SamplePlan:
             for number, reader in enumerate(self.readers)
         ]
         self.seed, self.shuffle, self.bucket_batch = seed, shuffle, bucket_batch
-        places = [(number, shape) for number, source in enumerate(opened) for shape in source]
+        folders = [(number, shape) for number, source in enumerate(opened) for shape in source]
         shapes: Sequence[Shape | None] = self.shapes or [None]
-        self._groups = [[n for n, (_, of) in enumerate(places) if of == shape] for shape in shapes]
-        self._source = [number for number, _ in places]
+        self._groups = [[n for n, (_, of) in enumerate(folders) if of == shape] for shape in shapes]
+        self._source = [number for number, _ in folders]
         self.weigh([source.weight for source in sources])
         self.samples = sum(order.samples for order in self.orders)
         counts = [np.array([entry.samples for entry in reader.folder.shards]) for reader in self.readers]
@@ -156,12 +156,12 @@ class SamplePlan:
 
     @property
     def source_samples(self) -> list[int]:
-        """How many samples each source holds."""
+        """Number of samples of each source."""
         return [sum(reader.folder.samples for reader in readers) for readers in self.source_readers]
 
     @property
     def shape_samples(self) -> dict[Shape, int]:
-        """How many samples each shape has."""
+        """Number of samples of each shape."""
         counts = [sum(self.orders[reader].samples for reader in group) for group in self._groups]
         return dict(zip(self.shapes, counts, strict=True)) if self.shapes else {}
 
@@ -184,45 +184,45 @@ class SamplePlan:
         if not self.shuffle:
             self.buckets = BucketAfterBucket(list(self.shape_samples.values()))
         elif self.bucket_batch is None:
-            raise UserError("a folder of buckets is shuffled in runs of one shape: say how long they are")
+            raise UserError("a folder of buckets is shuffled in runs of one shape: give bucket_batch, their length")
         else:
             of_shape = [sum((shares[reader] for reader in group), Fraction(0)) for group in self._groups]
             self.buckets = RunOrder(of_shape, self.seed, self.bucket_batch)
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """Reader of the sample that is seen ``index``-th, and how many of its folder are seen before it."""
-        group, place = self.buckets.locate(index) if self.buckets is not None else (0, index)
+    def _position(self, index: int) -> tuple[int, int]:
+        """Return the reader of the sample that is seen ``index``-th, and how many of its folder are seen before."""
+        group, own = self.buckets.locate(index) if self.buckets is not None else (0, index)
         mixture = self.mixtures[group]
-        member, own = mixture.locate(place) if mixture is not None else (0, place)
+        member, own = mixture.locate(own) if mixture is not None else (0, own)
         return self._groups[group][member], own
 
     def locate(self, index: int) -> tuple[int, int, int]:
-        """Folder, shard and row of the sample that is seen ``index``-th."""
-        source, place = self._place(index)
-        return source, *self.orders[source].locate(place)
+        """Return folder, shard and row of the sample that is seen ``index``-th."""
+        source, position = self._position(index)
+        return source, *self.orders[source].locate(position)
 
     def read(self, index: int, attempt: int | None = None) -> StoredSample:
-        """The sample that is seen ``index``-th, or one that may stand in for it.
+        """Read the sample that is seen ``index``-th, or a substitute.
 
         Args:
             index: Number of the sample.
-            attempt: None reads the sample itself; 0, 1, ... read its substitutes, which come from the same folder.
+            attempt: None reads the sample itself; 0, 1, ... its substitutes, which come from the same folder.
         """
-        source, place = self._place(index)
+        source, position = self._position(index)
         reader, order = self.readers[source], self.orders[source]
         if isinstance(reader.folder, RemoteFolder):
-            reader.folder.prefetch(order.upcoming(place))
-        shard, row = order.locate(place) if attempt is None else order.substitute(place, attempt)
+            reader.folder.prefetch(order.upcoming(position))
+        shard, row = order.locate(position) if attempt is None else order.substitute(position, attempt)
         stored = int(self._rows[source][shard]) + row
         return StoredSample(reader.folder.shard_name(shard), stored, *reader.read(shard, row))
 
     def roots(self) -> dict[str, str]:
-        """Name of each folder by content, a keep-list's included: what data a checkpoint was trained on."""
+        """Return the Merkle root of each folder, with its keep-list: the data that a checkpoint was trained on."""
         return {reader.folder.name: reader.folder.merkle_root for reader in self.readers}
 
 
 def _open_source(source: Source, cache: ShardCache | None) -> dict[Shape | None, SampleReader]:
-    """The shard folders of a source by their shape: one without a shape, or those of its buckets."""
+    """Open the shard folders of a source by shape: one without a shape, or those of its buckets."""
     try:
         return {None: SampleReader(source.path, cache)}
     except UserError as error:
@@ -241,7 +241,7 @@ def _open_source(source: Source, cache: ShardCache | None) -> dict[Shape | None,
 
 
 def _shapes(sources: Sequence[Source], opened: Sequence[dict[Shape | None, SampleReader]]) -> list[Shape]:
-    """All shapes of the buckets, ascending; none where no source has buckets."""
+    """Return all shapes of the buckets, ascending; an empty list without buckets."""
     shapes = {shape for source in opened for shape in source}
     plain = [str(source.path) for source, folders in zip(sources, opened, strict=True) if None in folders]
     if plain and shapes != {None}:
@@ -250,7 +250,7 @@ def _shapes(sources: Sequence[Source], opened: Sequence[dict[Shape | None, Sampl
 
 
 def _check_cache(folders: list[RemoteFolder]) -> None:
-    """A cache that cannot hold what is open at a time would fetch the same shards again and again."""
+    """Refuse a cache that cannot hold the shards open at a time: it would fetch them again and again."""
     needed = sum(folder.working_bytes(OPEN_SHARDS) for folder in folders)
     limit = folders[0].cache.max_bytes if folders else None
     if limit is not None and limit < needed:

@@ -1,13 +1,12 @@
-"""The format of a final shard folder: tar files, an index beside each, a manifest, and the Merkle root that names it.
+"""The format of a final shard folder: tar files, an index beside each, a manifest, and its Merkle root.
 
-Everything here is torch-free, so that the programs in data_tools write exactly what the loader reads. Tar members
+This file needs no torch, so that the programs in data_tools write exactly what the loader reads. Tar members
 follow the WebDataset convention (``key.extension``; all members of a sample lie together), in the plain ustar form.
 """
 
 import hashlib
 import io
 import json
-import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -23,10 +22,11 @@ import pyarrow.parquet as pq
 
 from leam_mm.data.keep_list import KeepList, read_keep_list
 from leam_mm.errors import UserError
+from leam_mm.files import remove_leftovers, replace_folder, write_text
 
 BLOCK = 512
 MANIFEST = "manifest.jsonl"
-# What every header that `_member` writes holds, by place: mode and owner, ends of size, time and digest, kind, version.
+# Constant parts of the headers of `_member`, by offset: mode and owner, ends of size, time and digest, kind, version.
 PLAIN = (
     (100, b"0000644\x000000000\x000000000\0"),
     (135, b"\x0000000000000\0"),
@@ -43,8 +43,8 @@ class ShardEntry:
     Args:
         shard: File name of the tar inside the folder.
         sha256: Digest of the whole tar file.
-        bytes: Its size.
-        samples: How many samples it holds.
+        bytes: Size of the tar file.
+        samples: Number of samples in it.
     """
 
     shard: str
@@ -55,7 +55,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where each sample of one shard lies: keys, byte offset and size of all its members, and their digest."""
+    """The samples of one shard: keys, byte offset and size of all members of a sample, and their digest."""
 
     keys: list[str]
     offset: np.ndarray
@@ -75,7 +75,7 @@ def merkle_root(entries: list[ShardEntry]) -> str:
 
 
 def _member(name: str, content: bytes) -> bytes:
-    """One tar member, header and padding included, with nothing in it that depends on the clock or the user."""
+    """Return one tar member with header and padding; no byte depends on clock or user."""
     header = tarfile.TarInfo(name)
     header.size = len(content)
     header.mode = 0o644
@@ -83,9 +83,9 @@ def _member(name: str, content: bytes) -> bytes:
 
 
 def _header(block: bytes) -> tuple[str, int, bool]:
-    """Name, size and whether it is a plain file, of a member's header.
+    """Return name, size and whether it is a plain file, from a member's header.
 
-    Headers as `_member` writes them are read by hand, in a fraction of the time; tarfile judges all others.
+    Headers as written by `_member` are parsed here, in a fraction of tarfile's time; tarfile parses all others.
     """
     if all(block.startswith(part, at) for at, part in PLAIN):
         size, digest, name = block[124:135], block[148:154], block[: block.index(b"\0")]
@@ -98,7 +98,7 @@ def _header(block: bytes) -> tuple[str, int, bool]:
 
 
 def walk_sample(raw: bytes) -> Iterator[tuple[str, int, int, bool]]:
-    """Name, place of the content, its size, and whether it is a plain file, of each member in a sample's byte range.
+    """Yield name, offset of the content, size, and whether it is a plain file, of each member of a sample's bytes.
 
     Raises:
         UserError: A header is broken, or a member longer than the sample.
@@ -112,7 +112,7 @@ def walk_sample(raw: bytes) -> Iterator[tuple[str, int, int, bool]]:
                 f"broken tar header at byte {position} of the sample: {error}; download the shard again"
             ) from None
         start = position + BLOCK
-        # A header can also spell a negative size, which would make this loop walk backwards for ever.
+        # A header can hold a negative size, which would make this loop endless.
         if size < 0 or start + size > len(raw):
             raise UserError(f"member {name!r} is longer than its sample; download the shard again")
         yield name, start, size, plain
@@ -126,7 +126,7 @@ def parse_sample(raw: bytes) -> dict[str, bytes]:
 
 
 class ShardWriter:
-    """Writes samples into numbered tar files; the folder appears under its name only when everything is in it.
+    """Writes samples into numbered tar files; the folder gets its final name when it is complete.
 
     Args:
         folder: The final folder; while writing, ``folder.partial`` grows beside it.
@@ -149,12 +149,12 @@ class ShardWriter:
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
         if self.entries and self.entries[-1].samples < samples_per_shard:
-            self.entries.pop()  # the short last shard of a run killed just before its end: written again
+            self.entries.pop()  # the short last shard of a run killed just before its end is written again
         odd = next((entry for entry in self.entries if entry.samples != samples_per_shard), None)
         if odd:
             raise UserError(
-                f"{self.partial / odd.shard} holds {odd.samples} samples, not {samples_per_shard}: go on with the old "
-                "number, or delete that folder"
+                f"{self.partial / odd.shard} holds {odd.samples} samples, not {samples_per_shard}: continue with the "
+                "old number, or delete that folder"
             )
         self.finished = sum(entry.samples for entry in self.entries)
         self._rows: list[tuple[str, int, int, str]] = []
@@ -186,16 +186,14 @@ class ShardWriter:
         )
         pq.write_table(table, self.partial / f"{name}.index.parquet")
         self.entries.append(ShardEntry(f"{name}.tar", hashlib.sha256(tar).hexdigest(), len(tar), len(self._rows)))
-        # The line goes in last: a shard counts as finished only when tar and index are both there.
-        temporary = self.partial / (MANIFEST + ".tmp")
-        temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in self.entries))
-        os.replace(temporary, self.partial / MANIFEST)
+        # The manifest is written last: a shard counts as finished only with both tar and index.
+        _write_manifest(self.partial, self.entries)
         self._rows, self._chunks = [], io.BytesIO()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish the last shard and give the folder its name; after an error leave nothing that looks finished."""
+        """Finish the last shard and rename the folder; after an error remove it, or keep it to resume."""
         if kind is not None:
             if not self.resume:
                 shutil.rmtree(self.partial, ignore_errors=True)
@@ -204,16 +202,11 @@ class ShardWriter:
         if not self.entries:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(f"no sample was written to {self.folder}: the input holds nothing usable")
-        # Aside, not away: a kill between the two renames must not cost both the old and the new folder.
-        old = self.folder.with_name(f"{self.folder.name}.old-{os.getpid()}")
-        if self.folder.exists():
-            os.replace(self.folder, old)
-        os.replace(self.partial, self.folder)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(self.partial, self.folder)
 
 
 def parse_manifest(text: str, where: str) -> list[ShardEntry]:
-    """The lines of a manifest, which strangers may have written; ``where`` names it in messages."""
+    """Parse a manifest, which may be hostile; ``where`` names it in messages."""
     try:
         entries = [ShardEntry(**json.loads(line)) for line in text.splitlines() if line.strip()]
         for entry in entries:
@@ -231,36 +224,39 @@ def parse_manifest(text: str, where: str) -> list[ShardEntry]:
 
 
 def index_name(shard: str) -> str:
-    """File name of the index that lies beside a tar."""
+    """Return the file name of the index of a tar."""
     return shard.removesuffix(".tar") + ".index.parquet"
 
 
-def join_shards(places: Iterable[Path], folder: Path) -> None:
-    """Make one shard folder of folders of one shard each, in their order; may be killed and repeated.
+def join_shards(parts: Iterable[Path], folder: Path) -> None:
+    """Join folders of one shard each to one shard folder, in their order; may be killed and repeated.
 
     Args:
-        places: The folders; their tars and indexes move away.
-        folder: Gets 00000.tar and so on, with indexes and manifest.
+        parts: The folders; their tars and indexes are moved.
+        folder: Receives 00000.tar and so on, with indexes and manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, place in enumerate(places):
-        entry, name = ShardFolder(place).shards[0], f"{number:05d}.tar"
+    for number, part in enumerate(parts):
+        entry, name = ShardFolder(part).shards[0], f"{number:05d}.tar"
         for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
-            if (place / before).is_file():
-                os.replace(place / before, folder / after)
+            if (part / before).is_file():
+                (part / before).replace(folder / after)
         if not (folder / name).is_file():
-            raise UserError(f"{folder / name} was written and is gone: delete {place.parent} and start again")
+            raise UserError(f"{folder / name} was written and is missing now: delete {part.parent} and start again")
         entries.append(replace(entry, shard=name))
-    temporary = folder / (MANIFEST + ".tmp")
-    temporary.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
-    os.replace(temporary, folder / MANIFEST)
+    _write_manifest(folder, entries)
+
+
+def _write_manifest(folder: Path, entries: list[ShardEntry]) -> None:
+    remove_leftovers(folder, MANIFEST)
+    write_text(folder / MANIFEST, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
 
 
 def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
     """Read an index file and check that it fits its shard; ``where`` names it in messages."""
     try:
-        # Their own thread: a pool that was there before a fork has no threads left in the worker.
+        # No thread pool: one that existed before a fork has no threads in the worker.
         with pq.ParquetFile(path) as file:
             table = file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
@@ -273,14 +269,14 @@ def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
         )
     offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
     if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
-        raise UserError(f"{where}: offset or size is no place in a tar; build the folder again")
+        raise UserError(f"{where}: offset or size is no range of a tar; build the folder again")
     if (offset + size).max() > entry.bytes:
         raise UserError(f"{where}: a sample lies beyond the end of its tar; build the folder again")
     return ShardIndex(table["key"].to_pylist(), offset, size, table["sha256"].to_pylist())
 
 
 class ShardFolder:
-    """A finished shard folder, opened by its manifest; or the samples of one that a keep-list names.
+    """A finished shard folder, opened by its manifest; or the samples of one that are on a keep-list.
 
     Args:
         path: The folder that holds ``manifest.jsonl``, or ``keep.parquet`` and ``keep.json``.
@@ -298,30 +294,30 @@ class ShardFolder:
             )
         elif "://" in kept.shards:
             raise UserError(
-                f"the shards of {self.path} lie at {kept.shards}: trainings read them there, other programs want a "
-                "copy on this machine and its place in keep.json"
+                f"the shards of {self.path} are at {kept.shards}: train.py reads them there, other programs need a "
+                "local copy and its path in keep.json"
             )
         elif not (self.path / kept.shards).is_dir():
             raise UserError(
-                f"{self.path}/keep.json says that its shards lie at {kept.shards}, where no folder is: write their "
-                "place into it, relative to that file"
+                f"{self.path}/keep.json gives {kept.shards} as the folder of its shards, which does not exist: write "
+                "their path into it, relative to that file"
             )
         else:
             try:
                 vars(self).update(vars(ShardFolder(self.path / kept.shards)) | {"path": self.path})
             except RecursionError:
-                raise UserError(f"{self.path}/keep.json leads back to itself: write the shards' place in it") from None
+                raise UserError(f"{self.path}/keep.json refers to itself: write the shards' path into it") from None
             self.follow(kept, str(self.path))
 
     def _keep(self, manifest: str, name: str) -> None:
-        self.name = self.place = name  # the name may become a keep-list's; the tars stay at their place
+        self.name = self.location = name  # the name may become a keep-list's; the location stays that of the tars
         self._manifest = self.shards = self.stored = parse_manifest(manifest, f"{name}/{MANIFEST}")
         self.samples = sum(entry.samples for entry in self.shards)
         self.rows: list[np.ndarray] | None = None
         self.keeps: list[str] = []
 
     def follow(self, kept: KeepList, name: str) -> None:
-        """Show only the samples that a keep-list names; shards of which nothing stays are left out.
+        """Restrict the folder to the samples of a keep-list; shards without any are left out.
 
         Raises:
             UserError: The list was made for other shards.
@@ -329,7 +325,7 @@ class ShardFolder:
         if kept.merkle_root != self.merkle_root:
             raise UserError(
                 f"{name} keeps samples of shards with Merkle root {kept.merkle_root[:12]}, {self.name} has "
-                f"{self.merkle_root[:12]}: vet these shards again, or name the right ones in keep.json"
+                f"{self.merkle_root[:12]}: vet these shards again, or correct keep.json"
             )
         rows, before = kept.rows([entry.samples for entry in self.shards]), self.rows
         if before is not None:
@@ -342,16 +338,16 @@ class ShardFolder:
 
     @property
     def merkle_root(self) -> str:
-        """The name of the data set: changes with any byte of any shard; with a keep-list that one's SHA-256 follows."""
+        """Identity of the data set: changes with any byte of any shard; a keep-list's SHA-256 is appended."""
         return "+keep.".join([merkle_root(self._manifest), *self.keeps])
 
     def shard_name(self, number: int) -> str:
-        """Where one tar lies, for messages."""
-        return f"{self.place}/{self.shards[number].shard}"
+        """Return the location of one tar, for messages."""
+        return f"{self.location}/{self.shards[number].shard}"
 
     def tar(self, number: int) -> Path:
-        """Path of one tar; says so when it is missing or cut short."""
-        path = Path(self.place) / self.shards[number].shard
+        """Return the path of one tar; fails if it is missing or truncated."""
+        path = Path(self.location) / self.shards[number].shard
         size = path.stat().st_size if path.is_file() else -1
         if size != self.shards[number].bytes:
             found = "is missing" if size < 0 else f"has {size} bytes"
@@ -361,21 +357,21 @@ class ShardFolder:
         return path
 
     def open(self, number: int) -> BinaryIO:
-        """One tar, unbuffered, for reading at random places."""
+        """Open one tar, unbuffered, for random access."""
         return open(self.tar(number), "rb", buffering=0)  # type: ignore[return-value]
 
     def prefetch(self, numbers: list[int]) -> None:
-        """Say which shards will be read next; a folder on this machine needs no warning."""
+        """Announce the shards that are read next; does nothing for a local folder."""
 
     def index(self, number: int) -> ShardIndex:
-        """Read the index that lies beside one tar."""
-        path = Path(self.place) / index_name(self.shards[number].shard)
+        """Read the index of one tar."""
+        path = Path(self.location) / index_name(self.shards[number].shard)
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole folder, index files included")
         return self._kept(number, read_index(path, self.stored[number], str(path)))
 
     def _kept(self, number: int, index: ShardIndex) -> ShardIndex:
-        """The part of a shard's index that a keep-list leaves."""
+        """Return the part of a shard's index that is on the keep-list."""
         if self.rows is None:
             return index
         rows = self.rows[number]
@@ -384,7 +380,7 @@ class ShardFolder:
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Walk all samples of a shard folder in the order of the manifest."""
+    """Yield key and members of all samples of a shard folder, in the order of the manifest."""
     folder = ShardFolder(path)
     for number in range(len(folder.shards)):
         index = folder.index(number)

@@ -1,4 +1,4 @@
-"""What a batch costs, stage by stage: small images and short captions first, whole ones at the end (CLIPA, 2305.07017).
+"""Stages of training: small images and short captions first, full sizes at the end (CLIPA, 2305.07017).
 
     data:
       init_args:
@@ -6,7 +6,7 @@
         - {samples: 0, image_size: 112, text_length: 16, patch_dropout: 0.5}
         - {samples: 1024000, image_size: [192, 224]}
 
-Everything is a function of a sample's number, so that workers, prefetching, ranks and restarts agree on it.
+All sizes are a function of the sample number, so that workers, prefetching, ranks and restarts agree.
 """
 
 from bisect import bisect_right
@@ -19,13 +19,13 @@ from leam_mm.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """From a number of samples seen on, until the next stage begins.
+    """One stage, from a number of samples seen until the next stage begins.
 
     Args:
-        samples: Seen before it begins; a multiple of the batch size.
+        samples: Samples seen before it begins; a multiple of the batch size.
         image_size: H = W in pixels, or several, of which one is drawn for each batch.
-        text_length: Tokens per caption, begin and end included; longer captions are cut. None takes context_length.
-        patch_dropout: Share of image tokens left out, in [0, 1); None takes the tower's own.
+        text_length: Tokens per caption with begin and end; longer captions are cut. None means context_length.
+        patch_dropout: Share of image tokens left out, in [0, 1); None means the tower's own.
     """
 
     samples: int
@@ -35,18 +35,18 @@ class Stage:
 
     @property
     def sizes(self) -> list[int]:
-        """All sizes of its images."""
+        """Image sizes of this stage."""
         return [self.image_size] if isinstance(self.image_size, int) else self.image_size
 
 
 class Stages:
-    """The stages of a training.
+    """The stages of a run.
 
     Args:
-        stages: In the order of their samples, the first from 0 on.
-        batch_size: Samples per optimizer step, over all ranks: all of them have the same size.
-        context_length: Most tokens of a caption.
-        seed: Of the sizes that are drawn.
+        stages: Stages with ascending ``samples``, the first at 0.
+        batch_size: Samples per optimizer step over all ranks; all of them have the same size.
+        context_length: Upper bound of tokens per caption.
+        seed: Seed of the drawn sizes.
     """
 
     def __init__(self, stages: Sequence[Stage], batch_size: int, context_length: int, seed: int) -> None:
@@ -71,15 +71,15 @@ class Stages:
 
     @property
     def sizes(self) -> list[int]:
-        """All sizes of images that occur, ascending."""
+        """All image sizes that occur, ascending."""
         return sorted({size for stage in self.stages for size in stage.sizes})
 
     def at(self, index: int) -> Stage:
-        """The stage of the sample that is seen ``index``-th."""
+        """Return the stage of the sample that is seen ``index``-th."""
         return self.stages[bisect_right(self._begin, index) - 1]
 
     def image_size(self, index: int) -> int:
-        """Pixels per side of the sample that is seen ``index``-th, the same for its whole batch."""
+        """Return the image size of the sample that is seen ``index``-th, the same for its whole batch."""
         sizes = self.at(index).sizes
         if len(sizes) == 1:
             return sizes[0]

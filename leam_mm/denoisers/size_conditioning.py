@@ -2,7 +2,7 @@
 
 A small image that was enlarged is blurred, and a crop shows half an object. A network that is conditioned on both can
 tell them from the rest, and makes whole, sharp images for the size of a large image without a crop. The six numbers of
-a PictureSize become Fourier features, and these a vector that is added to the embedding of the time.
+an ImageSize become Fourier features, and these a vector that is added to the embedding of the time.
 """
 
 import math
@@ -37,7 +37,7 @@ class SizeConditioning(nn.Module):
         """Embed sizes.
 
         Args:
-            size: (B, 6) or (6,), the numbers of a PictureSize in pixels; None means a whole image.
+            size: (B, 6) or (6,), the numbers of an ImageSize in pixels; None means a whole image.
 
         Returns:
             (B, E), or (1, E) for all.
