@@ -163,5 +163,5 @@ def test_collate_stacks_tensors_and_lists_the_rest() -> None:
 
 
 def test_decoding_says_what_to_define() -> None:
-    with pytest.raises(NotImplementedError, match="Decoding must say"):
+    with pytest.raises(NotImplementedError, match="Decoding must define"):
         Decoding(0)("key", {}, 0)

@@ -139,7 +139,7 @@ def test_a_folder_with_nothing_to_read_ends_the_loading(tmp_path: Path) -> None:
     folder = write_toy_shards(tmp_path / "gone", samples=8, samples_per_shard=4)
     for tar in folder.glob("*.tar"):
         tar.unlink()
-    with pytest.raises(UserError, match=r"is missing.*nor can any of 64 samples be read"):
+    with pytest.raises(UserError, match=r"is missing.*and none of 64 substitutes can be read"):
         batches(folder, size=2)[0]
 
 

@@ -282,5 +282,5 @@ def test_folders_of_one_shard_are_joined_however_often_it_is_begun(tmp_path: Pat
         assert [entry.samples for entry in joined.shards] == [2, 3, 4] and joined.tar(0).read_bytes() == whole
         assert [key for key, _ in read_samples(tmp_path / "all")] == [f"{n}{r}" for n in range(3) for r in range(2 + n)]
     joined.tar(1).unlink()
-    with pytest.raises(UserError, match=r"00001\.tar was written and is gone"):
+    with pytest.raises(UserError, match=r"00001\.tar was written and is missing"):
         join_shards(places, tmp_path / "all")
