@@ -62,7 +62,7 @@ def test_the_path_is_that_of_corrupt_with_its_derivatives(process: DiffusionProc
     ones = torch.ones_like(time)
     signal, sigma = (expand_time(value, clean) for value in found[:2])
     torch.testing.assert_close(process.corrupt(clean, noise, time), signal * clean + sigma * noise)
-    for value, slope in ((0, found.signal_slope), (1, found.sigma_slope)):
+    for value, slope in ((0, found.signal_rate), (1, found.sigma_rate)):
         derived = torch.func.jvp(lambda t, value=value: process.path(t)[value], (time,), (ones,))[1]
         torch.testing.assert_close(slope, derived, rtol=1e-9, atol=1e-9)
     falling = torch.linspace(0, 1, 1001, dtype=torch.float64)

@@ -12,7 +12,7 @@ from leam_mm.data.caption_states import trim
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.denoisers.size_conditioning import whole_image
-from leam_mm.diffusion.editing import Edit, draw_from
+from leam_mm.diffusion.editing import Edit, edit_images
 from leam_mm.diffusion.guidance import CaptionDenoise, Guidance, guide
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.samplers import Method
@@ -79,7 +79,7 @@ class ImageSampler:
             if edit is None:
                 image = self.codec.decode(sample(noise, times))
             else:
-                image = draw_from(edit, self.codec, self.process, sample, noise, times)
+                image = edit_images(edit, self.codec, self.process, sample, noise, times)
         self.denoiser.train(training)
         return (image.float() / 2 + 0.5).clamp(0, 1)
 

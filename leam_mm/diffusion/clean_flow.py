@@ -9,18 +9,18 @@ from leam_mm.errors import UserError
 
 
 class CleanFlow(RectifiedFlow):
-    """Straight paths; the network predicts their clean end, its error counts as that of the velocity it implies.
+    """Straight paths; the network predicts the clean data, and the loss is the error of the implied velocity.
 
     v = (x_t - clean) / t, so the error of v is that of the clean data over t, and the loss weighs it by 1 / t^2. Clean
-    data lies on a thin surface in a space of many dimensions, noise and velocity fill it: a narrow network can learn
-    the first only. The velocity is undefined at t = 0 exactly, where no sampler of ours asks for it.
+    data lies near a manifold of few dimensions, while noise and velocity fill the space: a narrow network can learn
+    the first only. The velocity is undefined at t = 0 exactly, where no sampler here evaluates it.
 
     Args:
         time_mean: See RectifiedFlow. The paper's -0.8, counted from noise to data, is 0.8 here, with time_std 0.8.
         time_std: See RectifiedFlow.
         shift: See RectifiedFlow.
         uniform_share: See RectifiedFlow.
-        least_time: The weight stays at that of this time below it, above 0 (the paper's code and PRX clip at 0.05).
+        least_time: Times below it get its weight; above 0 (the paper's code and PRX clip at 0.05).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CleanFlow(RectifiedFlow):
         """See the class for the arguments."""
         super().__init__(time_mean, time_std, shift, uniform_share)
         if not 0 < least_time <= 1:
-            raise UserError(f"CleanFlow: least_time is {least_time}, but it lies in (0, 1]")
+            raise UserError(f"CleanFlow: least_time is {least_time}: give a time in (0, 1]")
         self.least_time = least_time
 
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -50,5 +50,5 @@ class CleanFlow(RectifiedFlow):
         return (x_t - prediction) / expand_time(time, x_t)
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return 1 / max(t, least_time)^2, by which the error is the velocity's (v-loss in the paper's table 1)."""
+        """Return 1 / max(t, least_time)^2, which makes it the error of the velocity (v-loss in table 1)."""
         return time.clamp(min=self.least_time) ** -2

@@ -1,9 +1,9 @@
 """The preconditioned diffusion of Karras et al. (EDM, 2206.00364), on our time.
 
 The paper writes x = clean + sigma noise. Here sigma = sigma_min^(1-t) sigma_max^t, so that our time is the paper's
-condition c_noise = ln(sigma) / 4 up to a fixed scale and origin; and the state is x_t = x / sqrt(1 + sigma^2), so that
-at t = 1 it is standard normal noise (but for 1 / sigma_max of data) as in every other process. With sigma_data 1 the
-network predicts -v of VariancePreserving and sees x_t itself.
+condition c_noise = ln(sigma) / 4 up to scale and origin; and the state is x_t = x / sqrt(1 + sigma^2), which at t = 1
+is standard normal noise (up to 1 / sigma_max of data) as in all other processes. With sigma_data 1 the network
+predicts -v of VariancePreserving from x_t itself.
 """
 
 import math
@@ -17,14 +17,14 @@ from leam_mm.errors import UserError
 
 
 class Edm(DiffusionProcess):
-    """Input, output and loss scaled so that the network sees and learns numbers of unit variance at every time.
+    """Scales input, output and loss so that network input and target have unit variance at all times.
 
-    A little noise is left at t = 0, sigma_min of it: the paper's last step, from there to 0, is left out.
+    Noise of sigma_min is left at t = 0: the paper's last step, from there to 0, is left out.
 
     Args:
         sigma_data: Standard deviation of the data: 1 for our normalised latents (the paper's pixels have 0.5).
-        log_sigma_mean: Mean of ln(sigma) in training. The paper's -1.2 for sigma_data 0.5 is -0.5 for data twice as
-            wide.
+        log_sigma_mean: Mean of ln(sigma) in training. The paper's -1.2 for sigma_data 0.5 becomes -0.5 for data
+            twice as wide.
         log_sigma_std: Its standard deviation, above 0 (1.2 in the paper's table 1).
         sigma_min: Noise at t = 0, above 0.
         sigma_max: Noise at t = 1.
@@ -64,7 +64,7 @@ class Edm(DiffusionProcess):
         return self.sigma_min * torch.exp(self._log_range * time.double())
 
     def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
-        """Return times (B,) whose ln(sigma) is normal (table 1), held in [0, 1]."""
+        """Return times (B,) whose ln(sigma) is normal (table 1), clamped to [0, 1]."""
         return self._time_of(self.log_sigma_mean + self.log_sigma_std * torch.special.ndtri(uniform)).clamp(0, 1)
 
     def _time_of(self, log_sigma: Tensor) -> Tensor:
@@ -114,5 +114,5 @@ class Edm(DiffusionProcess):
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         root = torch.linspace(high, low, steps + 1, dtype=torch.float64)
         time = self._time_of(self.rho * root.log())
-        time[0], time[-1] = 1, 0  # rounding left them a last digit away
+        time[0], time[-1] = 1, 0  # exact in spite of rounding
         return time.float()

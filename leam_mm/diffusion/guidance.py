@@ -1,4 +1,4 @@
-"""Guidance: push the prediction away from a worse one. Small functions, and one object that says which.
+"""Guidance: push the prediction away from a worse one.
 
 The worse prediction is that of the empty caption (classifier-free guidance, Ho and Salimans, 2207.12598) or that of a
 worse network for the same caption (autoguidance, Karras et al., 2406.02507).
@@ -23,16 +23,16 @@ Pair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Guidance:
-    """How samples are guided; a plain number in its place is the scale.
+    """Settings of guidance; a plain number in its place is the scale.
 
     Args:
-        scale: g of worse + g (caption - worse). At 1 or below guidance is off.
+        scale: g of worse + g (own - worse). At 1 or below guidance is off.
         low: Guide at times above this only; 0 data, 1 noise.
         high: Guide at times below this only (2404.07724: guidance harms at high noise and does nothing at low).
-        rescale: Share in [0, 1] of the result whose deviation is brought back to that of the unguided prediction;
-            0.7 in 2305.08891.
-        weaker: Checkpoint or run folder of a smaller or less trained generator whose prediction for the same caption
-            is the worse one; None takes this generator's for the empty caption.
+        rescale: Share in [0, 1] of the result whose standard deviation is set to that of the unguided prediction; 0.7
+            in 2305.08891.
+        weaker: Checkpoint or run folder of a smaller or less trained generator, whose prediction for the same caption
+            is the worse one; None takes this generator's prediction for the empty caption.
     """
 
     scale: float = 3.0
@@ -42,10 +42,10 @@ class Guidance:
     weaker: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing."""
+        """Check the ranges."""
         if not 0 <= self.low < self.high <= 1:
             raise UserError(
-                f"Guidance: the interval from low {self.low} to high {self.high} is none of times: 0 <= low < high <= 1"
+                f"Guidance: low {self.low} and high {self.high} are no interval of times: give 0 <= low < high <= 1"
             )
         if not 0 <= self.rescale <= 1:
             raise UserError(f"Guidance: rescale is {self.rescale}, but it is a share in [0, 1]")
@@ -60,14 +60,14 @@ def guide(
 ) -> Denoise:
     """Bind captions to a denoiser and return (x_t, time) -> guided prediction.
 
-    With a scale alone it computes what diffusers' pipelines do: one call a step on a doubled batch, empty half first.
+    With a scale alone it equals diffusers' pipelines: one call a step on a doubled batch, empty captions first.
 
     Args:
         denoise: The network.
-        caption: What to draw, B captions.
+        caption: B captions.
         empty: The unconditional (or negative) captions, B of them or one for all.
-        guidance: How; off and outside its interval the network is called on the captions alone.
-        weaker: The worse network, where there is one; then `empty` is not looked at, and both are called each step.
+        guidance: Settings; where guidance is off, the network is called on the captions alone.
+        weaker: The worse network, or None; with it `empty` is ignored, and both networks are called each step.
     """
     if not isinstance(guidance, Guidance):
         guidance = Guidance(guidance)
@@ -105,12 +105,12 @@ def beside_weaker(denoise: CaptionDenoise, weaker: CaptionDenoise, caption: Capt
 
 
 def rescale_deviation(guided: Tensor, plain: Tensor, share: float) -> Tensor:
-    """Bring each sample's standard deviation back to that of the plain prediction (section 3.4 of 2305.08891).
+    """Rescale each sample to the standard deviation of the plain prediction (section 3.4 of 2305.08891).
 
     Args:
         guided: (B, ...), the guided prediction.
         plain: (B, ...), the caption's own.
-        share: In [0, 1], of the brought back in the result.
+        share: Share in [0, 1] of the rescaled prediction in the result.
     """
     inner = tuple(range(1, guided.ndim))
     ratio = plain.std(inner, keepdim=True) / guided.std(inner, keepdim=True)
@@ -118,9 +118,9 @@ def rescale_deviation(guided: Tensor, plain: Tensor, share: float) -> Tensor:
 
 
 def within(guided: Denoise, plain: Denoise, low: float, high: float) -> Denoise:
-    """Choose by the time: guided strictly between low and high, plain elsewhere (2404.07724, its interval in our time).
+    """Use the guided prediction strictly between two times, and the plain one elsewhere (2404.07724, in our time).
 
-    All of a batch are at the same time, as the samplers have them; an interval of all times looks at none.
+    All samples of a batch are at the same time, as in the samplers.
     """
     if low <= 0 and high >= 1:
         return guided

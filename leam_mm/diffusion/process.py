@@ -1,7 +1,7 @@
-"""What every diffusion process answers: how data becomes noise, what the network learns, and how samples flow back.
+"""Base class of diffusion processes: how data becomes noise, what the network predicts, and how to sample.
 
-Time runs from 0 (data) to 1 (noise) everywhere. Nothing here draws a random number: noise and uniform numbers are
-handed in, so that the n-th sample's randomness can be a pure function of (seed, n).
+Time runs from 0 (data) to 1 (noise) everywhere. Nothing here draws a random number: callers pass noise and uniform
+numbers, so that the randomness of the n-th sample can be a pure function of (seed, n).
 """
 
 from abc import ABC, abstractmethod
@@ -32,17 +32,17 @@ def expand_time(value: Tensor, like: Tensor) -> Tensor:
 
 
 class DiffusionProcess(ABC):
-    """A path from clean data to Gaussian noise; subclasses state it in seven short methods, all on (B, ...) tensors.
+    """A path from clean data to Gaussian noise; subclasses define it in seven short methods on (B, ...) tensors.
 
-    `positions`, h w of the latents, matters only where pictures of several sizes are trained or sampled differently.
+    `positions`, h w of the latents, matters only if times depend on the size of the image.
     """
 
     method: Method = "euler"
-    """The sampler that is taken where none is named; what a release runs, if there is one."""
+    """Default sampler, which a released pipeline runs."""
 
     @abstractmethod
     def path(self, time: Tensor) -> Path:
-        """Return the coefficients at `time` (B,), of which all else follows."""
+        """Return the coefficients of the path at `time` (B,)."""
 
     @abstractmethod
     def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
@@ -54,7 +54,7 @@ class DiffusionProcess(ABC):
 
     @abstractmethod
     def target(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Return what the network should predict at x_t."""
+        """Return the target of the network at x_t."""
 
     @abstractmethod
     def to_clean(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
@@ -69,11 +69,11 @@ class DiffusionProcess(ABC):
         """Return the falling grid (steps + 1,) from 1 (or nearly) to 0 on which a sampler calls the network."""
 
     def network_input(self, x_t: Tensor, time: Tensor) -> Tensor:
-        """Return what the network is shown of x_t; itself, unless a process says otherwise."""
+        """Return the network's input at x_t, which is x_t unless a process overrides this."""
         return x_t
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return the weight (B,) of each sample's error; 1 unless a process says otherwise."""
+        """Return the weight (B,) of each sample's error; 1 unless a process overrides this."""
         return time.new_ones(time.shape)
 
     def errors_at(self, denoise: Denoise, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class DiffusionProcess(ABC):
         return lambda x_t, time: self.to_velocity(x_t, denoise(self.network_input(x_t, time), time), time)
 
     def clean(self, denoise: Denoise) -> Clean:
-        """Bind a network: (x_t, time) -> expected clean data, for the samplers that look at it."""
+        """Bind a network: (x_t, time) -> expected clean data, for the samplers that use it."""
         return lambda x_t, time: self.to_clean(x_t, denoise(self.network_input(x_t, time), time), time)
 
     def sample(
@@ -106,13 +106,13 @@ class DiffusionProcess(ABC):
         method: Method | None = None,
         fresh_noise: Callable[[int], Tensor] | None = None,
     ) -> Tensor:
-        """Go along the times with one of diffusion/samplers.py.
+        """Sample along the times with one of diffusion/samplers.py.
 
         Args:
             denoise: The network.
             x: (B, ...), the state at times[0]; noise, if that is 1.
             times: (steps + 1,), falling.
-            method: None takes the process's own.
+            method: None takes the process's default.
             fresh_noise: Number of a step -> standard normal numbers (B, ...); for `sde` only.
         """
         match method or self.method:
@@ -124,9 +124,9 @@ class DiffusionProcess(ABC):
                 return sample_dpm(self.clean(denoise), x, times, self.path)
             case "sde" if fresh_noise is not None:
                 return sample_sde(self.clean(denoise), x, times, self.path, fresh_noise)
-        raise UserError(f"no sampler is called {method!r}: take euler, heun, dpm, or sde with fresh_noise")
+        raise UserError(f"there is no sampler {method!r}: use euler, heun, dpm, or sde with fresh_noise")
 
 
 def _wide(value: Tensor) -> Tensor:
-    """Half precision to float32; what is wider stays."""
+    """Convert half precision to float32, and keep wider types."""
     return value.to(torch.promote_types(value.dtype, torch.float32))

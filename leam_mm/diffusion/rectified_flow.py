@@ -15,10 +15,10 @@ class RectifiedFlow(DiffusionProcess):
     Args:
         time_mean: Mean of the normal whose sigmoid is the training time. 0 spends most samples around t = 0.5.
         time_std: Its standard deviation, above 0. Larger spreads the samples to both ends.
-        shift: Moves training and sampling times towards noise, t -> s t / (1 + (s - 1) t); 1 leaves them. Large
-            pictures need more (3 at 1024 pixels, section 5.3.2 of 2403.03206). A TimeShift gives each size its own.
-        uniform_share: Share of samples, in [0, 1), whose time is uniform, unshifted, so that both ends are seen too;
-            PRX takes 0.1.
+        shift: Moves training and sampling times towards noise, t -> s t / (1 + (s - 1) t); 1 keeps them. Large images
+            need more (3 at 1024 pixels, section 5.3.2 of 2403.03206). A TimeShift depends on the size of the image.
+        uniform_share: Share of samples, in [0, 1), with uniform, unshifted times, so that both ends are trained too;
+            0.1 in PRX.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RectifiedFlow(DiffusionProcess):
         return Path(1 - t, t, -torch.ones_like(t), torch.ones_like(t))
 
     def shift_at(self, positions: int | None) -> float:
-        """Return the shift of latents with that many positions; None will do where all sizes have the same."""
+        """Return the shift of latents with that many positions; None is enough if all sizes have the same shift."""
         if not isinstance(self.shift, TimeShift):
             return self.shift
         if positions is None:
@@ -51,10 +51,10 @@ class RectifiedFlow(DiffusionProcess):
         return self.shift.at(positions)
 
     def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
-        """Return logit-normal times (B,): sigmoid of a normal, drawn through the inverse normal distribution.
+        """Return logit-normal times (B,): the sigmoid of normal numbers, from the inverse of their distribution.
 
-        Where a share is uniform, the lowest of the uniform numbers are spread over [0, 1] for it, the others again
-        over (0, 1) for the logit-normal: one number decides both the kind and the time.
+        With a uniform share, the lowest of the uniform numbers are stretched to [0, 1] as uniform times, and the
+        others to (0, 1) for the logit-normal ones: one number decides both the kind and the time.
         """
         share = self.uniform_share
         rest = ((uniform - share) / (1 - share)).clamp(0, 1) if share else uniform
@@ -80,5 +80,5 @@ class RectifiedFlow(DiffusionProcess):
         return prediction
 
     def times(self, steps: int, positions: int | None = None) -> Tensor:
-        """Return the grid that diffusers' FlowMatchEulerDiscreteScheduler takes with this shift."""
+        """Return the grid of diffusers' FlowMatchEulerDiscreteScheduler with this shift."""
         return flow_times(steps, self.shift_at(positions))

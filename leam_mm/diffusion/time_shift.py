@@ -1,4 +1,4 @@
-"""How far times move towards noise in larger pictures, whose neighbouring positions tell more about each other.
+"""Time shift by image size: larger images need noisier times, since their neighbouring positions are more alike.
 
 model:
   init_args:
@@ -17,7 +17,7 @@ from leam_mm.errors import UserError
 
 
 class TimeShift(ABC):
-    """A law from the number of positions h w of a latent to the shift s in t -> s t / (1 + (s - 1) t)."""
+    """Maps the number of positions h w of a latent to the shift s in t -> s t / (1 + (s - 1) t)."""
 
     @abstractmethod
     def at(self, positions: int) -> float:
@@ -25,11 +25,11 @@ class TimeShift(ABC):
 
 
 class ResolutionShift(TimeShift):
-    """The square-root law: times of n positions are as uncertain as those of the base (Eq. 23 of 2403.03206).
+    """Square-root law: latents of all sizes are equally uncertain at equal base times (Eq. 23 of 2403.03206).
 
     Args:
-        base_positions: h w of the latents whose times stay, or move by `base_shift`.
-        base_shift: Shift of those.
+        base_positions: h w of the latents whose shift is `base_shift`.
+        base_shift: Their shift, above 0.
     """
 
     def __init__(self, base_positions: int, base_shift: float = 1.0) -> None:
@@ -46,13 +46,13 @@ class ResolutionShift(TimeShift):
 
 
 class ExponentialShift(TimeShift):
-    """The law of Flux, diffusers' `calculate_shift`: the logarithm of the shift is linear in the positions.
+    """Law of Flux (diffusers' `calculate_shift`): the logarithm of the shift is linear in the positions.
 
-    Flux counts tokens of 2 x 2 positions: multiply its numbers of positions by four. The defaults are so multiplied.
+    Flux counts tokens of 2 x 2 positions; the defaults here are its numbers times four.
 
     Args:
-        base_positions: Where the logarithm is `base_log_shift`.
-        other_positions: Where it is `other_log_shift`.
+        base_positions: h w at which the logarithm is `base_log_shift`.
+        other_positions: h w at which it is `other_log_shift`.
         base_log_shift: See base_positions.
         other_log_shift: See other_positions.
     """
@@ -67,12 +67,12 @@ class ExponentialShift(TimeShift):
         """See the class for the arguments."""
         if base_positions == other_positions:
             raise UserError(
-                f"ExponentialShift: base_positions and other_positions are both {base_positions}: a line "
-                "needs two points"
+                f"ExponentialShift: base_positions and other_positions are both {base_positions}: give two "
+                "different numbers"
             )
-        self.slope = (other_log_shift - base_log_shift) / (other_positions - base_positions)
-        self.start = base_log_shift - self.slope * base_positions
+        self.growth = (other_log_shift - base_log_shift) / (other_positions - base_positions)
+        self.start = base_log_shift - self.growth * base_positions
 
     def at(self, positions: int) -> float:
-        """Return exp(mu), mu the point of the line at that many positions."""
-        return math.exp(self.start + self.slope * positions)
+        """Return the exponential of the line at that many positions."""
+        return math.exp(self.start + self.growth * positions)

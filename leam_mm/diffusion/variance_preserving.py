@@ -1,7 +1,7 @@
 """Variance-preserving diffusion: v-prediction (Salimans and Ho, 2202.00512), noise- and clean prediction, min-SNR.
 
 x_t = a(t) clean + s(t) noise with a^2 + s^2 = 1, and v = a noise - s clean. So clean = a x_t - s v and
-noise = s x_t + a v: no division, hence no singular end. The two other predictions have one each.
+noise = s x_t + a v: no division, hence no singularity. Each of the two other predictions is singular at one end.
 """
 
 import math
@@ -24,13 +24,13 @@ class VariancePreserving(DiffusionProcess):
 
     Args:
         schedule: `cosine` is a(t) = cos(pi t / 2), exact data at 0 and exact noise at 1 (2202.00512). `sd_linear` is
-            the schedule of Stable Diffusion, read at step 1000 t and log-cubic between steps; it keeps a little
-            noise at 0 and a little signal at 1, as the original does, and can be released.
-        min_snr: Gamma of min-SNR weighting (Hang et al. 2303.09556; 5 is the paper's value); None weights evenly.
+            the schedule of Stable Diffusion, read at step 1000 t and log-cubic between steps; as the original, it
+            keeps a little noise at 0 and a little signal at 1. It can be released.
+        min_snr: Gamma of min-SNR weighting (Hang et al. 2303.09556; 5 in the paper); None weights all times equally.
     """
 
     method = "dpm"
-    prediction_type = "v_prediction"  # what diffusers' schedulers call it
+    prediction_type = "v_prediction"  # its name in diffusers' schedulers
 
     def __init__(self, schedule: Literal["cosine", "sd_linear"] = "cosine", min_snr: float | None = None) -> None:
         """See the class for the arguments."""
@@ -40,10 +40,10 @@ class VariancePreserving(DiffusionProcess):
         self.min_snr = min_snr
         beta = torch.linspace(BETA_START**0.5, BETA_END**0.5, TABLE_STEPS, dtype=torch.float64) ** 2
         log_signal = torch.log1p(-beta).cumsum(0)  # log a^2 at step i = 1000 t
-        # One more point, so that t = 1 (step 1000) lies inside the table: the last slope goes on.
+        # One more point, extrapolated linearly, so that t = 1 (step 1000) lies inside the table.
         self._log_signal = torch.cat([log_signal, 2 * log_signal[-1:] - log_signal[-2:-1]])
-        # Cubic between the steps: at whole steps the table itself, and a slope without jumps for the samplers.
-        self._slopes = torch.gradient(self._log_signal)[0]
+        # Cubic between the steps: the table itself at whole steps, and a continuous derivative for the samplers.
+        self._derivative = torch.gradient(self._log_signal)[0]
 
     def path(self, time: Tensor) -> Path:
         """Return a, s and their derivatives."""
@@ -52,10 +52,11 @@ class VariancePreserving(DiffusionProcess):
             quarter = math.pi / 2
             signal, sigma = torch.cos(quarter * t), torch.sin(quarter * t)
             return Path(signal, sigma, -quarter * sigma, quarter * signal)
-        table, slopes = self._log_signal.to(time.device), self._slopes.to(time.device)
+        table, derivative = self._log_signal.to(time.device), self._derivative.to(time.device)
         step = (t * TABLE_STEPS).clamp(0, TABLE_STEPS)
         below = step.floor().long().clamp(max=TABLE_STEPS - 1)
-        rise, start, end, part = table[below + 1] - table[below], slopes[below], slopes[below + 1], step - below
+        rise, part = table[below + 1] - table[below], step - below
+        start, end = derivative[below], derivative[below + 1]
         square, cube = 3 * rise - 2 * start - end, start + end - 2 * rise
         log_signal = table[below] + part * (start + part * (square + part * cube))
         signal, sigma = torch.exp(log_signal / 2), torch.sqrt(-torch.expm1(log_signal))
@@ -63,7 +64,7 @@ class VariancePreserving(DiffusionProcess):
         return Path(signal, sigma, signal * change, -(signal**2) * change / sigma)
 
     def time(self, uniform: Tensor, positions: int | None = None) -> Tensor:
-        """Return the uniform numbers: every time is trained equally often."""
+        """Return the uniform numbers: all times are trained equally often."""
         return uniform
 
     def corrupt(self, clean: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -81,15 +82,15 @@ class VariancePreserving(DiffusionProcess):
         return self._implied(x_t, prediction, self._along(time, x_t))[0]
 
     def to_velocity(self, x_t: Tensor, prediction: Tensor, time: Tensor) -> Tensor:
-        """Return a' clean + s' noise with both as the prediction implies them."""
+        """Return a' clean + s' noise, with the clean data and noise that the prediction implies."""
         path = self._along(time, x_t)
         clean, noise = self._implied(x_t, prediction, path)
-        return path.signal_slope * clean + path.sigma_slope * noise
+        return path.signal_rate * clean + path.sigma_rate * noise
 
     def times(self, steps: int, positions: int | None = None) -> Tensor:
         """Return steps + 1 evenly spaced times from 1 to 0.
 
-        Those of `sd_linear` are whole steps of the table and begin at its last, 0.999, as diffusers' schedulers do.
+        Those of `sd_linear` are whole steps of the table and start at its last, 0.999, as in diffusers' schedulers.
         """
         if steps < 1:
             raise ValueError(f"a sampler needs at least 1 step, got {steps}")
@@ -98,7 +99,7 @@ class VariancePreserving(DiffusionProcess):
         return torch.from_numpy(np.linspace(0, TABLE_STEPS - 1, steps + 1).round()[::-1] / TABLE_STEPS).float()
 
     def weight(self, time: Tensor) -> Tensor:
-        """Return what min-SNR gives this prediction: min(SNR, gamma) / (SNR + 1), which is min(a^2, gamma s^2)."""
+        """Return the min-SNR weight of this prediction: min(SNR, gamma) / (SNR + 1) = min(a^2, gamma s^2)."""
         if self.min_snr is None:
             return super().weight(time)
         return self._min_snr(self._along(time, time), self.min_snr)
@@ -107,12 +108,12 @@ class VariancePreserving(DiffusionProcess):
         return torch.minimum(path.signal**2, gamma * path.sigma**2)
 
     def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
-        """Clean data and noise that the prediction at x_t stands for."""
+        """Return the clean data and noise that the prediction at x_t implies."""
         signal, sigma = path.signal, path.sigma
         return signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
 
     def _along(self, time: Tensor, like: Tensor) -> Path:
-        """The path, rounded to the type of `like` and shaped to broadcast over it."""
+        """Return the path in the type of `like`, shaped to broadcast over it."""
         return Path(*(expand_time(value, like) for value in self.path(time)))
 
 
@@ -120,9 +121,9 @@ class VariancePreservingNoise(VariancePreserving):
     """The same paths; the network predicts the noise, as DDPM and Stable Diffusion 1 do (2006.11239).
 
     Args:
-        schedule: `sd_linear` only: at the end of `cosine` nothing is left of the data, and noise predicted there says
-            nothing about it (section 3 of 2305.08891).
-        min_snr: Gamma of min-SNR weighting; None weights the noise evenly.
+        schedule: `sd_linear` only: at t = 1 of `cosine` no data is left, and a prediction of the noise says nothing
+            about it (section 3 of 2305.08891).
+        min_snr: Gamma of min-SNR weighting; None weights all times equally.
     """
 
     prediction_type = "epsilon"
@@ -131,8 +132,8 @@ class VariancePreservingNoise(VariancePreserving):
         """See the class for the arguments."""
         if schedule != "sd_linear":
             raise UserError(
-                f"VariancePreservingNoise: schedule {schedule!r} ends in pure noise, from which predicted noise leads "
-                "nowhere: choose sd_linear, or predict v with VariancePreserving"
+                f"VariancePreservingNoise: schedule {schedule!r} ends in pure noise, where predicted noise does not "
+                "determine the data: choose sd_linear, or predict v with VariancePreserving"
             )
         super().__init__(schedule, min_snr)
 
@@ -141,7 +142,7 @@ class VariancePreservingNoise(VariancePreserving):
         return noise
 
     def _min_snr(self, path: Path, gamma: float) -> Tensor:
-        """min(SNR, gamma) / SNR."""
+        """Return min(SNR, gamma) / SNR."""
         return (gamma * (path.sigma / path.signal) ** 2).clamp(max=1)
 
     def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
@@ -151,11 +152,11 @@ class VariancePreservingNoise(VariancePreserving):
 class VariancePreservingClean(VariancePreserving):
     """The same paths; the network predicts the clean data.
 
-    With `cosine` its velocity is undefined at t = 0 exactly, where no sampler of ours asks for it.
+    With `cosine` its velocity is undefined at t = 0 exactly, where no sampler here evaluates it.
 
     Args:
         schedule: See VariancePreserving.
-        min_snr: Gamma of min-SNR weighting; None weights the clean data evenly.
+        min_snr: Gamma of min-SNR weighting; None weights all times equally.
     """
 
     prediction_type = "sample"
@@ -165,7 +166,7 @@ class VariancePreservingClean(VariancePreserving):
         return clean
 
     def _min_snr(self, path: Path, gamma: float) -> Tensor:
-        """min(SNR, gamma)."""
+        """Return min(SNR, gamma)."""
         return ((path.signal / path.sigma) ** 2).clamp(max=gamma)
 
     def _implied(self, x_t: Tensor, prediction: Tensor, path: Path) -> tuple[Tensor, Tensor]:
