@@ -1,4 +1,4 @@
-"""Text encoders by their paths: our own, those of transformers, and several of them as one."""
+"""Caption encoders by path: our own, those of transformers, and several combined into one."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ AnyCaptions = CaptionEncoder | HuggingFaceCaptions
 
 
 class SeveralCaptionEncoders(nn.Module):
-    """Several frozen text encoders that answer as one: all real tokens of a caption, in channels of their own.
+    """Several frozen text encoders as one: concatenates all real tokens of a caption, each encoder in its own channels.
 
     Args:
-        encoders: In the order in which data_tools/encode_latents.py was given them.
+        encoders: In the order given to data_tools/encode_latents.py.
     """
 
     def __init__(self, encoders: list[AnyCaptions]) -> None:
@@ -31,7 +31,7 @@ class SeveralCaptionEncoders(nn.Module):
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """State (B, L, D) and mask (B, L) as of the stored ones; see data/caption_states.py."""
+        """Return state (B, L, D) and mask (B, L) as stored ones; see data/caption_states.py."""
         states, masks = zip(*(encoder.encode(captions) for encoder in self.encoders), strict=True)  # type: ignore[operator]
         return pack_batch(states, masks)
 
@@ -41,17 +41,17 @@ class SeveralCaptionEncoders(nn.Module):
 
 
 def caption_width(encoder: AnyCaptions | SeveralCaptionEncoders) -> int:
-    """D, channels of an encoder's states."""
+    """Return D, the channels of an encoder's states."""
     return encoder.encoder.text.width if isinstance(encoder, CaptionEncoder) else encoder.width
 
 
 def from_transformers(path: str | Path) -> bool:
-    """Whether a path names a folder that transformers saved, and no run of ours."""
+    """Return whether a path is a folder saved by transformers (or diffusers), and no run of ours."""
     return (Path(path) / "config.json").is_file()
 
 
 def encoder_file(path: str | Path) -> tuple[Path, str]:
-    """Where a text encoder lies, and its digest."""
+    """Return file or folder of an encoder or codec, and its digest."""
     if from_transformers(path):
         return Path(path), folder_sha256(Path(path))
     file = find_checkpoint(path)
@@ -59,11 +59,11 @@ def encoder_file(path: str | Path) -> tuple[Path, str]:
 
 
 def open_caption_encoder(path: str | Path, context_length: int = 128) -> AnyCaptions:
-    """Open a text encoder.
+    """Load a text encoder.
 
     Args:
-        path: Run or checkpoint of a contrastive training, or a folder of transformers.
-        context_length: Tokens per caption at most, of an encoder of transformers; our own keep theirs.
+        path: Run or checkpoint of a ContrastiveModule, or a folder of transformers.
+        context_length: Largest number of tokens per caption of an encoder of transformers; our encoders have their own.
     """
     if from_transformers(path):
         return HuggingFaceCaptions(str(path), context_length)

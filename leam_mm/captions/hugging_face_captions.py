@@ -1,4 +1,4 @@
-"""Caption states from a text encoder of transformers (T5, mT5, XLM-R, ...), in the form of our own CaptionEncoder."""
+"""Caption states from a text encoder of transformers (T5, mT5, XLM-R, ...), as from CaptionEncoder."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_folde
 from leam_mm.errors import UserError
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
-AT_ONCE = 64  # captions of similar length; others wait
+BATCH_SIZE = 64  # captions of similar length that are encoded together
 
 
 class HuggingFaceCaptions(nn.Module):
-    """Captions to the last hidden states of a frozen text encoder, always in evaluation mode.
+    """Captions to the last hidden states of a frozen text encoder; always in evaluation mode.
 
     Args:
-        folder: What transformers saved: config.json, safetensors and the tokenizer's files.
-        context_length: L, tokens per caption at most, special tokens included.
+        folder: Folder saved by transformers: config.json, safetensors and the tokenizer's files.
+        context_length: Largest L, tokens per caption with special tokens.
     """
 
     def __init__(self, folder: str, context_length: int = 128) -> None:
@@ -27,23 +27,25 @@ class HuggingFaceCaptions(nn.Module):
         super().__init__()
         from transformers import AutoTokenizer
 
-        place = transformers_folder(folder)
-        if not any(file for pattern in VOCABULARIES for file in place.glob(pattern)):  # transformers would make one up
+        path = transformers_folder(folder)
+        if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)):  # transformers would invent one
             raise UserError(
-                f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): save the encoder's own beside it"
+                f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): save the encoder's tokenizer there"
             )
         self.model: Any = transformers_model(folder, texts=True)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             self.tokenizer.padding_side = "right"
             longest = self.tokenizer.model_max_length
-        except Exception as error:  # as many kinds as there are tokenizers
+        except Exception as error:  # tokenizers raise many kinds
             reason = str(error).strip().split("\n")[0][:160]
-            raise UserError(f"{folder} has no usable tokenizer ({reason}): save its own there") from None
+            raise UserError(
+                f"{folder} has no usable tokenizer ({reason}): save the encoder's tokenizer there"
+            ) from None
         if self.tokenizer.pad_token_id is None:
             raise UserError(f"the tokenizer in {folder} has no padding: set its pad_token, as its encoder was trained")
         self.context_length = min(context_length, longest)
-        self.width, self.sha256 = int(self.model.config.hidden_size), folder_sha256(Path(place))
+        self.width, self.sha256 = int(self.model.config.hidden_size), folder_sha256(Path(path))
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
@@ -59,8 +61,8 @@ class HuggingFaceCaptions(nn.Module):
         state = torch.zeros(len(texts), longest, self.width, device=device)
         mask = torch.zeros(len(texts), longest, dtype=torch.bool, device=device)
         order = sorted(range(len(texts)), key=lambda number: len(tokens[number]))
-        for first in range(0, len(order), AT_ONCE):
-            rows = order[first : first + AT_ONCE]
+        for first in range(0, len(order), BATCH_SIZE):
+            rows = order[first : first + BATCH_SIZE]
             padded = self.tokenizer.pad({"input_ids": [tokens[row] for row in rows]}, return_tensors="pt").to(device)
             real = padded["attention_mask"].bool()
             states = self.model(input_ids=padded["input_ids"], attention_mask=padded["attention_mask"])

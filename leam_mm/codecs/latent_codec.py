@@ -1,7 +1,7 @@
-"""Images to latents and back: the one door to diffusers' autoencoders, with the statistics that make latents unit.
+"""Autoencoders of diffusers with the statistics that normalise their latents to unit size.
 
-Diffusion on latents without their normalisation fails silently, so the statistics live in the codec's own buffers and
-travel with every checkpoint. In YAML:
+Diffusion on latents without normalisation fails silently, so the statistics are buffers of the codec and part of every
+checkpoint. In YAML:
 
     codec:
       class_path: leam_mm.codecs.latent_codec.DCCodec
@@ -29,7 +29,7 @@ class LatentStatistics:
     """Count, mean and sum of squared deviations per channel, merged exactly (Chan, Golub and LeVeque 1979).
 
     Args:
-        count: Latent positions seen (images times h times w).
+        count: Number of latent positions (images times h times w).
         mean: (C,) float64.
         deviation: (C,) float64, the sum of squared distances from the mean.
     """
@@ -40,13 +40,13 @@ class LatentStatistics:
 
     @classmethod
     def of(cls, latent: torch.Tensor) -> "LatentStatistics":
-        """Measure one batch of raw latents (B, C, h, w)."""
+        """Return the statistics of one batch of raw latents (B, C, h, w)."""
         values = latent.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)  # (C, B*h*w)
         mean = values.mean(1)
         return cls(values.shape[1], mean, (values - mean[:, None]).square().sum(1))
 
     def merge(self, other: "LatentStatistics") -> "LatentStatistics":
-        """Statistics of both sets together; the order of merging does not matter but for rounding."""
+        """Return the statistics of both sets; the order of merging matters for rounding only."""
         count = self.count + other.count
         gap = other.mean - self.mean
         deviation = self.deviation + other.deviation + gap.square() * (self.count * other.count / count)
@@ -64,10 +64,10 @@ def merge_statistics(first: LatentStatistics | None, second: LatentStatistics) -
 
 
 class LatentCodec(nn.Module):
-    """An autoencoder of diffusers and the normalisation of its latents: latent = (z - shift) * scale.
+    """Autoencoder of diffusers with the normalisation of its latents: latent = (z - shift) * scale.
 
     Args:
-        autoencoder: diffusers' AutoencoderKL or AutoencoderDC. Its names of weights and its files stay diffusers' own.
+        autoencoder: diffusers' AutoencoderKL or AutoencoderDC; names of weights and files stay diffusers'.
     """
 
     shift: torch.Tensor
@@ -77,7 +77,7 @@ class LatentCodec(nn.Module):
     latent_count: torch.Tensor
 
     def __init__(self, autoencoder: AutoencoderKL | AutoencoderDC) -> None:
-        """Take the normalisation that the autoencoder's config names; see the class for the arguments."""
+        """Take the normalisation from the autoencoder's config; see the class for the arguments."""
         super().__init__()
         if not isinstance(autoencoder, AutoencoderKL | AutoencoderDC):
             raise UserError(
@@ -93,30 +93,30 @@ class LatentCodec(nn.Module):
         self.register_buffer("scale", torch.tensor(float(config["scaling_factor"])))
         self.register_buffer("latent_mean", torch.zeros(self.channels))
         self.register_buffer("latent_std", torch.ones(self.channels))
-        self.register_buffer("latent_count", torch.tensor(0))  # 0: the statistics were never measured
+        self.register_buffer("latent_count", torch.tensor(0))  # 0: never measured
 
     @property
     def last_layer(self) -> torch.Tensor:
-        """The kernel that makes the pixels, at which gradients of several losses are compared."""
+        """The kernel of the output layer, at which gradients of losses are compared."""
         kernels = [part.weight for part in self.autoencoder.decoder.conv_out.modules() if isinstance(part, nn.Conv2d)]
         return kernels[-1]
 
     def freeze_encoder(self) -> None:
-        """Leave only what lies behind the latents to be trained: their meaning stays."""
+        """Train only the layers after the latents, so that the latents keep their meaning."""
         for name, weight in self.autoencoder.named_parameters():
             weight.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
 
     def set_tile(self, tile: int | None) -> None:
-        """Bound the memory of large pictures: work on one picture at a time, in overlapping tiles that are blended.
+        """Bound the memory of large images: process one image at a time, in overlapping tiles that are blended.
 
-        The results are not those of the whole picture. A tile knows nothing of what lies beyond its edge, and what
-        looks at all of a picture (the group norms and the attention of AutoencoderKL) looks at one tile instead. An
-        AutoencoderDC of residual blocks differs only near the seams, an AutoencoderKL everywhere a little; the tests
-        measure how much. A picture no larger than a tile is not cut and comes out the same. Not for training.
+        The results differ from those of the whole image. A tile has no information from beyond its edge, and group
+        norms and attention of AutoencoderKL work on one tile instead of the whole image. An AutoencoderDC of residual
+        blocks differs only near the seams, an AutoencoderKL slightly everywhere; the tests measure how much. An image
+        no larger than a tile gives the same result. Not for training.
 
         Args:
             tile: Side of a tile in pixels, a multiple of 4 times the downscale (neighbours overlap by a quarter); None
-                works on whole pictures again.
+                processes whole images again.
         """
         network = self.autoencoder
         if tile is None:
@@ -127,7 +127,7 @@ class LatentCodec(nn.Module):
             raise UserError(f"tile is {tile}: with this codec, choose a multiple of {4 * self.downscale} pixels")
         network.enable_slicing()
         if self.variational:
-            # By default diffusers cuts at the config's sample_size, which for a new codec is 32 pixels.
+            # By default diffusers takes the config's sample_size, which for a new codec is 32 pixels.
             network.tile_sample_min_size, network.tile_latent_min_size = tile, tile // self.downscale
             network.tile_overlap_factor = 0.25
             network.enable_tiling()
@@ -135,7 +135,7 @@ class LatentCodec(nn.Module):
             network.enable_tiling(tile, tile, tile * 3 // 4, tile * 3 // 4)
 
     def posterior(self, image: torch.Tensor) -> DiagonalGaussianDistribution:
-        """The Gaussian over raw latents that AutoencoderKL predicts.
+        """Return the Gaussian over raw latents that AutoencoderKL predicts.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
@@ -146,7 +146,7 @@ class LatentCodec(nn.Module):
         return self.autoencoder.encode(image).latent_dist
 
     def encode_raw(self, image: torch.Tensor) -> torch.Tensor:
-        """Encode without normalisation; AutoencoderKL answers with the mode.
+        """Encode without normalisation; of AutoencoderKL, return the mode.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
@@ -160,7 +160,7 @@ class LatentCodec(nn.Module):
         return self.autoencoder.encode(image, return_dict=False)[0]
 
     def decode_raw(self, raw: torch.Tensor) -> torch.Tensor:
-        """Decode raw latents (B, C, h, w) to (B, 3, H, W), not clamped: gradients must reach colours out of range."""
+        """Decode raw latents (B, C, h, w) to (B, 3, H, W), not clamped: colours out of range need gradients."""
         return self.autoencoder.decode(raw, return_dict=False)[0]
 
     def encode(self, image: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
@@ -168,7 +168,7 @@ class LatentCodec(nn.Module):
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
-            noise: (B, C, h, w) standard normal, to sample AutoencoderKL's posterior; without it the mode is taken.
+            noise: (B, C, h, w) standard normal, to sample AutoencoderKL's posterior; None takes the mode.
 
         Returns:
             (B, C, h, w), unit-sized once the statistics are set.
@@ -183,11 +183,11 @@ class LatentCodec(nn.Module):
         return self.decode_raw(self.denormalise(latent)).clamp(-1, 1)
 
     def normalise(self, raw: torch.Tensor) -> torch.Tensor:
-        """Raw latents to unit-sized ones."""
+        """Convert raw latents to unit-sized ones."""
         return (raw - self.shift) * self.scale
 
     def denormalise(self, latent: torch.Tensor) -> torch.Tensor:
-        """Unit-sized latents to raw ones."""
+        """Convert unit-sized latents to raw ones."""
         return latent / self.scale + self.shift
 
     def measure(self, raw: torch.Tensor) -> None:
@@ -195,10 +195,10 @@ class LatentCodec(nn.Module):
         self.set_statistics(LatentStatistics.of(raw))
 
     def set_statistics(self, statistics: LatentStatistics) -> None:
-        """Store the evidence per channel and derive shift and scale from it.
+        """Store the statistics per channel, and derive shift and scale.
 
-        AutoencoderKL gets the mean over everything and the inverse standard deviation around it. diffusers knows no
-        shift for AutoencoderDC, so that it gets the inverse root mean square, which is what its config documents.
+        AutoencoderKL gets the mean over all values and the inverse standard deviation. diffusers has no shift for
+        AutoencoderDC, which gets the inverse root mean square, as its config documents.
         """
         mean, variance = statistics.mean, statistics.deviation / statistics.count
         shift = mean.mean() if self.variational else mean.new_zeros(())
@@ -214,7 +214,7 @@ class LatentCodec(nn.Module):
         self.latent_count.fill_(statistics.count)
 
     def statistics(self) -> dict[str, Any]:
-        """What codec_statistics.json holds: shift, scale, mean and std per channel, count of latent positions."""
+        """Return the content of codec_statistics.json: shift, scale, mean and std per channel, number of positions."""
         if not int(self.latent_count):
             raise UserError(
                 "the codec's latent statistics were never measured: train it, or run data_tools/encode_latents.py"
@@ -228,10 +228,10 @@ class LatentCodec(nn.Module):
         }
 
     def load_statistics(self, source: Path | Mapping[str, Any]) -> None:
-        """Set the buffers from codec_statistics.json, so that sampling and release use the numbers of the data set.
+        """Set the buffers from codec_statistics.json, so that sampling and release use the data set's statistics.
 
         Args:
-            source: The file, the folder of latents that holds it, or its content.
+            source: The file, the folder of latents with it, or its content.
         """
         name = "codec statistics"
         try:
@@ -259,12 +259,12 @@ class LatentCodec(nn.Module):
         self.latent_count.fill_(count)
 
     def export_config(self) -> dict[str, float]:
-        """The keys to put into the diffusers config, with which any pipeline undoes our normalisation."""
+        """Return the keys of the diffusers config with which any pipeline undoes the normalisation."""
         scaling = {"scaling_factor": float(self.scale)}
         return scaling | {"shift_factor": float(self.shift)} if self.variational else scaling
 
     def save(self, folder: Path) -> None:
-        """Write the autoencoder as diffusers' own folder (config.json, safetensors), normalisation included."""
+        """Write the autoencoder as a folder of diffusers (config.json, safetensors) with the normalisation."""
         self.autoencoder.register_to_config(**self.export_config())
         self.autoencoder.save_pretrained(folder, safe_serialization=True)
 
@@ -281,10 +281,10 @@ class DCCodec(LatentCodec):
     """A new deep compression autoencoder (DC-AE, 2410.10733) built from its sizes.
 
     Args:
-        latent_channels: Channels of the latent; the last width must be a multiple.
+        latent_channels: Channels of the latents; the last width must be a multiple.
         widths: Channels at each resolution, from the image down; n widths give downscale 2 to the n-1.
-        layers: Encoder blocks at each resolution; a first 0 leaves out the full resolution, where most time goes.
-        decoder_layers: The same for the decoder; by default as in the encoder.
+        layers: Encoder blocks at each resolution; a first 0 skips the full resolution, which takes most time.
+        decoder_layers: The same for the decoder; None takes those of the encoder.
         blocks: Kind of block at each resolution: residual convolutions or EfficientViT's linear attention.
         attention_head_dim: Channels per head in EfficientViT blocks.
     """
@@ -328,7 +328,7 @@ class KLCodec(LatentCodec):
     """A new variational autoencoder of the latent diffusion kind (2112.10752) built from its sizes.
 
     Args:
-        latent_channels: Channels of the latent.
+        latent_channels: Channels of the latents.
         widths: Channels at each resolution, from the image down; n widths give downscale 2 to the n-1.
         layers: Residual blocks at each resolution.
         norm_groups: Groups of the group norms; each width must be a multiple.

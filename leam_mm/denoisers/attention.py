@@ -1,12 +1,12 @@
-"""Which attention kernel a denoiser runs on, by probes on the real device.
+"""Choice of a denoiser's attention kernel by probes on the real device.
 
-- ``packed``: torch's kernel for rows of different lengths, where captions are packed instead of masked (PRX alone).
+- ``packed``: torch's kernel for rows of different lengths; captions are packed instead of masked (PRX only).
 - ``xformers``: its memory-efficient kernel with the mask as a bias.
-- ``sdpa``: torch's own attention with a mask. Works everywhere, and is what runs on a CPU.
+- ``sdpa``: torch's attention with a mask, which works everywhere; used on CPUs.
 
-Each computes the same. diffusers' switches fail silently in two ways that are avoided here:
-`set_attention_backend("xformers")` does nothing to a U-Net, and on PRX it adds the boolean caption mask to the scores
-as 0 and 1, so that padding is attended to. It also changes the default of the whole process; nothing here does.
+All compute the same. diffusers' `set_attention_backend("xformers")` fails silently: it has no effect on a U-Net, and on
+PRX it adds the boolean caption mask to the scores as 0 and 1, so that padding is attended to. It also changes the
+default of the whole process.
 """
 
 import logging
@@ -44,21 +44,21 @@ def choose_attention(
     wanted: Wanted = "auto",
     copies: Sequence[nn.Module] = (),
 ) -> str:
-    """Set the attention of one of diffusers' denoisers, say in one log line what runs and why, and return its name.
+    """Set the attention of a denoiser of diffusers, log it with the reason in one line, and return its name.
 
     Args:
         model: PRXTransformer2DModel, SD3Transformer2DModel, or a model of diffusers' older attention such as
             UNet2DConditionModel.
-        device: On which it will run.
-        dtype: In which its attention will run: bfloat16 under bf16-mixed.
-        wanted: `auto` takes the first of packed (PRX only) and xformers whose probe succeeds, else sdpa.
-        copies: Of the model, such as its average; they get the same.
+        device: Device on which it will run.
+        dtype: Type in which its attention will run: bfloat16 under bf16-mixed.
+        wanted: `auto` takes the first of packed (PRX only) and xformers whose probe succeeds, or else sdpa.
+        copies: Copies of the model, such as its average, which get the same attention.
 
     Returns:
         `packed`, `xformers` or `sdpa`.
 
     Raises:
-        UserError: What is wanted does not work here.
+        UserError: The wanted kernel does not work here.
     """
     order = ("packed", "xformers", "sdpa") if isinstance(model, PRXTransformer2DModel) else ("xformers", "sdpa")
     chosen, refused = "sdpa", []
@@ -75,18 +75,18 @@ def choose_attention(
         refused.append(f"{name} not used: {reason}")
     for one in (model, *copies):
         _use(chosen, one)
-    why = "; ".join(refused) or ("the recipe wants it" if chosen == "sdpa" else "its probe agrees with torch")
+    why = "; ".join(refused) or ("set by the recipe" if chosen == "sdpa" else "its probe agrees with torch")
     logger.info(attention_report(model, device, dtype, chosen, why))
     return chosen
 
 
 def attention_report(model: nn.Module, device: torch.device, dtype: torch.dtype, chosen: str, why: str) -> str:
-    """One line for people: which kernel runs where, and why not another."""
+    """Return one line that says which kernel runs where, and why not another."""
     return f"attention of {type(model).__name__} on {device} in {dtype}: {chosen} ({why})"
 
 
 def head_sizes(model: nn.Module) -> set[int]:
-    """The channels per head of all attention layers of a diffusers model."""
+    """Return the channels per head of all attention layers of a diffusers model."""
     layers: list[Any] = [layer for layer in model.modules() if hasattr(layer, "inner_dim") and hasattr(layer, "heads")]
     return {layer.inner_dim // layer.heads for layer in layers}
 
@@ -95,20 +95,20 @@ def probe(name: str, model: nn.Module, device: torch.device, dtype: torch.dtype)
     """Try a kernel on the device, for each head size of the model.
 
     Returns:
-        "" if it works and agrees with torch's attention, else the reason why not.
+        "" if it works and agrees with torch's attention, or else the reason.
     """
     if name == "sdpa":
         return ""
     if name == "packed" and not isinstance(model, PRXTransformer2DModel):
-        return f"captions are packed for a PRXTransformer2DModel alone, not for a {type(model).__name__}"
+        return f"captions are packed for a PRXTransformer2DModel only, not for a {type(model).__name__}"
     return {"packed": probe_packed, "xformers": probe_xformers}[name](device, dtype, head_sizes(model))
 
 
 def probe_xformers(device: torch.device, dtype: torch.dtype, sizes: set[int]) -> str:
-    """Run xformers forward and backward on a small masked problem for each head size, beside torch's attention.
+    """Compare xformers, forward and backward, with torch's attention on a small masked problem for each head size.
 
     Returns:
-        "" if it works and agrees, else the reason why not.
+        "" if it works and agrees, or else the reason.
     """
     if device.type != "cuda":  # ROCm devices are called cuda too
         return f"it has no kernels for a {device.type}"
@@ -120,15 +120,15 @@ def probe_xformers(device: torch.device, dtype: torch.dtype, sizes: set[int]) ->
 
 
 def probe_packed(device: torch.device, dtype: torch.dtype, sizes: set[int]) -> str:
-    """Run torch's kernel for packed rows forward and backward likewise.
+    """Compare torch's kernel for packed rows in the same way.
 
     Returns:
-        "" if it works and agrees, else the reason why not.
+        "" if it works and agrees, or else the reason.
     """
     if device.type != "cuda":
         return f"torch has no kernel of packed rows for a {device.type}"
     if dtype not in (torch.bfloat16, torch.float16):
-        return f"torch's kernel of packed rows does not know {dtype}"
+        return f"torch's kernel of packed rows does not support {dtype}"
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
@@ -162,25 +162,25 @@ def _packed(kernel: PackedKernel) -> Kernel:
 
 
 def _deviation(kernel: Kernel, device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Largest difference to torch over output and gradients, 13 queries on 8 + 13 keys of which some are masked.
+    """Return the largest relative difference to torch in output and gradients, for 13 queries and 21 keys, some masked.
 
     The kernel is called as kernel(query, key, value, mask (B, 8) bool of the first keys).
     """
     generator = torch.Generator().manual_seed(0)
-    drawn = [torch.randn(2, length, 2, size, generator=generator) for length in (13, 21, 21)]
-    parts = [part.to(device, dtype).requires_grad_() for part in drawn]
+    random = [torch.randn(2, length, 2, size, generator=generator) for length in (13, 21, 21)]
+    parts = [part.to(device, dtype).requires_grad_() for part in random]
     mask = torch.arange(8, device=device) < torch.tensor([[3], [8]], device=device)
     bias = mask_to_bias(mask, parts[0].detach(), 21)
     ours = kernel(*parts, mask)
     query, key, value = (part.transpose(1, 2) for part in parts)
     theirs = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2)
-    slopes = [torch.autograd.grad(out.float().square().sum(), parts) for out in (ours, theirs)]
-    pairs = [(ours, theirs), *zip(*slopes, strict=True)]
+    grads = [torch.autograd.grad(out.float().square().sum(), parts) for out in (ours, theirs)]
+    pairs = [(ours, theirs), *zip(*grads, strict=True)]
     return max(float((mine - other).abs().max() / other.abs().max()) for mine, other in pairs)
 
 
 def _use(chosen: str, model: Any) -> None:
-    """Give all attention layers of the model the processor of a kernel."""
+    """Set the processor of a kernel in all attention layers of the model."""
     prx, joint = isinstance(model, PRXTransformer2DModel), isinstance(model, SD3Transformer2DModel)
     if chosen == "packed":
         from torch.nn.attention.varlen import varlen_attn

@@ -1,4 +1,4 @@
-"""How diffusers' attention layers compute: processors of ours for kernels and masks that its own do not know."""
+"""Processors of diffusers' attention layers, for kernels and masks that its own do not support."""
 
 from collections.abc import Callable
 from typing import Any
@@ -43,11 +43,11 @@ class MemoryEfficientProcessor:
         heads = _prx_heads(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
         query, key, value = (rearrange(part, "b k n d -> b n k d") for part in heads)
         bias = None if attention_mask is None else mask_to_bias(attention_mask, query, key.shape[1])
-        return _prx_out(attn, rearrange(self.kernel(query, key, value, attn_bias=bias), "b n k d -> b n (k d)"))
+        return _output(attn, rearrange(self.kernel(query, key, value, attn_bias=bias), "b n k d -> b n (k d)"))
 
 
 class MaskedProcessor:
-    """Attention of PRX through torch's own kernel with a mask, as diffusers has it; it takes CaptionKeysValues too."""
+    """Attention of PRX through torch's kernel with a mask, as in diffusers; it takes CaptionKeysValues, too."""
 
     def __call__(
         self,
@@ -65,13 +65,13 @@ class MaskedProcessor:
 
 
 class PackedProcessor:
-    """Attention of PRX through a kernel without masks: the real keys of all samples one after another.
+    """Attention of PRX through a kernel without masks on the concatenated real keys of all samples.
 
-    Where nothing is masked, or in full precision, which such kernels do not know, torch's own attention runs.
+    If nothing is masked, or in full precision, which such kernels do not support, torch's attention runs.
 
     Args:
-        kernel: Of packed rows.
-        dtypes: In which the kernel works.
+        kernel: Kernel for packed rows.
+        dtypes: Types that the kernel supports.
     """
 
     def __init__(self, kernel: PackedKernel, dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)) -> None:
@@ -93,16 +93,16 @@ class PackedProcessor:
             keys = attention_mask
             rows, key, value = (rearrange(part, "b k m d -> (b m) k d") for part in (query, key, value))
             out = self.kernel(rows, key[keys.real], value[keys.real], *keys[2:])
-            return _prx_out(attn, rearrange(out, "(b n) k d -> b n (k d)", b=len(query)))
+            return _output(attn, rearrange(out, "(b n) k d -> b n (k d)", b=len(query)))
         mask = attention_mask.mask if isinstance(attention_mask, PackedKeys) else attention_mask
         return _prx_masked(attn, [query, key, value], mask)
 
 
 class JointProcessor:
-    """Attention of SD3's blocks over image and caption tokens with the captions' padding masked, which diffusers lacks.
+    """Attention of SD3's blocks over image and caption tokens with masked padding, which diffusers lacks.
 
     Args:
-        kernel: Called as kernel(query, key, value, attn_bias=...); None takes torch's own attention.
+        kernel: Called as kernel(query, key, value, attn_bias=...); None takes torch's attention.
     """
 
     def __init__(self, kernel: Kernel | None = None) -> None:
@@ -117,10 +117,10 @@ class JointProcessor:
         attention_mask: Tensor | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor]:
-        """Attend from all of N image tokens (B, N, E) and L caption tokens (B, L, E) to all that are real.
+        """Attend from all N image tokens (B, N, E) and L caption tokens (B, L, E) to all real ones.
 
         Args:
-            attn: diffusers' attention layer, with its own names for the rest.
+            attn: diffusers' attention layer; the argument names are diffusers'.
             hidden_states: The image tokens.
             encoder_hidden_states: The caption tokens.
             attention_mask: (B, L) bool, True at real caption tokens; None masks nothing.
@@ -138,12 +138,10 @@ class JointProcessor:
             )
         query, key, value = (part.to(parts[2].dtype) for part in parts)
         out = rearrange(self._attend(query, key, value, attention_mask), "b n k d -> b n (k d)")
-        answer, added = out[:, :count], out[:, count:]
+        text_out = out[:, count:]
         if not attn.context_pre_only:
-            added = attn.to_add_out(added)
-        for layer in attn.to_out:
-            answer = layer(answer)
-        return answer, added
+            text_out = attn.to_add_out(text_out)
+        return _output(attn, out[:, :count]), text_out
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         keys = key.shape[1]
@@ -157,15 +155,15 @@ class JointProcessor:
 
 
 def mask_to_bias(mask: Tensor, query: Tensor, keys: int, first: int = 0) -> Tensor:
-    """Turn a caption mask (B, L) into a bias (B, K, N, M) of 0 and -inf over `keys` = M keys, rows aligned.
+    """Turn a caption mask (B, L) into a bias (B, K, N, M) of 0 and -inf with aligned rows.
 
     Heads and queries share one row of memory per sample.
 
     Args:
         mask: True at real caption tokens.
-        query: (B, N, K, d), for its sizes, type and device.
-        keys: M.
-        first: Where among the keys the caption begins.
+        query: (B, N, K, d), which gives sizes, type and device.
+        keys: M, number of keys.
+        first: Index of the first caption key.
     """
     batch, queries, heads, _ = query.shape
     row = query.new_zeros(batch, 1, 1, keys + -keys % ALIGNMENT)
@@ -176,7 +174,7 @@ def mask_to_bias(mask: Tensor, query: Tensor, keys: int, first: int = 0) -> Tens
 def _prx_heads(
     attn: Any, image_states: Tensor, text_states: Tensor | CaptionKeysValues, rotary: Tensor | None
 ) -> list[Tensor]:
-    """Queries (B, K, N, d) of the image, keys and values (B, K, L + N, d) of caption and image."""
+    """Return queries (B, K, N, d) of the image, and keys and values (B, K, L + N, d) of caption and image."""
     image = rearrange(attn.img_qkv_proj(image_states), "b n (part k d) -> part b k n d", part=3, k=attn.heads)
     text = text_states.of(attn) if isinstance(text_states, CaptionKeysValues) else caption_key_value(attn, text_states)
     query, image_key = attn.norm_q(image[0]), attn.norm_k(image[1])
@@ -184,20 +182,20 @@ def _prx_heads(
         query, image_key = apply_rope(torch.stack([query, image_key]), rotary)
     value = torch.cat([text[1], image[2]], dim=2)
     key = torch.cat([text[0], image_key], dim=2)
-    # Under autocast the norms answer in float32 beside half precision values; kernels want one type.
+    # Under autocast the norms return float32 beside half precision values; kernels need one type.
     return [part.to(value.dtype) for part in (query, key, value)]
 
 
 def _prx_masked(attn: Any, heads: list[Tensor], mask: Tensor | None) -> Tensor:
-    """Torch's attention, with a mask (B, L) of the caption tokens, and the layer's end."""
+    """Return torch's attention with a mask (B, L) of the caption tokens, after the output layers."""
     query, key, value = heads
     if mask is not None:
         mask = F.pad(mask.bool(), (0, key.shape[2] - mask.shape[1]), value=True)[:, None, None]
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return _prx_out(attn, rearrange(out, "b k n d -> b n (k d)"))
+    return _output(attn, rearrange(out, "b k n d -> b n (k d)"))
 
 
-def _prx_out(attn: Any, out: Tensor) -> Tensor:
+def _output(attn: Any, out: Tensor) -> Tensor:
     for layer in attn.to_out:
         out = layer(out)
     return out

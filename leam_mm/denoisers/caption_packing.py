@@ -1,7 +1,7 @@
-"""Captions without their padding: cut to the longest of a batch, and packed for attention kernels that know no masks.
+"""Captions without padding: trimmed to the longest of a batch, and packed for attention kernels without masks.
 
-Flash attention takes no mask of keys. Captions of one length need none once they are cut; others can be packed: the
-real keys of all samples stand one after another, and the kernel is told where each sample's begin.
+Flash attention takes no mask of keys. Trimmed captions of equal length need none. Others can be packed: the real keys
+of all samples are concatenated, and the kernel gets the start of each sample.
 """
 
 from typing import NamedTuple
@@ -11,15 +11,15 @@ from torch import Tensor
 
 
 class PackedKeys(NamedTuple):
-    """Where the real keys of a batch stand, for attention from N image tokens to L caption tokens and N image tokens.
+    """Indices of the real keys of a batch, for attention from N image tokens to L caption tokens and N image tokens.
 
     Args:
-        mask: (B, L) bool, True at real caption tokens, for those who do not pack.
-        real: (S,) int64, the real ones among the B (L + N) keys, row by row.
-        query_starts: (B + 1,) int32, where each sample's queries begin among all B N, and the end.
-        key_starts: (B + 1,) int32, where each sample's keys begin in `real`, and the end.
+        mask: (B, L) bool, True at real caption tokens, for kernels with masks.
+        real: (S,) int64, indices of the real keys among all B (L + N), row by row.
+        query_starts: (B + 1,) int32, start of each sample's queries among all B N, and the end.
+        key_starts: (B + 1,) int32, start of each sample's keys in `real`, and the end.
         longest_query: N.
-        longest_key: The most keys of a sample.
+        longest_key: Largest number of keys of a sample.
     """
 
     mask: Tensor
@@ -31,9 +31,7 @@ class PackedKeys(NamedTuple):
 
 
 class TrimmedCaptions:
-    """Captions cut after the last real token of the longest one.
-
-    The mask is looked at from the host once, here.
+    """Captions trimmed to the longest one; only the constructor reads the mask on the host.
 
     Args:
         state: (B, L, D).
@@ -51,19 +49,19 @@ class TrimmedCaptions:
         self._packed: dict[int, PackedKeys] = {}
 
     def packed(self, tokens: int) -> PackedKeys | None:
-        """What a kernel without masks needs to know with so many image tokens; None where nothing is to be masked."""
+        """Return the indices for a kernel without masks and N image tokens; None if no key is masked."""
         if self.mask is not None and tokens not in self._packed:
             self._packed[tokens] = pack_keys(self.mask, self._lengths, tokens)
         return None if self.mask is None else self._packed[tokens]
 
 
 def pack_keys(mask: Tensor, lengths: Tensor, tokens: int) -> PackedKeys:
-    """Find the real keys without asking a GPU for their number.
+    """Find the real keys without a GPU synchronisation.
 
     Args:
         mask: (B, L) bool, True at real caption tokens.
-        lengths: (B,) int64 on the CPU, how many of them each sample has.
-        tokens: N, image tokens of each sample, which follow its caption.
+        lengths: (B,) int64 on the CPU, number of real caption tokens of each sample.
+        tokens: N, number of image tokens, which follow the caption.
     """
     batch, device = len(lengths), mask.device
     rows = torch.cat([mask, mask.new_ones(batch, tokens)], dim=1)

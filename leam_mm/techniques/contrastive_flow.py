@@ -1,4 +1,4 @@
-"""Contrastive flow matching: a prediction is drawn to its own target and pushed away from another sample's.
+"""Contrastive flow matching: predictions are pulled to their own target and pushed away from another sample's.
 
 model:
   init_args:
@@ -17,15 +17,15 @@ from leam_mm.techniques.technique import Technique, TrainingStep
 
 
 class ContrastiveFlow(Technique):
-    """Takes weight times the error against a partner's target away from each sample's error.
+    """Subtracts weight times the error against a partner's target from each sample's error.
 
-    The partner of an even sample is the next one, and theirs each other: a function of the samples' numbers alone, so
-    neither ranks nor parts of a batch change it as long as each holds whole pairs. Here, and only here, the loss of a
-    sample depends on another one. Partners follow each other in a shuffled order, so they are independent.
+    The partner of sample n is n xor 1, a function of the number alone: ranks and micro-batches do not change it as
+    long as each holds whole pairs. Only with this technique the loss of a sample depends on another one. Partners are
+    neighbours in a shuffled order, hence independent.
 
     The minimum is not the flow's velocity u* but (u* - weight E[u']) / (1 - weight), longer by 1 / (1 - weight) and
-    moved: with an independent partner the expected loss is (1 - weight) |v - that|^2 and a constant. The paper's
-    section on guidance subtracts the difference again; samplers here, and the released pipeline, do not.
+    shifted: with an independent partner the expected loss is (1 - weight) |v - that|^2 plus a constant. The paper's
+    section on guidance subtracts the difference again; the samplers here and the released pipeline do not.
 
     List it before techniques that mask errors, so that both terms are masked.
 
@@ -43,7 +43,7 @@ class ContrastiveFlow(Technique):
         self.weight = weight
 
     def weigh(self, errors: Tensor, step: TrainingStep) -> Tensor:
-        """Errors (B, C, h, w) less the weighted ones against the partners' targets at the same times."""
+        """Subtract the weighted errors (B, C, h, w) against the partners' targets at the same times."""
         assert step.prediction is not None
         other = partners(step.index)
         target = step.process.target(step.clean[other], step.noise[other], step.time).to(errors)
@@ -52,7 +52,7 @@ class ContrastiveFlow(Technique):
 
 
 def partners(index: Tensor) -> Tensor:
-    """Row of each sample's partner, number n xor 1: (B,) int64 -> (B,) int64."""
+    """Return the row of each sample's partner, number n xor 1: (B,) int64 -> (B,) int64."""
     order = index.argsort(stable=True)
     if len(index) % 2 or not torch.equal(index[order[1::2]], index[order[::2]] ^ 1):
         raise UserError(

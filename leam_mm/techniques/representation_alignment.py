@@ -1,4 +1,4 @@
-"""Representation alignment: the denoiser's early tokens learn to say what an image encoder sees in the clean picture.
+"""Representation alignment: the denoiser's early tokens learn to predict an image encoder's features of the image.
 
 model:
   init_args:
@@ -6,8 +6,8 @@ model:
     - class_path: leam_mm.techniques.representation_alignment.RepresentationAlignment
       init_args: {feature_size: 768, depth: 8}
 
-REPA (Yu et al. 2410.06940). The features lie in the batch (`image_feature`, stored by data_tools/encode_latents.py
---features), or are computed from the batch's pictures by a frozen encoder.
+REPA (Yu et al. 2410.06940). The batch holds the features (`image_feature`, stored by data_tools/encode_latents.py
+--features), or a frozen encoder computes them from its images.
 """
 
 import logging
@@ -32,22 +32,22 @@ log = logging.getLogger(__name__)
 
 
 class RepresentationAlignment(Technique):
-    """Adds weight times minus the mean cosine between projected tokens and image features (eq. 8 and 9).
+    """Adds the negative mean cosine of projected tokens and image features, times a weight, to the loss (eq. 8 and 9).
 
-    A perceptron of three layers with SiLU between them projects each token (section 3.2 and appendix of the paper).
-    Features of another grid are resampled to the tokens' (losses/representation_alignment.py). Where another technique
-    has left tokens out, those that are there count; list this one before it where both work after the same block.
+    An MLP of three layers with SiLU projects each token (section 3.2 and appendix of the paper). Features are
+    resampled to the tokens' grid (losses/representation_alignment.py). Tokens that another technique has left out do
+    not count; list this technique first if both work after the same block.
 
     Args:
         feature_size: D of the features.
-        depth: The tokens after so many blocks are aligned, from 1 on (8 of 28 in the paper).
+        depth: Number of blocks after which the tokens are aligned, from 1 on (8 of 28 in the paper).
         weight: lambda of eq. 9.
-        width: Of the projection's two hidden layers.
-        until_samples: Samples from this number on get no alignment; it helps most in the beginning. None has no end.
+        width: Width of the projection's two hidden layers.
+        until_samples: Samples from this number on are not aligned, since alignment helps most early. None has no end.
         spatial_share: Spatial normalisation of the features by this share of their mean, as in iREPA (2512.10794);
-            None leaves the features as they are.
-        encoder: For batches of pictures without stored features: run or checkpoint of a contrastive training, folder
-            of open_clip or of transformers (DINOv2), see encoders/patch_features.py.
+            None has no such normalisation.
+        encoder: For batches of images without stored features: run or checkpoint of a ContrastiveModule, folder of
+            open_clip or of transformers (DINOv2); see encoders/patch_features.py.
     """
 
     def __init__(
@@ -71,40 +71,40 @@ class RepresentationAlignment(Technique):
             raise UserError(f"RepresentationAlignment: spatial_share is {spatial_share}, but a share lies in [0, 1]")
         self.feature_size, self.depth, self.weight, self.width = feature_size, depth, weight, width
         self.until_samples, self.spatial_share, self.encoder_path = until_samples, spatial_share, encoder
-        self._encoder: list[PatchFeatures] = []  # in a list: it is no part of the state_dict and is not trained
+        self._encoder: list[PatchFeatures] = []  # in a list, which keeps it out of the state dict and of training
         self._tokens: Tokens | None = None
 
     def attach(self, denoiser: Denoiser, seed: int) -> None:
-        """Make the projection for tokens of the denoiser's width."""
+        """Create the projection for tokens of the denoiser's width."""
         if self.depth > denoiser.depth:
             raise UserError(
                 f"RepresentationAlignment: depth is {self.depth}, but a {type(denoiser).__name__} of {denoiser.depth} "
-                "blocks in a row has no tokens after so many: choose one of the first half, of a transformer"
+                "blocks in a row has fewer: choose one of the first half of a transformer"
             )
         sizes = (denoiser.width, self.width, self.width, self.feature_size)
         layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
         self.projection = nn.Sequential(layers[0], nn.SiLU(), layers[1], nn.SiLU(), layers[2])
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Spread the projection over the ranks."""
+        """Shard the projection."""
         shard_blocks(self.projection, mesh)
 
     def frozen_record(self) -> dict[str, dict[str, str]]:
-        """Path and digest of the image encoder, where there is one."""
+        """Return path and digest of the image encoder, if there is one."""
         if self.encoder_path is None:
             return {}
         return {"image_encoder": {"path": self.encoder_path, "sha256": self.encoder.sha256}}
 
     def begin(self, step: TrainingStep) -> None:
-        """Forget the tokens of the step before."""
+        """Drop the tokens of the previous step."""
         self._tokens = None
 
     def block_steps(self) -> list[BlockStep]:
-        """Looks at the tokens, and changes none."""
+        """Return itself; it looks at tokens and changes none."""
         return [self]
 
     def enter(self, number: int, tokens: Tokens) -> Tokens:
-        """Nothing."""
+        """Return the tokens unchanged."""
         return tokens
 
     def leave(self, number: int, tokens: Tokens) -> Tokens:
@@ -114,12 +114,12 @@ class RepresentationAlignment(Technique):
         return tokens
 
     def loss(self, step: TrainingStep) -> Tensor:
-        """Weighted alignment (B,); exactly 0 for samples from until_samples on."""
+        """Return the weighted alignment (B,), exactly 0 for samples from until_samples on."""
         tokens, self._tokens = self._tokens, None
         assert tokens is not None, "the denoiser did not call the block steps"
         before = None if self.until_samples is None else step.index < self.until_samples
         if before is not None and not before.any():
-            # Its weights take part in every step, or ranks would wait for gradients that never come.
+            # The projection takes part in every step, or DDP would wait for its gradients.
             return 0 * self.projection(tokens.values[:, :1]).flatten(1).sum(1)
         feature = self._feature(step, tokens)
         losses = self.weight * alignment(self.projection(tokens.values), feature)
@@ -127,7 +127,7 @@ class RepresentationAlignment(Technique):
 
     @torch.no_grad()
     def _feature(self, step: TrainingStep, tokens: Tokens) -> Tensor:
-        """Features (B, N, D) at the tokens' places."""
+        """Return the features (B, N, D) at the tokens' positions."""
         feature, grid = self._stored(step.batch)
         if feature.shape[-1] != self.feature_size:
             raise UserError(
@@ -142,14 +142,14 @@ class RepresentationAlignment(Technique):
         return feature
 
     def _stored(self, batch: dict[str, Any]) -> tuple[Tensor, tuple[int, int]]:
-        """Features (B, N, D) of the batch and their grid (h, w), computed here where they are not stored."""
+        """Return the features (B, N, D) of the batch, stored or computed, and their grid (h, w)."""
         if "image_feature" in batch:
             feature = batch["image_feature"].float()
             return feature, feature_grid(feature.shape[1], *batch["latent"].shape[-2:])
         if "image" not in batch:
             raise UserError(
                 "RepresentationAlignment: the latents hold no image_feature: write them with data_tools/"
-                "encode_latents.py --features ENCODER, or train from pictures with an encoder"
+                "encode_latents.py --features ENCODER, or train on images with an encoder"
             )
         image = batch["image"]
         encoder = self.encoder.to(image.device)
@@ -157,11 +157,11 @@ class RepresentationAlignment(Technique):
 
     @property
     def encoder(self) -> PatchFeatures:
-        """The frozen image encoder, opened when it is first asked for."""
+        """The frozen image encoder, opened on first use."""
         if not self._encoder:
             if self.encoder_path is None:
                 raise UserError(
-                    "RepresentationAlignment: batches of pictures need an image encoder: set its encoder to a run "
+                    "RepresentationAlignment: batches of images need an image encoder: set its encoder to a run "
                     "folder, or to a folder of open_clip or transformers"
                 )
             opened = open_patch_features(self.encoder_path)
@@ -171,12 +171,12 @@ class RepresentationAlignment(Technique):
 
 
 def feature_grid(count: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of so many features of a picture: the two factors whose ratio is nearest to the picture's.
+    """Return rows and columns of the features of an image: the two factors whose ratio is nearest to the image's.
 
     Args:
-        count: N.
-        height: Of the picture or its latent, in any unit.
-        width: In the same unit.
+        count: N, number of features.
+        height: Height of the image or its latent, in any unit.
+        width: Width in the same unit.
     """
     factors = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     return min(factors, key=lambda grid: abs(math.log(grid[0] * width / (grid[1] * height))))

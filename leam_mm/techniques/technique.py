@@ -1,12 +1,12 @@
-"""Something added to a generator's training, in one file and a few lines of YAML: the base class of such plug-ins.
+"""Base class of techniques: additions to a generator's training, each in one file and a few lines of YAML.
 
 model:
   init_args:
     techniques:
     - {class_path: my_lab.my_technique.MyTechnique}
 
-A technique may own parameters. They are trained beside the denoiser's, saved in the checkpoint and never released:
-what a technique leaves behind is a denoiser like any other.
+A technique may own parameters. They are trained with the denoiser's, saved in the checkpoint and never released: the
+result is a plain denoiser.
 """
 
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ from leam_mm.errors import UserError
 
 @dataclass
 class TrainingStep:
-    """What the techniques may look at in one step; the prediction is there once the network has run.
+    """What techniques may read in one training step.
 
     Args:
-        batch: As the data module made it.
+        batch: The batch of the data module.
         index: (B,) int64, the samples' numbers; with a seed they name all randomness of a step.
         clean: Latents (B, C, h, w).
         noise: (B, C, h, w).
         time: (B,) in [0, 1], 0 data, 1 noise.
-        target: (B, C, h, w), what the network should predict.
-        process: Of the training.
-        prediction: (B, C, h, w), what the network predicts.
+        target: (B, C, h, w), the target of the network.
+        process: The diffusion process.
+        prediction: (B, C, h, w), the network's output; None before it has run.
     """
 
     batch: dict[str, Any]
@@ -47,41 +47,41 @@ class TrainingStep:
 
 
 class Technique(nn.Module):
-    """Base of all plug-ins; each method does nothing until a subclass says more.
+    """Base class of techniques; its methods do nothing.
 
-    The order of a step: `begin`, the network's run with `block_steps` between its blocks, `weigh`, `loss`. Only the
-    trained network runs so: validation, sampling and the released model know nothing of it.
+    The order of a step: `begin`, the network with `block_steps` between its blocks, `weigh`, `loss`. This holds in
+    training only: validation, sampling and the released model do not use techniques.
     """
 
     def attach(self, denoiser: Denoiser, seed: int) -> None:
-        """Look at the denoiser once, before the optimizer is built, and make what depends on its sizes.
+        """Create what depends on the denoiser's sizes, before the optimizer is built.
 
         Args:
             denoiser: The network that is trained; it must not be kept as a submodule.
-            seed: Of the training; random numbers come from (seed, sample's number) by data/sample_order.py.
+            seed: Seed of the run; random numbers are functions of (seed, sample's number), see data/sample_order.py.
         """
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Spread the technique's own weights over the ranks where the strategy asks for it; see optim/sharding.py.
+        """Shard the technique's own weights if the strategy asks for it; see optim/sharding.py.
 
         Args:
-            mesh: Of the strategy.
+            mesh: Device mesh of the strategy.
         """
         if next(self.parameters(), None) is not None:
             raise UserError(
-                f"{type(self).__name__} has weights of its own and does not say how they are sharded: give it a method "
-                "shard, or leave overlay_fsdp2.yaml out"
+                f"{type(self).__name__} has weights of its own but no method that shards them: give it a method shard, "
+                "or leave overlay_fsdp2.yaml out"
             )
 
     def frozen_record(self) -> dict[str, dict[str, str]]:
-        """Name, path and sha256 of each file besides the module's own that the training depends on."""
+        """Return path and sha256, by name, of further files that the run depends on."""
         return {}
 
     def begin(self, step: TrainingStep) -> None:
-        """Get ready for a step, before the network runs."""
+        """Prepare a step, before the network runs."""
 
     def block_steps(self) -> list[BlockStep]:
-        """What looks at or changes the tokens between the denoiser's blocks in this step; see denoisers/denoiser.py."""
+        """Return what reads or changes the tokens between blocks in this step; see denoisers/block_step.py."""
         return []
 
     def weigh(self, errors: Tensor, step: TrainingStep) -> Tensor:
@@ -89,5 +89,5 @@ class Technique(nn.Module):
         return errors
 
     def loss(self, step: TrainingStep) -> Tensor | None:
-        """Return what is added to each sample's loss, (B,), or None."""
+        """Return a further loss (B,) of each sample, or None."""
         return None
