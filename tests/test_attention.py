@@ -71,7 +71,7 @@ def test_wanted_xformers_that_does_not_work_is_an_error_with_a_cure(prx: Any) ->
     with pytest.raises(UserError, match=r"packed does not work on cpu .* no kernel of packed rows for a cpu"):
         choose_attention(prx, torch.device("cpu"), torch.bfloat16, "packed")
     unet = UNetDenoiser(4, 12, block_channels=[32, 32]).model
-    with pytest.raises(UserError, match="PRXTransformer2DModel alone, not for a UNet2DConditionModel"):
+    with pytest.raises(UserError, match="PRXTransformer2DModel only, not for a UNet2DConditionModel"):
         choose_attention(unet, torch.device("cpu"), torch.bfloat16, "packed")
 
 

@@ -61,7 +61,7 @@ def test_a_law_without_positions_and_broken_laws_are_refused() -> None:
         RectifiedFlow(shift=ResolutionShift(16)).times(4)
     with pytest.raises(UserError, match="above 0"):
         ResolutionShift(0)
-    with pytest.raises(UserError, match="two points"):
+    with pytest.raises(UserError, match="two different numbers"):
         ExponentialShift(7, 7)
 
 
