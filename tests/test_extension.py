@@ -1,4 +1,4 @@
-"""What the README promises: a loss of one's own is one file and one overlay; nothing of ours is edited."""
+"""A promise of the README: a loss of your own is one file and one overlay, without edits to our files."""
 
 import sys
 from pathlib import Path
@@ -42,7 +42,7 @@ model:
 """
 
 
-def test_loss_of_ones_own_trains_and_comes_back(
+def test_own_loss_trains_and_is_rebuilt_from_the_checkpoint(
     toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_lab").mkdir()

@@ -1,4 +1,4 @@
-"""Training teaches: a toy encoder finds the right captions far more often than chance would."""
+"""A trained toy encoder finds the right captions far more often than chance."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The Slurm script on a real Slurm: a private one is started on this machine, where it is installed."""
+"""The Slurm script on a private Slurm that is started on this machine, if Slurm is installed."""
 
 import os
 import subprocess
@@ -23,20 +23,20 @@ SLOW = """
     from lightning.pytorch import Callback
 
     class Slow(Callback):
-        '''Leaves time for a signal.'''
+        '''Slows training down, so that a signal arrives during it.'''
 
         def on_train_batch_end(self, *args):
             time.sleep(0.2)
 """
 
 
-def test_the_script_is_sound_and_asks_for_a_recipe() -> None:
+def test_the_script_parses_and_requires_a_recipe() -> None:
     assert subprocess.run(["bash", "-n", str(SCRIPT)]).returncode == 0
     empty = subprocess.run(["bash", str(SCRIPT)], capture_output=True, text=True)
     assert empty.returncode == 2 and "name a recipe" in empty.stderr
 
 
-def test_the_size_of_the_job_overrules_the_recipe() -> None:
+def test_the_size_of_the_job_overrides_the_recipe() -> None:
     trainer = SimpleNamespace(devices=1, num_nodes=1, plugins=None)
     _follow_slurm(trainer, {})
     assert (trainer.num_nodes, trainer.devices) == (1, 1)
@@ -56,7 +56,7 @@ def test_the_size_of_the_job_overrules_the_recipe() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_preempted_job_requeues_itself_and_ends_bit_equal(
+def test_a_preempted_job_requeues_itself_and_the_result_is_bit_equal(
     cluster: Cluster, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
@@ -81,7 +81,7 @@ def test_a_preempted_job_requeues_itself_and_ends_bit_equal(
     saved = last_checkpoint(run)["global_step"]
     assert 3 < saved < 30
     wait_for("the end of the first run", lambda: cluster.job(number)["JobState"] != "COMPLETING", tmp_path)
-    # Slurm holds a requeued job back for two minutes; not at all would be too short for the node to forget the kill.
+    # Slurm delays a requeued job by two minutes. Without any delay the node would still be cleaning up after the kill.
     time.sleep(5)
     cluster.call("scontrol", "update", f"jobid={number}", "StartTime=now")
     over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

@@ -15,6 +15,7 @@ from toys.recipes import ROOT
 
 
 def fit_here(recipe: dict[str, Any], folder: Path, *words: str) -> LeamCLI:
+    """Train a recipe in this process."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return main(["fit", "--config", str(folder / "recipe.yaml"), *words])
@@ -24,7 +25,7 @@ CONFIGS = ROOT / "configs"
 
 
 def printed_config(capsys: pytest.CaptureFixture[str], *files: Path) -> dict[str, Any]:
-    """What --print_config says."""
+    """Return the config that --print_config prints for these files."""
     capsys.readouterr()
     words = [word for file in files for word in ("--config", str(file))]
     with pytest.raises(SystemExit) as caught:
@@ -42,4 +43,5 @@ def encode_latents(shards: Path, checkpoints: dict[str, Path], output: Path, *mo
 
 
 def array_of(members: dict[str, bytes], name: str) -> np.ndarray:
+    """An array member of a sample."""
     return np.load(io.BytesIO(members[name]), allow_pickle=False)

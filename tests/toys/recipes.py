@@ -67,13 +67,15 @@ def clip_recipe(run: Path, shards: Path, tokenizer: Path, max_samples: int = 64,
 
 
 def stable_recipe(run: Path, shards: Path, tokenizer: Path, **changes: Any) -> dict:
+    """A toy CLIP whose steps do not amplify rounding, for comparisons of runs on different numbers of ranks."""
     recipe = clip_recipe(run, shards, tokenizer, **changes)
-    # Adam divides rounding errors by themselves where a gradient is zero in theory (the keys' biases) and eps is tiny.
+    # With a tiny eps Adam divides rounding errors by themselves where a gradient is zero in theory (biases of keys).
     recipe["model"]["init_args"]["optimizer"]["init_args"]["eps"] = 1e-4
     return recipe
 
 
 def codec_section() -> dict:
+    """A small KL codec with its optimizer."""
     codec = {"latent_channels": 4, "widths": [8, 8, 8], "layers": 1, "norm_groups": 4}
     return {
         "class_path": "leam_mm.codec_module.LatentCodecModule",
@@ -86,6 +88,7 @@ def codec_section() -> dict:
 
 
 def generator_section(clip: Path, codec: Path) -> dict:
+    """A small generator on the frozen parts of two runs."""
     denoiser = {"in_channels": 4, "context_dim": 32, "hidden_size": 32, "depth": 2, "num_heads": 2, "patch_size": 1}
     return {
         "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
@@ -127,6 +130,7 @@ def buckets_recipe(run: Path, latents: Path, tokenizer: Path, workers: int = 0, 
 
 
 def sized_codec_section(kind: str) -> dict[str, Any]:
+    """A small codec of one of our classes, without optimizer."""
     sizes = {
         "DCCodec": {"latent_channels": 4, "widths": [8, 8, 16], "layers": [0, 1, 1]},
         "KLCodec": {"latent_channels": 3, "widths": [8, 16], "layers": 1, "norm_groups": 4},
@@ -147,6 +151,7 @@ CODEC_SECTION = {
 
 
 def save_checkpoint(path: Path, model: dict[str, Any], size: int = 16) -> Path:
+    """A checkpoint of a module with random weights, with the parts of its config that rebuild it."""
     torch.manual_seed(0)
     data = {"init_args": {"image": {"image_size": size}}}
     config = yaml.safe_dump({"model": model, "data": data})

@@ -29,36 +29,58 @@ KILLER = """
 """
 
 
-def run_training(recipe: dict, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """Run train.py in a process of its own, with tests' callbacks importable."""
+RECORDER = """
+    from lightning.pytorch import Callback
+
+    class Recorder(Callback):
+        '''Writes the keys of each batch, one file a rank.'''
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            with open(f"{trainer.default_root_dir}/keys.{trainer.global_rank}", "a") as file:
+                file.write(" ".join(batch["key"]) + "\\n")
+"""
+
+
+def run_training(recipe: dict, folder: Path, *words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """Run train.py in a process of its own that can import the callbacks of this module from ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "killer.py").write_text(textwrap.dedent(KILLER))
+    for name, code in (("killer", KILLER), ("recorder", RECORDER)):
+        (folder / f"{name}.py").write_text(textwrap.dedent(code))
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(path), *overrides]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(path), *words]
     environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def with_callbacks(recipe: dict, *callbacks: dict) -> dict:
+    """The recipe with these callbacks in place of its own."""
+    return {**recipe, "trainer": {**recipe["trainer"], "callbacks": list(callbacks)}}
+
+
+def killer(step: int, number: int = 9) -> dict:
+    """Section of the callback that sends a signal to its own process after a step."""
+    return {"class_path": "killer.Killer", "init_args": {"step": step, "signal_number": int(number)}}
 
 
 def with_kill(recipe: dict, step: int, number: int = 9) -> dict:
-    trainer = {
-        **recipe["trainer"],
-        "callbacks": [{"class_path": "killer.Killer", "init_args": {"step": step, "signal_number": int(number)}}],
-    }
-    return {**recipe, "trainer": trainer}
+    """The recipe with a signal to its own process after a step."""
+    return with_callbacks(recipe, killer(step, number))
 
 
 def last_checkpoint(run: Path) -> dict:
+    """Content of last.ckpt."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
 def step_losses(run: Path) -> list[tuple[str, str]]:
+    """Step and training loss of each row of metrics.csv, as written."""
     with open(run / "metrics.csv") as file:
         return [(row["step"], row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
 def assert_equal(left: object, right: object, where: str) -> None:
-    """Bit-equal trees of tensors, numbers and containers."""
+    """Require equal trees of tensors, numbers and containers, bit for bit."""
     if isinstance(left, torch.Tensor):
         assert isinstance(right, torch.Tensor) and torch.equal(left, right), where
     elif isinstance(left, dict):
@@ -74,6 +96,7 @@ def assert_equal(left: object, right: object, where: str) -> None:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
+    """Require equal weights, optimizer states, positions and losses, bit for bit."""
     one, two = last_checkpoint(first), last_checkpoint(second)
     for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
         assert_equal(one[part], two[part], part)
@@ -81,54 +104,32 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert step_losses(first) == step_losses(second)
 
 
-RECORDER = """
-    from lightning.pytorch import Callback
-
-    class Recorder(Callback):
-        '''Writes the keys of each batch, one file a rank.'''
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            with open(f"{trainer.default_root_dir}/keys.{trainer.global_rank}", "a") as file:
-                file.write(" ".join(batch["key"]) + "\\n")
-"""
-
-
 def run_recorded(recipe: dict, *overlays: str, stop_at: int | None = None) -> Path:
-    """Run train.py to its end, or to a USR1 during the given step, with the Recorder; returns the run folder."""
+    """Run train.py to its end, or to a USR1 after the given step, and record all keys; returns the run folder."""
     run = Path(recipe["trainer"]["default_root_dir"])
-    run.mkdir(exist_ok=True)
-    (run / "recorder.py").write_text(textwrap.dedent(RECORDER))
-    (run / "killer.py").write_text(textwrap.dedent(KILLER))
-    callbacks: list[dict] = [{"class_path": "recorder.Recorder"}]
-    if stop_at is not None:
-        arguments = {"step": stop_at, "signal_number": int(signal.SIGUSR1)}
-        callbacks.append({"class_path": "killer.Killer", "init_args": arguments})
-    (run / "recipe.yaml").write_text(
-        yaml.safe_dump({**recipe, "trainer": {**recipe["trainer"], "callbacks": callbacks}})
-    )
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(run / "recipe.yaml")]
-    for overlay in overlays:
-        command += ["--config", str(ROOT / "configs" / overlay)]
-    environment = {**os.environ, "PYTHONPATH": f"{run}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == (0 if stop_at is None else EXIT_CODE), done.stderr
+    stop = [] if stop_at is None else [killer(stop_at, signal.SIGUSR1)]
+    words = [word for overlay in overlays for word in ("--config", str(ROOT / "configs" / overlay))]
+    recorded = with_callbacks(recipe, {"class_path": "recorder.Recorder"}, *stop)
+    done = run_training(recorded, run, *words, timeout=600)
+    assert done.returncode == (EXIT_CODE if stop else 0), done.stderr
     return run
 
 
 def seen_keys(run: Path) -> list[str]:
-    """All samples in the order of the global batches, whatever the number of ranks that wrote a line."""
+    """Keys of all samples in the order of the global batches, for any number of ranks."""
     files = [path.read_text().splitlines() for path in sorted(run.glob("keys.*"))]
-    alone = len(files[0]) - min(map(len, files))  # lines of the first rank from before the others joined
+    alone = len(files[0]) - min(map(len, files))  # lines of the first rank from before the other ranks joined
     together = zip(*[lines[alone:] if rank == 0 else lines for rank, lines in enumerate(files)], strict=True)
     return " ".join(files[0][:alone] + [" ".join(parts) for parts in together]).split()
 
 
 def loss_curve(run: Path) -> list[float]:
+    """Training losses of all steps."""
     return [float(loss) for _, loss in step_losses(run)]
 
 
 def assert_same_training(one: Path, two: Path) -> None:
-    """Same samples in the same order, and losses and weights that agree to rounding."""
+    """Require the same samples in the same order, and losses and weights that agree to rounding."""
     assert seen_keys(one) == seen_keys(two)
     assert loss_curve(two) == pytest.approx(loss_curve(one), rel=1e-5)
     first, second = last_checkpoint(one), last_checkpoint(two)

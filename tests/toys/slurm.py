@@ -16,7 +16,7 @@ from toys.recipes import ROOT
 
 
 class Cluster:
-    """One node of two cores."""
+    """A cluster of one node with two cores."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -24,14 +24,14 @@ from toys.shards import small_sample
 
 
 def tar_member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE, link: str = "") -> bytes:
-    """A tar member of any kind and name."""
+    """A raw tar member of any type and name."""
     header = tarfile.TarInfo(name)
     header.size, header.type, header.linkname = len(content), kind, link
     return header.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape") + content + bytes(-len(content) % BLOCK)
 
 
 def bomb(side: int = 30_000) -> bytes:
-    """A PNG of a few kilobytes that says it is huge, and is."""
+    """A PNG of a few kilobytes whose header and data are of a huge image."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1_000_000), 9)), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(body)) + n + body + struct.pack(">I", zlib.crc32(n + body)) for n, body in parts]
@@ -47,7 +47,7 @@ def text_bomb() -> bytes:
 
 
 def _sized(size: bytes) -> bytes:
-    """A header that is right but for its size."""
+    """A tar header that is valid except for its size field."""
     block = bytearray(tar_member("K.jpg", b""))
     block[124:136] = size
     block[148:156] = b" " * 8
@@ -56,7 +56,7 @@ def _sized(size: bytes) -> bytes:
 
 
 def hostile_samples() -> dict[str, tuple[bytes, str]]:
-    """Byte range of a sample by what is wrong with it, and the value that the ledger must show."""
+    """Raw bytes of a sample by its fault, with the value that the ledger must show."""
     record, image = small_sample(1)["json"], soft_jpeg(1)
     json_of = json.loads(record)
 
@@ -117,9 +117,7 @@ def hostile_samples() -> dict[str, tuple[bytes, str]]:
 
 
 def write_hostile(folder: Path, samples: list[bytes], keys: list[str] | None = None) -> Path:
-    """Shards of raw byte ranges with an index that vouches for them, as a stranger's would."""
-    import hashlib
-
+    """Shards of raw byte ranges whose index and manifest claim that they are correct."""
     folder.mkdir(parents=True)
     tar = b"".join(samples) + bytes(2 * BLOCK)
     size = np.array([len(raw) for raw in samples])
@@ -133,6 +131,7 @@ def write_hostile(folder: Path, samples: list[bytes], keys: list[str] | None = N
 
 
 def write_rules(path: Path, *wanted: type | tuple[type, dict[str, Any]]) -> Path:
+    """A YAML of rules, each a class or a class with its arguments."""
     pairs = [each if isinstance(each, tuple) else (each, {}) for each in wanted]
     listed = [{"class_path": f"{kind.__module__}.{kind.__name__}", "init_args": given} for kind, given in pairs]
     path.write_text(yaml.safe_dump({"rules": listed}))
@@ -140,16 +139,18 @@ def write_rules(path: Path, *wanted: type | tuple[type, dict[str, Any]]) -> Path
 
 
 def vet(shards: Path, listed: Path, output: Path, *words: str) -> Path:
+    """Call vet_shards in this process."""
     main(["--shards", str(shards), "--rules", str(listed), "--output", str(output), "--processes", "1", *words])
     return output
 
 
 def read_ledger(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the ledger."""
     return pq.read_table(folder / LEDGER).to_pylist()
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Digest of every file but the times."""
+    """SHA-256 of every file except the timings."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "timing.json"]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -9,7 +9,7 @@ from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, Vettin
 
 
 class Even(VettingRule):
-    """Keeps samples whose picture's number is even."""
+    """Keeps samples with an even number, read from their digest."""
 
     name = "even"
 
@@ -23,7 +23,7 @@ class Even(VettingRule):
 
 
 class Redden(VettingRule):
-    """Makes every third picture red, and says so in the record."""
+    """Makes every third image red and records it."""
 
     name = "redden"
 
@@ -39,7 +39,7 @@ class Redden(VettingRule):
 
 
 class SameMean(DatasetRule):
-    """Drops later ones of samples whose first pixel is the same; looks across data sets."""
+    """Of samples with the same first pixel, keeps only the first, across data sets too."""
 
     name = "same_mean"
     across = True
@@ -58,7 +58,7 @@ class SameMean(DatasetRule):
 
 
 class Fails(VettingRule):
-    """Fails for one number, and with it for its batch."""
+    """Raises on one number, and so fails for its batch."""
 
     name = "fails"
 
@@ -72,7 +72,7 @@ class Fails(VettingRule):
 
 
 class Third(VettingRule):
-    """Keeps every third key, and nothing of the keys from 20 to 39."""
+    """Keeps every third key, and none of the keys from 20 to 39."""
 
     name = "third"
 
@@ -82,12 +82,15 @@ class Third(VettingRule):
 
 
 class Mirror(VettingRule):
-    """Mirrors every picture whose record says how it was before."""
+    """Mirrors every image; checks that the rules of earlier stages have left their records."""
 
     name = "mirror"
 
     def judge(self, samples: list[Sample]) -> list[Finding]:
-        assert all(isinstance(sample.record["mean"], list) for sample in samples)  # of a rule of an earlier stage
+        # The record is written by a rule of an earlier stage.
+        assert all(isinstance(sample.record["mean"], list) for sample in samples)
+            isinstance(sample.record["mean"], list) for sample in samples
+        )  # written by a rule of an earlier stage
         pixels = [np.ascontiguousarray(sample.pixels[:, ::-1]) for sample in samples]
         seen = [{"saw_red": bool(sample.record["red"])} for sample in samples]
         return [

@@ -9,10 +9,10 @@ DATE = "2026-01-02T03:04:05Z"
 
 
 class WarcFile:
-    """Collects answers of servers.
+    """Writer of a WARC file of server answers.
 
     Args:
-        path: Its ending says how it is compressed: .gz, .zst, or not at all.
+        path: Its suffix selects the compression: .gz, .zst, or none.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From links over screening, download and vetting to the description and a withdrawal: every link adds up."""
+"""From links through screening, download, vetting, description and withdrawal: the counts of all links add up."""
 
 import hashlib
 import json
@@ -26,13 +26,13 @@ def program(name: str, *args: object) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def described(place: Path, *args: object) -> dict:
-    describe([*map(str, args), "--output", str(place)])  # exits with 1 where the numbers do not add up
-    return json.loads((place / "statistics.json").read_text())
+def described(output: Path, *args: object) -> dict:
+    describe([*map(str, args), "--output", str(output)])  # exits with 1 if the counts do not add up
+    return json.loads((output / "statistics.json").read_text())
 
 
 @pytest.mark.slow
-def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:
+def test_every_link_is_accounted_for(server: Server, tmp_path: Path) -> None:
     """Thirty links: three without caption, two forbidden by robots.txt, two gone, one reserved, and four copies."""
     server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed/\n")
     rows = []
@@ -45,21 +45,14 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:
         text = "" if number < 3 else f"A picture of the lake, number {number}"
         rows.append({"url": server.url + path, "caption": text, "licence": "CC0-1.0", "legal_basis": "art4_general"})
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "links.parquet")
-    polite = ["--agent-contact", "https://lab.example/bot", "--allow-private", "127.0.0.1"]
-    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "screened", *polite)
+    network = ["--agent-contact", "https://lab.example/bot", "--allow-private", "127.0.0.1"]
+    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "screened", *network)
     download = ["--table", tmp_path / "screened/links.parquet", "--output", tmp_path / "shards", "--min-success", "0.5"]
-    download += ["--samples-per-shard", "6", "--retries", "0", *polite]
+    download += ["--samples-per-shard", "6", "--retries", "0", *network]
     program("download_shards", *download)
     (tmp_path / "rules.yaml").write_text("rules:\n- class_path: data_tools.vetting.exact_duplicates.ExactDuplicates\n")
-    program(
-        "vet_shards",
-        "--shards",
-        tmp_path / "shards",
-        "--rules",
-        tmp_path / "rules.yaml",
-        "--output",
-        tmp_path / "vetted",
-    )
+    vetting = ["--shards", tmp_path / "shards", "--rules", tmp_path / "rules.yaml", "--output", tmp_path / "vetted"]
+    program("vet_shards", *vetting)
 
     ledger = ["--ledger", tmp_path / "screened/ledger.parquet"]
     found = described(tmp_path / "first", "--shards", tmp_path / "vetted", *ledger)
@@ -75,15 +68,15 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:
     assert after["accounting"]["links"] == LINKS and after["accounting"]["withdrawn"] == 1
     assert after["samples"] == found["samples"] - 1
 
-    # It does not come back: not by a second attempt at what failed, and not with a new screening.
+    # A withdrawn image does not return: neither when failed links are retried nor after a new screening.
     before = keys_of(tmp_path / "shards")
     statement = (tmp_path / "shards/withdrawals/0001.json").read_bytes()
     server.answers["/open/5.png"] = (200, {}, encoded_image(soft_image(5)))
     server.requests.clear()
     program("download_shards", *download, "--retry-failed")
     assert "/open/12.png" not in server.requests
-    came = set(keys_of(tmp_path / "shards")) - set(before)
-    assert len(came) == 1 and not set(before) - set(keys_of(tmp_path / "shards"))
+    added = set(keys_of(tmp_path / "shards")) - set(before)
+    assert len(added) == 1 and not set(before) - set(keys_of(tmp_path / "shards"))
     assert (tmp_path / "shards/withdrawals/0001.json").read_bytes() == statement
     digest = hashlib.sha256(encoded_image(soft_image(12))).hexdigest()
     assert all(digest.encode() not in path.read_bytes() for path in (tmp_path / "shards").glob("*.tar"))
@@ -92,6 +85,6 @@ def test_every_link_adds_up(server: Server, tmp_path: Path) -> None:
     anew = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "shards/ledger.parquet").to_pylist()}
     assert anew[wanted] == "blocked_url" and list(anew.values()).count("blocked_url") == 1
     blocked = ["--block-urls", tmp_path / "shards.blocklists/url_sha256.txt"]
-    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "again", *blocked, *polite)
-    fates = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "again/ledger.parquet").to_pylist()}
-    assert fates[wanted] == "blocked_url" and list(fates.values()).count("blocked_url") == 1
+    program("screen_links", "--table", tmp_path / "links.parquet", "--output", tmp_path / "again", *blocked, *network)
+    rules = {row["url"]: row["rule"] for row in pq.read_table(tmp_path / "again/ledger.parquet").to_pylist()}
+    assert rules[wanted] == "blocked_url" and list(rules.values()).count("blocked_url") == 1
