@@ -89,8 +89,6 @@ class Mirror(VettingRule):
     def judge(self, samples: list[Sample]) -> list[Finding]:
         # The record is written by a rule of an earlier stage.
         assert all(isinstance(sample.record["mean"], list) for sample in samples)
-            isinstance(sample.record["mean"], list) for sample in samples
-        )  # written by a rule of an earlier stage
         pixels = [np.ascontiguousarray(sample.pixels[:, ::-1]) for sample in samples]
         seen = [{"saw_red": bool(sample.record["red"])} for sample in samples]
         return [
