@@ -22,7 +22,6 @@ compare one process on a CPU with several.
 """
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -60,7 +59,7 @@ from data_tools.work.workers import WorkerPool
 from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, run
-from leam_mm.files import TEMPORARY, write_text
+from leam_mm.files import TEMPORARY, replace_folder, write_text
 
 SETTINGS, SHAPES = "encoding.json", "shapes.npy"
 MEMBER = 512 + 128 + 256  # bytes of a member's tar header, numpy's header, and padding on average
@@ -197,7 +196,7 @@ def finish(settings: EncodeSettings, encoder: LatentEncoder, parts: list[Part], 
         _write_json(finished / BUCKETS, {"buckets": listed})
     _write_json(finished / STATISTICS, encoder.codec.statistics())
     _write_json(finished / SETTINGS, asdict(encoder.encoding))
-    os.replace(finished, settings.output)
+    replace_folder(finished, settings.output)
     shutil.rmtree(partial, ignore_errors=True)
 
 

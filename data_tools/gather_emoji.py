@@ -194,8 +194,8 @@ def _move_to_output(staging: Path, output: Path) -> None:
     for path in sorted(staging.iterdir(), key=lambda path: (path.is_file(), path.name)):
         target = output / path.name
         if target.is_dir():
-            os.replace(target, staging / f"{path.name}.before")
-        os.replace(path, target)
+            target.rename(staging / f"{path.name}.before")
+        path.rename(target)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -96,7 +96,8 @@ def draw_all(drawings: Drawings, pairs: list[Pair], size: int, workers: int, fol
         (folder / style).mkdir(parents=True, exist_ok=True)
     tasks = ((*drawings[code][style], size) for code, style in pairs)
     failed: set[Pair] = set()
-    with WorkerPool(workers, cure="give fewer --workers") as pool:
+    pool: WorkerPool[None] = WorkerPool(workers, cure="give fewer --workers")
+    with pool:
         drawn = pool.run(_draw_task, tasks, ahead=64 * workers)
         shown = track(zip(pairs, drawn, strict=True), "drawing", len(pairs), console=Console(stderr=True))
         for (code, style), (_, content) in shown:

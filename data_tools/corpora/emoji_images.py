@@ -189,7 +189,7 @@ def fetch_package(package: Package, cache: Path) -> Path:
                     f"folder with {path.name} by --packages"
                 )
             cache.mkdir(parents=True, exist_ok=True)
-            os.replace(partial / path.name, path)
+            (partial / path.name).rename(path)
         except subprocess.TimeoutExpired:
             raise UserError(
                 f"npm took more than {SECONDS_PER_FETCH} s for {package.name}; start again, fetched packages are kept"

@@ -4,7 +4,8 @@ The join follows Norouzi, Punjani and Fleet, "Fast Exact Search in Hamming Space
 if two hashes differ in at most r bits, at least one of their sixteen 16-bit parts differs in at most r // 16 bits. For
 each part, the rows are sorted by its value, and only rows whose values differ by so few bits are compared. The memory
 is that of the hashes, a few words per row, and one block of comparisons, however many pairs there are. The same method
-in faiss (IndexBinaryMultiHash with 16 x 16 bits and nflip 1) finds the same pairs in seven times the processor time.
+in faiss (IndexBinaryMultiHash, 16 x 16 bits, nflip 1) finds the same pairs; with 50,000 hashes it takes seven times the
+processor time.
 """
 
 from collections.abc import Iterator
