@@ -63,7 +63,9 @@ def test_without_embeddings_it_is_the_contrastive_loss() -> None:
 
 def test_embeddings_of_other_teachers_are_refused() -> None:
     leaves, first, second = inputs()
-    with pytest.raises(UserError, match=r"teacher_image has 9 values a sample, the teachers of the loss \[4, 6\]"):
+    with pytest.raises(
+        UserError, match=r"teacher_image has 9 values per sample, but the teachers of the loss have \[4, 6\]"
+    ):
         Distillation(InfoNCE(), TEACHERS)(*leaves, first[:, :9], second)
 
 
@@ -72,5 +74,5 @@ def test_settings_that_mean_nothing_are_refused() -> None:
         Distillation(InfoNCE(), [])
     with pytest.raises(UserError, match=r"weight 1.5"):
         Distillation(InfoNCE(), TEACHERS, weight=1.5)
-    with pytest.raises(UserError, match="cannot hold GlobalContrastive, which needs sample_row"):
+    with pytest.raises(UserError, match="inner loss GlobalContrastive needs sample_row"):
         Distillation(GlobalContrastive(9), TEACHERS)

@@ -11,7 +11,8 @@ from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 from leam_mm.optim.layer_decay import RATE_SHARE, LayerDecay, rate_shares
 from leam_mm.optim.muon import MATRICES, MuonAdamW
-from leam_mm.optim.optimizer import build_optimizer, decay_groups, warmup_cosine
+from leam_mm.optim.optimizer import build_optimizer, decay_groups
+from leam_mm.optim.schedule import Schedule
 
 DECAY = LayerDecay(image=0.5, text=0.8)
 
@@ -64,7 +65,7 @@ def test_groups_keep_what_they_were_and_get_their_rate(kind: Any) -> None:
         assert group["lr"] == pytest.approx(before[weight]["lr"] * shares[weight])
         assert group["weight_decay"] == before[weight]["weight_decay"]
         assert group.get(MATRICES) == before[weight].get(MATRICES)
-    schedule = warmup_cosine(built, 2, 10)
+    schedule = Schedule(2).build(built, 10)
     for group in built.param_groups:
         assert group["lr"] == pytest.approx(
             0.5 * group[RATE_SHARE] * (0.02 if group.get(MATRICES) and kind is muon else 0.01)
@@ -87,7 +88,7 @@ def step(module: DualEncoder, parts: list[Any], number: int) -> None:
 def test_a_step_is_that_of_weights_with_their_own_rates_and_resumes_bit_for_bit(kind: Any) -> None:
     module = three_layer_encoder()
     built = build_optimizer(kind, module, DECAY)
-    parts: list[Any] = [built, warmup_cosine(built, 2, 10)]
+    parts: list[Any] = [built, Schedule(2).build(built, 10)]
     for number in range(3):
         step(module, parts, number)
     saved = copy.deepcopy([module.state_dict(), *(part.state_dict() for part in parts)])
@@ -95,7 +96,7 @@ def test_a_step_is_that_of_weights_with_their_own_rates_and_resumes_bit_for_bit(
         step(module, parts, number)
     again = three_layer_encoder()
     second = build_optimizer(kind, again, DECAY)
-    others: list[Any] = [again, second, warmup_cosine(second, 2, 10)]
+    others: list[Any] = [again, second, Schedule(2).build(second, 10)]
     for part, state in zip(others, saved, strict=True):
         part.load_state_dict(state)
     for number in range(3, 6):

@@ -110,5 +110,5 @@ for attempt in range(2):  # pages of libraries that the system had taken back co
 
 
 def test_tile_must_be_positive() -> None:
-    with pytest.raises(UserError, match="tile of a contrastive loss is 0"):
+    with pytest.raises(UserError, match="tile is 0"):
         SigmoidLoss(tile=0)

@@ -7,11 +7,11 @@ from leam_mm.losses.logit_tiles import SigmoidTiles, SoftmaxTiles
 
 
 class ContrastiveLoss(nn.Module):
-    """How well each image finds its own text among all texts, and each text its image.
+    """Base class of contrastive losses: each image against all texts, and each text against all images.
 
-    Subclass it in a file of your own and name it in an overlay; the module hands over the features of all ranks.
-    ``needs`` names entries of the batch that it wants besides: they come gathered from all ranks, as keyword arguments
-    of forward, in training only.
+    To add a loss, subclass it in your own file and name the class in an overlay. The module passes the features of all
+    ranks. ``needs`` names further entries of the batch: in training, they are gathered from all ranks and passed to
+    ``forward`` as keyword arguments.
     """
 
     needs: tuple[str, ...] = ()
@@ -22,8 +22,8 @@ class ContrastiveLoss(nn.Module):
         Args:
             image: (B, D), unit length; row i belongs to row i of text.
             text: (B, D), unit length.
-            scale: Scalar that multiplies the similarities (the inverse temperature).
-            bias: Scalar that is added to the scaled similarities, or None.
+            scale: Scalar, the inverse temperature that multiplies the similarities.
+            bias: Scalar added to the scaled similarities, or None.
 
         Returns:
             Scalar, the mean over the batch.
@@ -36,7 +36,7 @@ class InfoNCE(ContrastiveLoss):
 
     Args:
         label_smoothing: Share of the target spread over the other pairs, in [0, 1).
-        tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
+        tile: Side of the squares in which logits are computed and discarded: memory grows with B D, not with B^2.
     """
 
     def __init__(self, label_smoothing: float = 0.0, tile: int = 1024) -> None:
@@ -50,20 +50,20 @@ class InfoNCE(ContrastiveLoss):
 
 
 class PairwiseLoss(ContrastiveLoss):
-    """A loss that is a sum over pairs, so that no rank ever needs the features of all others at once.
+    """A loss that is a sum over pairs, so that no rank needs the features of all others at once.
 
-    Define ``pairs`` and the ring exchange of `leam_mm.distributed` works with it, gradients included.
+    A subclass defines ``pairs``; the ring exchange of `leam_mm.distributed` then computes it and its gradients.
     """
 
     def pairs(self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, matching: bool) -> Tensor:
-        """Sum of the losses of all pairs of some images and some texts.
+        """Return the sum of the losses of all pairs of B images and C texts.
 
         Args:
             image: (B, D), unit length.
             text: (C, D), unit length.
             scale: See ContrastiveLoss.
             bias: See ContrastiveLoss.
-            matching: Row i of image belongs to row i of text; otherwise no two rows belong together.
+            matching: True if row i of image belongs to row i of text; False if no two rows belong together.
         """
         raise NotImplementedError(f"{type(self).__name__} must define pairs(image, text, scale, bias, matching)")
 
@@ -73,12 +73,12 @@ class PairwiseLoss(ContrastiveLoss):
 
 
 class SigmoidLoss(PairwiseLoss):
-    """Every pair on its own: matching or not (Zhai et al. 2303.15343, equation 1, algorithm 1).
+    """Binary classification of each pair: matching or not (SigLIP, Zhai et al. 2303.15343, equation 1, algorithm 1).
 
     Initialise scale to 10 and bias to -10 as in the paper.
 
     Args:
-        tile: Logits are computed in squares of this side and never kept: memory grows with B D, not with B^2.
+        tile: Side of the squares in which logits are computed and discarded: memory grows with B D, not with B^2.
     """
 
     def __init__(self, tile: int = 1024) -> None:
@@ -94,5 +94,5 @@ class SigmoidLoss(PairwiseLoss):
 
 def _positive(tile: int) -> int:
     if tile < 1:
-        raise UserError(f"the tile of a contrastive loss is {tile}: give at least 1")
+        raise UserError(f"contrastive loss: tile is {tile}, but must be at least 1")
     return tile

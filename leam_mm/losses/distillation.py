@@ -2,7 +2,7 @@
 
 The teacher's rows of similarities within the batch, as a distribution over texts (and columns, over images), are the
 target of the student's: L = 1/2 mean_i KL(T_i || P_i) + 1/2 mean_j KL(T'_j || P'_j), averaged over the teachers. The
-embeddings were computed once and lie beside the samples, so a step costs no pass through a teacher.
+teachers' embeddings are stored with the samples, so no step runs a teacher.
 """
 
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from leam_mm.losses.logit_tiles import parts
 
 
 class DistillationTiles(torch.autograd.Function):
-    """Divergence of the student's rows and columns from one teacher's, without a whole matrix of logits.
+    """Divergence of the student's rows and columns from one teacher's, without storing the matrix of logits.
 
-    Two walks over the tiles: the first gives the softmaxes' denominators, the second value and gradient together; the
+    The first pass over the tiles computes the softmaxes' denominators, the second value and gradient together. The
     gradient of a logit is ((P - T) + (P' - T')) / 2B.
     """
 
@@ -36,7 +36,7 @@ class DistillationTiles(torch.autograd.Function):
         teacher_scale: float,
         tile: int,
     ) -> Tensor:
-        """Divergence in nats, the mean over the batch and both directions."""
+        """Return the divergence in nats, averaged over the batch and both directions."""
         count, wanted = len(image), any(context.needs_input_grad)
         to_image, to_text = (torch.zeros_like(side) if wanted else side for side in (image, text))
         total = torch.zeros((), dtype=torch.float64, device=image.device)
@@ -47,7 +47,7 @@ class DistillationTiles(torch.autograd.Function):
                 scaled, teacher_scaled = scale * image[rows], teacher_scale * teacher_image[rows]
                 for columns in parts(count, tile):
                     logits, teacher = scaled @ text[columns].T, teacher_scaled @ teacher_text[columns].T
-                    slope = torch.zeros_like(logits) if wanted else logits
+                    gradient = torch.zeros_like(logits) if wanted else logits
                     for mine, theirs in (
                         (logits - row[rows, None], teacher - teacher_row[rows, None]),
                         (logits - column[columns], teacher - teacher_column[columns]),
@@ -55,10 +55,10 @@ class DistillationTiles(torch.autograd.Function):
                         target = theirs.exp()
                         total += (target * (theirs - mine)).sum()
                         if wanted:
-                            slope.add_(mine.exp_()).sub_(target)
+                            gradient.add_(mine.exp_()).sub_(target)
                     if wanted:
-                        to_image[rows].addmm_(slope, text[columns])
-                        to_text[columns].addmm_(slope.T, image[rows])
+                        to_image[rows].addmm_(gradient, text[columns])
+                        to_text[columns].addmm_(gradient.T, image[rows])
             if wanted:
                 to_scale = ((to_image * image).sum() / (2 * count)).to(scale.dtype).reshape(scale.shape)
                 factor = scale / (2 * count)
@@ -68,13 +68,13 @@ class DistillationTiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of image, text and scale; teachers are not trained."""
+        """Return the gradients of image, text and scale."""
         to_image, to_text, to_scale = context.saved_tensors
         return to_image * upstream, to_text * upstream, to_scale * upstream, None, None, None, None
 
 
 def _denominators(image: Tensor, text: Tensor, scale: Tensor | float, tile: int) -> tuple[Tensor, Tensor]:
-    """Logarithms of the sums of exponentials of all rows and all columns, (B,) each."""
+    """Return the log-sum-exp of each row and each column of the logits, (B,) each."""
     row, column = (torch.full((len(image),), -torch.inf, dtype=image.dtype, device=image.device) for _ in range(2))
     for rows in parts(len(image), tile):
         scaled = scale * image[rows]
@@ -90,7 +90,7 @@ class Teacher:
     """One encoder whose embeddings are stored with the samples.
 
     Args:
-        size: D', values of its embeddings.
+        size: D', dimension of its embeddings.
         scale: Inverse temperature of its similarities (100 for most CLIP models).
     """
 
@@ -99,13 +99,13 @@ class Teacher:
 
 
 class Distillation(ContrastiveLoss):
-    """Share of a contrastive loss plus share of the divergence from teachers (2311.17049).
+    """Weighted sum of a contrastive loss and the divergence from teachers (2311.17049).
 
     Args:
-        loss: The contrastive part; it must not need entries of the batch itself.
-        teachers: In the order in which their embeddings stand behind each other in the batch.
-        weight: Lambda, share of the divergence, in [0, 1].
-        tile: Logits are computed in squares of this side and never kept.
+        loss: The contrastive part; its own ``needs`` must be empty.
+        teachers: In the order in which their embeddings are concatenated in the batch.
+        weight: Lambda, the weight of the divergence, in [0, 1]; the contrastive part has 1 - lambda.
+        tile: Side of the squares in which logits are computed and discarded.
     """
 
     needs = ("teacher_image", "teacher_text")
@@ -118,7 +118,9 @@ class Distillation(ContrastiveLoss):
         if not 0 <= weight <= 1 or tile < 1:
             raise UserError(f"Distillation: weight {weight} must lie in [0, 1] and tile {tile} must be at least 1")
         if loss.needs:
-            raise UserError(f"Distillation cannot hold {type(loss).__name__}, which needs {', '.join(loss.needs)}")
+            raise UserError(
+                f"Distillation: the inner loss {type(loss).__name__} needs {', '.join(loss.needs)}: use another"
+            )
         self.loss, self.teachers, self.weight, self.tile = loss, teachers, weight, tile
 
     def forward(
@@ -136,10 +138,10 @@ class Distillation(ContrastiveLoss):
             image: (B, D), unit length.
             text: (B, D), unit length.
             scale: Inverse temperature of the student.
-            bias: For the contrastive part; it cancels in the divergence.
-            teacher_image: (B, sum of D'), any length: each teacher's part is normalised here.
-            teacher_text: (B, sum of D'), of the same captions. None for both, as in validation, takes the contrastive
-                part alone.
+            bias: Bias of the contrastive part; it cancels in the divergence.
+            teacher_image: (B, sum of D'), not necessarily of unit length.
+            teacher_text: (B, sum of D'), of the same captions. If both are None, as in validation, the result is the
+                contrastive part alone.
         """
         contrastive = self.loss(image, text, scale, bias)
         if teacher_image is None or teacher_text is None:
@@ -148,8 +150,8 @@ class Distillation(ContrastiveLoss):
         for name, stored in (("teacher_image", teacher_image), ("teacher_text", teacher_text)):
             if stored.shape[-1] != sum(sizes):
                 raise UserError(
-                    f"the batch's {name} has {stored.shape[-1]} values a sample, the teachers of the loss {sizes} in "
-                    "all: name the teachers that the shards were written with"
+                    f"the batch's {name} has {stored.shape[-1]} values per sample, but the teachers of the loss have "
+                    f"{sizes}: configure the teachers that the shards were written with"
                 )
         sides = (
             [F.normalize(part.to(image), dim=-1) for part in stored.split(sizes, dim=-1)]

@@ -1,17 +1,17 @@
-"""Contrast with the whole data set from small batches: SogCLR (2202.12387) and FastCLIP (2407.01445).
+"""Contrastive loss over the whole data set, from small batches: SogCLR (2202.12387) and FastCLIP (2407.01445).
 
 With x_ij the logit of image i and text j of a data set of n pairs, the softmax loss of all pairs at once is
 
     1/2n sum_i [log(epsilon + g_i) + log(epsilon + h_i)] + log(n - 1),
     g_i = mean over j != i of exp(x_ij - x_ii),  h_i = mean over j != i of exp(x_ji - x_ii),  epsilon = 1 / (n - 1).
 
-A batch gives unbiased estimates of g_i and h_i, but not of their logarithms: a small batch has another gradient. So
-each sample carries running estimates u of its g and h over the batches it was in (2202.12387, algorithm 1),
+A batch gives unbiased estimates of g_i and h_i, but not of their logarithms: gradients of small batches are biased.
+Each sample therefore keeps running estimates u of its g and h over the batches it was in (2202.12387, algorithm 1),
 
     u <- (1 - gamma) u + gamma g(batch),  gradient = 1/(epsilon + u) grad g(batch),
 
-and where u is right, the mean gradient of small batches is that of the whole data set. Here the logarithms of u are
-kept, since exp(x_ij - x_ii) is too large for float32 at usual temperatures; every number below stays bounded.
+and if u is exact, the mean gradient of small batches is that of the whole data set. The logarithms of u are stored,
+since exp(x_ij - x_ii) overflows float32 at usual temperatures; every number below stays bounded.
 """
 
 import math
@@ -27,7 +27,7 @@ from leam_mm.losses.logit_tiles import own_logits, parts
 
 
 def log_means(image: Tensor, text: Tensor, scale: Tensor, tile: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the pairs themselves, and log g and log h of a batch; each (B,)."""
+    """Return the logits of the matching pairs, log g and log h of a batch; (B,) each."""
     count = len(image)
     own = own_logits(image, text, scale, tile)
     row, column = torch.full_like(own, -torch.inf), torch.full_like(own, -torch.inf)
@@ -43,7 +43,7 @@ def log_means(image: Tensor, text: Tensor, scale: Tensor, tile: int) -> tuple[Te
 
 
 class GlobalTiles(torch.autograd.Function):
-    """Mean of log(epsilon + u) over both sides, with the gradient of algorithm 1; logits are never whole in memory."""
+    """Mean of log(epsilon + u) over both sides, with the gradient of algorithm 1, tile by tile."""
 
     @staticmethod
     def forward(
@@ -56,7 +56,7 @@ class GlobalTiles(torch.autograd.Function):
         outer: tuple[Tensor, Tensor],
         tile: int,
     ) -> Tensor:
-        """own, means: of `log_means`; outer: log(epsilon + u) of images and texts, (B,) each."""
+        """Return the scalar mean; own and means are those of `log_means`, outer holds log(epsilon + u), (B,) each."""
         context.save_for_backward(image, text, scale, own, *means, *outer)
         context.tile = tile
         return (outer[0].mean() + outer[1].mean()) / 2
@@ -64,12 +64,12 @@ class GlobalTiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of image, text and scale."""
+        """Return the gradients of image, text and scale."""
         image, text, scale, own, row, column, row_outer, column_outer = context.saved_tensors
         count = len(image)
         to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
         with torch.autocast(image.device.type, enabled=False):
-            # The slope of each logit x_ij is exp(x_ij - x_ii - log(B - 1)) / (epsilon + u_i), likewise for columns ...
+            # The gradient of each logit x_ij is exp(x_ij - x_ii - log(B - 1)) / (epsilon + u_i), likewise for columns.
             below, aside = (own + math.log(count - 1) + outer for outer in (row_outer, column_outer))
             for rows in parts(count, context.tile):
                 scaled = scale * image[rows]
@@ -77,10 +77,10 @@ class GlobalTiles(torch.autograd.Function):
                     logits = scaled @ text[columns].T
                     if rows == columns:
                         logits.fill_diagonal_(-torch.inf)
-                    slope = (logits - aside[columns]).exp_().add_(logits.sub_(below[rows, None]).exp_())
-                    to_image[rows].addmm_(slope, text[columns])
-                    to_text[columns].addmm_(slope.T, image[rows])
-            # ... and x_ii takes back what its row and its column were given.
+                    gradient = (logits - aside[columns]).exp_().add_(logits.sub_(below[rows, None]).exp_())
+                    to_image[rows].addmm_(gradient, text[columns])
+                    to_text[columns].addmm_(gradient.T, image[rows])
+            # That of x_ii is minus the sum over its row and its column.
             taken = ((row - row_outer).exp() + (column - column_outer).exp())[:, None]
             to_image.sub_(taken * text)
             to_text.sub_(taken * image)
@@ -93,18 +93,18 @@ class GlobalTiles(torch.autograd.Function):
 class GlobalContrastive(ContrastiveLoss):
     """Softmax over the whole data set, from batches of any size.
 
-    The estimates belong to the samples, by their number in the data set, and to the checkpoint: 8 bytes a sample. A
-    sample's first visit sets them to its batch's value. With K captions an image each of them counts as a visit.
+    The estimates are stored per sample of the data set, in the checkpoint too: 8 bytes a sample. A sample's first visit
+    sets them to the value of its batch. With K captions per image, each caption counts as a visit.
 
     Args:
-        samples: n, pairs of the data set (all folders of ``data.train`` together).
+        samples: n, number of pairs in the data set (all folders of ``data.train`` together).
         gamma: Weight of a new batch in the running estimates, in (0, 1].
-        decay_epochs: gamma falls to that value from 1 by half a cosine over so many passes over the data, in steps of
-            whole passes (the cosine schedule of 2407.01445); 0 takes it at once.
-        epsilon: Added to the estimates; None takes 1 / (n - 1), with which the loss is InfoNCE of the whole data set.
-        rho: None learns the temperature as InfoNCE does. A number takes the robust loss with one temperature of
+        decay_epochs: Passes over the data in which gamma falls from 1 by half a cosine, one step per pass (the cosine
+            schedule of 2407.01445); 0 uses ``gamma`` from the start.
+        epsilon: Added to the estimates; None is 1 / (n - 1), for which the loss is InfoNCE of the whole data set.
+        rho: None learns the temperature as InfoNCE does. A number selects the robust loss with one temperature of
             2407.01445 (v3, RGCL-g): everything times 1 / scale, plus rho / scale.
-        tile: Logits are computed in squares of this side and never kept.
+        tile: Side of the squares in which logits are computed and discarded.
     """
 
     needs = ("sample_row",)
@@ -134,7 +134,7 @@ class GlobalContrastive(ContrastiveLoss):
             )
         self.samples, self.gamma, self.decay_epochs, self.rho, self.tile = samples, gamma, decay_epochs, rho, tile
         self.log_epsilon = -math.log(samples - 1) if epsilon is None else math.log(epsilon)
-        # Logarithms; minus infinity before the first visit.
+        # Logarithms, minus infinity before the first visit.
         self.register_buffer("image_estimate", torch.full((samples,), -torch.inf))
         self.register_buffer("text_estimate", torch.full((samples,), -torch.inf))
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
@@ -142,18 +142,18 @@ class GlobalContrastive(ContrastiveLoss):
     def forward(
         self, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, sample_row: Tensor | None = None
     ) -> Tensor:
-        """See ContrastiveLoss; a bias cancels and is left out.
+        """See ContrastiveLoss; a bias cancels and is ignored.
 
         Args:
             image: (B, D), unit length.
             text: (B, D), unit length.
             scale: Inverse temperature.
             bias: Ignored.
-            sample_row: (B,) int64 in [0, n): numbers of the samples in the data set. None takes the batch's values for
-                the estimates and changes nothing, as validation wants it.
+            sample_row: (B,) int64 in [0, n), indices of the samples in the data set. None, as in validation, uses the
+                batch's values as estimates and updates nothing.
         """
         if len(image) < 2:
-            raise UserError("GlobalContrastive contrasts a sample with the others of its batch: give at least two")
+            raise UserError("GlobalContrastive needs at least two samples in a batch: raise data.init_args.batch_size")
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             own, row, column = log_means(image, text, scale, self.tile)
             estimates = (row, column) if sample_row is None else self._update(sample_row, row, column)
@@ -161,20 +161,20 @@ class GlobalContrastive(ContrastiveLoss):
             outer = tuple(torch.logaddexp(floor, estimate.to(row)) for estimate in estimates)
         loss = GlobalTiles.apply(image, text, scale, own, (row, column), outer, self.tile)
         if self.rho is None:
-            return loss + math.log(self.samples - 1)  # InfoNCE of all n where the estimates are right
+            return loss + math.log(self.samples - 1)  # InfoNCE of all n if the estimates are exact
         return (loss + self.rho) / scale
 
     def log_gamma(self) -> tuple[Tensor, Tensor]:
-        """Logarithms of gamma and 1 - gamma for this batch, on the device: nothing waits for it."""
+        """Return the logarithms of gamma and 1 - gamma for this batch, without synchronising the device."""
         passes = torch.div(self.visits, self.samples, rounding_mode="floor").double()
         share = (passes / self.decay_epochs).clamp(max=1.0) if self.decay_epochs else torch.ones_like(passes)
         gamma = self.gamma + (1 - self.gamma) * 0.5 * (1 + torch.cos(math.pi * share))
         return gamma.log(), (-gamma).log1p()
 
     def _update(self, sample_row: Tensor, row: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-        """Move the batch's estimates; returns them, (B,) each."""
+        """Update the batch's estimates and return them, (B,) each."""
         new, old = (part.to(self.image_estimate.dtype) for part in self.log_gamma())
-        # A sample that is in the batch twice keeps what its last place gives, on every rank and device.
+        # A sample that occurs twice in the batch keeps the value of its last occurrence, on every rank and device.
         order = sample_row.argsort(stable=True)
         last = order[torch.searchsorted(sample_row[order], sample_row, right=True) - 1]
         found = []

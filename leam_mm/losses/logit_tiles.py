@@ -1,8 +1,7 @@
 """Contrastive losses tile by tile: memory grows with the features, not with their B x B logits.
 
-The forward pass keeps the features and, for the softmax, two numbers per pair; the backward pass computes each tile of
-logits again. Values and gradients are those of the plain formulas, the scale's and the bias's included. Inside, nothing
-is rounded to half precision by an autocast around it.
+The forward pass stores the features and, for the softmax, two numbers per pair; the backward pass recomputes each tile
+of logits. Values and gradients, those of scale and bias included, equal the plain formulas. Autocast is off inside.
 """
 
 from collections.abc import Iterator
@@ -15,21 +14,21 @@ from torch.autograd.function import once_differentiable
 
 
 def parts(rows: int, tile: int) -> Iterator[slice]:
-    """Neighbouring rows, ``tile`` at a time."""
+    """Yield slices that cover ``rows`` rows, ``tile`` at a time."""
     return (slice(start, min(start + tile, rows)) for start in range(0, rows, tile))
 
 
 def own_logits(image: Tensor, text: Tensor, scale: Tensor, tile: int) -> Tensor:
-    """Logits of the pairs themselves, (B,), by the same products as those of all pairs."""
+    """Return the logits of the matching pairs, (B,), from the same products as those of all pairs."""
     return torch.cat([(scale * image[rows] @ text[rows].T).diagonal() for rows in parts(len(image), tile)])
 
 
 def softmax_sums(
     image: Tensor, text: Tensor, scale: Tensor, own_image: Tensor, own_text: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
-    """Logarithms of sum_j exp(x_ij - own_image_i), (B,), and of sum_i exp(x_ij - own_text_j), (C,).
+    """Return the logarithms of sum_j exp(x_ij - own_image_i), (B,), and of sum_i exp(x_ij - own_text_j), (C,).
 
-    Sums are kept relative to each pair's own logit, so that a loss near zero keeps its digits.
+    The sums are relative to the logit of the matching pair, so that a loss near zero keeps its precision.
     """
     row, column = torch.full_like(own_image, -torch.inf), torch.full_like(own_text, -torch.inf)
     for rows in parts(len(image), tile):
@@ -44,7 +43,7 @@ def softmax_sums(
 def softmax_gradients(
     image: Tensor, text: Tensor, scale: Tensor, row: Tensor, column: Tensor, tile: int
 ) -> tuple[Tensor, Tensor]:
-    """(P + Q) text, (B, D), and (P + Q)^T image, (C, D), with P_ij = exp(x_ij - row_i), Q_ij = exp(x_ij - column_j)."""
+    """Return (P + Q) text and (P + Q)^T image, with P_ij = exp(x_ij - row_i) and Q_ij = exp(x_ij - column_j)."""
     to_image, to_text = torch.zeros_like(image), torch.zeros_like(text)
     for rows in parts(len(image), tile):
         scaled = scale * image[rows]
@@ -60,12 +59,12 @@ class SoftmaxTiles(torch.autograd.Function):
     """Mean cross-entropy of the rows and of the columns of ``scale image text^T`` (2103.00020, figure 3).
 
     With P the softmax of the rows, Q that of the columns and T the targets, the gradient of the logits is
-    (P + Q - 2 T) / (2 B); logits and P, Q are never whole in memory.
+    (P + Q - 2 T) / (2 B). Logits, P and Q are never stored as whole matrices.
     """
 
     @staticmethod
     def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
-        """Loss of image (B, D) and text (B, D); targets are 1 - smoothing on the diagonal, the rest spread evenly."""
+        """Return the loss of image and text (B, D); targets are 1 - smoothing on the diagonal, the rest uniform."""
         count = len(image)
         with torch.autocast(image.device.type, enabled=False):
             own = own_logits(image, text, scale, tile)
@@ -80,14 +79,14 @@ class SoftmaxTiles(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        """Gradients of image, text and scale."""
+        """Return the gradients of image, text and scale."""
         image, text, scale, row, column = context.saved_tensors
         count, smoothing = len(image), context.smoothing
         with torch.autocast(image.device.type, enabled=False):
             to_image, to_text = softmax_gradients(image, text, scale, row, column, context.tile)
             to_image.sub_(2 * (1 - smoothing) * text).sub_(2 * smoothing / count * text.sum(dim=0))
             to_text.sub_(2 * (1 - smoothing) * image).sub_(2 * smoothing / count * image.sum(dim=0))
-            # Each logit is scale <image, text>, so that its gradient times <image, text> sums up to this.
+            # A logit is scale <image, text>: the scale's gradient sums the logits' gradients times <image, text>.
             to_scale = (to_image * image).sum() * (upstream / (2 * count))
             factor = scale * upstream / (2 * count)
         return to_image.mul_(factor), to_text.mul_(factor), to_scale.to(scale.dtype).reshape(scale.shape), None, None
@@ -96,19 +95,19 @@ class SoftmaxTiles(torch.autograd.Function):
 class SigmoidTiles(torch.autograd.Function):
     """Sum over all pairs of -log sigmoid(+-(scale image text^T + bias)) (2303.15343, equation 1, times B).
 
-    With x the logit, negated where image and text belong together, a pair's loss is softplus(x) and its slope
-    sigmoid(x). That needs no sum over rows, so the gradient is taken in the forward pass while the tile is there.
+    With x the logit, negated for matching pairs, a pair's loss is softplus(x) and its gradient sigmoid(x). No sum over
+    rows is needed, so the forward pass computes the gradients from the same tiles.
     """
 
     @staticmethod
     def forward(
         context: Any, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, tile: int, matching: bool
     ) -> Tensor:
-        """Sum for image (B, D) and text (C, D); matching: row i of the one belongs to row i of the other."""
+        """Return the sum for image (B, D) and text (C, D); matching: row i of the one belongs to row i of the other."""
         wanted = any(context.needs_input_grad)
         to_image, to_text = (torch.zeros_like(part) if wanted else part for part in (image, text))
         total = torch.zeros((), dtype=torch.float64, device=image.device)
-        slopes = total.clone()
+        bias_gradient = total.clone()
         with torch.autocast(image.device.type, enabled=False):
             for rows in parts(len(image), tile):
                 scaled = scale * image[rows]
@@ -118,21 +117,21 @@ class SigmoidTiles(torch.autograd.Function):
                         logits.diagonal().neg_()
                     total += F.softplus(logits).sum()
                     if wanted:
-                        slope = logits.sigmoid_()
+                        gradient = logits.sigmoid_()
                         if matching and rows == columns:
-                            slope.diagonal().neg_()
-                        slopes += slope.sum()
-                        to_image[rows].addmm_(slope, text[columns])
-                        to_text[columns].addmm_(slope.T, image[rows])
+                            gradient.diagonal().neg_()
+                        bias_gradient += gradient.sum()
+                        to_image[rows].addmm_(gradient, text[columns])
+                        to_text[columns].addmm_(gradient.T, image[rows])
             if wanted:
                 to_scale = (to_image * image).sum().to(scale.dtype).reshape(scale.shape)
-                to_bias = slopes.to(bias.dtype).reshape(bias.shape)
+                to_bias = bias_gradient.to(bias.dtype).reshape(bias.shape)
                 context.save_for_backward(to_image.mul_(scale), to_text.mul_(scale), to_scale, to_bias)
         return total.to(image.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
-        """Gradients of image, text, scale and bias."""
+        """Return the gradients of image, text, scale and bias."""
         to_image, to_text, to_scale, to_bias = context.saved_tensors
         return to_image * upstream, to_text * upstream, to_scale * upstream, to_bias * upstream, None, None

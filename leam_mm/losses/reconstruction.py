@@ -1,80 +1,78 @@
-"""How far a reconstruction is from its image: pixels, features, a critic, and the price of the latent code.
+"""Losses of autoencoders: pixel distance, KL divergence of the latent, and a patch discriminator.
 
-Everything here is a function of tensors. The perceptual distance follows LPIPS (1801.03924) without its learned
-weights, on an openly licensed network small enough for a CPU; the critic is the patch discriminator of pix2pix
-(1611.07004) with the hinge loss (1705.02894), its weight that of VQGAN (2012.09841).
+The discriminator is that of pix2pix (1611.07004) with the hinge loss (1705.02894), weighted as in VQGAN (2012.09841).
 """
 
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 
 class ReconstructionLoss(nn.Module):
-    """A distance between reconstructions and images, both (B, 3, H, W) in [-1, 1]; one number per sample (B,)."""
+    """Base class of distances between reconstructions and images, both (B, 3, H, W) in [-1, 1]."""
 
-    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """The distance of each sample (B,); its gradient flows to the reconstruction."""
+    def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Return the distance of each sample (B,), differentiable in the reconstruction."""
         raise NotImplementedError
 
 
 class L1Loss(ReconstructionLoss):
     """Mean absolute difference of the pixels."""
 
-    def forward(self, reconstruction: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """The distance of each sample (B,), in units of half the range from black to white."""
+    def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Return the distance of each sample (B,), in units of half the range from black to white."""
         return (reconstruction - image).abs().mean((1, 2, 3))
 
 
-def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """At least float32, since losses are no sums for half precision; float64 stays what it is."""
+def widened(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32, in which losses are summed; leave float32 and float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def gaussian_divergence(mean: torch.Tensor, log_variance: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of a diagonal Gaussian from the standard normal, in nats.
+def gaussian_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of a diagonal Gaussian from the standard normal, in nats.
 
     Args:
         mean: (B, C, h, w).
         log_variance: (B, C, h, w).
 
     Returns:
-        (B,), summed over everything of a sample.
+        (B,), summed over channels and positions.
     """
     # Eq. 10 of 1312.6114, appendix B
     return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum((1, 2, 3))
 
 
 class PatchDiscriminator(nn.Module):
-    """A critic that scores overlapping patches: high for images, low for reconstructions.
+    """Discriminator of overlapping patches: high scores for images, low ones for reconstructions.
 
     Args:
-        width: Channels of the first layer; they double with each further one.
-        layers: Layers that halve the resolution.
+        width: Channels of the first layer; each further layer doubles them.
+        layers: Number of layers that halve the resolution.
     """
 
     def __init__(self, width: int = 32, layers: int = 2) -> None:
-        """Build the layers; see the class for the arguments."""
+        """See the class for the arguments."""
         super().__init__()
         widths = [3] + [width * 2**i for i in range(layers)]
         blocks: list[nn.Module] = []
         for i, (inward, outward) in enumerate(pairwise(widths)):
             blocks.append(nn.Conv2d(inward, outward, 4, stride=2, padding=1))
             if i:
-                # Group norm, since batch norm would couple the samples of a batch and differ between ranks.
+                # Group norm: batch norm would couple the samples of a batch and differ between ranks.
                 blocks.append(nn.GroupNorm(1, outward))
             blocks.append(nn.LeakyReLU(0.2))
         self.layers = nn.Sequential(*blocks, nn.Conv2d(widths[-1], 1, 3, padding=1))
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """Scores (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]."""
+    def forward(self, image: Tensor) -> Tensor:
+        """Return scores (B, 1, h, w) of images (B, 3, H, W) in [-1, 1]."""
         return self.layers(image)
 
 
-def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Hinge loss of the critic (B,): scores of images should exceed 1, of reconstructions lie below -1.
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the discriminator's hinge loss (B,): zero if images score above 1 and reconstructions below -1.
 
     Args:
         real: (B, 1, h, w), scores of images.
@@ -83,24 +81,22 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return 0.5 * (functional.relu(1 - real) + functional.relu(1 + fake)).mean((1, 2, 3))
 
 
-def adversarial_loss(fake: torch.Tensor) -> torch.Tensor:
-    """What the codec pays (B,): the critic's negative score (B, 1, h, w) of its reconstructions."""
+def adversarial_loss(fake: Tensor) -> Tensor:
+    """Return the codec's adversarial loss (B,): minus the mean score (B, 1, h, w) of its reconstructions."""
     return -fake.mean((1, 2, 3))
 
 
-def adaptive_weight(
-    others: torch.Tensor, opinion: torch.Tensor, most: float = 1e4, epsilon: float = 1e-6
-) -> torch.Tensor:
-    """The factor that makes the critic's gradient as long as that of all other terms; a constant for the gradient.
+def adaptive_weight(others: Tensor, adversarial: Tensor, most: float = 1e4, epsilon: float = 1e-6) -> Tensor:
+    """Return the factor that scales the adversarial gradient to the norm of all other terms' gradient, detached.
 
     Args:
         others: Gradient of the other terms at the decoder's last layer, of any shape.
-        opinion: Gradient of `adversarial_loss` there.
-        most: Bound, for a critic that hardly has an opinion.
-        epsilon: Added to its length, so that none at all divides by no zero.
+        adversarial: Gradient of `adversarial_loss` at the same layer.
+        most: Upper bound, for an adversarial gradient near zero.
+        epsilon: Added to the norm of the adversarial gradient, which may be zero.
 
     Returns:
         Scalar.
     """
     # Eq. 7 of 2012.09841
-    return (others.norm() / (opinion.norm() + epsilon)).clamp(max=most).detach()
+    return (others.norm() / (adversarial.norm() + epsilon)).clamp(max=most).detach()

@@ -1,4 +1,4 @@
-"""Representation alignment (REPA, Yu et al. 2410.06940): tokens of a denoiser beside an image encoder's. Pure maths."""
+"""Representation alignment (REPA, Yu et al. 2410.06940): similarity of a denoiser's tokens and an image encoder's."""
 
 import torch
 import torch.nn.functional as F
@@ -9,27 +9,26 @@ SMALL = 1e-6
 
 
 def alignment(projected: Tensor, feature: Tensor) -> Tensor:
-    """Minus the mean cosine between tokens and features of the same places (eq. 8 of 2410.06940).
+    """Return minus the mean cosine similarity of tokens and features at the same positions (eq. 8 of 2410.06940).
 
     Args:
-        projected: (B, N, D), any float type; half precision is widened.
-        feature: (B, N, D), of the clean picture.
+        projected: (B, N, D), any float type; half precision is converted to float32.
+        feature: (B, N, D), features of the clean image.
 
     Returns:
-        (B,) in [-1, 1], at least in float32; -1 where all point the same way.
+        (B,) in [-1, 1], at least float32; -1 if all directions agree.
     """
     projected, feature = (part if part.element_size() >= 4 else part.float() for part in (projected, feature))
     return -F.cosine_similarity(projected, feature.to(projected), dim=-1).mean(1)
 
 
 def resample_features(feature: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Features of one grid at the places of another, both over the whole picture.
+    """Resample features from one grid to another over the same image: bilinear, antialiased if the new grid is coarser.
 
-    Bilinear in between, and where the new grid is coarser a mean over what lies beneath, weighted by a triangle
-    (antialiased): one rule for both directions and for grids that do not divide. The same grid changes nothing.
+    The same grid returns the features unchanged.
 
     Args:
-        feature: (B, N, D), row after row.
+        feature: (B, N, D), in row-major order.
         grid: (h, w), N = h w.
         wanted: (h', w').
 
@@ -38,14 +37,14 @@ def resample_features(feature: Tensor, grid: tuple[int, int], wanted: tuple[int,
     """
     if grid == wanted:
         return feature
-    # torch 2.15's own antialiased interpolation gives wrong numbers where a side becomes 1; these are small anyway.
+    # torch 2.15's own antialiased interpolation gives wrong values if a side becomes 1.
     rows, columns = (_triangles(*sizes, feature) for sizes in zip(grid, wanted, strict=True))
-    picture = rearrange(feature, "B (h w) D -> B h w D", h=grid[0], w=grid[1])
-    return rearrange(torch.einsum("ih, jw, bhwd -> bijd", rows, columns, picture), "B i j D -> B (i j) D")
+    cells = rearrange(feature, "B (h w) D -> B h w D", h=grid[0], w=grid[1])
+    return rearrange(torch.einsum("ih, jw, bhwd -> bijd", rows, columns, cells), "B i j D -> B (i j) D")
 
 
 def _triangles(size: int, wanted: int, like: Tensor) -> Tensor:
-    """Weights (wanted, size) of the old places for each new one: triangles, as wide as the coarser grid's cells."""
+    """Return weights (wanted, size) of the old positions for each new one: triangles as wide as the coarser cells."""
     scale = size / wanted
     old, new = (torch.arange(count, dtype=torch.float64) + 0.5 for count in (size, wanted))
     weights = (1 - (old - scale * new[:, None]).abs() / max(scale, 1.0)).clamp(min=0)
@@ -53,13 +52,13 @@ def _triangles(size: int, wanted: int, like: Tensor) -> Tensor:
 
 
 def spread_features(feature: Tensor, share: float) -> Tensor:
-    """Spatial normalisation (iREPA, 2512.10794): what all places have in common fades, how they differ stands out.
+    """Normalise features over the positions of each image (spatial normalisation of iREPA, 2512.10794).
 
-    (x - share E[x]) / std[x], mean and deviation over the places of one picture, channel by channel.
+    (x - share E[x]) / std[x], with mean and deviation over the positions, per channel.
 
     Args:
         feature: (B, N, D), N above 1.
-        share: Of the mean that is taken away, in [0, 1] (0.6 in the authors' code).
+        share: Share of the mean that is subtracted, in [0, 1] (0.6 in the authors' code).
     """
     mean, deviation = feature.mean(1, keepdim=True), feature.std(1, keepdim=True)
     return (feature - share * mean) / (deviation + SMALL)

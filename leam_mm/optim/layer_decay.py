@@ -1,7 +1,4 @@
-"""Layer-wise learning rates: the deeper a layer lies below the output, the smaller its steps (BEiT, 2106.08254).
-
-For fine-tuning a trained encoder, whose early layers need little change.
-"""
+"""Layer-wise learning-rate decay for fine-tuning: lower layers get smaller rates (BEiT, 2106.08254)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,26 +9,18 @@ from torch.optim import Optimizer
 from leam_mm.encoders.repeated_blocks import repeated_blocks
 from leam_mm.errors import UserError
 
-RATE_SHARE = "rate_share"  # the key of a group whose rate is that share of the recipe's
-# In names of what stands before the blocks.
-STEMS = (
-    "embed",
-    "cls_token",
-    "conv1",
-    "bn1",
-    "stem",
-    "ln_pre",
-    "norm_pre",
-)
+RATE_SHARE = "rate_share"  # key of a group; its rate is this share of the recipe's
+# Parts of the names of layers before the blocks.
+STEMS = ("embed", "cls_token", "conv1", "bn1", "stem", "ln_pre", "norm_pre")
 
 
 @dataclass(frozen=True)
 class LayerDecay:
-    """Factor from a block to the one below it, in each tower.
+    """Factor of the learning rate from a block to the one below it.
 
     Args:
-        image: In (0, 1]; 1 gives all layers the same rate.
-        text: Likewise.
+        image: Factor in the image tower, in (0, 1]; 1 gives all layers the same rate.
+        text: Factor in the text tower, in (0, 1].
     """
 
     image: float = 1.0
@@ -41,28 +30,28 @@ class LayerDecay:
         """Check the ranges."""
         for name, value in (("image", self.image), ("text", self.text)):
             if not 0 < value <= 1:
-                raise UserError(f"model.init_args.layer_decay.{name} is {value}: it lies in (0, 1]")
+                raise UserError(f"model.init_args.layer_decay.{name} is {value}, but must be in (0, 1]")
 
 
 def rate_shares(module: nn.Module, decay: LayerDecay) -> dict[nn.Parameter, float]:
-    """Share of the learning rate for each weight.
+    """Return each weight's share of the learning rate.
 
-    With n blocks in a tower, what follows them has share 1, block i (from 0) decay^(n - i), and what stands before them
-    decay^(n + 1).
+    In a tower of n blocks, block i (from 0) has the share decay^(n - i), layers after the blocks 1, and layers before
+    them decay^(n + 1).
 
     Args:
-        module: Two towers; all of that for images has ``visual`` in its name.
-        decay: Of each tower.
+        module: Two towers; names in the image tower contain ``visual``.
+        decay: Factors of both towers.
     """
     names = {block: name for name, block in module.named_modules()}
-    numbers: dict[str, int] = {}  # of each block in its tower
+    numbers: dict[str, int] = {}  # block -> its number in its tower
     depth = {True: 0, False: 0}
     for block in repeated_blocks(module):
         name = names[block]
         numbers[name] = depth[_is_image(name)]
         depth[_is_image(name)] += 1
     if not numbers:
-        raise UserError("layer_decay: the network has no repeated blocks, and so no depth; leave it out")
+        raise UserError("model.init_args.layer_decay: the network has no repeated blocks; remove layer_decay")
     shares = {}
     for name, weight in module.named_parameters():
         parts, blocks = name.split("."), depth[_is_image(name)]
@@ -81,7 +70,7 @@ def _is_image(name: str) -> bool:
 
 
 def split_by_share(groups: list[dict[str, Any]], shares: dict[nn.Parameter, float]) -> list[dict[str, Any]]:
-    """Groups of equal share within each of the given groups, the largest share first; other settings are kept."""
+    """Split each group into groups of equal share, the largest share first; other settings stay."""
     return [
         {**group, "params": [weight for weight in group["params"] if shares[weight] == share], RATE_SHARE: share}
         for group in groups
@@ -90,6 +79,6 @@ def split_by_share(groups: list[dict[str, Any]], shares: dict[nn.Parameter, floa
 
 
 def scale_rates(optimizer: Optimizer) -> None:
-    """Multiply the rate of each group by its share; once, before a schedule takes it for its base rate."""
+    """Multiply each group's rate by its share. Call it once, before a schedule reads the base rates."""
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * group.get(RATE_SHARE, 1.0)

@@ -1,98 +1,24 @@
-"""Learning-rate schedules and the split of parameters into those with and without weight decay."""
+"""Parameter groups by weight decay and shape, and the optimizer built over them."""
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from leam_mm.encoders.repeated_blocks import repeated_blocks
-from leam_mm.errors import UserError
 from leam_mm.optim.layer_decay import LayerDecay, rate_shares, scale_rates, split_by_share
 from leam_mm.optim.muon import MATRICES
 
-MODULATIONS = ("modulation", "norm", "time_emb")  # in names of layers of diffusers that scale and shift features
-
-
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, floor: float = 0.0) -> LambdaLR:
-    """Rise linearly over the warm-up, then fall by half a cosine to ``floor`` times the base rate.
-
-    Args:
-        optimizer: Whose rate is scaled.
-        warmup_steps: Optimizer steps of the rise; 0 starts at the full rate.
-        total_steps: Optimizer steps of the whole training.
-        floor: Share of the base rate at the end, in [0, 1].
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return LambdaLR(optimizer, factor)
-
-
-def warmup_constant(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
-    """Rise linearly over the warm-up, then stay at the base rate."""
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup_steps)))
-
-
-@dataclass(frozen=True)
-class Cooldown:
-    """The end of a schedule that is constant before: a long run can be ended, or gone on with, at any point of it.
-
-    Args:
-        steps: Optimizer steps of the fall, at the end of the training.
-        shape: With a share x of them done, ``sqrt`` leaves 1 - sqrt(x) of the rate (2405.18392), ``linear`` 1 - x.
-    """
-
-    steps: int
-    shape: Literal["sqrt", "linear"] = "sqrt"
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.steps < 1:
-            raise UserError(f"model.init_args.cooldown.steps is {self.steps}: give at least 1, or leave cooldown out")
-
-
-def warmup_cooldown(
-    optimizer: Optimizer, warmup_steps: int, total_steps: int, cooldown: Cooldown, floor: float = 0.0
-) -> LambdaLR:
-    """Rise linearly over the warm-up, stay at the base rate, then fall to ``floor`` times it.
-
-    Args:
-        optimizer: Whose rate is scaled.
-        warmup_steps: Optimizer steps of the rise; 0 starts at the full rate.
-        total_steps: Optimizer steps of the whole training.
-        cooldown: The fall.
-        floor: Share of the base rate at the end, in [0, 1].
-    """
-    if warmup_steps + cooldown.steps > total_steps:
-        raise UserError(
-            f"model.init_args: {warmup_steps} steps of warm-up and {cooldown.steps} of cool-down do not fit into a "
-            f"training of {total_steps}: shorten them, or raise max_samples"
-        )
-    begin = total_steps - cooldown.steps
-
-    def factor(step: int) -> float:
-        if step < begin:
-            return min(1.0, (step + 1) / max(1, warmup_steps))
-        done = min(1.0, (step - begin) / cooldown.steps)
-        return floor + (1 - floor) * (1 - (math.sqrt(done) if cooldown.shape == "sqrt" else done))
-
-    return LambdaLR(optimizer, factor)
+# Parts of the names of diffusers' layers that compute scales and shifts from the timestep.
+MODULATIONS = ("modulation", "norm", "time_emb")
 
 
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
-    """The matrices and kernels inside a network's repeated blocks, for optimizers that treat them as matrices.
+    """Return the matrices and convolution kernels inside the repeated blocks, for optimizers such as Muon.
 
-    Embeddings, the layers before and after the blocks, and kernels of one input channel are none; nor are the layers
-    that make scales and shifts of the time (tried once with Muon on PRX: they learn better under AdamW).
+    Left out are embeddings, layers before and after the blocks, kernels of one input channel, and layers that compute
+    scales and shifts from the timestep (in one trial of Muon on PRX these learned better with AdamW).
     """
     return {
         weight
@@ -109,14 +35,15 @@ def _is_matrix(weight: nn.Parameter) -> bool:
 
 
 def decay_groups(module: nn.Module, skip: Callable[[str, nn.Parameter], bool] | None = None) -> list[dict[str, object]]:
-    """Parameter groups: hidden matrices, other matrices and kernels, and what does not decay (biases, norms, scales).
+    """Group trainable parameters: hidden matrices, other matrices and kernels, and those without decay.
 
     Args:
-        module: Its trainable parameters are split.
-        skip: Further parameters, by name and tensor, that must not decay.
+        module: Module whose trainable parameters are grouped.
+        skip: Predicate of name and tensor; parameters for which it is true get no weight decay, like biases, norms and
+            scalars.
 
     Returns:
-        Groups for an optimizer, none of them empty; the first has ``matrices`` true, the last ``weight_decay`` 0.
+        Non-empty groups for an optimizer; hidden matrices have ``matrices`` true, the last has ``weight_decay`` 0.
     """
     hidden = hidden_matrices(module)
     inside: list[nn.Parameter] = []
@@ -142,10 +69,10 @@ def build_optimizer(
     """Build the recipe's optimizer over the groups of ``decay_groups``.
 
     Args:
-        optimizer: Takes the groups.
-        module: Its trainable parameters are stepped.
-        rates: Shares of the rate, by which the groups are then split: smaller ones for lower layers, or those of some
-            weights, where all others have the whole.
+        optimizer: Called with the groups.
+        module: Module whose trainable parameters are optimized.
+        rates: Shares of the learning rate: a layer-wise decay, or a share per weight (1 for weights not in the
+            mapping). None gives all weights the full rate.
     """
     groups = decay_groups(module)
     if rates is not None:

@@ -1,4 +1,4 @@
-"""Averages of weights with a power-function profile, and any other width of it afterwards (2312.02696, section 3).
+"""Power-function averages of weights, and reconstruction of other widths afterwards (2312.02696, section 3).
 
 model:
   init_args:
@@ -6,11 +6,11 @@ model:
       class_path: leam_mm.optim.power_ema.PowerFunction
       init_args: {widths: [0.05, 0.1]}
 
-The average at time t weighs the weights of time s by p(s) = (gamma + 1) s^gamma / t^(gamma + 1): its memory grows with
-the training. With g = gamma + 1 the integral of p over (i - 1, i] is (i^g - (i - 1)^g) / t^g, and what all steps before
-the last have together is ((t - 1) / t)^g. Hence shadow <- beta shadow + (1 - beta) weights with beta = (1 - 1/t)^g.
+The average at time t gives the weights of time s the density p(s) = (gamma + 1) s^gamma / t^(gamma + 1), so its memory
+grows with the run. With g = gamma + 1 the integral of p over (i - 1, i] is (i^g - (i - 1)^g) / t^g; all steps before
+the last sum to ((t - 1) / t)^g. Hence average <- beta average + (1 - beta) weights with beta = (1 - 1/t)^g.
 s / t has the Beta(g, 1) distribution, whose standard deviation is the width sigma_rel = sqrt(g / (g + 2)) / (g + 1).
-Averages are linear in the weights of all steps: a combination of kept averages has the combination of their profiles.
+Averages are linear in the weights of all steps: a combination of stored averages has the combination of their profiles.
 """
 
 import math
@@ -25,24 +25,26 @@ from torch import Tensor, nn
 from leam_mm.errors import UserError
 from leam_mm.optim.ema import Averaging, Ema, frozen_copy
 
-WIDEST = 1 / math.sqrt(12)  # gamma = 0, all steps alike
-WIDTH_UNIT = 1e-6  # what a checkpoint distinguishes
+WIDEST = 1 / math.sqrt(12)  # gamma = 0, all steps weigh the same
+WIDTH_UNIT = 1e-6  # resolution of the widths in a checkpoint
 
 
 def width_of(gamma: float) -> float:
-    """Relative width sigma_rel of the profile with this exponent: the deviation of s / t, s drawn from the profile."""
+    """Return the relative width sigma_rel of a profile: the standard deviation of s / t, with s drawn from it."""
     g = gamma + 1
     return math.sqrt(g / (g + 2)) / (g + 1)
 
 
 def gamma_of(width: float) -> float:
-    """Exponent at least 0 of the profile with this relative width in (0, 1 / sqrt(12)]; the inverse of `width_of`.
+    """Return the exponent (at least 0) of the profile with this width in (0, 1 / sqrt(12)]; inverse of `width_of`.
 
     Raises:
         UserError: The width is out of range.
     """
     if not 0 < width <= WIDEST * (1 + 1e-12):
-        raise UserError(f"the relative width {width} of an average is not in (0, {WIDEST:.4f}]: 0.05 or 0.1 are usual")
+        raise UserError(
+            f"the relative width {width} of an average is not in (0, {WIDEST:.4f}]: give 0.05 or 0.1, the usual ones"
+        )
     # (g + 1)^2 (g + 2) width^2 = g as a cubic in g, convex for g > 0; right of its largest root Newton only falls.
     inverse = width**-2
     g, last = math.sqrt(inverse), math.inf
@@ -55,9 +57,9 @@ def gamma_of(width: float) -> float:
 def inner_products(
     times: np.ndarray, gammas: np.ndarray, other_times: np.ndarray, other_gammas: np.ndarray
 ) -> np.ndarray:
-    """Integrals (N, M) over all past of p_i p_j, of N profiles with M others, in float64.
+    """Return the integrals (N, M) of p_i p_j over all time, for N profiles and M others, in float64.
 
-    Both are powers up to the earlier of both times s, so with t the later time and gamma its exponent the integral is
+    With s the earlier and t the later of both times and gamma the exponent of the later profile, the integral is
     g_i g_j / (g_i + g_j - 1) (s / t)^gamma / t.
     """
     time, other = np.meshgrid(np.asarray(times, np.float64), np.asarray(other_times, np.float64), indexing="ij")
@@ -68,22 +70,22 @@ def inner_products(
 
 
 def combination(times: Sequence[float], gammas: Sequence[float], time: float, gamma: float) -> tuple[np.ndarray, float]:
-    """Coefficients of kept averages whose combined profile is nearest to the wanted one in the least squares.
+    """Return the coefficients of stored averages whose combined profile is closest to the wanted one (least squares).
 
-    They sum up to 1, which is not asked for in the paper: weights that never moved come out as they are.
+    They sum to 1, unlike in the paper: weights that never changed are then reproduced exactly.
 
     Args:
-        times: (N,) of the kept averages, in updates.
-        gammas: (N,) of theirs.
-        time: Of the wanted average.
-        gamma: Of the wanted average.
+        times: (N,) times of the stored averages, in updates.
+        gammas: (N,) exponents of the stored averages.
+        time: Time of the wanted average, in updates.
+        gamma: Exponent of the wanted average.
 
     Returns:
-        (N,) float64, and the distance of both profiles over the norm of the wanted one.
+        (N,) float64 coefficients, and the distance of both profiles divided by the norm of the wanted one.
     """
     kept = np.asarray(times, np.float64), np.asarray(gammas, np.float64)
     wanted = np.array([time], np.float64), np.array([gamma], np.float64)
-    gram = inner_products(*kept, *kept) * time  # in units of the wanted time, so that numbers are near 1
+    gram = inner_products(*kept, *kept) * time  # in units of the wanted time, which keeps values near 1
     towards = inner_products(*kept, *wanted)[:, 0] * time
     size = len(gram)
     system = np.ones((size + 1, size + 1))
@@ -95,11 +97,11 @@ def combination(times: Sequence[float], gammas: Sequence[float], time: float, ga
 
 
 class PowerEma(Ema):
-    """Averages with power-function profiles of several widths at once; the first is sampled, evaluated and released.
+    """Averages with power-function profiles of several widths; the first is evaluated and released.
 
     Args:
         model: The network to follow.
-        widths: sigma_rel of each average, in (0, 1 / sqrt(12)].
+        widths: sigma_rel of each average, each in (0, 1 / sqrt(12)].
     """
 
     width_millionths: Tensor
@@ -110,27 +112,27 @@ class PowerEma(Ema):
         self.widths = list(widths)
         self.gammas = [gamma_of(width) for width in self.widths]
         self.others = nn.ModuleList(frozen_copy(model) for _ in self.widths[1:])
-        # In the checkpoint, so that another order or other widths cannot take over these averages unnoticed.
+        # Stored in the checkpoint, so that resuming with other widths or another order fails.
         self.register_buffer("width_millionths", _millionths(self.widths))
         self.register_load_state_dict_pre_hook(_require_same_widths)
 
     def copies(self) -> list[nn.Module]:
-        """The averages in the order of their widths."""
+        """Return the averages in the order of their widths."""
         return [self.model, *self.others]
 
     def shares(self, count: int) -> list[float]:
-        """1 - beta of each average."""
+        """Return 1 - beta of each average."""
         time = count + 1
         return [1.0 if time == 1 else -math.expm1((gamma + 1) * math.log1p(-1 / time)) for gamma in self.gammas]
 
 
 @dataclass(frozen=True)
 class PowerFunction(Averaging):
-    """Averages whose memory is a share of the training so far; see PowerEma.
+    """Averages whose width is a share of the run so far; see PowerEma.
 
     Args:
-        widths: sigma_rel of each average; the first validates, samples and is released. Two suffice for the
-            reconstruction of others from their snapshots (callbacks/ema_snapshots.py). Each is a copy of the weights.
+        widths: sigma_rel of each average; the first is evaluated and released. Two suffice to reconstruct others from
+            snapshots (callbacks/ema_snapshots.py). Each takes the memory of one copy of the weights.
     """
 
     widths: tuple[float, ...] = (0.05, 0.1)
@@ -138,12 +140,12 @@ class PowerFunction(Averaging):
     def __post_init__(self) -> None:
         """Check the widths."""
         if not self.widths or len(set(_millionths(self.widths).tolist())) < len(self.widths):
-            raise UserError(f"PowerFunction: widths {list(self.widths)} must be one or more, all different")
+            raise UserError(f"PowerFunction: widths is {list(self.widths)}: give one or more, all different")
         for width in self.widths:
             gamma_of(width)
 
     def follow(self, model: nn.Module) -> PowerEma:
-        """Begin the averages."""
+        """Return new averages of this network's weights."""
         return PowerEma(model, self.widths)
 
 
@@ -157,6 +159,6 @@ def _require_same_widths(module: nn.Module, state: dict[str, Any], prefix: str, 
     if kept is not None and kept.tolist() != _millionths(module.widths).tolist():
         old = [value * WIDTH_UNIT for value in kept.tolist()]
         raise UserError(
-            f"the checkpoint holds averages of the widths {old}, model.init_args.ema asks for {module.widths}: give "
-            "the old widths in their order, or start a new run folder"
+            f"the checkpoint has averages of the widths {old}, but model.init_args.ema.widths is {module.widths}: give "
+            "the old widths in the same order, or start a new run folder"
         )

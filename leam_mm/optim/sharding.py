@@ -1,8 +1,8 @@
-"""Models larger than one device: weights, gradients and optimizer states spread over the ranks (FSDP2 of torch).
+"""Sharding of weights, gradients and optimizer states over the ranks (torch's FSDP2), for models larger than a device.
 
-The averaged copy is sharded like the network it follows, so that the average is taken shard by shard. Scalars (a
-temperature, a bias) stay whole on every rank and have their gradients averaged. A checkpoint is one whole file in the
-layout of a run on one device: any number of ranks, sharded or not, resumes it, and ``load_module`` reads it.
+The average of the weights is sharded like the network, and is updated shard by shard. Scalars (temperature, bias) are
+replicated on every rank, and their gradients averaged. A checkpoint is one file in the layout of a run on one device:
+any number of ranks, sharded or not, can resume it, and ``load_module`` reads it.
 """
 
 import logging
@@ -33,21 +33,21 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = ()) -> None:
-    """Shard a network over the data-parallel ranks: each block for itself, the rest as one more group.
+    """Shard a network over the data-parallel ranks: each block is a group, and the rest is one more group.
 
-    Calling it again changes nothing.
+    A network that is sharded already stays as it is.
 
     Args:
         module: A tower, a pair of towers, or a denoiser.
-        mesh: Of the strategy, with a dimension ``data_parallel``.
-        methods: Names of methods besides ``forward`` that compute with the weights.
+        mesh: The strategy's device mesh, with a dimension ``data_parallel``.
+        methods: Names of methods besides ``forward`` that use the weights.
     """
     if isinstance(module, FSDPModule):
         return
     for value in [*module.parameters(), *module.buffers()]:
-        dist.broadcast(value.data, src=0)  # as DDP does: all ranks begin with the weights of the first
+        dist.broadcast(value.data, src=0)  # as DDP does: all ranks start from the weights of rank 0
     for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()  # kernels in channels-last order cannot be sharded
+        parameter.data = parameter.data.contiguous()  # FSDP2 cannot shard channels-last kernels
     ranks = mesh["data_parallel"]
     scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
     for scalar in scalars:
@@ -56,7 +56,7 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
     blocks = [block for block in repeated_blocks(module) if any(weight.ndim for weight in block.parameters())]
     for block in blocks:
         fully_shard(block, mesh=ranks, ignored_params=scalars)
-    # Torch leaves the outermost group whole after a forward pass, and then the average would move the wrong copy.
+    # By default torch keeps the outermost group gathered after a forward pass; the average must see its shards.
     fully_shard(module, mesh=ranks, ignored_params=scalars, reshard_after_forward=True)
     for method in methods:
         register_fsdp_forward_method(module, method)
@@ -64,21 +64,21 @@ def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = (
 
 
 def _average_gradient(parameter: Tensor) -> None:
-    # Averaging an accumulated gradient again leaves its earlier, already averaged part as it is.
+    # The earlier part of an accumulated gradient is equal on all ranks, so averaging it again changes nothing.
     assert parameter.grad is not None
     dist.all_reduce(parameter.grad)
     parameter.grad /= dist.get_world_size()
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's FSDP2 strategy over all ranks, with checkpoints that do not know about it.
+    """Lightning's FSDP2 strategy over all ranks, with checkpoints in the layout of an unsharded run.
 
-    Lightning numbers the optimizer's states by the order of the module's parameters, plain torch by the order of the
-    optimizer's groups; a file of the one gives the other wrong states. Here both directions use torch's order.
+    Lightning numbers optimizer states in the order of the module's parameters, torch in the order of the optimizer's
+    groups, and a checkpoint of one order is wrong in the other. Saving and loading here use torch's order.
 
     Args:
-        process_group_backend: nccl or gloo; None takes what fits the device.
-        timeout_minutes: Longest wait of a rank for the others.
+        process_group_backend: nccl or gloo; None chooses by device.
+        timeout_minutes: Timeout of collectives, in minutes.
     """
 
     def __init__(self, process_group_backend: str | None = None, timeout_minutes: int = 30) -> None:
@@ -91,12 +91,12 @@ class ShardedStrategy(ModelParallelStrategy):
         )
 
     def setup_environment(self) -> None:
-        """Shard over all ranks; Lightning's own default is over nodes."""
+        """Shard over all ranks; Lightning's default is over nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state as plain torch would write it; empty on all ranks but the first."""
+        """Return the full state in the layout of an unsharded run on rank 0, and an empty dict on all others."""
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.model is not None
         named: Any = get_optimizer_state_dict(self.model, plain, options=WHOLE)
@@ -113,7 +113,7 @@ class ShardedStrategy(ModelParallelStrategy):
         }
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a whole file, on each rank for itself, and keep this rank's part of weights and optimizer states."""
+        """Read a full checkpoint on each rank, and keep this rank's shards of weights and optimizer states."""
         checkpoint = read_checkpoint(Path(self.broadcast(checkpoint_path)))
         assert self.model is not None and self.lightning_module is not None
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
@@ -133,7 +133,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
     def _names(self, optimizer: Optimizer) -> list[str]:
-        """Names of the optimizer's parameters, in the order of its groups."""
+        """Return the names of the optimizer's parameters, in the order of its groups."""
         assert self.model is not None
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
