@@ -11,6 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from leam_mm.errors import UserError
 from leam_mm.optim.schedule import Cooldown, Schedule
 
+Shape = Literal["sqrt", "linear"]
+
 
 def rates(schedule: LambdaLR, steps: int) -> list[float]:
     found = []
@@ -40,13 +42,17 @@ def test_cosine_is_its_closed_form(warmup: int, total: int, floor: float) -> Non
 
 
 def test_constant_rises_and_stays() -> None:
-    assert rates(Schedule(4, "constant").build(sgd(), math.inf), 7) == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0])
+    assert rates(Schedule(4, "constant").build(sgd(), math.inf), 7) == pytest.approx(
+        [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+    )
     assert rates(Schedule(0, "constant").build(sgd(), 1), 2) == pytest.approx([2.0, 2.0])
 
 
 @pytest.mark.parametrize("shape", ["sqrt", "linear"])
 @pytest.mark.parametrize(("warmup", "total", "steps", "floor"), [(4, 20, 6, 0.0), (0, 10, 10, 0.1), (5, 9, 4, 0.0)])
-def test_cooldown_is_its_closed_form(shape: Literal["sqrt", "linear"], warmup: int, total: int, steps: int, floor: float) -> None:
+def test_cooldown_is_its_closed_form(
+    shape: Literal["sqrt", "linear"], warmup: int, total: int, steps: int, floor: float
+) -> None:
     schedule = Schedule(warmup, "constant", floor, Cooldown(steps, shape))
     found = rates(schedule.build(sgd(), total), total + 3)
     power = {"sqrt": 0.5, "linear": 1.0}[shape]

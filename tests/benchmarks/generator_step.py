@@ -27,7 +27,8 @@ from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import run
-from leam_mm.optim.optimizer import build_optimizer, warmup_constant
+from leam_mm.optim.optimizer import build_optimizer
+from leam_mm.optim.schedule import Schedule
 
 CONTEXT, BATCHES, SEED = 77, contrastive_step.BATCHES, 0
 CHANNELS = 16
@@ -109,7 +110,7 @@ def our_steps(size: Size, device: str) -> tuple[LatentDiffusionModule, Callable[
     )
     module = module.to(device).train()
     optimizer: Any = build_optimizer(module.optimizer, module.denoiser)
-    rate = warmup_constant(optimizer, 0)
+    rate = Schedule(0, "constant").build(optimizer, 1)
 
     update = contrastive_step.lightning_step(
         module,
