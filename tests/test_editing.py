@@ -129,7 +129,7 @@ def test_a_position_is_drawn_anew_where_any_of_its_pixels_is() -> None:
         ({"mask": torch.ones(1, 1, 16, 16)}, "mask has shape"),
         (
             {"image": torch.zeros(1, 3, 16, 16), "strength": 0.5},
-            r"16 x 16 pixels, the generator's have 32 x 32: resize",
+            "16 x 16 pixels, the generator's have 32 x 32",
         ),
         ({"image": torch.zeros(2, 3, 32, 32)}, "2 images or masks for 3 prompts"),
     ],

@@ -201,12 +201,12 @@ def test_a_checkpoint_goes_on_from_its_own_base_only(base: Path, tmp_path: Path)
     with pytest.raises(UserError, match="trained from other weights"):
         build(part).on_load_checkpoint(checkpoint)
     torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
-    with pytest.raises(UserError, match="does not tell the shape"):
+    with pytest.raises(UserError, match="does not state the shape"):
         load_module(run)
 
 
 def test_what_is_no_base_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere is not there: give a generator's run folder"):
+    with pytest.raises(UserError, match="nowhere is missing: give a generator's run folder"):
         PretrainedDenoiser("nowhere")
     with pytest.raises(
         UserError, match=r"no matrix in a repeated block is named 'final\*'; there are blocks\.0\.attention"
@@ -233,7 +233,7 @@ def test_what_is_no_base_is_refused(base: Path, tmp_path: Path) -> None:
         PretrainedDenoiser(str(tmp_path / "model"))
     next(model.parameters()).data.fill_(float("nan"))
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         PretrainedDenoiser(str(tmp_path / "model"))
     PRXTransformer2DModel.from_config({**config, "resolution_embeds": True}).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="embeds the resolution"):
