@@ -1,3 +1,5 @@
+"""The model card: measured facts only, gaps named, and text of strangers escaped."""
+
 import re
 from dataclasses import replace
 
@@ -17,11 +19,8 @@ def facts(**more: object) -> ReleaseFacts:
 
 
 def test_front_matter_holds_what_was_measured() -> None:
-    card = model_card(
-        facts(
-            metrics=[metric_row("scenes/top1/de"), metric_row("scenes/top1/fr", None), metric_row("scenes/top1/mean")]
-        )
-    )
+    metrics = [metric_row("scenes/top1/de"), metric_row("scenes/top1/fr", None), metric_row("scenes/top1/mean")]
+    card = model_card(facts(metrics=metrics))
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "apache-2.0" and front["library_name"] == "open_clip"
     assert front["language"] == ["de"] and front["metrics"] == ["accuracy"]
@@ -31,9 +30,8 @@ def test_front_matter_holds_what_was_measured() -> None:
 
 
 def test_language_rows_carry_value_interval_and_samples() -> None:
-    card = model_card(
-        facts(metrics=[metric_row("scenes/top1/de"), metric_row("scenes/top1/mt", None, low=None, high=None)])
-    )
+    metrics = [metric_row("scenes/top1/de"), metric_row("scenes/top1/mt", None, low=None, high=None)]
+    card = model_card(facts(metrics=metrics))
     assert "| German (de) | 50.0 % | 40.0 % to 60.0 % | 96 |" in card
     assert "| Maltese (mt) | not measured | none | 96 |" in card
     assert "without a measured result" in card and "Maltese" in card.split("## Limits")[1]
@@ -42,7 +40,7 @@ def test_language_rows_carry_value_interval_and_samples() -> None:
 def test_lines_for_editing_are_shown_for_straight_paths_only() -> None:
     flow, other = (model_card(facts(generated_size=32, straight_paths=straight)) for straight in (True, False))
     assert "image-to-image" in flow and "image-to-image" not in other
-    assert "generator" in other and "num_inference_steps" in other  # it still says how to draw
+    assert "generator" in other and "num_inference_steps" in other  # how to generate is shown, too
 
 
 def test_nothing_unknown_becomes_a_number() -> None:

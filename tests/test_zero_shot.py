@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 from PIL import Image
+from toys.encoders import RiggedEncoder
 from toys.images import encoded_image
 
 from leam_mm.data.shard_index import ShardWriter
@@ -22,32 +23,14 @@ NAMES = {
 }
 
 
-class RiggedModule:
-    """Embeds an image by its nearest colour and a text by the colour word in it; knows only `spoken` languages."""
+def rigged(spoken: list[str]) -> RiggedEncoder:
+    """An encoder that recognises colours, and the colour words of some languages; all other texts are number 7."""
+    words = {word: number for code in spoken for number, word in enumerate(NAMES[code]) if word}
 
-    image_size = 8
+    def colour(image: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(image.mean(dim=(2, 3)), torch.tensor(COLOURS).float()).argmin(dim=1)
 
-    def __init__(self, spoken: list[str]) -> None:
-        self.spoken, self.tokenizer = spoken, self
-        self.words = [word for names in NAMES.values() for word in names]
-
-    def ema_encoder(self) -> "RiggedModule":
-        return self
-
-    def normalise(self, image: torch.Tensor) -> torch.Tensor:
-        return image.float()
-
-    def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        distance = torch.cdist(image.mean(dim=(2, 3)), torch.tensor(COLOURS).float())
-        return torch.eye(8)[distance.argmin(dim=1)]
-
-    def encode(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        known = {name: i for code in self.spoken for i, name in enumerate(NAMES[code]) if name}
-        number = [next((i for name, i in known.items() if name in text.split()), 7) for text in texts]
-        return torch.tensor(number)[:, None], torch.ones(len(texts))
-
-    def encode_text(self, text: torch.Tensor, text_length: torch.Tensor) -> torch.Tensor:
-        return torch.eye(8)[text[:, 0]]
+    return RiggedEncoder(colour, lambda text: next((n for word, n in words.items() if word in text.split()), 7), 8)
 
 
 def png(colour: tuple[int, int, int]) -> bytes:
@@ -71,7 +54,7 @@ def world(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def measure(world: tuple[Path, Path], spoken: list[str], languages: list[str] | None = None) -> dict[str, Metric]:
-    context = EvaluationContext(RiggedModule(spoken), None, world[0].parent)
+    context = EvaluationContext(rigged(spoken), None, world[0].parent)
     metrics = ZeroShot(*world, languages=languages, batch_size=4, name="colour").run(context)
     return {metric.name: metric for metric in metrics}
 
