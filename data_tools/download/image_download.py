@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from data_tools.download.download_folder import fetch_identity, finished_rows, write_seal
+from data_tools.download.download_seal import fetch_identity, finished_rows, write_seal
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
@@ -271,7 +271,7 @@ def write_shards(
                 ledger.write([decision])
         kept, rows = rules.pop("kept", 0), links.survey.rows
         if kept < settings.min_success * rows or not kept:
-            os.replace(writer.partial / LEDGER, failed_ledger)
+            os.replace(writer.partial / LEDGER, failed_ledger)  # out of the folder that is removed now
             reasons = ", ".join(f"{name} {count}" for name, count in rules.most_common(8))
             raise UserError(
                 f"only {kept} of {rows} rows could be kept ({kept / rows:.1%}, --min-success "

@@ -57,7 +57,8 @@ def open_work_folder(
         locks.enter_context(exclusive_lock(folder / f"{LOCK}.{piece[0]}", in_use))
         record = folder / FINGERPRINT
         if not record.exists():
-            temporary = temporary_path(record)
+            # Named by the job as well: process numbers of several machines may be equal.
+            temporary = temporary_path(folder / f"{FINGERPRINT}.{piece[0]}")
             temporary.write_text(json.dumps(settings | (chosen or {})))
             with suppress(FileExistsError):  # jobs of an array start at once: the first one decides
                 os.link(temporary, record)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.download.download_folder import FREE, fetch_identity, finished_rows, write_seal
+from data_tools.download.download_seal import WITHOUT_EFFECT, fetch_identity, finished_rows, write_seal
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.errors import UserError
@@ -14,20 +14,13 @@ SETTING = FetchSetting("a", "b", "Agent", "https://lab.example")
 
 def test_the_fingerprint_covers_what_decides_which_bytes_come() -> None:
     identity = fetch_identity(SETTING, "digest")
-    assert (
-        fetch_identity(replace(SETTING, threads=9, retries=7, delay_per_host=3.0, distributor="ray"), "digest")
-        == identity
-    )
-    for change in (
-        {"max_bytes": 1},
-        {"image_seconds": 1.0},
-        {"part_bytes": 1},
-        {"max_hops": 0},
-        {"ask_origins": "none"},
-    ):
-        assert fetch_identity(replace(SETTING, **change), "digest") != identity  # type: ignore[arg-type]
+    faster = replace(SETTING, threads=9, retries=7, delay_per_host=3.0, distributor="ray")
+    assert fetch_identity(faster, "digest") == identity
+    changes = {"max_bytes": 1, "image_seconds": 1.0, "part_bytes": 1, "max_hops": 0, "ask_origins": "none"}
+    for name, value in changes.items():
+        assert fetch_identity(replace(SETTING, **{name: value}), "digest") != identity
     assert fetch_identity(SETTING, "other") != identity
-    assert set(asdict(SETTING)) - set(FREE) == set(identity) - {"table"}
+    assert set(asdict(SETTING)) - set(WITHOUT_EFFECT) == set(identity) - {"table"}
 
 
 def test_a_finished_folder_is_opened_by_its_seal(tmp_path: Path) -> None:
