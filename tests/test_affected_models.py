@@ -1,4 +1,4 @@
-"""data_tools/withdrawal/affected_models.py: trainings on withdrawn samples are named, with what they drew."""
+"""data_tools/withdrawal/affected_models.py: runs on withdrawn samples are found, with what they drew."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ def checkpoint(path: Path, roots: dict[str, str], seen: int, config: dict, froze
     torch.save({EVIDENCE: evidence, "state_dict": {}}, path)
 
 
-def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) -> None:
+def test_runs_on_the_samples_are_found_with_what_they_drew(tmp_path: Path) -> None:
     folder, other = write_published(tmp_path / "shards"), write_published(tmp_path / "other", 7)
     root = ShardFolder(folder).merkle_root
     config = {"data": {"init_args": {"train": str(folder), "seed": 3, "batch_size": 4}}, "trainer": {}}
@@ -58,7 +58,7 @@ def test_trainings_on_the_samples_are_named_with_what_they_drew(tmp_path: Path) 
     assert all(model["drawn"] == "not known" for model in said["affected"])
 
 
-def test_a_training_on_a_keep_list_is_followed_by_its_own_order(tmp_path: Path) -> None:
+def test_a_run_on_a_keep_list_is_replayed_in_its_own_order(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "shards")
     kept, _ = derived_from(folder, tmp_path)
     opened = ShardFolder(kept)

@@ -98,7 +98,7 @@ def test_samples_that_break_the_contract(members: Members, word: str, tmp_path: 
     assert any(part in faults[0] for part in word.split("|"))
 
 
-def test_fast_leaves_the_pixels_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_fast_decodes_no_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = write_samples(tmp_path / "a", [complete_sample() | {"png": b"no image"}])
     main([str(folder), "--fast"])
     assert "not decoded" in capsys.readouterr().out
@@ -119,7 +119,7 @@ def test_latents_must_be_finite(tmp_path: Path) -> None:
     assert "NaN or infinite" in check_folder(write_samples(tmp_path / "b", [latent(np.inf)]))[1].faults[0]
 
 
-def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bucket_folders_are_checked_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     latent: Members = {"json": complete_sample()["json"]}
     for name, shape in (("latent.npy", (4, 2, 2)), ("caption_state.npy", (1, 3, 8)), ("image_feature.npy", (4, 3))):
         buffer = io.BytesIO()
@@ -138,14 +138,14 @@ def test_folders_of_shapes_are_checked_one_by_one(tmp_path: Path, capsys: pytest
     assert "image_feature.npy has shape (4, 2, 2)" in capsys.readouterr().out
 
 
-def test_twice_the_same_key_is_found(tmp_path: Path) -> None:
+def test_a_key_that_occurs_twice_is_found(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "a", 1) as writer:
         writer.write("k", complete_sample())
         writer.write("k", complete_sample())
     assert "twice" in check_folder(tmp_path / "a")[1].faults[0]
 
 
-def test_no_shard_folder_ends_with_code_2(tmp_path: Path) -> None:
+def test_other_folders_end_with_code_2(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no shard folder"):
         main([str(tmp_path)])
     program = Path(__file__).resolve().parent.parent / "data_tools/check_shards.py"

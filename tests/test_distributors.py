@@ -1,4 +1,4 @@
-"""The same download through img2dataset's own distributors, each for real on this machine."""
+"""The same download through each of img2dataset's distributors on this machine."""
 
 import importlib.util
 import json
@@ -68,7 +68,7 @@ def manifest(links: Path, output: str) -> bytes:
     return (links.parent / output / "manifest.jsonl").read_bytes()
 
 
-def test_the_class_travels_by_its_name_and_brings_no_heavy_library() -> None:
+def test_the_class_is_pickled_by_name_and_imports_no_heavy_library() -> None:
     setting = FetchSetting("", "", "Agent", "")
     given = {name: None for name in ("sample_writer_class", "resizer", "thread_count", "output_folder")}
     packed = pickle.dumps(PartDownloader(setting, **given))
@@ -101,8 +101,8 @@ def test_another_distributor_gives_the_same_bytes(distributor: str, server: Serv
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_part_that_failed_under_ray_is_noticed_and_fetched_again(server: Server, links: Path, tmp_path: Path) -> None:
-    """img2dataset 1.47's ray distributor neither retries nor tells."""
+def test_a_part_that_failed_under_ray_is_fetched_again(server: Server, links: Path, tmp_path: Path) -> None:
+    """The ray distributor of img2dataset 1.47 neither retries nor reports failed parts."""
     pytest.importorskip("ray")
     patches = tmp_path / "patches"
     patches.mkdir()
@@ -129,7 +129,7 @@ def test_slices_side_by_side_give_the_same_bytes(links: Path) -> None:
     assert manifest(links, "sliced") == manifest(links, "plain")
 
 
-def test_the_slurm_script_is_sound() -> None:
+def test_the_slurm_script_is_valid() -> None:
     assert subprocess.run(["bash", "-n", str(SCRIPT)]).returncode == 0
     plain = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     empty = subprocess.run(["bash", str(SCRIPT), "--table"], capture_output=True, text=True, env=plain)

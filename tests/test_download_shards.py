@@ -59,7 +59,7 @@ def cases(server: Server) -> list[tuple[str, str, str]]:
     return found
 
 
-def test_every_row_has_its_fate(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_every_row_has_its_decision(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     links = cases(server)
     names = [name for name, *_ in links]
     german = [{"text": "ein Bild", "language": "de", "source": "test", "machine_translated": False}]
@@ -93,7 +93,7 @@ def test_every_row_has_its_fate(server: Server, tmp_path: Path, capsys: pytest.C
     keys = [key for key, _ in read_samples(output)]
     assert keys == sorted(keys) and set(samples) == {name for name, _, rule in links if rule == "kept"}
     assert check_folder(output)[1].faults == []
-    assert samples["good.png"]["png"] == server.answers["/good.png"][2]  # nothing to mend: the very same bytes
+    assert samples["good.png"]["png"] == server.answers["/good.png"][2]  # nothing to repair: the same bytes
     record = json.loads(samples["good.png"]["json"])
     assert record["captions"] == german and record["metadata"] == {"class_id": "good.png"}
     assert record["sha256"] == hashlib.sha256(server.answers["/good.png"][2]).hexdigest()
@@ -125,7 +125,7 @@ def test_every_row_has_its_fate(server: Server, tmp_path: Path, capsys: pytest.C
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_runs_go_on_to_the_same_bytes(server: Server, tmp_path: Path) -> None:
+def test_killed_runs_continue_to_the_same_bytes(server: Server, tmp_path: Path) -> None:
     rows = 300
     for number in range(rows):
         content = encoded_image(Image.new("RGB", (8, 8), (number % 256, number // 256, 0)))
@@ -140,10 +140,10 @@ def test_killed_runs_go_on_to_the_same_bytes(server: Server, tmp_path: Path) -> 
         return [*program, "--allow-private", "127.0.0.1", "--threads", "2"]
 
     server.delay = 0.02
-    for moment in (1, 3, 5):  # parts that are there
+    for finished in (1, 3, 5):  # parts
         process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 120
-        while len(list(raw.glob("*.parquet"))) < moment and time.monotonic() < end and process.poll() is None:
+        while len(list(raw.glob("*.parquet"))) < finished and time.monotonic() < end and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL and not (tmp_path / "killed").exists()
@@ -151,7 +151,7 @@ def test_killed_runs_go_on_to_the_same_bytes(server: Server, tmp_path: Path) -> 
         quiet = len(server.requests)
         time.sleep(0.5)
         assert len(server.requests) == quiet  # no orphan goes on fetching
-        assert moment <= len(list(raw.glob("*.parquet"))) < 8
+        assert finished <= len(list(raw.glob("*.parquet"))) < 8
     server.delay = 0.0
     subprocess.run(command("killed"), check=True, timeout=120)
     assert len(server.requests) < 2 * rows  # finished parts were not fetched again
@@ -200,7 +200,7 @@ def test_failed_links_are_asked_again_and_the_bytes_are_those_of_one_good_run(
         main([*command, "--output", str(tmp_path / "shaken"), "--retry-failed", "--size", "32"])
 
 
-def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) -> None:
+def test_evidence_is_in_ledger_and_sample(server: Server, tmp_path: Path) -> None:
     server.answers["/a"] = (302, {"Location": "/b"}, b"")
     server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": "x"}, encoded_image(two_coloured_image()))
     row = {"url": f"{server.url}/a", "caption": "x", "uid": "f" * 32, "legal_basis": "licensed", "language": "de"}
@@ -231,7 +231,7 @@ def test_evidence_stands_in_ledger_and_sample(server: Server, tmp_path: Path) ->
         (["--image-seconds", "nan"], "Expected a float"),
     ],
 )
-def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) -> None:
+def test_invalid_settings(given: list[str], word: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=word):
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), *given])
 
@@ -240,14 +240,14 @@ def test_settings_that_cannot_be(given: list[str], word: str, tmp_path: Path) ->
 def test_a_distributor_that_is_not_installed_is_refused(
     distributor: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """img2dataset 1.47 would end well with nothing done where ray is missing."""
+    """img2dataset 1.47 would report success without any part if ray is missing."""
     monkeypatch.setattr(image_download, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=rf"\.\[{extra}\]"):
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 
 
 def test_redirects_follow_registries_and_agreements(server: Server, tmp_path: Path) -> None:
-    """What a registry lists is refused behind a redirect, too; what an owner has agreed to is not."""
+    """Entries of a registry are refused behind redirects as well; hosts that agreed are not."""
     other = f"http://localhost:{server.server_port}"
     server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed\n")
     for name, target in (("a", f"{server.url}/listed/a"), ("b", f"{other}/closed/b"), ("c", f"{other}/open/c")):

@@ -42,7 +42,7 @@ def gather(source: object, output: Path, *further: object) -> None:
     main(["--source", str(source), "--output", str(output), *TERMS, *map(str, further)])
 
 
-def test_a_folder_comes_with_its_agreement(tmp_path: Path) -> None:
+def test_samples_carry_the_agreement(tmp_path: Path) -> None:
     source, output = archive(tmp_path / "archive"), tmp_path / "shards"
     options = ["--legal-basis", "licensed", "--evidence", contract(tmp_path), "--until", "2030-01-31"]
     options += ["--language", "de"]
@@ -66,7 +66,7 @@ def test_a_folder_comes_with_its_agreement(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "zip"])
-def test_any_address_gives_the_same_table(kind: str, tmp_path: Path) -> None:
+def test_all_file_systems_give_the_same_table(kind: str, tmp_path: Path) -> None:
     source = archive(tmp_path / "archive")
     if kind == "memory":
         system = fsspec.filesystem("memory")
@@ -94,7 +94,7 @@ def test_any_address_gives_the_same_table(kind: str, tmp_path: Path) -> None:
     assert tables[0].equals(tables[1])
 
 
-def test_a_table_overrides_what_it_says_and_no_more(tmp_path: Path) -> None:
+def test_a_table_overrides_only_the_options_it_has(tmp_path: Path) -> None:
     source = archive(tmp_path / "archive", 2)
     (source / "captions.csv").write_text(
         "url,caption,licence,attribution,language,legal_basis\nlake ü 0.png,a lake,CC0-1.0,,en,public_domain\n"
@@ -113,7 +113,7 @@ def test_a_table_overrides_what_it_says_and_no_more(tmp_path: Path) -> None:
         agreed_links(source, agreement, "und")
 
 
-def test_what_is_missing_is_said_before_anything_is_read(tmp_path: Path) -> None:
+def test_missing_statements_are_refused_before_anything_is_read(tmp_path: Path) -> None:
     source = archive(tmp_path / "archive")
     for options, word in (
         (["--legal-basis", "licensed"], "--evidence is missing"),
@@ -157,7 +157,7 @@ def test_hostile_sources_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_end_is_completed(tmp_path: Path) -> None:
+def test_a_run_killed_at_its_end_is_completed(tmp_path: Path) -> None:
     """Killed after the shards stood and before the agreement lay in them."""
     source, output = archive(tmp_path / "archive"), tmp_path / "shards"
     program = [sys.executable, str(ROOT / "data_tools/gather_folder.py"), "--source", str(source)]

@@ -29,7 +29,7 @@ def test_opener_stops_at_bytes_and_private_names(server: Server) -> None:
     assert server.agents == {"Agent"} and not any(path == "/drip" for path in server.requests)
 
 
-def test_redirects_are_followed_only_where_asked(server: Server) -> None:
+def test_redirects_are_followed_only_if_wanted(server: Server) -> None:
     server.answers["/from"] = (302, {"Location": "/to"}, b"")
     server.answers["/to"] = (200, {}, b"here")
     server.answers["/inward"] = (302, {"Location": f"http://localhost:{server.server_port}/to"}, b"")
@@ -44,7 +44,7 @@ def test_redirects_are_followed_only_where_asked(server: Server) -> None:
     assert plain.open(f"{server.url}/gone", timeout=1).status == 404
 
 
-def test_files_are_plain_and_small(tmp_path: Path) -> None:
+def test_only_regular_small_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "small").write_bytes(b"content")
     (tmp_path / "large").write_bytes(b"x" * 2000)
     os.mkfifo(tmp_path / "pipe")
@@ -57,8 +57,8 @@ def test_files_are_plain_and_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_connection_ends_when_its_time_is_over(secure: bool, tmp_path: Path) -> None:
-    """Every read comes in time, but the whole does not; under TLS, too, where the socket has become another object."""
+def test_a_connection_ends_at_its_deadline(secure: bool, tmp_path: Path) -> None:
+    """Each read is fast, but the body takes too long; with TLS as well, which wraps the socket in a new object."""
     listener = socket.create_server(("127.0.0.1", 0))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if secure:

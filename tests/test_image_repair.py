@@ -16,7 +16,7 @@ def test_sixteen_bits_are_scaled(channels: int, value: int) -> None:
     assert pixels.shape == (8, 8, 3) and (pixels == value).all() and "depth:16" in image.transforms
 
 
-def test_repair_keeps_or_mends() -> None:
+def test_repair_changes_only_what_is_needed() -> None:
     rule = ImageRule()
     raw = encoded_image(two_coloured_image(), "JPEG")
     assert repair_image(raw, rule).content == raw and repair_image(raw, rule).transforms == []
@@ -60,7 +60,7 @@ def test_resize_modes(mode: str, size: tuple[int, int]) -> None:
         (encoded_image(two_coloured_image()), ImageRule(min_side=25), "side"),
     ],
 )
-def test_images_that_are_not_kept(raw: bytes, rule: ImageRule, name: str) -> None:
+def test_refused_images(raw: bytes, rule: ImageRule, name: str) -> None:
     with pytest.raises(ImageFault) as fault:
         repair_image(raw, rule)
     assert fault.value.rule == name and fault.value.reason

@@ -68,7 +68,7 @@ def test_failures_keep_their_rule(changes: dict[str, object], rule: str, fetch_s
 
 
 @pytest.mark.slow
-def test_an_image_that_brings_its_process_down_is_left_out(
+def test_an_image_that_crashes_its_process_is_left_out(
     fetch_setting: FetchSetting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoder with a hole: the process dies, as by a broken pointer, on images that begin with a certain word."""
@@ -83,7 +83,7 @@ def test_an_image_that_brings_its_process_down_is_left_out(
     assert all((found[row].image is None) == bool(found[row].reason) for row in ROWS)
 
 
-def test_an_image_that_keeps_its_decoder_busy_is_given_up(
+def test_an_image_that_decodes_too_slowly_is_given_up(
     fetch_setting: FetchSetting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), dtype=np.uint8)

@@ -65,12 +65,12 @@ def test_a_reservation_on_any_hop_binds_article_4_alone(hop: str, name: str, val
     assert any(signal["reserved"] for signal in allowed.response["signals"])
 
 
-def test_a_basis_that_is_not_known_is_the_strictest() -> None:
+def test_an_unknown_basis_counts_as_the_strictest() -> None:
     assert [basis_of(word) for word in (None, "", "no idea", " art4_general")] == [ART4] * 4
     assert basis_of("art3_research") is ART3 and basis_of("licensed") is LegalBasis.licensed
 
 
-def test_origins_on_the_way_are_asked_before_they_are_knocked_at(server: Server) -> None:
+def test_origins_are_checked_before_each_hop(server: Server) -> None:
     other = f"http://127.0.0.1:{server.server_port}"
     setting = FetchSetting("", "", "LeamBot", "", allow_private=["127.0.0.1", "localhost"], timeout=2)
     asked: list[str] = []
@@ -104,7 +104,7 @@ def test_retry_after_is_read_in_both_forms() -> None:
     assert [retry_after(text, now) for text in (None, "", "soon", "-5", "1e9", "²")] == [None] * 6
 
 
-def test_which_failures_may_pass(server: Server) -> None:
+def test_temporary_failures(server: Server) -> None:
     for status in (204, 206, 304, 404, 410, 429, 500, 503):
         server.answers[f"/{status}"] = (status, {"Retry-After": "7"}, b"")
     answers = {status: ask(server, f"/{status}") for status in (204, 206, 304, 404, 410, 429, 500, 503)}
@@ -118,7 +118,7 @@ def test_which_failures_may_pass(server: Server) -> None:
     assert gone.again and not gone.reached and gone.rule == "download"
 
 
-def test_packed_bodies_are_unpacked_to_a_limit(server: Server) -> None:
+def test_compressed_bodies_are_decompressed_up_to_a_limit(server: Server) -> None:
     import gzip
     import zlib
 
@@ -139,7 +139,7 @@ def test_packed_bodies_are_unpacked_to_a_limit(server: Server) -> None:
     assert answer.content == b"image" * 100 and answer.response["content_encoding"] == "gzip"
 
 
-def test_hostile_answers_are_refused_in_time_each_with_its_reason() -> None:
+def test_hostile_answers_are_refused_in_time_with_their_reason() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from hostile_server import HostileServer, network_cases

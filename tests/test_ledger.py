@@ -1,4 +1,4 @@
-"""data_tools/work/ledger.py: rows come back as written, nothing half-written stays, identities tell links apart."""
+"""data_tools/work/ledger.py: rows are read as written, an error leaves no file, uids are unique."""
 
 import json
 
@@ -10,7 +10,7 @@ from data_tools.work.ledger import ROWS, LedgerWriter, link_uid, read_ledger
 from leam_mm.errors import UserError
 
 
-def test_rows_come_back_in_order_with_their_evidence(tmp_path):
+def test_rows_are_read_in_order_with_their_evidence(tmp_path):
     path = tmp_path / "ledger.parquet"
     with LedgerWriter(path, "screen") as ledger:
         ledger.write(
@@ -30,7 +30,7 @@ def test_an_error_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_ledger_says_so(tmp_path):
+def test_other_files_are_refused(tmp_path):
     pq.write_table(pa.table({"uid": ["1"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="no column 'key'"):
         list(read_ledger(tmp_path / "other.parquet"))
@@ -39,7 +39,7 @@ def test_what_is_no_ledger_says_so(tmp_path):
         list(read_ledger(tmp_path / "broken.parquet"))
 
 
-def test_a_link_is_named_by_address_page_and_caption():
+def test_a_uid_depends_on_address_page_and_caption():
     names = {link_uid(*link) for link in (("a", "b", "c"), ("ab", "", "c"), ("a", "b", "d"), ("a", None, "bc"))}
     assert len(names) == 4 and all(len(name) == 32 for name in names)
     assert link_uid("a", None, "c") == link_uid("a", "", "c")

@@ -1,4 +1,4 @@
-"""data_tools/sample_search.py: the index answers as a walk through all samples would, and says when it cannot."""
+"""data_tools/sample_search.py: the index gives the answers of a walk through all samples."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def test_answers_are_those_of_a_walk(kind: str, value: str, shards: Path) -> Non
 
 @pytest.mark.parametrize("number", [0, 33, 70])
 @pytest.mark.parametrize("radius", [0, 31, 60])
-def test_pictures_are_those_of_a_walk(number: int, radius: int, shards: Path, tmp_path: Path) -> None:
+def test_images_are_those_of_a_walk(number: int, radius: int, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "copy.jpg").write_bytes(encoded_image(soft_image(number), "JPEG", quality=90))
     selection = Selection([Selector("image", str(tmp_path / "copy.jpg"), radius)])
     expected = [key for key, members in read_samples(shards) if selection.match(members)]
@@ -92,7 +92,7 @@ def test_nearest_hashes_are_exact(tmp_path: Path) -> None:
     assert index.row(65_536)["key"] == "65536"
 
 
-def test_links_that_were_dropped_are_known_with_their_rule(shards: Path, capsys: pytest.CaptureFixture) -> None:
+def test_dropped_links_are_found_with_their_rule(shards: Path, capsys: pytest.CaptureFixture) -> None:
     index = shards.parent / "index"
     main(["ask", "--index", str(index), "--domain", "gone1.example"])
     assert "not used, dropped by screen: robots" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_check_shards_answers_from_the_index_of_this_state(tmp_path: Path, capsy
     assert LEDGER in {path.name for path in folder.iterdir()}
 
 
-def test_what_cannot_be_answered_says_so(tmp_path: Path, shards: Path) -> None:
+def test_invalid_questions_are_refused(tmp_path: Path, shards: Path) -> None:
     program = [sys.executable, str(ROOT / "data_tools/sample_search.py"), "ask", "--sha256", "00", "--index"]
     ended = subprocess.run([*program, str(shards.parent / "index")], capture_output=True, text=True)
     assert ended.returncode == 2 and "64 hex digits" in ended.stderr

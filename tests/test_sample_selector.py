@@ -1,4 +1,4 @@
-"""withdrawal/sample_selector.py: addresses, domains, digests, pictures and captions mean what people mean by them."""
+"""withdrawal/sample_selector.py: selection by address, domain, digest, image and caption."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_selectors_mean_what_they_say(name: str, shards: Path) -> None:
+def test_selectors(name: str, shards: Path) -> None:
     args, expected = SELECTORS[name]
     match = args[args.index("--match") + 1] if "--match" in args else "normalised"
     pairs = [(args[at][2:], args[at + 1]) for at in range(0, len(args), 2) if args[at] != "--match"]
@@ -42,7 +42,7 @@ def test_selectors_mean_what_they_say(name: str, shards: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["jpeg", "smaller", "mirrored", "turned", "the file"])
-def test_a_picture_finds_its_copies_only(change: str, shards: Path, tmp_path: Path) -> None:
+def test_an_image_finds_its_copies_only(change: str, shards: Path, tmp_path: Path) -> None:
     image = soft_image(11)
     content = {
         "jpeg": lambda: encoded_image(image, "JPEG", quality=85),
@@ -56,7 +56,7 @@ def test_a_picture_finds_its_copies_only(change: str, shards: Path, tmp_path: Pa
     assert [int(key) for key, members in read_samples(shards) if selection.match(members)] == [11]
 
 
-def test_a_flat_picture_is_known_by_its_digest_only(tmp_path: Path) -> None:
+def test_a_flat_image_is_found_by_its_digest_only(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "flat", 5) as writer:
         for number, colour in enumerate(("white", "snow", "ivory")):
             content = encoded_image(Image.new("RGB", (48, 48), colour))
@@ -79,6 +79,6 @@ def test_a_flat_picture_is_known_by_its_digest_only(tmp_path: Path) -> None:
         ("http://a.example/100%", "http://a.example/100%25", True),
     ],
 )
-def test_addresses_that_mean_the_same(first: str, second: str, same: bool) -> None:
+def test_equivalent_addresses(first: str, second: str, same: bool) -> None:
     assert (normalised_url(first) == normalised_url(second)) is same
     assert normalised_url(normalised_url(first)) == normalised_url(first)

@@ -1,4 +1,4 @@
-"""data_tools/signed_statement.py: what was signed is known again, by us and by OpenSSL; every change is noticed."""
+"""data_tools/signed_statement.py: signatures verify here and by OpenSSL; any change is detected."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ def signed(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "statement.json", tmp_path / "lab.pem.pub"
 
 
-def test_a_signed_file_is_known_again(signed: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
+def test_a_signed_file_verifies(signed: tuple[Path, Path], capsys: pytest.CaptureFixture) -> None:
     file, public = signed
     main(["verify", str(file), "--public-key", str(public)])
     said = capsys.readouterr().out
@@ -48,7 +48,7 @@ def test_openssl_agrees(signed: tuple[Path, Path], tmp_path: Path) -> None:
     assert subprocess.run([*command, "-sigfile", str(raw)], capture_output=True).returncode
 
 
-def test_every_change_is_noticed(signed: tuple[Path, Path], tmp_path: Path) -> None:
+def test_any_change_is_detected(signed: tuple[Path, Path], tmp_path: Path) -> None:
     file, public = signed
     key = read_public_key(public)
     good = json.loads(Path(f"{file}.sig").read_text())

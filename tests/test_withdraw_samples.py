@@ -100,7 +100,7 @@ def test_exactly_the_selected_samples_go(tmp_path: Path, capsys: pytest.CaptureF
         withdraw(*verify)
 
 
-def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
+def test_a_forged_statement_is_detected(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "shards", 10)
     for name in ("lab.pem", "other.pem"):
         make_key(tmp_path / name)
@@ -121,7 +121,7 @@ def test_a_forged_statement_is_noticed(tmp_path: Path) -> None:
             withdraw("--shards", folder, "--verify", file, "--public-key", tmp_path / "lab.pem.pub")
 
 
-def test_salted_hashes_cannot_be_tried(tmp_path: Path) -> None:
+def test_salted_hashes_cannot_be_guessed(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "shards", 10)
     (tmp_path / "salt").write_bytes(bytes(range(32)))
     digest = hashlib.sha256(encoded_image(soft_image(6))).hexdigest()
@@ -153,7 +153,7 @@ def test_derived_folders_lose_the_samples(tmp_path: Path) -> None:
         withdraw("--shards", kept, "--domain", "site3.example")
 
 
-def test_a_link_goes_from_all_folders_even_where_its_caption_was_changed(tmp_path: Path) -> None:
+def test_a_link_goes_from_all_folders_even_if_its_caption_differs(tmp_path: Path) -> None:
     first, second = write_published(tmp_path / "a"), tmp_path / "b"
     with ShardWriter(second, 9) as writer:
         for key, members in read_samples(first):
@@ -164,7 +164,7 @@ def test_a_link_goes_from_all_folders_even_where_its_caption_was_changed(tmp_pat
     assert keys_of(first) == keys_of(second) and "0000006" not in keys_of(second)
 
 
-def test_all_samples_are_refused_and_so_is_damage(tmp_path: Path) -> None:
+def test_withdrawal_of_all_samples_and_damaged_shards_are_refused(tmp_path: Path) -> None:
     folder = write_published(tmp_path / "shards", 7)
     with pytest.raises(UserError, match="delete the folder instead"):
         withdraw("--shards", folder, "--caption", "picture", "--match", "contains", "--apply", "--unsigned")

@@ -21,7 +21,7 @@ from data_tools.download.image_request import AGAIN
 from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.samples.image_repair import ImageRule
+from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
 from data_tools.samples.sample_record import sample_record
 from data_tools.samples.tombstones import copy_evidence
 from data_tools.work.command_line import NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Share
@@ -85,8 +85,8 @@ class DownloadSettings:
     overwrite: bool = False
     retry_failed: bool = False
     size: PositiveInt = ImageRule.size
-    resize: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "no"
-    format: Literal["png", "jpg", "webp"] = "png"
+    resize: ResizeMode = ImageRule.resize
+    format: ImageFormat = ImageRule.format
     max_pixels: PositiveInt = ImageRule.max_pixels
     max_bytes: PositiveInt = ImageRule.max_bytes
     min_side: int = ImageRule.min_side
@@ -212,8 +212,8 @@ def download_images(settings: DownloadSettings) -> None:
     fetched_with = identity | {"blocked": blocked.sha256 if blocked else None}
     with open_work_folder(work, fetched_with, chosen, settings.piece) as first:
         size, (number, jobs) = first["rows_per_part"], settings.piece
-        paths = {"links": str((work / f"links.{number}").resolve()), "output": str((work / "raw").resolve())}
-        fetch_parts(work, replace(fetch, rows_per_part=size, **paths), to_fetch, count, settings.piece)
+        fetch = replace(fetch, rows_per_part=size, links=str((work / f"links.{number}").resolve()))
+        fetch_parts(work, replace(fetch, output=str((work / "raw").resolve())), to_fetch, count, settings.piece)
         if jobs > 1:
             print(f"{work}: slice {number} of {jobs} is fetched; no shards are written yet")
             return

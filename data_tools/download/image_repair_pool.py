@@ -102,7 +102,7 @@ def _repair_crashing_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetche
     while len(crashed) <= CRASHES:
         note.write_text("")
         try:
-            with WorkerPool(1, isolated=True) as pool:
+            with WorkerPool[None](1, isolated=True) as pool:
                 ((_, rows),) = pool.run(_repair_part, [_PartJob(path, rule, frozenset(crashed), note)])
             note.unlink()
             return rows
@@ -194,7 +194,7 @@ def _repaired_parts(
     while position < len(parts):
         jobs = [_PartJob(path, rule) for path in parts[position:]]
         try:
-            with WorkerPool(max(1, processes), isolated=processes > 0) as pool:
+            with WorkerPool[None](max(1, processes), isolated=processes > 0) as pool:
                 for job, rows in pool.run(_repair_part, jobs, ahead=processes + 1):
                     position += 1
                     yield job.path, rows

@@ -9,6 +9,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -17,7 +18,8 @@ from leam_mm.data.image_limits import MAX_PIXELS
 
 DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
+ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
+ImageFormat = Literal["png", "jpg", "webp"]
 ORIENTATION = 0x0112
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode of Pillow
 MAX_PROFILE = 8_000_000  # bytes
@@ -48,8 +50,8 @@ class ImageRule:
     """
 
     size: int = 256
-    resize: str = "no"
-    format: str = "png"
+    resize: ResizeMode = "no"
+    format: ImageFormat = "png"
     max_pixels: int = MAX_PIXELS
     max_bytes: int = 50_000_000
     min_side: int = 1
