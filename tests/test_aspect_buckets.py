@@ -188,11 +188,11 @@ def test_pictures_of_three_shapes_train_a_generator(tmp_path: Path, toy_shards: 
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     overlay = Path(__file__).parent.parent / "configs" / "overlay_buckets.yaml"
     Seen.latents, Seen.sizes = [], []
-    told = "--model.init_args.denoiser.init_args.size_conditioning=16"
-    main(["fit", "--config", str(tmp_path / "recipe.yaml"), "--config", str(overlay), told])
+    option = "--model.init_args.denoiser.init_args.size_conditioning=16"
+    main(["fit", "--config", str(tmp_path / "recipe.yaml"), "--config", str(overlay), option])
     assert len({shape[2:] for shape in Seen.latents}) == 3 and {shape[:2] for shape in Seen.latents} == {(8, 4)}
     for shape, sizes in zip(Seen.latents, Seen.sizes, strict=True):
-        assert (sizes[:, 4:] == 4 * torch.tensor(shape[2:])).all()  # what the network is told is the shape that it sees
+        assert (sizes[:, 4:] == 4 * torch.tensor(shape[2:])).all()  # the network gets the shape of its input
         assert all(
             buckets.assign(width, height) == (shape[2] * 4, shape[3] * 4) for height, width in sizes[:, :2].tolist()
         )

@@ -167,9 +167,9 @@ def test_training_counts_logs_sums_up_and_remembers(
     with open(tmp_path / "run" / "metrics.csv", newline="") as file:
         logged = [row["data/broken"] for row in csv.DictReader(file) if row.get("data/broken")]
     assert {float(value) for value in logged} == {sum(key in BROKEN for key in keys[:128])}  # after 16 batches
-    told = [record.getMessage() for record in caplog.records if "replaced" in record.getMessage()]
-    assert sum(message.startswith("replaced: ") for message in told) == 5
-    assert f"{position['broken']} of 192 samples seen" in told[-1]
+    lines = [record.getMessage() for record in caplog.records if "replaced" in record.getMessage()]
+    assert sum(message.startswith("replaced: ") for message in lines) == 5
+    assert f"{position['broken']} of 192 samples seen" in lines[-1]
 
 
 def test_too_many_broken_samples_end_the_training(damaged: Path, toy_tokenizer: Path, tmp_path: Path) -> None:

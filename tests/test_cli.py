@@ -124,7 +124,7 @@ def test_max_samples_must_be_whole_batches(toy_shards: Path, toy_tokenizer: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reason"),
     [
         (["--model.init_args.warm_up=3"], r"the command line: unknown key 'model\.init_args\.warm_up'"),
         (["--max_samples=many"], r"the command line: max_samples: .*int.*many"),
@@ -132,14 +132,14 @@ def test_max_samples_must_be_whole_batches(toy_shards: Path, toy_tokenizer: Path
     ],
 )
 def test_wrong_words_are_one_line(
-    words: list[str], told: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
+    words: list[str], reason: str, toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer), tmp_path, *words)
     assert "\n" not in str(caught.value)
 
 
-def test_vocabulary_of_another_tokenizer_is_told_before_the_first_step(
+def test_vocabulary_of_another_tokenizer_is_refused_before_the_first_step(
     toy_shards: Path, toy_tokenizer: Path, tmp_path: Path
 ) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)

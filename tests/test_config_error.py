@@ -32,7 +32,7 @@ def test_files_come_in_the_order_of_the_command_line(args: list[str], tmp_path: 
     assert config_files(["fit", "--config"]) == []
 
 
-def test_last_place_of_a_key_wins(args: list[str], tmp_path: Path) -> None:
+def test_last_file_with_a_key_wins(args: list[str], tmp_path: Path) -> None:
     second = str(tmp_path / "second.yaml")
     assert find_key("warmup_steps", args) == (second, "model.init_args.warmup_steps")
     assert find_key("init_args.warmup_steps", args) == (second, "model.init_args.warmup_steps")
@@ -41,10 +41,10 @@ def test_last_place_of_a_key_wins(args: list[str], tmp_path: Path) -> None:
     assert find_key("nowhere", args) == (f"{tmp_path / 'first.yaml'}, {second}", "nowhere")
 
 
-def test_wrong_type_is_told_with_file_key_and_value(args: list[str], tmp_path: Path) -> None:
+def test_wrong_type_names_file_key_and_value(args: list[str], tmp_path: Path) -> None:
     assert innermost(NESTED) == "warmup_steps: Expected a int. Got value: many"
-    told = explain(NESTED, args)
-    assert told == f"{tmp_path / 'second.yaml'}: model.init_args.warmup_steps: Expected a int. Got value: many"
+    line = explain(NESTED, args)
+    assert line == f"{tmp_path / 'second.yaml'}: model.init_args.warmup_steps: Expected a int. Got value: many"
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_wrong_type_is_told_with_file_key_and_value(args: list[str], tmp_path: P
         "Group 'x' does not accept option 'deep'",
     ],
 )
-def test_unknown_key_is_told_with_file_and_cure(message: str, args: list[str], tmp_path: Path) -> None:
-    told = explain(f'Parser key "model":\n  Errors:\n    - {message}\n', args)
-    assert told.startswith(f"{tmp_path / 'first.yaml'}: unknown key 'model.init_args.inner.deep': remove it")
+def test_unknown_key_names_file_and_fix(message: str, args: list[str], tmp_path: Path) -> None:
+    line = explain(f'Parser key "model":\n  Errors:\n    - {message}\n', args)
+    assert line.startswith(f"{tmp_path / 'first.yaml'}: unknown key 'model.init_args.inner.deep': remove it")
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_file_that_is_no_recipe_is_named(tmp_path: Path, content: str | None, fa
     file = tmp_path / "x.yaml"
     if content is not None:
         file.write_text(content)
-    told = explain("Problems parsing config:\n  somewhere", ["fit", "--config", str(file)])
-    assert told.startswith(f"{file}: {fault}") and "\n" not in told
+    line = explain("Problems parsing config:\n  somewhere", ["fit", "--config", str(file)])
+    assert line.startswith(f"{file}: {fault}") and "\n" not in line
 
 
 def test_other_messages_stay_in_one_line() -> None:

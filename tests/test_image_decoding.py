@@ -64,7 +64,7 @@ def test_crop_is_a_function_of_the_generator() -> None:
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
-def test_crop_covers_the_share_it_was_told() -> None:
+def test_crop_covers_the_configured_share() -> None:
     # On a horizontal ramp the range of values in the crop is its side: a quarter of the area is half the side.
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (256, 256, 3))
     image = ImageDecoding(32, crop_scale=(0.25, 0.25))(encoded(np.ascontiguousarray(ramp)), generator())[0].float()
@@ -267,7 +267,7 @@ def test_huge_jpeg_is_refused_before_decoding() -> None:
             decode(bytes(content), generator())
 
 
-def test_free_crops_have_the_area_and_aspect_they_were_told() -> None:
+def test_free_crops_have_the_configured_area_and_aspect() -> None:
     decode = ImageDecoding(16, (0.2, 0.6), crop_aspect=(0.5, 2.0))
     boxes = np.array([decode._box(300, 200, generator(number)) for number in range(2000)])
     left, top, width, height = boxes.T

@@ -100,9 +100,9 @@ def test_wrong_lists_are_refused(base: Path, tmp_path: Path) -> None:
     vetted = write(tmp_path / "vetted", "../shards", root="0" * 64)
     with pytest.raises(UserError, match="Merkle root 000000000000"):
         ShardFolder(vetted)
-    for rows, told in (([(0, 7)], "a sample"), ([(5, 0)], "a shard")):
+    for rows, reason in (([(0, 7)], "a sample"), ([(5, 0)], "a shard")):
         write_keep_list(vetted, "../shards", ShardFolder(base).merkle_root, kept_table(rows, ["k"]))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=reason):
             ShardFolder(vetted)
     for rows in ([(1, 0), (0, 0)], [(0, 2), (0, 2)]):
         write_keep_list(vetted, "../shards", ShardFolder(base).merkle_root, kept_table(rows, ["k", "l"]))

@@ -81,8 +81,8 @@ def test_source_weights_are_in_closed_form(sources: list[Source]) -> None:
     doubled = [Source("a", 2.0, "de"), Source("b", 1.0, "de"), Source("c", 1.0, "ga"), Source("d", 7.0)]
     weights = balance.source_weights(doubled, [80, 80, 10, 999])
     assert weights == pytest.approx([4 * german * 2 / 3, 4 * german / 3, 4 * irish, 7.0])
-    told = LanguageBalance(1.0, {"de": 30, "ga": 10, "fr": 5})
-    assert told.source_weights(sources, [120, 40, 10]) == pytest.approx([3 * 0.75 * 0.75, 3 * 0.75 * 0.25, 3 * 0.25])
+    given = LanguageBalance(1.0, {"de": 30, "ga": 10, "fr": 5})
+    assert given.source_weights(sources, [120, 40, 10]) == pytest.approx([3 * 0.75 * 0.75, 3 * 0.75 * 0.25, 3 * 0.25])
 
 
 def test_draws_are_a_function_of_seed_and_number(several: Path) -> None:
@@ -106,7 +106,7 @@ def test_validation_stays_as_it_was(several: Path) -> None:
     assert made.decode_validation.language_weights is None  # type: ignore[attr-defined]
 
 
-def test_many_samples_are_counted_in_part_and_that_is_told(
+def test_many_samples_are_counted_in_part_and_logged(
     several: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert count_languages(SampleReader(several)) == {"en": 100, "mt": 25}

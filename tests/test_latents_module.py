@@ -188,7 +188,7 @@ def test_a_folder_without_buckets_has_no_runs(latents: Path) -> None:
     made.load_state_dict({})
 
 
-def test_buckets_with_few_samples_are_told(buckets: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_buckets_with_few_samples_are_logged(buckets: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         bucketed(buckets)
     assert "3 buckets, height x width: 8x24, 16x16, 24x8" in caplog.text

@@ -108,9 +108,9 @@ def test_fault_in_a_worker_is_one_line_with_shard_and_key(tmp_path: Path) -> Non
     with pytest.raises(UserError) as caught:
         first_batch(tmp_path / "broken", batch_size=2, workers=1)
     assert "Traceback" in str(caught.value)  # so torch hands it over
-    told = one_line(caught.value)
-    assert told.startswith(f"{tmp_path}/broken/00000.tar, key 000000: unreadable image")
-    assert "\n" not in told and "Traceback" not in told and told.endswith("on the folder")
+    line = one_line(caught.value)
+    assert line.startswith(f"{tmp_path}/broken/00000.tar, key 000000: unreadable image")
+    assert "\n" not in line and "Traceback" not in line and line.endswith("on the folder")
 
 
 def test_two_sources_with_weights(toy_shards: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder, counts, and misbehaves where it is told to."""
+    """Serves a folder, counts, and misbehaves as configured."""
 
     daemon_threads = True
 
@@ -200,8 +200,8 @@ def test_a_missing_shard_is_a_fault_of_the_data_and_a_silent_server_is_not(
     server.server_close()
     with pytest.raises(UserError) as refused:  # replaced would be a sample of which nothing bad is known
         next(iter(made.train_dataloader()))
-    told = one_line(refused.value)
-    assert told.startswith(server.url) and "cannot be fetched" in told and "copy the folder to this machine" in told
+    line = one_line(refused.value)
+    assert line.startswith(server.url) and "cannot be fetched" in line and "copy the folder to this machine" in line
     with pytest.raises(Unreachable, match=r"manifest\.jsonl cannot be fetched"):
         RemoteFolder(server.url, ShardCache(tmp_path / "c"))
 

@@ -133,7 +133,7 @@ def test_keys_that_break_the_tar_are_refused(key: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_empty_input_is_told(tmp_path: Path) -> None:
+def test_empty_input_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no sample"), ShardWriter(tmp_path / "a", 2):
         pass
     with pytest.raises(UserError, match="at least 1"):
@@ -188,7 +188,7 @@ def test_hostile_manifests_are_refused(line: str, word: str, tmp_path: Path) -> 
         ShardFolder(tmp_path)
 
 
-def test_folder_without_manifest_names_the_cure(tmp_path: Path) -> None:
+def test_folder_without_manifest_names_the_fix(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="download_shards"):
         ShardFolder(tmp_path)
 
@@ -233,7 +233,7 @@ def test_hostile_indexes_are_refused(column: str, values: list | None, word: str
 
 
 def test_headers_are_read_as_tarfile_reads_them() -> None:
-    """Whatever differs from what we write, by one byte or by another writer, is what tarfile says it is."""
+    """Headers of other writers, or with a changed byte, are parsed as tarfile parses them."""
 
     def by_tarfile(block: bytes) -> tuple[str, int, bool] | type[Exception]:
         try:
@@ -267,20 +267,20 @@ def test_headers_are_read_as_tarfile_reads_them() -> None:
             assert by_hand(bytes(changed)) == by_tarfile(bytes(changed)), changed
 
 
-def test_folders_of_one_shard_are_joined_however_often_it_is_begun(tmp_path: Path) -> None:
+def test_joining_folders_of_one_shard_can_be_repeated(tmp_path: Path) -> None:
     for number in range(3):
         with ShardWriter(tmp_path / f"job{number}", 4) as writer:
             for row in range(2 + number):
                 writer.write(f"{number}{row}", {"txt": b"x" * row})
-    places = [tmp_path / f"job{number}" for number in range(3)]
-    whole = ShardFolder(places[0]).tar(0).read_bytes()
+    parts = [tmp_path / f"job{number}" for number in range(3)]
+    whole = ShardFolder(parts[0]).tar(0).read_bytes()
     (tmp_path / "all").mkdir()
-    os.replace(ShardFolder(places[0]).tar(0), tmp_path / "all" / "00000.tar")  # a run killed after its first step
+    os.replace(ShardFolder(parts[0]).tar(0), tmp_path / "all" / "00000.tar")  # a run killed after its first step
     for _ in range(2):
-        join_shards(places, tmp_path / "all")
+        join_shards(parts, tmp_path / "all")
         joined = ShardFolder(tmp_path / "all")
         assert [entry.samples for entry in joined.shards] == [2, 3, 4] and joined.tar(0).read_bytes() == whole
         assert [key for key, _ in read_samples(tmp_path / "all")] == [f"{n}{r}" for n in range(3) for r in range(2 + n)]
     joined.tar(1).unlink()
     with pytest.raises(UserError, match=r"00001\.tar was written and is missing"):
-        join_shards(places, tmp_path / "all")
+        join_shards(parts, tmp_path / "all")

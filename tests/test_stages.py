@@ -46,7 +46,7 @@ def test_a_batch_has_one_size_and_batches_all_of_them_evenly() -> None:
         ([Stage(0, 32, patch_dropout=1.0)], r"lies in \[0, 1\)"),
     ],
 )
-def test_mistakes_are_told_before_the_first_step(stages: list[Stage], message: str) -> None:
+def test_mistakes_are_refused_before_the_first_step(stages: list[Stage], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Stages(stages, 8, 77, seed=0)
 
@@ -125,7 +125,7 @@ def test_a_staged_run_resumes_bit_for_bit_with_other_workers(
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
 
 
-def test_a_size_that_the_tower_cannot_take_is_told_before_the_first_step(
+def test_size_that_the_tower_cannot_process_is_refused_before_the_first_step(
     tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
     made = staged(tmp_path / "run", toy_shards, toy_tokenizer)

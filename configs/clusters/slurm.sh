@@ -60,7 +60,7 @@ srun --kill-on-bad-exit=0 --wait=60 \
 code=$?
 
 if [ "$code" -eq 75 ]; then
-    echo "told to leave, checkpoint saved: requeue job $SLURM_JOB_ID (restart ${SLURM_RESTART_COUNT:-0} so far)"
+    echo "stopped by a signal, checkpoint saved: requeue job $SLURM_JOB_ID (restart ${SLURM_RESTART_COUNT:-0} so far)"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -155,5 +155,6 @@ def save_checkpoint(path: Path, model: dict[str, Any], size: int = 16) -> Path:
     torch.manual_seed(0)
     data = {"init_args": {"image": {"image_size": size}}}
     config = yaml.safe_dump({"model": model, "data": data})
-    torch.save({EVIDENCE: {"config": config}, "state_dict": build_module(model).state_dict()}, path)
+    evidence = {"config": config, "model_class": model["class_path"]}
+    torch.save({EVIDENCE: evidence, "state_dict": build_module(model).state_dict()}, path)
     return path

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from leam_mm.data.tokenizer import Tokenizer, cut_padding
+from leam_mm.errors import UserError
+
+
+def test_tokens_are_framed_padded_and_counted(toy_tokenizer: Path) -> None:
+    tokenizer = Tokenizer(toy_tokenizer, 12)
+    text, length = tokenizer.encode(["a red square", "", "Quadrat, grün", "x" * 100])
+    assert text.shape == (4, 12) and text.dtype == torch.int64 and length.dtype == torch.int64
+    assert length[1] == 2 and length[3] == 12
+    for row, count in zip(text, length.tolist(), strict=True):
+        assert row[0] == tokenizer.end - 1 and row[count - 1] == tokenizer.end
+        assert torch.all(row[count:] == 0) and torch.all(row[1 : count - 1] < tokenizer.end - 1)
+    assert tokenizer.vocabulary == tokenizer.end + 1
+
+
+def test_case_and_composition_do_not_matter(toy_tokenizer: Path) -> None:
+    tokenizer = Tokenizer(toy_tokenizer, 12)
+    text, _ = tokenizer.encode(["A RED square", "a red square", "gr\u00fcn", "gru\u0308n"])
+    assert torch.equal(text[0], text[1]) and torch.equal(text[2], text[3])
+
+
+def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train_tokenizer"):
+        Tokenizer(tmp_path, 12)
+
+
+def word_tokenizer(folder: Path, kind: str) -> Path:
+    """A tokenizer in the manner of BERT (its end is a separator) or of SigLIP (padded with its end token)."""
+    from tokenizers import Tokenizer as Words
+    from tokenizers import models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "square", "green"]
+    words = Words(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    frame = "[CLS] $A [SEP]" if kind == "bert" else "$A [SEP]"
+    words.post_processor = processors.TemplateProcessing(single=frame, special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    special = {"pad_token": "[PAD]", "sep_token": "[SEP]"} if kind == "bert" else {}
+    special = special or {"pad_token": "[SEP]", "eos_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", **special).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("kind", "pad", "lengths"), [("bert", 0, [4, 2, 8]), ("siglip", 2, [3, 1, 8])])
+def test_padding_and_end_of_any_tokenizer(tmp_path: Path, kind: str, pad: int, lengths: list[int]) -> None:
+    tokenizer = Tokenizer(word_tokenizer(tmp_path, kind), 8)
+    text, length = tokenizer.encode(["red square", "", "a red square a green square a red square"])
+    assert (tokenizer.vocabulary, tokenizer.pad, tokenizer.end, tokenizer.has_files) == (8, pad, 2, True)
+    assert length.tolist() == lengths
+    for row, count in zip(text, lengths, strict=True):
+        assert row[count - 1] == tokenizer.end and torch.all(row[count:] == pad)
+
+
+def test_english_vocabulary_of_open_clip() -> None:
+    import open_clip
+
+    tokenizer = Tokenizer("open_clip", 77)
+    texts = ["a diagram", "wow !", "x " * 100, ""]
+    text, length = tokenizer.encode(texts)
+    assert torch.equal(text, open_clip.get_tokenizer("ViT-B-32")(texts))
+    assert (tokenizer.vocabulary, tokenizer.end, tokenizer.pad) == (49408, 49407, 0) and not tokenizer.has_files
+    assert length.tolist() == [4, 4, 77, 2] and torch.equal(length, text.argmax(dim=1) + 1)
+    assert int(text[1, 2]) == 256  # "!" at the end of a word; inside words it is 0, as the padding
+
+
+def test_tokenizers_without_padding_are_refused(toy_tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    changed = AutoTokenizer.from_pretrained(toy_tokenizer)
+    changed.padding_side = "left"
+    changed.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="pads on the left"):
+        Tokenizer(tmp_path, 12)
+
+
+def test_padding_is_cut_to_the_longest() -> None:
+    text = torch.arange(12).reshape(2, 6)
+    assert torch.equal(cut_padding(text, torch.tensor([2, 4])), text[:, :4])
