@@ -51,7 +51,8 @@ def latent_statistics(base: Path, frozen: dict[str, Any]) -> dict[str, Any]:
     """Return the statistics that normalised the base's latents: those of its latents, or else the codec's own."""
     if "latents" in frozen:
         return frozen["latents"]["statistics"]
-    return load_module(base / "codec", "ema_codec").codec.statistics()
+    module: Any = load_module(base / "codec", "ema_codec")
+    return module.codec.statistics()
 
 
 def training_data(base: Path, own: Path, statistics: dict[str, Any], share: float) -> str | list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def test_snapshots_come_with_the_samples_and_at_the_end(tmp_path: Path) -> None:
             assert torch.equal(held.pop(f"{number}.{name}"), value)
     assert not held
     assert module.ema_denoiser() is module.ema.model
-    assert not list((tmp_path / FOLDER).glob("*.tmp"))
+    assert not list((tmp_path / FOLDER).glob("*.tmp*"))
 
 
 def test_an_interrupted_run_writes_the_same_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -90,7 +90,7 @@ def test_an_interrupted_run_writes_the_same_files(tmp_path: Path, caplog: pytest
     # What a run killed after its checkpoint leaves: later snapshots, and one that was being written.
     folder = tmp_path / "broken" / FOLDER
     (folder / "000000000128.safetensors").write_bytes(b"torn")
-    (folder / "000000000160.tmp").write_bytes(b"torn")
+    (folder / "000000000160.safetensors.tmp-1").write_bytes(b"torn")
     with caplog.at_level("INFO"):
         train(tmp_path / "broken", steps=12, every=32, resume=tmp_path / "broken" / "stopped.ckpt")
     assert "1 snapshots after sample 80 are removed" in caplog.text

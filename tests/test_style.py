@@ -144,3 +144,23 @@ def test_nothing_large_or_binary_is_committed() -> None:
     large = {name(path): path.stat().st_size for path in tracked() if path.stat().st_size > 400_000}
     assert not [path for path in large if not path.endswith((".md", ".png", ".svg", ".webp"))], large
     assert not [name(path) for path in tracked() if path.suffix in {".ckpt", ".tar", ".pt", ".safetensors", ".npz"}]
+
+
+def test_vague_words_do_not_come_back() -> None:
+    vague = re.compile(r"\btold\b", re.IGNORECASE)
+    assert not [name(path) for path in OURS if vague.search(path.read_text(encoding="utf-8"))]
+
+
+# Their temporary names hold the machine (shared file systems), or they rename what was checked after it was written.
+OWN_RENAMES = {
+    "data_tools/download/download_worker.py",
+    "data_tools/download/image_download.py",
+    "data_tools/withdrawal/shard_withdrawal.py",
+    "leam_mm/data/remote_shards.py",
+}
+
+
+def test_files_are_written_beside_and_renamed_in_one_place() -> None:
+    by_hand = re.compile(r"os\.getpid\(\)|os\.replace\(")
+    allowed = {"leam_mm/files.py", *(name(path) for path in (ROOT / "data_tools/work").glob("*.py")), *OWN_RENAMES}
+    assert {name(path) for path in OURS if by_hand.search(path.read_text(encoding="utf-8"))} <= allowed

@@ -1,7 +1,5 @@
 """Stops a training whose loss is no longer a number, before a checkpoint of it is written, and names the samples."""
 
-import json
-import os
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from torch import Tensor
 from leam_mm.callbacks.throughput import batch_size
 from leam_mm.distributed import any_rank
 from leam_mm.errors import UserError
+from leam_mm.files import write_json
 
 
 class Divergence(Callback):
@@ -65,14 +64,8 @@ class Divergence(Callback):
             raise UserError("the loss of another rank is not finite; its own message names the samples")
         step, loss, keys, samples = recent[finite.index(False)]
         path = Path(trainer.default_root_dir) / f"diverged.{trainer.global_rank}.json"
-        _write(path, {"step": step, "loss": str(loss.item()), "samples": samples, "keys": keys})
+        write_json(path, {"step": step, "loss": str(loss.item()), "samples": samples, "keys": keys})
         raise UserError(
             f"the loss is {loss.item()} after step {step}; the keys of the batch are in {path}. Resume from the last "
             "checkpoint with a lower learning rate, with trainer.gradient_clip_val, or without the samples"
         )
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

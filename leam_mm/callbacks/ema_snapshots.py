@@ -11,7 +11,6 @@ and renamed. A resumed run writes those after its checkpoint again, bit for bit 
 
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from leam_mm.data.batch import samples_seen
 from leam_mm.errors import UserError
+from leam_mm.files import TEMPORARY, atomic_write
 from leam_mm.optim.power_ema import PowerEma
 
 FOLDER = "ema_snapshots"
@@ -79,7 +79,7 @@ class EmaSnapshots(Callback):
         log.info("a snapshot of the averages every %d samples, %.1f MB each", self.every_n_samples, size / 1e6)
         numbered = [path for path in folder.glob("*.safetensors") if path.stem.isdigit()]
         later = [path for path in numbered if int(path.stem) > self._seen]
-        for path in [*later, *folder.glob("*.tmp")]:
+        for path in [*later, *folder.glob(f"*{TEMPORARY}*")]:
             path.unlink()
         if later:
             log.info("%d snapshots after sample %d are removed and will be written again", len(later), self._seen)
@@ -126,13 +126,9 @@ def gather(average: PowerEma) -> dict[str, Tensor]:
 def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor]) -> Path:
     """Write one file beside its place, flush it to the disk, rename it."""
     path = folder / f"{snapshot.samples:012d}.safetensors"
-    temporary = path.with_suffix(".tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {ENTRY: json.dumps(asdict(snapshot))})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with atomic_write(path, durable=True) as temporary:
+            save_file(tensors, temporary, {ENTRY: json.dumps(asdict(snapshot))})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}): make room, then start the same command again") from None
     return path

@@ -6,7 +6,6 @@ in between would lose the row, so it is written before the checkpoint.
 """
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from leam_mm.files import atomic_write
 
 
 class MetricsLog(Logger):
@@ -58,13 +59,10 @@ class MetricsLog(Logger):
             return list(csv.DictReader(file))
 
     def _rewrite(self, rows: list[dict[str, str]], columns: list[str]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".csv.tmp")
-        with open(temporary, "w", newline="") as file:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self.path)
         self._columns = columns
 
     @rank_zero_only

@@ -54,7 +54,7 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step, leave if any rank was told to."""
+        """After an optimizer step, exit if any rank received the signal."""
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step

@@ -71,7 +71,7 @@ class TextTower:
 
 
 def tower_config(tower: ImageTower | TextTower) -> dict[str, Any]:
-    """What open_clip must be told; a timm tower's silent vision-transformer settings stay out."""
+    """Return the settings that open_clip needs; those that are None stay out, as a timm tower needs."""
     return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
 
 
@@ -113,9 +113,9 @@ class DualEncoder(nn.Module):
         if isinstance(text, HuggingFaceText):
             text.check()
             config["text_cfg"] = text.text_config(text.model)
-            told = CLIPTextCfg(**text.text_config(str(transformers_folder(text.model))))  # type: ignore[arg-type]
-            told.hf_model_pretrained = text.pretrained and not REBUILDING.get()
-            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), told, **scalars)
+            text_cfg = CLIPTextCfg(**text.text_config(str(transformers_folder(text.model))))  # type: ignore[arg-type]
+            text_cfg.hf_model_pretrained = text.pretrained and not REBUILDING.get()
+            clip = CustomTextCLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), text_cfg, **scalars)
         else:
             config["text_cfg"] = tower_config(text)
             clip = CLIP(embed_dim, CLIPVisionCfg(**tower_config(vision)), CLIPTextCfg(**tower_config(text)), **scalars)

@@ -216,15 +216,15 @@ def refuse_unknown(config: dict[str, Any], weights: str) -> None:
 
 def build_clip(config: dict[str, Any]) -> Any:
     """An open_clip model of this config, without weights."""
-    told = json.loads(json.dumps(config))
-    custom = told.pop("custom_text", False) or bool(told["text_cfg"].get("hf_model_name"))
-    if told["vision_cfg"].get("timm_model_name"):
-        told["vision_cfg"]["timm_model_pretrained"] = False
-    if told["text_cfg"].get("hf_model_name"):
-        told["text_cfg"]["hf_model_name"] = str(transformers_folder(told["text_cfg"]["hf_model_name"]))
-        told["text_cfg"]["hf_model_pretrained"] = False
+    settings = json.loads(json.dumps(config))
+    custom = settings.pop("custom_text", False) or bool(settings["text_cfg"].get("hf_model_name"))
+    if settings["vision_cfg"].get("timm_model_name"):
+        settings["vision_cfg"]["timm_model_pretrained"] = False
+    if settings["text_cfg"].get("hf_model_name"):
+        settings["text_cfg"]["hf_model_name"] = str(transformers_folder(settings["text_cfg"]["hf_model_name"]))
+        settings["text_cfg"]["hf_model_pretrained"] = False
     try:
-        return (CustomTextCLIP if custom else CLIP)(**told)
+        return (CustomTextCLIP if custom else CLIP)(**settings)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise UserError(
