@@ -1,3 +1,5 @@
+"""Captions in the denoiser: trimmed and packed per batch, and their keys kept during sampling."""
+
 from typing import Any
 
 import pytest
@@ -7,11 +9,12 @@ from toys.generators import packed_inputs, small_prx, torch_kernel, torch_packed
 
 from leam_mm.denoisers.attention_processors import MemoryEfficientProcessor, PackedProcessor
 from leam_mm.denoisers.caption_cache import CaptionKeysValues, caption_key_value
+from leam_mm.denoisers.caption_packing import TrimmedCaptions, pack_keys
 from leam_mm.denoisers.denoiser import PRXDenoiser
 
 
-def projections(denoiser: Any) -> list[int]:
-    """Counts, from now on, how often each block makes keys of captions."""
+def count_projections(denoiser: Any) -> list[int]:
+    """Count from now on how often each block computes keys of captions."""
     counts = [0] * denoiser.depth
     for number, block in enumerate(denoiser.model.blocks):
 
@@ -33,29 +36,29 @@ def projections(denoiser: Any) -> list[int]:
     ],
 )
 @torch.no_grad()
-def test_kept_keys_are_the_ones_made_anew(processor: Any, lengths: list[int]) -> None:
+def test_cached_keys_give_the_predictions_of_computed_ones(processor: Any, lengths: list[int]) -> None:
     denoiser = small_prx()
     if processor is not None:
         denoiser.model.set_attn_processor(processor)
     before = dict(denoiser.model.attn_processors)
     latent, time, state, mask = packed_inputs(lengths)
     times = [time, time * 0.7, time * 0.4]
-    anew = [denoiser(latent, moment, state, mask) for moment in times]
-    counts = projections(denoiser)
+    computed = [denoiser(latent, t, state, mask) for t in times]
+    counts = count_projections(denoiser)
     with denoiser.sampling():
-        kept = [denoiser(latent, moment, state, mask) for moment in times]
+        cached = [denoiser(latent, t, state, mask) for t in times]
         assert counts == [1, 1]
         other = denoiser(latent, time, state.flip(0), mask.flip(0))
         denoiser(latent, time, state, mask)
-        assert counts == [2, 2]  # another tensor is another caption, and the first is still known
-    for mine, theirs in zip(kept, anew, strict=True):
+        assert counts == [2, 2]  # another tensor is another caption, and the first stays cached
+    for mine, theirs in zip(cached, computed, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-6)
     torch.testing.assert_close(other, denoiser(latent, time, state.flip(0), mask.flip(0)), rtol=0, atol=2e-6)
     assert denoiser.model.attn_processors == before
 
 
 @torch.no_grad()
-def test_nothing_is_remembered_afterwards() -> None:
+def test_cache_is_empty_after_sampling() -> None:
     denoiser = small_prx()
     latent, time, state, mask = packed_inputs([3, 4])
     with denoiser.sampling():
@@ -65,22 +68,22 @@ def test_nothing_is_remembered_afterwards() -> None:
     assert not torch.allclose(first, second)
     with denoiser.sampling():
         torch.testing.assert_close(denoiser(latent, time, state, mask), second, rtol=0, atol=2e-6)
-    with pytest.raises(RuntimeError, match="half way"), denoiser.sampling():
-        raise RuntimeError("half way")
+    with pytest.raises(RuntimeError, match="stopped"), denoiser.sampling():
+        raise RuntimeError("stopped")
     assert denoiser._cache is None  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
-def test_compiled_blocks_get_plain_captions() -> None:
+def test_compiled_blocks_receive_plain_captions() -> None:
     denoiser = small_prx()
     latent, time, state, mask = packed_inputs([3, 4])
     kinds: set[type] = set()
 
-    def look(_: object, __: object, given: dict[str, Any]) -> None:
-        kinds.add(type(given["encoder_hidden_states"]))
+    def record(_: object, __: object, arguments: dict[str, Any]) -> None:
+        kinds.add(type(arguments["encoder_hidden_states"]))
 
     for block in denoiser.model.blocks:  # type: ignore[union-attr]
-        block.register_forward_pre_hook(look, with_kwargs=True)
+        block.register_forward_pre_hook(record, with_kwargs=True)
     with denoiser.sampling():
         denoiser(latent, time, state, mask)
     assert kinds == {CaptionKeysValues}
@@ -93,7 +96,7 @@ def test_compiled_blocks_get_plain_captions() -> None:
 
 
 @torch.no_grad()
-def test_what_is_kept_has_a_limit() -> None:
+def test_cache_size_has_a_limit() -> None:
     denoiser = small_prx()
     assert isinstance(denoiser, PRXDenoiser)
     layers = [block.attention for block in denoiser.model.blocks]
@@ -104,3 +107,45 @@ def test_what_is_kept_has_a_limit() -> None:
             assert torch.equal(mine, direct)
     assert heads.of(layers[0])[0] is heads.of(layers[0])[0]
     assert heads.of(layers[1])[0] is not heads.of(layers[1])[0]
+
+
+def captions(rows: list[list[int]]) -> TrimmedCaptions:
+    mask = torch.tensor(rows, dtype=torch.bool)
+    return TrimmedCaptions(torch.arange(mask.numel()).reshape(*mask.shape, 1).float(), mask)
+
+
+def test_common_padding_is_cut_and_equal_lengths_need_no_mask() -> None:
+    same = captions([[1, 1, 0, 0], [1, 1, 0, 0]])
+    assert same.mask is None and same.state.shape == (2, 2, 1) and same.packed(5) is None
+    uneven = captions([[1, 0, 0, 0], [1, 1, 1, 0]])
+    assert uneven.mask is not None and uneven.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert uneven.state.shape == (2, 3, 1)
+
+
+def test_holes_and_empty_captions_stay_masked() -> None:
+    holes = captions([[1, 0, 1], [1, 0, 1]])
+    assert holes.mask is not None and holes.mask.tolist() == [[True, False, True]] * 2
+    nothing = captions([[0, 0], [0, 0]])
+    assert nothing.mask is not None and nothing.mask.tolist() == [[False]] * 2
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_packed_keys_are_the_unmasked_ones_in_order(tokens: int) -> None:
+    mask = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=torch.bool)
+    keys = pack_keys(mask, mask.sum(1), tokens)
+    rows = [
+        row * (3 + tokens) + column
+        for row in range(3)
+        for column in range(3 + tokens)
+        if column >= 3 or mask[row, column]
+    ]
+    assert keys.real.tolist() == rows
+    assert keys.key_starts.tolist() == [0, 2 + tokens, 2 + 2 * tokens, 5 + 3 * tokens]
+    assert keys.query_starts.tolist() == [0, tokens, 2 * tokens, 3 * tokens]
+    assert keys.longest_query == tokens and keys.longest_key == 3 + tokens
+    assert keys.key_starts.dtype == keys.query_starts.dtype == torch.int32
+
+
+def test_packing_is_cached_per_number_of_tokens() -> None:
+    uneven = captions([[1, 0], [1, 1]])
+    assert uneven.packed(4) is uneven.packed(4) and uneven.packed(4) is not uneven.packed(2)
