@@ -1,3 +1,5 @@
+"""Tokens between the blocks of a denoiser: some leave and come back to their positions."""
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def row(rotary_rows: int = 1) -> Tokens:
 
 
 @pytest.mark.parametrize("rotary_rows", [1, 2])
-def test_what_is_kept_stands_in_order_with_its_rotation_and_place(rotary_rows: int) -> None:
+def test_kept_tokens_keep_their_order_rotations_and_positions(rotary_rows: int) -> None:
     whole, kept = row(rotary_rows), torch.tensor([[0, 4, 5], [1, 2, 3]])
     some = whole.keep(kept)
     assert some.rotary is not None and whole.rotary is not None and some.positions is not None
@@ -24,7 +26,7 @@ def test_what_is_kept_stands_in_order_with_its_rotation_and_place(rotary_rows: i
     assert torch.equal(fewer.positions, torch.tensor([[0, 5], [2, 3]]))  # type: ignore[arg-type]
 
 
-def test_what_comes_back_stands_where_it_was_and_the_rest_is_bit_equal() -> None:
+def test_joined_tokens_return_to_their_positions_and_the_others_are_unchanged() -> None:
     whole, kept = row(), torch.tensor([[0, 4], [1, 2]])
     some = whole.keep(kept)
     some.values = some.values + 1
@@ -35,7 +37,7 @@ def test_what_comes_back_stands_where_it_was_and_the_rest_is_bit_equal() -> None
     assert back.rotary is whole.rotary and back.positions is None
 
 
-def test_techniques_that_cross_are_refused() -> None:
+def test_overlapping_techniques_are_refused() -> None:
     whole, kept = row(), torch.tensor([[0, 4], [1, 2]])
     with pytest.raises(UserError, match="nest them"):
         whole.keep(kept).keep(kept[:, :1] * 0).join(whole, kept)

@@ -1,9 +1,12 @@
+"""EDM: scalings, loss and noise levels as in the paper and in diffusers."""
+
 import math
 
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
 from torch import Tensor
+from toys.generators import clean_noise_time, uniform_quantiles
 
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.process import expand_time
@@ -11,15 +14,13 @@ from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.errors import UserError
 
 
-def network(given: Tensor, time: Tensor) -> Tensor:
-    return torch.tanh(given) * expand_time(time, given) - 0.1
+def network(x: Tensor, time: Tensor) -> Tensor:
+    return torch.tanh(x) * expand_time(time, x) - 0.1
 
 
 @pytest.fixture
 def parts() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 9, 3, 4, 4, generator=generator, dtype=torch.float64)
-    return clean, noise, torch.linspace(0.02, 0.98, 9, dtype=torch.float64)
+    return clean_noise_time(9, 0.02, 0.98)
 
 
 def test_scalings_are_those_of_diffusers(parts: tuple) -> None:
@@ -58,33 +59,32 @@ def test_input_and_target_have_unit_variance_at_every_time() -> None:
         torch.testing.assert_close((part(0.5 * one, zero)) ** 2 + part(zero, one) ** 2, one)
 
 
-def test_with_data_of_unit_variance_it_is_v_prediction(parts: tuple) -> None:
+def test_edm_of_unit_variance_data_equals_v_prediction(parts: tuple) -> None:
     clean, noise, time = parts
-    process, circle = Edm(), VariancePreserving("cosine")
+    process, v_prediction = Edm(), VariancePreserving("cosine")
     path = process.path(time)
-    angle = torch.atan2(path.sigma, path.signal) / (math.pi / 2)  # where the circle has as much noise
+    angle = torch.atan2(path.sigma, path.signal) / (math.pi / 2)  # where v-prediction has as much noise
     x_t = process.corrupt(clean, noise, time)
-    torch.testing.assert_close(x_t, circle.corrupt(clean, noise, angle))
+    torch.testing.assert_close(x_t, v_prediction.corrupt(clean, noise, angle))
     torch.testing.assert_close(process.network_input(x_t, time), x_t)
-    torch.testing.assert_close(process.target(clean, noise, time), -circle.target(clean, noise, angle))
+    torch.testing.assert_close(process.target(clean, noise, time), -v_prediction.target(clean, noise, angle))
     prediction = network(x_t, time)
-    torch.testing.assert_close(process.to_clean(x_t, prediction, time), circle.to_clean(x_t, -prediction, angle))
+    torch.testing.assert_close(process.to_clean(x_t, prediction, time), v_prediction.to_clean(x_t, -prediction, angle))
 
 
 def test_training_noise_is_lognormal() -> None:
-    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
     process = Edm(log_sigma_mean=-1.2, log_sigma_std=1.2, sigma_min=1e-5)
-    level = process.noise_level(process.time(uniform)).log()
+    level = process.noise_level(process.time(uniform_quantiles(100_000))).log()
     assert level.mean().item() == pytest.approx(-1.2, abs=1e-3)
     assert level.std().item() == pytest.approx(1.2, abs=1e-3)
 
 
 def test_sampling_noise_levels_are_those_of_diffusers() -> None:
     process, scheduler = Edm(), EDMEulerScheduler()
-    scheduler.set_timesteps(19)  # theirs go on from sigma_min to 0, ours end there
+    scheduler.set_timesteps(19)  # diffusers continues from sigma_min to 0, we end there
     torch.testing.assert_close(process.noise_level(process.times(18)).float(), scheduler.sigmas[:-1], rtol=2e-5, atol=0)
 
 
-def test_noise_levels_in_the_wrong_order_are_refused() -> None:
+def test_sigma_max_below_sigma_min_is_refused() -> None:
     with pytest.raises(UserError, match="above sigma_min"):
         Edm(sigma_max=0.001)

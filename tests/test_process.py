@@ -1,8 +1,11 @@
+"""Identities that hold for every diffusion process."""
+
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from toys.generators import clean_noise_time
 
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
@@ -34,40 +37,41 @@ POSITIONS = 16
 
 @pytest.fixture
 def pair() -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, 64, 3, 4, 4, generator=generator, dtype=torch.float64)
-    return clean, noise, torch.linspace(0.01, 0.98, 64, dtype=torch.float64)
+    return clean_noise_time(64, 0.01, 0.98)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_the_exact_prediction_returns_the_clean_data(process: DiffusionProcess, pair: tuple) -> None:
+def test_exact_prediction_gives_the_clean_data_and_the_derivative_of_the_path(
+    process: DiffusionProcess, pair: tuple
+) -> None:
     clean, noise, time = pair
-    x_t = process.corrupt(clean, noise, time)
-    restored = process.to_clean(x_t, process.target(clean, noise, time), time)
-    torch.testing.assert_close(restored, clean, rtol=1e-9, atol=1e-9)
+    inputs: list[Tensor] = []
+
+    def oracle(network_input: Tensor, time: Tensor) -> Tensor:
+        inputs.append(network_input)
+        return process.target(clean, noise, time)
+
+    x_t, derivative = torch.func.jvp(lambda t: process.corrupt(clean, noise, t), (time,), (torch.ones_like(time),))
+    prediction = process.target(clean, noise, time)
+    for found in (process.to_clean(x_t, prediction, time), process.clean(oracle)(x_t, time)):
+        torch.testing.assert_close(found, clean, rtol=1e-9, atol=1e-9)
+    for found in (process.to_velocity(x_t, prediction, time), process.velocity(oracle)(x_t, time)):
+        torch.testing.assert_close(found, derivative, rtol=1e-9, atol=1e-9)
+    assert len(inputs) == 2 and all(torch.equal(given, process.network_input(x_t, time)) for given in inputs)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_velocity_is_the_derivative_of_the_path(process: DiffusionProcess, pair: tuple) -> None:
-    clean, noise, time = pair
-    x_t, slope = torch.func.jvp(lambda t: process.corrupt(clean, noise, t), (time,), (torch.ones_like(time),))
-    velocity = process.to_velocity(x_t, process.target(clean, noise, time), time)
-    torch.testing.assert_close(velocity, slope, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("process", PROCESSES)
-def test_the_path_is_that_of_corrupt_with_its_derivatives(process: DiffusionProcess, pair: tuple) -> None:
+def test_path_equals_corrupt_and_has_its_derivatives(process: DiffusionProcess, pair: tuple) -> None:
     clean, noise, time = pair
     found = process.path(time)
     ones = torch.ones_like(time)
     signal, sigma = (expand_time(value, clean) for value in found[:2])
     torch.testing.assert_close(process.corrupt(clean, noise, time), signal * clean + sigma * noise)
-    for value, slope in ((0, found.signal_rate), (1, found.sigma_rate)):
+    for value, rate in ((0, found.signal_rate), (1, found.sigma_rate)):
         derived = torch.func.jvp(lambda t, value=value: process.path(t)[value], (time,), (ones,))[1]
-        torch.testing.assert_close(slope, derived, rtol=1e-9, atol=1e-9)
-    falling = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    ratio = process.path(falling).sigma / process.path(falling).signal
-    assert (ratio.diff() > 0).all()  # noise takes over steadily
+        torch.testing.assert_close(rate, derived, rtol=1e-9, atol=1e-9)
+    rising = process.path(torch.linspace(0, 1, 1001, dtype=torch.float64))
+    assert ((rising.sigma / rising.signal).diff() > 0).all()  # the share of noise grows steadily
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -81,15 +85,15 @@ def test_velocity_and_clean_data_of_any_prediction_agree(process: DiffusionProce
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_loss_is_zero_for_the_oracle_and_per_sample_otherwise(process: DiffusionProcess, pair: tuple) -> None:
+def test_loss_is_zero_for_the_exact_prediction_and_computed_per_sample(process: DiffusionProcess, pair: tuple) -> None:
     clean, noise, uniform = pair
 
     def guess(x_t: Tensor, time: Tensor) -> Tensor:
         return 0.3 * x_t * expand_time(time, x_t)
 
     time = process.time(uniform, POSITIONS)
-    oracle = process.loss(lambda x_t, time: process.target(clean, noise, time), clean, noise, uniform)
-    torch.testing.assert_close(oracle, torch.zeros_like(uniform))
+    exact = process.loss(lambda x_t, time: process.target(clean, noise, time), clean, noise, uniform)
+    torch.testing.assert_close(exact, torch.zeros_like(uniform))
     together = process.loss(guess, clean, noise, uniform)
     alone = [process.loss(guess, *(part[i : i + 1] for part in pair)) for i in range(64)]
     assert together.shape == (64,)
@@ -101,7 +105,7 @@ def test_loss_is_zero_for_the_oracle_and_per_sample_otherwise(process: Diffusion
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_training_times_rise_with_the_number_and_stay_in_range(process: DiffusionProcess) -> None:
+def test_training_times_rise_with_the_uniform_number_and_stay_in_range(process: DiffusionProcess) -> None:
     uniform = torch.tensor([1e-7, 0.11, 0.3, 0.5, 0.7, 0.9, 1 - 1e-7])
     time = process.time(uniform, POSITIONS)
     assert time.shape == (7,) and ((time >= 0) & (time <= 1)).all()
@@ -109,30 +113,14 @@ def test_training_times_rise_with_the_number_and_stay_in_range(process: Diffusio
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_times_fall_from_noise_to_data(process: DiffusionProcess) -> None:
+def test_sampling_times_fall_from_noise_to_data(process: DiffusionProcess) -> None:
     times = process.times(7, POSITIONS)
     assert times.shape == (8,) and times[0] >= 0.999 and times[-1] == 0
     assert (times.diff() < 0).all()
     assert process.path(times[:1]).sigma > 0.99
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-def test_a_bound_network_gives_clean_data_and_velocity(process: DiffusionProcess, pair: tuple) -> None:
-    clean, noise, time = pair
-    x_t = process.corrupt(clean, noise, time)
-    seen: list[Tensor] = []
-
-    def oracle(given: Tensor, time: Tensor) -> Tensor:
-        seen.append(given)
-        return process.target(clean, noise, time)
-
-    torch.testing.assert_close(process.clean(oracle)(x_t, time), clean, rtol=1e-9, atol=1e-9)
-    slope = torch.func.jvp(lambda t: process.corrupt(clean, noise, t), (time,), (torch.ones_like(time),))[1]
-    torch.testing.assert_close(process.velocity(oracle)(x_t, time), slope, rtol=1e-9, atol=1e-9)
-    assert all(torch.equal(given, process.network_input(x_t, time)) for given in seen)
-
-
-def test_wide_numbers_stay_wide() -> None:
+def test_double_precision_is_kept() -> None:
     clean, noise = torch.randn(2, 3, 2, dtype=torch.float64)
     arguments: dict[str, Any] = {"clean": clean, "noise": noise, "time": torch.full((3,), 0.5, dtype=torch.float64)}
     assert RectifiedFlow().loss_at(lambda x_t, time: x_t, **arguments).dtype == torch.float64

@@ -1,8 +1,13 @@
+"""Flows on a straight path: velocity prediction as in diffusers, and clean-data prediction with its loss."""
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_loss_weighting_for_sd3
+from torch import Tensor
+from toys.generators import clean_noise_time, uniform_quantiles
 
+from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import UserError
 
@@ -37,8 +42,7 @@ def test_loss_equals_diffusers_sd3_recipe() -> None:
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 1.4)])
 def test_time_is_logit_normal(mean: float, std: float) -> None:
-    uniform = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    logit = torch.logit(RectifiedFlow(time_mean=mean, time_std=std).time(uniform))
+    logit = torch.logit(RectifiedFlow(time_mean=mean, time_std=std).time(uniform_quantiles(100_000)))
     assert logit.mean().item() == pytest.approx(mean, abs=1e-3)
     assert logit.std().item() == pytest.approx(std, abs=1e-3)
 
@@ -48,17 +52,46 @@ def test_time_stays_in_range_at_extreme_numbers() -> None:
     assert ((time >= 0) & (time <= 1)).all()
 
 
-def test_a_spread_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="time_std"):
-        RectifiedFlow(time_std=0.0)
-    with pytest.raises(UserError, match="uniform_share"):
-        RectifiedFlow(uniform_share=1.0)
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [(RectifiedFlow, "time_std", 0.0), (RectifiedFlow, "uniform_share", 1.0), (CleanFlow, "least_time", 0.0)],
+)
+def test_values_out_of_range_are_refused(kind: type, name: str, value: float) -> None:
+    with pytest.raises(UserError, match=name):
+        kind(**{name: value})
 
 
-def test_a_share_of_the_times_is_uniform() -> None:
-    count, share = 100_000, 0.1
-    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+def test_given_share_of_times_is_uniform() -> None:
+    share, uniform = 0.1, uniform_quantiles(100_000)
     mixed, plain = (RectifiedFlow(shift=3.0, uniform_share=part).time(uniform) for part in (share, 0.0))
-    for place in torch.linspace(0.02, 0.98, 25, dtype=torch.float64):
-        expected = share * place + (1 - share) * (plain < place).double().mean()
-        assert (mixed < place).double().mean().item() == pytest.approx(float(expected), abs=1e-4)
+    for t in torch.linspace(0.02, 0.98, 25, dtype=torch.float64):
+        expected = share * t + (1 - share) * (plain < t).double().mean()
+        assert (mixed < t).double().mean().item() == pytest.approx(float(expected), abs=1e-4)
+
+
+def network(x_t: Tensor, time: Tensor) -> Tensor:
+    return torch.tanh(x_t) * 0.7
+
+
+def test_clean_prediction_has_the_loss_of_its_implied_velocity() -> None:
+    clean, noise, time = clean_noise_time(9, 0.06, 1)
+    flow = CleanFlow()
+
+    def implied(x_t: Tensor, time: Tensor) -> Tensor:
+        return flow.to_velocity(x_t, network(x_t, time), time)
+
+    expected = RectifiedFlow().loss_at(implied, clean, noise, time)
+    torch.testing.assert_close(flow.loss_at(network, clean, noise, time), expected)
+
+
+def test_weight_of_clean_prediction_is_constant_below_least_time() -> None:
+    weight = CleanFlow(least_time=0.05).weight(torch.tensor([0.0, 0.01, 0.05, 0.5, 1.0]))
+    torch.testing.assert_close(weight, torch.tensor([400.0, 400.0, 400.0, 4.0, 1.0]))
+
+
+def test_last_euler_step_gives_the_clean_prediction() -> None:
+    clean, noise, time = clean_noise_time(9, 0.06, 1)
+    flow = CleanFlow()
+    x_t = flow.corrupt(clean, noise, time)
+    last = x_t - time.view(-1, 1, 1, 1) * flow.to_velocity(x_t, network(x_t, time), time)
+    torch.testing.assert_close(last, network(x_t, time))

@@ -1,4 +1,4 @@
-"""Fourier features in closed form, no change at the start, and a vector that folds into a bias."""
+"""Fourier features in closed form, no change at the start, and the vector of a whole image folds into a bias."""
 
 import math
 
@@ -9,7 +9,7 @@ from leam_mm.denoisers.size_conditioning import SizeConditioning, fourier_featur
 
 
 def trained(width: int = 16) -> SizeConditioning:
-    """One whose last layer is no longer zero."""
+    """Size conditioning with a last layer that is not zero."""
     torch.manual_seed(0)
     made = SizeConditioning(width, 512, frequencies=8)
     nn.init.normal_(made.out.weight)
@@ -28,27 +28,24 @@ def test_features_are_cosines_and_sines_of_falling_frequencies() -> None:
             assert torch.allclose(found[row, column], torch.tensor(expected), atol=1e-4)
 
 
-def test_sizes_of_a_pixel_more_have_other_features() -> None:
-    sizes = torch.arange(1, 4097)
-    features = fourier_features(sizes, 32)
-    nearest = (features[1:] - features[:-1]).norm(dim=-1)
-    assert float(nearest.min()) > 0.1
+def test_sizes_one_pixel_apart_have_different_features() -> None:
+    assert fourier_features(torch.arange(1, 4097), 32).diff(dim=0).norm(dim=-1).min() > 0.1
 
 
-def test_nothing_changes_before_training_and_the_last_layer_learns() -> None:
+def test_vector_is_zero_before_training_and_the_last_layer_has_a_gradient() -> None:
     made = SizeConditioning(16, 512)
     size = torch.tensor([[480, 640, 0, 12, 512, 512], [64, 64, 3, 0, 512, 256]])
-    given = made(size)
-    assert given.shape == (2, 16) and torch.all(given == 0)
-    (given * torch.arange(16)).sum().backward()
+    vector = made(size)
+    assert vector.shape == (2, 16) and torch.all(vector == 0)
+    (vector * torch.arange(16)).sum().backward()
     assert made.out.weight.grad is not None and float(made.out.weight.grad.abs().max()) > 0
 
 
-def test_each_number_counts() -> None:
+def test_each_of_the_six_values_has_an_influence() -> None:
     made, size = trained(), torch.tensor([[480, 640, 5, 12, 512, 384]])
-    for place in range(6):
+    for index in range(6):
         other = size.clone()
-        other[0, place] += 1
+        other[0, index] += 1
         assert not torch.allclose(made(size), made(other), atol=1e-4)
 
 

@@ -1,3 +1,5 @@
+"""Time shifts that depend on the number of latent positions."""
+
 import math
 
 import pytest
@@ -12,8 +14,8 @@ from leam_mm.diffusion.time_shift import ExponentialShift, ResolutionShift
 from leam_mm.errors import UserError
 
 
-def test_the_square_root_law_keeps_the_uncertainty_of_a_flat_picture() -> None:
-    """Eq. 22 of 2403.03206: n positions that all are one number c tell it up to (t / (1 - t)) / sqrt(n)."""
+def test_square_root_law_keeps_the_uncertainty_of_a_constant_image() -> None:
+    """Eq. 22 of 2403.03206: n equal positions determine their value up to (t / (1 - t)) / sqrt(n)."""
     law = ResolutionShift(64, base_shift=1.5)
     time = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
 
@@ -27,12 +29,12 @@ def test_the_square_root_law_keeps_the_uncertainty_of_a_flat_picture() -> None:
 
 
 @pytest.mark.parametrize("tokens", [256, 1000, 4096])
-def test_the_exponential_law_is_that_of_diffusers(tokens: int) -> None:
+def test_exponential_law_equals_diffusers(tokens: int) -> None:
     assert math.log(ExponentialShift().at(4 * tokens)) == pytest.approx(calculate_shift(tokens), abs=1e-12)
 
 
 @pytest.mark.parametrize("positions", [256, 1024, 4096])
-def test_sampling_times_of_a_size_are_those_of_diffusers_dynamic_shifting(positions: int) -> None:
+def test_sampling_times_equal_the_dynamic_shifting_of_diffusers(positions: int) -> None:
     law = ExponentialShift(256, 4096)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     grid = torch.linspace(1.0, 1 / 20, 20).double().numpy()
@@ -48,15 +50,15 @@ def test_each_size_trains_and_samples_with_its_own_shift() -> None:
         fixed = RectifiedFlow(shift=shift)
         assert torch.equal(flow.time(uniform, positions), fixed.time(uniform))
         assert torch.equal(flow.times(9, positions), fixed.times(9))
-    small, large = (torch.randn(2, 3, 3, side, side) for side in (4, 8))
-    for clean, noise in (small, large):
-        fixed = RectifiedFlow(shift=clean.shape[-1] / 4)
-        assert torch.equal(
-            flow.loss(lambda x, time: x, clean, noise, uniform), fixed.loss(lambda x, time: x, clean, noise, uniform)
+    for side in (4, 8):
+        clean, noise = torch.randn(2, 3, 3, side, side)
+        ours, theirs = (
+            one.loss(lambda x, time: x, clean, noise, uniform) for one in (flow, RectifiedFlow(shift=side / 4))
         )
+        assert torch.equal(ours, theirs)
 
 
-def test_a_law_without_positions_and_broken_laws_are_refused() -> None:
+def test_missing_positions_and_invalid_laws_are_refused() -> None:
     with pytest.raises(ValueError, match="number of latent positions"):
         RectifiedFlow(shift=ResolutionShift(16)).times(4)
     with pytest.raises(UserError, match="above 0"):
@@ -65,7 +67,7 @@ def test_a_law_without_positions_and_broken_laws_are_refused() -> None:
         ExponentialShift(7, 7)
 
 
-def test_a_law_and_a_number_are_read_from_yaml() -> None:
+def test_yaml_gives_a_law_or_a_number() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DiffusionProcess, "process")
     law = {"class_path": f"{ResolutionShift.__module__}.ResolutionShift", "init_args": {"base_positions": 16}}

@@ -1,6 +1,7 @@
+"""Variance-preserving processes: schedules and min-SNR weights as in diffusers."""
+
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -35,35 +36,36 @@ def test_sd_linear_equals_diffusers_at_its_steps(scheduler: DDPMScheduler) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "over"),
+    ("kind", "divisor"),
     [
         (VariancePreserving, lambda snr: snr + 1),
         (VariancePreservingNoise, lambda snr: snr),
-        (VariancePreservingClean, 1),
+        (VariancePreservingClean, lambda snr: 1),
     ],
 )
-def test_min_snr_equals_diffusers_formula(scheduler: DDPMScheduler, kind: type[VariancePreserving], over: Any) -> None:
+def test_min_snr_equals_diffusers_formula(
+    scheduler: DDPMScheduler, kind: type[VariancePreserving], divisor: Callable
+) -> None:
     step = torch.tensor([1, 100, 300, 600, 900])
     snr = compute_snr(scheduler, step)
-    theirs = torch.minimum(snr, torch.full_like(snr, 5.0)) / (over(snr) if callable(over) else over)
+    theirs = torch.minimum(snr, torch.full_like(snr, 5.0)) / divisor(snr)
     ours = kind("sd_linear", min_snr=5.0).weight(step.double() / 1000)
     torch.testing.assert_close(ours, theirs.double(), rtol=1e-4, atol=1e-6)
 
 
-def test_min_snr_weighs_the_same_error_the_same_whatever_is_predicted() -> None:
+def test_min_snr_loss_is_the_same_for_every_kind_of_prediction() -> None:
     clean, noise = torch.randn(2, 5, 3, 4, 4, dtype=torch.float64)
     time, guess = torch.linspace(0.1, 0.9, 5, dtype=torch.float64), torch.randn_like(clean)
 
     def predict(process: VariancePreserving) -> Callable:
-        """What each must predict to mean the same guess of the clean data."""
+        """The prediction that corresponds to the guess of the clean data."""
         a, s = (value[:, None, None, None] for value in process.path(time)[:2])
         implied = (process.corrupt(clean, noise, time) - a * guess) / s
         return lambda x_t, time: process.target(guess, implied, time)
 
     kinds = (VariancePreserving, VariancePreservingNoise, VariancePreservingClean)
-    first, *others = (
-        process.loss_at(predict(process), clean, noise, time) for process in (kind("sd_linear", 5.0) for kind in kinds)
-    )
+    processes = [kind("sd_linear", 5.0) for kind in kinds]
+    first, *others = (process.loss_at(predict(process), clean, noise, time) for process in processes)
     for other in others:
         torch.testing.assert_close(other, first)
 
@@ -75,7 +77,7 @@ def test_weights_are_finite_at_both_ends() -> None:
     assert VariancePreservingNoise(min_snr=5.0).weight(ends).isfinite().all()
 
 
-def test_noise_prediction_to_pure_noise_and_a_gamma_of_zero_are_refused() -> None:
+def test_noise_prediction_on_cosine_and_min_snr_of_zero_are_refused() -> None:
     with pytest.raises(UserError, match="sd_linear"):
         VariancePreservingNoise("cosine")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="min_snr is 0"):

@@ -28,6 +28,17 @@ from toys.encoders import tiny_clip
 CAPTION_LENGTH, CAPTION_WIDTH = 6, 12
 
 
+def clean_noise_time(count: int, first: float, last: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean data and noise (count, 3, 4, 4) and rising times, in double precision."""
+    clean, noise = torch.randn(2, count, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return clean, noise, torch.linspace(first, last, count, dtype=torch.float64)
+
+
+def uniform_quantiles(count: int) -> Tensor:
+    """Evenly spaced numbers between 0 and 1."""
+    return (torch.arange(count, dtype=torch.float64) + 0.5) / count
+
+
 class FakeCaptions(nn.Module):
     """States that depend on the text alone."""
 
