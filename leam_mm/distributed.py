@@ -151,7 +151,7 @@ class _RingSoftmax(torch.autograd.Function):
                 torch.logaddexp(row, mine, out=row)
                 return theirs
 
-            def slopes(step: int, block: Tensor, block_column: Tensor) -> Tensor:
+            def gradients(step: int, block: Tensor, block_column: Tensor) -> Tensor:
                 mine, theirs = softmax_gradients(image, block, scale, own + row, block_column, tile)
                 to_image.add_(mine)
                 return theirs
@@ -162,7 +162,7 @@ class _RingSoftmax(torch.autograd.Function):
             everywhere = scale * (images @ texts) / count**2
             loss = both / (2 * count) - smoothing * (everywhere - owns / count)
             if any(context.needs_input_grad):
-                to_text = _go_round(slopes, [text, own + column], torch.add)
+                to_text = _go_round(gradients, [text, own + column], torch.add)
                 to_image.sub_(2 * (1 - smoothing) * text).sub_((2 * smoothing / count * texts).to(image))
                 to_text = to_text - 2 * (1 - smoothing) * image - (2 * smoothing / count * images).to(image)
                 (to_scale,) = _sum_over_ranks([(to_image * image).sum().double() / (2 * count)])

@@ -120,7 +120,7 @@ def test_sharded_averages_are_gathered_whole(mesh: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(value, plain[name] + 1)
 
 
-def test_wrong_uses_are_told(tmp_path: Path) -> None:
+def test_wrong_uses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
         EmaSnapshots(0)
     trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False)
@@ -131,7 +131,7 @@ def test_wrong_uses_are_told(tmp_path: Path) -> None:
     path = write_snapshot(tmp_path / FOLDER, Snapshot(3, 1, (0.05,)), {"0.weight": torch.ones(2)})
     assert read_snapshots(tmp_path) == [(path, Snapshot(3, 1, (0.05,)))]
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match="is no snapshot"):
+    with pytest.raises(UserError, match="is not a snapshot"):
         read_snapshots(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

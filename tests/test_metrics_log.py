@@ -70,7 +70,7 @@ def test_new_columns_join_the_old_ones(tmp_path: Path) -> None:
     found = rows(tmp_path)
     assert list(found[0]) == ["step", "loss", "val/loss", "rate"]
     assert found[0]["loss"] == "1.0" and found[0]["val/loss"] == "" and found[2]["rate"] == "4.0"
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*.tmp*"))
 
 
 def test_lies_in_the_run_folder(tmp_path: Path) -> None:

@@ -69,16 +69,16 @@ def reference_step(weight: torch.Tensor, grad: torch.Tensor, average: torch.Tens
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("shape", [(16, 40), (40, 16), (16, 16), (24, 4, 3, 3), (8, 64, 1, 1)])
 def test_a_step_equals_the_formula_bit_for_bit(shape: tuple[int, ...], memory_format: torch.memory_format) -> None:
-    form = {"memory_format": memory_format if len(shape) == 4 else torch.contiguous_format}
+    form = memory_format if len(shape) == 4 else torch.contiguous_format
     torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(shape).to(**form))
+    weight = nn.Parameter(torch.randn(shape).to(memory_format=form))
     expected, average = weight.detach().clone(), torch.zeros_like(weight)
     optimizer = muon([{"params": [weight], MATRICES: True}, {"params": [nn.Parameter(torch.zeros(2))]}])
     for _ in range(4):
-        weight.grad = torch.randn(shape).to(**form) * 1e-3
+        weight.grad = torch.randn(shape).to(memory_format=form) * 1e-3
         optimizer.step()
         reference_step(expected, weight.grad, average, lr=0.02)
-    assert torch.equal(weight, expected) and weight.is_contiguous(**form)
+    assert torch.equal(weight, expected) and weight.is_contiguous(memory_format=form)
 
 
 def test_it_is_torchs_muon_and_torchs_adamw() -> None:

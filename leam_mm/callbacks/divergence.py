@@ -1,4 +1,4 @@
-"""Stops a training whose loss is no longer a number, before a checkpoint of it is written, and names the samples."""
+"""Stop a run whose loss is NaN or infinite before a checkpoint is written, and record the samples of that batch."""
 
 from collections import deque
 from pathlib import Path
@@ -15,14 +15,13 @@ from leam_mm.files import write_json
 
 
 class Divergence(Callback):
-    """Ends the run at the first loss that is not finite and writes the keys of its batch beside the metrics.
+    """End the run at the first loss that is not finite, and write the keys of its batch to the run folder.
 
-    Losses stay on the device and are looked at together, so that a GPU does not wait at every step; a checkpoint is
-    never written in between. ``diverged.RANK.json`` in the run folder holds step, loss and the samples' keys. The last
-    good checkpoint stays as it is.
+    Losses stay on the device and are checked several at a time, which saves synchronisation; they are always checked
+    before a checkpoint, so the last checkpoint is finite. ``diverged.RANK.json`` has the step, the loss and the keys.
 
     Args:
-        every_n_steps: Batches between two looks.
+        every_n_steps: Batches between two checks.
     """
 
     def __init__(self, every_n_steps: int = 16) -> None:
@@ -35,33 +34,33 @@ class Divergence(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
-        """Remember the loss and the keys; look now and then."""
+        """Store the loss and the keys; check every n-th batch."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if loss is None:  # a module of somebody else that steps its optimizers itself
+        if loss is None:  # a third-party module with manual optimization may return no loss
             return
         self._recent.append((trainer.global_step, loss.detach().float(), batch.get("key", []), batch_size(batch)))
         if len(self._recent) >= self.every_n_steps:
-            self._look(trainer)
+            self._check(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """No checkpoint of weights that a bad step has spoilt."""
-        self._look(trainer)
+        """Check before a checkpoint is written."""
+        self._check(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last look."""
-        self._look(trainer)
+        """Check the last batches."""
+        self._check(trainer)
 
-    def _look(self, trainer: Trainer) -> None:
+    def _check(self, trainer: Trainer) -> None:
         recent, self._recent = list(self._recent), deque()
         if not recent:
             return
         losses = torch.stack([loss for _, loss, _, _ in recent])
         finite = losses.isfinite().tolist()
-        # All ranks look after the same steps, and leave together: one alone would let the others wait for ever.
+        # All ranks check after the same steps and stop together: the others would wait forever for one that stopped.
         if not any_rank(not all(finite), losses.device):
             return
         if all(finite):
-            raise UserError("the loss of another rank is not finite; its own message names the samples")
+            raise UserError("the loss of another rank is not finite: see that rank's message for the samples")
         step, loss, keys, samples = recent[finite.index(False)]
         path = Path(trainer.default_root_dir) / f"diverged.{trainer.global_rank}.json"
         write_json(path, {"step": step, "loss": str(loss.item()), "samples": samples, "keys": keys})

@@ -1,12 +1,12 @@
-"""Snapshots of power-function averages while training, from which reconstruct_ema.py makes averages of other widths.
+"""Snapshots of power-function averages during training, from which reconstruct_ema.py makes averages of other widths.
 
 trainer:
   callbacks:
   - class_path: leam_mm.callbacks.ema_snapshots.EmaSnapshots
     init_args: {every_n_samples: 100000}
 
-Each is one file of safetensors, ``ema_snapshots/000000100000.safetensors`` in the run folder, written beside its place
-and renamed. A resumed run writes those after its checkpoint again, bit for bit as they were.
+Each snapshot is one file, ``ema_snapshots/000000100000.safetensors`` in the run folder. A resumed run writes those
+after its checkpoint again, equal bit for bit.
 """
 
 import json
@@ -26,18 +26,18 @@ from leam_mm.files import TEMPORARY, atomic_write
 from leam_mm.optim.power_ema import PowerEma
 
 FOLDER = "ema_snapshots"
-ENTRY = "leam_mm"  # the one key of a file's metadata; several would come in any order
+ENTRY = "leam_mm"  # the only key of a file's metadata, since the order of several would vary
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a file says of itself.
+    """Metadata of a file.
 
     Args:
-        samples: Seen until then.
-        updates: Of the averages, the t of their profiles.
-        widths: sigma_rel of the averages in it; the weight `name` of the i-th is the tensor `i.name`.
+        samples: Samples seen.
+        updates: Updates of the averages, the t of their profiles.
+        widths: sigma_rel of the averages; the weight `name` of the i-th is the tensor `i.name`.
     """
 
     samples: int
@@ -46,11 +46,11 @@ class Snapshot:
 
 
 class EmaSnapshots(Callback):
-    """Writes the averages of a PowerEma every so many samples, and at the end of the training.
+    """Write the averages of a PowerEma at an interval in samples, and at the end of the run.
 
     Args:
-        every_n_samples: A snapshot is due after the optimizer step that fills the interval. Ten or twenty in a training
-            suffice; each is as large as all averages.
+        every_n_samples: Interval; a snapshot is written after the optimizer step that completes it. Ten or twenty per
+            run suffice; each is as large as all averages.
     """
 
     def __init__(self, every_n_samples: int) -> None:
@@ -61,15 +61,15 @@ class EmaSnapshots(Callback):
         self._seen = 0  # at the last optimizer step
 
     def state_dict(self) -> dict[str, int]:
-        """Samples at the last optimizer step, which tell whether the interval is full."""
+        """Return the samples seen at the last optimizer step."""
         return {"seen": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from the checkpoint."""
+        """Continue from the checkpoint."""
         self._seen = state_dict["seen"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what a snapshot takes; remove the files that a killed run wrote after its last checkpoint."""
+        """Log the size of a snapshot; remove files that a killed run wrote after its last checkpoint."""
         average = _average(pl_module)
         size = sum(value.numel() * value.element_size() for kept in average.copies() for value in kept.parameters())
         self._step = trainer.global_step
@@ -87,18 +87,18 @@ class EmaSnapshots(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Write when the interval is full or the training ends; the checkpoint comes after this."""
+        """Write at the end of an interval and of the run, before the checkpoint is written."""
         if trainer.global_step == self._step:
-            return  # in the midst of accumulation
+            return  # gradient accumulation
         self._step = trainer.global_step
         seen = samples_seen(trainer)
         if seen is None:
-            raise UserError("EmaSnapshots needs the position in the data, which train.py keeps: start it with train.py")
+            raise UserError("EmaSnapshots needs the number of samples seen, which train.py counts: use train.py")
         due = seen // self.every_n_samples > self._seen // self.every_n_samples
         self._seen = seen
         if due or trainer.global_step == trainer.max_steps:
             average = _average(pl_module)
-            tensors = gather(average)  # by all ranks, if they share the weights
+            tensors = gather(average)  # a collective if the weights are sharded
             if trainer.is_global_zero:
                 snapshot = Snapshot(seen, int(average.updates), tuple(average.widths))
                 write_snapshot(Path(trainer.default_root_dir) / FOLDER, snapshot, tensors)
@@ -115,7 +115,7 @@ def _average(module: LightningModule) -> PowerEma:
 
 
 def gather(average: PowerEma) -> dict[str, Tensor]:
-    """Whole weights on the CPU, by the names of a file."""
+    """Return the full weights on the CPU, under the names of a file."""
     return {
         f"{number}.{name}": (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu().contiguous()
         for number, kept in enumerate(average.copies())
@@ -124,7 +124,7 @@ def gather(average: PowerEma) -> dict[str, Tensor]:
 
 
 def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor]) -> Path:
-    """Write one file beside its place, flush it to the disk, rename it."""
+    """Write one file atomically and flush it to the disk."""
     path = folder / f"{snapshot.samples:012d}.safetensors"
     try:
         with atomic_write(path, durable=True) as temporary:
@@ -135,10 +135,10 @@ def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor])
 
 
 def read_snapshots(run: Path) -> list[tuple[Path, Snapshot]]:
-    """The snapshots of a run, the oldest first.
+    """Return the snapshots of a run, the oldest first.
 
     Raises:
-        UserError: There are none, or a file is damaged or was not written here.
+        UserError: There are none, or a file is damaged or of another kind.
     """
     folder = run / FOLDER
     found = []
@@ -149,7 +149,7 @@ def read_snapshots(run: Path) -> list[tuple[Path, Snapshot]]:
             widths = tuple(float(width) for width in content["widths"])
             found.append((path, Snapshot(int(content["samples"]), int(content["updates"]), widths)))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no snapshot of averages ({error!r}): remove it") from None
+            raise UserError(f"{path} is not a snapshot of averages ({error!r}): remove it") from None
     if not found:
         raise UserError(
             f"{folder} holds no snapshots: train with leam_mm.callbacks.ema_snapshots.EmaSnapshots in trainer.callbacks"

@@ -103,13 +103,13 @@ class _Product(torch.autograd.Function):
         return product(rows, weight, dtype)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (slope,), (rows, weight) = slopes, ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (gradient,), (rows, weight) = gradients, ctx.saved_tensors
         of_rows = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_rows = product(slope, weight.t(), ctx.dtype, torch.float8_e5m2).to(rows.dtype)
+            of_rows = product(gradient, weight.t(), ctx.dtype, torch.float8_e5m2).to(rows.dtype)
         if ctx.needs_input_grad[1]:
-            of_weight = product(slope.t(), rows.t(), ctx.dtype, torch.float8_e5m2).to(weight.dtype)
+            of_weight = product(gradient.t(), rows.t(), ctx.dtype, torch.float8_e5m2).to(weight.dtype)
         return of_rows, of_weight, None
 
 
@@ -162,6 +162,6 @@ def _deviation(device: torch.device) -> float:
         ours = float8_linear(layer, x).float()
     theirs = layer(x)
     pairs = [(ours, theirs)]
-    slopes = [torch.autograd.grad(out.square().sum(), [x, layer.weight, layer.bias]) for out in (ours, theirs)]
-    pairs += zip(*slopes, strict=True)
+    gradients = [torch.autograd.grad(out.square().sum(), [x, layer.weight, layer.bias]) for out in (ours, theirs)]
+    pairs += zip(*gradients, strict=True)
     return max(float((mine - other).norm() / other.norm()) for mine, other in pairs)

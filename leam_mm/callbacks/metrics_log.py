@@ -1,8 +1,8 @@
 """A CSV of all logged metrics that a resumed run continues instead of deleting.
 
-Lightning's own CSVLogger empties its folder when a run is started again. Here rows from after the resumed step are
-dropped (they will be written again, equal), the others stay. A checkpoint is written between a step and its row: a kill
-in between would lose the row, so it is written before the checkpoint.
+Lightning's CSVLogger empties its folder when a run is started again. Here rows after the resumed step are dropped (the
+resumed run writes equal ones), and the others stay. Lightning writes a checkpoint between a step and its row, where a
+kill would lose the row; ``RowBeforeCheckpoint`` therefore writes the row first.
 """
 
 import csv
@@ -19,7 +19,7 @@ from leam_mm.files import atomic_write
 
 
 class MetricsLog(Logger):
-    """Writes ``metrics.csv``: a column ``step``, then one per metric; empty where a metric was not logged.
+    """Logger that writes ``metrics.csv``: a column ``step``, then one per metric, empty if it was not logged.
 
     Args:
         save_dir: Run folder.
@@ -34,12 +34,12 @@ class MetricsLog(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the file lies in the run folder itself."""
+        """Empty: the file is in the run folder itself."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: one run, one folder."""
+        """Empty: each run has its own folder."""
         return ""
 
     @property
@@ -67,14 +67,14 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row, but not twice; full precision, so that two runs can be compared bit by bit."""
+        """Append a row with full precision, unless it equals the last one; two runs can be compared bit by bit."""
         number = step or 0
         row = {"step": str(number), **{name: repr(float(value)) for name, value in metrics.items() if name != "epoch"}}
         if row == self._last:
             return
         self._last = row
         if self._columns is None:
-            # A row torn by a kill has no step or too few cells; one of a later step will be logged again.
+            # A row cut off by a kill has no step or too few cells; later steps will be logged again.
             old = [
                 found for found in self._rows() if (found.get("step") or "").isdigit() and None not in found.values()
             ]
@@ -93,18 +93,18 @@ class MetricsLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Ignore them: config.yaml has them."""
 
 
 class RowBeforeCheckpoint(Callback):
-    """Writes the row of the step under way before a checkpoint that holds the step; Lightning logs it afterwards."""
+    """Write the current step's row before its checkpoint; Lightning would write it afterwards."""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """All callbacks have logged by now, for those that write checkpoints come last."""
+        """Write the row; all callbacks have logged by now, since those that write checkpoints come last."""
         connector, loop = trainer._logger_connector, trainer.fit_loop
-        # Without a batch under way the row has been written; in the midst of accumulation there is none.
-        under_way = trainer._results is not None and connector._first_loop_iter is not None and trainer.training
-        if not under_way or loop._should_accumulate() or not connector.should_update_logs:
+        # Outside a batch the row has been written already; during accumulation there is none.
+        in_step = trainer._results is not None and connector._first_loop_iter is not None and trainer.training
+        if not in_step or loop._should_accumulate() or not connector.should_update_logs:
             return
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
