@@ -71,7 +71,7 @@ def test_weights_beside_the_config_are_the_start(tmp_path: Path) -> None:
 def test_what_is_not_here_is_one_line_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="someone/model is neither a folder nor in the local cache: run `hf download"):
         hugging_face_encoder(Path("someone/model"))
-    with pytest.raises(UserError, match=r"holds no config\.json"):
+    with pytest.raises(UserError, match=r"has no config\.json"):
         hugging_face_encoder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "no such model"}')
     transformers_config.cache_clear()
@@ -93,7 +93,7 @@ def test_code_beside_the_config_is_not_run(tmp_path: Path) -> None:
 def test_more_tokens_than_places_are_refused(tmp_path: Path) -> None:
     folder = write_text_model(tmp_path, "xlm-roberta")
     vision = ImageTower(image_size=8, patch_size=8, width=16, layers=1, head_width=8)
-    with pytest.raises(UserError, match=r"context_length is 32, but .* reads 30 tokens"):
+    with pytest.raises(UserError, match=r"context_length is 32, but .* takes 30 tokens"):
         DualEncoder(16, vision, HuggingFaceText(str(folder), 32))
 
 

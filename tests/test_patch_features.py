@@ -91,7 +91,7 @@ def test_folders_of_transformers_by_their_path(tmp_path: Path, kind: str) -> Non
     with pytest.raises(UserError, match="not a multiple of the encoder's patch size of 4"):
         open_patch_features(str(tmp_path), 30)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="holds no weights that transformers loads"):
+    with pytest.raises(UserError, match="has no weights that transformers can load"):
         open_patch_features(str(tmp_path))
 
 

@@ -1,6 +1,6 @@
-"""The door to open_clip: an image tower and a text tower with open_clip's own weights' names.
+"""Dual encoder of open_clip: an image tower and a text tower, with open_clip's own parameter names.
 
-Text runs on tokens; open_clip runs on all of its context length. The embeddings are the same (see text_reading.py).
+Padding of captions is not computed where the tower allows it. The embeddings equal open_clip's (see text_forward.py).
 """
 
 import math
@@ -24,18 +24,18 @@ from leam_mm.errors import UserError
 
 @dataclass
 class ImageTower:
-    """Settings of open_clip's image towers.
+    """Settings of an image tower of open_clip.
 
     Args:
         image_size: H = W in pixels.
-        patch_size: Pixels per side of a token of the vision transformer.
+        patch_size: Pixels per side of a patch of the vision transformer.
         width: E, channels of the vision transformer.
-        layers: Its blocks.
+        layers: Blocks of the vision transformer.
         head_width: Channels per attention head.
         pool_type: tok (class token) or avg.
-        patch_dropout: Share of tokens left out in training, in [0, 1).
-        timm_model_name: A timm model takes the place of the vision transformer.
-        timm_pool: Pooling of the timm model (avg, abs_attn, ...; empty for the model's own).
+        patch_dropout: Share of patches dropped during training, in [0, 1).
+        timm_model_name: Name of a timm model that replaces the vision transformer.
+        timm_pool: Pooling of the timm model (avg, abs_attn, ...; empty for the model's default).
         timm_proj: Projection of the timm model's features (linear, mlp).
     """
 
@@ -57,7 +57,7 @@ class TextTower:
 
     Args:
         context_length: L, tokens per caption.
-        vocab_size: As the tokenizer's report says.
+        vocab_size: Number of tokens, as in the tokenizer's report.
         width: E, channels.
         heads: Attention heads.
         layers: Blocks.
@@ -71,27 +71,27 @@ class TextTower:
 
 
 def tower_config(tower: ImageTower | TextTower) -> dict[str, Any]:
-    """Return the settings that open_clip needs; those that are None stay out, as a timm tower needs."""
+    """Return the settings as a dict for open_clip, without those that are None (a timm tower requires this)."""
     return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
 
 
 class DualEncoder(nn.Module):
-    """Two towers whose embeddings of an image and its caption meet.
+    """Image tower and text tower with a shared embedding space.
 
     Args:
         embed_dim: D, size of the shared embedding.
         vision: Image tower.
-        text: Text tower, open_clip's causal one or one of Hugging Face's.
+        text: Text tower: open_clip's causal transformer, or one of Hugging Face.
         init_scale: Initial inverse temperature (1/0.07 for the softmax loss, 10 for the sigmoid loss).
-        init_bias: Initial bias of the sigmoid loss (-10); None has no bias.
-        image_mean: Per channel, in [0, 1].
-        image_std: Per channel, in [0, 1].
-        low_rank: Train low-rank additions to some matrices, and nothing else.
+        init_bias: Initial bias of the sigmoid loss (-10); None for no bias.
+        image_mean: Mean per channel, in [0, 1].
+        image_std: Standard deviation per channel, in [0, 1].
+        low_rank: Train low-rank additions to some matrices only; None trains all parameters.
     """
 
     image_mean: Tensor
     image_std: Tensor
-    stage_sizes: tuple[int, ...] = ()  # of images beside image_size, see allow_sizes
+    stage_sizes: tuple[int, ...] = ()  # allowed image sizes besides image_size, see allow_sizes
 
     def __init__(
         self,
@@ -129,60 +129,60 @@ class DualEncoder(nn.Module):
         image_std: tuple[float, ...],
         low_rank: LowRank | None,
     ) -> None:
-        """Take in a model of open_clip and the ``model_cfg`` that it was built from."""
+        """Set the attributes from a model of open_clip and the ``model_cfg`` that it was built from."""
         self.clip, self._config, self.low_rank = clip, config, low_rank
         self.embed_dim, self.image_size = int(config["embed_dim"]), int(config["vision_cfg"]["image_size"])
         self.context_length = int(config["text_cfg"]["context_length"])
         self.text_forward = choose_text_forward(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
-        # Convolutions run faster on interleaved channels (three times, for a small residual network on a CPU).
+        # Convolutions run faster in channels-last format (three times for a small residual network on a CPU).
         clip.visual.to(memory_format=torch.channels_last)
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)
         self.register_buffer("image_std", torch.tensor(image_std), persistent=False)
-        self._still = low_rank.add_to(clip) if low_rank is not None else []
+        self._batch_norms = low_rank.add_to(clip) if low_rank is not None else []
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """As always; but the running statistics of a frozen network stay as they are."""
+        """Set the training mode; batch norms of a frozen network stay in evaluation mode."""
         super().train(mode)
-        for layer in self._still:
+        for layer in self._batch_norms:
             layer.eval()
         return self
 
     def config(self) -> dict[str, Any]:
-        """The ``model_cfg`` of an open_clip_config.json that rebuilds these towers."""
+        """Return the ``model_cfg`` of an open_clip_config.json that rebuilds these towers."""
         config = self._config | {"init_logit_scale": self.clip.logit_scale.item()}
         if self.clip.logit_bias is not None:
             config["init_logit_bias"] = self.clip.logit_bias.item()
         return config
 
     def plain_clip(self) -> nn.Module:
-        """The model of open_clip with plain weights: a copy with low-rank additions added in, or itself."""
+        """Return the model of open_clip, or a copy with the low-rank additions merged into its weights."""
         return self.low_rank.merged(self.clip) if self.low_rank is not None else self.clip
 
     def origin(self) -> dict[str, str]:
-        """Path and sha256 of the weights that training started from; empty where it started from random ones."""
+        """Return path and SHA-256 of the initial weights; empty if the weights were initialised at random."""
         return {}
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer that is not the text tower's: other vocabulary, end or padding."""
+        """Raise UserError if the tokenizer's vocabulary, end token or padding does not fit the text tower."""
         rows = self.text.vocab_size
         if tokenizer.vocabulary > rows or (self._own_vocabulary and tokenizer.vocabulary != rows):
             raise UserError(
                 f"model.encoder.text.vocab_size is {rows}, but the tokenizer in {tokenizer.path} has "
                 f"{tokenizer.vocabulary} tokens: "
-                + ("write that number into the recipe" if self._own_vocabulary else "give the tower's own tokenizer")
+                + ("write that number into the recipe" if self._own_vocabulary else "use the tokenizer of this tower")
             )
         self.text_forward.check(self.clip, tokenizer)
 
     @property
     def _own_vocabulary(self) -> bool:
-        """Whether the recipe says how many tokens there are, so that the number must fit."""
+        """Whether the recipe sets the vocabulary size, which must then equal the tokenizer's."""
         return isinstance(self.text, TextTower)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """Pixels to the towers' range: (B, 3, H, W) uint8 -> float."""
+        """Return normalised images: (B, 3, H, W) uint8 -> float, (x / 255 - mean) / std per channel."""
         if image.shape[-1] != image.shape[-2] or image.shape[-1] not in (self.image_size, *self.stage_sizes):
             raise UserError(
-                f"images are {image.shape[-1]} x {image.shape[-2]} pixels, the encoder wants {self.image_size}: "
+                f"images are {image.shape[-1]} x {image.shape[-2]} pixels, but the encoder takes {self.image_size}: "
                 "set data.init_args.image.init_args.image_size"
             )
         scale, shift = 1 / (255 * self.image_std), self.image_mean / self.image_std
@@ -190,7 +190,7 @@ class DualEncoder(nn.Module):
         return (image * scale[:, None, None]).sub_(shift[:, None, None])
 
     def allow_sizes(self, sizes: list[int]) -> None:
-        """Let images have other sizes than the stored one; whether the tower takes them is found out now."""
+        """Allow further image sizes, in pixels; raise UserError if the tower cannot take one of them."""
         for size in sizes:
             check_size(self.clip.visual, size)
         self.stage_sizes = tuple(sizes)
@@ -201,10 +201,10 @@ class DualEncoder(nn.Module):
         """Embed normalised images: (B, 3, H, W) -> (B, D) of unit length.
 
         Args:
-            image: H = W is the stored size, or another that a vision transformer cuts into whole patches.
-            sample_index: (B,) number of each sample in the training, which says what patch dropout takes from it; None
-                draws it from the global random numbers, as open_clip does.
-            patch_dropout: Share of patches left out in training; None takes the tower's own.
+            image: H = W is ``image_size``, or for a vision transformer another multiple of the patch size.
+            sample_index: (B,) index of each sample in the run, which seeds its patch dropout; None uses the global
+                random number generator, as open_clip does.
+            patch_dropout: Share of patches dropped during training; None uses the tower's setting.
         """
         tower = self.clip.visual
         if not isinstance(tower, VisionTransformer):
@@ -213,23 +213,23 @@ class DualEncoder(nn.Module):
         return F.normalize(image_features(tower, image, sample_index, share if tower.training else 0.0), dim=-1)
 
     def text_states(self, text: Tensor) -> Tensor:
-        """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
+        """Return hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
         return self.text_forward.states(self.clip, text)
 
     def encode_text(self, text: Tensor, text_length: Tensor) -> Tensor:
         """Embed captions: (B, L) int64 with text_length (B,) -> (B, D) of unit length.
 
-        Lengths on the host, wherever the text is, let the padding be left out. Lengths on a GPU are not asked for,
-        which would make it wait: then the columns of ``text`` are computed (``captions.cut_padding`` cuts them).
+        Padding is skipped if ``text_length`` is on the CPU; ``text`` may be on any device. If it is on a GPU, all
+        columns of ``text`` are computed to avoid a synchronisation (``captions.cut_padding`` removes columns).
         """
         return F.normalize(self.text_forward.embed(self.clip, text, text_length), dim=-1)
 
     @property
     def scale(self) -> Tensor:
-        """The inverse temperature."""
+        """Inverse temperature, a scalar."""
         return self.clip.logit_scale.exp()
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of the sigmoid loss, if there is one."""
+        """Bias of the sigmoid loss, a scalar; None without one."""
         return self.clip.logit_bias

@@ -1,4 +1,4 @@
-"""Text towers of Hugging Face's transformers (XLM-R, BERT, mT5), built by open_clip from what lies on this machine.
+"""Text towers of Hugging Face's transformers (XLM-R, BERT, mT5), built by open_clip from local files.
 
 encoder:
   embed_dim: 512
@@ -6,14 +6,13 @@ encoder:
   text: {model: FacebookAI/xlm-roberta-base, context_length: 77, pretrained: true}
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
+from leam_mm.files import files_sha256
 
 
 @dataclass
@@ -21,11 +20,11 @@ class HuggingFaceText:
     """Settings of a text tower of transformers.
 
     Args:
-        model: Folder with its config.json, or its name on the hub if it has been downloaded.
+        model: Folder with a config.json, or name of a downloaded model on the hub.
         context_length: L, tokens per caption.
-        pooler: How one vector is made of the tokens. (max_pooler is left out: open_clip 3.3.0 pools over the padding.)
-        projection: To the shared embedding.
-        pretrained: Start from the weights beside the config, else from random ones.
+        pooler: Pooling over the tokens. (max_pooler is not supported: open_clip 3.3.0 includes the padding in it.)
+        projection: Projection to the shared embedding.
+        pretrained: Load the weights in the model's folder; otherwise initialise at random.
     """
 
     model: str
@@ -42,10 +41,10 @@ class HuggingFaceText:
     @property
     def width(self) -> int:
         """E, channels."""
-        return int(transformers_config(self.model).hidden_size)  # d_model answers to this name too
+        return int(transformers_config(self.model).hidden_size)  # also an alias of d_model
 
     def text_config(self, name: str) -> dict[str, object]:
-        """The ``text_cfg`` of open_clip, with ``name`` for where the tower's config is."""
+        """Return the ``text_cfg`` of open_clip; ``name`` is the folder or hub name of the tower's config."""
         return {
             "hf_model_name": name,
             "hf_model_pretrained": False,
@@ -56,20 +55,20 @@ class HuggingFaceText:
         }
 
     def check(self) -> None:
-        """Refuse more tokens than the tower has places for."""
+        """Raise UserError if the context is longer than the tower's position embeddings."""
         config = transformers_config(self.model)
-        places = getattr(config, "max_position_embeddings", None)
-        if places and "roberta" in config.model_type:
-            places -= config.pad_token_id + 1  # its positions begin behind the padding's
-        if places and self.context_length > places:
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions and "roberta" in config.model_type:
+            positions -= config.pad_token_id + 1  # RoBERTa's positions start at pad_token_id + 1
+        if positions and self.context_length > positions:
             raise UserError(
-                f"model.encoder.text.context_length is {self.context_length}, but {self.model} reads {places} tokens "
-                f"at most: set it, and data.init_args.captions.context_length, to {places} or less"
+                f"model.encoder.text.context_length is {self.context_length}, but {self.model} takes {positions} "
+                f"tokens at most: set it, and data.init_args.captions.context_length, to {positions} or less"
             )
 
 
 def transformers_folder(model: str) -> Path:
-    """The folder of a model: itself, or the hub's copy in the local cache; nothing is downloaded."""
+    """Return the folder of a model: the given folder, or the hub's local cache. Nothing is downloaded."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -79,34 +78,34 @@ def transformers_folder(model: str) -> Path:
         return Path(snapshot_download(model, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, HfHubHTTPError, FileNotFoundError):
         raise UserError(
-            f"the text model {model} is neither a folder nor in the local cache: run `hf download {model}` where there "
-            "is network, or give a folder that holds its config.json"
+            f"the text model {model} is neither a folder nor in the local cache: run `hf download {model}` on a "
+            "machine with network access, or give a folder with its config.json"
         ) from None
 
 
 @lru_cache(maxsize=8)
 def transformers_config(model: str) -> Any:
-    """The config of a model of transformers, without running code that lies beside it."""
+    """Return the config of a transformers model, without running code from its folder."""
     from transformers import AutoConfig
 
     folder = transformers_folder(model)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json: give the folder of a model of transformers")
+        raise UserError(f"{folder} has no config.json: give the folder of a transformers model")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise UserError(
-            f"{folder}/config.json cannot be used ({reason}): give an encoder that transformers has"
+            f"{folder}/config.json cannot be used ({reason}): give an encoder that transformers supports"
         ) from None
 
 
 def transformers_model(model: str, texts: bool) -> Any:
-    """A frozen encoder with its weights, float32: safetensors only, and no code that lies beside them.
+    """Return a frozen float32 encoder. Only safetensors are loaded, and no code from the folder is run.
 
     Args:
-        model: Folder, or name on the hub if it has been downloaded.
-        texts: Take the text encoder of a model that has more, such as T5; otherwise the whole.
+        model: Folder, or name of a downloaded model on the hub.
+        texts: Load only the text encoder of a model with more parts, such as T5; otherwise the whole model.
     """
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
@@ -114,10 +113,10 @@ def transformers_model(model: str, texts: bool) -> Any:
     kind = AutoModelForTextEncoding if texts and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-    except Exception as error:  # transformers and safetensors raise half a dozen kinds for files that do not fit
+    except Exception as error:  # transformers and safetensors raise many types for invalid files
         reason = str(error).strip().split("\n")[0][:160]
         raise UserError(
-            f"{folder} holds no weights that transformers loads ({reason}): give intact ones as safetensors"
+            f"{folder} has no weights that transformers can load ({reason}): give intact safetensors files"
         ) from None
     if texts and config.is_encoder_decoder and kind is AutoModel:
         loaded = loaded.get_encoder()
@@ -125,6 +124,6 @@ def transformers_model(model: str, texts: bool) -> Any:
 
 
 def folder_sha256(folder: Path) -> str:
-    """One digest of all that decides what a model of transformers answers: weights, settings, tokenizer."""
+    """Return one SHA-256 over the files that determine a model's output: weights, settings, tokenizer."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")])
-    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()
+    return files_sha256(files)

@@ -1,4 +1,4 @@
-"""Low-rank additions to the matrices of a network (LoRA, 2106.09685): a base model learns a small domain.
+"""Low-rank adaptation (LoRA, 2106.09685) of a base model to a small domain.
 
 model:
   init_args:
@@ -7,9 +7,9 @@ model:
       init_args: {weights: runs/base/release/clip, low_rank: {rank: 8, alpha: 16}}
 
 W x becomes W x + alpha / rank B A x (Eq. 3 of 2106.09685) with A random and B zero, so training starts from the base.
-Only A and B are trained: no gradient of W is computed, and the optimizer keeps nothing for it. Layers keep their names
-and weights; A and B stand beside them. Queries, keys and values of torch's attention are one matrix and share one A. A
-checkpoint holds the base too, so that it can be resumed, evaluated and released alone; a release has the sum.
+Only A and B are trained: W has no gradient and no optimizer state. Layers keep their names and weights; A and B are
+further parameters of the same layers. Queries, keys and values of torch's attention are one matrix and share one A.
+A checkpoint includes the base, so it can be resumed, evaluated and released alone. A release has the merged weights.
 """
 
 import copy
@@ -33,13 +33,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class LowRank:
-    """Which matrices get an addition, and of what rank.
+    """Settings of the low-rank additions.
 
     Args:
-        rank: Of the additions.
-        alpha: Their scale times the rank.
-        patterns: Names of layers inside the repeated blocks of open_clip's model with ``*`` and ``?``, as
-            ``visual.*.mlp.*`` or ``transformer.*.attn``; each must match a linear layer or an attention of torch.
+        rank: Rank of the additions, at least 1.
+        alpha: Scale of the additions times the rank, above 0.
+        patterns: Names of layers inside the repeated blocks of the network, with ``*`` and ``?``, such as
+            ``visual.*.mlp.*`` or ``transformer.*.attn``. Each must match a linear layer or an attention of torch.
     """
 
     rank: int = 8
@@ -47,17 +47,17 @@ class LowRank:
     patterns: list[str] = field(default_factory=lambda: ["*"])
 
     def __post_init__(self) -> None:
-        """Refuse a rank that is none."""
+        """Check the ranges."""
         if self.rank < 1 or not self.alpha > 0:
             raise UserError(
-                f"low_rank: rank is {self.rank} and alpha {self.alpha}: give a rank from 1 on and alpha > 0"
+                f"low_rank: rank is {self.rank} and alpha {self.alpha}: give a rank of at least 1 and alpha > 0"
             )
 
     def add_to(self, network: nn.Module) -> list[nn.Module]:
-        """Add to the matrices that match and freeze all else; say in one line how much is trained.
+        """Add low-rank parameters to the matching matrices, freeze all others, and log the number trained.
 
         Returns:
-            Layers with running statistics, which must stay in evaluation mode.
+            Batch norm layers, which must stay in evaluation mode.
         """
         layers = _matrices(network)
         chosen: set[str] = set()
@@ -74,21 +74,21 @@ class LowRank:
             self._add(layers[name])
         trained = sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
         whole = sum(weight.numel() for weight in network.parameters())
-        log.info("low rank %d on %d matrices: %d of %d weights are trained", self.rank, len(chosen), trained, whole)
+        log.info("low rank %d on %d matrices: %d of %d parameters are trained", self.rank, len(chosen), trained, whole)
         return [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
 
     def _add(self, layer: Any) -> None:
         attention = isinstance(layer, nn.MultiheadAttention)
         weight = layer.in_proj_weight if attention else layer.weight
         first = torch.empty(self.rank, weight.shape[1], dtype=weight.dtype)
-        nn.init.kaiming_uniform_(first, a=math.sqrt(5))  # as torch's own linear layers begin
+        nn.init.kaiming_uniform_(first, a=math.sqrt(5))  # the initialisation of nn.Linear
         layer.low_rank_first = nn.Parameter(first)
         layer.low_rank_second = nn.Parameter(torch.zeros(weight.shape[0], self.rank, dtype=weight.dtype))
         layer.low_rank_scale, layer.plain_class = self.alpha / self.rank, type(layer)
-        layer.__class__ = LowRankAttention if attention else LowRankLinear  # the same object with a longer sum
+        layer.__class__ = LowRankAttention if attention else LowRankLinear  # the object stays the same
 
     def merged(self, network: nn.Module) -> nn.Module:
-        """A copy of the network in which the additions are part of the plain weights."""
+        """Return a copy of the network with the additions merged into its weights."""
         plain: Any = copy.deepcopy(network)
         for layer in plain.modules():
             if isinstance(layer, LowRankLinear | LowRankAttention):
@@ -101,7 +101,7 @@ class LowRank:
 
 
 class LowRankLinear(nn.Linear):
-    """A linear layer with an addition of low rank."""
+    """Linear layer with a low-rank addition."""
 
     low_rank_first: nn.Parameter
     low_rank_second: nn.Parameter
@@ -109,12 +109,12 @@ class LowRankLinear(nn.Linear):
     plain_class: type
 
     def forward(self, input: Tensor) -> Tensor:
-        """The frozen product and the trained one."""
+        """Return the sum of the frozen and the low-rank product: (..., in) -> (..., out)."""
         return F.linear(input, self.weight, self.bias) + _addition(self, input)
 
 
 class LowRankAttention(PackedAttention):
-    """Self-attention whose joint matrix of queries, keys and values has an addition of low rank."""
+    """Self-attention with a low-rank addition to the joint matrix of queries, keys and values."""
 
     low_rank_first: nn.Parameter
     low_rank_second: nn.Parameter
@@ -122,7 +122,7 @@ class LowRankAttention(PackedAttention):
     plain_class: type
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values side by side: (..., E) -> (..., 3 E)."""
+        """Return concatenated queries, keys and values: (..., E) -> (..., 3 E)."""
         return super().project(tokens) + _addition(self, tokens)
 
     def forward(  # type: ignore[override]
@@ -133,7 +133,7 @@ class LowRankAttention(PackedAttention):
         need_weights: bool = False,
         attn_mask: Tensor | Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Packed, or a batch (B, L, E) with an additive mask (L, L): torch's own way would not see the addition."""
+        """Attend over a packed batch, or (B, L, E) with an additive mask (L, L); torch's forward omits the addition."""
         if isinstance(attn_mask, Packing):
             return super().forward(query, key, value, need_weights, attn_mask)
         assert key is query and value is query and not need_weights
@@ -149,7 +149,7 @@ def _addition(layer: LowRankLinear | LowRankAttention, x: Tensor) -> Tensor:
 
 
 def _matrices(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear layers and self-attentions inside the repeated blocks, by name."""
+    """Return the linear layers and self-attentions inside the repeated blocks, by name."""
     inside = {layer for block in repeated_blocks(network) for layer in block.modules()}
     return {name: layer for name, layer in network.named_modules() if layer in inside and _is_matrix(layer)}
 
