@@ -73,7 +73,7 @@ def test_term_saves_once_and_leaves_with_75(tmp_path: Path, toy_shards: Path, to
     process = start(probed(run, toy_shards, toy_tokenizer, signal.SIGTERM, rank=0), run)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == EXIT_CODE, output
-    assert "Traceback" not in output and "leaving with exit code 75" in output
+    assert "Traceback" not in output and "exiting with code 75" in output
     assert saves(run, 1) == [[last_checkpoint(run)["global_step"]]]
     assert last_checkpoint(run)["global_step"] in (3, 4)
 

@@ -1,8 +1,8 @@
-"""Where a machine tells what energy it draws: Cray, Grace Hopper, NVIDIA, AMD, RAPL; no vendor package is needed.
+"""Energy counters of Cray, Grace Hopper, NVIDIA, AMD and RAPL; no vendor package is needed.
 
-Every counter looks under a root folder (or takes a library handle), so that tests can hand it a fake machine. Building
-one that the machine lacks raises ``CounterUnavailable`` with the reason. Boundaries differ (node, module, gpu, cpu):
-each counter names its ``coverage``, and numbers of two boundaries must never be compared.
+Every counter takes a root folder or a library handle, so that tests can pass a fake one. The constructor raises
+``CounterUnavailable`` with the reason if the machine lacks the counter. Each counter states its boundary (node, module,
+gpu or cpu) as ``coverage``. Do not compare numbers of different boundaries.
 """
 
 import ctypes
@@ -13,16 +13,16 @@ from typing import Any
 
 
 class CounterUnavailable(Exception):
-    """This machine has no such counter, or this user may not read it; the message says which."""
+    """The machine lacks the counter or the user may not read it; the message gives the reason."""
 
 
 class EnergyCounter:
-    """Joules drawn since construction.
+    """Base class of counters of the energy used since construction.
 
     Attributes:
-        source: What was read, in words.
-        coverage: The boundary of the number: node, module, gpu or cpu.
-        interval: Seconds that may pass between two calls of ``joules`` without losing anything.
+        source: Name of the counter.
+        coverage: Boundary of the measurement: node, module, gpu or cpu.
+        interval: Longest time between two calls of ``joules`` that loses no energy, in seconds.
     """
 
     source: str
@@ -30,7 +30,7 @@ class EnergyCounter:
     interval: float = 30.0
 
     def joules(self) -> float:
-        """Joules since construction.
+        """Return the energy since construction, in joules.
 
         Raises:
             OSError: The counter can no longer be read.
@@ -39,7 +39,7 @@ class EnergyCounter:
 
 
 class CumulativeCounter(EnergyCounter):
-    """A counter that grows in hardware; subclasses say how to read it and where it wraps around."""
+    """Base class of cumulative hardware counters; subclasses define ``read`` and, if the counter wraps, ``wrap``."""
 
     def __init__(self) -> None:
         """Take the first reading; raises CounterUnavailable where there is none."""
@@ -50,15 +50,15 @@ class CumulativeCounter(EnergyCounter):
             raise CounterUnavailable(f"{self.source}: {error}") from None
 
     def read(self) -> dict[str, float]:
-        """Joules on the dial of each part of the machine."""
+        """Return the counter value of each part of the machine, in joules."""
         raise NotImplementedError
 
     def wrap(self, part: str) -> float:
-        """Joules after which the dial of this part starts at zero again; 0 if it never does."""
+        """Return the value in joules at which the counter of this part wraps around to 0, or 0 if it never wraps."""
         return 0.0
 
     def joules(self) -> float:
-        """Joules since construction, summed over the parts and across wraparounds."""
+        """Return the energy since construction in joules, summed over the parts and corrected for wraparounds."""
         try:
             now = self.read()
         except ValueError as error:
@@ -67,7 +67,7 @@ class CumulativeCounter(EnergyCounter):
             grown = value - self._last[part]
             if grown < 0:
                 if not self.wrap(part):
-                    raise OSError(f"{self.source} went backwards for {part} (was it reset?)")
+                    raise OSError(f"{self.source} decreased for {part}: the counter was probably reset")
                 grown += self.wrap(part)
             self._total += grown
         self._last = now
@@ -75,7 +75,7 @@ class CumulativeCounter(EnergyCounter):
 
 
 class PowerCounter(EnergyCounter):
-    """A power meter: the energy is our own integral (trapezoids), so it must be read about every second."""
+    """Base class of power meters: energy is the trapezoidal integral of power, read about once per second."""
 
     interval = 1.0
 
@@ -88,11 +88,11 @@ class PowerCounter(EnergyCounter):
             raise CounterUnavailable(f"{self.source}: {error}") from None
 
     def watts(self) -> float:
-        """Power now, summed over the parts."""
+        """Return the current power in watts, summed over the parts."""
         raise NotImplementedError
 
     def joules(self) -> float:
-        """Joules since construction."""
+        """Return the energy since construction, in joules."""
         try:
             now = (self.clock(), self.watts())
         except ValueError as error:
@@ -103,7 +103,7 @@ class PowerCounter(EnergyCounter):
 
 
 class CrayCounter(CumulativeCounter):
-    """HPE Cray EX node counter (LUMI, Frontier): the whole node, accelerators and memory included.
+    """Energy of a whole HPE Cray EX node (LUMI, Frontier), including accelerators and memory.
 
     Args:
         root: Folder of the counters.
@@ -112,18 +112,18 @@ class CrayCounter(CumulativeCounter):
     source, coverage = "Cray pm_counters energy", "node"
 
     def __init__(self, root: Path = Path("/sys/cray/pm_counters")) -> None:
-        """Find the counter; see the class for the arguments."""
+        """Open the counter; see the class for the arguments."""
         self.file = root / "energy"
         super().__init__()
 
     def read(self) -> dict[str, float]:
-        """The file holds ``<joules> J <microseconds> us``."""
+        """Return the joules in the file, which holds ``<joules> J <microseconds> us``."""
         words = self.file.read_text().split()
         return {"node": float(words[0] if words else "")}
 
 
 class GraceHopperCounter(PowerCounter):
-    """Module power of GH200 and GB200 (JUPITER): CPU, GPU, both memories and regulators, through ACPI power meters.
+    """Module power of GH200 and GB200 (JUPITER) from ACPI power meters: CPU, GPU, both memories and regulators.
 
     Args:
         root: The hwmon folder.
@@ -141,14 +141,14 @@ class GraceHopperCounter(PowerCounter):
         super().__init__(clock)
 
     def watts(self) -> float:
-        """The meters give microwatts."""
+        """Return the sum of the meters in watts; the driver reports microwatts."""
         return sum(float(file.read_text()) for file in self.files) / 1e6
 
 
 class AmdGpuCounter(PowerCounter):
-    """Socket power of AMD Instinct through the kernel's amdgpu driver; needs no ROCm library.
+    """Socket power of AMD Instinct GPUs from the amdgpu kernel driver; no ROCm library is needed.
 
-    On MI250X only one of a module's two dies reports, for both; the silent die is skipped.
+    On MI250X, one of the two dies of a module reports the power of both; the other die is skipped.
 
     Args:
         root: The hwmon folder.
@@ -161,7 +161,7 @@ class AmdGpuCounter(PowerCounter):
         """Find the cards; see the class for the arguments."""
         self.files = []
         for name in sorted(root.glob("hwmon*/name")):
-            # power1_average is the driver's mean over a millisecond or more; newer cards offer only power1_input.
+            # power1_average is a mean over at least a millisecond; newer cards provide only power1_input.
             power = [name.with_name(kind) for kind in ("power1_average", "power1_input")]
             if _text(name).strip() == "amdgpu":
                 self.files += [file for file in power if _text(file).strip().isdigit()][:1]
@@ -171,23 +171,23 @@ class AmdGpuCounter(PowerCounter):
         super().__init__(clock)
 
     def watts(self) -> float:
-        """The driver gives microwatts."""
+        """Return the sum of the sensors in watts; the driver reports microwatts."""
         return sum(float(file.read_text()) for file in self.files) / 1e6
 
 
 class NvmlCounter(CumulativeCounter):
-    """NVIDIA's total energy counter (Volta and later) of all cards that this node shows.
+    """Total energy counter of all NVIDIA GPUs of this node (Volta and later).
 
-    The counter is used, not polled power: power readings cover a quarter of the time on A100 and H100 (2312.02741).
+    Power is not polled, because power readings cover a quarter of the time on A100 and H100 (arXiv 2312.02741).
 
     Args:
-        library: The loaded NVML; None loads the driver's own.
+        library: Handle of the loaded NVML library; None loads libnvidia-ml.so.1.
     """
 
     coverage = "gpu"
 
     def __init__(self, library: Any = None) -> None:
-        """Open NVML and every card; see the class for the arguments."""
+        """Initialize NVML and open every GPU; see the class for the arguments."""
         self.source = "NVML total energy counter"
         try:
             self.library = ctypes.CDLL("libnvidia-ml.so.1") if library is None else library
@@ -200,7 +200,7 @@ class NvmlCounter(CumulativeCounter):
         except (OSError, AttributeError) as error:
             raise CounterUnavailable(f"{self.source}: {error}") from None
         if not self.handles:
-            raise CounterUnavailable(f"{self.source}: no card")
+            raise CounterUnavailable(f"{self.source}: no GPU found")
         self.source = f"NVML total energy counter of {len(self.handles)} GPUs"
         super().__init__()
 
@@ -209,17 +209,17 @@ class NvmlCounter(CumulativeCounter):
             raise OSError(f"NVML {call} failed with code {code}")
 
     def read(self) -> dict[str, float]:
-        """NVML counts millijoules."""
-        dials = {}
+        """Return the counter of each GPU in joules; NVML reports millijoules."""
+        values = {}
         for number, handle in enumerate(self.handles):
             value = ctypes.c_ulonglong()
             self._check("energy", self.library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)))
-            dials[f"gpu{number}"] = value.value / 1e3
-        return dials
+            values[f"gpu{number}"] = value.value / 1e3
+        return values
 
 
 class RaplCounter(CumulativeCounter):
-    """Processor packages and their memory (running average power limit, Intel and AMD); often for root only.
+    """Energy of CPU packages and their memory from RAPL (Intel and AMD); often readable by root only.
 
     Args:
         root: The powercap folder.
@@ -230,7 +230,7 @@ class RaplCounter(CumulativeCounter):
     def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
         """Find the zones; see the class for the arguments."""
         zones = sorted(root.glob("intel-rapl:*"))
-        # A package already holds its cores; its memory counts apart, and psys would count everything twice.
+        # A package includes its cores but not its memory; psys would count all of them twice.
         self.zones = [zone for zone in zones if _text(zone / "name").strip().split("-")[0] in ("package", "dram")]
         if not self.zones:
             raise CounterUnavailable(f"no RAPL package under {root}")
@@ -238,16 +238,16 @@ class RaplCounter(CumulativeCounter):
         super().__init__()
 
     def read(self) -> dict[str, float]:
-        """RAPL counts microjoules."""
+        """Return the counter of each zone in joules; RAPL reports microjoules."""
         return {zone.name: float((zone / "energy_uj").read_text()) / 1e6 for zone in self.zones}
 
     def wrap(self, part: str) -> float:
-        """The range each zone declares (some quarter of a million joules: twenty minutes of a busy package)."""
+        """Return the declared range of the zone in joules, typically 250 kJ (20 minutes of a busy package)."""
         return self.ranges[part]
 
 
 def _text(file: Path) -> str:
-    """Contents of a small file, or nothing where there is none."""
+    """Return the contents of a small file, or "" if it cannot be read."""
     try:
         return file.read_text(errors="replace")
     except OSError:

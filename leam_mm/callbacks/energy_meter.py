@@ -1,6 +1,6 @@
-"""Measures what a run costs: joules where the machine has a counter, CPU seconds and wall seconds always.
+"""Energy and time of a run: joules if the machine has an energy counter, and always CPU seconds and wall seconds.
 
-A machine without a counter gives ``joules=None`` and "not measured", never 0. YAML:
+Without a counter, ``joules`` is None and ``source`` is "not measured". It is never 0. YAML:
 
     trainer:
       callbacks:
@@ -35,7 +35,7 @@ from leam_mm.data.batch import samples_seen
 log = logging.getLogger(__name__)
 JOULES_PER_KWH = 3.6e6
 NOT_MEASURED = "not measured"
-# From the widest boundary to the narrowest: the first that answers is used.
+# Ordered from the widest boundary to the narrowest; the first available counter is used.
 COUNTERS: tuple[Callable[[], EnergyCounter], ...] = (
     CrayCounter,
     GraceHopperCounter,
@@ -47,15 +47,15 @@ COUNTERS: tuple[Callable[[], EnergyCounter], ...] = (
 
 @dataclass(frozen=True)
 class EnergyReading:
-    """What one stretch of time cost on one node.
+    """Energy and time of one interval on one node.
 
     Args:
-        joules: Energy, or None where nothing measures it.
-        source: The counter in words, "estimated ..." or "not measured".
-        coverage: The boundary: node, module, gpu, cpu, or "not measured".
-        seconds: Wall time.
-        cpu_seconds: Processor time of this process and its children.
-        estimated: True when joules come from CPU seconds and a given power per core.
+        joules: Energy in joules, or None if it was not measured.
+        source: Name of the counter, "estimated ..." or "not measured".
+        coverage: Boundary of the measurement: node, module, gpu, cpu, or "not measured".
+        seconds: Wall time in seconds.
+        cpu_seconds: CPU time of this process and its children, in seconds.
+        estimated: True if joules were computed from CPU seconds and ``watts_per_core``.
     """
 
     joules: float | None
@@ -67,24 +67,24 @@ class EnergyReading:
 
 
 class EnergyMeter:
-    """Reads one node's energy between ``start`` and ``stop``; also a context manager that leaves ``reading`` behind.
+    """Measure the energy of one node between ``start`` and ``stop``. As a context manager, set ``reading`` on exit.
 
     Args:
-        watts_per_core: Power of a busy core, for an estimate (flagged as such) where the machine has no counter.
-        counters: Constructors of counters, tried in order; an empty list measures time alone.
+        watts_per_core: Power of a busy core in watts, for an estimate if no counter gives joules; None disables it.
+        counters: Constructors of counters, tried in order; an empty sequence measures only time.
     """
 
     def __init__(
         self, watts_per_core: float | None = None, counters: Sequence[Callable[[], EnergyCounter]] = COUNTERS
     ) -> None:
-        """Keep the settings; nothing is read before ``start``."""
+        """Store the settings; ``start`` opens the counter."""
         self.watts_per_core, self.counters = watts_per_core, counters
         self.counter: EnergyCounter | None = None
         self.reading: EnergyReading | None = None
         self._lock, self._done, self._failure = threading.Lock(), threading.Event(), ""
 
     def start(self) -> "EnergyMeter":
-        """Find a counter and begin to count."""
+        """Open the first available counter, start polling it and return this meter."""
         self.counter, self._failure = None, ""
         refused = []
         for build in self.counters:
@@ -98,12 +98,12 @@ class EnergyMeter:
             self._done = threading.Event()
             threading.Thread(target=self._poll, args=(self.counter, self._done), daemon=True).start()
         elif self.counters:
-            log.info("energy: not measured (%s)", "; ".join(refused))
+            log.info("energy: not measured, no counter is available (%s)", "; ".join(refused))
         self._began = (time.monotonic(), cpu_seconds())
         return self
 
     def _poll(self, counter: EnergyCounter, done: threading.Event) -> None:
-        """Dials wrap around and power must be integrated, so somebody has to look now and then."""
+        """Poll regularly: counters wrap around, and power readings must be integrated."""
         while not done.wait(counter.interval) and not self._failure:
             self._joules(counter)
 
@@ -114,11 +114,14 @@ class EnergyMeter:
                     return counter.joules()
                 except OSError as error:
                     self._failure = str(error)
-                    log.warning("energy: lost the counter, this stretch counts as not measured: %s", error)
+                    log.warning(
+                        "energy: the counter cannot be read any more, this run attempt counts as not measured: %s",
+                        error,
+                    )
             return None
 
     def read(self) -> EnergyReading:
-        """The reading so far; the meter goes on."""
+        """Return the reading since ``start`` without stopping the meter."""
         seconds, cpu = time.monotonic() - self._began[0], cpu_seconds() - self._began[1]
         joules = self._joules(self.counter) if self.counter else None
         if joules is not None and self.counter:
@@ -129,31 +132,31 @@ class EnergyMeter:
         return EnergyReading(None, NOT_MEASURED, NOT_MEASURED, seconds, cpu)
 
     def stop(self) -> EnergyReading:
-        """The last reading; ends the polling."""
+        """Stop polling and return the final reading."""
         self.reading = self.read()
         self._done.set()
         return self.reading
 
     def __enter__(self) -> "EnergyMeter":
-        """Start."""
+        """Call ``start``."""
         return self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; the result is in ``reading``."""
+        """Call ``stop``; the result is in ``reading``."""
         self.stop()
 
 
 def cpu_seconds() -> float:
-    """User and system seconds of this process, its finished children and its living ones, other ranks left out."""
+    """Return user plus system seconds of this process and its finished and running children, without other ranks."""
     own = os.times()
     total = time.process_time() + own.children_user + own.children_system
     queue = psutil.Process().children()
     while queue:
         child = queue.pop()
         try:
-            # Lightning starts the node's other ranks as children of the first; each counts itself.
+            # Lightning starts the other ranks of a node as children of rank 0; each rank counts its own CPU time.
             if child.environ().get("LOCAL_RANK", "0") != os.environ.get("LOCAL_RANK", "0"):
                 continue
             times = child.cpu_times()
@@ -165,19 +168,19 @@ def cpu_seconds() -> float:
 
 
 class EnergyRecord(pl.Callback):
-    """Keeps joules, seconds and samples of a training run, over all nodes and restarts, in the checkpoint.
+    """Record joules, seconds and samples of a run, over all nodes and restarts, in the checkpoint.
 
-    One process per node reads the counter (local rank 0); every process adds its CPU seconds. The record in the
-    checkpoint (``callbacks -> EnergyRecord``) holds: joules (None until something was measured), estimated_joules (None
-    unless a power per core is given), seconds, node_seconds, measured_node_seconds (less than node_seconds where part
-    of the run went unmeasured), cpu_seconds, samples, source, coverage.
+    Local rank 0 of each node reads the counter; every process adds its CPU seconds. The record in the checkpoint
+    (``callbacks -> EnergyRecord``) holds joules (None if nothing was measured), estimated_joules (None without
+    ``watts_per_core``), seconds, node_seconds, measured_node_seconds (less than node_seconds if part of the run was
+    not measured), cpu_seconds, samples, source and coverage.
 
     Args:
-        watts_per_core: Power of a busy core, for an estimate beside the measurement; None gives no estimate.
+        watts_per_core: Power of a busy core in watts, for an estimate in addition to the measurement; None disables it.
     """
 
     def __init__(self, watts_per_core: float | None = None) -> None:
-        """Keep the settings; see the class for the arguments."""
+        """See the class for the arguments."""
         self.watts_per_core = watts_per_core
         self.meter: EnergyMeter | None = None
         self.record = _empty_record()
@@ -185,7 +188,7 @@ class EnergyRecord(pl.Callback):
         self._began_at: int | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count; what a checkpoint brought along stays as the base."""
+        """Start the meter; a record loaded from a checkpoint is kept and added to."""
         self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else ()).start()
         self._before, self._samples, self._logged = self.record, 0, trainer.global_step
         self._began_at = samples_seen(trainer)
@@ -193,7 +196,7 @@ class EnergyRecord(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the samples; with the other metrics, log the energy where it is measured."""
+        """Count the samples; log ``energy/kwh`` at every logging step if energy is measured."""
         self._samples += batch_size(batch) * trainer.world_size
         step = trainer.global_step
         if step != self._logged and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -204,12 +207,12 @@ class EnergyRecord(pl.Callback):
                 pl_module.log("energy/kwh", kwh, rank_zero_only=True, batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last sum."""
+        """Update the record a last time and stop the meter."""
         self._sum(trainer)
         self._end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Stop without a sum: the other ranks may be gone."""
+        """Stop the meter without a reduction over ranks: other ranks may have exited."""
         self._end()
 
     def _end(self) -> None:
@@ -218,7 +221,7 @@ class EnergyRecord(pl.Callback):
         self.meter = None
 
     def _sum(self, trainer: pl.Trainer) -> None:
-        """Add this stretch, summed over all ranks, to what was there before. A collective: all ranks call it."""
+        """Add the reading, summed over all ranks, to the loaded record. This is a collective: all ranks must call it."""
         if self.meter is None:
             return
         now = self.meter.read()
@@ -234,9 +237,9 @@ class EnergyRecord(pl.Callback):
         record["measured_node_seconds"] += measured
         record["cpu_seconds"] += cpu
         position = samples_seen(trainer)
-        # The position is ahead of our own count while a preempted run saves within the batch.
-        known = position is not None and self._began_at is not None
-        record["samples"] += (position or 0) - (self._began_at or 0) if known else self._samples
+        # A preempted run saves within the batch, when the position is already ahead of ``self._samples``.
+        has_position = position is not None and self._began_at is not None
+        record["samples"] += (position or 0) - (self._began_at or 0) if has_position else self._samples
         if measured:
             record["joules"] = (record["joules"] or 0.0) + joules
             record["source"], record["coverage"] = now.source, now.coverage
@@ -247,16 +250,16 @@ class EnergyRecord(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Bring the record up to this very step; Lightning saves on all ranks, so the sum is safe here."""
+        """Update the record to this step; Lightning calls this hook on all ranks, so the collective cannot hang."""
         self._sum(trainer)
         checkpoint.setdefault("callbacks", {})[self.state_key] = self.state_dict()
 
     def state_dict(self) -> dict[str, Any]:
-        """The record, for the checkpoint."""
+        """Return the record."""
         return dict(self.record)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the record of the checkpoint."""
+        """Load the record of the checkpoint; later updates add to it."""
         self.record = {**_empty_record(), **state_dict}
 
 

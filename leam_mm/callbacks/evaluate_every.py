@@ -1,4 +1,4 @@
-"""Evaluators while training: a callback that runs them on the averaged weights and logs their headline numbers.
+"""Evaluation during training: a callback that runs evaluators on the averaged weights and logs their metrics.
 
 YAML:
 
@@ -30,16 +30,16 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 
 
 class EvaluateEvery(Callback):
-    """Logs each metric of the evaluators under its own name; the training does not notice that it was measured.
+    """Log each metric of the evaluators under its own name, without changing the training state.
 
-    All ranks run the evaluators. Zero-shot and retrieval give each rank its part of the pictures and texts, with the
-    very numbers of one process; others compute the same on every rank, and the first one logs. Weights are evaluated in
-    their own precision, as evaluate.py does. ``evaluate/seconds`` is the time of this measurement, ``time/evaluation``
-    of all of them since the first step, restarts included; the throughput counts neither.
+    All ranks run the evaluators. Zero-shot and retrieval split images and texts over the ranks and give the numbers of
+    a single process. Other evaluators compute the same on every rank. Rank 0 logs. Weights are evaluated in their own
+    precision, as in evaluate.py. ``evaluate/seconds`` is the time of one evaluation and ``time/evaluation`` the sum of
+    all since the first step, including restarts. The throughput counts neither.
 
     Args:
-        evaluators: What to measure.
-        every_n_steps: Optimizer steps between two measurements; the end of the training is measured too.
+        evaluators: Evaluators to run.
+        every_n_steps: Optimizer steps between two evaluations; the last step is evaluated too.
     """
 
     def __init__(self, evaluators: list[Evaluator], every_n_steps: int = 1000) -> None:
@@ -48,17 +48,17 @@ class EvaluateEvery(Callback):
         self._measured, self._seconds = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The step of the last measurement, and the seconds of all."""
+        """Return the step of the last evaluation and the total seconds of all evaluations."""
         return {"measured": self._measured, "seconds": self._seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do not measure the resumed step again."""
+        """Restore both, so that the resumed step is not evaluated again."""
         self._measured, self._seconds = state_dict["measured"], state_dict.get("seconds", 0.0)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure when the interval is full or the training ends."""
+        """Evaluate every ``every_n_steps`` optimizer steps and at the last step."""
         step = trainer.global_step
         due = step % self.every_n_steps == 0 or step == trainer.max_steps
         if due and step != self._measured:
@@ -66,7 +66,7 @@ class EvaluateEvery(Callback):
             self.measure(trainer, pl_module)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the evaluators on the module as it stands and log."""
+        """Run the evaluators on the module in its current state and log the metrics."""
         began = time.monotonic()
         clip = pl_module if isinstance(pl_module, ContrastiveModule) else None
         output = Path(trainer.default_root_dir) / "evaluate_every"
@@ -88,13 +88,13 @@ class EvaluateEvery(Callback):
 
 @contextmanager
 def untouched(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a module into evaluation mode; afterwards each layer's mode and all random states are what they were.
+    """Set a module to evaluation mode, and restore the mode of each layer and all random states on exit.
 
-    A frozen layer inside a training module stays in evaluation mode, which ``module.train()`` would forget.
+    Frozen layers stay in evaluation mode; ``module.train()`` would set them to training mode.
     """
     training = [layer for layer in module.modules() if layer.training]
     module.eval()
-    devices = [device] if device.type == "cuda" else []  # not all of them: each rank would open a context on each
+    devices = [device] if device.type == "cuda" else []  # by default, every rank would open a context on every GPU
     try:
         with torch.random.fork_rng(devices), isolate_rng(include_cuda=False):
             yield

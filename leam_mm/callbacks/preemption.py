@@ -1,8 +1,8 @@
-"""Leaving in good order: USR1 or TERM saves at the next step boundary and exits with its own code.
+"""Preemption: after SIGUSR1 or SIGTERM, save a checkpoint at the next optimizer step and exit with code 75.
 
-Lightning saves inside the signal handler, wherever the step happens to be; collectives there can hang. Here the
-handler sets a flag only. All ranks agree on it after each optimizer step, save together, and leave with exit code 75
-(EX_TEMPFAIL of sysexits.h: "try again later"), which a Slurm script turns into ``scontrol requeue``.
+Lightning saves inside the signal handler, in the middle of a step, where collectives can hang. Here the handler only
+sets a flag. All ranks exchange it after each optimizer step, save together and exit with code 75 (EX_TEMPFAIL in
+sysexits.h: "try again later"). A Slurm script can requeue the job on this code with ``scontrol requeue``.
 """
 
 import atexit
@@ -17,33 +17,33 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from leam_mm.distributed import any_rank
 
 EXIT_CODE = 75
-LAST_SECONDS = 60  # in which a rank that has saved must have ended
+LAST_SECONDS = 60  # time limit for the exit of a rank after saving
 log = logging.getLogger(__name__)
 
 
 class Preemption(Callback):
-    """Save and leave at a step boundary after USR1 or TERM."""
+    """Save a checkpoint and exit after an optimizer step if SIGUSR1 or SIGTERM was received."""
 
     def __init__(self) -> None:
-        """No signal seen yet."""
+        """Register the wait for child ranks at exit."""
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
         self._steps = 0
         self._saved: str | None = None
         self._children: list[subprocess.Popen] = []
-        # Registered before the process group's own end, hence called after it: ending a group takes all ranks.
+        # Registered before the cleanup of the process group, so called after it: the cleanup needs all ranks.
         atexit.register(self._wait_for_children)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """A USR1 before the first step must not kill the run, which is the signal's default."""
+        """Handle SIGUSR1 before the first step; its default action would kill the run."""
         if stage == "fit":
             self._install(signal.SIGUSR1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers, over Lightning's own."""
+        """Install the handlers in place of those of Lightning."""
         self._steps = trainer.global_step
         self._install(signal.SIGUSR1, signal.SIGTERM)
 
@@ -54,27 +54,27 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimizer step, exit if any rank received the signal."""
+        """Save a checkpoint after an optimizer step if any rank received a signal."""
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
         if not any_rank(self.received is not None, pl_module.device):
             return
-        # The other ranks can leave only after the save, in which all ranks meet.
+        # The other ranks can exit only after the save, which synchronizes all ranks.
         self._release_children(trainer)
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
         trainer.save_checkpoint(f"{path}/last.ckpt")
         self._saved = f"{path}/last.ckpt"
 
     def _release_children(self, trainer: Trainer) -> None:
-        """Ranks that Lightning started may leave before this one without having it killed for that."""
+        """Keep Lightning from killing this rank if the ranks that it started exit first."""
         children: list[subprocess.Popen] | None = getattr(trainer.strategy.launcher, "procs", None)
         if children:
             self._children = list(children)
-            children.clear()  # Lightning's observer reads this list and takes each exit code but 0 for a crash
+            children.clear()  # Lightning polls this list and treats every nonzero exit code as a crash
 
     def _wait_for_children(self) -> None:
-        """Whoever started this process may start the next run as soon as it has ended: leave nobody behind."""
+        """Wait for the child ranks: the next run may start as soon as this process ends."""
         for rank in self._children:
             try:
                 rank.wait(timeout=LAST_SECONDS)
@@ -82,13 +82,13 @@ class Preemption(Callback):
                 rank.kill()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Leave before the next batch: by now the loggers have written the last step's row."""
+        """Exit before the next batch, after the loggers have written the metrics of the last step."""
         if self._saved is not None:
-            log.warning("signal received: saved %s, leaving with exit code %d", self._saved, EXIT_CODE)
+            log.warning("signal received: saved %s, exiting with code %d", self._saved, EXIT_CODE)
             raise SystemExit(EXIT_CODE)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the handlers back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
