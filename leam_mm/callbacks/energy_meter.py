@@ -221,7 +221,7 @@ class EnergyRecord(pl.Callback):
         self.meter = None
 
     def _sum(self, trainer: pl.Trainer) -> None:
-        """Add the reading, summed over all ranks, to the loaded record. This is a collective: all ranks must call it."""
+        """Add the reading, summed over all ranks, to the loaded record. A collective: all ranks must call it."""
         if self.meter is None:
             return
         now = self.meter.read()

@@ -1,4 +1,4 @@
-"""Activations computed again in the backward pass instead of kept (1604.06174): a third more work, much less memory.
+"""Gradient checkpointing (arXiv 1604.06174): a third more compute, much less activation memory.
 
 trainer:
   callbacks:
@@ -20,23 +20,23 @@ log = logging.getLogger(__name__)
 
 
 class GradientCheckpointing(Callback):
-    """Keeps only the inputs of the blocks of what is trained; gradients stay the same to the last bit.
+    """Store only the inputs of trained blocks and recompute their activations; gradients are bit-identical.
 
-    Blocks keep their names, sharding and compilation; the random numbers of their dropout are drawn again.
+    Blocks keep their names, sharding and compilation. Dropout uses the same random numbers in the recomputation.
 
     Args:
-        every: Each so many blocks one is computed again; 1 takes all, 2 half of them.
+        every: Checkpoint every n-th block, n >= 1; 1 checkpoints all blocks, 2 half of them.
     """
 
     def __init__(self, every: int = 1) -> None:
         """See the class for the arguments."""
         if every < 1:
-            raise UserError(f"gradient checkpointing: every is {every}: give at least 1")
+            raise UserError(f"GradientCheckpointing: every is {every}: give at least 1")
         self.every = every
         self._chosen: list[nn.Module] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wrap the blocks' forward, after other callbacks have marked blocks for compilation."""
+        """Wrap the forward of the blocks, after other callbacks have marked blocks for compilation."""
         blocks = trained_blocks(pl_module)
         self._chosen = blocks[:: self.every]
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -44,17 +44,17 @@ class GradientCheckpointing(Callback):
         for block in self._chosen:
             forward = block.forward
             if block._compiled_call_impl is not None:
-                # The compiler passes over a block with a checkpoint in it, silently: here it compiles what is inside.
+                # torch.compile silently skips a module that calls checkpoint, so compile the wrapped forward instead.
                 block._compiled_call_impl = None
                 forward = torch.compile(forward, dynamic=dynamic)
             block.forward = partial(checkpoint, forward, use_reentrant=False)
         if blocks:
-            log.info("gradient checkpointing: %d of %d blocks are computed again", len(self._chosen), len(blocks))
+            log.info("gradient checkpointing: %d of %d blocks are recomputed", len(self._chosen), len(blocks))
         else:
             log.warning("gradient checkpointing is not used: the network has no repeated blocks")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the network as it was."""
+        """Restore the original forward of the blocks."""
         for block in self._chosen:
-            del block.forward  # the instance's; its class has its own
+            del block.forward  # removes the instance attribute; the class method remains
         self._chosen = []

@@ -1,4 +1,4 @@
-"""How large gradients and steps are, beside the other metrics.
+"""Norms of gradients and optimizer steps as metrics.
 
 trainer:
   callbacks:
@@ -12,18 +12,18 @@ from torch.optim import Optimizer
 
 
 class GradientNorms(Callback):
-    """Logs, at the steps whose metrics are logged, the norm of all gradients before clipping and the relative step.
+    """Log the gradient norm before clipping and the relative size of the update at every logging step.
 
-    ``gradient/norm`` is the Euclidean norm over all trained weights. ``update/relative`` is the norm of the weights'
-    change in that step over the norm of the weights; around 1e-3 is usual. It needs a copy of the weights for one step.
+    ``gradient/norm`` is the Euclidean norm over all trained weights. ``update/relative`` is the norm of the change of
+    the weights in that step divided by their norm; typical is 1e-3. It needs a copy of the weights during the step.
     """
 
     def __init__(self) -> None:
-        """Nothing is kept between two looks."""
+        """Start without a copy of the weights."""
         self._before: list[tuple[nn.Parameter, Tensor]] = []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """The gradients, before they are clipped, and a copy of the weights."""
+        """Log the gradient norm before clipping and copy the weights."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -32,7 +32,7 @@ class GradientNorms(Callback):
         self._before = [(weight, weight.detach().clone()) for weight in weights]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        """The step that was made."""
+        """Log the relative size of the update and free the copy."""
         if not self._before:
             return
         before, self._before = self._before, []
@@ -43,4 +43,4 @@ class GradientNorms(Callback):
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     total = torch.nn.utils.get_total_norm(tensors)
-    return total.full_tensor() if hasattr(total, "full_tensor") else total  # weights sharded over ranks
+    return total.full_tensor() if hasattr(total, "full_tensor") else total  # gradients or weights sharded over ranks
