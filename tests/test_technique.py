@@ -1,15 +1,23 @@
+"""Techniques: their block steps, losses and weights in training, and their rebuild from a checkpoint."""
+
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor, nn
-from toys.generators import SignLatents, generator_module, randomise_generator, train_generator
+from toys.generators import (
+    build_denoiser,
+    generator_module,
+    sign_generator_section,
+    randomise_generator,
+    save_generator,
+    sign_batch,
+    train_generator,
+)
 
-from leam_mm.checkpoint import EVIDENCE, build_module, load_module
-from leam_mm.data.batch import collate_samples
-from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser, Tokens, UNetDenoiser
+from leam_mm.checkpoint import build_module, load_module
+from leam_mm.denoisers.denoiser import Denoiser, Tokens
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
@@ -17,7 +25,7 @@ from leam_mm.techniques.technique import Technique, TrainingStep
 
 
 class Recorder:
-    """Writes down which block came when, and doubles the tokens that reach the last one."""
+    """Records the calls with the shapes of the tokens."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, int, tuple[int, ...]]] = []
@@ -32,7 +40,7 @@ class Recorder:
 
 
 class HeadOnTokens(Technique):
-    """A weight of its own reads the tokens after the first block; the errors of the upper half are left out."""
+    """A head of its own on the tokens after the first block; the errors of the upper half do not count."""
 
     def __init__(self, strength: float = 0.5) -> None:
         super().__init__()
@@ -67,32 +75,28 @@ class HeadOnTokens(Technique):
 
 
 def batch() -> dict[str, Any]:
-    return collate_samples([SignLatents(8)[number] for number in range(8)])
+    return sign_batch(range(8))
 
 
 def test_steps_run_around_each_block_in_order() -> None:
-    denoiser = PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2)
+    denoiser = build_denoiser("prx")
     recorder = Recorder()
     parts = (torch.randn(3, 4, 8, 6), torch.rand(3), torch.randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool))
     with torch.no_grad():
         assert torch.equal(denoiser(*parts, [recorder]), denoiser(*parts))
     shape = (3, 12, 32)
     assert recorder.seen == [("enter", 0, shape), ("leave", 0, shape), ("enter", 1, shape), ("leave", 1, shape)]
-    unet = UNetDenoiser(4, 12, block_channels=[16, 32], num_heads=2, norm_groups=8)
     with pytest.raises(UserError, match="U-Net"):
-        unet(*parts, [recorder])
+        build_denoiser("unet")(*parts, [recorder])
 
 
-def test_no_technique_is_the_plain_loss_and_one_that_does_nothing_changes_nothing() -> None:
-    plain, idle = (
-        randomise_generator(generator_module()),
-        randomise_generator(generator_module(techniques=[Technique()])),
-    )
+def test_technique_without_effect_leaves_the_loss_unchanged() -> None:
+    plain, idle = (randomise_generator(generator_module(techniques=own)) for own in (None, [Technique()]))
     with torch.no_grad():
         assert torch.equal(plain.sample_losses(batch()), idle.sample_losses(batch()))
 
 
-def test_losses_weights_and_tokens_come_together() -> None:
+def test_technique_reads_tokens_weighs_errors_and_adds_a_loss() -> None:
     module = randomise_generator(generator_module(techniques=[HeadOnTokens(0.5)]))
     technique: Any = module.techniques[0]
     with torch.no_grad():
@@ -104,7 +108,7 @@ def test_losses_weights_and_tokens_come_together() -> None:
     assert (half < randomise_generator(generator_module()).sample_losses(batch())).all()
 
 
-def test_its_weights_are_trained_beside_the_denoisers_and_sampling_does_not_know_it(tmp_path: Path) -> None:
+def test_weights_of_a_technique_are_trained_and_sampling_does_not_use_them(tmp_path: Path) -> None:
     module = generator_module(techniques=[HeadOnTokens()])
     before = module.techniques[0].head.weight.clone()  # type: ignore[union-attr, operator]
     train_generator(module, tmp_path, 2)
@@ -113,29 +117,12 @@ def test_its_weights_are_trained_beside_the_denoisers_and_sampling_does_not_know
     assert "techniques.0.head.weight" in module.state_dict()
 
 
-def test_a_checkpoint_with_a_technique_rebuilds_itself(tmp_path: Path) -> None:
-    section = {
-        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
-        "init_args": {
-            "denoiser": {
-                "class_path": "leam_mm.denoisers.denoiser.PRXDenoiser",
-                "init_args": {"in_channels": 4, "context_dim": 12, "hidden_size": 32, "depth": 1, "num_heads": 2},
-            },
-            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
-            "latent_size": 4,
-            "techniques": [{"class_path": "test_technique.HeadOnTokens", "init_args": {"strength": 0.25}}],
-        },
-    }
-    config = yaml.dump({"model": section})
+def test_checkpoint_with_a_technique_rebuilds_it(tmp_path: Path) -> None:
+    head = {"class_path": "test_technique.HeadOnTokens", "init_args": {"strength": 0.25}}
+    section = sign_generator_section({"depth": 1}, techniques=[head])
     module: Any = build_module(section)
     assert isinstance(module.process, RectifiedFlow)
-    checkpoint: dict[str, Any] = {
-        "state_dict": module.state_dict(),
-        EVIDENCE: {"config": config},
-    }
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "generator.ckpt")
-    again: Any = load_module(tmp_path / "generator.ckpt", LatentDiffusionModule)
+    run = save_generator(module, section, tmp_path / "run")
+    again: Any = load_module(run, LatentDiffusionModule)
     assert again.techniques[0].strength == 0.25
     assert torch.equal(again.techniques[0].head.weight, module.techniques[0].head.weight)

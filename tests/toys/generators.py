@@ -1,16 +1,19 @@
 """Small denoisers and generators, with inputs whose answer is known."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.checkpoint import EVIDENCE
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.batch import collate_samples
 from leam_mm.denoisers.block_step import Tokens
@@ -153,6 +156,32 @@ def denoiser_inputs(size: int = 8, batch: int = 3, length: int = 6) -> tuple[tor
 DEPTH = 5
 
 
+def sign_generator_section(denoiser: dict[str, Any] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Model section of a generator for SignLatents.
+
+    Args:
+        denoiser: The denoiser's whole section, or changes to the arguments of a PRXDenoiser.
+        arguments: More arguments of the generator.
+    """
+    sizes = {"in_channels": 4, "context_dim": CAPTION_WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
+    part = denoiser or {}
+    if "class_path" not in part:
+        part = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": sizes | part}
+    own: dict[str, Any] = {"denoiser": part, "latent_size": 4, "schedule": {"warmup_steps": 0}}
+    own["process"] = {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"}
+    own["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    return {"class_path": "leam_mm.diffusion_module.LatentDiffusionModule", "init_args": own | arguments}
+
+
+def save_generator(module: LatentDiffusionModule, section: dict[str, Any], folder: Path) -> Path:
+    """A run folder as train.py leaves it."""
+    checkpoint = {"state_dict": module.state_dict(), EVIDENCE: {"config": yaml.safe_dump({"model": section})}}
+    module.on_save_checkpoint(checkpoint)
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    return folder
+
+
 class BlockRecorder(Technique):
     """Records the tokens after each block."""
 
@@ -173,7 +202,7 @@ class BlockRecorder(Technique):
         return tokens
 
 
-def sign_batch(numbers: list[int]) -> dict[str, Any]:
+def sign_batch(numbers: Iterable[int]) -> dict[str, Any]:
     """A batch of SignLatents."""
     return collate_samples([SignLatents(64)[number] for number in numbers])
 
