@@ -1,4 +1,4 @@
-"""A generator that starts from a trained one: its very weights, additions alone, rebuilt without the base."""
+"""Denoisers that start from a trained one: same weights, low-rank additions, rebuilt without the base."""
 
 import copy
 import json
@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from diffusers import PRXTransformer2DModel
 from torch import Tensor, nn
-from toys.generators import CAPTION_LENGTH, CAPTION_WIDTH, FakeCaptions, FakeCodec, SignLatents, train_generator
+from toys.generators import (
+    CAPTION_LENGTH,
+    CAPTION_WIDTH,
+    FakeCaptions,
+    FakeCodec,
+    save_generator,
+    sign_batch,
+    sign_generator_section,
+    train_generator,
+)
 from toys.recipes import codec_section, generator_section, stable_recipe
 from toys.runs import assert_same_training, run_recorded
 
 from leam_mm.callbacks.compilation import probe, trained_blocks
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
-from leam_mm.data.batch import collate_samples
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -26,28 +33,15 @@ from leam_mm.files import file_sha256
 
 PATTERNS = ["*.attention.*", "*.*_proj"]
 SIZES = {"in_channels": 4, "context_dim": CAPTION_WIDTH, "hidden_size": 32, "depth": 2, "num_heads": 2}
-BASE = {"class_path": "leam_mm.denoisers.denoiser.PRXDenoiser", "init_args": SIZES}
-
-
-def section(denoiser: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "class_path": "leam_mm.diffusion_module.LatentDiffusionModule",
-        "init_args": {
-            "denoiser": denoiser,
-            "process": {"class_path": "leam_mm.diffusion.rectified_flow.RectifiedFlow"},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-            "latent_size": 4,
-            "schedule": {"warmup_steps": 0},
-            "ema": 0.9,
-        },
-    }
+BASE = sign_generator_section(ema=0.9)
+PRETRAINED = "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser"
 
 
 def tuned_section(base: Path, low_rank: bool = True, **more: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {"weights": str(base), **more}
     if low_rank:
         arguments["low_rank"] = {"rank": 2, "alpha": 6.0, "patterns": PATTERNS}
-    return section({"class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser", "init_args": arguments})
+    return sign_generator_section({"class_path": PRETRAINED, "init_args": arguments}, ema=0.9)
 
 
 def build(part: dict[str, Any]) -> LatentDiffusionModule:
@@ -57,23 +51,14 @@ def build(part: dict[str, Any]) -> LatentDiffusionModule:
     return module
 
 
-def save(module: LatentDiffusionModule, part: dict[str, Any], folder: Path) -> Path:
-    """A run folder as train.py leaves it."""
-    checkpoint = {"state_dict": module.state_dict(), EVIDENCE: {"config": yaml.safe_dump({"model": part})}}
-    module.on_save_checkpoint(checkpoint)
-    (folder / "checkpoints").mkdir(parents=True)
-    torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
-    return folder
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """A trained generator: its average differs from its last weights, and nothing is zero."""
     torch.manual_seed(0)
-    module = build(section(BASE))
+    module = build(BASE)
     for weight in [*module.denoiser.parameters(), *module.ema_denoiser().parameters()]:
         nn.init.normal_(weight, std=0.1)
-    return save(module, section(BASE), tmp_path / "base")
+    return save_generator(module, BASE, tmp_path / "base")
 
 
 def predict(denoiser: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -87,8 +72,8 @@ def predict(denoiser: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return denoiser(latent, torch.tensor([0.2, 0.9], dtype=dtype), state, mask)
 
 
-def stir(denoiser: nn.Module) -> nn.Module:
-    """As after some training: no addition is zero."""
+def randomise_additions(denoiser: nn.Module) -> nn.Module:
+    """Draw the low-rank weights, as if after some training."""
     torch.manual_seed(2)
     for name, weight in denoiser.named_parameters():
         if "low_rank" in name:
@@ -96,7 +81,7 @@ def stir(denoiser: nn.Module) -> nn.Module:
     return denoiser
 
 
-def test_it_starts_from_the_averaged_weights_of_a_run_or_of_a_folder_of_diffusers(base: Path, tmp_path: Path) -> None:
+def test_base_is_the_average_of_a_run_or_a_folder_of_diffusers(base: Path, tmp_path: Path) -> None:
     trained = load_module(base, LatentDiffusionModule)
     wanted = predict(trained.ema_denoiser())
     assert not torch.allclose(wanted, predict(trained.denoiser))
@@ -123,7 +108,7 @@ def test_it_starts_from_the_averaged_weights_of_a_run_or_of_a_folder_of_diffuser
     assert denoiser.origin()["config"]["hidden_size"] == 32
 
 
-def test_the_average_of_a_run_is_taken_not_the_last_weights(base: Path) -> None:
+def test_all_weights_of_the_average_are_loaded_and_trainable(base: Path) -> None:
     full = PretrainedDenoiser(str(base))
     average = load_module(base, LatentDiffusionModule).ema_denoiser().state_dict()
     assert all(torch.equal(value, average[name]) for name, value in full.state_dict().items())
@@ -131,8 +116,8 @@ def test_the_average_of_a_run_is_taken_not_the_last_weights(base: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
-def test_the_plain_model_is_the_sum(base: Path, dtype: torch.dtype, limit: float) -> None:
-    tuned = stir(PretrainedDenoiser(str(base), LowRank(2, 6.0, PATTERNS)).to(dtype))
+def test_plain_model_adds_the_low_rank_product_to_the_weights(base: Path, dtype: torch.dtype, limit: float) -> None:
+    tuned = randomise_additions(PretrainedDenoiser(str(base), LowRank(2, 6.0, PATTERNS)).to(dtype))
     before = {name: value.clone() for name, value in tuned.state_dict().items()}
     plain = PRXDenoiser(**SIZES)
     plain.model = tuned.plain_model()  # type: ignore[operator]
@@ -143,18 +128,12 @@ def test_the_plain_model_is_the_sum(base: Path, dtype: torch.dtype, limit: float
     assert all(torch.equal(value, before[name]) for name, value in tuned.state_dict().items())
 
 
-def test_only_the_additions_are_trained_kept_by_the_optimizer_and_averaged(base: Path, tmp_path: Path) -> None:
+def test_only_the_additions_are_trained_and_averaged(base: Path, tmp_path: Path) -> None:
     module = build(tuned_section(base))
     names = {name for name, weight in module.denoiser.named_parameters() if weight.requires_grad}
     layers = {name.removeprefix("model.").rpartition(".")[0] for name in names}
-    parts = (
-        "attention.img_qkv_proj",
-        "attention.txt_kv_proj",
-        "attention.to_out.0",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
+    parts = [f"attention.{part}" for part in ("img_qkv_proj", "txt_kv_proj", "to_out.0")]
+    parts += ["gate_proj", "up_proj", "down_proj"]
     assert layers == {f"blocks.{number}.{part}" for number in range(2) for part in parts}
     assert names == {f"model.{layer}.low_rank_{part}" for layer in layers for part in ("first", "second")}
     average = {name: value.clone() for name, value in module.ema_denoiser().state_dict().items()}
@@ -171,32 +150,32 @@ def test_only_the_additions_are_trained_kept_by_the_optimizer_and_averaged(base:
         assert name in names or torch.equal(value, frozen[name])
 
 
-def test_a_checkpoint_rebuilds_itself_without_the_base(base: Path, tmp_path: Path) -> None:
+def test_checkpoint_is_rebuilt_without_the_base(base: Path, tmp_path: Path) -> None:
     for low_rank in (True, False):
         part = tuned_section(base, low_rank, gradient_checkpointing=True)
         module = build(part)
-        stir(module.ema_denoiser())
-        run = save(module, part, tmp_path / f"tuned_{low_rank}")
+        randomise_additions(module.ema_denoiser())
+        run = save_generator(module, part, tmp_path / f"tuned_{low_rank}")
         (moved := base.with_name("moved")) and base.rename(moved)
         again = load_module(run, LatentDiffusionModule)
         assert torch.equal(predict(again.ema_denoiser()), predict(module.ema_denoiser()))
         assert again.denoiser.origin() == module.denoiser.origin()
         assert again.denoiser.model.gradient_checkpointing
         moved.rename(base)
-    # What was tuned is a base like any other.
+    # A tuned generator can be a base, too.
     further = PretrainedDenoiser(str(tmp_path / "tuned_True"))
     assert not any(isinstance(layer, LowRankLinear) for layer in further.modules())
     tuned = load_module(tmp_path / "tuned_True", LatentDiffusionModule)
     torch.testing.assert_close(predict(further), predict(tuned.ema_denoiser()), rtol=0, atol=2e-6)
 
 
-def test_a_checkpoint_goes_on_from_its_own_base_only(base: Path, tmp_path: Path) -> None:
+def test_checkpoint_resumes_with_its_own_base_only(base: Path, tmp_path: Path) -> None:
     part = tuned_section(base)
-    run = save(build(part), part, tmp_path / "tuned")
+    run = save_generator(build(part), part, tmp_path / "tuned")
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     build(part).on_load_checkpoint(checkpoint)
     with pytest.raises(UserError, match="trained from other weights"):
-        build(section(BASE)).on_load_checkpoint(checkpoint)
+        build(BASE).on_load_checkpoint(checkpoint)
     del checkpoint[EVIDENCE]["pretrained"]
     with pytest.raises(UserError, match="trained from other weights"):
         build(part).on_load_checkpoint(checkpoint)
@@ -205,7 +184,7 @@ def test_a_checkpoint_goes_on_from_its_own_base_only(base: Path, tmp_path: Path)
         load_module(run)
 
 
-def test_what_is_no_base_is_refused(base: Path, tmp_path: Path) -> None:
+def test_invalid_bases_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is missing: give a generator's run folder"):
         PretrainedDenoiser("nowhere")
     with pytest.raises(
@@ -213,38 +192,36 @@ def test_what_is_no_base_is_refused(base: Path, tmp_path: Path) -> None:
     ):
         PretrainedDenoiser(str(base), LowRank(patterns=["final*"]))
     model: Any = load_module(base, LatentDiffusionModule).ema_denoiser().plain_model()  # type: ignore[operator]
-    model.save_pretrained(tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    for change, reason in (
-        ({"_class_name": "UNet2DConditionModel"}, "only a PRX"),
-        ({"depth": 3}, "not those of its config"),
-    ):
-        (tmp_path / "model" / "config.json").write_text(json.dumps(config | change))
+    folder = tmp_path / "model"
+    config_file, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+
+    def refuse(reason: str) -> None:
         with pytest.raises(UserError, match=reason):
-            PretrainedDenoiser(str(tmp_path / "model"))
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    weights = tmp_path / "model" / "diffusion_pytorch_model.safetensors"
-    intact = weights.read_bytes()
-    weights.write_bytes(intact[:100])
-    with pytest.raises(UserError, match="no loadable safetensors"):
-        PretrainedDenoiser(str(tmp_path / "model"))
-    (tmp_path / "model" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
-        PretrainedDenoiser(str(tmp_path / "model"))
+            PretrainedDenoiser(str(folder))
+
+    model.save_pretrained(folder)
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps(config | {"_class_name": "UNet2DConditionModel"}))
+    refuse("only a PRX")
+    config_file.write_text(json.dumps(config | {"depth": 3}))
+    refuse("not those of its config")
+    config_file.write_text(json.dumps(config))
+    weights.write_bytes(weights.read_bytes()[:100])
+    refuse("no loadable safetensors")
+    config_file.write_text("{")
+    refuse("cannot be read")
     next(model.parameters()).data.fill_(float("nan"))
-    model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match="NaN or infinite"):
-        PretrainedDenoiser(str(tmp_path / "model"))
-    PRXTransformer2DModel.from_config({**config, "resolution_embeds": True}).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="embeds the resolution"):
-        PretrainedDenoiser(str(tmp_path / "other"))
+    model.save_pretrained(folder)
+    refuse("NaN or infinite")
+    PRXTransformer2DModel.from_config({**config, "resolution_embeds": True}).save_pretrained(folder)
+    refuse("embeds the resolution")
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_blocks_take_the_same_steps(base: Path, backend: str) -> None:
+def test_compiled_blocks_take_the_same_training_steps(base: Path, backend: str) -> None:
     if backend == "inductor" and (reason := probe(torch.device("cpu"))):
         pytest.skip(reason)
-    batch = collate_samples([SignLatents(8)[number] for number in range(8)])
+    batch = sign_batch(range(8))
     losses: list[list[float]] = []
     for compiled in (False, True):
         torch.manual_seed(3)
@@ -265,7 +242,7 @@ def test_compiled_blocks_take_the_same_steps(base: Path, backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_ranks_train_the_additions_as_one(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+def test_two_ranks_train_the_additions_as_one_does(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     def run(name: str, model: dict[str, Any] | None = None, *overlays: str) -> Path:
         recipe = stable_recipe(tmp_path / name, toy_shards, toy_tokenizer, max_samples=32)
         return run_recorded({**recipe, "model": model} if model else recipe, *overlays)
@@ -274,8 +251,5 @@ def test_two_ranks_train_the_additions_as_one(tmp_path: Path, toy_shards: Path, 
     part = generator_section(clip, codec)
     base = run("base", part)
     arguments = {"weights": str(base), "low_rank": {"rank": 2, "alpha": 4.0, "patterns": PATTERNS}}
-    part["init_args"]["denoiser"] = {
-        "class_path": "leam_mm.denoisers.pretrained_denoiser.PretrainedDenoiser",
-        "init_args": arguments,
-    }
+    part["init_args"]["denoiser"] = {"class_path": PRETRAINED, "init_args": arguments}
     assert_same_training(run("one", part), run("two", part, "overlay_two_ranks.yaml"))

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from toys.generators import (
     build_denoiser,
     generator_module,
-    sign_generator_section,
     randomise_generator,
     save_generator,
     sign_batch,
+    sign_generator_section,
     train_generator,
 )
 
