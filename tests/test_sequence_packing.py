@@ -118,7 +118,7 @@ def test_each_token_lies_once_at_its_place(blocks: bool) -> None:
 
 @pytest.mark.parametrize("lengths", [(0, 3), (3, PACKED_LENGTH + 1)])
 def test_lengths_that_do_not_fit_the_text_are_refused(lengths: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="tokens do not lie in 20 columns"):
+    with pytest.raises(ValueError, match="tokens do not fit in 20 columns"):
         Packing(torch.tensor(lengths), PACKED_LENGTH, CPU)
 
 
@@ -167,7 +167,7 @@ def test_a_cpu_runs_groups_and_one_line_says_so(caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, logger="leam_mm.encoders.sequence_packing"):
         assert not any(_blocks(CPU, torch.float32, 8) for _ in range(3))
     assert (
-        len(caplog.records) == 1 and "groups of similar length" in caplog.text and "no kernels for a cpu" in caplog.text
+        len(caplog.records) == 1 and "groups of similar length" in caplog.text and "no kernels for cpu" in caplog.text
     )
 
 

@@ -91,8 +91,8 @@ def test_states_need_a_causal_tower() -> None:
     ("text", "tokenizer", "message"),
     [
         ({}, {"end": 2, "pad": 0}, "id 2, not the highest"),
-        ({"pool_type": "eos", "eos_id": 3}, {"end": 2, "pad": 0}, "id 2, the text tower pools at 3"),
-        (SIGLIP, {"end": 1, "pad": 0}, "pads with id 0, the text tower was trained with 1"),
+        ({"pool_type": "eos", "eos_id": 3}, {"end": 2, "pad": 0}, "id 2, but the text tower pools at 3"),
+        (SIGLIP, {"end": 1, "pad": 0}, "pads with id 0, but the text tower was trained with 1"),
     ],
 )
 def test_tokenizers_of_other_towers_are_refused(text: dict[str, Any], tokenizer: dict[str, int], message: str) -> None:

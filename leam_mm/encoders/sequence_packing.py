@@ -1,10 +1,10 @@
-"""Captions without padding: a batch is one sequence of tokens, in which each caption attends to itself alone.
+"""Sequence packing: the captions of a batch form one sequence without padding, and each attends only to itself.
 
-Linear layers, norms and MLPs see tokens only. Attention runs as xformers' block-diagonal kernel where a probe on the
-real device succeeds. Elsewhere captions lie sorted, neighbours of similar length form a group, and each group is a
-plain batch for torch's attention: a view of the sequence, filled up to the group's longest with a few tokens that
-causal attention never looks back at. Both run inside open_clip's own blocks, so that their weights, variants
-(LayerScale, QuickGELU), checkpointing, compilation and sharding stay theirs.
+Linear layers, norms and MLPs compute no padding. Attention uses xformers' block-diagonal kernel if a probe on the
+device succeeds. Otherwise captions are sorted by length and split into groups of similar length. Each group is a view
+of the sequence and a batch for torch's attention. It is padded at the end to its longest caption, which causal
+attention never reads. Both run inside open_clip's own blocks, so weights, variants (LayerScale, QuickGELU),
+checkpointing, compilation and sharding work unchanged.
 """
 
 import logging
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-FILLING = 32  # tokens of filling that cost about as much as one more call of the attention (measured on a CPU)
+FILLING = 32  # padding tokens that cost about as much as one more attention call (measured on a CPU)
 Group = tuple[int, int]
-"""Captions, and tokens of each."""
+"""Number of captions, and tokens of each."""
 
 
 class Packing:
-    """Where the captions of a batch lie in one sequence. It takes the place of a mask in open_clip's blocks.
+    """Layout of the captions of a batch in one sequence, passed to open_clip's blocks instead of a mask.
 
     Args:
-        length: Tokens of each caption, (B,) int64 on the host: what a GPU is to do is planned without asking it.
-        columns: Of the padded text that is packed.
-        device: Of the text.
-        blocks: Keep the captions' order and make xformers' mask; else sort them into groups.
+        length: (B,) int64 on the CPU, tokens of each caption. No GPU synchronisation is needed.
+        columns: L, columns of the padded text.
+        device: Device of the text.
+        blocks: Keep the order of the captions and build xformers' mask; otherwise sort them into groups.
     """
 
     def __init__(self, length: Tensor, columns: int, device: torch.device, blocks: bool = False) -> None:
@@ -40,17 +40,17 @@ class Packing:
         order = torch.arange(len(length)) if blocks else length.argsort(stable=True)
         lengths = length[order]
         if not 1 <= int(length.min()) <= int(length.max()) <= columns:
-            raise ValueError(f"captions of {length.min()} to {length.max()} tokens do not lie in {columns} columns")
+            raise ValueError(f"captions of {length.min()} to {length.max()} tokens do not fit in {columns} columns")
         self.groups = [] if blocks else group_lengths(lengths.tolist())
         counts, tokens = zip(*self.groups, strict=True) if self.groups else ((), ())
         width = lengths if blocks else torch.tensor(tokens).repeat_interleave(torch.tensor(counts))
         start = width.cumsum(0) - width
-        place = torch.arange(int(width.sum())) - start.repeat_interleave(width)
-        token = (order * columns).repeat_interleave(width) + place
+        position = torch.arange(int(width.sum())) - start.repeat_interleave(width)
+        token = (order * columns).repeat_interleave(width) + position
         last = torch.empty_like(order).scatter_(0, order, start + lengths - 1)
-        index = torch.cat([token, place, last])
+        index = torch.cat([token, position, last])
         index = (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
-        self.token, self.place, self.last = index.split([len(token), len(place), len(last)])
+        self.token, self.place, self.last = index.split([len(token), len(position), len(last)])
         self.bias: Any = None
         if blocks:
             from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
@@ -58,22 +58,22 @@ class Packing:
             self.bias = BlockDiagonalCausalMask.from_seqlens(lengths.tolist(), device=device)
 
     def to(self, dtype: torch.dtype) -> "Packing":
-        """Open_clip casts its masks; a packing has no numbers to cast."""
+        """Return self; open_clip casts masks to ``dtype``, but a packing holds only indices."""
         return self
 
 
 def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]:
-    """Cut sorted lengths into groups: a new one wherever filling up the last would cost more than it.
+    """Split sorted lengths into groups with the lowest cost of padding and of attention calls.
 
     Args:
-        lengths: Ascending.
-        filling: Tokens that cost as much as one more group.
+        lengths: Lengths in tokens, ascending.
+        filling: Padding tokens that cost as much as one more group.
 
     Returns:
-        Captions of each group and tokens of its longest, in the same order.
+        Number of captions and longest length of each group, in the same order.
     """
     runs = [(len(list(run)), length) for length, run in groupby(lengths)]
-    # Cheapest way to cut the first n runs: (cost, place of the last cut).
+    # Lowest cost of splitting the first n runs: (cost, index of the last split).
     best: list[tuple[int, int]] = [(0, 0)]
     for end in range(1, len(runs) + 1):
         cost, cheapest, first = 0, None, end
@@ -85,7 +85,7 @@ def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]
             if cheapest is None or total < cheapest[0]:
                 cheapest = (total, first)
             if cheapest[0] < cost:
-                break  # more runs only cost more
+                break  # longer groups cost more
         assert cheapest is not None
         best.append(cheapest)
     groups: list[Group] = []
@@ -99,7 +99,7 @@ def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]
 
 @torch.compiler.disable
 def attend(mixed: Tensor, packing: Packing, heads: int) -> Tensor:
-    """Causal attention within each caption: (1, T, 3 E) queries, keys and values -> (1, T, E)."""
+    """Compute causal attention within each caption: (1, T, 3 E) queries, keys and values -> (1, T, E)."""
     if packing.bias is not None:
         from xformers.ops import memory_efficient_attention
 
@@ -116,10 +116,10 @@ def attend(mixed: Tensor, packing: Packing, heads: int) -> Tensor:
 
 
 class PackedAttention(nn.MultiheadAttention):
-    """Self-attention with torch's own weights that takes a Packing where a mask would stand."""
+    """Self-attention of torch that also accepts a Packing as ``attn_mask``."""
 
     def project(self, tokens: Tensor) -> Tensor:
-        """Queries, keys and values side by side: (..., E) -> (..., 3 E)."""
+        """Return concatenated queries, keys and values: (..., E) -> (..., 3 E)."""
         return F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
 
     def forward(  # type: ignore[override]
@@ -130,34 +130,34 @@ class PackedAttention(nn.MultiheadAttention):
         need_weights: bool = False,
         attn_mask: Tensor | Packing | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Packed where a Packing says so, else as torch does it."""
+        """Attend within the captions of a Packing; with any other mask, call torch's forward."""
         if not isinstance(attn_mask, Packing):
             return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
         return self.out_proj(attend(self.project(query), attn_mask, self.num_heads)), None
 
 
 def enable_packing(transformer: nn.Module) -> str:
-    """Let the blocks of an open_clip transformer take a Packing; weights, names and places stay.
+    """Make the blocks of an open_clip transformer accept a Packing; weights and names do not change.
 
     Returns:
-        "" if they do now, else the name of what cannot.
+        "" on success, otherwise the types of the block and attention that are not supported.
     """
     blocks = list(transformer.resblocks)  # type: ignore[arg-type]
     for block in blocks:
         if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
             return f"{type(block).__name__} with {type(block.attn).__name__}"
     for block in blocks:
-        block.attn.__class__ = PackedAttention  # the same object, taught one more way to be called
+        block.attn.__class__ = PackedAttention  # the object stays the same
     return ""
 
 
 def packed_states(tower: Any, text: Tensor, text_length: Tensor) -> tuple[Tensor, Packing]:
-    """Hidden states after the final layer norm of all tokens, (T, E), and where they lie.
+    """Return the hidden states (T, E) of all tokens after the final layer norm, and their Packing.
 
     Args:
         tower: A CLIP or TextTransformer of open_clip with causal attention.
         text: (B, L) int64.
-        text_length: (B,) int64 on the host.
+        text_length: (B,) int64 on the CPU.
     """
     attention = tower.transformer.resblocks[0].attn
     device_type, weight = text.device.type, tower.positional_embedding
@@ -170,44 +170,44 @@ def packed_states(tower: Any, text: Tensor, text_length: Tensor) -> tuple[Tensor
 
 @lru_cache
 def _blocks(device: torch.device, dtype: torch.dtype, size: int) -> bool:
-    """Whether xformers runs here, found out and said once."""
+    """Return whether xformers is used; probe and log once per device, dtype and head size."""
     reason = probe_block_diagonal(device, dtype, size)
-    kernel, why = ("groups of similar length", f"xformers not used: {reason}") if reason else ("xformers", "it agrees")
+    kernel, why = ("groups of similar length", f"xformers not used: {reason}") if reason else ("xformers", "it works")
     logger.info("attention of packed captions on %s in %s: %s (%s)", device, dtype, kernel, why)
     return not reason
 
 
 def probe_block_diagonal(device: torch.device, dtype: torch.dtype, size: int) -> str:
-    """Run xformers' block-diagonal causal attention forward and backward on three short captions, beside torch's.
+    """Compare xformers' block-diagonal causal attention to torch's on three short captions, forward and backward.
 
     Args:
-        device: On which the captions will be read.
-        dtype: In which.
+        device: Device of the text tower.
+        dtype: Data type of the attention.
         size: Channels per head.
 
     Returns:
-        "" if it works and agrees, else the reason why not.
+        "" if both agree, otherwise the reason.
     """
     if device.type != "cuda":  # ROCm devices are called cuda too
-        return f"it has no kernels for a {device.type}"
+        return f"it has no kernels for {device.type} devices"
     try:
         worst = _deviation(device, dtype, size)
     except (ImportError, OSError, NotImplementedError, ValueError, RuntimeError) as error:
         lines = str(error).strip().splitlines()
-        return f"its probe with heads of {size} channels failed ({lines[0] if lines else type(error).__name__})"
+        return f"the probe with heads of {size} channels failed ({lines[0] if lines else type(error).__name__})"
     if not worst < 0.05:  # a wrong mask is off by about 1, half precision by 0.01
-        return f"its probe with heads of {size} channels deviates from torch by {worst:.2g}"
+        return f"the probe with heads of {size} channels deviates from torch by {worst:.2g}"
     return ""
 
 
 def _deviation(device: torch.device, dtype: torch.dtype, size: int) -> float:
-    """Largest difference of xformers to groups over output and gradients, for captions of 5, 1 and 9 tokens."""
+    """Return the largest relative difference of xformers and groups, for captions of 5, 1 and 9 tokens."""
     lengths = torch.tensor([5, 1, 9])
     mixed = torch.randn(1, 15, 6 * size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     answers = []
     for blocks in (True, False):
         packing, leaf = Packing(lengths, 9, device, blocks), mixed.clone().requires_grad_()
-        # The same tokens in the order and width of this packing; filling repeats its caption's last token.
+        # The same tokens in the layout of this packing; padding repeats the last token of its caption.
         caption = packing.token // 9
         start, room = (torch.tensor(values, device=device)[caption] for values in ([0, 5, 6], [4, 0, 8]))
         out = attend(leaf[:, start + packing.place.minimum(room)], packing, 2)[:, packing.last]

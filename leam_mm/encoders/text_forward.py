@@ -1,7 +1,7 @@
-"""How captions go through a text tower of open_clip, without computing padding where that changes nothing.
+"""Forward passes of open_clip's text towers, which skip padding if that does not change the embeddings.
 
-Causal towers read packed captions. Hugging Face's towers mask their padding, so groups of similar length are cut to
-their longest. What looks at its padding (SigLIP's towers do) is read whole, as open_clip reads it.
+Causal towers use packed captions. Hugging Face's towers mask padding, so they use groups of captions of similar length,
+each cut to its longest. Towers that attend to padding (SigLIP's do) use the full context length, as in open_clip.
 """
 
 import logging
@@ -18,29 +18,29 @@ from leam_mm.encoders.sequence_packing import enable_packing, group_lengths, pac
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
-GROUP_FILLING = 256  # tokens of filling that cost about as much as one more pass through a whole tower
+GROUP_FILLING = 256  # padding tokens that cost about as much as one more forward pass of a tower
 
 
 class TextForward:
-    """The way of captions through the text tower of ``clip``, which is handed over with each call."""
+    """Base class of the forward passes through the text tower of ``clip``, which each method takes."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
-        """Captions (B, L) int64 with lengths (B,), best on the host -> (B, D), not yet of unit length."""
-        raise NotImplementedError(f"{type(self).__name__} must say how captions are embedded")
+        """Embed captions: (B, L) int64 with lengths (B,), preferably on the CPU -> (B, D), not normalised."""
+        raise NotImplementedError(f"{type(self).__name__} must implement embed")
 
     def states(self, clip: Any, text: Tensor) -> Tensor:
-        """Hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
-        raise UserError(f"the text tower {type(text_tower(clip)).__name__} gives no states of single tokens")
+        """Return hidden states after the final layer norm: (B, L) int64 -> (B, L, E)."""
+        raise UserError(f"the text tower {type(text_tower(clip)).__name__} has no token states: use a causal tower")
 
     def check(self, clip: Any, tokenizer: Tokenizer) -> None:
-        """Refuse a tokenizer whose padding or end token this tower does not know."""
+        """Raise UserError if the tokenizer's padding or end token does not fit this tower."""
 
 
 class PackedForward(TextForward):
-    """Causal towers: the state of the end token does not depend on what follows."""
+    """Packed captions for causal towers, where the state of the end token does not depend on the padding."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
-        """Packed where the lengths are known on the host; a device is not asked for them, which would make it wait."""
+        """Embed packed captions if the lengths are on the CPU, otherwise padded ones to avoid a synchronisation."""
         tower = text_tower(clip)
         if text_length.device.type == "cpu":
             states, packing = packed_states(tower, text, text_length)
@@ -54,61 +54,64 @@ class PackedForward(TextForward):
         return projection(last) if isinstance(projection, nn.Module) else last @ projection
 
     def states(self, clip: Any, text: Tensor) -> Tensor:
-        """Of the padding too, which means nothing."""
+        """Return hidden states (B, L, E); ignore those of the padding."""
         tower, length = text_tower(clip), text.shape[1]
         states = tower.token_embedding(text) + tower.positional_embedding[:length]
         mask = tower.attn_mask[:length, :length].to(states.dtype)
         return tower.ln_final(tower.transformer(states, attn_mask=mask))
 
     def check(self, clip: Any, tokenizer: Tokenizer) -> None:
-        """The end token is where open_clip pools."""
+        """Raise UserError if open_clip does not pool at the tokenizer's end token."""
         tower = text_tower(clip)
         pool, wanted = _pooling(tower)
         if pool == "argmax" and tokenizer.end != tokenizer.vocabulary - 1:
             raise UserError(
                 f"{tokenizer.path}: the end token has id {tokenizer.end}, not the highest "
-                f"({tokenizer.vocabulary - 1}), where this tower pools: retrain it"
+                f"({tokenizer.vocabulary - 1}), where this tower pools: retrain the tokenizer"
             )
         if pool == "eos" and tokenizer.end != wanted:
-            raise UserError(f"{tokenizer.path}: the end token has id {tokenizer.end}, the text tower pools at {wanted}")
+            raise UserError(
+                f"{tokenizer.path}: the end token has id {tokenizer.end}, but the text tower pools at {wanted}: "
+                "use the tokenizer of this tower"
+            )
 
 
 class GroupedForward(TextForward):
-    """Towers of Hugging Face: groups of similar length, each cut to its longest caption."""
+    """Groups of captions of similar length for Hugging Face's towers, each cut to its longest caption."""
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
-        """In groups where the lengths are known on the host."""
+        """Embed captions in groups if the lengths are on the CPU, otherwise as one batch."""
         if text_length.device.type != "cpu":
             return clip.text(text)
         order = text_length.argsort(stable=True)
         groups = group_lengths(text_length[order].tolist(), GROUP_FILLING)
-        moved, place = order.to(text.device, non_blocking=True), order.argsort().to(text.device, non_blocking=True)
+        moved, index = order.to(text.device, non_blocking=True), order.argsort().to(text.device, non_blocking=True)
         rows = text[moved].split([count for count, _ in groups])
         parts = [clip.text(part[:, :length]) for part, (_, length) in zip(rows, groups, strict=True)]
-        return torch.cat(parts)[place]
+        return torch.cat(parts)[index]
 
     def states(self, clip: Any, text: Tensor) -> Tensor:
-        """The tower's last hidden states; those of the padding mean nothing."""
+        """Return the last hidden states (B, L, E); ignore those of the padding."""
         tower = clip.text
         mask = (text != tower.config.pad_token_id).long()
         return tower.transformer(input_ids=text, attention_mask=mask).last_hidden_state
 
     def check(self, clip: Any, tokenizer: Tokenizer) -> None:
-        """The tower tells padding by its id."""
+        """Raise UserError if the tokenizer's padding is not the tower's, which masks it by its id."""
         wanted = clip.text.config.pad_token_id
         if tokenizer.pad != wanted:
             raise UserError(
-                f"{tokenizer.path} pads with id {tokenizer.pad}, the text tower takes {wanted} for padding: give the "
-                "tokenizer that belongs to it"
+                f"{tokenizer.path} pads with id {tokenizer.pad}, but the text tower masks id {wanted}: use the "
+                "tokenizer of this tower"
             )
 
 
 class PaddedForward(TextForward):
-    """Towers whose embedding depends on the padding: all of the context, as open_clip does it.
+    """Full context length, as in open_clip, for towers whose embedding depends on the padding.
 
     Args:
-        context_length: L.
-        pad: Id of the padding.
+        context_length: L, tokens per caption.
+        pad: Id of the padding token.
     """
 
     def __init__(self, context_length: int, pad: int) -> None:
@@ -116,30 +119,30 @@ class PaddedForward(TextForward):
         self.context_length, self.pad = context_length, pad
 
     def embed(self, clip: Any, text: Tensor, text_length: Tensor) -> Tensor:
-        """Filled up again to the context; lengths do not matter."""
+        """Embed captions after padding them to the context length; ``text_length`` is ignored."""
         return clip.encode_text(F.pad(text, (0, self.context_length - text.shape[1]), value=self.pad))
 
     def check(self, clip: Any, tokenizer: Tokenizer) -> None:
-        """The padding is looked at, so it must be the right one."""
+        """Raise UserError if the tokenizer's padding is not the tower's, since it changes the embedding."""
         if tokenizer.pad != self.pad:
             raise UserError(
-                f"{tokenizer.path} pads with id {tokenizer.pad}, the text tower was trained with {self.pad}: give the "
-                "tokenizer that belongs to it"
+                f"{tokenizer.path} pads with id {tokenizer.pad}, but the text tower was trained with {self.pad}: "
+                "use the tokenizer of this tower"
             )
 
 
 def text_tower(clip: Any) -> Any:
-    """The text tower; open_clip's older kind keeps its parts in the model itself."""
+    """Return the text tower: a CLIP itself, which holds the layers of its text tower, or ``clip.text``."""
     return clip if isinstance(clip, CLIP) else clip.text
 
 
 def choose_text_forward(clip: Any, context_length: int, pad: int) -> TextForward:
-    """The way that computes least among those that are exact for this tower; one log line where padding must stay.
+    """Return the fastest forward pass that is exact for this tower; log one line if padding must be computed.
 
     Args:
-        clip: A CLIP or CustomTextCLIP of open_clip; its blocks are taught to take packed captions.
-        context_length: L.
-        pad: Id of the padding where the config names one.
+        clip: A CLIP or CustomTextCLIP of open_clip; its blocks are changed to accept packed captions.
+        context_length: L, tokens per caption.
+        pad: Id of the padding token in the config, or 0.
     """
     tower = text_tower(clip)
     if isinstance(tower, HFTextEncoder):
@@ -148,19 +151,19 @@ def choose_text_forward(clip: Any, context_length: int, pad: int) -> TextForward
     if tower.attn_mask is None:
         reason = "its attention is not causal"
     elif getattr(tower, "cls_emb", None) is not None:
-        reason = "it has a class token behind the caption"
+        reason = "it has a class token after the caption"
     elif pool not in ("argmax", "eos"):
         reason = f"it pools by {pool}"
     else:
         reason = enable_packing(tower.transformer)
     if not reason:
         return PackedForward()
-    log.info("text tower: captions are read with all of their padding, for %s", reason)
+    log.info("text tower: captions are padded to the context length (%s)", reason)
     return PaddedForward(context_length, pad)
 
 
 def _pooling(tower: Any) -> tuple[str, int]:
-    """Where the tower pools, and the end token that it looks for."""
+    """Return the tower's pooling type and the id of its end token."""
     if isinstance(tower, CLIP):
         return tower.text_pool_type, tower.text_eos_id
     return tower.pool_type, tower.eos_id
