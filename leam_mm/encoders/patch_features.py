@@ -1,7 +1,7 @@
 """Patch features of a frozen image encoder, for representation alignment (REPA, 2410.06940).
 
-The encoder comes from a run or checkpoint of contrastive training, from weights that open_clip knows, or from a folder
-of transformers with a vision transformer (DINOv2, DINOv3, SigLIP; safetensors only). Nothing is downloaded.
+The encoder is a run or checkpoint of contrastive training, weights of open_clip, or a folder with a vision transformer
+saved by transformers (DINOv2, DINOv3, SigLIP; safetensors only). Nothing is downloaded.
 """
 
 import json
@@ -29,10 +29,10 @@ class PatchFeatures(nn.Module):
     """Patch tokens after the last norm, without class tokens; frozen, always in evaluation mode.
 
     Args:
-        tower: The network, a submodule.
-        read: Computes tokens (B, N, D) of normalised images (B, 3, H, W) with that network.
-        patch: Pixels per side of a token.
-        size: Side in pixels of the square images that the tower was trained with.
+        tower: Network that ``read`` uses, registered as a submodule.
+        read: Function from normalised images (B, 3, H, W) to tokens (B, N, D).
+        patch: Pixels per side of a patch.
+        size: Side in pixels of the square images of the tower's training.
         mean: Mean per channel, in [0, 1].
         std: Standard deviation per channel, in [0, 1].
         sha256: SHA-256 of the weights.
@@ -52,13 +52,13 @@ class PatchFeatures(nn.Module):
         self.register_buffer("std", std.detach().float().cpu().clone(), persistent=False)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return h, w in tokens for an image: in its aspect ratio, about as many as in the tower's training."""
+        """Return h, w in tokens, with the image's aspect ratio and about as many tokens as in the tower's training."""
         scale = self.size / (math.sqrt(height * width) * self.patch)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
-        """Return the tokens of images of one shape, after resizing them to whole patches.
+        """Return the patch tokens of images, resized to whole patches.
 
         Args:
             image: (B, 3, H, W) in [-1, 1].
@@ -67,7 +67,7 @@ class PatchFeatures(nn.Module):
             (B, N, D) float32, N = h w of `grid`, in row-major order.
 
         Raises:
-            UserError: The encoder cannot take this size, or gives no patch tokens.
+            UserError: The encoder does not support this size, or returns no patch tokens.
         """
         h, w = self.grid(*image.shape[-2:])
         wanted = (h * self.patch, w * self.patch)
@@ -78,8 +78,8 @@ class PatchFeatures(nn.Module):
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"the image encoder cannot take images of {wanted[1]} x {wanted[0]} pixels "
-                f"({str(error).strip().split(chr(10))[0][:160]}): give --feature-size, or an encoder that interpolates "
-                "positions"
+                f"({str(error).strip().split(chr(10))[0][:160]}): give --feature-size, or use an encoder that "
+                "interpolates positions"
             ) from None
         if tokens.shape[1] != h * w:
             raise UserError(
@@ -93,12 +93,12 @@ class PatchFeatures(nn.Module):
 
 
 def open_patch_features(path: str, size: int | None = None) -> PatchFeatures:
-    """Open the image encoder at a path.
+    """Load the image encoder at a path.
 
     Args:
-        path: Run or checkpoint of contrastive training; folder, file or NAME:TAG of open_clip; or a folder that
-            transformers saved.
-        size: Side of the images in pixels; None takes the encoder's own.
+        path: Run or checkpoint of contrastive training; folder, file or NAME:TAG of open_clip; or a folder saved by
+            transformers.
+        size: Side of the images in pixels; None uses the encoder's own.
     """
     folder = Path(path)
     checkpoint = folder.suffix == ".ckpt" or any(
@@ -122,7 +122,7 @@ def open_patch_features(path: str, size: int | None = None) -> PatchFeatures:
 
 
 def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
-    """Wrap the image tower of a model of open_clip."""
+    """Return the patch features of an open_clip image tower."""
     tower, own = encoder.clip.visual, (encoder.image_size, encoder.image_mean, encoder.image_std, sha256)
     if isinstance(tower, VisionTransformer):
         return PatchFeatures(tower, lambda image: _open_clip_tokens(tower, image), tower.patch_size[0], *own)
@@ -138,7 +138,7 @@ def _from_dual_encoder(encoder: Any, sha256: str) -> PatchFeatures:
 
 
 def _open_clip_tokens(tower: VisionTransformer, image: Tensor) -> Tensor:
-    """Return the last block's tokens after the norm that open_clip applies to the class token."""
+    """Return the patch tokens of the last block, after the norm that open_clip applies to the class token."""
     states = tower.transformer(image_tokens(tower, image, None, 0.0))
     if tower.attn_pool is None and not tower.final_ln_after_pool:
         states = tower.ln_post(states)
@@ -146,7 +146,7 @@ def _open_clip_tokens(tower: VisionTransformer, image: Tensor) -> Tensor:
 
 
 def _from_transformers(folder: Path) -> PatchFeatures:
-    """Wrap a vision transformer that transformers saved, with the preprocessing config beside it."""
+    """Return the patch features of a vision transformer saved by transformers with its preprocessing config."""
     model = transformers_model(str(folder), texts=False)
     tower: Any = getattr(model, "vision_model", model)
     config, file = tower.config, folder / "preprocessor_config.json"

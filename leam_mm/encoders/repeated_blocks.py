@@ -1,13 +1,13 @@
-"""The repeated blocks of a network: what optimizers, sharding and compilation treat one by one."""
+"""Repeated blocks of a network, the units of layer decay, Muon, sharding and compilation."""
 
 from torch import nn
 
 
 def repeated_blocks(module: nn.Module) -> list[nn.Module]:
-    """The members of the outermost lists or sequences of modules that have layers of their own.
+    """Return the members of the outermost ModuleList and Sequential modules that have submodules.
 
-    So the blocks of a transformer and the stages of a convolutional network; not the layers of a stem or a head, which
-    stand in a sequence too, and not embeddings.
+    These are the blocks of a transformer or the stages of a convolutional network. Embeddings are not included, nor are
+    the single layers in the Sequential of a stem or head.
     """
     found: list[nn.Module] = []
     for child in module.children():
