@@ -81,8 +81,8 @@ def test_its_minimum_is_the_velocity_lengthened_and_moved() -> None:
     step = TrainingStep({}, torch.arange(2), clean, noise, time, target, process, free)
     for _ in range(200):
         loss = ContrastiveFlow(weight).weigh((free - target).square(), step).sum()
-        (slope,) = torch.autograd.grad(loss, free)
-        free.data.sub_(0.3 * slope)
+        (gradient,) = torch.autograd.grad(loss, free)
+        free.data.sub_(0.3 * gradient)
     torch.testing.assert_close(free.detach(), (target - weight * target.flip(0)) / (1 - weight))
 
 
@@ -90,9 +90,9 @@ def test_parts_of_a_batch_have_the_gradients_of_the_whole() -> None:
     """As ranks and accumulated batches do; test_representation_alignment.py lets two ranks do it."""
     module = randomise_generator(generator_module(techniques=[ContrastiveFlow(0.3)], ema=None)).double()
 
-    def slopes(first: int, count: int) -> list[Tensor]:
+    def gradients(first: int, count: int) -> list[Tensor]:
         data = {n: value.double() if value.is_floating_point() else value for n, value in batch(first, count).items()}
         return list(torch.autograd.grad(module.sample_losses(data).mean(), list(module.parameters())))
 
-    for whole, one, two in zip(slopes(0, 8), slopes(0, 4), slopes(4, 4), strict=True):
+    for whole, one, two in zip(gradients(0, 8), gradients(0, 4), gradients(4, 4), strict=True):
         torch.testing.assert_close((one + two) / 2, whole, rtol=1e-12, atol=1e-14)

@@ -59,13 +59,13 @@ def test_the_models_are_fed_as_diffusers_pipelines_feed_them() -> None:
 @pytest.mark.parametrize("kind", CASES)
 def test_gradient_checkpointing_changes_no_gradient(kind: str) -> None:
     parts = denoiser_inputs(size=4)
-    slopes = []
+    gradients = []
     for checkpointing in (False, True):
         denoiser = fill_zero_weights(build_denoiser(kind, gradient_checkpointing=checkpointing)).train()
         denoiser(*parts).square().sum().backward()
-        slopes.append([value.grad for value in denoiser.parameters() if value.grad is not None])
-    assert len(slopes[0]) == len(slopes[1]) > 10
-    for plain, recomputed in zip(*slopes, strict=True):
+        gradients.append([value.grad for value in denoiser.parameters() if value.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
 
 
@@ -91,8 +91,8 @@ def test_sizes_that_do_not_fit_are_named() -> None:
         build_denoiser("prx")(latent, time, state, mask)
 
 
-def told(side: int | None) -> PRXDenoiser:
-    """A denoiser with random weights, told of sizes where a side is given."""
+def sized_denoiser(side: int | None) -> PRXDenoiser:
+    """A denoiser with random weights, and size conditioning if a side is given."""
     torch.manual_seed(0)
     made = PRXDenoiser(4, 12, hidden_size=32, depth=2, num_heads=2, size_conditioning=side)
     for name, value in made.model.named_parameters():
@@ -102,7 +102,7 @@ def told(side: int | None) -> PRXDenoiser:
 
 
 def test_sizes_change_nothing_before_training_and_everything_after() -> None:
-    plain, made = told(None), told(64)
+    plain, made = sized_denoiser(None), sized_denoiser(64)
     assert plain.size_conditioning is None and made.size_conditioning is not None
     torch.manual_seed(1)
     inputs = torch.randn(3, 4, 4, 6), torch.rand(3), torch.randn(3, 5, 12), torch.ones(3, 5, dtype=torch.bool)
@@ -112,13 +112,13 @@ def test_sizes_change_nothing_before_training_and_everything_after() -> None:
         nn.init.normal_(made.size_conditioning.out.weight, std=0.2)
         apart = (made(*inputs, size=sizes) - plain(*inputs)).abs().amax((1, 2, 3))
         assert torch.all(apart > 1e-3)
-        # One for all is each one's; without any, a whole picture of the side is meant.
+        # One for all is each one's; without any, a whole image of that side is assumed.
         assert torch.allclose(made(*inputs)[0], made(*inputs, size=sizes)[0], atol=1e-6)
         assert torch.allclose(made(*inputs, size=sizes[2])[2], made(*inputs, size=sizes)[2], atol=1e-6)
 
 
-def test_the_plain_model_predicts_as_one_that_is_told_of_a_whole_picture(tmp_path: Path) -> None:
-    made = told(96)
+def test_the_plain_model_predicts_as_one_conditioned_on_a_whole_image(tmp_path: Path) -> None:
+    made = sized_denoiser(96)
     assert made.size_conditioning is not None
     nn.init.normal_(made.size_conditioning.out.weight, std=0.3)
     nn.init.normal_(made.size_conditioning.out.bias, std=0.3)

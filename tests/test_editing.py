@@ -97,7 +97,7 @@ def test_remaining_times_start_at_the_strength() -> None:
 
 @pytest.mark.parametrize("sampler", [sample_euler, sample_heun])
 def test_the_exact_flow_gives_the_picture_back_at_any_strength(sampler: Any) -> None:
-    """With the velocity of one picture's own path, noise - clean, a straight line leads back to it."""
+    """With the velocity of one image's own path, noise - clean, a straight line leads back to it."""
     torch.manual_seed(0)
     clean, noise = (torch.randn(2, 4, 8, 8, dtype=torch.float64) for _ in range(2))
     mask = latent_mask(half(32), 4)
@@ -157,10 +157,10 @@ for name in {sorted(generators)}:
     os.chdir(name)
     card = {{}}
     exec(open("../recipe.py").read(), card)
-    redraw, inpaint, picture = card["redraw"], card["inpaint"], card["Image"].open("../given.png")
-    found = {{f"redrawn_{{s}}": redraw({PROMPTS[0]!r}, picture, s, given["noise"], **more) for s in {strengths}}}
+    redraw, inpaint, source = card["redraw"], card["inpaint"], card["Image"].open("../given.png")
+    found = {{f"redrawn_{{s}}": redraw({PROMPTS[0]!r}, source, s, given["noise"], **more) for s in {strengths}}}
     for s in {strengths[1:]}:
-        found[f"inpainted_{{s}}"] = inpaint({PROMPTS[0]!r}, picture, given["mask"], given["noise"], s, **more)
+        found[f"inpainted_{{s}}"] = inpaint({PROMPTS[0]!r}, source, given["mask"], given["noise"], s, **more)
     save_file({{key: value.contiguous() for key, value in found.items()}}, "found.safetensors")
     os.chdir("..")
 """

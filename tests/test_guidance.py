@@ -59,8 +59,8 @@ def test_outside_its_interval_the_network_is_called_once_on_the_captions_alone(p
     network = Recorder()
     guided, always = (guide(network, caption, empty, Guidance(3.0, *ends)) for ends in ((0.25, 0.75), (0.0, 1.0)))
     plain = guide(network, caption, empty, 1.0)
-    for moment, inside in ((1.0, False), (0.75, False), (0.74, True), (0.3, True), (0.25, False), (0.0, False)):
-        time = torch.full((3,), moment)
+    for t, inside in ((1.0, False), (0.75, False), (0.74, True), (0.3, True), (0.25, False), (0.0, False)):
+        time = torch.full((3,), t)
         expected = (always if inside else plain)(x_t, time)
         network.batches.clear()
         assert torch.equal(guided(x_t, time), expected)

@@ -226,7 +226,7 @@ def test_tiles_bound_what_the_networks_see(make: type) -> None:
 
 @pytest.mark.parametrize(("make", "most"), [(dc_codec, (0.04, 0.04)), (kl_codec, (0.2, 0.5))])
 def test_how_much_tiles_change(make: type, most: tuple[float, float]) -> None:
-    # Fresh weights: 2 % of the picture's deviation for residual blocks, 10 % and 28 % with group norms and attention.
+    # Fresh weights: 2 % of the image's deviation for residual blocks, 10 % and 28 % with group norms and attention.
     codec, image = make().eval(), smooth(448, 256)
     with torch.no_grad():
         whole = codec.encode_raw(image)

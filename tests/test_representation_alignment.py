@@ -72,7 +72,7 @@ def test_resampling_keeps_constants_ramps_and_its_own_grid() -> None:
     for wanted in ((2, 2), (7, 5), (1, 1)):
         out = resample_features(same, (3, 4), wanted)
         torch.testing.assert_close(out, torch.full_like(out, 0.7))
-    # What rises evenly over the picture does so on any grid, away from the border: rows of 16 become rows of 8.
+    # What rises evenly over the image does so on any grid, away from the border: rows of 16 become rows of 8.
     ramp = torch.arange(16.0, dtype=torch.float64).add(0.5).div(16)[None, :, None]
     halves = resample_features(ramp, (16, 1), (8, 1))[0, :, 0]
     torch.testing.assert_close(halves[1:-1], (torch.arange(8.0, dtype=torch.float64)[1:-1] + 0.5) / 8)
@@ -82,8 +82,8 @@ def test_resampling_keeps_constants_ramps_and_its_own_grid() -> None:
 @pytest.mark.parametrize(("grid", "wanted"), [((7, 9), (4, 3)), ((7, 9), (14, 20)), ((16, 16), (3, 24))])
 def test_resampling_is_torchs_antialiased_interpolation(grid: tuple[int, int], wanted: tuple[int, int]) -> None:
     feature = torch.randn(2, grid[0] * grid[1], 5, dtype=torch.float64)
-    picture = feature.transpose(1, 2).unflatten(2, grid)
-    expected = F.interpolate(picture, wanted, mode="bilinear", antialias=True, align_corners=False)
+    feature_grid_2d = feature.transpose(1, 2).unflatten(2, grid)
+    expected = F.interpolate(feature_grid_2d, wanted, mode="bilinear", antialias=True, align_corners=False)
     torch.testing.assert_close(resample_features(feature, grid, wanted), expected.flatten(2).transpose(1, 2))
 
 
