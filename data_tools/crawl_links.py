@@ -50,7 +50,7 @@ class CrawlSettings:
 
     Args:
         output: Folder of the results; must not exist yet.
-        warc: WARC files, or folders with WARC files; @FILE reads paths from a file, one a line.
+        warc: WARC files, or folders with WARC files; @FILE stands for the lines of a file.
         html: Folder of HTML files, read with all its subfolders.
         base_url: Web address of that folder.
         source: Name of the source, for screen_links --sources.
@@ -106,7 +106,7 @@ def find_jobs(settings: CrawlSettings) -> list[CrawlJob]:
         parts = [files[start : start + PAGES_PER_PART] for start in range(0, len(files), PAGES_PER_PART)]
         return [CrawlJob(number, settings.html, tuple(part)) for number, part in enumerate(parts)]
     archives: list[Path] = []
-    for path in _listed(settings.warc):
+    for path in settings.warc:
         inside = (
             sorted(file for file in path.rglob("*") if file.name.endswith(WARC_SUFFIXES)) if path.is_dir() else [path]
         )
@@ -118,15 +118,15 @@ def find_jobs(settings: CrawlSettings) -> list[CrawlJob]:
     return [CrawlJob(number, path) for number, path in enumerate(archives)]
 
 
-def _listed(paths: list[Path]) -> list[Path]:
-    """Replace each ``@FILE`` by the paths in that file."""
-    found = []
-    for path in paths:
+def read_word_files(words: list[str]) -> list[str]:
+    """Replace each ``@FILE`` of a command line by the lines of that file."""
+    found: list[str] = []
+    for word in words:
         try:
-            lines = Path(str(path)[1:]).read_text("utf-8").splitlines() if str(path).startswith("@") else [str(path)]
-        except OSError as error:
-            raise UserError(f"--warc {path}: {error.strerror}; give a text file of paths, one a line") from None
-        found += [Path(line) for line in lines if line]
+            lines = Path(word[1:]).read_text("utf-8").splitlines() if word.startswith("@") else [word]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{word} cannot be read ({error}): give a text file, one path a line") from None
+        found += [line for line in lines if line or word == ""]
     return found
 
 
@@ -166,7 +166,7 @@ def merge(work: Path, jobs: list[CrawlJob], output: Path) -> dict[str, Any]:
 
 def main(args: list[str] | None = None) -> None:
     """Read all archives and join their results."""
-    settings = parse_settings(CrawlSettings, __doc__, args)
+    settings = parse_settings(CrawlSettings, __doc__, read_word_files(sys.argv[1:] if args is None else args))
     begin = time.perf_counter()
     jobs, page_settings = find_jobs(settings), settings.page_settings()
     work = settings.output.with_name(settings.output.name + ".work")

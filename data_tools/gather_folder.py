@@ -81,7 +81,7 @@ def main(args: list[str] | None = None) -> None:
     """Run the program."""
     words = list(sys.argv[1:] if args is None else args)
     end = words.index("--") if "--" in words else len(words)
-    gather(parse_settings(Settings, __doc__, words[:end]), words[end + 1 :])
+    gather(parse_settings(Settings, __doc__, words[:end]), [word for word in words[end:] if word != "--"])
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def innermost(message: str) -> str:
     if value and len(value) < 80 and not any("Got value" in line for line in kept):
         kept.append(value.replace("Given", "given", 1))
     text = "; ".join(kept) or " ".join(lines)
+    text = re.sub(r"Expected a typing\.Literal\[([^]]*)\]", r"Expected one of \1", text)
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", KEY.sub(r"\1:", text).replace(":;", ":"))[:400]
 
 

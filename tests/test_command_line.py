@@ -1,9 +1,12 @@
+import dataclasses
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
+from data_tools.work import command_line
 from data_tools.work.command_line import NonNegativeFloat, PositiveInt, Share, parse_commands, parse_settings
 from leam_mm.errors import UserError
 
@@ -82,6 +85,21 @@ def test_config_file_and_print_config(tmp_path: Path, capsys: pytest.CaptureFixt
         read("--config", str(printed))
 
 
+def test_options_replace_the_lists_of_a_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read("here", "--shards", "a", "b", "--print_config")
+    printed = tmp_path / "settings.yaml"
+    printed.write_text(capsys.readouterr().out)
+    assert read("--config", str(printed)).shards == [Path("a"), Path("b")]
+    assert read("--config", str(printed), "--shards", "c", "--shards", "d").shards == [Path("c"), Path("d")]
+
+
+def test_an_alias_takes_no_option_as_its_value() -> None:
+    for words in (["--clip", "--overwrite"], ["--clip"]):
+        with pytest.raises(UserError, match="--clip has no value"):
+            read("here", *words)
+
+
 def test_help_has_the_texts_of_the_docstring(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         read("--help")
@@ -113,3 +131,29 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_commands(kinds, "Text.", ["--help"])
     assert "build,ask" in capsys.readouterr().out
+
+
+COMMANDS = {"sample_search": ("build", "ask"), "signed_statement": ("make-key", "sign", "verify")}
+PROGRAMS = sorted(path.stem for path in Path(command_line.__file__).parents[1].glob("*.py") if path.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_explains_all_its_settings(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds: list[type[Any]] = []
+
+    def parse(kind: type[Any], *args: Any, **kwargs: Any) -> Any:
+        kinds.append(kind)
+        return parse_settings(kind, *args, **kwargs)
+
+    program = importlib.import_module(f"data_tools.{name}")
+    monkeypatch.setattr(command_line if name in COMMANDS else program, "parse_settings", parse)
+    for command in COMMANDS.get(name, ("",)):
+        with pytest.raises(SystemExit) as ended:
+            program.main([*([command] if command else []), "--help"])
+        assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
+    assert kinds
+    for kind in kinds:
+        helps = command_line._help_texts(kind)
+        assert not [each.name for each in dataclasses.fields(kind) if each.init and not helps.get(each.name)]

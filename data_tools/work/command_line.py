@@ -98,7 +98,7 @@ def parse_settings(
         found = parser.parse_args(words)
         for field in fields:
             _check_range(f"--{field.name.replace('_', '-')}", getattr(found, field.name), hints[field.name])
-        return kind(**{field.name: getattr(found, field.name) for field in fields})
+        return kind(**{field.name: _paths(getattr(found, field.name), hints[field.name]) for field in fields})
     except argparse.ArgumentError as error:
         raise user_error(error) or UserError(explain(str(error), words)) from None
 
@@ -132,6 +132,18 @@ def parse_commands(
     return parse_settings(kinds[command], about, words[1:], free, f"{program} {command}")
 
 
+class _Extend(argparse.Action):
+    """Appends values to those that stand before on the command line, and replaces those of a config file."""
+
+    given = False
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Store the values."""
+        before = getattr(namespace, self.dest) if self.given else None
+        self.given = True
+        setattr(namespace, self.dest, [*(before or []), *values])
+
+
 def _options(field: "dataclasses.Field[Any]", kind: Any, named: bool) -> dict[str, Any]:
     """Arguments of ``add_argument`` for one field."""
     required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
@@ -145,9 +157,10 @@ def _options(field: "dataclasses.Field[Any]", kind: Any, named: bool) -> dict[st
     lists = [part for part in parts if typing.get_origin(part) is list]
     if lists:
         kind = typing.get_args(lists[0])[0]
+        kind = str if kind is Path else kind  # jsonargparse cannot print a list of paths; `_paths` makes them
         options["nargs"] = field.metadata.get("nargs", "+")
         if named and not default:  # values of a default would stay in front of the given ones
-            options["action"] = "extend"
+            options["action"] = _Extend
     elif "const" in field.metadata:
         options |= {"nargs": "?", "const": field.metadata["const"]}
     if named:
@@ -162,6 +175,12 @@ def _plain_type(kind: Any) -> Any:
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return typing.Union[tuple(_plain_type(part) for part in typing.get_args(kind))]  # noqa: UP007
     return kind
+
+
+def _paths(value: Any, kind: Any) -> Any:
+    """Return a value with the paths that a field for a list of paths asks for."""
+    paths = list[Path] in (kind, *typing.get_args(kind))
+    return [Path(item) for item in value] if paths and value is not None else value
 
 
 def _ranges(kind: Any) -> Iterator[Range]:
@@ -203,9 +222,11 @@ def _with_aliases(words: list[str], fields: Sequence[Any]) -> list[str]:
         for alias, prefix in field.metadata.get("aliases", {}).items()
     }
     replaced, waiting = [], ""
-    for word in words:
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         name, equals, value = word.partition("=")
         if name in aliases:
+            if not equals and following.startswith("--"):
+                raise UserError(f"{name} has no value: give one after it")
             option, prefix = aliases[name]
             replaced += [option, prefix + value] if equals else [option]
             waiting = "" if equals else prefix
