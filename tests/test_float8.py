@@ -117,7 +117,7 @@ def test_names_weights_and_what_is_left_stay_as_they_are(
     }  # fmt: skip
     with caplog.at_level(logging.INFO):
         start(callback, module)
-    assert "12 linear layers multiply in eight bits" in caplog.text
+    assert "12 linear layers multiply in float8" in caplog.text
     assert list(module.state_dict()) == names
     with torch.no_grad():
         changed = module.denoiser(*inputs())
@@ -140,7 +140,7 @@ def test_where_it_does_not_work_one_line_says_so(caplog: pytest.LogCaptureFixtur
     module, callback = Module(), Float8(smallest=64)
     start(callback, module)
     assert [record.getMessage() for record in caplog.records] == [
-        "float8 is not used: a cpu has no float8 kernels; leave overlay_fp8.yaml out, or take a GPU that has it"
+        "float8 is not used: device type cpu has no float8 kernels; remove overlay_fp8.yaml, or use a newer GPU"
     ]
     assert "forward" not in vars(module.denoiser.model.blocks[0].gate_proj)
     caplog.clear()

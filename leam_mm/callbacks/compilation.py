@@ -1,11 +1,11 @@
-"""Kernels made for a network by torch.compile, block by block.
+"""Compilation of a network with torch.compile, block by block.
 
 trainer:
   callbacks:
   - class_path: leam_mm.callbacks.compilation.Compilation
 
-Blocks of the same class and shapes share one compilation, so that a deep network costs no more than a flat one. The
-weights keep their names, and a checkpoint does not know whether it was made with or without.
+Blocks of the same class and shapes share one compilation, so compile time does not grow with depth. Parameter names and
+checkpoints are the same with and without compilation.
 """
 
 import logging
@@ -23,13 +23,13 @@ logging.getLogger("torch.utils.cpp_extension").addFilter(lambda record: "No CUDA
 
 
 class Compilation(Callback):
-    """Compiles the blocks of what is trained, where a probe shows that this machine can; else says why not.
+    """Compile the blocks with trained weights if a probe succeeds on the device; otherwise log the reason.
 
-    Averaged copies and frozen parts, which run seldom, are left as they are.
+    Averaged copies and frozen parts are not compiled.
 
     Args:
-        dynamic: True makes kernels that fit captions of any length; None fits the first shapes that come, and makes
-            others once they change; False makes kernels anew for each shape.
+        dynamic: As in ``torch.compile``. True compiles for captions of any length; None compiles for the first shapes
+            and recompiles with dynamic shapes if they change; False recompiles for each shape.
     """
 
     def __init__(self, dynamic: bool | None = True) -> None:
@@ -37,7 +37,7 @@ class Compilation(Callback):
         self.dynamic = dynamic
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mark the blocks; each is compiled when it first runs."""
+        """Mark the blocks for compilation at their first call."""
         blocks = trained_blocks(pl_module)
         reason = probe(pl_module.device) if blocks else "the network has no repeated blocks"
         if reason:
@@ -45,11 +45,11 @@ class Compilation(Callback):
             return
         for block in blocks:
             block.compile(dynamic=self.dynamic)
-        log.info("torch.compile: %d blocks are compiled when they first run, which takes a while", len(blocks))
+        log.info("torch.compile: %d blocks are compiled at their first call, which slows the first steps", len(blocks))
 
 
 def trained_blocks(module: nn.Module) -> list[nn.Module]:
-    """The repeated blocks that hold weights to train, without averaged copies."""
+    """Return the repeated blocks with trained weights, without averaged copies."""
     parts = [child for child in module.children() if not isinstance(child, Ema)]
     return [
         block
@@ -61,15 +61,15 @@ def trained_blocks(module: nn.Module) -> list[nn.Module]:
 
 @lru_cache
 def probe(device: torch.device) -> str:
-    """Compile and run a small function forward and backward on the device, once in a process.
+    """Compile and run a small function forward and backward on the device; the result is cached per process.
 
     Returns:
-        "" if it works, else the reason why not (no C++ compiler on a CPU, no Triton on a GPU).
+        "" if it works, else the reason for the failure (no C++ compiler on a CPU, no Triton on a GPU).
     """
     try:
         x = torch.ones(16, device=device, requires_grad=True)
         torch.compile(_small, dynamic=False)(x).backward()
-    except Exception as error:  # the compiler's back ends raise all kinds
+    except Exception as error:  # compiler backends raise many types
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
     return ""

@@ -1,6 +1,6 @@
 """Energy and time of a run: joules if the machine has an energy counter, and always CPU seconds and wall seconds.
 
-Without a counter, ``joules`` is None and ``source`` is "not measured". It is never 0. YAML:
+Without a counter, ``joules`` is None, not 0, and ``source`` is "not measured". YAML:
 
     trainer:
       callbacks:
@@ -114,10 +114,7 @@ class EnergyMeter:
                     return counter.joules()
                 except OSError as error:
                     self._failure = str(error)
-                    log.warning(
-                        "energy: the counter cannot be read any more, this run attempt counts as not measured: %s",
-                        error,
-                    )
+                    log.warning("energy: cannot read the counter, this interval is not measured: %s", error)
             return None
 
     def read(self) -> EnergyReading:

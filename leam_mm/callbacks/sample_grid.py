@@ -1,4 +1,4 @@
-"""Sample grids during training: images that the generator draws for the same prompts and noise each time."""
+"""Image grids during training, generated from the same prompts and noise each time."""
 
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,18 @@ from leam_mm.evaluators.image_grid import draw_grid, read_prompts, save_image, s
 class SampleGrid(Callback):
     """Write a grid of generated images to samples/ of the run folder, and to TensorBoard if that is a logger.
 
-    Prompts and noise never change, so that the grids differ by training alone. The images come from the module's
-    ``sample(prompts, seed, steps, guidance)``, which leaves the random state of the training untouched.
+    Prompts and noise never change, so grids differ only by the weights. The images come from the method
+    ``sample(prompts, seed, steps, guidance)`` of the module, which does not change the random state of training.
 
     Args:
         prompts: Texts, or a file of texts in one of the formats of ``image_grid.read_prompts``.
         every_n_steps: Optimizer steps between two grids.
         count: Number of prompts, chosen evenly from the list.
         steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, 1 for none; or a Guidance.
+        guidance: Scale of classifier-free guidance, 1 for none; or a Guidance.
         seed: Seed of the noise.
         columns: Images per row.
-        scale: Side in pixels of the square that each pixel of an image becomes.
+        scale: Integer magnification of the images.
     """
 
     def __init__(
@@ -52,23 +52,23 @@ class SampleGrid(Callback):
         """Fail before the first step if the module generates no images or the prompts cannot be read."""
         if not callable(getattr(pl_module, "sample", None)):
             raise UserError(
-                f"SampleGrid: a {type(pl_module).__name__} generates no images: remove it from trainer.callbacks"
+                f"SampleGrid: {type(pl_module).__name__} generates no images: remove SampleGrid from trainer.callbacks"
             )
         self.chosen = spread(read_prompts(self.prompts), self.count)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a grid after every n-th optimizer step, once."""
+        """Write one grid every ``every_n_steps`` optimizer steps."""
         step = trainer.global_step
         if step % self.every_n_steps or step in (0, self._drawn_at):
             return
         self._drawn_at = step
-        # Sharded weights are gathered layer by layer, so all ranks must take part; rank 0 keeps the images.
+        # Sharded weights are gathered layer by layer, so all ranks must sample; only rank 0 saves the images.
         if not trainer.is_global_zero and pl_module.device_mesh is None:
             return
-        draw: Any = pl_module.sample
-        images = draw(self.chosen, seed=self.seed, steps=self.steps, guidance=self.guidance)
+        sample: Any = pl_module.sample
+        images = sample(self.chosen, seed=self.seed, steps=self.steps, guidance=self.guidance)
         if not trainer.is_global_zero:
             return
         grid = draw_grid(images, self.chosen, self.columns, self.scale)
