@@ -70,7 +70,7 @@ class Ema(nn.Module):
         return super().train(False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the cached layers: a copy follows another network."""
+        """Exclude the cached layers, since a copy follows another network."""
         return {**self.__dict__, "_layers": None}
 
 

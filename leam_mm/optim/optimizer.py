@@ -17,7 +17,7 @@ MODULATIONS = ("modulation", "norm", "time_emb")
 def hidden_matrices(module: nn.Module) -> set[nn.Parameter]:
     """Return the matrices and convolution kernels inside the repeated blocks, for optimizers such as Muon.
 
-    Left out are embeddings, layers before and after the blocks, kernels of one input channel, and layers that compute
+    Excludes embeddings, layers before and after the blocks, kernels of one input channel, and layers that compute
     scales and shifts from the timestep (in one trial of Muon on PRX these learned better with AdamW).
     """
     return {

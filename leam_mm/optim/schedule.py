@@ -41,7 +41,7 @@ class Schedule:
         warmup_steps: Optimizer steps of the linear rise; 0 starts at the full rate.
         kind: What follows the warm-up: the full rate, or half a cosine down to ``final_rate`` at the last step.
         final_rate: Share of the full rate that is left at the end of a cosine or cool-down, in [0, 1].
-        cooldown: Fall at the end of a constant schedule; None has none.
+        cooldown: Fall at the end of a constant schedule; None for no fall.
     """
 
     warmup_steps: int = 100
@@ -78,7 +78,7 @@ class Schedule:
         """Attach the schedule to an optimizer.
 
         Args:
-            optimizer: Its groups' present rates become the full rates.
+            optimizer: The current rates of its groups become the full rates.
             total_steps: Optimizer steps of the whole run (``trainer.estimated_stepping_batches``).
 
         Raises:

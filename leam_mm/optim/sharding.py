@@ -35,7 +35,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def shard_blocks(module: nn.Module, mesh: DeviceMesh, methods: Sequence[str] = ()) -> None:
     """Shard a network over the data-parallel ranks: each block is a group, and the rest is one more group.
 
-    A network that is sharded already stays as it is.
+    A network that is already sharded is not changed.
 
     Args:
         module: A tower, a pair of towers, or a denoiser.
