@@ -131,5 +131,5 @@ def test_size_that_the_tower_cannot_process_is_refused_before_the_first_step(
     made = staged(tmp_path / "run", toy_shards, toy_tokenizer)
     made["data"]["init_args"]["stages"] = [{"samples": 0, "image_size": 12}]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
-    with pytest.raises(UserError, match="12 x 12 pixels are no multiple of the patch size 8"):
+    with pytest.raises(UserError, match="12 x 12 pixels are not a multiple of the patch size 8"):
         main(["fit", "--config", str(tmp_path / "recipe.yaml")])

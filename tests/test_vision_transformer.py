@@ -78,7 +78,7 @@ def test_tokens_are_kept_evenly_and_independently() -> None:
 
 
 def test_a_size_that_does_not_fit_is_told() -> None:
-    with pytest.raises(UserError, match="20 x 20 pixels are no multiple of the patch size 8"):
+    with pytest.raises(UserError, match="20 x 20 pixels are not a multiple of the patch size 8"):
         check_size(tower(), 20)
     check_size(tower(), 40)
     net = _build_vision_tower(12, {"image_size": 32, "timm_model_name": "test_resnet", "timm_pool": ""}).train()

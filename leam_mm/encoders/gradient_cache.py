@@ -1,9 +1,9 @@
-"""A large batch embedded in parts whose activations are never in memory together (GradCache, 2101.06983).
+"""Gradient cache: embed a large batch in parts, with the activations of one part in memory (arXiv 2101.06983).
 
-A first pass keeps the features only, the loss then sees the pairs of the whole batch, and the backward pass embeds
-each part once more to send the features' gradients through it. That is a checkpoint around each part: autograd adds
-the parts' gradients up before any hook of a parameter runs, so that DDP communicates once, with the last part, and
-scale and bias, which stand after the parts, are touched once.
+The first pass stores only the features. The loss uses the pairs of the whole batch. The backward pass embeds each part
+again and backpropagates the gradients of its features. This is a checkpoint around each part. Autograd sums the
+gradients of the parts before the hooks of a parameter run, so DDP communicates once. Scale and bias are applied after
+the parts, so they get their gradients once.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ Batch = dict[str, Any]
 
 
 def split_batch(batch: Batch, images: int) -> Iterator[Batch]:
-    """Parts of ``images`` images with all that belongs to them; the last part may be smaller.
+    """Yield parts of a batch with ``images`` images each; the last part may be smaller.
 
-    Entries with K rows for each image are cut after every K rows; entries of another size go to every part whole.
+    Entries with K rows per image are split with their images; all other entries are passed whole to every part.
     """
     count = len(batch["image"])
     for first in range(0, count, images):
@@ -38,22 +38,22 @@ def embed_in_parts(
 ) -> tuple[Tensor, Tensor]:
     """Embed a batch with the activations of ``images`` images and their captions in memory at a time.
 
-    Features and gradients are those of embedding part after part, dropout included: the second pass draws the numbers
-    of the first again, on CPU and device. A batch norm normalises over a part, as with every kind of accumulation; its
-    running statistics move in the first pass only.
+    Features and gradients equal those of embedding each part once, including dropout: the second pass uses the random
+    numbers of the first, on CPU and device. Batch norm normalises over a part, as with gradient accumulation. Its
+    buffers are updated only in the first pass.
 
     Args:
-        embed: Batch -> image (b, D) and text (b K, D).
-        batch: See `split_batch`.
-        images: Size of a part, at least 1.
-        network: What ``embed`` computes with, for its batch norms.
+        embed: Function from a batch to image (b, D) and text (b K, D).
+        batch: Batch of B images; see ``split_batch``.
+        images: Number of images in a part, at least 1.
+        network: Module that ``embed`` uses, for its batch norms.
 
     Returns:
         image (B, D) and text (B K, D).
     """
 
     def contexts() -> tuple[Any, Any]:
-        return nullcontext(), _still_statistics(network)
+        return nullcontext(), _frozen_statistics(network)
 
     parts = [checkpoint(embed, part, use_reentrant=False, context_fn=contexts) for part in split_batch(batch, images)]
     image, text = zip(*parts, strict=True)
@@ -61,8 +61,8 @@ def embed_in_parts(
 
 
 @contextmanager
-def _still_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norms go on normalising by the batch, but count it into copies that are thrown away."""
+def _frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Keep batch norm buffers unchanged: batch norms still normalise by the batch, but update copies."""
     norms = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
     kept = [(layer, dict(layer._buffers)) for layer in norms]
     for layer, buffers in kept:

@@ -1,4 +1,4 @@
-"""Towers that start from published weights of open_clip, or from a release of ours.
+"""Image and text towers initialized from published open_clip weights or from a release of this project.
 
 model:
   init_args:
@@ -6,8 +6,8 @@ model:
       class_path: leam_mm.encoders.pretrained_encoder.PretrainedEncoder
       init_args: {weights: "ViT-B-32:laion2b_s34b_b79k"}
 
-Nothing is downloaded here, and nothing in a file of weights is executed. A checkpoint holds all weights; what it takes
-from here once more is the towers' shape: the folder's open_clip_config.json, or the name in open_clip's zoo.
+Nothing is downloaded, and no code in a weights file is executed. A checkpoint holds all weights. To rebuild a module
+from it, only the model config is read again: open_clip_config.json of the folder, or the config of the open_clip model.
 """
 
 import json
@@ -42,17 +42,17 @@ MAX_CONFIG = 1 << 20  # bytes
 
 
 class PretrainedEncoder(DualEncoder):
-    """Two towers with the weights of a model that open_clip knows.
+    """Dual encoder with the weights of an open_clip model.
 
     Args:
-        weights: A folder with open_clip_config.json and weights (such as a release's ``clip``), a file of weights
-            (safetensors, or what torch loads without code), or ``NAME:TAG`` of open_clip's zoo, from the local cache.
-        model: Name in open_clip's zoo, or a config file; only beside a file of weights that has no config next to it.
-        image_size: H = W in pixels; None keeps the model's. Places of patches are interpolated to another size.
-        context_length: L, tokens per caption; None keeps the model's. Places are interpolated to another length.
-        patch_dropout: Share of image tokens left out in training, in [0, 1).
-        init_bias: Of the sigmoid loss, where the weights have none; None adds none.
-        low_rank: Train low-rank additions to some matrices, and nothing else.
+        weights: Folder with open_clip_config.json and weights (such as ``clip`` of a release), weights file
+            (safetensors, or loadable with ``weights_only=True``), or ``NAME:TAG`` of open_clip in the local cache.
+        model: Name of an open_clip model, or a config file; only for a weights file without a config in its folder.
+        image_size: H = W in pixels; None keeps that of the model. Position embeddings are interpolated to other sizes.
+        context_length: L, tokens per caption; None keeps that of the model. Position embeddings are interpolated.
+        patch_dropout: Share of image tokens dropped during training, in [0, 1).
+        init_bias: Initial bias of the sigmoid loss if the weights have none; None adds no bias.
+        low_rank: Train only low-rank additions to some matrices; None trains all weights.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PretrainedEncoder(DualEncoder):
     ) -> None:
         """See the class for the arguments."""
         nn.Module.__init__(self)
-        file, config, picture = find_weights(weights, model)
+        file, config, preprocess = find_weights(weights, model)
         refuse_unknown(config, weights)
         vision, text = config["vision_cfg"], config["text_cfg"]
         self._resize(vision, text, image_size, context_length, weights)
@@ -81,85 +81,85 @@ class PretrainedEncoder(DualEncoder):
         if file is not None and not REBUILDING.get():
             self._origin = {"weights": weights, "file": file.name, "sha256": file_sha256(file)}
             load_weights(clip, file)
-            if adds_bias:  # open_clip fills a missing one with 0
+            if adds_bias:  # open_clip sets a missing bias to 0
                 nn.init.constant_(clip.logit_bias, float(init_bias or 0.0))
         self.text = text_settings(text)
-        mean, std = (tuple(map(float, picture.get(key) or usual)) for key, usual in (("mean", MEAN), ("std", STD)))
+        mean, std = (tuple(map(float, preprocess.get(key) or value)) for key, value in (("mean", MEAN), ("std", STD)))
         self._hold(clip, config, mean, std, low_rank)
 
     @staticmethod
     def _resize(
         vision: dict[str, Any], text: dict[str, Any], image_size: int | None, context_length: int | None, weights: str
     ) -> None:
-        """Write the wanted sizes into the config, and say in one line each what will be interpolated."""
+        """Write the configured sizes into the config and log which position embeddings are interpolated."""
         native, length = vision.get("image_size", 224), text.get("context_length", 77)
         if isinstance(native, list | tuple):
             if len(set(native)) != 1:
-                raise UserError(f"{weights} takes pictures of {native} pixels; only square ones are supported")
+                raise UserError(f"{weights} takes images of {native} pixels: only square ones are supported")
             native = native[0]
         vision["image_size"], text["context_length"] = image_size or native, context_length or length
         if vision["image_size"] != native:
             if vision.get("timm_model_name"):
                 raise UserError(
-                    f"{weights}: open_clip could not load its image tower of timm back at another size: leave "
-                    f"image_size out, or set it to {native}"
+                    f"{weights}: open_clip cannot load the timm image tower at another size: remove image_size, "
+                    f"or set it to {native}"
                 )
-            log.info("image tower: places of patches interpolated from %d to %d pixels", native, vision["image_size"])
+            log.info("image tower: positions interpolated from %d to %d pixels", native, vision["image_size"])
         if text["context_length"] != length and not text.get("hf_model_name"):
-            log.info("text tower: places of tokens interpolated from %d to %d", length, text["context_length"])
+            log.info("text tower: positions interpolated from %d to %d tokens", length, text["context_length"])
 
     def origin(self) -> dict[str, str]:
-        """The weights as they were named, their file and its sha256; empty in a module rebuilt from a checkpoint."""
+        """Return the ``weights`` argument, the file name and its sha256; empty if rebuilt from a checkpoint."""
         return dict(self._origin)
 
     @property
     def _own_vocabulary(self) -> bool:
-        """The towers come with their vocabulary; a tokenizer may have fewer tokens than the embedding has rows."""
+        """False: the vocabulary is that of the weights, and the tokenizer may have fewer tokens than the embedding."""
         return False
 
 
 def find_weights(weights: str, model: str | None) -> tuple[Path | None, dict[str, Any], dict[str, Any]]:
-    """The file of weights, the ``model_cfg`` and the ``preprocess_cfg`` of what the recipe names.
+    """Return the weights file, ``model_cfg`` and ``preprocess_cfg`` of a model.
 
     Returns:
-        The file is None where a module is rebuilt, whose weights come from its checkpoint.
+        The file may be None if a module is rebuilt, because its weights come from its checkpoint.
     """
-    place = Path(weights)
+    path = Path(weights)
     name, _, tag = weights.partition(":")
-    if place.is_dir():
-        file = next((place / name for name in FILES if (place / name).is_file()), None)
+    if path.is_dir():
+        file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None and not REBUILDING.get():
             raise UserError(f"{weights} holds none of {', '.join(FILES[:3])}, ...: give a folder with weights")
-        config, picture = read_config(place / CONFIG)
+        config, preprocess = read_config(path / CONFIG)
         text_model = config["text_cfg"].get("hf_model_name")
-        if text_model and (place / text_model / "config.json").is_file():  # as a release of ours has it
-            config["text_cfg"]["hf_model_name"] = str(place / text_model)
-        return file, config, picture
-    if place.is_file() or place.suffix in (".safetensors", ".bin", ".pt", ".pth"):
-        if not place.is_file() and not REBUILDING.get():
-            raise UserError(f"{weights} is not there: give the path of a file of weights")
-        file = place if place.is_file() else None
+        if text_model and (path / text_model / "config.json").is_file():  # as in a release of this project
+            config["text_cfg"]["hf_model_name"] = str(path / text_model)
+        return file, config, preprocess
+    if path.is_file() or path.suffix in (".safetensors", ".bin", ".pt", ".pth"):
+        if not path.is_file() and not REBUILDING.get():
+            raise UserError(f"{weights} does not exist: give the path of a weights file")
+        file = path if path.is_file() else None
         if model is None:
-            return file, *read_config(place.parent / CONFIG)
+            return file, *read_config(path.parent / CONFIG)
         if Path(model).suffix == ".json":
             return file, *read_config(Path(model))
         return file, zoo_config(model), {}
     if re.fullmatch(r"[\w.-]+:[\w.-]+", weights):
-        config, known = zoo_config(name), get_pretrained_cfg(name, tag)
-        if not known:
-            raise UserError(f"open_clip's {name} has no weights {tag!r}; there are {_listed(name)}")
-        config["quick_gelu"] = bool(known.get("quick_gelu", config.get("quick_gelu", False)))
-        file = None if REBUILDING.get() else cached_file(name, tag, known)
-        return file, config, known
+        config, pretrained = zoo_config(name), get_pretrained_cfg(name, tag)
+        if not pretrained:
+            raise UserError(f"open_clip model {name} has no weights {tag!r}; there are {_listed(name)}")
+        config["quick_gelu"] = bool(pretrained.get("quick_gelu", config.get("quick_gelu", False)))
+        file = None if REBUILDING.get() else cached_file(name, tag, pretrained)
+        return file, config, pretrained
     raise UserError(
-        f"weights {weights!r} are no folder, no file (.safetensors, .pt, .bin) and no NAME:TAG of open_clip's zoo"
+        f"weights {weights!r} is not a folder, a file (.safetensors, .pt, .bin) or NAME:TAG of an open_clip model"
     )
 
 
 def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``model_cfg`` and ``preprocess_cfg`` of an open_clip_config.json; a stranger's file is not trusted."""
+    """Return ``model_cfg`` and ``preprocess_cfg`` of an open_clip_config.json; the file is validated."""
     if not file.is_file():
-        raise UserError(f"{file} is missing: give the folder it lies in, or model: NAME of open_clip's zoo")
+        raise UserError(f"{file} is missing: add it, or set model to the name of an open_clip model")
     try:
         if file.stat().st_size > MAX_CONFIG:
             raise ValueError(f"it is larger than {MAX_CONFIG} bytes")
@@ -169,24 +169,24 @@ def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError("embed_dim, vision_cfg or text_cfg is missing")
         return model, content.get("preprocess_cfg", {})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{file} is no config of open_clip ({str(error)[:120]}): give an intact one") from None
+        raise UserError(f"{file} is not a valid open_clip config ({str(error)[:120]}): replace the file") from None
 
 
 def zoo_config(name: str) -> dict[str, Any]:
-    """The config of a model in open_clip's zoo."""
+    """Return the config of an open_clip model by its name."""
     config = get_model_config(name)
     if config is None:
         raise UserError(
-            f"open_clip has no model {name!r}: python -c 'import open_clip; print(open_clip.list_models())'"
+            f"open_clip has no model {name!r}: see python -c 'import open_clip; print(open_clip.list_models())'"
         )
     return config
 
 
-def cached_file(name: str, tag: str, known: dict[str, Any]) -> Path:
-    """Weights of the zoo that have been downloaded before."""
+def cached_file(name: str, tag: str, pretrained: dict[str, Any]) -> Path:
+    """Return the path of downloaded open_clip weights in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
-    repository, _, file = known.get("hf_hub", "").rpartition("/")
+    repository, _, file = pretrained.get("hf_hub", "").rpartition("/")
     if repository:
         names = [file] if file else ["open_clip_model.bin", "open_clip_pytorch_model.bin"]
         safe = [re.sub(r"\.(bin|pt|pth)$", ".safetensors", each) for each in names]
@@ -194,28 +194,28 @@ def cached_file(name: str, tag: str, known: dict[str, Any]) -> Path:
             found = try_to_load_from_cache(repository, each)
             if isinstance(found, str):
                 return Path(found)
-    elif known.get("url"):
-        found = os.path.expanduser(f"~/.cache/clip/{Path(known['url']).name}")
+    elif pretrained.get("url"):
+        found = os.path.expanduser(f"~/.cache/clip/{Path(pretrained['url']).name}")
         if os.path.isfile(found):
             return Path(found)
     raise UserError(
-        f"the weights {name}:{tag} are not on this machine: where there is network, run "
+        f"the weights {name}:{tag} are not on this machine: run, with network access, "
         f"python -c \"import open_clip; open_clip.create_model('{name}', '{tag}')\", or give a folder or file"
     )
 
 
 def refuse_unknown(config: dict[str, Any], weights: str) -> None:
-    """Models that need another training than ours."""
+    """Raise UserError for models whose training is not supported."""
     if "multimodal_cfg" in config:
-        raise UserError(f"{weights} is a CoCa: its captioning tower is not trained here; give a CLIP or SigLIP model")
+        raise UserError(f"{weights} is a CoCa model, which is not supported: give a CLIP or SigLIP model")
     if config.get("nonscalar_logit_scale"):
-        raise UserError(f"{weights} has a temperature that is no scalar, which is not supported")
+        raise UserError(f"{weights} has a logit scale that is not a scalar: not supported")
     if config["text_cfg"].get("hf_pooler_type") == "max_pooler":
-        raise UserError(f"{weights} pools by max_pooler, which takes in the padding in open_clip 3.3.0: not supported")
+        raise UserError(f"{weights} uses max_pooler, which includes the padding in open_clip 3.3.0: not supported")
 
 
 def build_clip(config: dict[str, Any]) -> Any:
-    """An open_clip model of this config, without weights."""
+    """Return an open_clip model with this config and random weights."""
     settings = json.loads(json.dumps(config))
     custom = settings.pop("custom_text", False) or bool(settings["text_cfg"].get("hf_model_name"))
     if settings["vision_cfg"].get("timm_model_name"):
@@ -228,26 +228,26 @@ def build_clip(config: dict[str, Any]) -> Any:
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError) as error:
         reason = str(error).strip().split("\n")[0][:160]
         raise UserError(
-            f"the config of these weights cannot be built ({reason}): give one that open_clip loads"
+            f"the model of this config cannot be built ({reason}): give a config that open_clip loads"
         ) from None
 
 
 def load_weights(clip: nn.Module, file: Path) -> None:
-    """Load a file into the towers without running code; open_clip knows older names, and interpolates places."""
+    """Load weights without executing code; open_clip converts old names and interpolates position embeddings."""
     try:
         load_checkpoint(clip, str(file), strict=True, weights_only=True)
-    except Exception as error:  # torch, safetensors and open_clip raise half a dozen kinds for files that do not fit
+    except Exception as error:  # torch, safetensors and open_clip raise many types for invalid files
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         raise UserError(
             f"{file} cannot be loaded into these towers ({' '.join(lines[:2])[:200] or type(error).__name__}): give "
-            "intact weights of this very model, as safetensors or as plain tensors of torch"
+            "undamaged weights of this model, as safetensors or a PyTorch state dict"
         ) from None
     if not all(torch.isfinite(value).all() for value in clip.state_dict().values() if value.is_floating_point()):
-        raise UserError(f"{file} holds numbers that are not finite: give intact weights")
+        raise UserError(f"{file} holds weights that are NaN or infinite: give undamaged weights")
 
 
 def text_settings(text: dict[str, Any]) -> TextTower | HuggingFaceText:
-    """The text tower as our own settings name it."""
+    """Return the options of the text tower for an open_clip ``text_cfg``."""
     if text.get("hf_model_name"):
         return HuggingFaceText(
             text["hf_model_name"],
@@ -255,8 +255,8 @@ def text_settings(text: dict[str, Any]) -> TextTower | HuggingFaceText:
             text.get("hf_pooler_type", "mean_pooler"),
             text.get("hf_proj_type", "mlp"),
         )
-    known = CLIPTextCfg(**{key: value for key, value in text.items() if key in CLIPTextCfg.__annotations__})
-    return TextTower(known.context_length, known.vocab_size, known.width, known.heads, known.layers)
+    options = CLIPTextCfg(**{key: value for key, value in text.items() if key in CLIPTextCfg.__annotations__})
+    return TextTower(options.context_length, options.vocab_size, options.width, options.heads, options.layers)
 
 
 def _listed(name: str) -> str:

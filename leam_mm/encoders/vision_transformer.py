@@ -1,8 +1,8 @@
-"""Tokens of open_clip's vision transformer: positions for any size of image, and tokens left out in training.
+"""Forward of open_clip's vision transformer with images of any size and patch dropout per sample.
 
-The weights, and the embeddings of whole images at the stored size, are open_clip's own. Positions for another size are
-interpolated from the stored grid, as open_clip does when it loads weights at another size. Which tokens a sample loses
-depends on the sample's number alone, so that no rank, part of a batch or restart changes it.
+Embeddings without dropout at the stored size equal those of open_clip. Position embeddings for other sizes are
+interpolated from the stored grid, as open_clip does when it loads weights at another size. The dropped tokens depend
+only on the sample index, so they are the same for any rank, part of a batch or restart.
 """
 
 import torch
@@ -12,26 +12,26 @@ from torch import Tensor, nn
 
 from leam_mm.errors import UserError
 
-# SplitMix64's constants (Steele et al. 2014) as signed numbers, for torch has no unsigned arithmetic.
+# SplitMix64 constants (Steele et al. 2014) as signed integers, because torch has no unsigned arithmetic.
 GOLDEN, FIRST, SECOND = (value - (1 << 64) for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def image_tokens(tower: VisionTransformer, image: Tensor, sample_index: Tensor | None, dropout: float) -> Tensor:
-    """The input of the transformer: (B, 3, H, W) -> (B, 1 + tokens, E).
+    """Return the input tokens of the transformer: (B, 3, H, W) -> (B, 1 + tokens, E).
 
     Args:
-        tower: Of open_clip.
-        image: Normalised; H and W are multiples of the patch size.
-        sample_index: (B,) number of each sample in the training, which says what it loses; None draws it anew from the
-            global random numbers, as open_clip does.
-        dropout: Share of tokens left out, in [0, 1).
+        tower: Vision transformer of open_clip.
+        image: Normalised images (B, 3, H, W); H and W are multiples of the patch size.
+        sample_index: (B,) index of each sample in the run, which selects the dropped tokens; None draws it from the
+            global random number generator, as open_clip does.
+        dropout: Share of tokens dropped, in [0, 1).
     """
     kernels = tower.conv1(image)  # (B, E, h, w)
     tokens = kernels.flatten(2).transpose(1, 2)
-    place = resize_positions(tower.positional_embedding, tower.grid_size, (kernels.shape[2], kernels.shape[3]))
-    place = place.to(tokens.dtype)
-    first = (tower.class_embedding.to(tokens.dtype) + place[0]).expand(len(tokens), 1, -1)
-    tokens = tokens + place[1:]
+    positions = resize_positions(tower.positional_embedding, tower.grid_size, (kernels.shape[2], kernels.shape[3]))
+    positions = positions.to(tokens.dtype)
+    first = (tower.class_embedding.to(tokens.dtype) + positions[0]).expand(len(tokens), 1, -1)
+    tokens = tokens + positions[1:]
     if dropout:
         index = torch.randint(1 << 62, (len(tokens),)).to(tokens.device) if sample_index is None else sample_index
         kept = kept_tokens(index, tokens.shape[1], dropout)
@@ -40,18 +40,18 @@ def image_tokens(tower: VisionTransformer, image: Tensor, sample_index: Tensor |
 
 
 def image_features(tower: VisionTransformer, image: Tensor, sample_index: Tensor | None, dropout: float) -> Tensor:
-    """The tower's features of an image of any size: (B, 3, H, W) -> (B, D). Arguments as of `image_tokens`."""
+    """Return features of images of any size: (B, 3, H, W) -> (B, D). For the arguments see ``image_tokens``."""
     states = tower.transformer(image_tokens(tower, image, sample_index, dropout))
     return tower._pool(states)[0] @ tower.proj
 
 
 @torch.no_grad()
 def check_size(tower: nn.Module, size: int) -> None:
-    """Refuse a size that a tower cannot take, before it comes up in the midst of a training."""
+    """Raise UserError if a tower cannot take images of ``size`` x ``size`` pixels, before training starts."""
     if isinstance(tower, VisionTransformer):
         if size % tower.patch_size[0]:
             raise UserError(
-                f"images of {size} x {size} pixels are no multiple of the patch size {tower.patch_size[0]}: "
+                f"images of {size} x {size} pixels are not a multiple of the patch size {tower.patch_size[0]}: "
                 "choose other sizes in data.init_args.stages"
             )
         return
@@ -59,7 +59,7 @@ def check_size(tower: nn.Module, size: int) -> None:
     weight = next(tower.parameters())
     try:
         tower.eval()(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))
-    except Exception as error:  # each tower of timm raises its own
+    except Exception as error:  # timm towers raise many types
         raise UserError(
             f"{type(tower).__name__} cannot take images of {size} x {size} pixels ({str(error).splitlines()[:1]}): "
             "choose other sizes in data.init_args.stages"
@@ -70,12 +70,12 @@ def check_size(tower: nn.Module, size: int) -> None:
 
 
 def resize_positions(table: Tensor, stored: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Positions of another grid by bicubic interpolation; the class token's stays, and so do all for the stored grid.
+    """Return position embeddings interpolated (bicubic) to another grid; that of the class token does not change.
 
     Args:
-        table: (1 + h w, E).
-        stored: h, w of the table.
-        wanted: Of the image.
+        table: Position embeddings (1 + h w, E).
+        stored: Grid (h, w) of the table, in patches.
+        wanted: Grid of the image, in patches.
     """
     if stored == wanted:
         return table
@@ -85,18 +85,18 @@ def resize_positions(table: Tensor, stored: tuple[int, int], wanted: tuple[int, 
 
 
 def kept_tokens(sample_index: Tensor, tokens: int, dropout: float) -> Tensor:
-    """Which tokens each sample keeps, in ascending order: (B,) int64 -> (B, kept) int64.
+    """Return the indices of the kept tokens of each sample in ascending order: (B,) int64 -> (B, kept) int64.
 
-    As many as open_clip's PatchDropout keeps (FLIP, 2212.00794), chosen by a hash of sample and token.
+    Their number is that of PatchDropout in open_clip (FLIP, arXiv 2212.00794). A hash of sample and token selects them.
     """
     number = torch.arange(tokens, device=sample_index.device)
-    # A hash of the sample's hash and the token: of a plain sum, neighbouring samples would share numbers.
+    # Hash the sample index first: with a plain sum, neighbouring samples would share hash values.
     rank = _hash(_hash(sample_index)[:, None] + number)
     return rank.argsort(dim=1)[:, : max(1, int(tokens * (1 - dropout)))].sort(dim=1).values
 
 
 def _hash(value: Tensor) -> Tensor:
-    """SplitMix64: spreads every bit of an int64 over the whole word."""
+    """Return the SplitMix64 hash of int64 values."""
     mixed = value * GOLDEN
     mixed = (mixed ^ _shift(mixed, 30)) * FIRST
     mixed = (mixed ^ _shift(mixed, 27)) * SECOND
@@ -104,5 +104,5 @@ def _hash(value: Tensor) -> Tensor:
 
 
 def _shift(value: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros, where torch would repeat the sign."""
+    """Return a logical right shift (zero fill); the shift of torch is arithmetic."""
     return (value >> bits) & ((1 << (64 - bits)) - 1)
