@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from leam_mm.data.aspect_buckets import BUCKETS, Shape, folder_name
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.pairs_module import PairsModule
+from leam_mm.data.pairs_module import PairCaptions, PairsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import Source
 from leam_mm.data.shard_index import ShardWriter
 from toys.images import COLOURS, GERMAN, blank_png, coloured_square, soft_jpeg
@@ -133,9 +135,14 @@ def complete_sample(**changes: object) -> Members:
 
 
 def first_batch(shards: Path | list[Source], **settings: Any) -> dict[str, Any]:
-    """First training batch of a PairsModule."""
-    loading = {"batch_size": 12, "workers": 0} | settings
-    made = PairsModule(shards, ImageDecoding(16, crop_scale=(0.6, 1.0)), **loading)
+    """First training batch of a PairsModule; ``settings`` are fields of PairCaptions or Loading, or its own."""
+
+    def taken(kind: type[Any]) -> dict[str, Any]:
+        return {field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings}
+
+    captions, loading = PairCaptions(**taken(PairCaptions)), Loading(**({"workers": 0} | taken(Loading)))
+    settings = {"batch_size": 12, "captions": captions, "loading": loading} | settings
+    made = PairsModule(shards, ImageDecoding(16, crop_scale=(0.6, 1.0)), **settings)
     made.setup("fit")
     return next(iter(made.train_dataloader()))
 
