@@ -79,7 +79,7 @@ def test_lengths_on_the_device_need_no_packing() -> None:
 
 def test_states_need_a_causal_tower() -> None:
     model, (tokens, _) = build(CustomTextCLIP, **SIGLIP), packed_texts()
-    with pytest.raises(UserError, match="no states of single tokens"):
+    with pytest.raises(UserError, match="has no token states"):
         choose_text_forward(model, PACKED_LENGTH, 1).states(model, tokens)
     causal = build(CustomTextCLIP)
     states = choose_text_forward(causal, PACKED_LENGTH, 0).states(causal, tokens)
