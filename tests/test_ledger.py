@@ -1,4 +1,4 @@
-"""data_tools/work/ledger.py: rows are read as written, an error leaves no file, uids are unique."""
+"""data_tools.work.ledger: rows are read as written, an error leaves no file, uids are unique."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""data_tools/work/work_folder.py: one run at a time, the same settings only, no leftovers."""
+"""data_tools.work.work_folder: one run at a time, the same settings only, no leftovers."""
 
 import json
 

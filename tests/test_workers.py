@@ -1,4 +1,4 @@
-"""data_tools/work/workers.py: results in order, one process or several, and no worker outlives its parent."""
+"""data_tools.work.workers: results in order, one process or several, and no worker outlives its parent."""
 
 import multiprocessing
 import os

@@ -27,7 +27,7 @@ def evidence(context: EvaluationContext, evaluator: Evaluator, seconds: float) -
     return {
         "evaluator": f"{type(evaluator).__module__}.{type(evaluator).__name__}",
         "settings": {key: _plain(value) for key, value in vars(evaluator).items()},
-        # A checkpoint that is still a path was not loaded: no number depends on it.
+        # A checkpoint that is still a path was not loaded: no metric depends on it.
         "checkpoints": {key: getattr(module, "checkpoint_evidence", None) for key, module in modules.items()},
         "versions": {"leam_mm": own, "torch": torch.__version__, "python": platform.python_version()},
         "device": str(context.device),

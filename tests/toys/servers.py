@@ -23,7 +23,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Gives the answers of a Server; the body of /drip goes on slowly for 20 seconds."""
+    """Gives the answers of a Server; the body of /drip is sent slowly for 20 seconds."""
 
     server: Server
 
