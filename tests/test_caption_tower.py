@@ -87,7 +87,7 @@ def test_tower_starts_with_the_states_of_the_frozen_one(frozen: CaptionEncoder, 
     state, mask = started_tower(frozen, layers)(*caption_tokens(TEXTS, frozen.tokenizer))
     wanted, wanted_mask = frozen.encode(TEXTS)
     assert torch.equal(mask, wanted_mask[:, : mask.shape[1]]) and not wanted_mask[:, mask.shape[1] :].any()
-    torch.testing.assert_close(state[mask], wanted[wanted_mask], rtol=0, atol=1e-6)
+    torch.testing.assert_close(state[mask], wanted[wanted_mask], rtol=0, atol=5e-6)
 
 
 def test_first_loss_is_that_of_stored_states(frozen: CaptionEncoder) -> None:
@@ -116,7 +116,7 @@ def test_tower_learns_and_its_average_encodes_the_prompts(frozen: CaptionEncoder
     assert all(torch.equal(value, before[name]) for name, value in frozen.encoder.state_dict().items())
     state, mask = average(*caption_tokens(TEXTS, frozen.tokenizer))
     states, states_mask = module.caption_encoder.encode(TEXTS)
-    torch.testing.assert_close(states[states_mask], state[mask], rtol=0, atol=1e-6)
+    torch.testing.assert_close(states[states_mask], state[mask], rtol=0, atol=5e-6)
     assert (states - frozen.encode(TEXTS)[0])[states_mask].abs().max() > 1e-3
     assert torch.equal(module.conditioning.empty()[0], module.caption_encoder.encode([""])[0])
     released = clip_text_model(module.caption_encoder.encoder, frozen.tokenizer.path)

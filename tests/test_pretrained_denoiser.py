@@ -92,7 +92,8 @@ def test_base_is_the_average_of_a_run_or_a_folder_of_diffusers(base: Path, tmp_p
         for low_rank in (None, LowRank(2, 4.0, PATTERNS)):
             denoiser = PretrainedDenoiser(str(weights), low_rank)
             assert (denoiser.in_channels, denoiser.context_dim, denoiser.patch_size) == (4, CAPTION_WIDTH, 2)
-            assert torch.equal(predict(denoiser), wanted)
+            # torch chooses another product of matrices for a weight that requires gradients; the average needs none.
+            assert torch.equal(predict(denoiser.requires_grad_(False)), wanted)
     assert PretrainedDenoiser(str(base)).origin() == {
         "weights": str(base),
         "sha256": file_sha256(base / "checkpoints" / "last.ckpt"),
