@@ -20,6 +20,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.report.report_page import write_report
+from leam_mm.run_lock import LOCK, run_lock
 
 
 def evaluate(
@@ -49,14 +50,14 @@ def evaluate(
             find_checkpoint(path)  # fail on a wrong path before hours of measuring
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     context = EvaluationContext(clip, generator, output, torch.device(name), codec)
-    output.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False)
-    for number, evaluator in enumerate(evaluators, start=1):
-        console.print(f"{number}/{len(evaluators)} {type(evaluator).__name__} on {name}")
-        start = time.monotonic()
-        metrics = evaluator.run(context)
-        append_results(output, metrics, evidence(context, evaluator, time.monotonic() - start))
-    write_report(output, output / "report.html", title=f"Evaluation {output.name}")
+    with run_lock(output / LOCK):
+        console = Console(stderr=True, highlight=False)
+        for number, evaluator in enumerate(evaluators, start=1):
+            console.print(f"{number}/{len(evaluators)} {type(evaluator).__name__} on {name}")
+            start = time.monotonic()
+            metrics = evaluator.run(context)
+            append_results(output, metrics, evidence(context, evaluator, time.monotonic() - start))
+        write_report(output, output / "report.html", title=f"Evaluation {output.name}")
     print(f"wrote {output / RESULTS} and {output / 'report.html'}")
 
 

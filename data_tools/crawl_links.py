@@ -173,7 +173,7 @@ def main(args: list[str] | None = None) -> None:
     with open_work_folder(work, crawl_identity(page_settings, jobs)):
         run_jobs(work, page_settings, jobs, settings.processes, settings.page_seconds)
         summary = merge(work, jobs, settings.output)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     speed = sum(summary["pages"].values()) / (time.perf_counter() - begin)
     links, read = sum(summary["links"].values()), summary["pages"].get("read", 0)
     print(f"{settings.output}: {links} links from {read} pages in {len(jobs)} parts, {speed:.0f} answers/s")

@@ -22,6 +22,7 @@ from data_tools.work.command_line import PositiveInt, parse_settings
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_text
+from leam_mm.run_lock import beside, run_lock
 
 SETTINGS = "embedding.json"
 
@@ -95,7 +96,9 @@ def embed_shards(settings: EmbedSettings, console: Console) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
-    embed_shards(parse_settings(EmbedSettings, __doc__, args), Console())
+    settings = parse_settings(EmbedSettings, __doc__, args)
+    with run_lock(beside(settings.output), settings.output):
+        embed_shards(settings, Console())
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, run
 from leam_mm.files import TEMPORARY, replace_folder, write_text
+from leam_mm.run_lock import beside, run_lock
 
 SETTINGS, SHAPES = "encoding.json", "shapes.npy"
 MEMBER = 512 + 128 + 256  # bytes of a member's tar header, numpy's header, and padding on average
@@ -261,7 +262,9 @@ def parse(args: list[str] | None = None) -> EncodeSettings:
 
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
-    encode_latents(parse(args), Console())
+    settings = parse(args)
+    with run_lock(beside(settings.output), settings.output):
+        encode_latents(settings, Console())
 
 
 if __name__ == "__main__":

@@ -276,8 +276,8 @@ def main(args: list[str] | None = None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with open_work_folder(work, settings.identity()), Progress(*columns, console=Console(stderr=True)) as bar:
         summary = screen(settings, work, bar)
-    if not settings.keep_work:
-        shutil.rmtree(work)
+        if not settings.keep_work:
+            shutil.rmtree(work)
     seconds = time.perf_counter() - begin
     print(
         f"{output}: {summary['kept']} of {summary['rows']} links stay, {summary['rows'] / seconds:.0f} rows/s, "

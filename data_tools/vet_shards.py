@@ -113,7 +113,7 @@ def vet_shards(settings: VetSettings, console: Console) -> None:
         timing = [{"rule": name, "cpu_ms_per_image": each} for name, each in zip(names, times, strict=True)]
         (partial / TIMING).write_text(json.dumps(timing, indent=1) + "\n")
         replace_folder(partial, output)
-    shutil.rmtree(work)
+        shutil.rmtree(work)
     print_report(console, output, result, times)
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
+from leam_mm.run_lock import LOCK, run_lock
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -120,6 +122,12 @@ class LeamCLI(LightningCLI):
                 f"{path} is a checkpoint of {found}, this recipe trains {config.model.class_path}: "
                 "set trainer.default_root_dir to another folder or remove that one"
             )
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train as the only run in the run folder: the first rank holds its lock."""
+        alone = subcommand == "fit" and self.trainer.is_global_zero
+        with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the plugins, loggers and callbacks of every run."""

@@ -31,6 +31,7 @@ from rich.console import Console
 
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json
+from leam_mm.run_lock import LOCK, run_lock
 
 if TYPE_CHECKING:
     from leam_mm.callbacks.energy_meter import EnergyReading
@@ -314,11 +315,12 @@ def main(args: list[str] | None = None) -> None:
             raise UserError(f"--set {name}: give NAME=VALUE")
     pipeline = read_pipeline(options.pipeline, {name: value for name, _, value in pairs})
     began = time.monotonic()
-    records = run_stages(pipeline)
-    write_json(pipeline.run / "summary.json", summarise(pipeline, records))
-    from leam_mm.report.report_page import write_report
+    with run_lock(pipeline.run / LOCK):
+        records = run_stages(pipeline)
+        write_json(pipeline.run / "summary.json", summarise(pipeline, records))
+        from leam_mm.report.report_page import write_report
 
-    write_report(pipeline.run, pipeline.run / "report.html", title=pipeline.title)
+        write_report(pipeline.run, pipeline.run / "report.html", title=pipeline.title)
     spent = sum(record["seconds"] for record in records)
     console.print(f"\n[bold]{pipeline.title}[/bold]: all stages {spent:.0f} s, now {time.monotonic() - began:.0f} s")
     for what, name in (("numbers", "summary.json"), ("release", "release"), ("report", "report.html")):

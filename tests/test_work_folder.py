@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from data_tools.work import work_folder
 from data_tools.work.work_folder import compare_settings, open_work_folder
+from leam_mm import run_lock
 from leam_mm.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_nested_settings_are_named_and_long_values_cut():
 
 
 def test_jobs_share_a_folder_and_the_last_has_it_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(work_folder, "PATIENCE", 0.1)
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.1)
     work = tmp_path / "w"
     with open_work_folder(work, {}, piece=(0, 3)), open_work_folder(work, {}, piece=(1, 3)):
         for piece in ((0, 1), (1, 3)):

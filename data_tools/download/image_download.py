@@ -220,8 +220,8 @@ def download_images(settings: DownloadSettings) -> None:
         expected = (row for row, *_ in to_fetch())
         fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes)
         kept, root = write_shards(links, earlier(), fetched, settings, seal)
-    if not settings.keep_work:
-        shutil.rmtree(work, ignore_errors=True)  # processes of a killed run may still be ending
+        if not settings.keep_work:
+            shutil.rmtree(work, ignore_errors=True)  # processes of a killed run may still be ending
     seconds = time.perf_counter() - begin
     print(f"{output}: {kept} of {survey.rows} rows kept, {survey.rows / seconds:.0f} rows/s, Merkle root {root}")
 

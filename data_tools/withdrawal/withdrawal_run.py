@@ -27,9 +27,9 @@ from data_tools.withdrawal.shard_withdrawal import (
 )
 from data_tools.withdrawal.withdrawal_statement import statement, tombstones
 from data_tools.work.signature import sign_file
-from data_tools.work.work_folder import exclusive_lock
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
+from leam_mm.run_lock import beside, run_lock
 
 SHOWN = 20  # samples of each folder in a dry run
 Found = dict[Path, list[Withdrawn]]
@@ -67,8 +67,7 @@ def withdraw(wanted: Withdrawal, apply: bool, console: Console) -> None:
         raise UserError("a folder is given twice: give each once")
     with ExitStack() as locks:
         for folder in folders:
-            in_use = f"{folder} is being changed by another withdrawal: wait for it, then start again"
-            locks.enter_context(exclusive_lock(folder.with_name(folder.name + ".withdrawal-lock"), in_use))
+            locks.enter_context(run_lock(beside(folder), folder))
         for folder in folders:
             if finish_withdrawal(folder):
                 console.print(f"{folder}: completed the withdrawal of an interrupted run")

@@ -5,22 +5,18 @@ where it ended. ``lock`` keeps a second run out of it, and ``fingerprint.json`` 
 result: pieces of two different results must not be mixed.
 """
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from leam_mm.errors import UserError
 from leam_mm.files import remove_leftovers, temporary_path
+from leam_mm.run_lock import LOCK, run_lock
 
-FINGERPRINT, LOCK = "fingerprint.json", "lock"
-PATIENCE = 4.5  # seconds in which the processes of a killed run end and release its locks
+FINGERPRINT = "fingerprint.json"
 LONGEST_VALUE = 60  # characters of a setting in a message
 
 
@@ -46,15 +42,13 @@ def open_work_folder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     alone = piece == (0, 1)
-    in_use = f"{folder} is in use by another run: wait for it, or choose another --output"
     with ExitStack() as locks:
+        locks.enter_context(run_lock(folder / LOCK, shared=not alone))
         if alone:
-            locks.enter_context(exclusive_lock(folder / LOCK, in_use))
             for pattern in ("*", "*/*"):
                 remove_leftovers(folder, pattern)
         else:
-            locks.enter_context(_shared_lock(folder / LOCK, in_use))
-        locks.enter_context(exclusive_lock(folder / f"{LOCK}.{piece[0]}", in_use))
+            locks.enter_context(run_lock(folder / f"{LOCK}.{piece[0]}"))
         record = folder / FINGERPRINT
         if not record.exists():
             # Named by the job as well: process numbers of several machines may be equal.
@@ -67,41 +61,6 @@ def open_work_folder(
         first = {name: stored.pop(name, value) for name, value in (chosen or {}).items()}
         compare_settings(stored, settings, folder, "start with the old settings, or delete that folder")
         yield first
-
-
-@contextmanager
-def exclusive_lock(path: Path, in_use: str) -> Iterator[None]:
-    """Hold a lock file until the block ends; the operating system releases it if this process dies.
-
-    Args:
-        path: The lock file; it stays after the block.
-        in_use: Error message if another process still holds the lock after ``PATIENCE``.
-    """
-    lock = FileLock(path, timeout=PATIENCE)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(in_use) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _shared_lock(path: Path, in_use: str) -> Iterator[None]:
-    """Share a lock with other jobs of an array; flock directly, because filelock has exclusive locks only."""
-    end = time.monotonic() + PATIENCE
-    with open(path, "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise UserError(in_use) from None
-                time.sleep(0.1)
-        yield
 
 
 def compare_settings(old: dict[str, Any], new: dict[str, Any], where: Path, cure: str) -> None:

@@ -31,6 +31,7 @@ from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, model_card
 from leam_mm.release.open_clip_folder import write_open_clip_folder
+from leam_mm.run_lock import beside, run_lock
 
 log = logging.getLogger(__name__)
 EVIDENCE_FILE = "leam_mm_release.json"
@@ -67,7 +68,7 @@ def write_release(
         UserError: Something is missing or does not belong together; nothing is left behind.
     """
     check_folder(folder)
-    with atomic_folder(folder) as temporary:
+    with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
         encoder, low_rank = load_module(clip, ContrastiveModule), False
         write_open_clip_folder(encoder, temporary / "clip", name)

@@ -1,0 +1,145 @@
+"""leam_mm.run_lock: the second run refuses in one line that names the first; what a killed run leaves blocks nobody."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from toys.recipes import CODEC_SECTION, ROOT, clip_recipe, save_checkpoint
+
+from leam_mm import cli, run_lock
+from leam_mm.errors import UserError
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from leam_mm.run_lock import run_lock
+    with run_lock(Path(sys.argv[1])):
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "PATIENCE", 0.2)
+
+
+def hold(path: Path) -> "subprocess.Popen[str]":
+    """Another process that holds the lock."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_second_run_names_the_first_and_a_killed_one_blocks_nobody(tmp_path: Path) -> None:
+    lock = tmp_path / "run" / "lock"
+    holder = hold(lock)
+    expected = rf"run is in use by another run \(process {holder.pid} on {socket.gethostname()} since 20.*\): wait"
+    with pytest.raises(UserError, match=expected), run_lock.run_lock(lock):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert lock.is_file()
+    with run_lock.run_lock(lock):
+        pass
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_forked_children_do_not_keep_the_lock(tmp_path: Path) -> None:
+    # A loader worker that outlives its trainer for a moment must not block the next run.
+    lock = tmp_path / "lock"
+    with run_lock.run_lock(lock):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with run_lock.run_lock(lock):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_only_one_holds_it_when_many_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The file is removed at each release: nobody may take a lock on the removed one for the lock of the folder.
+    monkeypatch.setattr(run_lock, "PATIENCE", 30.0)
+    inside, most = [], []
+
+    def enter() -> None:
+        for _ in range(5):
+            with run_lock.run_lock(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=enter) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 20 and max(most) == 1
+
+
+def refused(main: object, words: list[str], lock: Path) -> None:
+    """The program refuses to start while another run holds the lock, and leaves that run's files alone."""
+    with run_lock.run_lock(lock):
+        before = sorted(lock.parent.rglob("*"))
+        with pytest.raises(UserError, match=rf"in use by another run \(process {os.getpid()} on "):
+            main(words)  # type: ignore[operator]
+        assert sorted(lock.parent.rglob("*")) == before
+
+
+def test_training(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)))
+    refused(cli.main, ["fit", "--config", str(recipe)], tmp_path / "run" / "lock")
+
+
+def test_evaluation_and_release(tmp_path: Path, toy_shards: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    import evaluate
+    from leam_mm.release.__main__ import main
+
+    (tmp_path / "codec" / "checkpoints").mkdir(parents=True)
+    save_checkpoint(tmp_path / "codec" / "checkpoints" / "last.ckpt", CODEC_SECTION)
+    codec, output = str(tmp_path / "codec"), tmp_path / "evaluation"
+    retrieval = {"shards": str(toy_shards), "languages": ["de"]}
+    evaluator = {"class_path": "leam_mm.evaluators.retrieval.Retrieval", "init_args": retrieval}
+    recipe = {"codec": codec, "output": str(output), "device": "cpu", "evaluators": [evaluator]}
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(recipe))
+    refused(evaluate.main, ["--config", str(tmp_path / "evaluate.yaml")], output / "lock")
+    release = tmp_path / "out" / "release"
+    refused(main, ["--clip", codec, "--name", "x", "--output", str(release)], release.with_name("release.lock"))
+
+
+def test_pipeline(tmp_path: Path) -> None:
+    from leam_mm.pipeline import main
+
+    stage = {"name": "make", "command": f"touch {tmp_path}/run/made", "makes": [f"{tmp_path}/run/made"]}
+    (tmp_path / "pipeline.yaml").write_text(
+        yaml.safe_dump({"run": str(tmp_path / "run"), "title": "t", "stages": [stage]})
+    )
+    refused(main, [str(tmp_path / "pipeline.yaml")], tmp_path / "run" / "lock")
+
+
+@pytest.mark.parametrize("program", ["embed_shards", "encode_latents"])
+def test_programs_that_run_models(program: str, tmp_path: Path, toy_shards: Path) -> None:
+    import importlib
+
+    output = tmp_path / "out" / "shards"
+    words = {
+        "embed_shards": ["--teacher", str(tmp_path)],
+        "encode_latents": ["--codec", str(tmp_path), "--clip", str(tmp_path)],
+    }[program]
+    main = importlib.import_module(f"data_tools.{program}").main
+    words += ["--shards", str(toy_shards), "--output", str(output)]
+    refused(main, words, output.with_name("shards.lock"))
