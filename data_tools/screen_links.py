@@ -46,7 +46,7 @@ from data_tools.links.row_filters import chunk_cost, filter_rows
 from data_tools.links.screen_stages import find_duplicates, group_by_origin, group_by_row, origin_hosts
 from data_tools.links.screened_folder import Counts, largest_first, write_decisions
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.network.link_address import LinkRefused, check_link, trusted_hosts
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, parse_settings
@@ -112,6 +112,10 @@ class ScreenSettings:
     processes: PositiveInt = 2
     keep_work: bool = False
 
+    def __post_init__(self) -> None:
+        """Bring the trusted hosts into their normal form."""
+        self.allow_private = trusted_hosts("--allow-private", self.allow_private)
+
     def rule_settings(self) -> LinkRuleSettings:
         """Return the settings of the rules that look at single rows."""
         actions: dict[str, str] = {}
@@ -127,7 +131,7 @@ class ScreenSettings:
             strict_personal_data=self.strict_personal_data,
             keep_languages=sorted(self.keep_languages),
             max_caption=self.max_caption,
-            allow_private=sorted(self.allow_private),
+            allow_private=self.allow_private,
             seed=self.seed,
         )
 

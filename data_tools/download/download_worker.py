@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
 from data_tools.network.host_budget import Connection, HostBudget, HostQueue
 from data_tools.network.image_fetch import FetchSetting
+from data_tools.network.link_address import host_of
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.workers import end_with_parent
@@ -116,7 +116,7 @@ class Part:
         )
         self.requests, self.rules = _requests(json.dumps(asdict(setting)))
         self.results: queue.SimpleQueue[tuple[dict[str, Any], Answer]] = queue.SimpleQueue()
-        hosts = [(urlsplit(row["url"]).hostname or "", row) for row in self.rows]
+        hosts = [(host_of(row["url"]), row) for row in self.rows]
         self.queue = HostQueue(hosts, self.budget, setting.longest_wait, self._give_up)
         self._unreached: dict[str, int] = {}
         self._delay_read: set[str] = set()  # hosts whose robots.txt was searched for a crawl delay

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from data_tools.download.download_seal import fetch_identity, finished_rows, write_seal
 from data_tools.download.fetched_part import fetch_parts
@@ -21,6 +20,7 @@ from data_tools.download.image_request import AGAIN
 from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.network.image_fetch import FetchSetting
+from data_tools.network.link_address import host_of, trusted_hosts
 from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
 from data_tools.samples.sample_record import sample_record
 from data_tools.samples.tombstones import copy_evidence
@@ -126,6 +126,7 @@ class DownloadSettings:
         number, _, jobs = self.slice.partition("/")
         if not (number.isdigit() and jobs.isdigit() and int(number) < int(jobs)):
             raise UserError(f"--slice is {self.slice!r}: give I/N with I from 0 to N - 1, such as 3/16")
+        self.allow_private = trusted_hosts("--allow-private", self.allow_private)
 
     @property
     def piece(self) -> tuple[int, int]:
@@ -143,7 +144,7 @@ def screened_hosts(origins: Path | None) -> tuple[dict[str, float], list[str]]:
     with origins.open(encoding="utf-8") as lines:
         for line in lines:
             found = json.loads(line)
-            host = urlsplit(str(found["origin"])).hostname or ""
+            host = host_of(str(found["origin"]))
             if delay := found.get("crawl_delay"):
                 delays[host] = max(delays.get(host, 0.0), float(delay))
             if found.get("agreed"):
@@ -160,7 +161,7 @@ def _fetch_setting(settings: DownloadSettings, allow_file: bool) -> FetchSetting
     return replace(
         FetchSetting(**{"links": "", "output": ""} | {name: getattr(settings, name) for name in shared}),
         allow_file=allow_file,
-        allow_private=sorted(settings.allow_private),
+        allow_private=settings.allow_private,
         ask_origins="none" if settings.skip_origins else "redirects" if screened else "all",
         crawl_delay=crawl_delay,
         agreed_hosts=agreed_hosts,

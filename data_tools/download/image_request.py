@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from data_tools.network.http_body import BACK_OFF, REDIRECTS, TEMPORARY, retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
-from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
 
@@ -169,7 +169,7 @@ class ImageRequest:
             return False  # an agreement for this basis; this origin was checked at an earlier hop
         if self.setting.ask_origins != "all" and not visited:
             return False  # screened by screen_links
-        if urlsplit(address).hostname in self.setting.allow_private and not self.setting.spare_private:
+        if host_of(address) in self.setting.allow_private and not self.setting.spare_private:
             return False
         forbids, signals = self.judge_origin(address, basis)
         return self._record(signals, forbids, answer)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from publicsuffixlist import PublicSuffixList
 
+from data_tools.network.link_address import normal_host, normal_url
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -40,10 +41,10 @@ class Blocked:
 
 
 class DomainList:
-    """Domains that are blocked with all their subdomains.
+    """Domains that are blocked with all their subdomains, and IP addresses, in any spelling.
 
     Raises:
-        UserError: An entry is not a domain, or is a public suffix (``co.uk``), which would block a whole country.
+        UserError: An entry is neither, or is a public suffix (``co.uk``), which would block a whole country.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,22 +53,23 @@ class DomainList:
         self.domains: set[str] = set()
         for number, line in _lines(path):
             domain = ascii_domain(line.split()[-1].removeprefix("*."))  # lines of a hosts file start with an address
-            if domain is None or "." not in domain:
+            if domain is None or not ("." in domain or _is_address(domain)):
                 raise UserError(
                     f"{path}, line {number}: {line[:80]!r} is not a domain; write one a line, such as example.org"
                 )
-            if registrable_domain(domain) is None:
+            if not _is_address(domain) and registrable_domain(domain) is None:
                 raise UserError(
                     f"{path}, line {number}: {domain} is a public suffix; name the domains below it instead"
                 )
             self.domains.add(domain)
 
     def find(self, host: str) -> Blocked | None:
-        """Look up a host and all its parent domains."""
+        """Look up a host, in any spelling, and all its parent domains."""
+        host = ascii_domain(host) or ""
         while host:
             if host in self.domains:
                 return Blocked("blocked_domain", host, self.name, self.sha256)
-            host = host.partition(".")[2]
+            host = "" if _is_address(host) else host.partition(".")[2]
         return None
 
 
@@ -89,7 +91,8 @@ class DigestList:
         self.digests = {name: _sorted(values) for name, values in sorted(found.items())}
 
     def find(self, addresses: set[str]) -> Blocked | None:
-        """Look up all forms of one address."""
+        """Look up all forms of one address, and their normal form."""
+        addresses = addresses | {normal_url(address) for address in addresses}
         for name, digests in self.digests.items():
             for address in sorted(addresses):
                 raw = hashlib.new(name, address.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
@@ -140,18 +143,19 @@ def text_words(text: str) -> list[str]:
 @lru_cache(maxsize=100_000)
 def registrable_domain(host: str) -> str | None:
     """Return the registered domain (``example.co.uk`` of ``img.example.co.uk``); None for public suffixes and IPs."""
-    if re.fullmatch(r"[0-9.]+|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?", host):
-        return None
-    return _suffixes().privatesuffix(host)
+    return None if _is_address(host) else _suffixes().privatesuffix(host)
 
 
 def ascii_domain(text: str) -> str | None:
-    """Return a domain in lower case and ASCII, or None if the text is not a domain."""
+    """Return a domain or IP address in its normal form, or None if the text is neither."""
     try:
-        domain = text.strip(".").lower().encode("idna").decode()
-    except UnicodeError:
+        return normal_host(text.strip("."))
+    except ValueError:
         return None
-    return domain if re.fullmatch(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*", domain) else None
+
+
+def _is_address(host: str) -> bool:
+    return bool(re.fullmatch(r"[0-9.]+|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?", host))
 
 
 @cache

@@ -1,7 +1,7 @@
 """Find links that occur in a table several times: the first that passed all rules stays.
 
-Links are compared by a 128-bit BLAKE2b hash of the address that is fetched. They are grouped on disk by hash, and one
-group is compared at a time.
+Links are compared by a 128-bit BLAKE2b hash of the normal form of their address (``normal_url``). They are grouped on
+disk by hash, and one group is compared at a time.
 """
 
 from pathlib import Path

@@ -21,7 +21,7 @@ from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseL
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.links.personal_data import PersonalDataRule
-from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.network.link_address import LinkRefused, check_link, normal_url
 from data_tools.rights.reservations import Signal, decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid
@@ -285,7 +285,7 @@ def _filtered(row: _Row) -> dict[str, Any]:
     if row.fetch and row.refused is None:
         parts = urlsplit(row.fetch)
         cells["origin"] = f"{parts.scheme}://{parts.netloc}"
-        cells["link_hash"] = hashlib.blake2b(row.fetch.encode(), digest_size=16).digest()
+        cells["link_hash"] = hashlib.blake2b(normal_url(row.fetch).encode(), digest_size=16).digest()
     cells |= {"fetch": row.fetch, "domain": row.domain, "evidence": evidence_text(row.evidence)}
     if row.refused is not None:
         cells |= {"rule": row.refused.rule, "value": row.refused.value, "reason": row.refused.reason}

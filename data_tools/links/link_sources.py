@@ -127,12 +127,13 @@ def _entry(row: Any, number: int, path: Path | None) -> _Entry:
         plain = ascii_domain(glob.replace("*", "x").replace("?", "x"))
         if plain is None:
             raise UserError(f"{where}: {glob!r} is not a domain; write one such as museum.example or *.museum.example")
-        host = re.compile(translate(glob if glob.isascii() else _ascii_glob(glob, where)))
+        host = re.compile(translate(_ascii_glob(glob, where) if set("*?") & set(glob) else plain))
     return _Entry(number, host, row.get("source"), _basis(row.get("basis"), where), row.get("licence"))
 
 
 def _ascii_glob(glob: str, where: str) -> str:
-    labels = [label if label.isascii() else ascii_domain(label) for label in glob.split(".")]
+    dots = re.sub("[\u3002\uff0e\uff61]", ".", glob).strip(".")  # those of UTS 46
+    labels = [label if label.isascii() else ascii_domain(label) for label in dots.split(".")]
     if any(label is None for label in labels):
         raise UserError(f"{where}: {glob!r} mixes * with letters beyond ASCII; write that part in its xn-- form")
     return ".".join(str(label) for label in labels)

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow as pa
 from data_tools.links.disk_buckets import append_stream, read_bucket, read_streams
 from data_tools.links.host_shuffle import even_positions
 from data_tools.links.link_sources import LinkSources
+from data_tools.network.link_address import host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal
 from data_tools.rights.robots_rules import RobotsRules
@@ -120,7 +120,7 @@ class RobotsScreen:
         columns = (links[name].to_pylist() for name in ("fetch", "source", "legal_basis"))
         for row, (url, source, word) in enumerate(zip(*columns, strict=True)):
             basis = LegalBasis.of(word)
-            host = urlsplit(url).hostname or ""
+            host = host_of(url)
             if basis.may_be_agreed:
                 if self.sources.names_host(host, source):
                     self.rules.agreed_hosts.add(host)
@@ -132,7 +132,7 @@ class RobotsScreen:
 
     def _budget(self, origin: str, entry: dict[str, Any]) -> dict[str, Any]:
         """Return an origin's line of origins.jsonl, which the downloader reads."""
-        agreed = self.rules is not None and urlsplit(origin).hostname in self.rules.agreed_hosts
+        agreed = self.rules is not None and host_of(origin) in self.rules.agreed_hosts
         asked = self.rules is not None and not agreed
         wanted = self.rules.crawl_delay(origin + "/") if self.rules and asked else None
         delay = max(wanted or 0.0, self.delay)

@@ -6,7 +6,6 @@ table. A stage whose folder exists is complete and is not repeated.
 
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,7 @@ from data_tools.links.link_duplicates import HASHES, LinkDuplicates, hash_number
 from data_tools.links.robots_screen import LINKS, decision_tables
 from data_tools.links.row_filters import CHUNK, read_chunk
 from data_tools.links.screened_folder import RANGE
+from data_tools.network.link_address import host_of
 from leam_mm.files import atomic_folder
 
 
@@ -81,11 +81,11 @@ def group_by_origin(work: Path, chunks: int, buckets: int, duplicates: Path) -> 
     return output
 
 
-def origin_hosts(links: Path, buckets: int) -> Iterator[str | None]:
+def origin_hosts(links: Path, buckets: int) -> Iterator[str]:
     """Yield the hosts of all origins."""
     for number in range(buckets):
         for table in read_bucket(links, number):
-            yield from (urlsplit(origin).hostname for origin in pc.unique(table["origin"]).to_pylist())
+            yield from (host_of(origin) for origin in pc.unique(table["origin"]).to_pylist())
 
 
 def group_by_row(work: Path, buckets: int) -> Path:

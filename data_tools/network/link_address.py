@@ -1,15 +1,29 @@
-"""Decide which addresses may be fetched: http and https of public hosts, and files if allowed.
+"""Normal form of addresses and hosts, and the decision which addresses may be fetched.
 
 A link can be refused before the fetch (by its scheme or host) and again during the fetch, because names resolve and
 servers redirect. Both use ``address_fault``.
+
+Whoever compares hosts or addresses compares ``normal_host`` and ``normal_url``, so that no list is passed by another
+spelling.
 """
 
 import ipaddress
+import re
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from ada_url import URL
+
+from leam_mm.errors import UserError
+
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
+PATH_SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
+PORTS = {"http": 80, "https": 443}
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_DELIMITER = re.compile(r"[\x00-\x20\x7f/\\?#@:\[\]]")  # would end the host in the parser, or vanish from it
 
 
 class LinkRefused(Exception):
@@ -36,6 +50,103 @@ def address_fault(address: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=100_000)
+def normal_host(host: str) -> str:
+    """Return the one spelling of a host name or IP address.
+
+    Names are in lower case and ASCII, without percent-encoding and trailing dots (WHATWG URL, section 3.5; UTS 46).
+    IPv4 addresses are dotted decimal, whether their parts are written in octal, decimal or hexadecimal. IPv6 addresses
+    are compressed (RFC 5952), without brackets and zone; those that hold a mapped IPv4 address are this address.
+
+    Raises:
+        ValueError: The text is neither a name nor an address.
+    """
+    name, earlier = host.strip(), ""
+    bracketed = name.startswith("[") and name.endswith("]")
+    if bracketed or ":" in name:
+        ip = ipaddress.IPv6Address(unquote(name[1:-1] if bracketed else name).partition("%")[0])
+        return str(ip.ipv4_mapped or ip)
+    while name != earlier:  # without its last dots, a name can turn out to be a number, and so an address
+        if _DELIMITER.search(name):
+            raise ValueError(f"{host!r:.100} is not a valid host name")
+        earlier, name = name, URL(f"http://{name}/").hostname.rstrip(".")
+    if not _NAME.fullmatch(name) or len(name) > 253:  # RFC 1035, 2.3.4
+        raise ValueError(f"{host!r:.100} is not a valid host name")
+    return name
+
+
+def host_of(url: str | None) -> str:
+    """Return the host of an address in its normal form, or an empty string."""
+    try:
+        return normal_host(urlsplit((url or "").strip()).hostname or "")
+    except ValueError:
+        return ""
+
+
+def normal_url(url: str) -> str:
+    """Return one spelling for all addresses of the same resource (RFC 3986, 6.2.2 and 6.2.3).
+
+    The scheme is in lower case, the host is a ``normal_host``. User name, default port, fragment and dot segments are
+    removed. Only those characters are percent-encoded that must be. Text that is not an address is only stripped.
+    """
+    text = url.strip()
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        host = normal_host(host) if host else ""
+    except ValueError:
+        return text
+    if not parts.scheme or (not host and (parts.scheme in PORTS or parts.path.startswith("//"))):
+        return text
+    path = _percent(parts.path, PATH_SAFE)
+    if parts.scheme in PORTS:
+        path = _without_dots(path)
+    return urlunsplit(
+        (parts.scheme, _netloc(parts.scheme, host, port), path, _percent(parts.query, PATH_SAFE + "?"), "")
+    )
+
+
+def trusted_hosts(option: str, hosts: Iterable[str]) -> list[str]:
+    """Return the hosts of an option in their normal form, sorted.
+
+    Raises:
+        UserError: One of them is not a host.
+    """
+    try:
+        return sorted({normal_host(host) for host in hosts})
+    except ValueError as error:
+        raise UserError(f"{option}: {error}; give names or IP addresses, without scheme and port") from None
+
+
+def _netloc(scheme: str, host: str, port: int | None) -> str:
+    return (f"[{host}]" if ":" in host else host) + (f":{port}" if port and port != PORTS.get(scheme) else "")
+
+
+def _percent(text: str, safe: str) -> str:
+    """Percent-encode only the characters that must be; ``%2F`` and ``/`` have different meanings and stay different."""
+    encoded = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", text).encode("utf-8", "surrogatepass"), safe + "%")
+    return re.sub(r"%[0-9a-fA-F]{2}", _decoded, encoded)
+
+
+def _decoded(found: re.Match[str]) -> str:
+    character = chr(int(found[0][1:], 16))
+    return character if re.fullmatch(r"[A-Za-z0-9._~-]", character) else found[0].upper()
+
+
+def _without_dots(path: str) -> str:
+    """Remove the segments ``.`` and ``..`` (RFC 3986, 5.2.4), percent-encoded ones too, as browsers do."""
+    kept, plain = [""], "."
+    for segment in path.split("/")[1:]:
+        plain = segment.replace("%2e", ".").replace("%2E", ".")
+        if plain == "..":
+            kept = kept[:-1] or [""]
+        elif plain != ".":
+            kept.append(segment)
+    if plain in (".", ".."):
+        kept.append("")
+    return "/".join(kept) or "/"
+
+
 def check_link(url: str | None, base: Path, allow_file: bool, allow_private: list[str]) -> tuple[str, str, str]:
     """Decide whether a link may be fetched.
 
@@ -43,11 +154,12 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         url: The link as in the table; ``file:name`` without slashes is relative to ``base``.
         base: Folder of the table.
         allow_file: Whether files of this machine may be read.
-        allow_private: Hosts to trust although their addresses are not public.
+        allow_private: Hosts to trust although their addresses are not public, as ``normal_host`` returns them.
 
     Returns:
-        The address to fetch (ASCII), the address to publish (without the path of this machine for files inside
-        ``base``), and the domain ("" for files).
+        The address to fetch (ASCII, with the normal form of the host, without default port and dot segments), the
+        address to publish (without the path of this machine for files inside ``base``), and the host in its normal form
+        ("" for files).
 
     Raises:
         LinkRefused: The link must not be fetched.
@@ -75,9 +187,9 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
     if parts.username or parts.password:
         raise LinkRefused("host", host, "the address carries a user name or password")
     try:
-        host = host.encode("idna").decode() if not host.isascii() else host
-    except UnicodeError as error:
-        raise LinkRefused("host", host, f"not a valid host name: {error}") from None
+        host = normal_host(host)
+    except ValueError:
+        raise LinkRefused("host", host[:200], "not a valid host name") from None
     if host not in allow_private:
         if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
             raise LinkRefused("private_address", host, "a name of a private network; see --allow-private")
@@ -87,6 +199,6 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
             fault = None  # a name: its addresses are checked when the connection is made
         if fault:
             raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
-    netloc = (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
-    fetch = urlunsplit((parts.scheme, netloc, quote(parts.path, URL_SAFE), quote(parts.query, URL_SAFE), ""))
+    netloc, path = _netloc(parts.scheme, host, port), _without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
+    fetch = urlunsplit((parts.scheme, netloc, path, quote(parts.query, URL_SAFE), ""))
     return fetch, (url or "").strip(), host

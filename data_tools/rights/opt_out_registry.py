@@ -3,7 +3,8 @@
 A registry is a local file; nothing is looked up over the network. ``.txt`` holds one entry per line; of ``.csv`` and
 ``.parquet`` tables the columns ``entry``, ``domain``, ``url``, ``sha256`` and ``md5`` are read. The form of an entry
 tells its kind: 64 or 32 hex digits are the SHA-256 or MD5 of an address, text with ``://`` is a prefix of addresses,
-anything else a domain with all its subdomains.
+anything else a domain with all its subdomains, or an IP address. Hosts and addresses are compared in their normal form,
+so that every spelling of them is covered.
 """
 
 import hashlib
@@ -17,12 +18,12 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from data_tools.network.link_address import host_of, normal_host, normal_url
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 COLUMNS = ("entry", "domain", "url", "sha256", "md5")
 HASH = re.compile(r"[0-9a-fA-F]{32}(?:[0-9a-fA-F]{32})?")
-DOMAIN = re.compile(r"(?:[^\s/:.]{1,63}\.)+[^\s/:.]{1,63}")
 KEPT = 16  # bytes of a hash: enough to distinguish 10^9 addresses
 
 
@@ -48,8 +49,8 @@ class OptOutRegistry:
             elif "://" in entry:
                 host, rest = _split(entry)
                 self.prefixes.setdefault(host, []).append(rest)
-            elif DOMAIN.fullmatch(domain := entry.casefold().removeprefix("*.").rstrip(".")):
-                self.domains.add(_ascii(domain))
+            elif domain := _domain(entry):
+                self.domains.add(domain)
             else:
                 raise UserError(
                     f"{path}: entry {number} is {entry[:80]!r}: write a domain, the beginning of an address, or the "
@@ -63,7 +64,7 @@ class OptOutRegistry:
     def find(self, url: str) -> str | None:
         """Return the entry that covers an address, or None."""
         host, rest = _split(url)
-        labels = host.split(".")
+        labels = [host] if ":" in host else host.split(".")
         for number in range(len(labels)):
             if (domain := ".".join(labels[number:])) in self.domains:
                 return f"domain {domain}"
@@ -72,29 +73,30 @@ class OptOutRegistry:
                 return f"address {host}{prefix}"
         if len(self.hashes):
             for kind in ("sha256", "md5"):
-                digest = hashlib.new(kind, url.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
-                wanted = np.array([digest[:KEPT]], dtype=self.hashes.dtype)
-                index = int(np.searchsorted(self.hashes, wanted)[0])
-                if index < len(self.hashes) and self.hashes[index] == wanted[0]:
-                    return f"{kind} {digest.hex()}"
+                for form in sorted({url, normal_url(url)}):
+                    digest = hashlib.new(kind, form.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+                    wanted = np.array([digest[:KEPT]], dtype=self.hashes.dtype)
+                    index = int(np.searchsorted(self.hashes, wanted)[0])
+                    if index < len(self.hashes) and self.hashes[index] == wanted[0]:
+                        return f"{kind} {digest.hex()}"
         return None
 
 
 def _split(url: str) -> tuple[str, str]:
-    """Return the host, and path with query; the scheme is ignored."""
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
+    """Return the host, and path with query, in their normal form; the scheme is ignored."""
+    if not (host := host_of(url)):
         return "", ""
-    return _ascii(host), (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    parts = urlsplit(normal_url(url))
+    return host, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
-def _ascii(host: str) -> str:
+def _domain(entry: str) -> str | None:
+    """Return the normal form of a domain or IP address, or None if the entry is neither."""
     try:
-        return host if host.isascii() else host.encode("idna").decode()
-    except UnicodeError:
-        return host
+        host = normal_host(entry.removeprefix("*."))
+    except ValueError:
+        return None
+    return host if "." in host or ":" in host else None
 
 
 def _entries(path: Path) -> Iterator[str]:

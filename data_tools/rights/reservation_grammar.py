@@ -16,6 +16,8 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import yaml
 
+from data_tools.network.link_address import normal_url
+
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("reservation_words.yaml").read_text("utf-8"))
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 QUOTES = "\"' "
@@ -27,8 +29,8 @@ _TDM_TEXT = re.compile(r'"tdm-reservation"\s{0,8}:\s{0,8}"?(1|true)\b', re.IGNOR
 
 
 def origin_of(url: str) -> str:
-    """Return scheme, host and port of an address: ``https://site.example:8443``."""
-    parts = urlsplit(url)
+    """Return scheme, host and port of an address in their normal form: ``https://site.example:8443``."""
+    parts = urlsplit(normal_url(url))
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 

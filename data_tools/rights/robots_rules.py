@@ -23,7 +23,7 @@ from urllib.parse import urljoin, urlsplit
 
 from data_tools.network.http_body import REDIRECTS, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, build_opener
-from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservation_grammar import origin_of
 from data_tools.rights.reservations import (
@@ -81,7 +81,7 @@ class RobotsRules:
         """Return the signal that forbids to fetch or to use an address, or None; and all signals about it."""
         if urlsplit(url).scheme not in ("http", "https"):
             return None, []
-        if basis.may_be_agreed and urlsplit(url).hostname in self.agreed_hosts:
+        if basis.may_be_agreed and host_of(url) in self.agreed_hosts:
             return None, [Signal("agreement", basis.value, origin_of(url), False)]
         files, agent = self.visit(url)["files"], self.setting.agent_name
         signals = robots_signals(files[ROBOTS].get("text"), files[ROBOTS]["status"], url, agent)

@@ -137,7 +137,7 @@ def network_cases(number: int, port: int) -> list[Case]:
         (
             "redirect to mapped loopback",
             "private_address",
-            moved("http://[::ffff:127.0.0.1]/", "308 Permanent Redirect"),
+            moved("http://[::ffff:127.0.0.2]/", "308 Permanent Redirect"),
         ),
         ("redirect to a file", "scheme", moved("file:///etc/passwd", "301 Moved Permanently")),
         ("redirect to data", "scheme", moved("data:image/png;base64,AAAA", "303 See Other")),
