@@ -12,7 +12,7 @@ give the same tar files, byte for byte: times are in ledger.parquet, and in the 
 --record-time. ``ledger.parquet`` has one row for every row of the table: kept or not, by which rule, and the evidence.
 
 Origins that screen_links has screened (its origins.jsonl lies beside the table) are not screened again. Of any other
-table, every origin is asked for its robots.txt, tdmrep.json and ai.txt, as are origins that redirects lead to.
+table, every origin is asked for its robots.txt, tdmrep.json, ai.txt and trust.txt, as are those that redirects lead to.
 
 --retry-failed fetches the links again that failed for a temporary reason (rule ``download``), and builds the shards
 anew from the earlier and the new samples. Bytes and Merkle root are those of a run in which all of them succeeded at

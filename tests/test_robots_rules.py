@@ -17,7 +17,7 @@ import pytest
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.opt_out_registry import OptOutRegistry
-from data_tools.rights.robots_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, RobotsRules
+from data_tools.rights.robots_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, TRUST_TXT, RobotsRules
 from leam_mm.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
@@ -25,6 +25,7 @@ from reservation_conformance import our_faults, program_faults
 from rights_server import HOST, PRIVATE, Case, RightsServer, read_cases
 
 ART4 = LegalBasis.art4_general
+FILES = (ROBOTS, TDMREP, AI_TXT, *TRUST_TXT)
 CLOSED = "User-agent: *\nDisallow: /\n"
 
 
@@ -41,7 +42,7 @@ def test_every_case_is_decided_by_its_rule(tmp_path: Path) -> None:
     cases = read_cases()
     with RightsServer(cases):
         assert our_faults(cases, tmp_path) == []
-    assert len(cases) > 120 and sum("refused" in case.row for case in cases) > 80
+    assert len(cases) > 180 and sum("refused" in case.row for case in cases) > 110
     assert all(paths(case) for case in cases if not {"meta", "page_headers", "agreed", "registry"} & case.row.keys())
 
 
@@ -73,9 +74,11 @@ def test_an_origin_is_asked_once_by_all_threads_and_runs(tmp_path: Path) -> None
         assert [signal is not None for signal in found] == [bool(n % 2) for n in range(40)]
         second = rules(tmp_path / "origins.jsonl")
         assert second.decide(base + "/no", ART4)[0] and second.crawl_delay(base) == 2.0
-        assert paths(case) == sorted([ROBOTS, TDMREP, AI_TXT])
+        assert paths(case) == sorted(FILES)
         assert rules(tmp_path / "origins.jsonl", "OtherBot").decide(base + "/yes", ART4)[0] is None
-        assert len(case.asked) == 6 and {agent for _, agent in case.asked[3:]} == {"OtherBot (+https://lab.example)"}
+        assert len(case.asked) == 2 * len(FILES) and {agent for _, agent in case.asked[len(FILES) :]} == {
+            "OtherBot (+https://lab.example)"
+        }
 
 
 @pytest.mark.parametrize(("robots", "holds"), [(CLOSED, 24 * 3600), ({"status": 500}, 3600)])
@@ -84,14 +87,14 @@ def test_answers_hold_a_day_and_failures_an_hour(tmp_path: Path, robots: Any, ho
     with RightsServer([case]):
         ours = rules(tmp_path / "origins.jsonl", now=lambda: clock[0])
         for seconds, asked in (
+            (0, 1),
+            (holds - 1, 1),
+            (holds, 2),
             (0, 3),
-            (holds - 1, 3),
-            (holds, 6),
-            (0, 9),
         ):  # the last: clock set back
             clock[0] = 1_000_000.0 + seconds
             assert ours.decide(case.url, ART4)[0] is not None
-            assert len(case.asked) == asked
+            assert len(case.asked) == asked * len(FILES)
 
 
 def test_evidence_holds_the_answers(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_a_truncated_or_shared_file_is_continued(tmp_path: Path) -> None:
         assert second.decide(cases[0].url, ART4)[0] and second.decide(cases[1].url, ART4)[0]
         assert first.decide(cases[1].url, ART4)[0] and first.decide(cases[2].url, ART4)[0]
         assert rules(cache).decide(cases[2].url, ART4)[0]
-        assert [len(case.asked) for case in cases] == [3, 3, 3]
+        assert [len(case.asked) for case in cases] == [len(FILES)] * 3
 
 
 def test_private_addresses_are_not_requested(tmp_path: Path) -> None:

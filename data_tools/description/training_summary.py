@@ -20,7 +20,7 @@ TEXT_BANDS = ((10**9, "<1 billion tokens"), (10**13, "1 billion to 10 trillion t
 IMAGE_BANDS = ((10**6, "<1 million images"), (10**9, "1 million to 1 billion images"), (None, ">1 billion images"))
 # Parts of the names of rules by which links and samples were dropped, for the sections that ask for measures.
 RESERVATIONS = (
-    *("reserv", "robots", "tdm", "ai.txt", "registry", "header:", "meta:", "c2pa"),
+    *("reserv", "robots", "tdm", "ai.txt", "trust.txt", "registry", "header:", "meta:", "c2pa"),
     *("page_rights", "file_rights"),
 )
 ILLEGAL = ("hash_lists", "nudity", "blocked_")

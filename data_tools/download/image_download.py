@@ -63,7 +63,7 @@ class DownloadSettings:
         delay_per_host: Seconds between requests to one host.
         longest_wait: Longest Retry-After of a host to wait for, in seconds.
         spare_private: Apply budgets and rights checks to hosts of --allow-private as well.
-        skip_origins: Ask no origin for its robots.txt, tdmrep.json and ai.txt.
+        skip_origins: Ask no origin for its robots.txt, tdmrep.json, ai.txt and trust.txt.
         registry: Opt-out registry, see data_tools/rights/opt_out_registry.py; may be repeated.
         timeout: Seconds to wait for an answer.
         retries: Number of further attempts for a failed link.

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -142,7 +143,7 @@ class ImageRequest:
                 if not address.startswith("http"):  # a file has no server that could reserve rights
                     answer.content = response.read()
                     return
-                headers: list[tuple[str, str]] = response.headers.items()
+                headers = _all_headers(response.headers)
                 status = int(response.status)
                 hops.append({"url": address, "status": status} | _kept(headers, RIGHTS))
                 answer.response |= {"hops": hops, "final_url": address}
@@ -150,10 +151,11 @@ class ImageRequest:
                 signals = header_signals(headers, setting.agent_name, address, datetime.now(UTC))
                 if self._record(signals, decide(signals, basis), answer):
                     return
-                if status not in REDIRECTS or "location" not in response.headers:
+                location = next((value for name, value in headers if name.lower() == "location"), None)
+                if status not in REDIRECTS or location is None:
                     self._read(response, status, answer)
                     return
-                target = urljoin(address, str(response.headers["location"]).strip())
+                target = urljoin(address, location.strip())
             target, _, _ = check_link(target, Path(), False, setting.allow_private)
             if any(hop["url"] == target for hop in hops):
                 answer.refuse(AGAIN, "redirect_loop", f"redirects lead back to {target}")
@@ -207,6 +209,20 @@ class ImageRequest:
             answer.refuse(AGAIN, "empty", "the body is empty")
             return
         answer.content = content
+
+
+def _all_headers(message: Message) -> list[tuple[str, str]]:
+    """Return all headers, also those after a name with a space before its colon, at which Python's parser stops.
+
+    A client must not take such a line for the beginning of the body (RFC 9112, section 5.1).
+    """
+    headers = [(name, str(value)) for name, value in message.items()]
+    rest = message.get_payload() if message.defects else ""
+    for line in rest.splitlines() if isinstance(rest, str) else []:
+        name, colon, value = line.partition(":")
+        if colon and not line[0].isspace():
+            headers.append((name.strip(), value.strip()))
+    return headers
 
 
 def _kept(headers: list[tuple[str, str]], names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fetch robots.txt, tdmrep.json and ai.txt of many origins in parallel, and apply them to each link.
+"""Fetch robots.txt, tdmrep.json, ai.txt and trust.txt of many origins in parallel, and apply them to each link.
 
 Links come grouped by origin, one bucket at a time (links/disk_buckets.py). One thread handles one origin, so no origin
 sees two connections at once. The results of a bucket are written when the whole bucket is decided; the answers of
@@ -168,6 +168,10 @@ def _decision(refusal: Signal | None, signals: list[Signal]) -> Decision:
     consent = evidence_text({"origin": [asdict(signal) for signal in signals]})
     if refusal is None:
         return None, None, None, None, consent
-    rule = refusal.kind if refusal.kind in ("robots.txt", "tdmrep.json", "ai.txt", "registry") else "reservation"
+    rule = (
+        refusal.kind
+        if refusal.kind in ("robots.txt", "tdmrep.json", "ai.txt", "trust.txt", "registry")
+        else "reservation"
+    )
     reason = f"{refusal.kind} of the origin forbids it"
     return rule, f"{refusal.kind}: {refusal.value}", reason, evidence_text({"signal": asdict(refusal)}), None

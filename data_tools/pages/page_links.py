@@ -30,6 +30,7 @@ LAZY_SETS = ("data-srcset", "data-lazy-srcset")
 UNREADABLE = (".svg", ".svgz", ".ico")  # vector images and icons, which image_repair does not open
 UNREADABLE_TYPES = ("image/svg+xml", "image/jxl", "image/heic", "image/heif")
 _CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s{0,9}=[\s\"']{0,9}([A-Za-z0-9_:.-]{1,40})", re.IGNORECASE)
+MOST_SIGNALS = 50  # that are kept of a page, those that reserve rights first
 UNDATED = datetime(9999, 1, 1, tzinfo=UTC)  # for a page of unknown date: every expiry date has passed
 
 
@@ -43,7 +44,7 @@ class PageLimits:
         address: Most characters of an address.
         caption: Most characters of a text; a longer one is skipped.
         side: Smallest stated width and height in pixels; smaller images are skipped.
-        head: Most meta tags.
+        head: Meta tags from which language and images are read; rights are read from all.
     """
 
     tags: int = 100_000
@@ -77,7 +78,7 @@ class PageReading:
         title: Title of the page.
         language: ISO 639 code, or "und".
         language_source: Where it was found: ``html``, ``meta``, ``header``, ``og``, ``vote``; empty for "und".
-        signals: Rights signals, reserving or not.
+        signals: At most ``MOST_SIGNALS`` rights signals, those that reserve first.
         links: Images with at least one text.
         statements: Statements about the licence of the page itself.
         skipped: Numbers of images that give no link, by reason.
@@ -140,6 +141,7 @@ class _Reader:
 
     def reading(self) -> PageReading:
         metas = list(self._metas())
+        signals, metas = self._signals(metas), metas[: self.limits.head]
         language, source = self._language(metas)
         images = select(self.document, "img")
         for image in images[: self.limits.images]:
@@ -155,9 +157,7 @@ class _Reader:
                 kept.append(link)
             else:
                 self.skipped["no text"] += 1
-        return PageReading(
-            self.text(self.tree.title or ""), language, source, self._signals(metas), kept, page_wide, self.skipped
-        )
+        return PageReading(self.text(self.tree.title or ""), language, source, signals, kept, page_wide, self.skipped)
 
     def resolve(self, reference: str | None) -> str | None:
         """Return the absolute http(s) address of a reference, without fragment, or None."""
@@ -181,17 +181,18 @@ class _Reader:
         return text if len(text) <= self.limits.caption else ""
 
     def _metas(self) -> Iterator[tuple[str, str]]:
-        for meta in select(self.document, "meta")[: self.limits.head]:
+        for meta in select(self.document, "meta"):
             content = meta.get_attribute("content")
             for attribute in ("name", "property", "http-equiv"):
                 if content is not None and (name := meta.get_attribute(attribute)):
-                    yield name.strip().casefold(), content[: self.limits.caption]
+                    yield name.strip().casefold(), content
 
     def _signals(self, metas: list[tuple[str, str]]) -> list[Signal]:
         fetched_at = self.page.fetched_at or UNDATED
         headers = [*self.page.headers, *(pair for pair in metas if pair[0] == "x-robots-tag")]
         found = header_signals(headers, self.agent, self.page.url, fetched_at)
-        return list(dict.fromkeys(found + meta_signals(metas, self.agent, self.page.url, fetched_at)))
+        found += meta_signals(metas, self.agent, self.page.url, fetched_at)
+        return sorted(dict.fromkeys(found), key=lambda one: not one.reserved)[:MOST_SIGNALS]
 
     def _language(self, metas: list[tuple[str, str]]) -> tuple[str, str]:
         root = self.document.query_selector("html[lang]")
@@ -322,7 +323,7 @@ def link_evidence(page: Page, reading: PageReading, link: PageLink) -> dict[str,
     """Return the column ``consent``: rights of the page, licences, and archive and record of the page."""
     licences = [("image", one) for one in link.statements] + [("page", one) for one in reading.statements]
     return {
-        "page_rights": [asdict(signal) for signal in sorted(reading.signals, key=lambda one: not one.reserved)[:50]],
+        "page_rights": [asdict(signal) for signal in reading.signals],
         "licences": [
             {"scope": scope, "source": one.source, **{k: v for k, v in one.fields.items() if k != "caption"}}
             for scope, one in licences[:20]

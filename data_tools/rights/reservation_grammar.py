@@ -1,13 +1,15 @@
 """Grammars of rights reservations: robots tags, Content-Usage, path patterns, robots.txt groups, TDM values.
 
 Sources: RFC 9309 (robots.txt), RFC 9651 (structured fields), draft-ietf-aipref-attach-05 and -vocab-07,
-contentsignals.org, Google's robots meta tag specification, TDMRep final report (W3C community group, 10 May 2024). The
-words are listed in reservation_words.yaml. All functions take linear time, because the texts are untrusted.
+contentsignals.org, Google's robots meta tag specification, TDMRep final report (W3C community group, 10 May 2024),
+trust.txt (journallist.net). The words are listed in reservation_words.yaml. All functions take linear time, because the
+texts are untrusted.
 """
 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -21,11 +23,12 @@ from data_tools.network.link_address import normal_url
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("reservation_words.yaml").read_text("utf-8"))
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 QUOTES = "\"' "
+MOST_VALUES = 1000  # of a list in tdmrep.json
 _KEY = r"[a-z*][a-z0-9_\-.*]*"
 _BARE = r"""(?:[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*|"(?:[^"\\]|\\.)*"|-?\d[\d.]*|\?[01]|:[A-Za-z0-9+/=]*:|@-?\d+)"""
 _MEMBER = re.compile(rf"[ \t]*({_KEY})(?:=({_BARE}|\([^()]*\)))?(?:;[ ]*{_KEY}(?:={_BARE})?)*[ \t]*(,|$)")
 _LOOSE = re.compile(r"(?<![\w*.\-])([\w*.\-]{1,32})\s{0,8}[=:]\s{0,8}(\w{1,8})(?!\w)")
-_TDM_TEXT = re.compile(r'"tdm-reservation"\s{0,8}:\s{0,8}"?(1|true)\b', re.IGNORECASE)
+_TDM_TEXT = re.compile(r'"tdm-reservation"\s{0,8}:[\s\["]{0,8}(1|1\.0{1,8}|true)(?![\w.])', re.IGNORECASE)
 
 
 def origin_of(url: str) -> str:
@@ -78,8 +81,18 @@ def agent_names(agent: str) -> set[str]:
 
 
 def tdm_value(value: object) -> bool | None:
-    """Whether a TDM value reserves rights; None, meaning unset, for every value that the report does not define."""
-    word = str(value).strip().casefold()
+    """Whether a TDM value reserves rights; None, meaning unset, for every value that the report does not define.
+
+    Quotes, parameters (``1;q=0.5``), the boolean and number forms of RFC 9651, and lists are understood; of a list, one
+    value that reserves is enough.
+    """
+    if isinstance(value, list):
+        found = [tdm_value(item) for item in value[:MOST_VALUES] if not isinstance(item, list)]
+        return True if True in found else False if False in found else None
+    word = str(value).partition(";")[0].strip(QUOTES + "\t[]\u201c\u201d").removeprefix("?").casefold()
+    with suppress(ValueError):
+        number = float(word[:20])
+        word = str(int(number)) if number in (0, 1) else word
     return True if word in WORDS["tdm"]["reserved"] else False if word in WORDS["tdm"]["free"] else None
 
 
@@ -173,18 +186,45 @@ def rule_groups(text: str) -> Iterator[tuple[set[str], list[tuple[str, str]]]]:
 def tdm_rules(text: str) -> list[tuple[str, bool, str]]:
     """Return the rules of tdmrep.json: location, whether reserved, value with policy; unset values are skipped.
 
-    A single object is a list of one; a rule without location holds for the whole site. Text that is not JSON reserves
-    the whole site if it contains a reservation.
+    A rule is an object with ``tdm-reservation``, at any depth; one without location holds for the whole site. Text that
+    is not JSON reserves the whole site if it contains a reservation.
     """
     try:
-        rules = json.loads(text.removeprefix("\ufeff"))
+        waiting: list[Any] = [json.loads(text.replace("\ufeff", ""))]
     except (ValueError, RecursionError):
         return [("/", True, "1 (the file is no JSON)")] if _TDM_TEXT.search(text) else []
     found = []
-    for rule in rules if isinstance(rules, list) else [rules]:
-        if isinstance(rule, dict) and (reserved := tdm_value(rule.get("tdm-reservation"))) is not None:
-            location = str(rule.get("location") or "/")
-            location = path_of(location) if "://" in location else location
-            location = location if location.startswith(("/", "*")) else "/" + location
-            found.append((location, reserved, f"{int(reserved)} {rule.get('tdm-policy') or ''}".strip()[:500]))
+    while waiting:
+        rule = waiting.pop()
+        if isinstance(rule, list):
+            waiting += rule[::-1]
+        elif isinstance(rule, dict):
+            rule = {str(name).strip().casefold(): value for name, value in rule.items()}
+            waiting += [value for value in rule.values() if isinstance(value, dict | list)][::-1]
+            reserved, stated = tdm_value(rule.get("tdm-reservation")), rule.get("location") or "/"
+            for location in stated[:MOST_VALUES] if isinstance(stated, list) else [stated]:
+                if reserved is not None:
+                    said = f"{int(reserved)} {rule.get('tdm-policy') or ''}".strip()[:500]
+                    found.append((_location(str(location)), reserved, said))
     return found
+
+
+def _location(text: str) -> str:
+    location = path_of(text) if "://" in text else text
+    return location if location.startswith(("/", "*")) else "/" + location
+
+
+def trust_refusals(text: str) -> list[str]:
+    """Return the lines of trust.txt that refuse training (JournalList reference document, version of 2024-04-04)."""
+    pairs = [line.partition("#")[0].partition("=")[::2] for line in text.replace("\ufeff", "").splitlines()]
+    refused = WORDS["trust"]["refusing"]
+    return [
+        f"{name.strip()}={value.strip()}"
+        for name, value in pairs
+        if name.strip().casefold() in WORDS["trust"]["fields"] and value.strip(QUOTES).casefold() in refused
+    ]
+
+
+def rules_text(body: bytes) -> str:
+    """Decode a file of rules: UTF-8, UTF-16 or UTF-32, with or without a byte order mark (RFC 4627, section 3)."""
+    return body.decode(json.detect_encoding(body), "replace")

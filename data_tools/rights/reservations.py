@@ -1,4 +1,4 @@
-"""Read machine-readable reservations: headers, meta tags, robots.txt, tdmrep.json, ai.txt, opt-out registries.
+"""Read machine-readable reservations: headers, meta tags, robots.txt, tdmrep.json, ai.txt, trust.txt, registries.
 
 Pure functions from text to signals, without network or clock (grammars and sources: rights/reservation_grammar.py). If
 a source is ambiguous, or a text breaks its grammar but plainly refuses, the refusal counts.
@@ -24,6 +24,7 @@ from data_tools.rights.reservation_grammar import (
     rule_groups,
     tdm_rules,
     tdm_value,
+    trust_refusals,
     usage_refusals,
 )
 
@@ -152,7 +153,7 @@ class _Rules:
     """A file in the grammar of robots.txt, for one agent: Protego parses access, and newer rules are parsed here."""
 
     def __init__(self, text: str, agent: str) -> None:
-        text = text.removeprefix("\ufeff").replace("\0", "")
+        text = text.replace("\ufeff", "").replace("\0", "")
         groups = list(rule_groups(text))
         self.file = Protego.parse(text)
         agents = {name for names, _ in groups for name in names if name}
@@ -259,6 +260,17 @@ def tdmrep_signals(text: str | None, url: str) -> list[Signal]:
     first, longest = matches[0], max(matches, key=lambda rule: len(rule[0]))
     location, reserved, value = longest if longest[1] and not first[1] else first
     return [Signal("tdmrep.json", f"{location}: {value}", origin_of(url) + "/.well-known/tdmrep.json", reserved)]
+
+
+def trust_txt_signals(text: str | None, source: str) -> list[Signal]:
+    """Read trust.txt, whose ``datatrainingallowed=no`` concerns the whole site.
+
+    Args:
+        text: The file, or None if there is none.
+        source: Its address.
+    """
+    refused = trust_refusals(text or "")
+    return [Signal("trust.txt", refused[0][:SHOWN], source, True)] if refused else []
 
 
 def registry_signals(registry: Registry, url: str) -> list[Signal]:

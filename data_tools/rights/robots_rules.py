@@ -1,4 +1,4 @@
-"""Fetch the rules of each origin once (robots.txt, /.well-known/tdmrep.json, /ai.txt) and store them as evidence.
+"""Fetch the rules of each origin once (robots.txt, tdmrep.json, ai.txt, trust.txt) and store them as evidence.
 
 Every answer (status, address after redirects, SHA-256, time, text) is appended to a file of JSON lines, which several
 processes may share and later runs read. RFC 9309: at most five redirects, 500 KiB, 24 hours; 4xx allows, 5xx and no
@@ -25,7 +25,7 @@ from data_tools.network.http_body import REDIRECTS, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, build_opener
 from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.legal_basis import LegalBasis
-from data_tools.rights.reservation_grammar import origin_of
+from data_tools.rights.reservation_grammar import origin_of, rules_text
 from data_tools.rights.reservations import (
     PARSED,
     Registry,
@@ -36,11 +36,14 @@ from data_tools.rights.reservations import (
     robots_delay,
     robots_signals,
     tdmrep_signals,
+    trust_txt_signals,
 )
 from leam_mm.files import bytes_sha256
 
 ROBOTS, TDMREP, AI_TXT = "/robots.txt", "/.well-known/tdmrep.json", "/ai.txt"
+TRUST_TXT = ("/trust.txt", "/.well-known/trust.txt")  # the second is asked for if the first does not exist
 MOST_REDIRECTS, MOST_BYTES = 5, 500 * 1024  # RFC 9309, 2.3.1.2 and 2.5
+MISSING = (404, 410)
 DAY, HOUR = 86_400.0, 3_600.0  # RFC 9309, 2.4: not longer than 24 hours
 File = dict[str, Any]
 
@@ -87,6 +90,8 @@ class RobotsRules:
         signals = robots_signals(files[ROBOTS].get("text"), files[ROBOTS]["status"], url, agent)
         signals += tdmrep_signals(files[TDMREP].get("text"), url)
         signals += ai_txt_signals(files[AI_TXT].get("text"), url, agent)
+        for path in TRUST_TXT:
+            signals += trust_txt_signals(files.get(path, {}).get("text"), origin_of(url) + path)
         for registry in self.registries:
             signals += registry_signals(registry, url)
         return decide(signals, basis), signals
@@ -146,9 +151,10 @@ class RobotsRules:
 
     def _ask(self, origin: str) -> dict[str, Any]:
         files = {ROBOTS: self._fetch(origin + ROBOTS)}
-        for path in (TDMREP, AI_TXT):
+        for path in (TDMREP, AI_TXT, *TRUST_TXT):
             unreachable = files[ROBOTS]["status"] is None
-            files[path] = {"status": None, "error": "not asked"} if unreachable else self._fetch(origin + path)
+            if path != TRUST_TXT[1] or files[TRUST_TXT[0]]["status"] in MISSING:
+                files[path] = {"status": None, "error": "not asked"} if unreachable else self._fetch(origin + path)
         asked = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
         return {"origin": origin, "agent": self.setting.agent, "asked": asked, "files": files}
 
@@ -230,5 +236,5 @@ def _text(response: Any) -> File:
     cut = len(body) > MOST_BYTES
     if cut:
         body = body[: body.rfind(b"\n", 0, MOST_BYTES) + 1] or body[:MOST_BYTES]
-    found: File = {"bytes": len(body), "sha256": bytes_sha256(body), "text": body.decode("utf-8", "replace")}
+    found: File = {"bytes": len(body), "sha256": bytes_sha256(body), "text": rules_text(body)}
     return found | ({"cut": True} if cut else {})

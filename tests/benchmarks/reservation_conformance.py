@@ -3,7 +3,7 @@
 Both ask the same server on this machine for the same links. Ours must decide every case as the rule beside it demands,
 with the right words as evidence, and must not ask for an image that was refused before it could be asked for.
 img2dataset runs as it comes, with its own opt-out switches on (user_agent_token, disallowed_header_directives); it
-knows neither robots.txt, tdmrep.json and ai.txt nor pages and legal bases: the table tells the kinds apart.
+knows neither robots.txt, tdmrep.json, ai.txt and trust.txt nor pages and legal bases: the table tells the kinds apart.
 """
 
 import json
@@ -36,7 +36,7 @@ from leam_mm.errors import UserError, run
 AGENT, CONTACT = "LeamBot", "https://lab.example/bot"
 DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # what img2dataset's README offers
 ADDRESSES = ("private_address", "scheme")  # refused for what they are: nobody said anything
-FILTERED = ("robots.txt", "tdmrep.json", "ai.txt", "registry", "reservation", "page_rights")
+FILTERED = ("robots.txt", "tdmrep.json", "ai.txt", "trust.txt", "registry", "reservation", "page_rights")
 MOMENT = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -185,6 +185,8 @@ def kind_of(case: Case) -> str:
         "robots": "robots.txt",
         "tdmrep": "tdmrep.json",
         "ai": "ai.txt",
+        "trust": "trust.txt",
+        "known_trust": "trust.txt",
         "registry": "registry",
     }
     found = next(

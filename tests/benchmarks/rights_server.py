@@ -14,8 +14,14 @@ import yaml
 from PIL import Image
 
 HOST, PRIVATE = "127.0.0.1", "127.0.0.2"  # the first is trusted by name in the measurement, the second is not
-PLACES = {"/robots.txt": "robots", "/.well-known/tdmrep.json": "tdmrep", "/ai.txt": "ai"}
-BEFORE_ASKING = ("robots.txt", "tdmrep.json", "ai.txt", "registry", "meta")
+PLACES = {
+    "/robots.txt": "robots",
+    "/.well-known/tdmrep.json": "tdmrep",
+    "/ai.txt": "ai",
+    "/trust.txt": "trust",
+    "/.well-known/trust.txt": "known_trust",
+}
+BEFORE_ASKING = ("robots.txt", "tdmrep.json", "ai.txt", "trust.txt", "registry", "meta")
 
 
 @dataclass
@@ -67,7 +73,8 @@ class Case:
 
     def page_answer(self) -> bytes:
         """The page as a crawler receives it."""
-        tags = "".join(f'<meta name="{html.escape(n)}" content="{html.escape(c)}">' for n, c in self.metas)
+        tags = '<meta name="viewport" content="1">' * self.row.get("other_metas", 0)
+        tags += "".join(f'<meta name="{html.escape(n)}" content="{html.escape(c)}">' for n, c in self.metas)
         image = f'<img src="{html.escape(self.url)}" alt="A red picture: {html.escape(self.row["name"])}">'
         page = f"<!doctype html><html lang='en'><head><title>Pictures</title>{tags}</head><body>{image}</body></html>"
         return reply(200, self.page_headers, page.encode())
@@ -82,7 +89,7 @@ class Case:
 
 def _pair(line: str) -> tuple[str, str]:
     name, _, value = line.partition(":")
-    return name.strip(), value.strip()
+    return name, value.strip()
 
 
 def read_cases() -> list[Case]:
@@ -186,7 +193,7 @@ class RightsServer:
                 return reply(302, [("Location", file["to"] if step is None else f"{path[:3]}{step - 1}")], b"")
             body = file.get("body", "")
             text = (body if isinstance(body, str) else json.dumps(body)) * file.get("repeat", 1)
-            raw = file["latin"].encode("latin-1") if "latin" in file else text.encode()
+            raw = file["latin"].encode("latin-1") if "latin" in file else text.encode(file.get("encoding", "utf-8"))
             padding = (b"#" * 79 + b"\n") * (file.get("pad", 0) // 80)
             return reply(file.get("status", 200), [_pair(line) for line in file.get("headers", [])], padding + raw)
         if path.startswith("/hop/") and int(path[5:]) < len(hops):
@@ -204,5 +211,5 @@ def reply(status: int, headers: list[tuple[str, str]], body: bytes) -> bytes:
     """One whole answer."""
     length = [] if any(name == "Content-Length" for name, _ in headers) else [f"Content-Length: {len(body)}"]
     lines = [f"HTTP/1.1 {status} Answer", *length, "Connection: close"]
-    lines += [f"{name}: {value}" for name, value in headers]
+    lines += [f"{name}: {value}" for name, value in headers]  # a name may end with a space: "Name :value"
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
