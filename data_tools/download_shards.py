@@ -18,8 +18,9 @@ table, every origin is asked for its robots.txt, tdmrep.json, ai.txt and trust.t
 anew from the earlier and the new samples. Bytes and Merkle root are those of a run in which all of them succeeded at
 once. Addresses in OUTPUT.blocklists, which withdraw_samples writes, are never fetched again.
 
---slice I/N fetches every N-th part only and writes no shards: see configs/clusters/slurm_download.sh. A proxy named in
-the environment is used; its own address must be public, or be given by --allow-private.
+--slice I/N fetches every N-th part only and writes no shards: see configs/clusters/slurm_download.sh. A proxy of the
+environment (http_proxy, https_proxy, all_proxy) is used only if --allow-proxy names it: it resolves names itself, and
+must refuse private addresses itself. Hosts of --allow-private are asked without a proxy.
 """
 
 import logging

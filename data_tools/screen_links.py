@@ -47,6 +47,7 @@ from data_tools.links.screen_stages import find_duplicates, group_by_origin, gro
 from data_tools.links.screened_folder import Counts, largest_first, write_decisions
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import LinkRefused, check_link, trusted_hosts
+from data_tools.network.proxies import allowed_proxies
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, parse_settings
@@ -78,6 +79,7 @@ class ScreenSettings:
         keep_languages: Language codes to keep, und for undetermined; without it all are kept.
         max_caption: Longest caption in characters.
         allow_private: Hosts that are trusted although their addresses are private.
+        allow_proxy: Proxy of the environment to use, as host or host:port; may be repeated.
         agent_name: Product name in the User-Agent header.
         agent_contact: Page or address where site owners reach you.
         skip_origins: Ask no origin; robots.txt and reservations stay unknown.
@@ -102,6 +104,7 @@ class ScreenSettings:
     keep_languages: list[str] = field(default_factory=list)
     max_caption: PositiveInt = LinkRuleSettings.max_caption
     allow_private: list[str] = field(default_factory=list)
+    allow_proxy: list[str] = field(default_factory=list)
     agent_name: str = "leam_mm"
     agent_contact: str = ""
     skip_origins: bool = False
@@ -144,12 +147,14 @@ class ScreenSettings:
 
 
 def require_contact(settings: ScreenSettings, hosts: Iterable[str | None]) -> None:
-    """Refuse to ask hosts of other people without a contact."""
+    """Refuse to ask hosts of other people without a contact, or through a proxy that is not allowed."""
     foreign = next((host for host in hosts if host and host not in settings.allow_private), None)
     if foreign and not settings.agent_contact and not settings.skip_origins:
         raise UserError(
             f"--agent-contact is missing: give a page or address where the owner of {foreign} can reach you"
         )
+    if foreign and not settings.skip_origins:
+        allowed_proxies(settings.allow_proxy)
 
 
 def first_hosts(table: Path) -> Iterator[str]:
@@ -175,7 +180,7 @@ def robots_screen(settings: ScreenSettings, work: Path) -> RobotsScreen:
     if settings.skip_origins:
         log.warning("no origin is asked (--skip-origins): robots.txt and reservations of these links are not known")
     else:
-        names = ("agent_name", "agent_contact", "allow_private", "timeout")
+        names = ("agent_name", "agent_contact", "allow_private", "allow_proxy", "timeout")
         fetch = FetchSetting("", "", **{name: getattr(settings, name) for name in names})
         rules = RobotsRules(fetch, work / "answers.jsonl", [OptOutRegistry(path) for path in settings.registry])
     return RobotsScreen(rules, LinkSources(settings.sources), settings.connections, settings.delay, settings.seed)

@@ -7,7 +7,7 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from toys.servers import Server
+from toys.servers import Server, certificate
 
 from data_tools.network.image_fetch import FetchSetting, Guard, TooManyBytesError, build_opener
 
@@ -85,29 +85,3 @@ def test_a_connection_ends_at_its_deadline(secure: bool, tmp_path: Path) -> None
         opener.open(f"http{'s' * secure}://127.0.0.1:{listener.getsockname()[1]}/", timeout=5).read()
     assert 0.8 < time.monotonic() - begin < 4.5
     listener.close()
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1, signed by itself, and its key."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    places = folder / "certificate.pem", folder / "key.pem"
-    places[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    plain = serialization.PrivateFormat.PKCS8
-    places[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, plain, serialization.NoEncryption()))
-    return places

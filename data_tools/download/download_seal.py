@@ -16,7 +16,7 @@ SEAL = "download.json"
 # These decide where, how fast and how often is fetched, but not which bytes are accepted.
 WITHOUT_EFFECT = (
     *("links", "output", "processes", "threads", "timeout", "retries", "rows_per_part", "distributor", "cluster"),
-    *("connections_per_host", "delay_per_host", "crawl_delay", "spare_private", "longest_wait"),
+    *("connections_per_host", "delay_per_host", "crawl_delay", "spare_private", "longest_wait", "allow_proxy"),
 )
 
 

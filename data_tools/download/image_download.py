@@ -21,6 +21,7 @@ from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of, trusted_hosts
+from data_tools.network.proxies import allowed_proxies
 from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
 from data_tools.samples.sample_record import sample_record
 from data_tools.samples.tombstones import copy_evidence
@@ -72,6 +73,7 @@ class DownloadSettings:
         slice: I/N fetches every N-th part, starting with part I, and writes no shards.
         allow_file: Also read file: addresses of this machine.
         allow_private: Private host to trust; may be repeated.
+        allow_proxy: Proxy of the environment to use, as host or host:port; may be repeated.
         min_success: Smallest share of rows to keep; below it, no shards are written.
         agent_name: Name in the User-Agent header.
         agent_contact: Page or address where site owners reach you.
@@ -110,6 +112,7 @@ class DownloadSettings:
     slice: str = "0/1"
     allow_file: bool = False
     allow_private: list[str] = field(default_factory=list)
+    allow_proxy: list[str] = field(default_factory=list)
     min_success: Share = 0.9
     agent_name: str = "leam_mm"
     agent_contact: str = ""
@@ -187,6 +190,8 @@ def download_images(settings: DownloadSettings) -> None:
         raise UserError(
             f"--agent-contact is missing: give a page or address where the owner of {survey.foreign_host} can reach you"
         )
+    if survey.foreign_host:
+        allowed_proxies(settings.allow_proxy)  # fail before anything is fetched
     fetch = _fetch_setting(settings, links.allow_file)
     rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})
     identity = fetch_identity(fetch, survey.digest)

@@ -1,11 +1,12 @@
 """Fetch from strangers' servers safely: every request goes through ``build_opener``.
 
-The opener (1) refuses private addresses after the name is resolved, on redirects too, (2) accepts only http and https,
-and files if allowed, (3) ends connections at their deadline, even if data keeps trickling in, (4) reads bodies up to a
-limit, and (5) sends our own name as user agent. Rights reserved in the headers of an answer are checked elsewhere, in
-data_tools/download/image_request.py.
+The opener (1) refuses private addresses after the name is resolved, on redirects too, (2) uses a proxy only if it is
+allowed by name, (3) accepts only http and https, and files if allowed, (4) ends connections at their deadline, even if
+data keeps trickling in, (5) reads bodies up to a limit, and (6) sends our own name as user agent. Rights reserved in
+the headers of an answer are checked elsewhere, in data_tools/download/image_request.py.
 """
 
+import contextlib
 import functools
 import http.client
 import json
@@ -17,11 +18,14 @@ import threading
 import time
 import urllib.request
 import weakref
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_tools.network.link_address import address_fault
+from data_tools.network.link_address import host_of, normal_host
+from data_tools.network.proxies import allowed_proxies
+from data_tools.network.special_addresses import address_fault, host_fault
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,8 @@ class FetchSetting:
         agent_name: Name in the User-Agent header; rules for this name are obeyed.
         agent_contact: Address or page where site owners reach us.
         allow_file: Whether file addresses are opened.
-        allow_private: Hosts whose private addresses are trusted.
+        allow_private: Hosts whose private addresses are trusted; they are asked without a proxy.
+        allow_proxy: Proxies of the environment that may be used, each as host or host:port.
         max_bytes: Longest body to read, in bytes, before and after decompression.
         max_hops: Largest number of redirects for one image.
         image_seconds: Time limit for one image, redirects included.
@@ -64,6 +69,7 @@ class FetchSetting:
     agent_contact: str
     allow_file: bool = False
     allow_private: list[str] = field(default_factory=list)
+    allow_proxy: list[str] = field(default_factory=list)
     max_bytes: int = 50_000_000
     max_hops: int = 5
     image_seconds: float = 60.0
@@ -128,14 +134,22 @@ class Guard:
         deadline = getattr(self._own, "deadline", None)
         return time.monotonic() + self.setting.image_seconds if deadline is None else deadline
 
-    def connect(self, address: tuple[str, int], timeout: Any, source: Any = None) -> socket.socket:
-        """Resolve a name, check all addresses and connect to one of them; the name cannot change in between."""
+    def connect(
+        self, address: tuple[str, int], timeout: Any, source: Any = None, checked: bool = True
+    ) -> socket.socket:
+        """Resolve a name, check all addresses and connect to one of them; the name cannot change in between.
+
+        Args:
+            address: Host and port.
+            timeout: Seconds to wait for the connection.
+            source: Own address to connect from.
+            checked: Whether private addresses are refused; not those of a proxy that is allowed by name.
+        """
         host, port = address
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        if host not in self.setting.allow_private:
-            for *_, resolved in found:
-                if fault := address_fault(str(resolved[0])):
-                    raise PrivateAddressError(f"refused: {host} leads to {fault}")
+        checked = checked and not self.trusts(host)
+        if checked:
+            refuse_private(host, found)
         error: OSError | None = None
         for *_, resolved in found:
             left = self.deadline - time.monotonic()
@@ -146,10 +160,20 @@ class Guard:
             except OSError as failed:
                 error = failed
                 continue
+            if checked and (fault := address_fault(str(connection.getpeername()[0]))):
+                connection.close()
+                raise PrivateAddressError(f"refused: {host} leads to {fault}")
             connection.settimeout(timeout)
             self.keep(connection)
             return connection
         raise error or OSError(f"{host} has no address")
+
+    def trusts(self, host: str) -> bool:
+        """Return whether a host may have private addresses."""
+        try:
+            return normal_host(host) in self.setting.allow_private
+        except ValueError as error:
+            raise OSError(str(error)) from None
 
     def keep(self, connection: socket.socket) -> None:
         """End a connection at the current deadline."""
@@ -168,6 +192,21 @@ class Guard:
                     socket.socket.shutdown(connection, socket.SHUT_RDWR)
                 except OSError:
                     continue  # closed meanwhile
+
+
+def refuse_private(host: str, found: Sequence[tuple[Any, ...]]) -> None:
+    """Check the addresses of a host.
+
+    Args:
+        host: The name.
+        found: What ``socket.getaddrinfo`` returns for it.
+
+    Raises:
+        PrivateAddressError: One of them is not public.
+    """
+    for *_, resolved in found:
+        if fault := address_fault(str(resolved[0])):
+            raise PrivateAddressError(f"refused: {host} leads to {fault}")
 
 
 class _Response(http.client.HTTPResponse):
@@ -223,17 +262,20 @@ def build_opener(
     # Created when needed: reading the certificates takes longer than fetching an image.
     context = functools.cache(lambda: ssl.create_default_context(cafile=trusted))
 
+    proxies = functools.cache(lambda: allowed_proxies(setting.allow_proxy))
+
     class Plain(http.client.HTTPConnection):
-        def __init__(self, *args: Any, **settings: Any) -> None:
+        def __init__(self, *args: Any, checked: bool = True, **settings: Any) -> None:
             super().__init__(*args, **settings)
             self.response_class = response_class
-            self._create_connection = watch.connect  # http.client calls it to connect
+            # http.client calls it to connect
+            self._create_connection = functools.partial(watch.connect, checked=checked)
 
     class Secure(http.client.HTTPSConnection):
-        def __init__(self, *args: Any, **settings: Any) -> None:
+        def __init__(self, *args: Any, checked: bool = True, **settings: Any) -> None:
             super().__init__(*args, context=context(), **settings)
             self.response_class = response_class
-            self._create_connection = watch.connect
+            self._create_connection = functools.partial(watch.connect, checked=checked)
 
         def connect(self) -> None:
             super().connect()
@@ -243,10 +285,26 @@ def build_opener(
         handler_order = 400
 
         def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Plain, request)  # type: ignore[arg-type]
+            return self.do_open(Plain, request, checked=not self.to_proxy(request))  # type: ignore[arg-type]
 
         def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-            return self.do_open(Secure, request)  # type: ignore[arg-type]
+            return self.do_open(Secure, request, checked=not self.to_proxy(request))  # type: ignore[arg-type]
+
+        def to_proxy(self, request: urllib.request.Request) -> bool:
+            """Address a request to a proxy, if there is one for it; check its host first, as far as we can see it."""
+            host = host_of(request.full_url)
+            if watch.trusts(host) or not (proxy := proxies().get(request.type)):
+                return False
+            if urllib.request.proxy_bypass(request.host):
+                return False
+            if fault := host_fault(host):
+                raise PrivateAddressError(f"refused: {fault}")
+            with contextlib.suppress(socket.gaierror):  # the proxy may know names that this machine does not
+                refuse_private(host, socket.getaddrinfo(host, None, type=socket.SOCK_STREAM))
+            request.set_proxy(proxy.name, "http")
+            if proxy.authorization:
+                request.add_unredirected_header("Proxy-Authorization", proxy.authorization)
+            return True
 
         def http_request(self, request: urllib.request.Request) -> urllib.request.Request:
             request.add_header("User-Agent", setting.agent)
@@ -257,7 +315,6 @@ def build_opener(
     opener = urllib.request.OpenerDirector()
     opener.addheaders = []
     handlers: list[urllib.request.BaseHandler] = [
-        urllib.request.ProxyHandler(),
         Handler(),
         urllib.request.UnknownHandler(),
         *([_LocalFile(setting.max_bytes)] if setting.allow_file else []),

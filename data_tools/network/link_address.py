@@ -1,7 +1,7 @@
 """Normal form of addresses and hosts, and the decision which addresses may be fetched.
 
 A link can be refused before the fetch (by its scheme or host) and again during the fetch, because names resolve and
-servers redirect. Both use ``address_fault``.
+servers redirect. Both use network/special_addresses.py.
 
 Whoever compares hosts or addresses compares ``normal_host`` and ``normal_url``, so that no list is passed by another
 spelling.
@@ -16,9 +16,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ada_url import URL
 
+from data_tools.network.special_addresses import host_fault
 from leam_mm.errors import UserError
 
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 PATH_SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
 PORTS = {"http": 80, "https": 443}
@@ -33,21 +33,6 @@ class LinkRefused(Exception):
         """Keep rule and value for the ledger."""
         super().__init__(reason)
         self.rule, self.value, self.reason = rule, value, reason
-
-
-def address_fault(address: str) -> str | None:
-    """Describe why an IP address is not part of the public internet, or return None."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
-        ip = inner or ip
-    if ip.is_loopback:
-        return f"{address} is a loopback address"
-    if ip.is_link_local:
-        return f"{address} is a link-local address"
-    if ip.is_multicast or not ip.is_global:
-        return f"{address} is a private address"
-    return None
 
 
 @lru_cache(maxsize=100_000)
@@ -190,15 +175,8 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         host = normal_host(host)
     except ValueError:
         raise LinkRefused("host", host[:200], "not a valid host name") from None
-    if host not in allow_private:
-        if host == "localhost" or host.endswith((".localhost", ".local", ".internal")):
-            raise LinkRefused("private_address", host, "a name of a private network; see --allow-private")
-        try:
-            fault = address_fault(host)
-        except ValueError:
-            fault = None  # a name: its addresses are checked when the connection is made
-        if fault:
-            raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
+    if host not in allow_private and (fault := host_fault(host)):
+        raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
     netloc, path = _netloc(parts.scheme, host, port), _without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
     fetch = urlunsplit((parts.scheme, netloc, path, quote(parts.query, URL_SAFE), ""))
     return fetch, (url or "").strip(), host
