@@ -17,16 +17,16 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
 from leam_mm.callbacks.energy_meter import EnergyRecord
-from leam_mm.callbacks.metrics_log import MetricsLog, RowBeforeCheckpoint
+from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckpoint
 from leam_mm.callbacks.preemption import Preemption
+from leam_mm.callbacks.save_failures import LastSave, RetriedCheckpointIO
 from leam_mm.callbacks.throughput import Throughput
-from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, RunCheckpoint, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, RunCheckpoint, read_checkpoint
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
@@ -134,18 +134,19 @@ class LeamCLI(LightningCLI):
         config = self.config_init[self.subcommand].trainer
         plugins = config.plugins if isinstance(config.plugins, list) else [p for p in [config.plugins] if p is not None]
         if "ModelParallel" not in str(type(config.strategy)) and "ModelParallel" not in str(config.strategy):
-            plugins = [*plugins, AtomicCheckpointIO()]
+            plugins = [*plugins, RetriedCheckpointIO()]
         if config.logger is not False:
             # Loggers of the recipe (such as W&B) are added to the two of every run.
             named = self._loggers(self.config_init[self.subcommand].trainer.logger)
             run = config.default_root_dir or "."
-            kwargs["logger"] = [MetricsLog(run), TensorBoardLogger(run, name="", version="tensorboard"), *named]
+            kwargs["logger"] = [MetricsLog(run), EventsLog(run, name="", version="tensorboard"), *named]
         trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [SamplePosition(), RowBeforeCheckpoint()]
         # Its save must contain what all other callbacks record after a step, like the regular saves, which come last.
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())
+        callbacks.append(LastSave())
         return trainer
 
     @staticmethod

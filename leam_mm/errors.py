@@ -1,7 +1,11 @@
 """User errors: one line that says what is wrong, where, and the fix."""
 
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+
+from leam_mm.system_fault import fault_line
 
 
 class UserError(Exception):
@@ -24,15 +28,31 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a program's main function and turn a UserError into one line on stderr and exit code 2."""
+    """Call a program's main function; a UserError or a fault of the machine becomes one line and exit code 2."""
+    threading.excepthook = _report_thread
     try:
         main()
     except Exception as error:
         cause = user_error(error)
-        if cause is None:
+        line = one_line(cause) if cause is not None else fault_line(error)
+        if line is None:
             raise
-        print(f"error: {one_line(cause)}", file=sys.stderr)
+        _print_error(line)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("error: interrupted by the keyboard; start the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # a full disk may hold the log of stderr, too
+        print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _report_thread(found: threading.ExceptHookArgs) -> None:
+    """Report a fault of the machine in a thread in one line, too; the thread's owner notices its end."""
+    line = fault_line(found.exc_value) if found.exc_value is not None else None
+    if line is None:
+        threading.__excepthook__(found)
+    else:
+        print(f"warning: {line}", file=sys.stderr)

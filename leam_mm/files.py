@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from leam_mm.errors import UserError
+from leam_mm.system_fault import OF_FILES, fault_number
 
 TEMPORARY = ".tmp-"  # between a name and the number of the process that writes it
 
@@ -21,6 +22,27 @@ TEMPORARY = ".tmp-"  # between a name and the number of the process that writes 
 def temporary_path(path: Path) -> Path:
     """Return the name under which this process writes ``path`` before it is complete."""
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+
+
+@contextmanager
+def named_faults(path: Path) -> Iterator[None]:
+    """Name the file in errors of the machine, such as a full disk, that come without a name.
+
+    Args:
+        path: What is written in the block.
+
+    Raises:
+        OSError: As raised in the block, or in place of a library's own error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = fault_number(error)
+        if number is None or number not in OF_FILES or (isinstance(error, OSError) and error.filename is not None):
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 @contextmanager
@@ -34,13 +56,15 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     temporary = temporary_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with named_faults(path):
+            yield temporary
+            if durable:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that became read-only; the first error counts
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -53,8 +77,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        replace_folder(temporary, folder)
+        with named_faults(folder):
+            yield temporary
+            replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -64,7 +89,12 @@ def replace_folder(finished: Path, folder: Path) -> None:
     old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
     if folder.exists():
         os.replace(folder, old)
-    os.replace(finished, folder)
+    try:
+        os.replace(finished, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leam_mm.errors import UserError
+from leam_mm.files import named_faults
 
 LOCK = "lock"
 PATIENCE = 4.5  # seconds in which the processes of a killed run end and release its lock
@@ -61,7 +62,8 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
         with suppress(OSError):  # a full disk is reported where the result is written
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
+        with named_faults(folder or path.parent):
+            yield
     finally:
         if not shared:  # before the lock is released: afterwards the file may be that of another run
             with suppress(OSError):

@@ -9,7 +9,6 @@ from toys.shards import write_toy_shards
 
 from leam_mm.data.batch import (
     Decoding,
-    FromPosition,
     PlannedBatches,
     Sample,
     batch_loader,
@@ -17,6 +16,7 @@ from leam_mm.data.batch import (
     read_record,
 )
 from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardWriter

@@ -15,9 +15,10 @@ from toys.shards import write_toy_shards
 
 from leam_mm.checkpoint import read_checkpoint
 from leam_mm.cli import main
-from leam_mm.data.batch import FromPosition, PlannedBatches, SamplePosition, batch_loader
+from leam_mm.data.batch import PlannedBatches, SamplePosition, batch_loader
 from leam_mm.data.broken_samples import BrokenSamples
 from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.data.pairs_module import PairDecoding, PairsModule
 from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import SamplePlan, Source

@@ -7,8 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 # An entry may import any entry above it in the list, and itself. Names on one line are independent of each other.
 LEAM_MM = [
+    ["system_fault"],
     ["errors", "languages", "arithmetic"],
-    ["files", "config_error", "run_lock"],
+    ["files", "config_error"],
+    ["run_lock"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed"],
     ["encoders"],
@@ -38,7 +40,7 @@ DATA_TOOLS = [
     ["description"],
 ]  # programs, the files beside these folders, may import all of them, and not each other
 # What data_tools may import of leam_mm. Only latents, and programs and rules that run models, import models.
-WITHOUT_MODELS = {"errors", "languages", "files", "run_lock", "config_error", "data", "report"}
+WITHOUT_MODELS = {"errors", "system_fault", "languages", "files", "run_lock", "config_error", "data", "report"}
 WITH_MODELS = {
     *("data_tools.latents", "data_tools.embed_shards", "data_tools.encode_latents", "data_tools.vetting.clip_score"),
     *("data_tools.vetting.encoder_rule", "data_tools.vetting.semantic_duplicates"),

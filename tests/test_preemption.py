@@ -14,7 +14,7 @@ import yaml
 from toys.recipes import ROOT, clip_recipe
 from toys.runs import assert_same_run, last_checkpoint
 
-from leam_mm.callbacks.preemption import EXIT_CODE
+from leam_mm.callbacks.preemption import EXIT_CODE, INTERRUPTED, Preemption
 
 PROBE = """
     import os
@@ -68,17 +68,38 @@ def saves(run: Path, ranks: int) -> list[list[int]]:
     return [[int(step) for step in (run / f"saves.{rank}").read_text().split()] for rank in range(ranks)]
 
 
-def test_term_saves_once_and_leaves_with_75(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, EXIT_CODE), (signal.SIGHUP, EXIT_CODE), (signal.SIGINT, INTERRUPTED)]
+)
+def test_a_signal_saves_once_and_ends_with_its_code(
+    number: int, code: int, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
     run = tmp_path / "run"
-    process = start(probed(run, toy_shards, toy_tokenizer, signal.SIGTERM, rank=0), run)
+    process = start(probed(run, toy_shards, toy_tokenizer, number, rank=0), run)
     output, _ = process.communicate(timeout=600)
-    assert process.returncode == EXIT_CODE, output
-    assert "Traceback" not in output and "exiting with code 75" in output
+    assert process.returncode == code, output
+    assert "Traceback" not in output and f"exiting with code {code}; the same command resumes" in output
     assert saves(run, 1) == [[last_checkpoint(run)["global_step"]]]
     assert last_checkpoint(run)["global_step"] in (3, 4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_second_interrupt_ends_at_once_and_nohup_is_respected() -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    preemption = Preemption()
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        preemption._install(signal.SIGHUP, signal.SIGINT)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signal_to_the_whole_process_group_spares_the_loader_workers(
     number: int, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
 ) -> None:
@@ -94,7 +115,7 @@ def test_signal_to_the_whole_process_group_spares_the_loader_workers(
             break
         time.sleep(0.1)
     os.killpg(process.pid, number)
-    assert process.wait(timeout=120) == EXIT_CODE
+    assert process.wait(timeout=120) == (INTERRUPTED if number == signal.SIGINT else EXIT_CODE)
     assert last_checkpoint(run)["global_step"] >= 3
 
 

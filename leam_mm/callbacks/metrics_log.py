@@ -1,21 +1,23 @@
 """A CSV of all logged metrics that a resumed run continues instead of deleting.
 
 Lightning's CSVLogger empties its folder when a run is started again. Here rows after the resumed step are dropped (the
-resumed run writes equal ones), and the others stay. Lightning writes a checkpoint between a step and its row, where a
-kill would lose the row; ``RowBeforeCheckpoint`` therefore writes the row first.
+resumed run writes equal ones), and the others stay. Rows that do not fit on a full disk wait. Lightning writes a
+checkpoint between a step and its row, where a kill would lose the row; ``RowBeforeCheckpoint`` therefore writes the row
+first.
 """
 
 import csv
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from leam_mm.files import atomic_write
+from leam_mm.files import atomic_write, named_faults
+from leam_mm.system_fault import fault_line, system_fault
 
 
 class MetricsLog(Logger):
@@ -31,6 +33,7 @@ class MetricsLog(Logger):
         self.path = Path(save_dir) / "metrics.csv"
         self._columns: list[str] | None = None
         self._last: dict[str, str] | None = None
+        self._waiting: list[dict[str, str]] = []
 
     @property
     def name(self) -> str:
@@ -73,6 +76,25 @@ class MetricsLog(Logger):
         if row == self._last:
             return
         self._last = row
+        self._waiting.append(row)
+        self.write_waiting()
+
+    @rank_zero_only
+    def write_waiting(self, last: bool = False) -> None:
+        """Write the rows that are not written yet; a full disk keeps them waiting, unless this is the last attempt."""
+        try:
+            while self._waiting:
+                self._append(self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            self._columns = None  # the next attempt removes a row that was cut off
+            if last or system_fault(error) is None:
+                raise
+            if len(self._waiting) == 1:
+                rank_zero_warn(f"training goes on, and rows wait until they can be written: {fault_line(error)}")
+
+    def _append(self, row: dict[str, str]) -> None:
+        number = int(row["step"])
         if self._columns is None:
             # A row cut off by a kill has no step or too few cells; later steps will be logged again.
             old = [
@@ -88,12 +110,41 @@ class MetricsLog(Logger):
         assert self._columns is not None
         if new := [name for name in row if name not in self._columns]:
             self._rewrite(self._rows(), self._columns + new)
-        with open(self.path, "a", newline="") as file:
+        with named_faults(self.path), open(self.path, "a", newline="") as file:
             csv.DictWriter(file, self._columns, restval="").writerow(row)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Ignore them: config.yaml has them."""
+
+
+class EventsLog(TensorBoardLogger):
+    """TensorBoard's files, which a full disk interrupts: training goes on, and a later step starts a new file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the metrics, or skip them."""
+        self._try(super().log_metrics, metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flush the file."""
+        self._try(super().save)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Close the file."""
+        self._try(super().finalize, status)
+
+    def _try(self, write: Callable[..., object], *values: Any) -> None:
+        try:
+            write(*values)
+        except Exception as error:
+            if system_fault(error) is None:
+                raise
+            if self._experiment is not None:
+                rank_zero_warn(f"TensorBoard misses step(s), training goes on: {fault_line(error)}")
+            self._experiment = None  # its writer has ended
 
 
 class RowBeforeCheckpoint(Callback):

@@ -1,4 +1,7 @@
-"""Preemption: after SIGUSR1 or SIGTERM, save a checkpoint at the next optimizer step and exit with code 75.
+"""Preemption: after a signal, save a checkpoint at the next optimizer step and exit.
+
+SIGUSR1, SIGTERM and SIGHUP exit with code 75. SIGINT (Ctrl-C) exits with code 130, since a person wants the run to end
+and no script shall requeue it; a second one ends it at once.
 
 Lightning saves inside the signal handler, in the middle of a step, where collectives can hang. Here the handler only
 sets a flag. All ranks exchange it after each optimizer step, save together and exit with code 75 (EX_TEMPFAIL in
@@ -7,22 +10,26 @@ sysexits.h: "try again later"). A Slurm script can requeue the job on this code 
 
 import atexit
 import logging
+import os
 import signal
 import subprocess
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from leam_mm.callbacks.save_failures import save_or_fail
 from leam_mm.distributed import any_rank
 
-EXIT_CODE = 75
+EXIT_CODE, INTERRUPTED = 75, 130
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 LAST_SECONDS = 60  # time limit for the exit of a rank after saving
 log = logging.getLogger(__name__)
 
 
 class Preemption(Callback):
-    """Save a checkpoint and exit after an optimizer step if SIGUSR1 or SIGTERM was received."""
+    """Save a checkpoint and exit after an optimizer step if one of ``SIGNALS`` was received."""
 
     def __init__(self) -> None:
         """Register the wait for child ranks at exit."""
@@ -30,11 +37,18 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
         self._steps = 0
         self._saved: str | None = None
+        self._code = EXIT_CODE
         self._children: list[subprocess.Popen] = []
         # Registered before the cleanup of the process group, so called after it: the cleanup needs all ranks.
         atexit.register(self._wait_for_children)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self.received == number:
+                raise KeyboardInterrupt
+            # os.write, since a signal may interrupt a print, which cannot be entered twice.
+            with suppress(OSError):
+                os.write(2, b"\ninterrupted: saving at the end of this step; press Ctrl-C again to end at once\n")
         self.received = number
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -45,11 +59,13 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers in place of those of Lightning."""
         self._steps = trainer.global_step
-        self._install(signal.SIGUSR1, signal.SIGTERM)
+        self._install(*SIGNALS)
 
     def _install(self, *numbers: int) -> None:
         for number in numbers:
-            self._previous.setdefault(number, signal.signal(number, self._note))
+            ignored = signal.getsignal(number) == signal.SIG_IGN  # by nohup, or by a shell for its background jobs
+            if not (ignored and number in (signal.SIGHUP, signal.SIGINT)):
+                self._previous.setdefault(number, signal.signal(number, self._note))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,7 +79,9 @@ class Preemption(Callback):
         # The other ranks can exit only after the save, which synchronizes all ranks.
         self._release_children(trainer)
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
-        trainer.save_checkpoint(f"{path}/last.ckpt")
+        if any_rank(self.received == signal.SIGINT, pl_module.device):
+            self._code = INTERRUPTED
+        save_or_fail(trainer, pl_module, f"{path}/last.ckpt")
         self._saved = f"{path}/last.ckpt"
 
     def _release_children(self, trainer: Trainer) -> None:
@@ -84,8 +102,9 @@ class Preemption(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Exit before the next batch, after the loggers have written the metrics of the last step."""
         if self._saved is not None:
-            log.warning("signal received: saved %s, exiting with code %d", self._saved, EXIT_CODE)
-            raise SystemExit(EXIT_CODE)
+            words = "signal received: saved %s, exiting with code %d; the same command resumes"
+            log.warning(words, self._saved, self._code)
+            raise SystemExit(self._code)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the previous signal handlers."""

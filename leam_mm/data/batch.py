@@ -5,18 +5,15 @@ changes nothing. A resumed run starts its sampler at the position in the checkpo
 """
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
 from leam_mm.data.broken_samples import ATTEMPTS, BrokenSamples
+from leam_mm.data.loader_workers import FromPosition, RestartingLoader, begin_worker
 from leam_mm.data.remote_shards import Unreachable
 from leam_mm.data.sample_plan import SamplePlan
 from leam_mm.errors import UserError
@@ -138,22 +135,6 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         return sample | {"sample_row": stored.row}
 
 
-class FromPosition(Sampler[int]):
-    """Batch numbers from ``first`` on; its length is that of the whole run, for the progress bar."""
-
-    def __init__(self, first: int, total: int) -> None:
-        """See the class."""
-        self.first, self.total = first, total
-
-    def __iter__(self) -> Iterator[int]:
-        """Iterate over the batch numbers."""
-        return iter(range(self.first, self.total))
-
-    def __len__(self) -> int:
-        """Return the number of batches of the whole run."""
-        return self.total
-
-
 def collate_samples(samples: list[Sample]) -> dict[str, Any]:
     """Stack tensors and integers; list everything else."""
     batch: dict[str, Any] = {}
@@ -166,28 +147,9 @@ def collate_samples(samples: list[Sample]) -> dict[str, Any]:
     return batch
 
 
-def _ignore_signals(worker: int) -> None:
-    """Ignore signals in a worker: schedulers signal all processes of a job, and without its workers a run cannot save.
-
-    TERM still ends a worker if its own trainer sends it, as multiprocessing does at exit.
-    """
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    trainer = multiprocessing.parent_process()  # not os.getppid(), which under forkserver is the server
-    if trainer is not None and hasattr(signal, "sigwaitinfo"):  # macOS has none; there TERM ends a worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_with_trainer, args=(trainer.pid,), daemon=True).start()
-
-
-def _exit_with_trainer(trainer: int | None) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        continue
-    os._exit(0)
-
-
-def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -> DataLoader[dict[str, Any]]:
+def batch_loader(batches: PlannedBatches, sampler: FromPosition, workers: int) -> RestartingLoader:
     """Return a DataLoader over whole batches; the number of workers changes the speed only."""
-    return DataLoader(
+    return RestartingLoader(
         batches,
         batch_size=None,
         sampler=sampler,
@@ -195,7 +157,7 @@ def batch_loader(batches: PlannedBatches, sampler: Sampler[int], workers: int) -
         pin_memory=torch.cuda.is_available(),
         persistent_workers=False,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=begin_worker,
     )
 
 

@@ -10,9 +10,10 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from leam_mm.data.aspect_buckets import folder_name
-from leam_mm.data.batch import Decoding, FromPosition, PlannedBatches, batch_loader, samples_seen
+from leam_mm.data.batch import Decoding, PlannedBatches, batch_loader, samples_seen
 from leam_mm.data.bucket_order import BucketAfterBucket, RunOrder
 from leam_mm.data.caption_choice import CaptionChoice
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.errors import UserError

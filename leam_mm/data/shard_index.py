@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from leam_mm.data.keep_list import KeepList, read_keep_list
 from leam_mm.errors import UserError
-from leam_mm.files import remove_leftovers, replace_folder, write_text
+from leam_mm.files import named_faults, remove_leftovers, replace_folder, write_text
 
 BLOCK = 512
 MANIFEST = "manifest.jsonl"
@@ -179,12 +179,14 @@ class ShardWriter:
             return
         name = f"{len(self.entries):05d}"
         tar = self._chunks.getvalue() + b"\0" * (2 * BLOCK)
-        (self.partial / f"{name}.tar").write_bytes(tar)
+        with named_faults(self.partial / f"{name}.tar"):
+            (self.partial / f"{name}.tar").write_bytes(tar)
         keys, offset, size, digest = zip(*self._rows, strict=True)
         table = pa.table(
             {"key": keys, "offset": pa.array(offset, pa.int64()), "size": pa.array(size, pa.int64()), "sha256": digest}
         )
-        pq.write_table(table, self.partial / f"{name}.index.parquet")
+        with named_faults(self.partial / f"{name}.index.parquet"):
+            pq.write_table(table, self.partial / f"{name}.index.parquet")
         self.entries.append(ShardEntry(f"{name}.tar", hashlib.sha256(tar).hexdigest(), len(tar), len(self._rows)))
         # The manifest is written last: a shard counts as finished only with both tar and index.
         _write_manifest(self.partial, self.entries)

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from toy_input import captions, write_tokenizer
 
-from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
+from leam_mm.data.batch import PlannedBatches, batch_loader
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import ImageTower, TextTower
 from leam_mm.errors import run

@@ -36,8 +36,9 @@ from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codecs.latent_codec import DCCodec, LatentCodec
 from leam_mm.codecs.pretrained_codec import PretrainedCodec
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
+from leam_mm.data.batch import PlannedBatches, batch_loader
 from leam_mm.data.latents_module import LatentsModule
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter, read_samples
 from leam_mm.data.tokenizer import Tokenizer

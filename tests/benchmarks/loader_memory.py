@@ -20,7 +20,8 @@ from processes import in_own_process, tree_memory
 from rich.table import Table
 from toy_input import captions, write_tokenizer
 
-from leam_mm.data.batch import FromPosition, PlannedBatches, batch_loader
+from leam_mm.data.batch import PlannedBatches, batch_loader
+from leam_mm.data.loader_workers import FromPosition
 from leam_mm.errors import UserError, run
 
 MIB = 2**20
