@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageCms
 from toys.images import ADOBE, deep_png, encoded_image, in_space, matrix_profile, rotated_jpeg, two_coloured_image
 
-from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
+from data_tools.samples import image_repair
+from data_tools.samples.image_repair import ImageFault, ImageFormat, ImageRule, repair_image
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -92,3 +93,37 @@ def test_profiles_that_change_nothing() -> None:
         two_coloured_image().convert("L"), "PNG", icc_profile=matrix_profile(ADOBE, 2.2, "of colours")
     )
     assert repair_image(foreign, ImageRule()).transforms == ["rgb:L", "icc:of colours", "encode:png"]
+
+
+@pytest.mark.parametrize(("kind", "width"), [("webp", 20_000), ("jpg", 70_000)])
+def test_an_image_that_the_format_cannot_hold_is_refused(kind: ImageFormat, width: int) -> None:
+    with pytest.raises(ImageFault) as caught:
+        repair_image(encoded_image(Image.new("P", (width, 10))), ImageRule(format=kind))
+    assert (caught.value.rule, caught.value.value) == ("encode", kind)
+
+
+@pytest.mark.parametrize("step", ["_decode", "resize_image", "encode_image"])
+@pytest.mark.parametrize(("error", "rule"), [(MemoryError(), "memory"), (RecursionError("deep"), "encode")])
+def test_any_error_of_a_library_is_a_fault(
+    step: str, error: Exception, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(image_repair, step, fail)
+    with pytest.raises(ImageFault) as caught:
+        repair_image(encoded_image(Image.new("P", (20, 10))), ImageRule())
+    assert caught.value.rule == ("decode" if step == "_decode" and rule == "encode" else rule)
+
+
+def test_strips_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 4), dtype=np.uint8)
+    profile = matrix_profile(ADOBE, 2.2, "Adobe")
+    files = [
+        encoded_image(Image.fromarray(pixels)),
+        encoded_image(Image.fromarray(pixels[..., :3]), icc_profile=profile),
+    ]
+    files += [encoded_image(Image.fromarray(pixels).convert(mode)) for mode in ("P", "1", "LA", "I;16")]
+    whole = [repair_image(file, ImageRule()) for file in files]
+    monkeypatch.setattr(image_repair, "STRIP", 100)
+    assert [repair_image(file, ImageRule()) for file in files] == whole

@@ -22,6 +22,7 @@ import resvg_py
 from PIL import Image
 
 from data_tools.corpora.emoji_names import code_of_file
+from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 from leam_mm.files import temporary_path
 
@@ -334,11 +335,9 @@ def draw(content: bytes, kind: str, size: int) -> bytes | None:
             if UNSAFE_SVG.search(content):
                 return None
             content = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, skip_system_fonts=True))
-        with Image.open(io.BytesIO(content), formats=["PNG", "WEBP"]) as opened:
-            if opened.width * opened.height > IMAGE_PIXELS:
-                return None
+        with open_image(content, ("PNG", "WEBP"), IMAGE_PIXELS) as opened:
             drawn = opened.convert("RGBA")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+    except (ValueError, OSError, SyntaxError, UserError):
         return None
     side = max(drawn.size)
     canvas = Image.new("RGBA", (side, side), "white")

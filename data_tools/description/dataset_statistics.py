@@ -22,6 +22,7 @@ from rich.progress import track
 from data_tools.description.decision_flow import Flow, account, identity, numbers, own_ledgers, read_flow
 from data_tools.links.blocklists import registrable_domain
 from data_tools.withdrawal.sample_selector import host_of
+from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
@@ -223,7 +224,7 @@ def thumbnails(tally: Tally) -> list[dict[str, Any]]:
     """Return the chosen samples, each with a small image as a data address."""
     found = []
     for _, key, record, content in sorted(tally.chosen, key=lambda entry: (-entry[0], entry[1])):
-        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"]).convert("RGB")
+        image = open_image(content).convert("RGB")
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=80)

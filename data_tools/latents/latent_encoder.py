@@ -21,7 +21,8 @@ from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.codecs.pretrained_codec import codec_file, load_codec
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
 from leam_mm.data.aspect_buckets import AspectBuckets, ImageSize, Shape
-from leam_mm.data.image_decoding import ImageDecoding, image_member, open_image
+from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.image_file import open_image
 from leam_mm.data.image_range import signed
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
 from leam_mm.data.shard_index import ShardFolder

@@ -23,7 +23,8 @@ from data_tools.latents.shard_embedding import StoredSample
 from data_tools.work.workers import worker_number
 from leam_mm.codecs.latent_codec import LatentStatistics
 from leam_mm.data.aspect_buckets import Shape, folder_name
-from leam_mm.data.image_decoding import image_member, open_image
+from leam_mm.data.image_decoding import image_member
+from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_folder, atomic_write

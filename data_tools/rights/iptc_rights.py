@@ -7,17 +7,17 @@ language is machine-readable is disputed (LG Hamburg, 310 O 227/23, 2024, tends 
 anywhere in the file (XMP specification part 3), and in compressed text of PNG.
 """
 
-import io
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from xml.parsers import expat
 
-from PIL import ExifTags, Image, IptcImagePlugin
+from PIL import ExifTags, IptcImagePlugin
 
 from data_tools.rights.reservation_grammar import tdm_value
 from data_tools.rights.reservations import Signal
+from leam_mm.data.image_file import open_image
 
 PLUS, TDM = "http://ns.useplus.org/ldf/xmp/1.0/", "http://www.w3.org/ns/tdmrep/"
 # Qualified names as expat writes them -> kind of the signal.
@@ -176,7 +176,7 @@ def _with_prefixes(packet: bytes) -> bytes:
 def _pillow_properties(raw: bytes) -> Iterator[tuple[str, str]]:
     """Yield EXIF's Copyright and IPTC's notice and instructions; broken metadata of this kind is ignored."""
     try:
-        with Image.open(io.BytesIO(raw), formats=["JPEG", "PNG", "WEBP"]) as image:
+        with open_image(raw) as image:
             if text := _plain(image.getexif().get(ExifTags.Base.Copyright)):
                 yield "exif:copyright", text
             notes = IptcImagePlugin.getiptcinfo(image) or {} if image.format == "JPEG" else {}

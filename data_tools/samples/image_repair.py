@@ -7,6 +7,7 @@ the EXIF orientation is applied, and the image is encoded again without metadata
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,15 +15,17 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from leam_mm.data.image_limits import MAX_PIXELS
+from leam_mm.data.image_file import ImageLimit, check_memory, open_image
+from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
 
-DECODERS = ["JPEG", "PNG", "WEBP", "GIF", "BMP"]
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 ResizeMode = Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
 ImageFormat = Literal["png", "jpg", "webp"]
 ORIENTATION = 0x0112
+ENCODING_BYTES = {"png": 4, "jpg": 4, "webp": 12}  # of a pixel in memory, its own 4 included
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode of Pillow
 MAX_PROFILE = 8_000_000  # bytes
+STRIP = 1_000_000  # pixels that are converted at once
 SAME_COLOURS = 3  # levels of 255; a profile that differs less from sRGB counts as sRGB
 
 
@@ -75,66 +78,72 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
     """Decode, check and, if needed, repair one image.
 
     Raises:
-        ImageFault: It is not an image, is broken, or exceeds the limits.
+        ImageFault: It is not an image, is broken, exceeds the limits, or a library fails on it.
     """
     if len(raw) > rule.max_bytes:
         raise ImageFault("bytes", str(len(raw)), f"larger than {rule.max_bytes} bytes")
-    Image.MAX_IMAGE_PIXELS = None  # the limit below applies before any pixel is decoded
     try:
-        image = Image.open(io.BytesIO(raw), formats=DECODERS)
+        image = open_image(raw, WEB_FORMATS, rule.max_pixels)
+    except ImageLimit as limit:
+        raise ImageFault(limit.rule, limit.value, str(limit)) from None
     except Exception as error:  # Pillow's parsers raise many kinds on hostile headers
-        raise ImageFault("decode", raw[:16].hex(), f"not an image we read: {_first_line(error)}") from None
+        raise _fault("decode", raw[:16].hex(), "not an image we read", error) from None
     source_format, original = str(image.format), image.size
-    pixels = original[0] * original[1]
-    if pixels > rule.max_pixels:
-        raise ImageFault("pixels", str(pixels), f"more than {rule.max_pixels} pixels")
     if min(original) < rule.min_side:
         raise ImageFault("side", str(min(original)), f"a side shorter than {rule.min_side} pixels")
     try:
-        upright, transforms = _decode(image, raw)
+        image, transforms = _decode(
+            image, raw, rule.max_pixels
+        )  # the decoded file is not kept: both would exceed the memory
     except Exception as error:  # likewise for broken bodies
-        raise ImageFault("decode", source_format, f"broken image: {_first_line(error)}") from None
-    resized = resize_image(upright, rule)
-    if resized is not upright:
-        transforms.append(f"resize:{rule.resize}:{rule.size}")
+        raise _fault("decode", source_format, "broken image", error) from None
     content, extension = raw, EXTENSIONS.get(source_format, "")
-    if transforms or not extension:
-        extension = rule.format
-        content = encode_image(resized, extension)
-        transforms.append(f"encode:{extension}")
+    try:
+        resized = resize_image(image, rule)
+        if resized is not image:
+            transforms.append(f"resize:{rule.resize}:{rule.size}")
+        if transforms or not extension:
+            extension = rule.format
+            check_memory(ENCODING_BYTES[extension] * resized.width * resized.height, rule.max_pixels)
+            content = encode_image(resized, extension)
+            transforms.append(f"encode:{extension}")
+    except ImageLimit as limit:
+        raise ImageFault(limit.rule, limit.value, str(limit)) from None
+    except Exception as error:  # sides that a format cannot hold, or no memory for an encoder
+        raise _fault("encode", rule.format, "cannot be resized or encoded", error) from None
     return RepairedImage(extension, content, hashlib.sha256(raw).hexdigest(), *resized.size, *original, transforms)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+def _fault(rule: str, value: str, reason: str, error: Exception) -> ImageFault:
+    """Return the fault of an error of a library; no memory is a rule of its own."""
+    if isinstance(error, MemoryError):
+        return ImageFault("memory", value, f"{reason}: not enough memory")
+    return ImageFault(rule, value, f"{reason}: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
 
 
-def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
+def _decode(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:
     """Return the upright RGB image, and the names of the steps that changed it."""
     transforms: list[str] = []
     if image.format == "PNG":  # verify() finds missing ends and wrong checksums, load() does not
-        Image.open(io.BytesIO(raw), formats=["PNG"]).verify()
-    if getattr(image, "n_frames", 1) > 1:
+        open_image(raw, ("PNG",), max_pixels).verify()
+    if getattr(image, "is_animated", False):
         transforms.append("first_frame")
     image.load()
     orientation = image.getexif().get(ORIENTATION, 1)
     deep = image.format == "PNG" and len(raw) > 24 and raw[24] == 16  # bit depth in the IHDR chunk
     if image.mode.startswith("I"):
-        value = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.clip(np.rint(value / 257), 0, 255).astype(np.uint8), "L")
+        image = _by_strips(image, _eight_bits)
     if deep:
         transforms.append("depth:16")
     profile = image.info.get("icc_profile") or b""
     if image.mode in ("L", "CMYK"):
         image = _to_srgb(image, profile, transforms)
     if image.has_transparency_data:
-        cover = image.convert("RGBA")
-        white = Image.new("RGBA", cover.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, cover).convert("RGB")
+        image = _by_strips(image, _flatten)
         transforms.append("flatten")
     elif image.mode != "RGB":
         transforms.append(f"rgb:{image.mode}")
-        image = image.convert("RGB")
+        image = _by_strips(image, lambda strip: strip.convert("RGB"))
     if not any(name.startswith("icc:") for name in transforms):
         image = _to_srgb(image, profile, transforms)
     if orientation in range(2, 9):
@@ -142,6 +151,38 @@ def _decode(image: Image.Image, raw: bytes) -> tuple[Image.Image, list[str]]:
         image = ImageOps.exif_transpose(image)
         transforms.append(f"orientation:{orientation}")
     return image, transforms
+
+
+def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image strip by strip, so that never more than two whole images are in memory.
+
+    Args:
+        image: The image.
+        convert: Conversion that treats each pixel alike.
+    """
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        return convert(image)
+    whole: Image.Image | None = None
+    for top in range(0, image.height, rows):
+        part = convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+        if whole is None:
+            whole = Image.new(part.mode, image.size)
+        whole.paste(part, (0, top))
+    assert whole is not None
+    return whole
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits."""
+    value = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.clip(np.rint(value / 257), 0, 255).astype(np.uint8), "L")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Composite an image with transparency on white."""
+    cover = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", cover.size, (255, 255, 255, 255)), cover).convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes, transforms: list[str]) -> Image.Image:
@@ -154,9 +195,13 @@ def _to_srgb(image: Image.Image, profile: bytes, transforms: list[str]) -> Image
         transforms.append("icc:unreadable")
         return image
     transforms.append(f"icc:{name}")
-    converted = ImageCms.applyTransform(image, transform)
-    assert converted is not None
-    return converted
+
+    def convert(strip: Image.Image) -> Image.Image:
+        converted = ImageCms.applyTransform(strip, transform)
+        assert converted is not None
+        return converted
+
+    return _by_strips(image, convert)
 
 
 @lru_cache(maxsize=64)
@@ -207,13 +252,13 @@ def resize_image(image: Image.Image, rule: ImageRule) -> Image.Image:
 
 
 def encode_image(image: Image.Image, extension: str) -> bytes:
-    """Encode without any metadata; the same pixels give the same bytes."""
+    """Encode without any metadata, which the image loses, too; the same pixels give the same bytes."""
     buffer = io.BytesIO()
-    clean = Image.frombytes("RGB", image.size, image.tobytes())
+    image.info = {}  # a clean copy would be another whole image in memory
     if extension == "jpg":
-        clean.save(buffer, "JPEG", quality=95)
+        image.save(buffer, "JPEG", quality=95)
     elif extension == "webp":
-        clean.save(buffer, "WEBP", quality=95)
+        image.save(buffer, "WEBP", quality=95)
     else:
-        clean.save(buffer, "PNG")
+        image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,7 +1,6 @@
 """Verify a shard folder: digests, indexes, images, arrays, and the JSON of every sample."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from rich.progress import track
 
 from leam_mm.data.array_format import parse_array
-from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
+from leam_mm.data.image_file import open_image
+from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.data.keep_list import KEEP, kept_keys
 from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardFolder, ShardIndex, parse_sample
 from leam_mm.errors import UserError
@@ -151,9 +150,7 @@ def _array_fault(members: dict[str, bytes]) -> str | None:
 def _image_fault(content: bytes, record: dict[str, Any]) -> str | None:
     """Decode an image; describe the fault if it is broken, not RGB, or of another size than its JSON says."""
     try:
-        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP"])
-        if image.width * image.height > MAX_PIXELS:
-            return f"its image has more than {MAX_PIXELS} pixels"
+        image = open_image(content)
         image.load()
     except Exception as error:  # Pillow raises many kinds on damaged files
         return f"its image cannot be decoded ({error})"

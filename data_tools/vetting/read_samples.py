@@ -4,15 +4,12 @@ An opened sample has a plain key, only members of that name, a json that keeps t
 valid Unicode, and one image that decodes within the limits.
 """
 
-import io
 import json
 from typing import Any
 
-from PIL import Image
-
 from data_tools.vetting.vetting_rule import Sample
 from data_tools.work.ledger import link_uid
-from leam_mm.data.image_limits import MAX_PIXELS
+from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import walk_sample
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
@@ -118,9 +115,7 @@ def _read_record(members: dict[str, bytes]) -> dict[str, Any]:
 def _decode(sample: Sample) -> None:
     try:
         if sample.content.startswith(b"\x89PNG"):  # Pillow opens a PNG without its end or with wrong checksums
-            with Image.open(io.BytesIO(sample.content), formats=["PNG"]) as image:
-                if image.width * image.height <= MAX_PIXELS:
-                    image.verify()
+            open_image(sample.content, ("PNG",)).verify()
         assert sample.pixels.size
     except Exception as error:  # Pillow raises many types on damaged and hostile files
         raise SampleFault("image", f"its image cannot be decoded: {first_line(error)}") from None

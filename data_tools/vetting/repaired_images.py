@@ -4,13 +4,11 @@ Not needed for shards made by data_tools/download_shards.py, which repairs image
 stores them.
 """
 
-from io import BytesIO
-
 import numpy as np
-from PIL import Image
 
 from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MAX_PIXELS
 
 
@@ -31,5 +29,5 @@ class RepairedImages(VettingRule):
         if not repaired.transforms:
             return Finding("sound")
         repairs = ";".join(name for name in repaired.transforms if not name.startswith("encode:"))
-        pixels = np.asarray(Image.open(BytesIO(repaired.content), formats=["PNG"]))
+        pixels = np.asarray(open_image(repaired.content, ("PNG",)))
         return Finding(repairs, pixels=pixels, transform=repairs)

@@ -23,6 +23,7 @@ from PIL import Image
 from data_tools.vetting.read_samples import MAX_SAMPLE, SampleFault, first_line, ledger_columns, open_sample
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, VettingRule
 from data_tools.work.ledger import SCHEMA, evidence_text
+from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import ShardFolder, ShardIndex
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_folder, file_sha256
@@ -309,7 +310,7 @@ def _open_rest(folder: ShardFolder, number: int, task: ShardTask) -> Iterator[tu
             change = changes.get(row, {"record": {}, "content": None})
             sample.record = sample.record | change["record"]
             if change["content"] is not None:
-                sample.__dict__["pixels"] = np.asarray(Image.open(io.BytesIO(change["content"]), formats=["PNG"]))
+                sample.__dict__["pixels"] = np.asarray(open_image(change["content"], ("PNG",)))
                 sample.changed = True
             yield row, sample
 

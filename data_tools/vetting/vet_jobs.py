@@ -4,18 +4,17 @@ A job's folder appears when the job is finished, so a kill at any time leaves no
 job, and in which order, changes no byte.
 """
 
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-from PIL import Image
 
 from data_tools.samples.image_repair import encode_image
 from data_tools.vetting.read_samples import IMAGES
 from data_tools.vetting.shard_findings import ShardTask, read_changes, vet_shard
 from data_tools.vetting.vetting_rule import VettingRule
+from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, parse_sample
 
 
@@ -78,6 +77,6 @@ def write_shard(folder: ShardFolder, job: VettingJob) -> None:
                 members["json"] = json.dumps(record, ensure_ascii=False, sort_keys=True).encode()
             if change["content"] is not None:
                 kind = next(name for name in IMAGES if name in members)
-                with Image.open(io.BytesIO(change["content"]), formats=["PNG"]) as image:
+                with open_image(change["content"], ("PNG",)) as image:
                     members[kind] = encode_image(image, kind)
             writer.write(index.keys[row], members)

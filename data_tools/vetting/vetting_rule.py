@@ -4,15 +4,13 @@ A rule sees a few samples at a time, in several processes. A ``DatasetRule`` dec
 which is needed to find duplicates. A YAML list names the rules; their constructors take the settings.
 """
 
-import io
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from leam_mm.data.image_limits import MAX_PIXELS
+from leam_mm.data.image_file import open_image
 
 
 @dataclass
@@ -36,10 +34,7 @@ class Sample:
     @cached_property
     def pixels(self) -> np.ndarray:
         """The image, (H, W, 3) uint8, read-only, decoded at first use."""
-        image = Image.open(io.BytesIO(self.content), formats=["JPEG", "PNG", "WEBP"])
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} are more than {MAX_PIXELS} pixels")
-        array = np.asarray(image.convert("RGB"))
+        array = np.asarray(open_image(self.content).convert("RGB"))
         array.setflags(write=False)
         return array
 

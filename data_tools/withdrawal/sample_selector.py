@@ -6,7 +6,6 @@ values of selectors need not be published: ``Selector.public`` contains only the
 
 import hashlib
 import hmac
-import io
 import json
 import re
 import unicodedata
@@ -19,12 +18,12 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
-from PIL import Image
 
 from data_tools.links.blocklists import ascii_domain
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.vetting.perceptual_hash import hamming, hash_text, pdq, read_hash
-from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
+from leam_mm.data.image_file import open_image
+from leam_mm.data.image_limits import MEMBER_EXTENSIONS, WEB_FORMATS
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -199,12 +198,8 @@ def decode(content: bytes) -> np.ndarray:
     Raises:
         OSError: It is not an image, or too large.
     """
-    Image.MAX_IMAGE_PIXELS = None  # the limit below applies before any pixel is decoded
     try:
-        image = Image.open(io.BytesIO(content), formats=["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-        if image.width * image.height > MAX_PIXELS:
-            raise OSError(f"more than {MAX_PIXELS} pixels")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(open_image(content, WEB_FORMATS).convert("RGB"))
     except OSError:
         raise
     except Exception as error:  # Pillow's parsers raise many kinds on hostile files

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from leam_mm.data.image_decoding import open_image
+from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 
 BUCKETS = "buckets.json"  # lists the shard folders of the shapes beside it

@@ -1,7 +1,5 @@
 """Image bytes to uint8 tensors, decoded at the scale that the crop needs and cropped at random."""
 
-import io
-
 import numpy as np
 import simplejpeg
 import torch
@@ -9,7 +7,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
+from leam_mm.data.image_file import check_jpeg, open_image
+from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.errors import UserError
 
 CROP_ATTEMPTS = 10
@@ -136,19 +135,6 @@ class ImageDecoding:
         return pixels
 
 
-def open_image(content: bytes) -> Image.Image:
-    """Open any image with Pillow, which reads its header only, and refuse too many pixels."""
-    file = Image.open(io.BytesIO(content))
-    check_size(*file.size)
-    return file
-
-
-def check_size(width: int, height: int) -> None:
-    """Refuse an image that would fill the memory."""
-    if width * height > MAX_PIXELS:
-        raise UserError(f"image of {width} x {height} pixels exceeds the limit of {MAX_PIXELS}")
-
-
 def jpeg_size(content: bytes) -> tuple[int, int] | None:
     """Return width and height of a JPEG that `decode_jpeg` supports; None for others (PNG, WebP, CMYK, damaged)."""
     if content[:2] != b"\xff\xd8":
@@ -157,7 +143,7 @@ def jpeg_size(content: bytes) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
     except ValueError:
         return None
-    check_size(width, height)
+    check_jpeg(content, width * height)
     return (width, height) if colours in ("YCbCr", "Gray", "RGB") else None
 
 

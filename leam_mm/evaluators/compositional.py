@@ -7,7 +7,6 @@ enough to be read by arithmetic, and the accuracy of the reader on real scenes i
   init_args: {scenes: runs/quickstart/scenes, real_shards: runs/quickstart/shards/test}
 """
 
-import io
 import json
 import logging
 from collections import defaultdict
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
+from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
@@ -109,9 +108,10 @@ class Compositional(Evaluator):
             if raw is None or not isinstance(metadata, dict) or metadata.get("kind") not in ASKED:
                 continue
             try:
-                image = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
-            except OSError as error:
-                raise UserError(f"{self.real_shards}: sample {key} holds no readable image ({error})") from None
+                image = np.asarray(open_image(raw).convert("RGB"))
+            except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
+                log.warning("%s: sample %s is left out: unreadable image (%s)", self.real_shards, key, error)
+                continue
             yield metadata, image
             found += 1
             if found == self.real_limit:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy
 from markupsafe import Markup
-from PIL import Image
 
+from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 from leam_mm.report.chart import line_chart
 from leam_mm.report.report_number import Row, duration, energy, language, plain
@@ -59,12 +59,12 @@ def _prompt_table(evaluation: Path, index: Path) -> tuple[list[str], list[list[R
 def _image(path: Path) -> Row:
     if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
         return {"name": path.name, "data": ""}
+    content = path.read_bytes()
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError):
+        width, height = open_image(content, ("PNG",)).size
+    except Exception:  # Pillow raises many kinds on hostile headers
         raise UserError(f"{path}: is not a PNG image; remove it or run the evaluation again") from None
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    data = base64.b64encode(content).decode("ascii")
     return {"data": data, "width": width, "height": height, "small": max(width, height) <= 96}
 
 

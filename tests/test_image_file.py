@@ -1,0 +1,109 @@
+"""leam_mm.data.image_file: the formats that are read, and the limits that hold before anything is decoded."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from toys.image_bombs import gif_bomb, palette_bomb, scan_bomb, webp_bomb
+from toys.images import encoded_image
+from toys.recipes import ROOT
+
+from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.image_file import ImageLimit, open_image
+from leam_mm.data.image_limits import SHARD_FORMATS, WEB_FORMATS
+from leam_mm.errors import UserError
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%Pages: 1\n%%EndComments\n%%EndProlog\nshowpage\n%%EOF\n"
+GREEN = Image.new("RGB", (20, 12), "green")
+
+
+def test_no_other_file_opens_images() -> None:
+    """Calls of Image.open, imports of it, and other readers of image files occur in one file only."""
+    found = []
+    for path in (*ROOT.glob("*.py"), *(ROOT / "leam_mm").rglob("*.py"), *(ROOT / "data_tools").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
+            inside = getattr(node, "module", "") or ""
+            reader = re.search(r"\bImage\.open$|\bcv2\.im(read|decode)$|\biio\.|imageio|decode_image$", called)
+            if reader or (inside.startswith("PIL") and {"open", "ImageFile"} & {*names}) or inside == "torchvision.io":
+                found.append(path.relative_to(ROOT).as_posix())
+    assert found == ["leam_mm/data/image_file.py"]
+
+
+def test_only_named_formats_are_opened() -> None:
+    for kind in WEB_FORMATS:
+        assert open_image(encoded_image(GREEN, kind), WEB_FORMATS).size == GREEN.size
+    for kind in ("GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA", "SGI", "PCX", "DDS", "IM"):
+        content = encoded_image(GREEN, kind)
+        with pytest.raises(OSError):
+            open_image(content)
+        with pytest.raises(UserError, match="unreadable image"):
+            ImageDecoding(8)(content, None)  # type: ignore[arg-type]
+    assert set(SHARD_FORMATS) == {"JPEG", "PNG", "WEBP"}
+
+
+def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, trace = tmp_path / "gs", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\necho $@ >> {trace}\necho 10.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    for decode in (ImageDecoding(8), ImageDecoding(8, shift=0.1)):
+        with pytest.raises(UserError, match="unreadable image"):
+            decode(EPS, None)  # type: ignore[arg-type]
+    assert not trace.exists()
+
+
+MEASURE = """
+import sys
+from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
+content = sys.stdin.buffer.read()
+open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
+try:
+    print(repair_image(content, ImageRule(resize="keep_ratio", size=64)).transforms)
+except ImageFault as fault:
+    print(fault.rule)
+high = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(int(high.split()[1]) * 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize(
+    ("bomb", "answer"),
+    [(palette_bomb, "['flatten', "), (gif_bomb, "memory"), (webp_bomb, "pixels"), (scan_bomb, "scans")],
+)
+def test_a_small_file_takes_no_more_memory_than_its_budget(bomb: Callable[[], bytes], answer: str) -> None:
+    content, paths = bomb(), os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE], env=os.environ | {"PYTHONPATH": paths}, input=content, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    said, peak = done.stdout.decode().splitlines()
+    assert said.startswith(answer)
+    assert len(content) < 50_000 and int(peak) < 600_000_000, (len(content), peak)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (lambda: encoded_image(GREEN.resize((30, 30)), "JPEG"), "pixels"),
+        (lambda: encoded_image(GREEN.resize((30, 30)), "GIF"), "pixels"),
+        (scan_bomb, "scans"),
+    ],
+)
+def test_limits_name_their_rule(content: object, rule: str) -> None:
+    with pytest.raises(ImageLimit) as caught:
+        open_image(content(), WEB_FORMATS, max_pixels=899)  # type: ignore[operator]
+    assert caught.value.rule == rule and caught.value.value.isdigit()
+
+
+def test_the_largest_allowed_image_is_opened() -> None:
+    for side in (29, 30):
+        assert open_image(encoded_image(GREEN.resize((side, side))), max_pixels=side * side).size == (side, side)
