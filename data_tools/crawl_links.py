@@ -9,8 +9,10 @@ OUTPUT/ledger.parquet   a row for each page or other answer: its number of links
 OUTPUT/summary.json     counts
 
 The table is the input of screen_links --table. What a page says about rights is stored in ``consent`` and applied
-there. ``licence`` is set only if the page names one for that very image; ``legal_basis`` only if, in addition, nothing
-on the page reserves rights: public_domain for CC0 and the public domain mark, licensed for licences open to everybody.
+there. ``licence`` is set only if a page of the image's own site (registered domain) names one for that very image;
+``legal_basis`` only if, in addition, nothing on the page reserves rights: public_domain for CC0 and the public domain
+mark, licensed for licences open to everybody. It counts in screen_links if --sources trusts this table by name: whoever
+trusts it trusts the archives, too. What the page of another site states is kept as a claim in ``consent``.
 Each archive is one job. A killed run continues in OUTPUT.work when the same command is given again. The same archives
 and settings give the same bytes. A page that crashes the parser or takes longer than --page-seconds is skipped with
 that reason; its archive is read again without it.

@@ -11,8 +11,10 @@ are written in the order of the table. The key of a sample is its row in the tab
 give the same tar files, byte for byte: times are in ledger.parquet, and in the samples (``fetched_at``) only with
 --record-time. ``ledger.parquet`` has one row for every row of the table: kept or not, by which rule, and the evidence.
 
-Origins that screen_links has screened (its origins.jsonl lies beside the table) are not screened again. Of any other
-table, every origin is asked for its robots.txt, tdmrep.json, ai.txt and trust.txt, as are those that redirects lead to.
+Origins that screen_links has screened (its origins.jsonl and summary.json lie beside the table, with digests of this
+table) are not screened again, and the legal bases are those it decided. Of any other table, the column ``legal_basis``
+is a claim that lifts no reservation unless --sources trusts the table by name, and every origin is asked for its
+robots.txt, tdmrep.json, ai.txt and trust.txt. So are, in any case, origins that redirects lead to.
 
 --retry-failed fetches the links again that failed for a temporary reason (rule ``download``), and builds the shards
 anew from the earlier and the new samples. Bytes and Merkle root are those of a run in which all of them succeeded at

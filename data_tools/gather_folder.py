@@ -71,7 +71,7 @@ def gather(settings: Settings, download_options: list[str]) -> None:
             pq.write_table(agreed_links(files, agreement, settings.language), temporary)
         options = ["--table", str(files / LINKS), "--allow-file", "--output", str(output)]
         options += ["--max-bytes", str(settings.max_bytes), *download_options]
-        download_images(parse_settings(DownloadSettings, None, options))
+        download_images(parse_settings(DownloadSettings, None, options), own_table=True)
     write_text(output / AGREEMENT, text)
     shutil.rmtree(staged)
     print(f"{output}: {agreement['legal_basis']}, {agreement['licence']}, of {agreement['rights_holder']}")

@@ -14,7 +14,7 @@ OUTPUT/ledger.parquet   every link in the order of the tables: rule, value and e
 OUTPUT/origins.jsonl    each origin: its answers with status, SHA-256 and time, its links, its delay; download_shards
                         takes this file as proof that the origins were asked
 OUTPUT/answers.jsonl    the answers themselves, with their texts
-OUTPUT/summary.json     counts and CPU time of each rule
+OUTPUT/summary.json     counts and CPU time of each rule; digests that bind links.parquet and origins.jsonl together
 
 Memory does not grow with the table. A killed run continues in OUTPUT.work when the same command is given again. The
 same tables, settings and answers give the same links.parquet and ledger.parquet, byte for byte.
@@ -44,7 +44,8 @@ from data_tools.links.personal_data import KINDS
 from data_tools.links.robots_screen import RobotsScreen
 from data_tools.links.row_filters import chunk_cost, filter_rows
 from data_tools.links.screen_stages import find_duplicates, group_by_origin, group_by_row, origin_hosts
-from data_tools.links.screened_folder import Counts, largest_first, write_decisions
+from data_tools.links.screened_folder import LINKS, Counts, largest_first, write_decisions
+from data_tools.links.screening_evidence import ORIGINS, file_digests
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import LinkRefused, check_link, trusted_hosts
 from data_tools.network.proxies import allowed_proxies
@@ -68,7 +69,8 @@ class ScreenSettings:
         table: Parquet, csv or jsonl files with the columns url and caption, and others.
         output: Folder of the results; must not exist yet.
         overwrite: Replace OUTPUT if it exists.
-        sources: YAML file of legal bases, see data_tools/links/link_sources.py; without it all links rest on article 4.
+        sources: YAML file of legal bases, see data_tools/links/link_sources.py; without it all links rest on article 4,
+            whatever legal basis the tables claim.
         block_domains: Files of blocked domains, one a line.
         block_urls: Files of md5, sha1 or sha256 digests of blocked addresses, one a line.
         block_phrases: Files of blocked phrases, one a line.
@@ -221,6 +223,7 @@ def write_summary(
             name: value for name, value in vars(settings).items() if name not in ("table", "output", "overwrite")
         },
         "libraries": {name: version(name) for name in LIBRARIES},
+        "files": file_digests(path.parent, (LINKS, ORIGINS)),
     }
     write_text(path, json.dumps(summary, indent=1, ensure_ascii=False, default=str) + "\n")
     return summary
@@ -258,7 +261,7 @@ def screen(settings: ScreenSettings, work: Path, bar: Progress) -> dict[str, Any
     with counted_cost(work, "writing"):
         counts = write_decisions(output, work / "rows", chunks, duplicates, by_row, work)
         # download_shards takes origins.jsonl as proof that robots.txt was obeyed, so none is written if none was asked.
-        with ((work if settings.skip_origins else output) / "origins.jsonl").open("wb") as file:
+        with ((work if settings.skip_origins else output) / ORIGINS).open("wb") as file:
             for number in range(buckets):
                 for line in (screened / f"{number:06d}.jsonl").read_bytes().splitlines(keepends=True):
                     file.write(line)

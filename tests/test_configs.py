@@ -15,6 +15,7 @@ from toys.shards import toy_vocabulary
 
 import evaluate
 from data_tools import encode_latents
+from data_tools.links.link_sources import LinkSources
 from data_tools.vetting.vetting_passes import read_rules
 from leam_mm.checkpoint import build_module, read_checkpoint
 from leam_mm.cli import main
@@ -27,10 +28,10 @@ from leam_mm.pipeline import read_pipeline
 
 def kind(path: Path) -> str:
     first = path.stem.partition("_")[0]
-    return first if first in ("pipeline", "evaluate", "overlay", "vet") else "recipe"
+    return first if first in ("pipeline", "evaluate", "overlay", "vet", "sources") else "recipe"
 
 
-FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet")}
+FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources")}
 for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
 
@@ -135,6 +136,15 @@ def test_vetting_parses(path: Path) -> None:
     if "nudity" in path.read_text(encoding="utf-8") and importlib.util.find_spec("nudenet") is None:
         pytest.skip("the recipe has the rule for nudity, whose weights the extra nudity installs")
     assert all(rule.setting()["rule"].startswith("data_tools.") for rule in read_rules(path))
+
+
+@named("sources")
+def test_sources_trust_the_tables_of_the_pipelines(path: Path) -> None:
+    sources = LinkSources(path)
+    for pipeline in map(read_pipeline, FILES["pipeline"]):
+        words = " ".join(stage.command for stage in pipeline.stages).split()
+        tables = [Path(word) for word in words if word.endswith(".parquet")]
+        assert all(sources.trusts(table) for table in tables) and words.count(str(path)) in (0, len(tables))
 
 
 @named("evaluate")

@@ -43,6 +43,32 @@ def test_a_basis_needs_a_licence_of_the_image_and_no_reservation() -> None:
         assert [row["licence"] for row in other] == [row["licence"] for row in rows]
 
 
+def test_a_licence_counts_on_pages_of_the_same_site_alone() -> None:
+    """What the page of a stranger states about an image is a claim: kept as evidence, without effect."""
+    cases = {
+        ("https://a.example/", "https://a.example/x.jpg"): True,
+        ("https://www.a.example/", "http://img.A.example:8080/x.jpg"): True,
+        ("https://a.example.evil.example/", "https://a.example/x.jpg"): False,
+        ("https://evil.example/", "https://a.example/x.jpg"): False,
+        ("https://one.github.io/", "https://two.github.io/x.jpg"): False,
+        ("https://b.co.uk/", "https://a.co.uk/x.jpg"): False,
+        ("http://127.0.0.1/", "http://127.0.0.2/x.jpg"): False,
+        ("http://127.0.0.1:1/", "http://127.0.0.1:2/x.jpg"): True,
+        ("https://example/", "https://a.example/x.jpg"): False,
+    }
+    for (page_url, url), own in cases.items():
+        said = [Statement([url], source, {"license": ZERO}) for source in ("json-ld", "microdata", "rel=license")]
+        (row,) = link_rows(
+            Page(0, page_url, b"<p>", archive="a.warc", record="urn:1"),
+            reading(PageLink(url, [("A map", "alt", None)], said)),
+            "",
+            True,
+        )
+        assert (row["licence"], row["legal_basis"]) == (("CC0-1.0", "public_domain") if own else (None, None)), url
+        kept = [one for one in json.loads(row["consent"])["licences"] if one["scope"] != "page"]
+        assert {(one["scope"], one["license"]) for one in kept} == {("image" if own else "claim", ZERO)}
+
+
 def test_a_licence_without_address_allows_nothing() -> None:
     licence = image_licence(link("CC BY 4.0"))
     assert licence is not None and licence.name == "CC BY 4.0" and licence.basis is None

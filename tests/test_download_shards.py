@@ -20,6 +20,7 @@ from toys.servers import Server
 
 from data_tools.download import image_download
 from data_tools.download_shards import main
+from data_tools.links.screening_evidence import file_digests
 from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
@@ -204,10 +205,12 @@ def test_evidence_is_in_ledger_and_sample(server: Server, tmp_path: Path) -> Non
     server.answers["/a"] = (302, {"Location": "/b"}, b"")
     server.answers["/b"] = (200, {"Content-Type": "image/png", "ETag": "x"}, encoded_image(two_coloured_image()))
     row = {"url": f"{server.url}/a", "caption": "x", "uid": "f" * 32, "legal_basis": "licensed", "language": "de"}
-    row |= {"consent": json.dumps({"page_rights": ["none found"]}), "licence": "CC-BY-4.0"}
+    row |= {"consent": json.dumps({"page_rights": [], "seen": 1}), "licence": "CC-BY-4.0"}
     (tmp_path / "links.jsonl").write_text(json.dumps(row))
     output = str(tmp_path / "out")
-    main(["--table", str(tmp_path / "links.jsonl"), "--output", output, "--allow-private", "127.0.0.1"])
+    (tmp_path / "sources.yaml").write_text("trust_tables: [links.jsonl]")
+    own = ["--allow-private", "127.0.0.1", "--sources", str(tmp_path / "sources.yaml")]
+    main(["--table", str(tmp_path / "links.jsonl"), "--output", output, *own])
     (decision,) = pq.read_table(tmp_path / "out/ledger.parquet").to_pylist()
     assert (decision["uid"], decision["legal_basis"], decision["language"]) == ("f" * 32, "licensed", "de")
     assert (decision["stage"], decision["licence"]) == ("download_shards", "CC-BY-4.0")
@@ -216,7 +219,7 @@ def test_evidence_is_in_ledger_and_sample(server: Server, tmp_path: Path) -> Non
     assert evidence["seconds"] > 0 and ["etag", "x"] in evidence["headers"]
     ((_, members),) = read_samples(tmp_path / "out")
     record = json.loads(members["json"])
-    assert record["uid"] == "f" * 32 and record["consent"]["page_rights"] == ["none found"]
+    assert record["uid"] == "f" * 32 and record["consent"]["seen"] == 1
     response = record["consent"]["response"]
     assert response["final_url"] == f"{server.url}/b" and response["content_type"] == "image/png"
     assert not {"seconds", "attempts", "headers"} & set(response)
@@ -246,7 +249,9 @@ def test_a_distributor_that_is_not_installed_is_refused(
         main(["--table", "links.csv", "--output", str(tmp_path / "out"), "--distributor", distributor])
 
 
-def test_redirects_follow_registries_and_agreements(server: Server, tmp_path: Path) -> None:
+def test_redirects_follow_registries_and_agreements(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Entries of a registry are refused behind redirects as well; hosts that agreed are not."""
     other = f"http://localhost:{server.server_port}"
     server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed\n")
@@ -265,14 +270,78 @@ def test_redirects_follow_registries_and_agreements(server: Server, tmp_path: Pa
         main([*own, "--output", str(tmp_path / name)])
         return [row["rule"] for row in pq.read_table(tmp_path / name / "ledger.parquet").to_pylist()]
 
-    assert rules("strangers") == ["reservation", "robots.txt", "kept", "reservation"]
+    strangers = ["reservation", "robots.txt", "kept", "reservation"]
+    assert rules("strangers") == strangers
     screened = {"origin": other, "agreed": True}, {"origin": server.url, "agreed": False}
     (tmp_path / "origins.jsonl").write_text("".join(json.dumps(line) + "\n" for line in screened))
+    assert rules("foreign") == strangers and "origins.jsonl is ignored" in caplog.text
+    digests = file_digests(tmp_path, ("links.parquet", "origins.jsonl"))
+    (tmp_path / "summary.json").write_text(json.dumps({"files": digests}))
     # The table's own addresses were judged by screen_links then; what redirects lead to is judged here.
     assert rules("screened") == ["reservation", "kept", "kept", "kept"]
     (tmp_path / "registry.txt").write_text("elsewhere.example\n")
     with pytest.raises(UserError, match="registries"):
         main([*own, "--output", str(tmp_path / "screened"), "--retry-failed"])
+
+
+def test_foreign_evidence_and_claims_lift_nothing(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An origins.jsonl that is empty, of another table or changed, and a legal basis that a table claims."""
+    server.answers["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /closed\n")
+    server.answers["/.well-known/tdmrep.json"] = (200, {}, b'[{"location": "/reserved", "tdm-reservation": 1}]')
+    for path in ("/closed/a", "/reserved/b", "/open/c"):
+        server.answers[path] = (200, {}, encoded_image(two_coloured_image()))
+    links = [server.url + path for path in ("/closed/a", "/reserved/b", "/open/c")]
+    pq.write_table(
+        pa.table({"url": links, "caption": ["x"] * 3, "legal_basis": ["consent", "public_domain", "synthetic"]}),
+        tmp_path / "links.parquet",
+    )
+    command = ["--table", str(tmp_path / "links.parquet"), "--allow-private", "127.0.0.1", "--spare-private"]
+    command += ["--processes", "1", "--retries", "0", "--min-success", "0", "--delay-per-host", "0"]
+    agreed = json.dumps({"origin": server.url, "agreed": True}) + "\n"
+    digests = file_digests(tmp_path, ("links.parquet",))
+    empty = hashlib.sha256(b"").hexdigest()
+    for number, (origins, files) in enumerate(
+        [
+            (None, None),
+            ("", None),
+            (agreed, None),
+            ("", {"links.parquet": "0" * 64, "origins.jsonl": empty}),
+            (agreed, digests | {"origins.jsonl": empty}),
+            ("", ["links.parquet"]),
+        ]
+    ):
+        if origins is not None:
+            (tmp_path / "origins.jsonl").write_text(origins)
+        if files is not None:
+            (tmp_path / "summary.json").write_text(json.dumps({"files": files}))
+        main([*command, "--output", str(tmp_path / f"out{number}")])
+        rows = pq.read_table(tmp_path / f"out{number}/ledger.parquet").to_pylist()
+        assert [row["rule"] for row in rows] == ["robots.txt", "reservation", "kept"], number
+        assert len([line for line in caplog.messages if "is ignored" in line]) == number  # one line each time
+        assert rows[2]["legal_basis"] == "art4_general"
+
+
+def test_a_licence_ends_where_the_site_ends(server: Server, tmp_path: Path) -> None:
+    """A page may license an address of its own site that redirects to the image of another."""
+    victim = f"http://localhost:{server.server_port}"
+    server.answers["/mine"] = (302, {"Location": f"{victim}/reserved"}, b"")
+    server.answers["/moved"] = (302, {"Location": f"{victim}/free"}, b"")
+    server.answers["/reserved"] = (200, {"X-Robots-Tag": "noai"}, encoded_image(two_coloured_image()))
+    server.answers["/free"] = (200, {}, encoded_image(two_coloured_image()))
+    links = [server.url + path for path in ("/mine", "/moved", "/free", "/reserved")]
+    columns = {"url": links, "caption": ["x"] * 4, "legal_basis": ["public_domain"] * 4, "licence": ["CC0-1.0"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "links.parquet")
+    (tmp_path / "sources.yaml").write_text("trust_tables: [links.parquet]")
+    command = ["--table", str(tmp_path / "links.parquet"), "--sources", str(tmp_path / "sources.yaml")]
+    command += ["--allow-private", "127.0.0.1", "--allow-private", "localhost", "--processes", "1", "--retries", "0"]
+    main([*command, "--min-success", "0", "--output", str(tmp_path / "out")])
+    rows = pq.read_table(tmp_path / "out/ledger.parquet").to_pylist()
+    assert [row["rule"] for row in rows] == ["reservation", "kept", "kept", "kept"]
+    assert [row["legal_basis"] for row in rows][1:] == ["art4_general", "public_domain", "public_domain"]
+    records = [json.loads(members["json"]) for _, members in read_samples(tmp_path / "out")]
+    assert [record["licence"] for record in records] == [None, "CC0-1.0", "CC0-1.0"]
 
 
 @pytest.mark.slow

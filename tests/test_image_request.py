@@ -7,10 +7,10 @@ import pytest
 from toys.images import encoded_image, two_coloured_image
 from toys.servers import Server
 
-from data_tools.download.image_request import Answer, ImageRequest, basis_of
+from data_tools.download.image_request import Answer, ImageRequest
 from data_tools.network.http_body import retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, TooManyBytesError
-from data_tools.rights.legal_basis import LegalBasis
+from data_tools.rights.legal_basis import LegalBasis, basis_of
 from data_tools.rights.reservations import Signal
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))

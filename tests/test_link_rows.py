@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,7 @@ from PIL import Image
 
 from data_tools.links import link_rows
 from data_tools.links.link_rows import LinkRows
+from data_tools.links.link_sources import LinkSources
 from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
 
@@ -40,7 +42,10 @@ def test_rows_come_in_the_order_of_the_table(table: Path) -> None:
     assert [bool(row.fetch) for row in found] == [True, False, False, False, False, True]
     assert all(row.fetch or row.decision["reason"] for row in found)
     assert found[0].decision["uid"] == link_uid("http://a.example/1.png", "http://a.example/", "one")
-    assert found[0].decision["legal_basis"] == "licensed" and found[0].decision["domain"] == "a.example"
+    assert found[0].decision["legal_basis"] == "art4_general" and found[0].decision["domain"] == "a.example"
+    assert json.loads(found[0].source["consent"] or "") == {"claims": {"legal_basis": "licensed"}}
+    trusted = next(iter(LinkRows(table, None, False, [], trusted=True)))
+    assert trusted.decision["legal_basis"] == "licensed" and not trusted.source.get("consent")
     assert list(rows)[3].decision == found[3].decision  # every iteration is the same
 
 
@@ -72,3 +77,26 @@ def test_a_table_without_rows_is_refused(tmp_path: Path) -> None:
     (tmp_path / "links.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no row"):
         LinkRows(tmp_path / "links.jsonl", None, False, [])
+
+
+def test_sources_decide_and_pages_that_reserve_are_heard(tmp_path: Path) -> None:
+    """The column of a table lifts nothing by itself; entries of the sources and trusted tables do."""
+    (tmp_path / "sources.yaml").write_text(
+        "sources: [{domain: '*.museum.example', basis: licensed, licence: contract 7}]\ntrust_tables: [own.jsonl]\n"
+    )
+    rights = json.dumps({"page_rights": [{"kind": "meta:robots", "value": "noai", "source": "x", "reserved": True}]})
+    hosts = ("img.museum.example", "a.example", "a.example", "a.example")
+    bases = (None, "public_domain", "art3_research", "fair_use")
+    lines = [
+        json.dumps({"url": f"https://{host}/{n}.png", "caption": "x", "legal_basis": basis, "consent": rights})
+        for n, (host, basis) in enumerate(zip(hosts, bases, strict=True))
+    ]
+    (tmp_path / "links.jsonl").write_text("\n".join(lines))
+    sources = LinkSources(tmp_path / "sources.yaml")
+    table = tmp_path / "links.jsonl"
+    rows = LinkRows(table, None, False, [], sources=sources, trusted=sources.trusts(table))
+    assert [row.decision.get("rule") for row in rows] == [None, "page_rights", "page_rights", "page_rights"]
+    assert next(iter(rows)).decision["licence"] == "contract 7" and rows.survey.agreed == ("img.museum.example",)
+    own = table.rename(tmp_path / "own.jsonl")
+    rows = LinkRows(own, None, False, [], sources=sources, trusted=sources.trusts(own))
+    assert [row.decision.get("rule") for row in rows] == [None, None, None, "page_rights"]

@@ -14,11 +14,11 @@ from leam_mm.errors import UserError
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"
 
 
-def apply_rules(setting: LinkRuleSettings, *rows: dict[str, Any]) -> list[dict[str, Any]]:
+def apply_rules(setting: LinkRuleSettings, *rows: dict[str, Any], trusted: bool = False) -> list[dict[str, Any]]:
     filled = [{"url": f"https://a.example/{number}.jpg", "caption": CAPTION} | row for number, row in enumerate(rows)]
     names = sorted({name for row in filled for name in row})
     table = pa.table({name: pa.array([row.get(name) for row in filled], pa.string()) for name in names})
-    return LinkRules(setting).apply(table)[0].to_pylist()
+    return LinkRules(setting).apply(table, trusted)[0].to_pylist()
 
 
 def rights(reserved: bool, kind: str = "meta:robots") -> str:
@@ -107,7 +107,11 @@ def test_reservations_follow_from_the_legal_basis(tmp_path: Path) -> None:
         {"consent": rights(True)},
     ]
     found = apply_rules(LinkRuleSettings(sources=str(tmp_path / "sources.yaml")), *rows)
-    assert [row["rule"] for row in found] == [None, None, None, "page_rights"]
+    assert [row["rule"] for row in found] == ["page_rights", None, None, "page_rights"]
+    assert found[0]["legal_basis"] == "art4_general"  # what a table claims lifts nothing, and is kept
+    assert json.loads(found[0]["consent"])["claims"] == {"legal_basis": "art3_research"}
+    trusted = apply_rules(LinkRuleSettings(), rows[0], trusted=True)
+    assert trusted[0]["rule"] is None and trusted[0]["legal_basis"] == "art3_research"
     assert found[1]["licence"] == "contract 7" and found[1]["legal_basis"] == "licensed"
     assert json.loads(found[3]["evidence"])["signal"]["value"] == "noai"
     with pytest.raises(LinkRefused):

@@ -27,7 +27,9 @@ def test_the_first_matching_entry_decides(tmp_path: Path) -> None:
         ("xn--bcher-kva.example", "shop", None): "consent",
         ("xn--bcher-kva.example", "other", None): "art3_research",
         ("a.example", "archive", None): "licensed",
-        ("a.example", None, "synthetic"): "synthetic",
+        ("a.example", None, "synthetic"): "art3_research",
+        ("a.example", None, "synthetic", True): "synthetic",
+        ("a.example", None, "art4_general"): "art4_general",
         ("a.museum.example.evil.example", None, None): "art3_research",
     }
     assert {key: sources.standing(*key).basis.value for key in basis} == basis
@@ -41,6 +43,16 @@ def test_without_a_file_article_4_holds() -> None:
         LinkSources().standing("a.example", None, "fair_use")
 
 
+def test_tables_are_trusted_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "sources.yaml"
+    path.write_text("trust_tables: [own.parquet, runs/*/train.parquet]")
+    sources = LinkSources(path)
+    trusted = ("own.parquet", "elsewhere/own.parquet", "runs/a/train.parquet")
+    assert all(sources.trusts(Path(name)) for name in trusted)
+    assert not any(sources.trusts(Path(name)) for name in ("links.parquet", "own.parquet.csv", "train.parquet"))
+    assert not LinkSources().trusts(Path("own.parquet"))
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -52,6 +64,8 @@ def test_without_a_file_article_4_holds() -> None:
         "sources: [{domain: 5, basis: licensed}]",
         "sources: {a: b}",
         "other: 1",
+        "trust_tables: own.parquet",
+        "trust_tables: [7]",
         "default: 7",
         "[1",
         "!!python/object/apply:os.system ['true']",

@@ -21,10 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.download.image_request import AGAIN, Answer, ImageRequest, basis_of
+from data_tools.download.image_request import AGAIN, Answer, ImageRequest
 from data_tools.network.host_budget import Connection, HostBudget, HostQueue
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of
+from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.workers import end_with_parent
@@ -215,7 +216,7 @@ def _cells(row: dict[str, Any], answer: Answer) -> dict[str, Any]:
     visit = answer.visit | {"attempts": row.get("attempts", 1)}
     return {
         "row": row["row"],
-        "legal_basis": row["legal_basis"],
+        "legal_basis": answer.basis.value if answer.basis else row["legal_basis"],
         "rule": answer.rule,
         "value": answer.value,
         "reason": answer.reason,

@@ -19,6 +19,8 @@ from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
 from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
+from data_tools.links.link_sources import LinkSources
+from data_tools.links.screening_evidence import screened_origins
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of, trusted_hosts
 from data_tools.network.proxies import allowed_proxies
@@ -45,6 +47,8 @@ class DownloadSettings:
         output: Folder of the final shards; must not exist yet.
         table: Parquet, csv or jsonl with the columns url and caption, and optionally more.
         folder: Folder of images, each with its caption in a .txt file beside it; instead of --table.
+        sources: YAML file of legal bases, see data_tools/links/link_sources.py; without it, links that screen_links has
+            not decided rest on article 4, whatever legal basis the table claims.
         overwrite: Replace OUTPUT if it exists.
         retry_failed: Fetch the links again that failed in OUTPUT.
         size: Side in pixels that --resize aims at.
@@ -84,6 +88,7 @@ class DownloadSettings:
     output: Path
     table: Path | None = None
     folder: Path | None = None
+    sources: Path | None = None
     overwrite: bool = False
     retry_failed: bool = False
     size: PositiveInt = ImageRule.size
@@ -155,25 +160,29 @@ def screened_hosts(origins: Path | None) -> tuple[dict[str, float], list[str]]:
     return delays, sorted(agreed)
 
 
-def _fetch_setting(settings: DownloadSettings, allow_file: bool) -> FetchSetting:
+def _fetch_setting(
+    settings: DownloadSettings, allow_file: bool, origins: Path | None, agreed: tuple[str, ...]
+) -> FetchSetting:
     """Return the settings of the fetching processes, without those that depend on the work folder."""
-    path = settings.table.with_name("origins.jsonl") if settings.table else None
-    screened = path if path is not None and path.is_file() else None
-    crawl_delay, agreed_hosts = screened_hosts(screened)
+    crawl_delay, agreed_hosts = screened_hosts(origins)
     shared = vars(FetchSetting("", "", "", "")).keys() & vars(settings).keys() - {"output"}
     return replace(
         FetchSetting(**{"links": "", "output": ""} | {name: getattr(settings, name) for name in shared}),
         allow_file=allow_file,
         allow_private=settings.allow_private,
-        ask_origins="none" if settings.skip_origins else "redirects" if screened else "all",
+        ask_origins="none" if settings.skip_origins else "redirects" if origins else "all",
         crawl_delay=crawl_delay,
-        agreed_hosts=agreed_hosts,
+        agreed_hosts=sorted({*agreed_hosts, *agreed}),
         registries=[str(Path(path).resolve()) for path in settings.registry],
     )
 
 
-def download_images(settings: DownloadSettings) -> None:
+def download_images(settings: DownloadSettings, own_table: bool = False) -> None:
     """Run both passes and print what was kept.
+
+    Args:
+        settings: Settings of the download.
+        own_table: Whether the caller wrote the table, so that its legal bases count.
 
     Raises:
         UserError: The output exists, a link cannot be fetched by anyone, or too few rows could be kept.
@@ -184,15 +193,23 @@ def download_images(settings: DownloadSettings) -> None:
     begin = time.perf_counter()
     withdrawn = output.with_name(output.name + ".blocklists") / "url_sha256.txt"  # of data_tools/withdraw_samples.py
     blocked = DigestList(withdrawn) if withdrawn.is_file() else None
-    links = LinkRows(settings.table, settings.folder, settings.allow_file, settings.allow_private, blocked)
+    sources, table = LinkSources(settings.sources), settings.table
+    origins = screened_origins(table) if table else None
+    trusted = own_table or origins is not None or bool(table and sources.trusts(table))
+    links = LinkRows(table, settings.folder, settings.allow_file, settings.allow_private, blocked, sources, trusted)
     survey = links.survey
+    if survey.claims:
+        log.warning(
+            "%d rows of %s claim a legal basis, which lifts no reservation: --sources can trust the table by name",
+            *(survey.claims, table or settings.folder),
+        )
     if survey.foreign_host and not settings.agent_contact:
         raise UserError(
             f"--agent-contact is missing: give a page or address where the owner of {survey.foreign_host} can reach you"
         )
     if survey.foreign_host:
         allowed_proxies(settings.allow_proxy)  # fail before anything is fetched
-    fetch = _fetch_setting(settings, links.allow_file)
+    fetch = _fetch_setting(settings, links.allow_file, origins, survey.agreed)
     rule = ImageRule(**{name: getattr(settings, name) for name in asdict(ImageRule())})
     identity = fetch_identity(fetch, survey.digest)
     further = {name: getattr(settings, name) for name in ("samples_per_shard", "record_time")}
@@ -299,7 +316,11 @@ def _sample(row: LinkRow, found: Fetched, settings: DownloadSettings) -> dict[st
         decision.update(rule=found.rule, value=found.value, reason=found.reason)
         return None
     fetched_at = found.fetched_at if settings.record_time else None
-    record = sample_record(row.source, decision, image, settings.agent_name, fetched_at, found.response)
+    source = row.source
+    if basis := found.response.get("legal_basis"):  # it led to another site, for which the owner's licence says nothing
+        source = source | {"legal_basis": basis, "licence": None}
+        decision.update(legal_basis=basis, licence=None)
+    record = sample_record(source, decision, image, settings.agent_name, fetched_at, found.response)
     decision.update(rule="kept", kept=True, value=";".join(image.transforms), reason="")
     decision.update(width=image.width, height=image.height)
     text = json.dumps(record, ensure_ascii=False, sort_keys=True)

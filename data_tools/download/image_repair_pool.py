@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.fetched_part import part_progress
-from data_tools.download.image_request import basis_of
 from data_tools.rights.file_rights import rights_in_file
+from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
 from data_tools.samples.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
 from data_tools.work.workers import WorkerDied, WorkerPool

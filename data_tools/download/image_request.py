@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from data_tools.links.blocklists import same_site
 from data_tools.network.http_body import BACK_OFF, REDIRECTS, TEMPORARY, retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.network.link_address import LinkRefused, check_link, host_of
@@ -45,6 +46,7 @@ class Answer:
         busy: Whether the server asks for a pause.
         wait: Length of the pause in seconds, if the server states it.
         reached: Whether a connection was made.
+        basis: Legal basis that holds at the last address, if it is not the link's own.
     """
 
     content: bytes | None = None
@@ -57,20 +59,13 @@ class Answer:
     busy: bool = False
     wait: float | None = None
     reached: bool = True
+    basis: LegalBasis | None = None
 
     def refuse(self, rule: str, value: str, reason: str, again: bool = False) -> "Answer":
         """Record why there is no image."""
         self.content, self.rule, self.value, self.again = None, rule, value[:200], again
         self.reason = (reason.splitlines() or [""])[0][:200]
         return self
-
-
-def basis_of(word: str | None) -> LegalBasis:
-    """Return the legal basis of a row; a missing or unknown one counts as the strictest, article 4."""
-    try:
-        return LegalBasis((word or "").strip())
-    except ValueError:
-        return LegalBasis.art4_general
 
 
 class ImageRequest:
@@ -134,9 +129,11 @@ class ImageRequest:
 
     def _walk(self, url: str, basis: LegalBasis, answer: Answer) -> None:
         """Follow the hops; ``answer`` keeps the evidence even if this raises."""
-        setting, address = self.setting, url
+        setting, address, own = self.setting, url, basis
         hops: list[dict[str, Any]] = []
         for _ in range(setting.max_hops + 1):
+            basis = self._basis_at(address, url, own)
+            answer.basis = basis if basis is not own else None
             if self._forbidden_by_origin(address, {origin_of(hop["url"]) for hop in hops}, basis, answer):
                 return
             with self.opener.open(urllib.request.Request(address), timeout=setting.timeout) as response:
@@ -162,6 +159,13 @@ class ImageRequest:
                 return
             address = target
         answer.refuse(AGAIN, "redirects", f"more than {setting.max_hops} redirects")
+
+    def _basis_at(self, address: str, url: str, basis: LegalBasis) -> LegalBasis:
+        """Return the legal basis at a hop: what an owner allows says nothing about another owner's site."""
+        host = host_of(address)
+        if not basis.comes_from_the_owner or same_site(host, host_of(url)) or host in self.setting.agreed_hosts:
+            return basis
+        return LegalBasis.art4_general
 
     def _forbidden_by_origin(self, address: str, visited: set[str], basis: LegalBasis, answer: Answer) -> bool:
         """Return whether an origin on the way forbids the request."""
@@ -209,6 +213,8 @@ class ImageRequest:
             answer.refuse(AGAIN, "empty", "the body is empty")
             return
         answer.content = content
+        if answer.basis is not None:
+            answer.response["legal_basis"] = answer.basis.value
 
 
 def _all_headers(message: Message) -> list[tuple[str, str]]:

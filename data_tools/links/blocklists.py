@@ -146,6 +146,12 @@ def registrable_domain(host: str) -> str | None:
     return None if _is_address(host) else _suffixes().privatesuffix(host)
 
 
+def same_site(host: str, other: str) -> bool:
+    """Whether two hosts belong to one registered domain; an IP address or public suffix belongs to itself alone."""
+    domain = registrable_domain(host)
+    return host == other or (domain is not None and domain == registrable_domain(other))
+
+
 def ascii_domain(text: str) -> str | None:
     """Return a domain or IP address in its normal form, or None if the text is neither."""
     try:

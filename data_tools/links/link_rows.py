@@ -12,8 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from data_tools.links.blocklists import DigestList
+from data_tools.links.link_rules import page_signals, with_claim
+from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import folder_links, link_batches
 from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.rights.legal_basis import basis_of
+from data_tools.rights.reservations import decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import link_uid
 from leam_mm.errors import UserError
@@ -30,12 +34,16 @@ class LinkRow:
         source: The row as it is in the table.
         decision: Its row of the ledger, as far as it is decided before anything is fetched.
         fetch: Address to fetch, or None if the row is already refused.
+        agreed: Whether an entry of the sources names its host for a licence or consent.
+        claimed: Whether the table states another legal basis than the one that holds.
     """
 
     number: int
     source: dict[str, str | None]
     decision: dict[str, Any]
     fetch: str | None
+    agreed: bool = False
+    claimed: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Survey:
         rows: Number of rows.
         fetch: Number of rows that may be fetched.
         foreign_host: A host among them that is not in ``allow_private``, or None.
+        agreed: Hosts that a licence or consent of the sources names.
+        claims: Number of rows whose own legal basis does not count.
         digest: SHA-256 over all values, independent of the file's format.
     """
 
@@ -53,6 +63,8 @@ class Survey:
     fetch: int
     foreign_host: str | None
     digest: str
+    agreed: tuple[str, ...] = ()
+    claims: int = 0
 
 
 class LinkRows:
@@ -64,6 +76,8 @@ class LinkRows:
         allow_file: Whether files of this machine may be read; those of ``folder`` always may.
         allow_private: Hosts that are trusted although their addresses are private.
         blocked: Addresses that are never fetched: those of withdrawn samples.
+        sources: Legal bases by host and source, which override the table.
+        trusted: Whether the table's own ``legal_basis`` counts; otherwise it is a claim, kept in ``consent``.
     """
 
     def __init__(
@@ -73,10 +87,12 @@ class LinkRows:
         allow_file: bool,
         allow_private: list[str],
         blocked: DigestList | None = None,
+        sources: LinkSources | None = None,
+        trusted: bool = False,
     ) -> None:
         """Read the whole table once; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
-        self.blocked = blocked
+        self.blocked, self.sources, self.trusted = blocked, sources or LinkSources(), trusted
         self.base = folder or (table or Path()).parent
         self._images = folder_links(folder) if folder else None
         self._width = 7
@@ -93,10 +109,12 @@ class LinkRows:
 
     def _survey(self) -> Survey:
         digests: dict[str, Any] = {}
-        rows = fetch = 0
+        rows = fetch = claims = 0
         foreign_host = None
+        agreed: set[str] = set()
         for row in self:
             rows += 1
+            claims += row.claimed
             for name, value in row.source.items():
                 raw = b"" if value is None else value.encode("utf-8", "surrogatepass")
                 digest = digests.setdefault(name, hashlib.sha256(name.encode() + b"\0"))
@@ -105,10 +123,12 @@ class LinkRows:
                 fetch += 1
                 if row.decision["domain"] not in ("", *self.allow_private):
                     foreign_host = foreign_host or row.decision["domain"]
+                if row.agreed:
+                    agreed.add(row.decision["domain"])
         if not rows:
             raise UserError(f"{self.table} holds no row; give a table with at least one link")
         whole = hashlib.sha256(b"".join(digests[name].digest() for name in sorted(digests)))
-        return Survey(rows, fetch, foreign_host, whole.hexdigest())
+        return Survey(rows, fetch, foreign_host, whole.hexdigest(), tuple(sorted(agreed)), claims)
 
     def __iter__(self) -> Iterator[LinkRow]:
         """Iterate over the table once."""
@@ -137,6 +157,10 @@ class LinkRows:
             for column in ("captions", "metadata", "consent"):
                 if fault := json_fault(column, source.get(column)):
                     raise LinkRefused(column, str(source[column])[:80], fault)
+            self._apply_basis(row)
+            if refusal := decide(page_signals(row.source.get("consent")), basis_of(row.source.get("legal_basis"))):
+                value = f"{refusal.kind}: {refusal.value}"
+                raise LinkRefused("page_rights", value, "the page that shows it reserves rights")
             if not (source["caption"] or "").strip() and (source.get("captions") or "[]").strip() == "[]":
                 raise LinkRefused("caption", "", "the caption is empty")
         except LinkRefused as refused:
@@ -144,3 +168,19 @@ class LinkRows:
             return row
         row.fetch = fetch
         return row
+
+    def _apply_basis(self, row: LinkRow) -> None:
+        """Replace the table's legal basis by the one that holds, and keep the other as a claim."""
+        cells, host = row.source, row.decision["domain"]
+        stated = cells.get("legal_basis")
+        if self.sources.given or (stated and not self.trusted):
+            try:
+                standing = self.sources.standing(host, cells.get("source"), stated, self.trusted)
+            except UserError:
+                return  # a word of the table's own, which lifts nothing
+            claim = with_claim(cells.get("consent"), stated, standing.basis)
+            row.source = cells | {"legal_basis": standing.basis.value, "consent": claim}
+            row.claimed = bool((stated or "").strip()) and stated.strip() != standing.basis.value
+            row.source["licence"] = standing.licence or cells.get("licence")
+            row.decision |= {name: row.source[name] for name in ("legal_basis", "licence")}
+            row.agreed = standing.basis.may_be_agreed and self.sources.names_host(host, cells.get("source"))

@@ -22,6 +22,7 @@ from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.links.personal_data import PersonalDataRule
 from data_tools.network.link_address import LinkRefused, check_link, normal_url
+from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid
@@ -82,6 +83,7 @@ class _Row:
     evidence: dict[str, Any] = field(default_factory=dict)
     refused: LinkRefused | None = None
     words: list[str] = field(default_factory=list)
+    trusted: bool = False
     fetch: str | None = None
     domain: str | None = None
 
@@ -118,11 +120,12 @@ class LinkRules:
             ("language", self._language),
         ]
 
-    def apply(self, table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, float]]]:
+    def apply(self, table: pa.Table, trusted: bool = False) -> tuple[pa.Table, dict[str, dict[str, float]]]:
         """Apply all rules to a batch.
 
         Args:
             table: Strings; columns of ``COLUMNS``, of which ``url`` and ``caption`` are required.
+            trusted: Whether the table's own ``legal_basis`` counts; otherwise it is a claim, kept in ``consent``.
 
         Returns:
             The rows in the same order, as in ``FILTERED`` (``rule`` is empty where the row stays), and the
@@ -130,7 +133,7 @@ class LinkRules:
         """
         columns = {name: table[name].to_pylist() for name in table.column_names}
         cells = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        rows = [_Row(dict.fromkeys(COLUMNS) | row, []) for row in cells]
+        rows = [_Row(dict.fromkeys(COLUMNS) | row, [], trusted=trusted) for row in cells]
         kept, cost = rows, {}
         for name, rule in self.rules:
             begin, seen = time.process_time(), len(kept)
@@ -192,9 +195,10 @@ class LinkRules:
     def _legal_basis(self, row: _Row) -> None:
         cells = row.cells
         try:
-            standing = self.sources.standing(row.domain or "", cells["source"], cells["legal_basis"])
+            standing = self.sources.standing(row.domain or "", cells["source"], cells["legal_basis"], row.trusted)
         except UserError as error:
             raise LinkRefused("legal_basis", str(cells["legal_basis"])[:80], str(error)) from None
+        cells["consent"] = with_claim(cells["consent"], cells["legal_basis"], standing.basis)
         cells["legal_basis"] = standing.basis.value
         cells["licence"] = standing.licence or cells["licence"]
         row.evidence["legal_basis"] = standing.said_by
@@ -203,8 +207,7 @@ class LinkRules:
         if not row.cells["consent"]:
             return
         signals = page_signals(row.cells["consent"])
-        standing = self.sources.standing(row.domain or "", row.cells["source"], row.cells["legal_basis"])
-        if refusal := decide(signals, standing.basis):
+        if refusal := decide(signals, LegalBasis.of(row.cells["legal_basis"])):
             row.evidence["signal"] = asdict(refusal)
             raise LinkRefused(
                 "page_rights", f"{refusal.kind}: {refusal.value}", "the page that shows it reserves rights"
@@ -258,20 +261,27 @@ class LinkRules:
                 row.cells["captions"] = json.dumps(row.captions, ensure_ascii=False)
 
 
-def page_signals(consent: str) -> list[Signal]:
+def with_claim(consent: str | None, stated: str | None, basis: LegalBasis) -> str | None:
+    """Return the column ``consent`` with the legal basis that a table claims, if it is not the one that holds."""
+    if not stated or stated.strip() == basis.value:
+        return consent
+    return evidence_text(json.loads(consent or "{}") | {"claims": {"legal_basis": stated.strip()}})
+
+
+def page_signals(consent: str | None) -> list[Signal]:
     """Return the signals of the page that shows the image: ``page_rights`` of the column ``consent``.
 
     Raises:
         LinkRefused: They cannot be read, and may therefore hold a reservation.
     """
-    found = json.loads(consent).get("page_rights") or []
+    found = json.loads(consent or "{}").get("page_rights") or []
     try:
         return [
             Signal(str(row["kind"]), str(row["value"]), str(row["source"]), row["reserved"] is not False)
             for row in found
         ]
     except (TypeError, KeyError) as error:
-        raise LinkRefused("page_rights", consent[:80], f"the page's rights cannot be read ({error!r})") from None
+        raise LinkRefused("page_rights", str(consent)[:80], f"the page's rights cannot be read ({error!r})") from None
 
 
 def _refuse(blocked: Blocked | None) -> None:

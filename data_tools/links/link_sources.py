@@ -8,14 +8,16 @@
       - source: city_archive             # value of the table's column ``source``
         basis: licensed
         licence: contract 2026-17
+    trust_tables: [contributed.parquet]  # path, file name or glob of tables whose column ``legal_basis`` counts
 
 The first matching entry decides and overrides the table itself, which may come from anywhere. An entry with both keys
-must match both. A basis other than article 4 lifts reservations and is therefore recorded in ledger and samples.
+must match both. A basis other than article 4 lifts reservations and is therefore recorded in ledger and samples. What a
+table states that is not trusted is a claim: it may only be stricter than the default.
 """
 
 import re
 from dataclasses import dataclass
-from fnmatch import translate
+from fnmatch import fnmatchcase, translate
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -65,18 +67,26 @@ class LinkSources:
 
     def __init__(self, path: Path | None = None) -> None:
         """Read and check the file."""
+        self.given = path is not None
         content = _read(path) if path else {}
         self.default = _basis(content.get("default", LegalBasis.art4_general.value), f"{path}, default")
+        self._trusted = _texts(content.get("trust_tables") or [], f"{path}, trust_tables")
         self._entries = [_entry(row, number, path) for number, row in enumerate(content.get("sources") or [], 1)]
         self._find = lru_cache(maxsize=100_000)(self._first)
 
-    def standing(self, host: str, source: str | None, stated: str | None) -> Standing:
+    def trusts(self, table: Path) -> bool:
+        """Whether ``trust_tables`` names a table, by its path or its file name."""
+        names = (str(table), str(table.resolve()), table.name)
+        return any(fnmatchcase(name, wanted) for name in names for wanted in self._trusted)
+
+    def standing(self, host: str, source: str | None, stated: str | None, trusted: bool = False) -> Standing:
         """Return the legal basis of a link.
 
         Args:
             host: Host of the link, in ASCII.
             source: The table's column ``source``.
             stated: The table's column ``legal_basis``.
+            trusted: Whether the table is trusted; otherwise only a basis that honours reservations counts.
 
         Raises:
             UserError: The table names an unknown basis.
@@ -84,8 +94,9 @@ class LinkSources:
         entry = self._find(host, source or "")
         if entry:
             return Standing(entry.basis, entry.licence, f"entry {entry.number} of the sources")
-        if stated and stated.strip():
-            return Standing(LegalBasis.of(stated), None, "table")
+        claim = LegalBasis.of(stated, self.default)
+        if stated and stated.strip() and (trusted or claim.honours_reservations):
+            return Standing(claim, None, "table")
         return Standing(self.default, None, "default")
 
     def names_host(self, host: str, source: str | None) -> bool:
@@ -107,11 +118,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read ({str(error).splitlines()[0]}); see data_tools/links/link_sources.py"
         ) from None
-    if not isinstance(content, dict) or set(content) - {"default", "sources"}:
-        raise UserError(f"{path}: only the keys default and sources are allowed; see data_tools/links/link_sources.py")
+    if not isinstance(content, dict) or set(content) - {"default", "sources", "trust_tables"}:
+        raise UserError(
+            f"{path}: only the keys default, sources and trust_tables are allowed; see data_tools/links/link_sources.py"
+        )
     if not isinstance(content.get("sources") or [], list):
         raise UserError(f"{path}: sources must be a list of entries; see data_tools/links/link_sources.py")
     return content
+
+
+def _texts(words: Any, where: str) -> list[str]:
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise UserError(f"{where}: give a list of file names, in quotes")
+    return words
 
 
 def _entry(row: Any, number: int, path: Path | None) -> _Entry:

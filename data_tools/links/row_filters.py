@@ -41,26 +41,26 @@ def filter_rows(
     folder.mkdir(parents=True, exist_ok=True)
     chunks = rows = 0
 
-    def missing_chunks() -> Iterator[tuple[pa.Table, Path]]:
+    def missing_chunks() -> Iterator[tuple[pa.Table, Path, Path]]:
         nonlocal chunks, rows
-        for table in (batch for path in tables for batch in link_batches(path, CHUNK)):
+        for source, table in ((path, batch) for path in tables for batch in link_batches(path, CHUNK)):
             path = _path(folder, chunks)
             chunks, rows = chunks + 1, rows + table.num_rows
             if path.exists():
                 progress(table.num_rows)
             else:
-                yield table, path
+                yield table, source, path
 
     with WorkerPool(processes, LinkRules, settings) as pool:
-        for (table, _), _ in pool.run(_filter_chunk, missing_chunks(), ahead=2 * processes):
+        for (table, *_), _ in pool.run(_filter_chunk, missing_chunks(), ahead=2 * processes):
             progress(table.num_rows)
     return chunks, rows
 
 
-def _filter_chunk(rules: LinkRules, job: tuple[pa.Table, Path]) -> None:
-    table, path = job
+def _filter_chunk(rules: LinkRules, job: tuple[pa.Table, Path, Path]) -> None:
+    table, source, path = job
     begin = time.process_time()
-    filtered, cost = rules.apply(table)
+    filtered, cost = rules.apply(table, rules.sources.trusts(source))
     rest = time.process_time() - begin - sum(rule["cpu_seconds"] for rule in cost.values())
     overhead: dict[str, Any] = {"rows": table.num_rows, "dropped": 0, "cpu_seconds": rest}
     schema = FILTERED.with_metadata({COST: json.dumps(cost | {"reading and writing": overhead}).encode()})

@@ -9,7 +9,7 @@ import pyarrow as pa
 from data_tools.links.language_vote import UNDETERMINED, vote
 from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.pages.page_licences import Statement
-from data_tools.pages.page_links import PageLink, PageReading, link_evidence
+from data_tools.pages.page_links import PageLink, PageReading, link_evidence, speaks_for
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.licence_address import Licence, read_licence, strictest
 from data_tools.work.ledger import evidence_text, link_uid
@@ -37,7 +37,8 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
             {"text": text, "language": next(languages).language, "source": origin, "machine_translated": False}
             for text, origin, _ in link.captions
         ]
-        licence = image_licence(link)
+        # The page of another site does not speak for the owner of the image: link_evidence keeps what it claims.
+        licence = image_licence(link) if speaks_for(page, link) else None
         basis = licence.basis if licence and suggest_basis and not reserved else None
         rows.append(
             {

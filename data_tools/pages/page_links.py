@@ -19,7 +19,9 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import DocumentNode, ElementNode, HTMLTree
 
+from data_tools.links.blocklists import same_site
 from data_tools.links.language_vote import UNDETERMINED, primary_language, vote
+from data_tools.network.link_address import host_of
 from data_tools.pages.page_licences import Statement, ancestors, figure_licences, page_statements, select
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal, header_signals, meta_signals
@@ -319,9 +321,15 @@ def _pixels(value: str | None) -> int:
     return int(digits) if digits.isdecimal() and len(digits) < 6 else -1
 
 
+def speaks_for(page: Page, link: PageLink) -> bool:
+    """Whether a page belongs to the site of an image, so that the licence it states for the image counts."""
+    return same_site(host_of(page.url), host_of(link.url))
+
+
 def link_evidence(page: Page, reading: PageReading, link: PageLink) -> dict[str, Any]:
     """Return the column ``consent``: rights of the page, licences, and archive and record of the page."""
-    licences = [("image", one) for one in link.statements] + [("page", one) for one in reading.statements]
+    scope = "image" if speaks_for(page, link) else "claim"
+    licences = [(scope, one) for one in link.statements] + [("page", one) for one in reading.statements]
     return {
         "page_rights": [asdict(signal) for signal in reading.signals],
         "licences": [

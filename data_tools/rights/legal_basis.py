@@ -26,6 +26,11 @@ class LegalBasis(StrEnum):
         return self is LegalBasis.art4_general
 
     @property
+    def comes_from_the_owner(self) -> bool:
+        """Whether the basis is what the owner of an image allows, and therefore ends where the owner's site ends."""
+        return self in (LegalBasis.licensed, LegalBasis.public_domain, LegalBasis.consent)
+
+    @property
     def may_be_agreed(self) -> bool:
         """Whether an agreement with the right holder overrides robots.txt, on hosts that the agreement names."""
         return self in (LegalBasis.licensed, LegalBasis.consent)
@@ -44,3 +49,11 @@ class LegalBasis(StrEnum):
             return cls(text)
         except ValueError:
             raise UserError(f"legal_basis is {text!r}: write one of {', '.join(cls)}") from None
+
+
+def basis_of(word: str | None) -> LegalBasis:
+    """Return the legal basis of a row; a missing or unknown one counts as the strictest, article 4."""
+    try:
+        return LegalBasis((word or "").strip())
+    except ValueError:
+        return LegalBasis.art4_general

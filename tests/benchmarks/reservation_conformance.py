@@ -122,7 +122,7 @@ def program_faults(cases: list[Case], folder: Path) -> list[str]:
         for case, source, basis in zip(cases, sources, bases, strict=True)
         if case.row.get("agreed", basis == "consent")
     ]
-    (folder / "sources.yaml").write_text(json.dumps({"sources": agreed}), "utf-8")
+    (folder / "sources.yaml").write_text(json.dumps({"sources": agreed, "trust_tables": ["links.parquet"]}), "utf-8")
     trusted = [word for host in sorted({case.host for case in cases}) for word in ("--allow-private", host)]
     common = [*trusted, "--agent-name", AGENT, "--agent-contact", CONTACT, "--timeout", "1"]
     files = ["--sources", str(folder / "sources.yaml"), "--registry", str(folder / "registry.txt")]
