@@ -19,6 +19,7 @@ from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
+from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 
@@ -30,6 +31,7 @@ def evaluate(
     generator: Path | None = None,
     codec: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    trust: str = "",
 ) -> None:
     """Run evaluators one after the other; the results of each are written before the next one starts.
 
@@ -40,7 +42,9 @@ def evaluate(
         generator: Checkpoint or run folder of the generator.
         codec: Checkpoint or run folder of the codec, or a folder of diffusers.
         device: Device; auto uses the GPU if there is one.
+        trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
+    trust_modules(trust)
     if not evaluators:
         raise UserError("no evaluator is given: list them under `evaluators:` in the file of --config")
     if device == "cuda" and not torch.cuda.is_available():

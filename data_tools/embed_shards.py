@@ -22,6 +22,7 @@ from data_tools.work.command_line import PositiveInt, parse_settings
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_text
+from leam_mm.recorded_classes import trust_modules
 from leam_mm.run_lock import beside, run_lock
 
 SETTINGS = "embedding.json"
@@ -38,6 +39,7 @@ class EmbedSettings:
         tokenizer: For open_clip's models, a folder or open_clip; by default the teacher's.
         batch_size: Samples at once; changes speed and memory only.
         device: cpu or cuda.
+        trust: Modules of your own, such as my_lab, whose classes the teacher may name; several between commas.
     """
 
     shards: Path
@@ -46,6 +48,7 @@ class EmbedSettings:
     tokenizer: str | None = None
     batch_size: PositiveInt = 256
     device: str = "cpu"
+    trust: str = ""
 
 
 def is_finished(folder: Path, embedding: Embedding) -> bool:
@@ -70,6 +73,7 @@ def is_finished(folder: Path, embedding: Embedding) -> bool:
 
 def embed_shards(settings: EmbedSettings, console: Console) -> None:
     """Write the shards with the teacher's embeddings."""
+    trust_modules(settings.trust)
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {settings.device}: no GPU is visible here; give --device cpu")
     folder = ShardFolder(settings.shards)

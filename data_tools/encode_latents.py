@@ -60,6 +60,7 @@ from leam_mm.data.aspect_buckets import BUCKETS
 from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, run
 from leam_mm.files import TEMPORARY, replace_folder, write_text
+from leam_mm.recorded_classes import trust_modules
 from leam_mm.run_lock import beside, run_lock
 
 SETTINGS, SHAPES = "encoding.json", "shapes.npy"
@@ -204,6 +205,7 @@ def finish(settings: EncodeSettings, encoder: LatentEncoder, parts: list[Part], 
 @torch.no_grad()
 def encode_latents(settings: EncodeSettings, console: Console) -> None:
     """Write the latent shards, and verify them if asked to."""
+    trust_modules(settings.trust)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if settings.device.startswith("cuda") and count < (settings.processes if settings.device == "cuda" else 1):
         visible = f"{count} GPUs are" if count else "no GPU is"

@@ -40,6 +40,7 @@ from leam_mm.data.keep_list import KEEP, PLACE
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError, run
 from leam_mm.files import replace_folder
+from leam_mm.recorded_classes import trust_modules
 
 REPORT, TIMING = "vetting.json", "timing.json"
 
@@ -57,6 +58,7 @@ class VetSettings:
         processes: Worker processes; changes speed only.
         max_errors: Share of samples for which a rule may fail.
         overwrite: Replace OUTPUT, even if it holds the same result.
+        trust: Modules of your own, such as my_lab, with rules or models of your own; several between commas.
     """
 
     shards: Path
@@ -67,10 +69,12 @@ class VetSettings:
     processes: PositiveInt = 2
     max_errors: Share = 0.1
     overwrite: bool = False
+    trust: str = ""
 
 
 def vet_shards(settings: VetSettings, console: Console) -> None:
     """Run all passes and write the output folder."""
+    trust_modules(settings.trust)
     rules, folder, output = read_rules(settings.rules), ShardFolder(settings.shards), settings.output
     others = [ShardFolder(path) for path in settings.against]
     if others and not any(getattr(rule, "across", False) for rule in rules):

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from pathlib import Path
 
 from leam_mm.arithmetic import set_mode
 
@@ -13,6 +15,10 @@ _SETTINGS = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# ``python -m leam_mm.release`` puts the current folder first on the path. In the folder of a stranger's checkpoint, a
+# file such as yaml.py would then stand in for a library. The folder of this package may stay.
+if sys.argv[:1] == ["-m"] and Path(sys.path[0]).resolve() == Path.cwd() != Path(__file__).resolve().parents[1]:
+    del sys.path[0]
 for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
 set_mode()

@@ -2,13 +2,13 @@
 
 import glob
 import inspect
+import traceback
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, file_sha256, remove_leftovers
+from leam_mm.recorded_classes import MODEL_CLASSES, build_recorded
 
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
 # Which module has a part that others load; a subclass or another module with a part of that name serves as well.
@@ -106,6 +107,13 @@ def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return yaml.safe_load(checkpoint[EVIDENCE]["config"])
 
 
+def restoring_failed(error: BaseException) -> bool:
+    """Return whether an error was raised while Lightning restored the state of a run from a checkpoint."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [f.f_code.co_name for f in frames if f.f_globals.get("__name__", "").endswith(".checkpoint_connector")]
+    return any("restore" in name or name == "resume_start" for name in names)
+
+
 def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> None:
     """Refuse to resume from a checkpoint whose run started from other pretrained weights.
 
@@ -122,10 +130,12 @@ def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> 
 
 
 def build_module(section: dict[str, Any]) -> LightningModule:
-    """Build a module from the ``model:`` section of a config."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    return parser.instantiate_classes(parser.parse_object({"model": section})).model
+    """Build a module from the ``model:`` section of a config, which may come from someone else.
+
+    Raises:
+        UserError: It names a class that is neither ours nor trusted; see recorded_classes.py.
+    """
+    return build_recorded(section, LightningModule, MODEL_CLASSES)
 
 
 @overload

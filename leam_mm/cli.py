@@ -26,11 +26,12 @@ from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckp
 from leam_mm.callbacks.preemption import Preemption
 from leam_mm.callbacks.save_failures import LastSave, RetriedCheckpointIO
 from leam_mm.callbacks.throughput import Throughput
-from leam_mm.checkpoint import EVIDENCE, RunCheckpoint, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, RunCheckpoint, read_checkpoint, restoring_failed
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
+from leam_mm.recorded_classes import class_names, trust_modules
 from leam_mm.run_lock import LOCK, run_lock
 
 
@@ -87,9 +88,14 @@ class LeamCLI(LightningCLI):
         """Return the supported subcommands."""
         return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
 
+    def _parse_ckpt_path(self) -> None:
+        """Take no settings from a checkpoint: Lightning would let them override the recipe."""
+
     def before_instantiate_classes(self) -> None:
         """Derive steps from samples, and the checkpoint folder from the run folder."""
         config = self.config[self.subcommand]
+        # The recipe is the person's own: checkpoints that this run opens may name its classes.
+        trust_modules(name for name in class_names(config.as_dict()) if "." in name)
         _follow_slurm(config.trainer, os.environ)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -127,7 +133,15 @@ class LeamCLI(LightningCLI):
         """Train as the only run in the run folder: the first rank holds its lock."""
         alone = subcommand == "fit" and self.trainer.is_global_zero
         with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that does not fit
+                if isinstance(error, UserError) or not restoring_failed(error):
+                    raise
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                raise UserError(
+                    f"{self.trainer.ckpt_path} cannot be restored here ({reason}): give a checkpoint of this recipe"
+                ) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the plugins, loggers and callbacks of every run."""

@@ -13,6 +13,7 @@ import argparse
 import json
 import logging
 import sys
+from argparse import ArgumentError
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,14 @@ import yaml
 
 from leam_mm.captions.frozen_parts import STATISTICS
 from leam_mm.checkpoint import EVIDENCE, checkpoint_config, find_checkpoint, load_module, read_checkpoint
+from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.config_error import innermost
+from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256, write_json, write_text
+from leam_mm.recorded_classes import MODEL_CLASSES, check_recorded, trust_modules
 
 log = logging.getLogger(__name__)
 CLASS = "leam_mm.evaluators"
@@ -45,6 +52,22 @@ def base_settings(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         if file_sha256(find_checkpoint(base / name)) != frozen[name]["sha256"]:
             raise UserError(f"{base / name} is not the {name} that {base / 'generator'} was trained with: put it back")
     return model, frozen
+
+
+def checked(value: Any, kind: type, base: Path, part: str) -> Any:
+    """Return a part of a base's config, which the recipe of the fine-tuning will name, if all its classes are ours.
+
+    Args:
+        value: The part.
+        kind: What it must describe.
+        base: Run folder that it comes from, for the message.
+        part: Name of the part, for the message.
+    """
+    try:
+        check_recorded(value, kind, [*MODEL_CLASSES, "leam_mm.data"])
+    except (UserError, ArgumentError) as error:
+        raise UserError(f"{base}: the {part} of its config cannot be taken over ({innermost(str(error))})") from None
+    return value
 
 
 def latent_statistics(base: Path, frozen: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +115,7 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
     tower: dict[str, Any] = {}
     if model.get("caption_tower") is not None:  # continues with the base's tower, frozen
         text = model["caption_tower"].get("init_args", model["caption_tower"])["text"]
+        checked(text, TextTower, base / "generator", "caption_tower")
         tower = {"caption_tower": {"text": text, "weights": str(base / "generator"), "trained": False}}
     return {
         "trainer": {"default_root_dir": str(output / "generator")},
@@ -99,7 +123,7 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
         "model": {
             "init_args": {
                 "denoiser": {"init_args": {"weights": str(base / "generator")}},
-                "process": model["process"],
+                "process": checked(model["process"], DiffusionProcess, base / "generator", "process"),
                 "latent_size": model["latent_size"],
                 "frozen": {
                     "clip": str(base / "clip"),
@@ -123,6 +147,8 @@ def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
         share: Share of all samples, in [0, 1), drawn from the base's own images.
     """
     config = checkpoint_config(read_checkpoint(base / "codec"))
+    codec = checked(config["model"]["init_args"]["codec"], LatentCodec, base / "codec", "codec")
+    image = checked(config["data"]["init_args"]["image"], ImageDecoding, base / "codec", "image")
     old, data = base / "shards" / "train", str(output / "shards" / "train")
     sources = [{"path": data, "weight": 1 - share}, {"path": str(old), "weight": share}]
     rehearsed = share > 0 and (old / "manifest.jsonl").is_file()
@@ -132,11 +158,11 @@ def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
             "init_args": {
                 "train": sources if rehearsed else data,
                 "validation": str(output / "shards" / "held_out"),
-                "image": config["data"]["init_args"]["image"],
+                "image": image,
             }
         },
         "model": {
-            "init_args": {"codec": config["model"]["init_args"]["codec"], "weights": str(base / "codec")},
+            "init_args": {"codec": codec, "weights": str(base / "codec")},
         },
     }
 
@@ -200,6 +226,7 @@ def main(args: list[str] | None = None) -> None:
     )
     parser.add_argument("--base", type=Path, required=True, help="folder with the base's generator/, clip/ and codec/")
     parser.add_argument("--run", type=Path, required=True, help="run folder of the fine-tuning")
+    parser.add_argument("--trust", default="", help="modules of your own that the base may name, between commas")
     parser.add_argument("--language", default="en", help="language of the new captions, as two letters (%(default)s)")
     parser.add_argument(
         "--rehearse",
@@ -208,6 +235,7 @@ def main(args: list[str] | None = None) -> None:
         help="share of samples from BASE/{latents,shards}/train, if any (%(default)s)",
     )
     options = parser.parse_args(args)
+    trust_modules(options.trust)
     if not 0 <= options.rehearse < 1:
         raise UserError(f"--rehearse is {options.rehearse}: give a share of 0 or more, below 1")
     model, frozen = base_settings(options.base)

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LEAM_MM = [
     ["system_fault"],
     ["errors", "languages", "arithmetic"],
-    ["files", "config_error"],
+    ["files", "config_error", "recorded_classes"],
     ["run_lock"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed"],
@@ -40,7 +40,9 @@ DATA_TOOLS = [
     ["description"],
 ]  # programs, the files beside these folders, may import all of them, and not each other
 # What data_tools may import of leam_mm. Only latents, and programs and rules that run models, import models.
-WITHOUT_MODELS = {"errors", "system_fault", "languages", "files", "run_lock", "config_error", "data", "report"}
+WITHOUT_MODELS = {
+    *("errors", "system_fault", "languages", "files", "run_lock", "config_error", "recorded_classes", "data", "report")
+}
 WITH_MODELS = {
     *("data_tools.latents", "data_tools.embed_shards", "data_tools.encode_latents", "data_tools.vetting.clip_score"),
     *("data_tools.vetting.encoder_rule", "data_tools.vetting.semantic_duplicates"),

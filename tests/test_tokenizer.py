@@ -1,9 +1,12 @@
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from leam_mm.data.tokenizer import Tokenizer, cut_padding
+from leam_mm.data.tokenizer import CONFIG, Tokenizer, cut_padding
 from leam_mm.errors import UserError
 
 
@@ -81,3 +84,33 @@ def test_tokenizers_without_padding_are_refused(toy_tokenizer: Path, tmp_path: P
 def test_padding_is_cut_to_the_longest() -> None:
     text = torch.arange(12).reshape(2, 6)
     assert torch.equal(cut_padding(text, torch.tensor([2, 4])), text[:, :4])
+
+
+@pytest.mark.parametrize(
+    "config", [None, {"hf_tokenizer_name": "x"}, {"hf_tokenizer_name": "x", "tokenizer_kwargs": 1}]
+)
+def test_code_of_a_tokenizer_is_never_run(
+    tmp_path: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any] | None
+) -> None:
+    folder = Path(shutil.copytree(toy_tokenizer, tmp_path / "tokenizer"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    settings = {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if config is not None:
+        (folder / CONFIG).write_text(json.dumps({"model_cfg": {"text_cfg": config}}))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked whether to run the code"))
+    with pytest.raises(UserError, match=r"no usable tokenizer|not a valid open_clip config") as caught:
+        Tokenizer(folder, 12)
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_options_of_a_tokenizer_name_no_files_and_no_code(tmp_path: Path, toy_tokenizer: Path) -> None:
+    folder = Path(shutil.copytree(toy_tokenizer, tmp_path / "tokenizer"))
+    for options in ({"trust_remote_code": True}, {"bpe_path": "/etc/passwd"}, {"cache_dir": "x"}):
+        text = {"hf_tokenizer_name": "x", "tokenizer_kwargs": options}
+        (folder / CONFIG).write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
+        with pytest.raises(UserError, match=f"sets tokenizer_kwargs {next(iter(options))}: only"):
+            Tokenizer(folder, 12)
+    text["tokenizer_kwargs"] = {"clean": "canonicalize"}  # type: ignore[dict-item]
+    (folder / CONFIG).write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
+    assert Tokenizer(folder, 12).has_files

@@ -37,6 +37,7 @@ class EncodeSettings:
         device: cpu or cuda.
         processes: Processes that share the work; with cuda, each has a GPU of its own.
         verify: Read everything back, and decode this many latents into images; without a number 64.
+        trust: Modules of your own, such as my_lab, whose classes the models may name; several between commas.
     """
 
     shards: Path
@@ -63,6 +64,7 @@ class EncodeSettings:
     device: str = "cpu"
     processes: PositiveInt = 1
     verify: NonNegativeInt = field(default=0, metadata={"const": 64})
+    trust: str = ""
 
 
 @dataclass(frozen=True)

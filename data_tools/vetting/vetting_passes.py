@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,6 +23,7 @@ from leam_mm.config_error import explain
 from leam_mm.data.keep_list import SCHEMA, write_keep_list
 from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, user_error
+from leam_mm.recorded_classes import RULE_CLASSES, check_classes, only_classes_of
 
 FORMAT = 1
 
@@ -30,7 +32,7 @@ def read_rules(path: Path) -> list[VettingRule]:
     """Build the rules that a YAML file lists.
 
     Raises:
-        UserError: The file is missing, or names an unknown class or setting.
+        UserError: The file is missing, or names an unknown class or setting, or one that is neither ours nor trusted.
     """
     from jsonargparse import ArgumentParser  # only here: worker processes need not load it
 
@@ -39,7 +41,16 @@ def read_rules(path: Path) -> list[VettingRule]:
     parser.add_argument("--rules", type=list[VettingRule])
     words = [f"--config={path}"]
     try:
-        rules = parser.instantiate(parser.parse_args(words)).rules
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        content = None  # the parser says what is wrong
+    try:
+        check_classes(content, RULE_CLASSES)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    try:
+        with only_classes_of(RULE_CLASSES):
+            rules = parser.instantiate(parser.parse_args(words)).rules
     except ArgumentError as error:
         raise user_error(error) or UserError(explain(str(error), words)) from None
     if not rules:

@@ -11,6 +11,8 @@ from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
+MAX_CONFIG = 1 << 20  # bytes
+
 
 class PretrainedCodec(LatentCodec):
     """Codec saved by diffusers, from a local folder with config.json and safetensors; nothing is downloaded.
@@ -24,21 +26,27 @@ class PretrainedCodec(LatentCodec):
         config = Path(path) / "config.json"
         kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
         try:
-            kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-        except (OSError, ValueError, AttributeError) as error:
+            if config.stat().st_size > MAX_CONFIG:
+                raise ValueError(f"it is larger than {MAX_CONFIG} bytes")
+            kind = str(json.loads(config.read_text(encoding="utf-8")).get("_class_name"))
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{config} cannot be read ({error!r}): give the folder of an autoencoder saved by diffusers"
             ) from None
         if kind not in kinds:
             raise UserError(f"{config} describes {kind!r}: this codec takes {' or '.join(kinds)}")
         try:
-            loaded = kinds[kind].from_pretrained(path, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} holds no loadable safetensors ({str(error).splitlines()[0]}): copy it again"
-            ) from None
-        loaded.register_to_config(_name_or_path="")  # a release must not reveal a path of this machine
-        super().__init__(loaded)
+            loaded, loading = kinds[kind].from_pretrained(
+                path, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+            gaps = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+            if gaps:  # diffusers fills them with random weights
+                raise ValueError(f"{len(gaps)} weights are missing or of another shape, first {gaps[0]}")
+            loaded.register_to_config(_name_or_path="")  # a release must not reveal a path of this machine
+            super().__init__(loaded)
+        except Exception as error:  # diffusers, safetensors and torch raise many kinds for files that do not fit
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise UserError(f"{path} holds no loadable safetensors ({reason}): copy it again") from None
 
 
 def load_codec(path: Path | str) -> LatentCodec:

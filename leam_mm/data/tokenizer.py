@@ -1,6 +1,7 @@
 """Captions to token ids, with the tokenizer class that open_clip uses on a release."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from leam_mm.errors import UserError
 
+CONFIG = "open_clip_config.json"
+OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}  # a config may set; others name files
 ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
 
 
@@ -46,14 +49,24 @@ class Tokenizer:
 
         if str(self.path) == ENGLISH:
             return SimpleTokenizer(context_length=self.context_length)
-        if (self.path / "open_clip_config.json").is_file():
-            return get_tokenizer(f"local-dir:{self.path}", context_length=self.context_length)
+        # Without them, transformers asks whether to run the code of a folder.
+        safe = {"trust_remote_code": False, "local_files_only": True}
+        if (self.path / CONFIG).is_file():
+            options = safe if _refuse_options(self.path / CONFIG).get("hf_tokenizer_name") else {}
+            return self._opened(get_tokenizer, f"local-dir:{self.path}", **options)
         if not (self.path / "tokenizer.json").is_file():
             raise UserError(
                 f"{self.path} holds no tokenizer.json: make it with data_tools/train_tokenizer.py, or save one of "
                 "transformers there (AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER))"
             )
-        return HFTokenizer(str(self.path), context_length=self.context_length)
+        return self._opened(HFTokenizer, str(self.path), **safe)
+
+    def _opened(self, kind: Callable[..., Any], name: str, **options: Any) -> Any:
+        try:
+            return kind(name, context_length=self.context_length, **options)
+        except Exception as error:  # open_clip, transformers and tokenizers raise many kinds for foreign files
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            raise UserError(f"{self.path} holds no usable tokenizer ({reason}): copy its folder again") from None
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Tokenize captions.
@@ -71,6 +84,18 @@ class Tokenizer:
     def _first(found: Tensor) -> Tensor:
         """Return the column of the first true entry of each row, or the last column if there is none."""
         return torch.where(found.any(dim=1), found.int().argmax(dim=1), found.shape[1] - 1)
+
+
+def _refuse_options(file: Path) -> dict[str, Any]:
+    """Return the ``text_cfg`` of an open_clip_config.json, unless it sets more than how a tokenizer reads captions."""
+    try:
+        text = json.loads(file.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        options = set(text.get("tokenizer_kwargs", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{file} is not a valid open_clip config ({error!r:.120}): replace the file") from None
+    if more := sorted(options - OPTIONS):
+        raise UserError(f"{file} sets tokenizer_kwargs {', '.join(more)}: only {', '.join(sorted(OPTIONS))} are taken")
+    return text
 
 
 def cut_padding(text: Tensor, length: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Padding of captions is not computed where the tower allows it. The embeddings eq
 """
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -70,6 +71,14 @@ class TextTower:
     layers: int = 12
 
 
+def check_timm_name(name: str | None) -> None:
+    """Raise UserError if a name is not that of a timm model in this environment: timm also takes hubs and folders."""
+    from timm import is_model
+
+    if name is not None and (not re.fullmatch(r"[\w.]+", name) or not is_model(name)):
+        raise UserError(f"timm_model_name {name[:80]!r} is no model of timm: see timm.list_models()")
+
+
 def tower_config(tower: ImageTower | TextTower) -> dict[str, Any]:
     """Return the settings as a dict for open_clip, without those that are None (a timm tower requires this)."""
     return {field.name: getattr(tower, field.name) for field in fields(tower) if getattr(tower, field.name) is not None}
@@ -106,6 +115,7 @@ class DualEncoder(nn.Module):
     ) -> None:
         """See the class for the arguments."""
         super().__init__()
+        check_timm_name(vision.timm_model_name)
         self.text = text
         config = {"embed_dim": embed_dim, "vision_cfg": tower_config(vision), "text_cfg": {}}
         scalars = {"init_logit_scale": math.log(init_scale), "init_logit_bias": init_bias}

@@ -24,8 +24,8 @@ from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_mod
 from torch import nn
 
 from leam_mm.checkpoint import REBUILDING
-from leam_mm.encoders.dual_encoder import DualEncoder, TextTower
-from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
+from leam_mm.encoders.dual_encoder import DualEncoder, TextTower, check_timm_name
+from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_config, transformers_folder
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -174,7 +174,8 @@ def read_config(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def zoo_config(name: str) -> dict[str, Any]:
     """Return the config of an open_clip model by its name."""
-    config = get_model_config(name)
+    # With a colon, open_clip would ask a hub or read a folder.
+    config = get_model_config(name) if re.fullmatch(r"[\w.-]+", name) else None
     if config is None:
         raise UserError(
             f"open_clip has no model {name!r}: see python -c 'import open_clip; print(open_clip.list_models())'"
@@ -219,9 +220,12 @@ def build_clip(config: dict[str, Any]) -> Any:
     settings = json.loads(json.dumps(config))
     custom = settings.pop("custom_text", False) or bool(settings["text_cfg"].get("hf_model_name"))
     if settings["vision_cfg"].get("timm_model_name"):
+        check_timm_name(str(settings["vision_cfg"]["timm_model_name"]))
         settings["vision_cfg"]["timm_model_pretrained"] = False
     if settings["text_cfg"].get("hf_model_name"):
-        settings["text_cfg"]["hf_model_name"] = str(transformers_folder(settings["text_cfg"]["hf_model_name"]))
+        folder = str(transformers_folder(str(settings["text_cfg"]["hf_model_name"])))
+        transformers_config(folder)  # open_clip would ask whether to run the folder's code
+        settings["text_cfg"]["hf_model_name"] = folder
         settings["text_cfg"]["hf_model_pretrained"] = False
     try:
         return (CustomTextCLIP if custom else CLIP)(**settings)

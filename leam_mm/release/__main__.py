@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from leam_mm.errors import run
+from leam_mm.recorded_classes import trust_modules
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,6 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="training shards, to count samples and licences",
     )
     parser.add_argument("--licence", default="Apache-2.0", help="licence of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--trust",
+        default="",
+        metavar="MODULES",
+        help="modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas",
+    )
     return parser
 
 
@@ -52,6 +59,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     if options.codec is not None and options.generator is None:
         parser.error("--codec belongs to a generator: give --generator too")
+    trust_modules(options.trust)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("xformers").setLevel(logging.ERROR)  # no attention is computed here
     from transformers.utils import logging as transformers_logging

@@ -143,7 +143,7 @@ def released_scheduler(process: DiffusionProcess, positions: int) -> Any:
 
 def load_tokenizer(path: Path, context_length: int) -> PreTrainedTokenizerFast:
     """Return the tokenizer with the length to which the pipeline pads."""
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     tokenizer.model_max_length = context_length
     return tokenizer
 

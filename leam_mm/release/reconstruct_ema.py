@@ -27,6 +27,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256
 from leam_mm.optim.power_ema import combination, gamma_of
+from leam_mm.recorded_classes import trust_modules
 
 MAX_ERROR = 0.05  # relative distance to the wanted profile above which there is a warning
 NETWORK, AVERAGE = "denoiser.", "ema."  # in the names of a generator's checkpoint
@@ -127,12 +128,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--widths", type=float, nargs="+", required=True, help="sigma_rel, each in (0, 0.2886]")
     parser.add_argument("--output", type=Path, help="folder of the checkpoints; by default RUN/reconstructed")
     parser.add_argument("--samples", type=int, help="end of the average; by default the last snapshot")
+    parser.add_argument("--trust", default="", help="modules of your own that the checkpoint may name, between commas")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Run the program."""
     options = parse(arguments)
+    trust_modules(options.trust)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     checkpoint, module = read_checkpoint(options.run), load_module(options.run, LatentDiffusionModule)
     like = {name: value.detach() for name, value in module.denoiser.named_parameters()}
