@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.vetting.shard_findings import OPENING
-from data_tools.vetting.vet_jobs import VettingState, prepare_worker
+from data_tools.vetting.vet_jobs import prepare_worker
 from data_tools.vetting.vetting_passes import (
     find_all,
     fingerprint,
@@ -86,7 +86,7 @@ def vet_shards(settings: VetSettings, console: Console) -> None:
         return
     if output.exists() and not settings.overwrite:
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
-    pool = WorkerPool(settings.processes, prepare_worker, rules, state=VettingState(rules))
+    pool = WorkerPool(settings.processes, prepare_worker, rules, isolated=True)
     with open_work_folder(work, wanted), pool as workers:
         decision, all_findings = find_all(workers, rules, [folder, *others], work)
         partial = output.with_name(output.name + ".partial")

@@ -31,6 +31,22 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_samples(tmp_path_factory.mktemp("vetting") / "shards", samples)
 
 
+def test_a_sample_that_ends_two_processes_is_dropped_and_the_run_goes_on(shards: Path, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(
+        "rules:\n"
+        "- {class_path: toys.vetting_rules.Kills, init_args: {numbers: [3]}}\n"
+        "- {class_path: toys.vetting_rules.SameMean}\n"
+        "- {class_path: toys.vetting_rules.Kills, init_args: {numbers: [5]}}\n"
+    )
+    vetted = vet(shards, rules, tmp_path / "vetted", "--max-errors", "0.2")
+    dropped = {
+        int(row["key"]): row["value"] for row in read_ledger(vetted) if not row["kept"] and row["rule"] != "same_mean"
+    }
+    assert dropped == {3: "crash", 5: "error"}
+    assert ShardFolder(vetted).samples == 35 - 2 - 4  # numbers 30 to 34 repeat 0 to 4, of which 3 is dropped itself
+
+
 def test_keep_list_and_ledger(shards: Path, tmp_path: Path) -> None:
     vetted = vet(shards, write_rules(tmp_path / "r.yaml", Even, SameMean), tmp_path / "vetted")
     keys = [key for key, _ in read_samples(vetted)]

@@ -1,5 +1,6 @@
 """data_tools.work.workers: results in order, one process or several, and no worker outlives its parent."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.work.workers import WorkerDied, WorkerPool, worker_number
+from data_tools.work import workers
+from data_tools.work.workers import WorkerDied, WorkerPool, begin_sample, runs_alone, worker_number
 from leam_mm.errors import UserError
 
 
@@ -27,6 +29,32 @@ def add(state, job):
 
 def die(state, job):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def add_one(state, job):
+    return job + 1
+
+
+def die_of_two(state, job):
+    if job == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def read(state, job):
+    """Read samples 0 to 9; each that is listed in the job's file ends this process that many times."""
+    rest, fates = Path(job), {}
+    for sample in range(10):
+        if not begin_sample(sample):
+            fates[sample] = "fatal"
+            continue
+        deaths = json.loads(rest.read_text())
+        if deaths.get(str(sample), 0) > 0:
+            deaths[str(sample)] -= 1
+            rest.write_text(json.dumps(deaths))
+            os.kill(os.getpid(), signal.SIGKILL)
+        fates[sample] = "alone" if runs_alone() else "read"
+    return fates
 
 
 def hang(state, job):
@@ -65,6 +93,37 @@ def test_a_worker_that_dies_is_reported():
         WorkerPool(2, cure="buy memory") as pool,
     ):
         list(pool.run(die, [1, 2]))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_sample_that_ends_two_processes_is_left_out_and_all_others_are_read(tmp_path, processes):
+    before = set(multiprocessing.active_children())
+    jobs = []
+    for number, deaths in enumerate(({}, {"3": 1}, {"4": 9, "8": 9}, {})):
+        jobs.append(tmp_path / str(number))
+        jobs[-1].write_text(json.dumps(deaths))
+    with WorkerPool(processes, isolated=True) as pool:
+        found = dict(pool.run(read, jobs, ahead=3))
+        assert [result for _, result in pool.run(add_one, [1, 2])] == [2, 3]
+    assert list(found) == jobs
+    fatal = [[sample for sample, fate in found[job].items() if fate == "fatal"] for job in jobs]
+    assert fatal == [[], [], [4, 8], []] and all(list(found[job]) == list(range(10)) for job in jobs)
+    assert set(found[jobs[1]].values()) == {"alone"}
+    # One death of sample 3 in the pool; of 4 in the pool and alone; of 8 alone, twice.
+    assert json.loads(jobs[2].read_text()) == {"4": 7, "8": 7}
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_job_that_dies_outside_of_samples_gets_the_given_result():
+    with WorkerPool(2) as pool:
+        assert list(pool.run(die_of_two, [1, 2, 3], died=lambda job: -job)) == [(1, 1), (2, -2), (3, 3)]
+
+
+def test_too_many_fatal_samples_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "FATAL_SAMPLES", 1)
+    (tmp_path / "job").write_text(json.dumps({str(sample): 9 for sample in range(10)}))
+    with pytest.raises(WorkerDied, match="the same command continues"), WorkerPool(1, isolated=True) as pool:
+        list(pool.run(read, [tmp_path / "job"]))
 
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):

@@ -98,7 +98,7 @@ def draw_all(drawings: Drawings, pairs: list[Pair], size: int, workers: int, fol
     failed: set[Pair] = set()
     pool: WorkerPool[None] = WorkerPool(workers, cure="give fewer --workers")
     with pool:
-        drawn = pool.run(_draw_task, tasks, ahead=64 * workers)
+        drawn = pool.run(_draw_task, tasks, ahead=64 * workers, died=_not_drawn)
         shown = track(zip(pairs, drawn, strict=True), "drawing", len(pairs), console=Console(stderr=True))
         for (code, style), (_, content) in shown:
             if content is None:
@@ -111,6 +111,11 @@ def draw_all(drawings: Drawings, pairs: list[Pair], size: int, workers: int, fol
 def _draw_task(_: None, task: tuple[str, bytes, int]) -> bytes | None:
     kind, content, size = task
     return draw(content, kind, size)
+
+
+def _not_drawn(_: tuple[str, bytes, int]) -> bytes | None:
+    """Return the result of a file that ends the process that draws it."""
+    return None
 
 
 def make_row(

@@ -1,14 +1,13 @@
 """Read fetched parts in the order of the table, and check and repair their images in several processes.
 
-An image that takes too long to decode, or crashes its process, is left out; all others are kept.
+An image that takes too long to decode, crashes its process, or makes a library fail is left out, with a rule in the
+ledger; all others are kept.
 """
 
 import itertools
 import json
 import logging
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,13 +21,13 @@ from data_tools.rights.file_rights import rights_in_file
 from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
 from data_tools.samples.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
-from data_tools.work.workers import WorkerDied, WorkerPool
+from data_tools.work.foreign_error import first_line
+from data_tools.work.time_limit import TimeLimit, TookTooLong
+from data_tools.work.workers import WorkerPool, begin_sample
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
-IN_PROCESS = 400  # below this many images, starting processes costs more than it saves
-DECODE_SECONDS = 60.0  # for one image; a photograph takes 0.01 s
-CRASHES = 20  # images of one part that crash a process; above, the cause is elsewhere
+FEW = 400  # images; below, starting further processes costs more than it saves
 MEMORY_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")  # memory addresses in messages of libraries
 
 
@@ -66,14 +65,10 @@ class _PartJob:
     Args:
         path: File of the part.
         rule: Requirements of images.
-        crashed: Rows whose image crashed a process.
-        note: File for the number of the current row, read when this process has crashed.
     """
 
     path: Path
     rule: ImageRule
-    crashed: frozenset[int] = frozenset()
-    note: Path | None = None
 
 
 def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
@@ -82,37 +77,11 @@ def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
     with pq.ParquetFile(job.path) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, FETCHED.names).to_pylist():
-                if job.note:
-                    job.note.write_text(str(row["row"]))
-                if row["row"] in job.crashed:
+                if not begin_sample(row["row"]):
                     row |= {"rule": "crash", "value": row["sha256"], "content": None}
-                    row["reason"] = "decoding it brought a process down"
+                    row["reason"] = "decoding it ended two processes"
                 found.append((row["row"], _check_row(row, job.rule)))
     return sorted(found, key=lambda pair: pair[0])
-
-
-def _repair_crashing_part(path: Path, rule: ImageRule) -> list[tuple[int, Fetched]]:
-    """Repair the images of a part that crashed its process: find the images that did it, and leave them out.
-
-    Raises:
-        UserError: The images are not the cause.
-    """
-    crashed: set[int] = set()
-    note = path.with_name(f"{path.name}.decoding")
-    while len(crashed) <= CRASHES:
-        note.write_text("")
-        try:
-            with WorkerPool[None](1, isolated=True) as pool:
-                ((_, rows),) = pool.run(_repair_part, [_PartJob(path, rule, frozenset(crashed), note)])
-            note.unlink()
-            return rows
-        except WorkerDied:
-            row = note.read_text()
-        if not row or int(row) in crashed:
-            break
-        log.warning("the image of row %s crashed the process that decoded it and is left out", row)
-        crashed.add(int(row))
-    raise UserError(f"decoding {path} crashes its process: check memory limits, then start again")
 
 
 def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
@@ -126,38 +95,25 @@ def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
         return Fetched(None, fetched_at, len(content), digest, rule, value, reason, **evidence)
 
     try:
-        with _TimeLimit(DECODE_SECONDS):
+        with TimeLimit():
             image = repair_image(content, rule)
+            signals = rights_in_file(content)  # of the original file: a repair may remove manifest and metadata
     except ImageFault as fault:
         return refused(fault.rule, fault.value, MEMORY_ADDRESS.sub("", fault.reason))
+    except TookTooLong as error:
+        return refused("seconds", error.value, str(error))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a library of another language may raise what is no Exception
+        return refused("error", type(error).__name__, f"a library failed: {MEMORY_ADDRESS.sub('', first_line(error))}")
     if image.sha256 != digest:
         return refused("sha256", image.sha256, "bytes changed since the download")
-    if signals := rights_in_file(content):  # of the original file, because a repair may remove manifest and metadata
+    if signals:
         evidence["response"].setdefault("signals", []).extend(asdict(signal) for signal in signals)
         if forbids := decide(signals, basis_of(row["legal_basis"])):
             value = f"{forbids.kind}: {forbids.value}"
             return refused("reservation", value, f"in the file, {value}")
     return Fetched(image, fetched_at, len(content), image.sha256, **evidence)
-
-
-class _TimeLimit:
-    """Give up an image that takes too long to decode."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds if threading.current_thread() is threading.main_thread() else 0.0
-
-    def __enter__(self) -> None:
-        if self.seconds:
-            self._before = signal.signal(signal.SIGALRM, self._over)
-            signal.setitimer(signal.ITIMER_REAL, self.seconds)
-
-    def _over(self, *_: object) -> None:
-        raise ImageFault("seconds", f"{self.seconds:g}", f"decoding took longer than {self.seconds:g} s")
-
-    def __exit__(self, *_: object) -> None:
-        if self.seconds:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._before)
 
 
 def repaired_rows(
@@ -171,33 +127,19 @@ def repaired_rows(
         count: Number of fetched rows.
         size: Number of rows in a part.
         rule: Requirements of images.
-        processes: Number of processes that decode.
+        processes: Number of processes that decode; 0 decodes in this one.
 
     Raises:
         UserError: A row is missing, or decoding crashes its process whatever image is left out.
     """
+    if count < FEW:
+        processes = min(processes, 1)
     parts = [part_file(raw, part) for part in range(-(-count // size))]
-    with part_progress() as progress:
+    jobs = [_PartJob(path, rule) for path in parts]
+    with part_progress() as progress, WorkerPool[None](max(1, processes), isolated=processes > 0) as pool:
         bar = progress.add_task("write", total=count)
-        for path, rows in _repaired_parts(parts, rule, processes if count >= IN_PROCESS else 0):
+        for job, rows in pool.run(_repair_part, jobs, ahead=processes + 1):
             if [number for number, _ in rows] != list(itertools.islice(expected, size)):
-                raise UserError(f"{path} does not hold the expected rows: delete {raw.parent} and start again")
+                raise UserError(f"{job.path} does not hold the expected rows: delete {raw.parent} and start again")
             progress.update(bar, advance=len(rows))
             yield from rows
-
-
-def _repaired_parts(
-    parts: list[Path], rule: ImageRule, processes: int
-) -> Iterator[tuple[Path, list[tuple[int, Fetched]]]]:
-    """Yield each part with its rows; 0 processes decode in this one."""
-    position = 0
-    while position < len(parts):
-        jobs = [_PartJob(path, rule) for path in parts[position:]]
-        try:
-            with WorkerPool[None](max(1, processes), isolated=processes > 0) as pool:
-                for job, rows in pool.run(_repair_part, jobs, ahead=processes + 1):
-                    position += 1
-                    yield job.path, rows
-        except WorkerDied:
-            yield parts[position], _repair_crashing_part(parts[position], rule)
-            position += 1

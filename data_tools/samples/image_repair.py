@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from data_tools.work.foreign_error import first_line
 from leam_mm.data.image_file import ImageLimit, check_memory, open_image
 from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
 
@@ -118,7 +119,7 @@ def _fault(rule: str, value: str, reason: str, error: Exception) -> ImageFault:
     """Return the fault of an error of a library; no memory is a rule of its own."""
     if isinstance(error, MemoryError):
         return ImageFault("memory", value, f"{reason}: not enough memory")
-    return ImageFault(rule, value, f"{reason}: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
+    return ImageFault(rule, value, f"{reason}: {first_line(error)}")
 
 
 def _decode(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.Image, list[str]]:

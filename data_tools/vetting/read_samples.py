@@ -8,7 +8,9 @@ import json
 from typing import Any
 
 from data_tools.vetting.vetting_rule import Sample
+from data_tools.work.foreign_error import first_line
 from data_tools.work.ledger import link_uid
+from data_tools.work.time_limit import TimeLimit, TookTooLong
 from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import walk_sample
 from leam_mm.errors import UserError
@@ -35,12 +37,6 @@ class SampleFault(Exception):
         """See the class for the arguments."""
         super().__init__(reason)
         self.value, self.reason = value, reason
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters, all printable."""
-    line = next(iter((str(error) or type(error).__name__).splitlines()), type(error).__name__)
-    return "".join(letter if letter.isprintable() else "?" for letter in line)[:200]
 
 
 def open_sample(key: Any, raw: bytes, digest: Any) -> Sample:
@@ -114,11 +110,18 @@ def _read_record(members: dict[str, bytes]) -> dict[str, Any]:
 
 def _decode(sample: Sample) -> None:
     try:
-        if sample.content.startswith(b"\x89PNG"):  # Pillow opens a PNG without its end or with wrong checksums
-            open_image(sample.content, ("PNG",)).verify()
-        assert sample.pixels.size
+        with TimeLimit():
+            _decode_all(sample)
+    except TookTooLong as error:
+        raise SampleFault("seconds", str(error)) from None
     except Exception as error:  # Pillow raises many types on damaged and hostile files
         raise SampleFault("image", f"its image cannot be decoded: {first_line(error)}") from None
+
+
+def _decode_all(sample: Sample) -> None:
+    if sample.content.startswith(b"\x89PNG"):  # Pillow opens a PNG without its end or with wrong checksums
+        open_image(sample.content, ("PNG",)).verify()
+    assert sample.pixels.size
 
 
 def ledger_columns(sample: Sample) -> dict[str, Any]:

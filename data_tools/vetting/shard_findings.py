@@ -20,9 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_tools.vetting.read_samples import MAX_SAMPLE, SampleFault, first_line, ledger_columns, open_sample
+from data_tools.vetting.read_samples import MAX_SAMPLE, SampleFault, ledger_columns, open_sample
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, VettingRule
+from data_tools.work.foreign_error import first_line
 from data_tools.work.ledger import SCHEMA, evidence_text
+from data_tools.work.time_limit import TookTooLong
+from data_tools.work.workers import begin_sample, runs_alone
 from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import ShardFolder, ShardIndex
 from leam_mm.errors import UserError
@@ -31,6 +34,7 @@ from leam_mm.files import atomic_folder, file_sha256
 Records = dict[int, dict[str, Any]]
 BATCH = 64  # samples that a rule sees at once
 ERROR = "error"  # value of a finding of a rule that failed
+CRASH = SampleFault("crash", "opening or judging it ended two processes")
 OPENING = "sample"  # name in the ledger of the check that opens samples, before all rules
 ANSWER = ("rule", "value", "kept", "reason", "evidence")
 FINDINGS = pa.schema([("row", pa.int64()), ("step", pa.int32()), *(SCHEMA.field(name) for name in ANSWER)])
@@ -162,7 +166,10 @@ class ShardFindings:
                 raise UserError(f"rule {rule.name} gave {len(answers)} answers for {len(batch)} samples: fix the rule")
         except UserError:
             raise
-        except Exception as error:  # an untrusted sample may bring any code to any error; it is then not kept
+        except (
+            Exception,
+            TookTooLong,
+        ) as error:  # an untrusted sample may bring any code to any error; it is then not kept
             if len(batch) > 1:
                 self.asked[step] -= len(batch)
                 for one in batch:
@@ -262,8 +269,8 @@ def vet_shard(folder: ShardFolder, number: int, rules: list[VettingRule], task: 
     """
     findings = ShardFindings(rules, task)
     begin = time.process_time()
-    rows = _open_all(folder, number, findings) if task.rows is None else _open_rest(folder, number, task)
-    while batch := list(islice(rows, BATCH)):
+    rows = _open_all(folder, number, findings) if task.rows is None else _open_rest(folder, number, findings)
+    while batch := list(islice(rows, 1 if runs_alone() else BATCH)):
         findings.asked[-1] = len(findings.samples) or findings.asked[-1] + len(batch)
         findings.seconds[-1] += time.process_time() - begin
         findings.judge(batch)
@@ -287,6 +294,8 @@ def _open_all(folder: ShardFolder, number: int, findings: ShardFindings) -> Iter
     with open(path, "rb") as file:
         for row in range(entry.samples):
             try:
+                if not begin_sample(row):
+                    raise CRASH
                 sample = _read(file, index, row)
             except SampleFault as fault:
                 findings.refuse(row, index.keys[row], fault)
@@ -295,11 +304,16 @@ def _open_all(folder: ShardFolder, number: int, findings: ShardFindings) -> Iter
             yield row, sample
 
 
-def _open_rest(folder: ShardFolder, number: int, task: ShardTask) -> Iterator[tuple[int, Sample]]:
+def _open_rest(folder: ShardFolder, number: int, findings: ShardFindings) -> Iterator[tuple[int, Sample]]:
     """Give the samples of a later stage, as the earlier ones left them."""
+    task = findings.task
     changes, index = read_changes(task), folder.index(number)
     with open(folder.tar(number), "rb") as file:
         for row in task.rows or ():
+            if not begin_sample(row):
+                step = task.steps[0]
+                findings.add(row, step, findings.rules[step].name, Finding(ERROR, False, CRASH.reason))
+                continue
             try:
                 sample = _read(file, index, row)
             except SampleFault as fault:

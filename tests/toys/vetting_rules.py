@@ -1,5 +1,7 @@
 """Small vetting rules, in a module of their own because worker processes import them by name."""
 
+import os
+import signal
 import time
 from typing import Any
 
@@ -68,6 +70,20 @@ class Fails(VettingRule):
     def judge(self, samples: list[Sample]) -> list[Finding]:
         if any(int(sample.record["sha256"], 16) == self.number for sample in samples):
             raise ZeroDivisionError("cannot\njudge this")
+        return [Finding("fine") for _ in samples]
+
+
+class Kills(VettingRule):
+    """Ends its process, as a broken pointer does, on some numbers."""
+
+    name = "kills"
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.numbers = numbers
+
+    def judge(self, samples: list[Sample]) -> list[Finding]:
+        if any(int(sample.record["sha256"], 16) in self.numbers for sample in samples):
+            os.kill(os.getpid(), signal.SIGSEGV)
         return [Finding("fine") for _ in samples]
 
 
