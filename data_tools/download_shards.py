@@ -18,7 +18,8 @@ robots.txt, tdmrep.json, ai.txt and trust.txt. So are, in any case, origins that
 
 --retry-failed fetches the links again that failed for a temporary reason (rule ``download``), and builds the shards
 anew from the earlier and the new samples. Bytes and Merkle root are those of a run in which all of them succeeded at
-once. Addresses in OUTPUT.blocklists, which withdraw_samples writes, are never fetched again.
+once. What withdraw_samples took out of shards beside OUTPUT (their ``*.blocklists``) does not come back: not from the
+same address in any spelling, nor as the same file or a copy of the image from another address.
 
 --slice I/N fetches every N-th part only and writes no shards: see configs/clusters/slurm_download.sh. A proxy of the
 environment (http_proxy, https_proxy, all_proxy) is used only if --allow-proxy names it: it resolves names itself, and

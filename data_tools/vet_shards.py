@@ -4,6 +4,7 @@
     python data_tools/vet_shards.py --shards shards --rules configs/vet_basic.yaml --output vetted --materialise
 
 Rules are classes named by dotted path (see data_tools/vetting/vetting_rule.py); each sees what the earlier ones kept.
+Before them, samples are dropped that were withdrawn from shards beside --shards or OUTPUT (their ``*.blocklists``).
 OUTPUT gets ``ledger.parquet`` with every finding, ``vetting.json`` with settings and counts, ``timing.json`` with the
 processor time of each rule, and either ``keep.parquet``, which training follows (``data.init_args.train: OUTPUT``), or,
 with --materialise, new shards: only these can hold changed images and captions. The same shards and rules give the same
@@ -32,6 +33,7 @@ from data_tools.vetting.vetting_passes import (
     write_shards,
 )
 from data_tools.vetting.vetting_rule import VettingRule
+from data_tools.vetting.withdrawn_samples import withdrawn_rules
 from data_tools.work.command_line import PositiveInt, Share, parse_settings
 from data_tools.work.ledger import LEDGER
 from data_tools.work.work_folder import open_work_folder
@@ -75,7 +77,8 @@ class VetSettings:
 def vet_shards(settings: VetSettings, console: Console) -> None:
     """Run all passes and write the output folder."""
     trust_modules(settings.trust)
-    rules, folder, output = read_rules(settings.rules), ShardFolder(settings.shards), settings.output
+    folder, output = ShardFolder(settings.shards), settings.output
+    rules = [*withdrawn_rules([output, settings.shards]), *read_rules(settings.rules)]
     others = [ShardFolder(path) for path in settings.against]
     if others and not any(getattr(rule, "across", False) for rule in rules):
         raise UserError("--against is given, and no rule looks across data sets: add one for duplicates to --rules")

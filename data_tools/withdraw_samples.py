@@ -10,8 +10,8 @@ keep-lists, latents, embeddings) lose the same samples. Each folder then holds `
 content) and the statement ``withdrawals/NNNN.json``: Merkle roots and manifests before and after, and which checkpoints
 and releases below --runs were trained on the samples. Its signature lies beside it (data_tools/signed_statement.py).
 
-SHARDS.blocklists keeps the samples from being fetched again: download_shards follows the lists for its own output;
-screen_links takes them by --block-urls and --block-domains, vet_shards by the rule HashLists. Anyone can verify the
+SHARDS.blocklists keeps the samples from coming back: download_shards, gather_folder and vet_shards read the lists of
+all shards beside their output; screen_links takes them by --block-urls and --block-domains. Anyone can verify the
 statement:
 
     python data_tools/withdraw_samples.py --shards vetted --verify vetted/withdrawals/0001.json --public-key lab.pem.pub

@@ -10,9 +10,9 @@ from skimage import data
 from toys.images import encoded_image
 from toys.vetting import pixel_sample, resolve
 
+from data_tools.samples.perceptual_hash import TRANSFORMS, pdq, read_hash, transformed
 from data_tools.vetting.exact_duplicates import ExactDuplicates
 from data_tools.vetting.near_duplicates import NearDuplicates, colour_difference, pixel_difference, thumbnail
-from data_tools.vetting.perceptual_hash import TRANSFORMS, pdq, read_hash, transformed
 from data_tools.vetting.vetting_rule import Finding, Sample
 from leam_mm.errors import UserError
 

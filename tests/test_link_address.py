@@ -13,6 +13,7 @@ from data_tools.links.blocklists import DigestList, DomainList
 from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
 from data_tools.links.link_sources import LinkSources
+from data_tools.links.withdrawn_lists import WithdrawnLists
 from data_tools.network.link_address import LinkRefused, check_link, host_of, normal_host, normal_url
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.reservation_grammar import origin_of
@@ -199,8 +200,8 @@ def test_screening_and_download_compare_normal_forms(tmp_path: Path) -> None:
         "http://good.example"
     }
     (tmp_path / "links.csv").write_text("url,caption\n" + "".join(f"{url},a tree\n" for url in same))
-    (tmp_path / "withdrawn.txt").write_text(hashlib.sha256(same[0].encode()).hexdigest() + "\n")
-    rows = LinkRows(tmp_path / "links.csv", None, False, [], DigestList(tmp_path / "withdrawn.txt"))
+    (tmp_path / "url_sha256.txt").write_text(hashlib.sha256(same[0].encode()).hexdigest() + "\n")
+    rows = LinkRows(tmp_path / "links.csv", None, False, [], WithdrawnLists([tmp_path]))
     assert [row.decision["rule"] for row in rows] == ["blocked_url"] * 3
 
 

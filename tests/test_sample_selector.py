@@ -9,7 +9,7 @@ from PIL import Image
 from toys.images import encoded_image, soft_image
 from toys.published import record_of, write_published
 
-from data_tools.withdrawal.sample_selector import Selection, Selector, normalised_url
+from data_tools.withdrawal.sample_selector import Selection, Selector, normal_url
 from leam_mm.data.shard_index import ShardWriter, read_samples
 
 SELECTORS = {
@@ -80,5 +80,5 @@ def test_a_flat_image_is_found_by_its_digest_only(tmp_path: Path) -> None:
     ],
 )
 def test_equivalent_addresses(first: str, second: str, same: bool) -> None:
-    assert (normalised_url(first) == normalised_url(second)) is same
-    assert normalised_url(normalised_url(first)) == normalised_url(first)
+    assert (normal_url(first) == normal_url(second)) is same
+    assert normal_url(normal_url(first)) == normal_url(first)

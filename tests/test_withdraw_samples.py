@@ -18,8 +18,8 @@ from toys.published import derived_from, keys_of, withdraw, write_published
 from toys.recipes import ROOT
 
 from data_tools.links.blocklists import DigestList
+from data_tools.samples.hash_files import read_hashes
 from data_tools.samples.shard_check import check_folder
-from data_tools.vetting.hash_lists import read_hashes
 from data_tools.withdrawal.shard_withdrawal import staging
 from data_tools.work.ledger import LEDGER, read_ledger
 from data_tools.work.signature import make_key, read_private_key, sign_file

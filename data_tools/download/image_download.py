@@ -17,10 +17,10 @@ from data_tools.download.download_seal import fetch_identity, finished_rows, wri
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
-from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.screening_evidence import screened_origins
+from data_tools.links.withdrawn_lists import lists_beside, read_lists
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of, trusted_hosts
 from data_tools.network.proxies import allowed_proxies
@@ -191,12 +191,11 @@ def download_images(settings: DownloadSettings, own_table: bool = False) -> None
     if output.exists() and not (settings.overwrite or settings.retry_failed):
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
     begin = time.perf_counter()
-    withdrawn = output.with_name(output.name + ".blocklists") / "url_sha256.txt"  # of data_tools/withdraw_samples.py
-    blocked = DigestList(withdrawn) if withdrawn.is_file() else None
+    withdrawn = read_lists(lists_beside(output))
     sources, table = LinkSources(settings.sources), settings.table
     origins = screened_origins(table) if table else None
     trusted = own_table or origins is not None or bool(table and sources.trusts(table))
-    links = LinkRows(table, settings.folder, settings.allow_file, settings.allow_private, blocked, sources, trusted)
+    links = LinkRows(table, settings.folder, settings.allow_file, settings.allow_private, withdrawn, sources, trusted)
     survey = links.survey
     if survey.claims:
         log.warning(
@@ -232,7 +231,7 @@ def download_images(settings: DownloadSettings, own_table: bool = False) -> None
         # The name has the number of failed links: a retry killed at its end is not continued by the next retry.
         work = output.with_name(f"{output.name}.retry-{count}")
     chosen = {"rows_per_part": min(1000, max(20, -(-count // (4 * settings.processes))))}
-    fetched_with = identity | {"blocked": blocked.sha256 if blocked else None}
+    fetched_with = identity | {"blocked": withdrawn.sha256}
     with open_work_folder(work, fetched_with, chosen, settings.piece) as first:
         size, (number, jobs) = first["rows_per_part"], settings.piece
         fetch = replace(fetch, rows_per_part=size, links=str((work / f"links.{number}").resolve()))
@@ -241,7 +240,7 @@ def download_images(settings: DownloadSettings, own_table: bool = False) -> None
             print(f"{work}: slice {number} of {jobs} is fetched; no shards are written yet")
             return
         expected = (row for row, *_ in to_fetch())
-        fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes)
+        fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes, withdrawn.folders)
         kept, root = write_shards(links, earlier(), fetched, settings, seal)
         if not settings.keep_work:
             shutil.rmtree(work, ignore_errors=True)  # processes of a killed run may still be ending

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.fetched_part import part_progress
+from data_tools.links.withdrawn_lists import RULE as WITHDRAWN
+from data_tools.links.withdrawn_lists import WithdrawnLists, read_lists
 from data_tools.rights.file_rights import rights_in_file
 from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
@@ -24,7 +27,9 @@ from data_tools.samples.image_repair import ImageFault, ImageRule, RepairedImage
 from data_tools.work.foreign_error import first_line
 from data_tools.work.time_limit import TimeLimit, TookTooLong
 from data_tools.work.workers import WorkerPool, begin_sample
+from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256
 
 log = logging.getLogger(__name__)
 FEW = 400  # images; below, starting further processes costs more than it saves
@@ -65,10 +70,12 @@ class _PartJob:
     Args:
         path: File of the part.
         rule: Requirements of images.
+        withdrawn: Folders of the lists of withdrawn images.
     """
 
     path: Path
     rule: ImageRule
+    withdrawn: tuple[Path, ...]
 
 
 def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
@@ -80,11 +87,11 @@ def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
                 if not begin_sample(row["row"]):
                     row |= {"rule": "crash", "value": row["sha256"], "content": None}
                     row["reason"] = "decoding it ended two processes"
-                found.append((row["row"], _check_row(row, job.rule)))
+                found.append((row["row"], _check_row(row, job.rule, read_lists(job.withdrawn))))
     return sorted(found, key=lambda pair: pair[0])
 
 
-def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
+def _check_row(row: dict[str, Any], rule: ImageRule, lists: WithdrawnLists) -> Fetched:
     content, evidence = row["content"], {name: json.loads(row[name] or "{}") for name in ("response", "visit")}
     fetched_at, digest = row["fetched_at"], row["sha256"]
     if content is None:
@@ -97,6 +104,7 @@ def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
     try:
         with TimeLimit():
             image = repair_image(content, rule)
+            withdrawn = _withdrawn(image, evidence["response"], lists) if lists else None
             signals = rights_in_file(content)  # of the original file: a repair may remove manifest and metadata
     except ImageFault as fault:
         return refused(fault.rule, fault.value, MEMORY_ADDRESS.sub("", fault.reason))
@@ -113,11 +121,28 @@ def _check_row(row: dict[str, Any], rule: ImageRule) -> Fetched:
         if forbids := decide(signals, basis_of(row["legal_basis"])):
             value = f"{forbids.kind}: {forbids.value}"
             return refused("reservation", value, f"in the file, {value}")
+    if withdrawn:
+        return refused(WITHDRAWN, withdrawn, "on the lists of withdrawals beside the shards")
     return Fetched(image, fetched_at, len(content), image.sha256, **evidence)
 
 
+def _withdrawn(image: RepairedImage, response: dict[str, Any], lists: WithdrawnLists) -> str | None:
+    """Return how an image, or an address to which its own redirected, is known to be withdrawn, or None."""
+    hops = (str(hop["url"]) for hop in response.get("hops", []))
+    if hit := next((hit for url in hops if (hit := lists.find_address([url]))), None):
+        return f"{hit.rule}: {hit.value}"
+    digests = (image.sha256, bytes_sha256(image.content))
+    return lists.find_image(digests, lambda: np.asarray(open_image(image.content).convert("RGB")))
+
+
 def repaired_rows(
-    raw: Path, expected: Iterator[int], count: int, size: int, rule: ImageRule, processes: int
+    raw: Path,
+    expected: Iterator[int],
+    count: int,
+    size: int,
+    rule: ImageRule,
+    processes: int,
+    withdrawn: tuple[Path, ...] = (),
 ) -> Iterator[tuple[int, Fetched]]:
     """Yield all fetched rows in the order of the table; several processes decode, a few parts ahead.
 
@@ -128,6 +153,7 @@ def repaired_rows(
         size: Number of rows in a part.
         rule: Requirements of images.
         processes: Number of processes that decode; 0 decodes in this one.
+        withdrawn: Folders of the lists of withdrawn images.
 
     Raises:
         UserError: A row is missing, or decoding crashes its process whatever image is left out.
@@ -135,7 +161,7 @@ def repaired_rows(
     if count < FEW:
         processes = min(processes, 1)
     parts = [part_file(raw, part) for part in range(-(-count // size))]
-    jobs = [_PartJob(path, rule) for path in parts]
+    jobs = [_PartJob(path, rule, withdrawn) for path in parts]
     with part_progress() as progress, WorkerPool[None](max(1, processes), isolated=processes > 0) as pool:
         bar = progress.add_task("write", total=count)
         for job, rows in pool.run(_repair_part, jobs, ahead=processes + 1):

@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools.links.blocklists import DigestList
 from data_tools.links.link_rules import page_signals, with_claim
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import folder_links, link_batches
+from data_tools.links.withdrawn_lists import WithdrawnLists
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
@@ -75,7 +75,7 @@ class LinkRows:
         folder: In place of a table, a folder of images with captions beside them.
         allow_file: Whether files of this machine may be read; those of ``folder`` always may.
         allow_private: Hosts that are trusted although their addresses are private.
-        blocked: Addresses that are never fetched: those of withdrawn samples.
+        withdrawn: What was withdrawn from shards, and is never fetched again.
         sources: Legal bases by host and source, which override the table.
         trusted: Whether the table's own ``legal_basis`` counts; otherwise it is a claim, kept in ``consent``.
     """
@@ -86,13 +86,13 @@ class LinkRows:
         folder: Path | None,
         allow_file: bool,
         allow_private: list[str],
-        blocked: DigestList | None = None,
+        withdrawn: WithdrawnLists | None = None,
         sources: LinkSources | None = None,
         trusted: bool = False,
     ) -> None:
         """Read the whole table once; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
-        self.blocked, self.sources, self.trusted = blocked, sources or LinkSources(), trusted
+        self.withdrawn, self.sources, self.trusted = withdrawn, sources or LinkSources(), trusted
         self.base = folder or (table or Path()).parent
         self._images = folder_links(folder) if folder else None
         self._width = 7
@@ -152,8 +152,9 @@ class LinkRows:
         row = LinkRow(number, source, decision, None)
         try:
             fetch, decision["url"], decision["domain"] = check_link(url, self.base, self.allow_file, self.allow_private)
-            if self.blocked and (hit := self.blocked.find({url or "", decision["url"], fetch})):
-                raise LinkRefused(hit.rule, hit.value, f"on the list {hit.list_name} of withdrawn addresses")
+            addresses = (url or "", decision["url"], fetch)
+            if self.withdrawn and (hit := self.withdrawn.find_address(addresses, source.get("page_url"))):
+                raise LinkRefused(hit.rule, hit.value, f"on the list {hit.list_name} of withdrawals")
             for column in ("captions", "metadata", "consent"):
                 if fault := json_fault(column, source.get(column)):
                     raise LinkRefused(column, str(source[column])[:80], fault)

@@ -21,6 +21,7 @@ from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseL
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.links.personal_data import PersonalDataRule
+from data_tools.links.withdrawn_lists import address_key
 from data_tools.network.link_address import LinkRefused, check_link, normal_url
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
@@ -190,7 +191,8 @@ class LinkRules:
 
     def _blocked_url(self, row: _Row) -> None:
         for digests in self.digests:
-            _refuse(digests.find({str(row.fetch), str(row.cells["url"])}))
+            forms = {str(row.fetch), str(row.cells["url"])}
+            _refuse(digests.find(forms | set(map(address_key, forms))))
 
     def _legal_basis(self, row: _Row) -> None:
         cells = row.cells

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_tools.samples.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_transformed, transformed
 from data_tools.vetting.binary_neighbours import distinct, pairs_within
 from data_tools.vetting.duplicate_groups import Components, choose, preference
-from data_tools.vetting.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_transformed, transformed
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
 from leam_mm.errors import UserError
 

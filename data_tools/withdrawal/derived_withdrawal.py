@@ -16,7 +16,7 @@ import pyarrow as pa
 from rich.progress import track
 
 from data_tools.samples.tombstones import withdrawn_keys
-from data_tools.withdrawal.sample_selector import copies_hash
+from data_tools.withdrawal.sample_selector import copies_hash, stored_image
 from data_tools.withdrawal.shard_withdrawal import (
     Withdrawn,
     earlier_roots,
@@ -29,6 +29,7 @@ from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256
 
 LINEAGE = {"encoding.json": "encode_latents", "embedding.json": "embed_shards"}
 
@@ -125,7 +126,10 @@ def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) ->
                         ) from None
                     if reasons:
                         record["pdq"] = copies_hash(members)
-                        found.append(Withdrawn(name, part.shards[number].shard, row, key, record, tuple(reasons)))
+                        image = stored_image(members)
+                        stored = bytes_sha256(image) if image is not None else None
+                        shard = part.shards[number].shard
+                        found.append(Withdrawn(name, shard, row, key, record, tuple(reasons), stored))
     return found, total
 
 

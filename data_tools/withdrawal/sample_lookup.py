@@ -17,7 +17,7 @@ from data_tools.withdrawal.sample_selector import (
     caption_form,
     host_of,
     is_sha256,
-    normalised_url,
+    normal_url,
     read_image,
     sample_pdq,
     stored_image,
@@ -113,7 +113,7 @@ def _add_link(writer: IndexWriter, link: dict[str, Any]) -> None:
 def _index_keys(digests: set[bytes], url: str, hosts: set[str], captions: set[str]) -> Digests:
     return {
         "sha256": sorted(digests),
-        "url": [digest_of(normalised_url(url))] if url else [],
+        "url": [digest_of(normal_url(url))] if url else [],
         "domain": sorted(digest_of(host) for host in hosts),
         "caption": sorted(digest_of(text) for text in captions),
     }
@@ -150,7 +150,7 @@ def look_up(index: SearchIndex, kind: str, value: str, radius: int = RADIUS, lim
             raise UserError(f"{value[:80]!r} is not a SHA-256: give 64 hex digits")
         digest = {
             "sha256": lambda: bytes.fromhex(value)[:16],
-            "url": lambda: digest_of(normalised_url(value)),
+            "url": lambda: digest_of(normal_url(value)),
             "domain": lambda: digest_of(value.strip().strip(".").lower()),
             "caption": lambda: digest_of(caption_form(value)),
         }[kind]()

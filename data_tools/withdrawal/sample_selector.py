@@ -15,67 +15,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
 
 import numpy as np
 
 from data_tools.links.blocklists import ascii_domain
-from data_tools.network.link_address import LinkRefused, check_link
-from data_tools.vetting.perceptual_hash import hamming, hash_text, pdq, read_hash
+from data_tools.links.withdrawn_lists import LEAST_QUALITY, RADIUS, address_key
+from data_tools.network.link_address import LinkRefused, check_link, host_of, normal_url
+from data_tools.samples.perceptual_hash import hamming, hash_text, pdq, read_hash
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS, WEB_FORMATS
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
-RADIUS = 31  # bits of 256, the threshold that the authors of PDQ recommend
 LARGEST_RADIUS = 60  # bits of 256; above, unrelated images match
-LEAST_QUALITY = 50  # of PDQ: the hash of a flatter image is that of its noise
 KINDS = ("url", "domain", "sha256", "uid", "image", "caption")
 CAPTION_MATCHES = ("exact", "normalised", "contains")
-SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
-PORTS = {"http": 80, "https": 443}
-
-
-def normalised_url(url: str) -> str:
-    """Return one spelling for all addresses of the same resource (RFC 3986, 6.2.2 and 6.2.3).
-
-    Scheme and host in lower case, international names in their ASCII form, no default port, no fragment, and only
-    those characters percent-encoded that must be. Text that is not an address is only stripped.
-    """
-    text = url.strip()
-    try:
-        parts = urlsplit(text)
-        host, port = (parts.hostname or "").rstrip("."), parts.port
-        host = host if host.isascii() else host.encode("idna").decode()
-    except (ValueError, UnicodeError):
-        return text
-    if not parts.scheme:
-        return text
-    netloc = f"[{host}]" if ":" in host else host
-    netloc += f":{port}" if port and port != PORTS.get(parts.scheme) else ""
-    path = _percent(parts.path, SAFE) or ("/" if parts.scheme in PORTS else "")
-    return urlunsplit((parts.scheme, netloc, path, _percent(parts.query, SAFE + "?"), ""))
-
-
-def _percent(text: str, safe: str) -> str:
-    """Percent-encode only the characters that must be; ``%2F`` and ``/`` have different meanings and stay different."""
-    encoded = quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", text).encode("utf-8", "surrogatepass"), safe + "%")
-    return re.sub(r"%[0-9a-fA-F]{2}", _decoded, encoded)
-
-
-def _decoded(found: re.Match[str]) -> str:
-    character = chr(int(found[0][1:], 16))
-    return character if re.fullmatch(r"[A-Za-z0-9._~-]", character) else found[0].upper()
 
 
 def url_digest(url: str) -> str:
     """Return the SHA-256 of the normalised address, as hex digits."""
-    return published_hash(normalised_url(url), None)
+    return published_hash(normal_url(url), None)
 
 
 def blocked_digests(url: str) -> set[str]:
-    """Return the SHA-256 of the address as published, fetched and normalised: lines for links/blocklists.py."""
-    forms = {url, url.strip(), normalised_url(url)}
+    """Return the SHA-256 of all forms of an address that links/withdrawn_lists.py compares."""
+    forms = {url, url.strip(), normal_url(url), address_key(url)}
     with suppress(LinkRefused):
         forms.add(check_link(url, Path("."), False, [host_of(url)])[0])
     return {published_hash(form, None) for form in forms}
@@ -84,14 +48,6 @@ def blocked_digests(url: str) -> set[str]:
 def caption_form(text: str) -> str:
     """Return a caption without differences in Unicode form (NFKC), case, and amount of white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def host_of(url: str | None) -> str:
-    """Return the host of an address in lower case, or an empty string."""
-    try:
-        return (urlsplit(url or "").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
 
 
 def inside_domain(host: str, domain: str) -> bool:
@@ -139,7 +95,7 @@ class Selector:
     def wanted(self) -> str:
         """The value in the form in which it is compared."""
         if self.kind == "url":
-            return normalised_url(self.value)
+            return normal_url(self.value)
         if self.kind == "domain":
             return ascii_domain(self.value.strip()) or ""
         if self.kind == "caption":
@@ -269,7 +225,7 @@ class Selection:
         digests = {str(record.get("sha256"))}
         if content is not None and self._kinds & {"sha256", "image"}:
             digests.add(bytes_sha256(content))
-        url = normalised_url(str(record.get("url") or "")) if "url" in self._kinds else ""
+        url = normal_url(str(record.get("url") or "")) if "url" in self._kinds else ""
         code: np.ndarray | None = None
         if any(selector.kind == "image" and not selector.image.flat for selector in self.selectors):
             code = sample_pdq(record, content)

@@ -41,6 +41,7 @@ class Withdrawn:
         key: Its key.
         record: Its JSON.
         reasons: Why it was selected.
+        stored: SHA-256 of its image file in the shard, or None.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Withdrawn:
     key: str
     record: dict[str, Any] = field(repr=False)
     reasons: tuple[str, ...] = ()
+    stored: str | None = None
 
 
 @dataclass(frozen=True)

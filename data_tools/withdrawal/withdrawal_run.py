@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.table import Table
 
+from data_tools.links.withdrawn_lists import DIGESTS, DOMAINS, PDQ, SUFFIX, URLS
 from data_tools.samples.tombstones import STATEMENTS
 from data_tools.withdrawal.derived_withdrawal import Origin, find, is_keep_list, origin_of, stage_keep_list
 from data_tools.withdrawal.sample_selector import Selection, blocked_digests
@@ -188,16 +189,16 @@ def _apply(
 
 
 def _write_blocklists(folder: Path, gone: list[Withdrawn], selection: Selection) -> Path:
-    """Add address hashes, domains and image hashes to the lists that screen_links and vet_shards read."""
-    lists = folder.with_name(folder.name + ".blocklists")
+    """Add address hashes, domains and image hashes to the lists that programs read (links/withdrawn_lists.py)."""
+    lists = folder.with_name(folder.name + SUFFIX)
     lists.mkdir(exist_ok=True)
     # A relative file name would block every image of that name.
     urls = {url for sample in gone if (url := str(sample.record.get("url") or "")) and not url.startswith("file:")}
     lines = {
-        "url_sha256.txt": {line for url in urls for line in blocked_digests(url)},
-        "domains.txt": {selector.wanted for selector in selection.selectors if selector.kind == "domain"},
-        "withdrawn.sha256": {str(digest) for sample in gone if (digest := sample.record.get("sha256"))},
-        "withdrawn.pdq": {str(code) for sample in gone if (code := sample.record.get("pdq"))},
+        URLS: {line for url in urls for line in blocked_digests(url)},
+        DOMAINS: {selector.wanted for selector in selection.selectors if selector.kind == "domain"},
+        DIGESTS: {str(digest) for sample in gone for digest in (sample.record.get("sha256"), sample.stored) if digest},
+        PDQ: {str(code) for sample in gone if (code := sample.record.get("pdq"))},
     }
     for name, new in lines.items():
         old = set((lists / name).read_text("utf-8").split()) if (lists / name).is_file() else set()

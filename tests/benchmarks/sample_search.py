@@ -25,9 +25,9 @@ import pyarrow as pa
 from PIL import Image
 from rich.table import Table
 
-from data_tools.vetting.perceptual_hash import pdq
+from data_tools.samples.perceptual_hash import pdq
 from data_tools.withdrawal.sample_lookup import look_up
-from data_tools.withdrawal.sample_selector import normalised_url, read_image
+from data_tools.withdrawal.sample_selector import normal_url, read_image
 from data_tools.withdrawal.search_index import BATCH, KINDS, ROW_SCHEMA, SearchIndex, digest_of, write_index
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import run
@@ -86,7 +86,7 @@ def simulate(index: Path, folder: ShardFolder, rows: int) -> list[np.ndarray]:
                     names[at] = str(number)
                     code[at] = pdq(np.asarray(picture(number)))[0]
                     filed["sha256"][at] = np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8)
-                    filed["url"][at] = np.frombuffer(digest_of(normalised_url(address(number))), np.uint8)
+                    filed["url"][at] = np.frombuffer(digest_of(normal_url(address(number))), np.uint8)
                     filed["caption"][at] = np.frombuffer(digest_of(f"picture {number}"), np.uint8)
             columns = [[folder.path.name] * count, names, names, [address(row) for row in range(start, start + count)]]
             columns += [[True] * count, [None] * count]
