@@ -3,20 +3,20 @@
 ``plus:DataMining`` (IPTC Photo Metadata Standard 2023.1, vocabulary of the PLUS coalition) reserves rights with every
 value except DMI-ALLOWED and DMI-UNSPECIFIED; ``tdm:reservation`` of TDMRep does with 1. Copyright notices, usage terms
 and web statements name the owner, which reserves nothing, unless the text mentions mining or training. Whether natural
-language is machine-readable is disputed (LG Hamburg, 310 O 227/23, 2024, tends to yes). XMP packets are searched
-anywhere in the file (XMP specification part 3), and in compressed text of PNG.
+language is machine-readable is disputed (LG Hamburg, 310 O 227/23, 2024, tends to yes). Metadata that cannot be read
+within the limits reserves rights: it may hold a reservation.
 """
 
 import re
-import struct
-import zlib
 from collections.abc import Iterator
 from xml.parsers import expat
 
-from PIL import ExifTags, IptcImagePlugin
+from PIL import ExifTags
 
+from data_tools.rights.metadata_texts import read_metadata
 from data_tools.rights.reservation_grammar import tdm_value
 from data_tools.rights.reservations import Signal
+from data_tools.samples.exif_size import exif_block, exif_is_small
 from leam_mm.data.image_file import open_image
 
 PLUS, TDM = "http://ns.useplus.org/ldf/xmp/1.0/", "http://www.w3.org/ns/tdmrep/"
@@ -31,11 +31,10 @@ PROPERTIES = {
     f"{PLUS} OtherConstraints": "xmp:other-constraints",
 }
 RESOURCE = "http://www.w3.org/1999/02/22-rdf-syntax-ns# resource"
+UNREADABLE = "xmp:unreadable"
 FREE = ("DMI-ALLOWED", "DMI-UNSPECIFIED")
-IPTC = {(2, 40): "iptc:instructions", (2, 116): "iptc:copyright"}  # IIM 4.2 data sets
-# Limits: bytes of a packet, characters of a text, packets of a file, nesting, characters of a text in a signal.
-MOST_XMP, MOST_WORDS, MOST_PACKETS, DEPTH, SHOWN = 2_000_000, 20_000, 20, 64, 300
-_RDF = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,20}:)?)RDF[\s>]")
+# Limits: elements and attributes of a file, characters of all statements and of one, nesting, characters in a signal.
+MOST_ELEMENTS, MOST_TEXT, MOST_WORDS, DEPTH, SHOWN = 100_000, 400_000, 20_000, 64, 300
 # Texts that concern us mention mining, the directive, or training near a word for machines; words of the larger
 # languages of the Union.
 _MACHINES = r"(?:\b(?:ai|ia|ki)\b|artificial intel|intel{1,2}igen\w{1,5} artific|künstliche\w? intel|machine|maschin)"
@@ -54,15 +53,21 @@ def metadata_signals(raw: bytes) -> list[Signal]:
         raw: The image file as it was fetched, of any size.
     """
     found: dict[tuple[str, str], None] = {}
-    for packet in _packets(raw):
-        found |= dict.fromkeys(_read_packet(packet))
-    if b"Exif" in raw or b"eXIf" in raw or b"EXIF" in raw or b"8BIM" in raw:
-        found |= dict.fromkeys(_pillow_properties(raw))
+    metadata, elements = read_metadata(raw), MOST_ELEMENTS
+    for packet in metadata.packets:
+        reader = _PacketReader(elements)
+        found |= dict.fromkeys(_read_packet(reader, packet))
+        elements = reader.elements
+    found |= dict.fromkeys((kind, text) for kind, given in metadata.notes if (text := _plain(given)))
+    if b"Exif" in raw or b"eXIf" in raw or b"EXIF" in raw or b"Raw profile type exif" in raw:
+        found |= dict.fromkeys(_exif_properties(raw))
+    if metadata.over or elements < 0 or sum(len(value) for _, value in found) > MOST_TEXT:
+        return [Signal(UNREADABLE, "more metadata than is read", "file", True)]
     return [Signal(kind, value[:SHOWN], "file", _reserves(kind, value)) for kind, value in sorted(found)]
 
 
 def _reserves(kind: str, value: str) -> bool:
-    if kind == "xmp:unreadable":
+    if kind == UNREADABLE:
         return True
     if kind == "xmp:data-mining":
         word = value.strip().rstrip("/").rpartition("/")[2].upper()
@@ -72,58 +77,21 @@ def _reserves(kind: str, value: str) -> bool:
     return bool(MINING.search(value[:MOST_WORDS]))
 
 
-def _packets(raw: bytes) -> Iterator[bytes]:
-    """Yield the RDF of each XMP packet in the file."""
-    yield from _rdf(raw)
-    if raw.startswith(b"\x89PNG") and b"XML:com.adobe.xmp" in raw:
-        for text in _compressed_texts(raw):
-            yield from _rdf(text)
-
-
-def _rdf(raw: bytes) -> Iterator[bytes]:
-    position = 0
-    if b"RDF" not in raw:
-        return
-    for _ in range(MOST_PACKETS):
-        begin = _RDF.search(raw, position)
-        if begin is None:
-            return
-        close = b"</" + begin[1] + b"RDF>"
-        end = raw.find(close, begin.end())
-        # A packet without an end, or too long, is passed on as it is; the parser will call it unreadable.
-        position = min(end + len(close) if end >= 0 else len(raw), begin.start() + MOST_XMP)
-        yield raw[begin.start() : position]
-
-
-def _compressed_texts(raw: bytes) -> Iterator[bytes]:
-    """Yield XMP in compressed iTXt chunks (PNG specification, 11.3.3.4)."""
-    position = 8
-    while position + 12 <= len(raw):
-        length, name = struct.unpack(">I4s", raw[position : position + 8])
-        body = raw[position + 8 : position + 8 + length]
-        if name == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\1\0"):
-            try:
-                yield zlib.decompressobj().decompress(body[20:].split(b"\0", 2)[2], MOST_XMP)
-            except (zlib.error, IndexError):
-                yield b"<rdf:RDF >DataMining"  # unreadable text may hold a reservation
-        position += 12 + length
-
-
-def _read_packet(packet: bytes) -> Iterator[tuple[str, str]]:
+def _read_packet(reader: "_PacketReader", packet: bytes) -> Iterator[tuple[str, str]]:
     """Yield kind and value of each property in PROPERTIES; a broken packet that mentions mining is ``unreadable``."""
-    reader = _PacketReader()
     try:
         reader.read(packet)
     except (expat.ExpatError, ValueError) as error:
         if b"DataMining" in packet or b"reservation" in packet:
-            yield "xmp:unreadable", str(error)[:SHOWN]
+            yield UNREADABLE, str(error)[:SHOWN]
     yield from reader.found
 
 
 class _PacketReader:
     """Reads properties from the events of an XML parser: no tree, no entities, limited nesting."""
 
-    def __init__(self) -> None:
+    def __init__(self, elements: int) -> None:
+        self.elements = elements  # that may still be read, attributes included
         self.found: list[tuple[str, str]] = []
         self._open: list[tuple[str | None, list[str]]] = []  # kind of each open element, and its text so far
 
@@ -139,6 +107,9 @@ class _PacketReader:
     def _begin(self, name: str, attributes: dict[str, str]) -> None:
         if len(self._open) > DEPTH:
             raise ValueError("a packet nested too deeply")
+        self.elements -= 1 + len(attributes)
+        if self.elements < 0:
+            raise ValueError("a packet of too many elements")
         kind = PROPERTIES.get(name)
         self._open.append((kind, []))
         for attribute, value in attributes.items():
@@ -173,18 +144,19 @@ def _with_prefixes(packet: bytes) -> bytes:
     return b"<x%s>%s</x>" % (declared, packet)
 
 
-def _pillow_properties(raw: bytes) -> Iterator[tuple[str, str]]:
-    """Yield EXIF's Copyright and IPTC's notice and instructions; broken metadata of this kind is ignored."""
+def _exif_properties(raw: bytes) -> Iterator[tuple[str, str]]:
+    """Yield EXIF's Copyright; a block that cannot be read and mentions mining is unreadable."""
+    block = b""
     try:
         with open_image(raw) as image:
+            block = exif_block(image)
+            if not exif_is_small(block):
+                raise ValueError("an EXIF block that claims more than it holds")
             if text := _plain(image.getexif().get(ExifTags.Base.Copyright)):
                 yield "exif:copyright", text
-            notes = IptcImagePlugin.getiptcinfo(image) or {} if image.format == "JPEG" else {}
-            for key, kind in IPTC.items():
-                if text := _plain(notes.get(key)):
-                    yield kind, text
-    except Exception:  # Pillow's parsers raise many kinds on hostile headers; decoding checks such a file later
-        return
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile headers; decoding checks the file later
+        if MINING.search(block[:MOST_WORDS].decode("latin-1")):
+            yield UNREADABLE, str(error)[:SHOWN]
 
 
 def _plain(value: object) -> str:

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
+from data_tools.samples.exif_size import exif_block, exif_is_small
 from data_tools.work.foreign_error import first_line
 from leam_mm.data.image_file import ImageLimit, check_memory, open_image
 from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
@@ -130,7 +131,7 @@ def _decode(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.Imag
     if getattr(image, "is_animated", False):
         transforms.append("first_frame")
     image.load()
-    orientation = image.getexif().get(ORIENTATION, 1)
+    orientation = image.getexif().get(ORIENTATION, 1) if exif_is_small(exif_block(image)) else 1
     deep = image.format == "PNG" and len(raw) > 24 and raw[24] == 16  # bit depth in the IHDR chunk
     if image.mode.startswith("I"):
         image = _by_strips(image, _eight_bits)
