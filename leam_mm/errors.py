@@ -7,6 +7,8 @@ from contextlib import suppress
 
 from leam_mm.system_fault import fault_line
 
+LONGEST = 1000  # characters of a line
+
 
 class UserError(Exception):
     """An error that the user can fix; its message says what is wrong, where, and the fix, in one line."""
@@ -17,7 +19,10 @@ def one_line(error: UserError) -> str:
     text = str(error)
     if "Original Traceback" in text:
         text = text.rpartition(f"{UserError.__name__}: ")[2]
-    return " ".join(text.split())
+    line = " ".join(text.split())
+    # A message may quote a stranger's text: no control sequence reaches the terminal, and no line fills it.
+    line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def user_error(error: BaseException | None) -> UserError | None:

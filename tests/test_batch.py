@@ -151,9 +151,9 @@ def test_overwritten_header_names_its_shard_and_key(tmp_path: Path) -> None:
     ],
 )
 def test_unusable_captions_are_one_line(content: bytes) -> None:
-    with pytest.raises(UserError, match="no usable captions"):
+    with pytest.raises(UserError, match="its json"):
         read_record({"json": content}, "captions")
-    with pytest.raises(UserError, match="no usable captions"):
+    with pytest.raises(UserError, match="has no json"):
         read_record({}, "captions")
 
 

@@ -44,7 +44,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut tar": (lambda f: (f / "00000.tar").write_bytes((f / "00000.tar").read_bytes()[:3000]), "has 3000 bytes"),
     "no tar": (lambda f: (f / "00000.tar").unlink(), "is missing"),
     "no index": (lambda f: (f / "00000.index.parquet").unlink(), "is missing"),
-    "other index": (lambda f: (f / "00000.index.parquet").write_bytes((f / "00001.index.parquet").read_bytes()), "fit"),
+    "other index": (
+        lambda f: (f / "00000.index.parquet").write_bytes((f / "00001.index.parquet").read_bytes()),
+        "4 of the",
+    ),
     "stray tar": (lambda f: (f / "00009.tar").write_bytes(b""), "not listed in"),
 }
 
@@ -74,10 +77,10 @@ def test_swapped_shards_are_found(tmp_path: Path) -> None:
     ("members", "word"),
     [
         ({"png": blank_png()}, "no json"),
-        ({"png": blank_png(), "json": b"{"}, "breaks the contract"),
-        ({"png": blank_png(), "json": b"[]"}, "breaks the contract"),
-        (complete_sample(captions=[]), "no caption"),
-        (complete_sample(captions=[{"text": " ", "language": "en"}]), "no caption, or an empty one"),
+        ({"png": blank_png(), "json": b"{"}, "its json cannot be used"),
+        ({"png": blank_png(), "json": b"[]"}, "not an object"),
+        (complete_sample(captions=[]), "no usable captions"),
+        (complete_sample(captions=[{"text": " ", "language": "en"}]), "an empty caption"),
         (complete_sample(captions=[{"text": "x"}]), "language"),
         ({"json": complete_sample()["json"]}, "holds 0 images"),
         (complete_sample() | {"jpg": blank_png()}, "holds 2 images"),

@@ -209,7 +209,7 @@ def test_damaged_samples_are_named(toy_checkpoints: dict[str, Path], toy_shards:
     _, members = next(read_samples(toy_shards))
     for name, broken, reason in [
         ("picture", {**members, "png": b"no image"}, "sample 7: unreadable"),
-        ("json", {**members, "json": b'{"captions": []}'}, "sample 7 has no json with captions"),
+        ("json", {**members, "json": b'{"captions": []}'}, "sample 7: its json has no usable captions"),
     ]:
         with ShardWriter(tmp_path / name, 1) as writer:
             writer.write("7", broken)

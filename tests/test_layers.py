@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 # An entry may import any entry above it in the list, and itself. Names on one line are independent of each other.
 LEAM_MM = [
     ["system_fault"],
-    ["errors", "languages", "arithmetic"],
+    ["errors", "languages", "arithmetic", "json_text"],
     ["files", "config_error", "recorded_classes"],
     ["run_lock"],
     ["data", "losses", "diffusion", "checkpoint"],
@@ -41,7 +41,18 @@ DATA_TOOLS = [
 ]  # programs, the files beside these folders, may import all of them, and not each other
 # What data_tools may import of leam_mm. Only latents, and programs and rules that run models, import models.
 WITHOUT_MODELS = {
-    *("errors", "system_fault", "languages", "files", "run_lock", "config_error", "recorded_classes", "data", "report")
+    *(
+        "errors",
+        "system_fault",
+        "languages",
+        "json_text",
+        "files",
+        "run_lock",
+        "config_error",
+        "recorded_classes",
+        "data",
+        "report",
+    )
 }
 WITH_MODELS = {
     *("data_tools.latents", "data_tools.embed_shards", "data_tools.encode_latents", "data_tools.vetting.clip_score"),

@@ -302,7 +302,7 @@ def test_damaged_index_is_not_kept(server: Server, shards: Path, tmp_path: Path)
     original = (shards / "00000.index.parquet").read_bytes()
     try:
         (shards / "00000.index.parquet").write_bytes(original[:200])
-        with pytest.raises(UserError, match=r"00000\.index\.parquet is no readable parquet"):
+        with pytest.raises(UserError, match=r"00000\.index\.parquet is no readable index"):
             folder.index(0)
     finally:
         (shards / "00000.index.parquet").write_bytes(original)

@@ -204,7 +204,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         folder.tar(1)
     index = folder.path / "00000.index.parquet"
     index.write_bytes(b"PAR1 nothing")
-    with pytest.raises(UserError, match="no readable parquet"):
+    with pytest.raises(UserError, match="no readable index"):
         folder.index(0)
     index.unlink()
     with pytest.raises(UserError, match="missing"):

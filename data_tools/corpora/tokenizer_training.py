@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_folder
@@ -32,13 +33,11 @@ def read_captions(folders: list[Path], languages: list[str] | None = None) -> di
     for folder in folders:
         for key, members in read_samples(folder):
             try:
-                for caption in json.loads(members["json"])["captions"]:
+                for caption in sample_captions(read_sample_json(members)):
                     if languages is None or caption["language"] in languages:
                         captions.setdefault(caption["language"], Counter())[caption["text"]] += 1
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{folder}: sample {key} has no readable captions ({error}); run check_shards"
-                ) from None
+            except UserError as error:
+                raise UserError(f"{folder}: sample {key}: {error}") from None
     absent = [language for language in languages or [] if language not in captions]
     if absent or not captions:
         found = ", ".join(sorted(captions)) or "no caption at all"

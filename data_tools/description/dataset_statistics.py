@@ -8,7 +8,6 @@ import base64
 import hashlib
 import heapq
 import io
-import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from data_tools.links.blocklists import registrable_domain
 from data_tools.withdrawal.sample_selector import host_of
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 
@@ -78,10 +78,10 @@ class Tally:
     def add(self, folder: str, root: str, key: str, members: dict[str, bytes]) -> None:
         """Count one sample of a folder."""
         try:
-            record = json.loads(members["json"])
+            record = read_sample_json(members)
             extension = next((name for name in MEMBER_EXTENSIONS if name in members), "none")
             content = members.get(extension, b"")
-            self._texts(record["captions"])
+            self._texts(sample_captions(record))
             host = str(record.get("domain") or host_of(record.get("url")))
             for name in ("licence", "legal_basis", "crawler"):
                 self.count(name, record.get(name))
@@ -89,8 +89,10 @@ class Tally:
             self._consent(record.get("consent") or {})
             for transform in record.get("transforms") or []:
                 self.count("transforms", str(transform).partition(":")[0])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder}: sample {key} breaks the contract ({error!r}); run check_shards first") from None
+        except UserError as error:
+            raise UserError(f"{folder}: sample {key}: {error}") from None
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder}: sample {key} breaks the contract ({error}); run check_shards first") from None
         uid = record.get("uid")
         fetched = self.flow.bytes_of(uid)
         self.unfetched += fetched is None

@@ -19,6 +19,7 @@ import numpy as np
 from data_tools.withdrawal.shard_withdrawal import STAGE, WITHDRAWN
 from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.keep_list import read_keep_list
+from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
 ORDER = ("crawl_links", "screen_links", "download_shards", "vet_shards")
@@ -127,6 +128,8 @@ def read_flow(ledgers: Iterable[Path]) -> Flow:
                     (stage.kept_ids if kept else stage.dropped_ids).append(one)
                     if kept and row["stage"] == FETCHES and row["bytes"] is not None:
                         ids.append(one)
+                        if row["bytes"] < 0:
+                            raise UserError(f"{path} has a row of {row['bytes']} bytes: build it again")
                         sizes.append(row["bytes"])
                 else:
                     stage.unnamed += 1

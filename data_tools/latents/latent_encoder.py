@@ -25,6 +25,7 @@ from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_range import signed
 from leam_mm.data.latent_members import FEATURE, LATENT, LOG_VARIANCE, state_member
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.encoders.patch_features import PatchFeatures, open_patch_features
 from leam_mm.errors import UserError
@@ -211,12 +212,10 @@ def read_captions(sample: StoredSample) -> dict[str, Any]:
     """Return the json of a sample, which must hold captions."""
     key, members = sample
     try:
-        record = json.loads(members["json"])
-        complete = bool(record["captions"]) and all("text" in c and "language" in c for c in record["captions"])
-    except (KeyError, TypeError, ValueError):
-        complete = False
-    if not complete:
-        raise UserError(f"sample {key} has no json with captions: run data_tools/check_shards.py on the folder")
+        record = read_sample_json(members)
+        sample_captions(record)
+    except UserError as error:
+        raise UserError(f"sample {key}: {error}") from None
     return record
 
 

@@ -27,7 +27,10 @@ _BEGIN = re.compile(r"[0-9A-Z](?=(?:[ ./+-]?[0-9A-Z]){5})" + r"(?<![0-9A-Za-z].)
 
 # A caption without six digits in a row (ignoring separators) or the letters of an Italian code holds none of them.
 POSSIBLE = re.compile(r"[0-9](?:[ ./-]{0,2}[0-9]){5}|[A-Z]{6}[0-9LMNPQRSTUV]{2}[A-Z]")
-_IBAN = re.compile(START + r"[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]{1,4}){3,16}" + r"(?![A-Za-z0-9])")
+# Possessive: a long run of letters and digits has only one division into groups, else there are millions to try.
+_IBAN = re.compile(
+    START + r"[A-Za-z]{2}[0-9]{2}(?=(?:[ -]?[A-Za-z0-9]){3})(?:[ -]?[A-Za-z0-9]{1,4}+){1,16}" + r"(?![A-Za-z0-9])"
+)
 # Issuers' first digits: Visa, Mastercard, Discover, Maestro (ISO/IEC 7812), 4-4-4-4; American Express 4-6-5.
 _CARD = re.compile(
     START

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_tools.samples.image_repair import RepairedImage
+from leam_mm.json_text import parse_json
 
 KINDS: dict[str, type] = {"captions": list, "metadata": dict, "consent": dict}
 
@@ -13,8 +14,8 @@ def json_fault(column: str, text: str | None) -> str | None:
     """Describe what is wrong with a JSON cell of the table, or return None; an empty cell is valid."""
     kind = KINDS[column]
     try:
-        value: Any = json.loads(text) if text else kind()
-    except (ValueError, RecursionError) as error:
+        value: Any = parse_json(text) if text else kind()
+    except ValueError as error:
         return f"{column} is no JSON ({error})"
     if not isinstance(value, kind):
         return f"{column} is no JSON {'list' if kind is list else 'object'}"

@@ -1,7 +1,6 @@
 """Verify a shard folder: digests, indexes, images, arrays, and the JSON of every sample."""
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from leam_mm.data.array_format import parse_array
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.data.keep_list import KEEP, kept_keys
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardFolder, ShardIndex, parse_sample
 from leam_mm.errors import UserError
 
@@ -105,18 +105,14 @@ def _layout_fault(index: ShardIndex, size: int) -> str | None:
 
 def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding) -> str | None:
     """Describe how a sample breaks the contract, or return None; count its content in ``finding``."""
-    if "json" not in members:
-        return "has no json"
     try:
-        record = json.loads(members["json"])
-        captions = record["captions"]
-        languages = [str(caption["language"]) for caption in captions]
-        texts = [str(caption["text"]).strip() for caption in captions]
-    except (ValueError, KeyError, TypeError) as error:
-        return f"its json breaks the contract ({type(error).__name__}: {error})"
-    if not texts or not all(texts):
-        return "has no caption, or an empty one"
-    finding.languages.update(languages)
+        record = read_sample_json(members)
+        captions = sample_captions(record)
+    except UserError as error:
+        return str(error).partition(": run")[0]
+    if not all(caption["text"].strip() for caption in captions):
+        return "has an empty caption"
+    finding.languages.update(caption["language"] for caption in captions)
     if "latent.npy" in members:
         finding.latents += 1
         return _array_fault(members)

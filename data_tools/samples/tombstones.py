@@ -1,10 +1,10 @@
 """Evidence of withdrawals in a shard folder: which samples were taken out, and the signed statements about it."""
 
-import json
 import shutil
 from pathlib import Path
 
 from leam_mm.errors import UserError
+from leam_mm.json_text import parse_lines
 
 TOMBSTONES, STATEMENTS = "tombstones.jsonl", "withdrawals"
 
@@ -15,8 +15,8 @@ def withdrawn_keys(folder: Path) -> set[str]:
     if not path.is_file():
         return set()
     try:
-        return {str(json.loads(line)["key"]) for line in path.read_text("utf-8").splitlines()}
-    except (ValueError, KeyError, TypeError) as error:
+        return {str(stone["key"]) for _, stone in parse_lines(path.read_bytes())}
+    except (ValueError, KeyError) as error:
         raise UserError(f"{path}: a line is not a tombstone ({error}); restore the file") from None
 
 

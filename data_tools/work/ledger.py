@@ -108,6 +108,12 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
             missing = [name for name in columns or SCHEMA.names if name not in file.schema_arrow.names]
             if missing:
                 raise UserError(f"{path} has no column {missing[0]!r}: give a ledger of these programs")
-            yield from file.iter_batches(ROWS, columns=list(columns or SCHEMA.names))
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): build it again") from None
+            wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
+            for batch in file.iter_batches(ROWS, columns=wanted.names, use_threads=False):
+                # A name that occurs twice, values of another type, and text that is not in UTF-8 end here.
+                batch = batch.select(wanted.names).cast(wanted)
+                batch.validate(full=True)
+                yield batch
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read ({reason}): build it again") from None

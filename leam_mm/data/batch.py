@@ -4,7 +4,6 @@ Each worker loads whole batches (k, k + W, ...) and torch's DataLoader returns t
 changes nothing. A resumed run starts its sampler at the position in the checkpoint.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 from leam_mm.data.broken_samples import ATTEMPTS, BrokenSamples
 from leam_mm.data.loader_workers import FromPosition, RestartingLoader, begin_worker
 from leam_mm.data.remote_shards import Unreachable
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.sample_plan import SamplePlan
 from leam_mm.errors import UserError
 
@@ -28,16 +28,8 @@ def read_record(members: dict[str, bytes], field: str) -> list[dict[str, Any]]:
 
 def read_whole_record(members: dict[str, bytes], field: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the json of a sample, and its captions."""
-    try:
-        record = json.loads(members["json"])
-        captions = record[field]
-        if not captions or not all({"text", "language"} <= caption.keys() for caption in captions):
-            raise ValueError("an entry has no text or no language" if captions else "the list is empty")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"its json has no usable {field} ({type(error).__name__}: {error}); run data_tools/check_shards.py"
-        ) from None
-    return record, captions
+    record = read_sample_json(members)
+    return record, sample_captions(record, field)
 
 
 class Decoding:

@@ -6,7 +6,6 @@ bucket has its own order, in which no sample is skipped or repeated: if its epoc
 there.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from leam_mm.data.aspect_buckets import BUCKETS, Shape, folder_name
 from leam_mm.data.remote_shards import ShardCache, read_beside
 from leam_mm.data.sample_order import permute, sample_generator
 from leam_mm.errors import UserError
+from leam_mm.json_text import parse_object
 
 RUNS = 64  # per block; small, so that an epoch of few batches keeps the proportions
 
@@ -69,8 +69,11 @@ def read_buckets(path: str | Path, cache: ShardCache | None = None) -> list[Buck
     return sorted((Bucket(join(name), shape, samples) for name, shape, samples in found), key=lambda one: one.shape)
 
 
-def _entries(text: str) -> list[dict]:
-    return json.loads(text)["buckets"]
+def _entries(text: bytes) -> list[dict]:
+    entries = parse_object(text)["buckets"]
+    if not isinstance(entries, list):
+        raise ValueError("buckets is no list")
+    return entries
 
 
 class ShareOrder:

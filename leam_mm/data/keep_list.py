@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256, write_bytes
+from leam_mm.json_text import parse_object
 
 KEEP, PLACE = "keep.parquet", "keep.json"
 ROOT = b"merkle_root"
@@ -89,24 +90,30 @@ def read_keep_list(folder: Path) -> KeepList | None:
         return None
     if not (folder / PLACE).is_file():
         raise UserError(f'{folder / PLACE} is missing: write {{"shards": "PATH OR URL OF THE SHARDS"}} into it')
-    return parse_keep_list((folder / PLACE).read_text("utf-8"), (folder / KEEP).read_bytes(), str(folder))
+    return parse_keep_list((folder / PLACE).read_bytes(), (folder / KEEP).read_bytes(), str(folder))
 
 
-def parse_keep_list(location: str, content: bytes, where: str) -> KeepList:
+def parse_keep_list(location: bytes, content: bytes, where: str) -> KeepList:
     """Parse both files, which may be hostile.
 
     Args:
-        location: Text of keep.json.
+        location: Bytes of keep.json.
         content: Bytes of keep.parquet.
         where: Their folder, for messages.
     """
     try:
-        shards = json.loads(location)["shards"]
+        shards = parse_object(location)["shards"]
         table = pq.ParquetFile(io.BytesIO(content)).read(columns=["shard", "row"], use_threads=False)
         root = (table.schema.metadata or {}).get(ROOT, b"").decode()
         shard, row = (table[name].to_numpy().astype(np.int32, casting="safe") for name in ("shard", "row"))
         if not isinstance(shards, str) or not root or not len(shard):
             raise ValueError("no path of the shards, no Merkle root, or no row")
+        if (
+            not shards.isprintable()
+            or any(len(part.encode()) > 255 for part in shards.split("/"))
+            or len(shards) > 4000
+        ):
+            raise ValueError("the path of the shards is none that a file system takes")
     except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{where}: {KEEP} or {PLACE} is not valid ({reason}); vet the shards again") from None
@@ -118,4 +125,9 @@ def parse_keep_list(location: str, content: bytes, where: str) -> KeepList:
 
 def kept_keys(folder: Path) -> list[str]:
     """Return the sample keys of a keep-list, in its order."""
-    return pq.read_table(folder / KEEP, columns=["key"])["key"].to_pylist()
+    try:
+        with pq.ParquetFile(folder / KEEP) as file:
+            return file.read(columns=["key"], use_threads=False)["key"].cast(pa.string()).to_pylist()
+    except (ValueError, KeyError, pa.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{folder / KEEP} names no keys ({reason}); vet the shards again") from None

@@ -94,7 +94,7 @@ def _read_keep_list(url: str, cache: ShardCache) -> KeepList | None:
             raise
         except UserError:
             return None
-        return parse_keep_list((Path(scratch) / PLACE).read_text("utf-8"), (Path(scratch) / KEEP).read_bytes(), url)
+        return parse_keep_list((Path(scratch) / PLACE).read_bytes(), (Path(scratch) / KEEP).read_bytes(), url)
 
 
 class RemoteFolder(ShardFolder):
@@ -111,7 +111,7 @@ class RemoteFolder(ShardFolder):
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix="manifest-") as scratch:
             self._download(MANIFEST, Path(scratch) / MANIFEST)
-            self._keep((Path(scratch) / MANIFEST).read_text(), self.url)
+            self._keep((Path(scratch) / MANIFEST).read_bytes(), self.url)
         self._announced: list[int] = []
 
     def working_bytes(self, shards: int) -> int:
@@ -217,10 +217,10 @@ class RemoteFolder(ShardFolder):
             log.warning("%s holds %d bytes, above max_bytes %d: all are in use", self.path, taken, self.cache.max_bytes)
 
 
-def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) -> str | None:
-    """Return the text of a small file in a local or remote folder; None if it does not exist."""
+def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) -> bytes | None:
+    """Return the content of a small file in a local or remote folder; None if it does not exist."""
     if "://" not in str(path):
-        return (Path(path) / name).read_text(encoding="utf-8") if (Path(path) / name).is_file() else None
+        return (Path(path) / name).read_bytes() if (Path(path) / name).is_file() else None
     if cache is None:  # open_folder raises the error
         return None
     Path(cache.folder).mkdir(parents=True, exist_ok=True)
@@ -231,7 +231,7 @@ def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) ->
             raise
         except UserError:
             return None
-        return (Path(scratch) / name).read_text(encoding="utf-8")
+        return (Path(scratch) / name).read_bytes()
 
 
 def _download(url: str, target: Path, folder: Path) -> None:
@@ -269,7 +269,7 @@ def _patience(url: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
-def _difference(path: Path, entry: ShardEntry) -> str | None:
+def _difference(path: Path, entry: ShardEntry) -> bytes | None:
     """Return how a fetched tar differs from its manifest entry; None if it does not."""
     if path.stat().st_size != entry.bytes:
         return f"has {path.stat().st_size} bytes, the manifest says {entry.bytes}"

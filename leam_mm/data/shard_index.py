@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leam_mm.data.keep_list import KeepList, read_keep_list
+from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root, parse_manifest
 from leam_mm.errors import UserError
 from leam_mm.files import named_faults, remove_leftovers, replace_folder, write_text
 
-BLOCK = 512
 MANIFEST = "manifest.jsonl"
+INDEX = {"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256": pa.string()}  # of an index file
 # Constant parts of the headers of `_member`, by offset: mode and owner, ends of size, time and digest, kind, version.
 PLAIN = (
     (100, b"0000644\x000000000\x000000000\0"),
@@ -37,23 +38,6 @@ PLAIN = (
 
 
 @dataclass(frozen=True)
-class ShardEntry:
-    """One line of the manifest.
-
-    Args:
-        shard: File name of the tar inside the folder.
-        sha256: Digest of the whole tar file.
-        bytes: Size of the tar file.
-        samples: Number of samples in it.
-    """
-
-    shard: str
-    sha256: str
-    bytes: int
-    samples: int
-
-
-@dataclass(frozen=True)
 class ShardIndex:
     """The samples of one shard: keys, byte offset and size of all members of a sample, and their digest."""
 
@@ -61,17 +45,6 @@ class ShardIndex:
     offset: np.ndarray
     size: np.ndarray
     sha256: list[str]
-
-
-def merkle_root(entries: list[ShardEntry]) -> str:
-    """Hash the shards' digests pairwise up to one root (RFC 6962: leaves and nodes carry different prefixes)."""
-    level = [hashlib.sha256(b"\x00" + bytes.fromhex(entry.sha256)).digest() for entry in entries]
-    if not level:
-        return hashlib.sha256(b"").hexdigest()
-    while len(level) > 1:
-        paired = [hashlib.sha256(b"\x01" + a + b).digest() for a, b in zip(level[::2], level[1::2], strict=False)]
-        level = paired + ([level[-1]] if len(level) % 2 else [])
-    return level[0].hex()
 
 
 def _member(name: str, content: bytes) -> bytes:
@@ -142,9 +115,7 @@ class ShardWriter:
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.entries: list[ShardEntry] = []
         if self.partial.exists() and resume and (self.partial / MANIFEST).exists():
-            self.entries = [
-                ShardEntry(**json.loads(line)) for line in (self.partial / MANIFEST).read_text().splitlines()
-            ]
+            self.entries = parse_manifest((self.partial / MANIFEST).read_bytes(), str(self.partial / MANIFEST))
         elif self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
@@ -207,24 +178,6 @@ class ShardWriter:
         replace_folder(self.partial, self.folder)
 
 
-def parse_manifest(text: str, where: str) -> list[ShardEntry]:
-    """Parse a manifest, which may be hostile; ``where`` names it in messages."""
-    try:
-        entries = [ShardEntry(**json.loads(line)) for line in text.splitlines() if line.strip()]
-        for entry in entries:
-            if len(bytes.fromhex(entry.sha256)) != 32 or min(int(entry.bytes), int(entry.samples)) < 1:
-                raise ValueError(f"{entry} has an impossible digest or count")
-            entry.shard.encode()
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: a line is not a shard entry ({error}); rebuild the folder") from None
-    for entry in entries:
-        if Path(entry.shard).name != entry.shard or not entry.shard.endswith(".tar"):
-            raise UserError(f"{where}: shard name {entry.shard!r} leaves the folder; do not use this data set")
-    if not entries:
-        raise UserError(f"{where} names no sample; rebuild the folder")
-    return entries
-
-
 def index_name(shard: str) -> str:
     """Return the file name of the index of a tar."""
     return shard.removesuffix(".tar") + ".index.parquet"
@@ -261,20 +214,28 @@ def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
         # No thread pool: one that existed before a fork has no threads in the worker.
         with pq.ParquetFile(path) as file:
             table = file.read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} is no readable parquet file ({error}); copy or build the folder again") from None
-    missing = {"key", "offset", "size", "sha256"} - set(table.column_names)
-    if missing or table.num_rows != entry.samples:
+            if table.num_rows != entry.samples:
+                raise ValueError(f"{table.num_rows} rows, not the {entry.samples} of the manifest")
+            table.validate(full=True)  # text in UTF-8
+            if missing := INDEX.keys() - set(table.column_names):
+                raise ValueError(f"{sorted(missing)[0]} is missing")
+            # The columns are picked one by one: a name that occurs twice is an error, and so is a missing value.
+            keys, offset, size, sha256 = (
+                table[name].cast(kind).to_pylist() if kind == pa.string() else table[name].to_numpy()
+                for name, kind in INDEX.items()
+            )
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{where} does not fit the manifest (missing {sorted(missing)}, {table.num_rows} rows); "
-            "build the folder again"
-        )
-    offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
+            f"{where} is no readable index of its shard ({reason}); copy or build the folder again"
+        ) from None
+    if None in keys or None in sha256:
+        raise UserError(f"{where}: a key or digest is missing; build the folder again")
     if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
         raise UserError(f"{where}: offset or size is no range of a tar; build the folder again")
-    if (offset + size).max() > entry.bytes:
+    if size.max() > entry.bytes or (offset > entry.bytes - size).any():  # the sum might exceed 64 bits
         raise UserError(f"{where}: a sample lies beyond the end of its tar; build the folder again")
-    return ShardIndex(table["key"].to_pylist(), offset, size, table["sha256"].to_pylist())
+    return ShardIndex(keys, offset, size, sha256)
 
 
 class ShardFolder:
@@ -289,7 +250,7 @@ class ShardFolder:
         self.path = Path(path)
         manifest, kept = self.path / MANIFEST, None
         if manifest.is_file():
-            self._keep(manifest.read_text(), str(self.path))
+            self._keep(manifest.read_bytes(), str(self.path))
         elif (kept := read_keep_list(self.path)) is None:
             raise UserError(
                 f"{self.path} is no shard folder: {MANIFEST} is missing; build it with data_tools/download_shards.py"
@@ -311,7 +272,7 @@ class ShardFolder:
                 raise UserError(f"{self.path}/keep.json refers to itself: write the shards' path into it") from None
             self.follow(kept, str(self.path))
 
-    def _keep(self, manifest: str, name: str) -> None:
+    def _keep(self, manifest: bytes, name: str) -> None:
         self.name = self.location = name  # the name may become a keep-list's; the location stays that of the tars
         self._manifest = self.shards = self.stored = parse_manifest(manifest, f"{name}/{MANIFEST}")
         self.samples = sum(entry.samples for entry in self.shards)

@@ -7,7 +7,6 @@ enough to be read by arithmetic, and the accuracy of the reader on real scenes i
   init_args: {scenes: runs/quickstart/scenes, real_shards: runs/quickstart/shards/test}
 """
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from leam_mm.data.image_file import open_image
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
@@ -103,7 +103,7 @@ class Compositional(Evaluator):
     def _real_scenes(self) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
         found = 0
         for key, members in read_samples(Path(self.real_shards or "")):
-            metadata = json.loads(members.get("json", b"{}")).get("metadata", {})
+            metadata = read_sample_json({"json": b"{}"} | members).get("metadata", {})
             raw = next((members[suffix] for suffix in ("png", "webp", "jpg") if suffix in members), None)
             if raw is None or not isinstance(metadata, dict) or metadata.get("kind") not in ASKED:
                 continue

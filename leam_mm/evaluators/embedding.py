@@ -1,6 +1,5 @@
 """Images of a shard folder, and their embeddings: shared by zero-shot, retrieval and generation."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.data.tokenizer import cut_padding
 from leam_mm.errors import UserError
@@ -78,17 +78,10 @@ def read_image_samples(
 
 
 def _sample(key: str, members: dict[str, bytes]) -> ImageSample:
-    if "json" not in members:
-        raise UserError(f"sample {key}: has no json, only {sorted(members)}; build the shards again")
     try:
-        encoded, record = image_member(members), json.loads(members["json"])
+        return ImageSample(key, image_member(members), read_sample_json(members))
     except UserError as error:
         raise UserError(f"sample {key}: {error}") from None
-    except ValueError as error:
-        raise UserError(f"sample {key}: its json cannot be read ({error}); vet the shards again") from None
-    if not isinstance(record, dict):
-        raise UserError(f"sample {key}: its json is not an object; vet the shards again")
-    return ImageSample(key, encoded, record)
 
 
 def keep_own_bytes(found: Iterable[ImageSample], batch_size: int) -> list[ImageSample]:

@@ -12,8 +12,17 @@ import torch
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.files import write_text
+from leam_mm.json_text import parse_lines
 
 RESULTS = "results.jsonl"
+NUMBER = int | float | None
+# Types of what other programs read of a line.
+COLUMNS: dict[str, Any] = {
+    "name": str,
+    **dict.fromkeys(("value", "low", "high", "samples"), NUMBER),
+    **dict.fromkeys(("unit", "note"), str | None),
+    **dict.fromkeys(("slices", "checkpoints", "versions", "settings"), dict | None),
+}
 
 
 def evidence(context: EvaluationContext, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
@@ -50,12 +59,13 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            found[str(row["name"])] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: is not a result ({type(error).__name__}): remove it") from None
+    try:
+        for number, row in parse_lines(path.read_bytes()):
+            if wrong := [name for name, kinds in COLUMNS.items() if not isinstance(row.get(name), kinds)]:
+                raise ValueError(f"line {number}: {wrong[0]} is of type {type(row.get(wrong[0])).__name__}")
+            found[row["name"]] = row | {name: row.get(name) for name in ("value", "low", "high", "samples")}
+    except ValueError as error:
+        raise UserError(f"{path} holds something that is not a result ({error}): remove that line") from None
     return found
 
 

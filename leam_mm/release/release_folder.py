@@ -3,7 +3,6 @@
 It is written under a temporary name and renamed at the end, so that a folder under the final name is complete.
 """
 
-import json
 import logging
 import platform
 from collections import Counter
@@ -21,6 +20,7 @@ from torch import nn
 from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -200,7 +200,7 @@ def count_column(folder: ShardFolder, column: str) -> dict[str, int]:
             kept = table.filter(table["kept"]) if "kept" in names else table  # a ledger holds dropped links, too
             if kept.num_rows == folder.samples and not kept[column].null_count:
                 return dict(Counter(str(value) for value in kept[column].to_pylist()))
-        records = (json.loads(members["json"]) for _, members in read_samples(folder.path))
+        records = (read_sample_json(members) for _, members in read_samples(folder.path))
         return dict(Counter(str(record.get(column) or "") for record in records))
     except (pa.ArrowInvalid, OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder.path}: {column} cannot be counted ({error!r}): copy the folder again") from None

@@ -13,13 +13,13 @@ MISSING = Markup('<span class="missing">not measured</span>')
 def number(row: Row) -> str:
     """Return the value in its unit, or "not measured"."""
     value = row.get("value")
-    return MISSING if value is None else in_unit(float(value), str(row.get("unit", "")))
+    return in_unit(float(value), str(row.get("unit", ""))) if isinstance(value, int | float) else MISSING
 
 
 def interval(row: Row) -> str:
     """Return both ends of the interval in the unit of the value, or nothing where there is no interval."""
     low, high, unit = row.get("low"), row.get("high"), str(row.get("unit", ""))
-    if low is None or high is None:
+    if not isinstance(low, int | float) or not isinstance(high, int | float):
         return ""
     return f"{in_unit(float(low), unit).removesuffix(' %')} to {in_unit(float(high), unit)}"
 

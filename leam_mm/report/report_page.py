@@ -6,7 +6,6 @@ All texts are escaped, since captions are strangers' words.
 """
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from leam_mm import errors
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
 from leam_mm.files import write_text
+from leam_mm.json_text import parse_json
 from leam_mm.report import report_run, report_section
 from leam_mm.report.templates import Section, render_page
 
@@ -71,13 +71,22 @@ def read_stages(folder: Path) -> list[dict[str, Any]]:
     if not paths and (folder / "summary.json").is_file():
         content = _read_json(folder / "summary.json")
         stages = content.get("stages") if isinstance(content, dict) else None
-        return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
-    return [stage for stage in (_read_json(path) for path in paths) if isinstance(stage, dict)]
+        return _stages(stages) if isinstance(stages, list) else []
+    return _stages([_read_json(path) for path in paths])
+
+
+def _stages(contents: list[Any]) -> list[dict[str, Any]]:
+    """Return those that are objects; an energy that is none is left out."""
+    stages = [dict(content) for content in contents if isinstance(content, dict)]
+    for stage in stages:
+        if not isinstance(stage.get("energy"), dict):
+            stage["energy"] = {}
+    return stages
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); remove it or run the stage again") from None
 

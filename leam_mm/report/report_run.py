@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
+from leam_mm.json_text import parse_object
 from leam_mm.report.chart import line_chart
 from leam_mm.report.report_number import Row, duration, energy, language, plain
 from leam_mm.report.templates import Table
@@ -43,7 +44,7 @@ def images(evaluation: Path) -> dict[str, Any] | None:
 
 def _prompt_table(evaluation: Path, index: Path) -> tuple[list[str], list[list[Row | None]]]:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = parse_object(index.read_bytes())
         codes = [str(code) for code in content["languages"]]
         cells: dict[int, dict[str, Row]] = {}
         for entry in content["pictures"]:
@@ -51,7 +52,7 @@ def _prompt_table(evaluation: Path, index: Path) -> tuple[list[str], list[list[R
             # Only the file's own name is used: a path from inside a file is not trusted.
             file = _image(evaluation / "prompts" / Path(str(entry["image"])).name)
             cells.setdefault(int(entry["row"]), {})[code] = {"language": code, "text": text, "file": file}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{index}: is damaged ({type(error).__name__}); run the evaluator PromptGrid again") from None
     return [language(code) for code in codes], [[row.get(code) for code in codes] for _, row in sorted(cells.items())]
 

@@ -99,8 +99,11 @@ def classification(results: Mapping[str, Row]) -> list[dict[str, Any]]:
 def _confusions(rows: Mapping[str, Row]) -> Table:
     lines = []
     for code, row in rows.items():
-        if pairs := _parts(row).get("confusions"):
-            mistakes = [f"{p['true']} → {p['predicted']} ({int(p['count'])})" for p in pairs[:5]]
+        pairs = _parts(row).get("confusions")
+        if isinstance(pairs, list) and pairs:
+            mistakes = [
+                f"{p.get('true')} → {p.get('predicted')} ({p.get('count')})" for p in pairs[:5] if isinstance(p, dict)
+            ]
             lines.append([language(code), "; ".join(mistakes)])
     return Table(["Language", "Right class → class chosen instead (how often)|wrap"], lines)
 
