@@ -1,7 +1,8 @@
 """Checkpoints that rebuild themselves: the resolved config is inside, and weights_only loading suffices."""
 
-import glob
 import inspect
+import logging
+import os
 import traceback
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,11 +14,13 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from leam_mm.checkpoint_file import compare_digest, write_with_digest
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_write, file_sha256, remove_leftovers
+from leam_mm.files import atomic_write, remove_leftovers, second_name
 from leam_mm.recorded_classes import MODEL_CLASSES, build_recorded
 
+LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
 # Which module has a part that others load; a subclass or another module with a part of that name serves as well.
 PARTS = {
@@ -29,18 +32,22 @@ PARTS = {
 # run started from are not needed.
 REBUILDING: ContextVar[dict[str, Any] | None] = ContextVar("REBUILDING", default=None)
 Module = TypeVar("Module", bound=LightningModule)
+log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint writer that leaves either the old file or the new one, whenever the run is killed."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a temporary file, flush it to the disk, rename it; remove what a killed run left behind."""
+        """Write to a temporary file, flush it to the disk, keep the last one as previous.ckpt, rename."""
         target = Path(path)
-        remove_leftovers(target.parent, glob.escape(target.name))
-        # torch.save names the archive inside after a path it is given: a file object keeps the bytes independent of it.
-        with atomic_write(target, durable=True) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)
+        with atomic_write(target) as temporary:
+            with open(temporary, "xb+") as file:
+                write_with_digest(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if target.name == LAST and target.is_file():
+                second_name(target, target.with_name(PREVIOUS))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be hostile."""
@@ -48,7 +55,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """One file per run, ``checkpoints/last.ckpt``, replaced at an interval and at the end of training.
+    """The newest two checkpoints of a run, replaced at an interval and at the end of training.
+
+    ``checkpoints/last.ckpt`` is the newest; ``previous.ckpt`` beside it serves if the newest is damaged.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints.
@@ -65,6 +74,12 @@ class RunCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
             auto_insert_metric_name=False,
         )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a killed run left of an unfinished file."""
+        super().on_train_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            remove_leftovers(Path(self.dirpath or "."), LAST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last steps too, if their number is no multiple of the interval."""
@@ -89,9 +104,18 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         UserError: The file is damaged, or was not written by train.py.
     """
-    file = find_checkpoint(path)
+    return _read(find_checkpoint(path))[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], str]:
+    """Return a checkpoint and the SHA-256 of its file, which is opened once: another process may replace it."""
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        with open(file, "rb") as stream:
+            sha256 = compare_digest(stream, file)
+            stream.seek(0)
+            checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # torch raises half a dozen kinds for damaged, foreign or hostile files
         reason = str(error).split("\n", 1)[0][:200]
         raise UserError(f"{file} cannot be read as a checkpoint ({reason}); use an intact file of train.py") from None
@@ -99,7 +123,41 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise UserError(
             f"{file} was not written by train.py: its config is missing, so no model can be rebuilt from it"
         )
-    return checkpoint
+    return checkpoint, sha256
+
+
+def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] | None:
+    """Return the checkpoint that a run resumes from: the last one, or the previous one if the last is damaged.
+
+    Args:
+        last: ``last.ckpt`` of the run.
+        replace: Put the previous one in place of a damaged or missing last one, which is kept as ``damaged.ckpt``.
+
+    Returns:
+        The file and its evidence, or None if there is no checkpoint.
+
+    Raises:
+        UserError: Both are damaged.
+    """
+    previous = last.with_name(PREVIOUS)
+    try:
+        if last.is_file():
+            return last, read_checkpoint(last)[EVIDENCE]
+        if not previous.is_file():
+            return None
+        fault = f"{last} is missing"
+    except UserError as error:
+        fault = str(error)
+    try:
+        evidence = read_checkpoint(previous)[EVIDENCE]
+    except UserError as error:
+        raise UserError(f"{fault}; {error}: remove both to start the run anew") from None
+    if replace:
+        if last.is_file():
+            second_name(last, last.with_name(DAMAGED))
+        second_name(previous, last)
+        log.warning("the run resumes from the checkpoint before the last one: %s", fault)
+    return last if replace else previous, evidence
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +215,7 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
         UserError: The file is damaged, holds another kind of module, or its weights do not fit its config.
     """
     file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file)
+    checkpoint, sha256 = _read(file)
     rebuilding = REBUILDING.set(checkpoint[EVIDENCE])
     try:
         module = build_module(checkpoint_config(checkpoint)["model"])
@@ -182,7 +240,7 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
         raise UserError(f"{file}: weights and config inside do not fit ({reason}); the file was edited") from None
     evidence = {
         "path": str(file),
-        "sha256": file_sha256(file),
+        "sha256": sha256,
         **{name: value for name, value in checkpoint[EVIDENCE].items() if name != "config"},
     }
     setattr(module, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)

@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
@@ -26,7 +26,7 @@ from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckp
 from leam_mm.callbacks.preemption import Preemption
 from leam_mm.callbacks.save_failures import LastSave, RetriedCheckpointIO
 from leam_mm.callbacks.throughput import Throughput
-from leam_mm.checkpoint import EVIDENCE, RunCheckpoint, read_checkpoint, restoring_failed
+from leam_mm.checkpoint import EVIDENCE, LAST, RunCheckpoint, restoring_failed, sound_checkpoint
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
@@ -112,14 +112,16 @@ class LeamCLI(LightningCLI):
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(run / "checkpoints")
         if self.subcommand == "fit" and config.ckpt_path == "last":
-            self._check_resume(Path(config.checkpoint.dirpath) / "last.ckpt", config)
+            self._check_resume(Path(config.checkpoint.dirpath) / LAST, config)
 
     def _check_resume(self, path: Path, config: Any) -> None:
-        """Refuse to continue a run folder of another model."""
-        if path.is_dir() or not path.exists():
+        """Refuse to continue a run folder of another model; fall back to the previous checkpoint if one is damaged."""
+        # The other ranks read the file after the first one, which has put the previous one in place.
+        sound = None if path.is_dir() else sound_checkpoint(path, replace=rank_zero_only.rank == 0)
+        if sound is None:
             return
-        evidence = read_checkpoint(path)[EVIDENCE]
-        found = evidence["model_class"]
+        _, evidence = sound
+        found = evidence.get("model_class")
         now = arithmetic_record(torch.get_num_threads())
         if different := changes(evidence.get("arithmetic", {}), now):
             rank_zero_warn(f"{path} was written with other arithmetic ({different}): results may differ in last digits")

@@ -7,6 +7,7 @@ run can recognise and remove what a killed one left behind (``remove_leftovers``
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,8 +21,11 @@ TEMPORARY = ".tmp-"  # between a name and the number of the process that writes 
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the name under which this process writes ``path`` before it is complete."""
-    return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+    """Return a new name under which this process writes ``path`` before it is complete.
+
+    No other writer takes it: processes of two hosts, which share a disk, may have the same number.
+    """
+    return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
 
 
 @contextmanager
@@ -65,6 +69,15 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a folder that became read-only; the first error counts
             temporary.unlink(missing_ok=True)
+
+
+def second_name(path: Path, name: Path) -> None:
+    """Give a file a second name, and take it from another file; a disk without hard links moves the file instead."""
+    try:
+        with atomic_write(name) as temporary:
+            os.link(path, temporary)
+    except OSError:
+        os.replace(path, name)
 
 
 @contextmanager

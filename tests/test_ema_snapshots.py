@@ -130,9 +130,15 @@ def test_wrong_uses_are_refused(tmp_path: Path) -> None:
         read_snapshots(tmp_path)
     path = write_snapshot(tmp_path / FOLDER, Snapshot(3, 1, (0.05,)), {"0.weight": torch.ones(2)})
     assert read_snapshots(tmp_path) == [(path, Snapshot(3, 1, (0.05,)))]
-    path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match="is not a snapshot"):
-        read_snapshots(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (
+        whole[:40],
+        whole[:-3] + bytes([whole[-3] ^ 8]) + whole[-2:],
+        whole.replace(b'"updates', b'"updates'[::-1]),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"000000000003\.safetensors is damaged, or not a snapshot"):
+            read_snapshots(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_snapshot(tmp_path / "file", Snapshot(3, 1, (0.05,)), {"0.weight": torch.ones(2)})

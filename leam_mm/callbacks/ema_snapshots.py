@@ -9,11 +9,14 @@ Each snapshot is one file, ``ema_snapshots/000000100000.safetensors`` in the run
 after its checkpoint again, equal bit for bit.
 """
 
+import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -123,12 +126,22 @@ def gather(average: PowerEma) -> dict[str, Tensor]:
     }
 
 
+def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return one SHA-256 over the names, types, shapes and bytes of tensors, in the given order."""
+    digest = hashlib.sha256()
+    for name, value in tensors:
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor]) -> Path:
     """Write one file atomically and flush it to the disk."""
     path = folder / f"{snapshot.samples:012d}.safetensors"
+    record = asdict(snapshot) | {"sha256": tensors_sha256(sorted(tensors.items()))}
     try:
         with atomic_write(path, durable=True) as temporary:
-            save_file(tensors, temporary, {ENTRY: json.dumps(asdict(snapshot))})
+            save_file(tensors, temporary, {ENTRY: json.dumps(record)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be written ({error}): make room, then start the same command again") from None
     return path
@@ -146,10 +159,14 @@ def read_snapshots(run: Path) -> list[tuple[Path, Snapshot]]:
         try:
             with safe_open(path, framework="pt") as file:
                 content = json.loads((file.metadata() or {})[ENTRY])
+                names = sorted(file.keys())
+                digest = tensors_sha256((name, file.get_tensor(name)) for name in names)
+            if content.get("sha256", digest) != digest:  # older files state none
+                raise ValueError("its content does not have the digest that it states")
             widths = tuple(float(width) for width in content["widths"])
             found.append((path, Snapshot(int(content["samples"]), int(content["updates"]), widths)))
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is not a snapshot of averages ({error!r}): remove it") from None
+            raise UserError(f"{path} is damaged, or not a snapshot of averages ({error!r:.200}): remove it") from None
     if not found:
         raise UserError(
             f"{folder} holds no snapshots: train with leam_mm.callbacks.ema_snapshots.EmaSnapshots in trainer.callbacks"

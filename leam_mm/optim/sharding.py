@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from leam_mm.checkpoint import read_checkpoint
+from leam_mm.checkpoint import AtomicCheckpointIO, read_checkpoint
 from leam_mm.encoders.repeated_blocks import repeated_blocks
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,12 @@ class ShardedStrategy(ModelParallelStrategy):
             "state": {numbers[name]: state for name, state in named["state"].items()},
             "param_groups": sorted(groups, key=lambda group: group["params"][:1]),
         }
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Write the full checkpoint on rank 0, as a run on one device does."""
+        path = self.broadcast(filepath)
+        if self.global_rank == 0:
+            AtomicCheckpointIO().save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a full checkpoint on each rank, and keep this rank's shards of weights and optimizer states."""

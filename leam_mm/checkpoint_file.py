@@ -1,0 +1,89 @@
+"""Checkpoint files with a digest at their end, which is compared before anything in them is used.
+
+torch writes a ZIP archive and checks none of its sums when it reads one. The comment at the end of the archive, which
+readers skip, holds the SHA-256 of the archive without it: one file, so that digest and content cannot be separated.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch.serialization import get_crc32_options, set_crc32_options
+
+from leam_mm.errors import UserError
+
+MARK = b"leam_mm sha256:"
+COMMENT = len(MARK) + 64  # bytes
+NO_COMMENT = b"\0\0"  # the last bytes of a ZIP archive without a comment: its length
+TAIL = len(NO_COMMENT) + COMMENT
+CHUNK = 1 << 20  # bytes
+log = logging.getLogger(__name__)
+
+
+class _HashedWriter:
+    """A binary file that computes the SHA-256 of what passes, while it is in the processor's cache."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def write_with_digest(content: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint and its digest to an empty file.
+
+    Args:
+        content: What torch.save takes.
+        file: Opened for reading and writing.
+    """
+    writer, sums = _HashedWriter(file), get_crc32_options()
+    set_crc32_options(False)  # torch's own take longer than the digest, and torch.load does not compare them
+    try:
+        # torch.save names the archive inside after a path it is given: a file keeps the bytes independent of it.
+        torch.save(content, writer)  # type: ignore[arg-type]
+    finally:
+        set_crc32_options(sums)
+    file.seek(-len(NO_COMMENT), 2)
+    if file.read() != NO_COMMENT:
+        raise RuntimeError("torch.save wrote no archive that ends without a comment")
+    file.seek(-len(NO_COMMENT), 2)
+    file.write(COMMENT.to_bytes(2, "little") + MARK + writer.digest.hexdigest().encode())
+
+
+def compare_digest(file: BinaryIO, name: Path) -> str:
+    """Compare the digest at the end of a file with its content, and return the SHA-256 of the whole file.
+
+    Args:
+        file: A checkpoint, opened for reading.
+        name: Its name, for messages.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - TAIL))
+    tail = file.read()
+    marked = tail[len(NO_COMMENT) :].startswith(MARK)
+    file.seek(0)
+    digest, left = hashlib.sha256(), size - len(tail)
+    while left and (chunk := file.read(min(CHUNK, left))):
+        digest.update(chunk)
+        left -= len(chunk)
+    archive = digest.copy()
+    archive.update(NO_COMMENT)
+    if not marked:
+        log.warning("%s has no digest, as files of older versions have none: damage to it would pass unseen", name)
+    elif tail != COMMENT.to_bytes(2, "little") + MARK + archive.hexdigest().encode():
+        raise UserError(
+            f"{name} cannot be read as a checkpoint: it is damaged, its content does not have the digest at its end; "
+            "copy it again, or take previous.ckpt beside it"
+        )
+    digest.update(tail)
+    return digest.hexdigest()
