@@ -74,8 +74,7 @@ def read_metadata(raw: bytes) -> Metadata:
     """
     found = Metadata()
     found.add_packets(raw)
-    for encoding in ENCODINGS:
-        _add_encoded(found, raw, encoding)
+    _add_encoded(found, raw)
     if raw.startswith(b"\x89PNG"):
         _add_png(found, raw)
     elif raw.startswith(b"\xff\xd8"):
@@ -103,26 +102,35 @@ def _packets(raw: bytes) -> Iterator[bytes]:
         yield raw[begin.start() : position]
 
 
-def _add_encoded(found: Metadata, raw: bytes, encoding: str) -> None:
-    """Add packets in another encoding than UTF-8."""
-    word, position = "RDF".encode(encoding), 0
-    while (at := raw.find(word, position)) >= 0:
-        position = at + len(word)
-        if not found.take(OVERHEAD):
+def _add_encoded(found: Metadata, raw: bytes) -> None:
+    """Add packets in other encodings than UTF-8.
+
+    A packet also looks like one of the other byte order that begins a byte later and has no end: of overlapping
+    packets, those without an end count only if none has one.
+    """
+    whole: list[tuple[int, int, str]] = []
+    open_ended: list[tuple[int, int, str]] = []
+    for encoding in ENCODINGS:
+        word, position = "RDF".encode(encoding), 0
+        while (at := raw.find(word, position)) >= 0:
+            position = at + len(word)
+            if not found.take(OVERHEAD):
+                return
+            start = at - min(at, WINDOW) // 4 * 4
+            before = raw[start : position + 4].decode(encoding, "replace")
+            openings = list(_OPENING.finditer(before))
+            if not openings:
+                continue
+            first = start + len(before[: openings[-1].start()].encode(encoding, "replace"))
+            close = f"</{openings[-1][1]}RDF>".encode(encoding, "replace")
+            end = raw.find(close, position)
+            position = min(end + len(close) if end >= 0 else len(raw), first + 2 * MOST_BYTES)
+            (whole if end >= 0 else open_ended).append((first, position, encoding))
+    alone = [cut for cut in open_ended if not any(first <= cut[0] + 3 and cut[0] <= end for first, end, _ in whole)]
+    for first, end, encoding in whole + alone:
+        if not found.take(end - first):
             return
-        start = at - min(at, WINDOW) // 4 * 4
-        before = raw[start : position + 4].decode(encoding, "replace")
-        openings = list(_OPENING.finditer(before))
-        if not openings:
-            continue
-        begin = openings[-1]
-        first = start + len(before[: begin.start()].encode(encoding, "replace"))
-        close = f"</{begin[1]}RDF>".encode(encoding, "replace")
-        end = raw.find(close, position)
-        position = min(end + len(close) if end >= 0 else len(raw), first + 2 * MOST_BYTES)
-        if not found.take(position - first):
-            return
-        found.packets.append(raw[first:position].decode(encoding, "replace").encode("utf-8", "replace"))
+        found.packets.append(raw[first:end].decode(encoding, "replace").encode("utf-8", "replace"))
 
 
 def _add_png(found: Metadata, raw: bytes) -> None:
