@@ -28,6 +28,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 State = TypeVar("State")
 FATAL_SAMPLES = 20  # of one job; above, the cause is elsewhere
+LAST_SECONDS = 5.0  # for workers to end by themselves after the last job
 NONE = -1  # in place of the number of a job or sample
 log = logging.getLogger(__name__)
 
@@ -206,11 +207,15 @@ class WorkerPool(Generic[State]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the workers; after an error, kill them: a job that is cut off leaves nothing that counts as done."""
+        if self._in_process:
+            return
         if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
-        if kind is not None and not self._in_process:
-            for process in set(multiprocessing.active_children()) - self._others:
-                process.kill()
+            # Without waiting: a worker that was killed while it waited for a job may have left a lock to the others.
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + (LAST_SECONDS if kind is None else 0)
+        for process in set(multiprocessing.active_children()) - self._others:
+            process.join(max(0.0, end - time.monotonic()))
+            process.kill()
 
 
 _number = 0  # of this process among the workers

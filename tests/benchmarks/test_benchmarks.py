@@ -23,6 +23,7 @@ BENCHMARKS = (
     "time_to_accuracy",
     "resume",
     "resume_buckets",
+    "faults",
     "language_balance",
     "language_identification",
     "crawl_speed",
@@ -56,6 +57,7 @@ def test_every_benchmark_is_run() -> None:
     parts = {
         "batch_record",
         "accuracy_clock",
+        "fault_injection",
         "hostile_server",
         "open_clip_peer",
         "processes",
