@@ -233,7 +233,12 @@ class SmallDisk:
 
     def read_only(self, wanted: bool) -> None:
         """Make it read-only, or writable again."""
-        subprocess.run(["mount", "-o", f"remount,{'ro' if wanted else 'rw'}", str(self.folder)], check=True)
+        command = ["mount", "-o", f"remount,{'ro' if wanted else 'rw'}", str(self.folder)]
+        for _ in range(100):  # processes of a killed program may still be ending
+            if subprocess.run(command, capture_output=True).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise UserError(f"{self.folder} cannot be remounted: a process still writes there")
 
     def unmount(self) -> None:
         """Unmount it."""
