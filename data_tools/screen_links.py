@@ -6,7 +6,7 @@
 
 The rules, in order: the row is complete; the address is http(s) and not private; blocklists of domains, address digests
 and phrases; legal basis of the source; rights reserved by the page; personal data in captions (redacted or dropped);
-language; duplicate addresses; robots.txt, tdmrep.json, ai.txt and trust.txt of the origin, opt-out registries. Each
+language; duplicate addresses; robots.txt, tdmrep.json, ai.txt, trust.txt and RSL licences, opt-out registries. Each
 origin is asked once, many origins in parallel, never with two connections to one origin.
 
 OUTPUT/links.parquet    links that stay, each origin's spread evenly over the table, for download_shards --table

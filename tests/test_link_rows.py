@@ -100,3 +100,12 @@ def test_sources_decide_and_pages_that_reserve_are_heard(tmp_path: Path) -> None
     own = table.rename(tmp_path / "own.jsonl")
     rows = LinkRows(own, None, False, [], sources=sources, trusted=sources.trusts(own))
     assert [row.decision.get("rule") for row in rows] == [None, None, None, "page_rights"]
+
+
+def test_terms_to_which_a_page_links_are_read_by_screening_alone(tmp_path: Path) -> None:
+    consent = json.dumps({"page_terms": ["https://a.example/license.xml"]})
+    row = {"url": "https://a.example/1.png", "caption": "x", "consent": consent}
+    (tmp_path / "links.jsonl").write_text(json.dumps(row))
+    for trusted, rule in ((False, "page_rights"), (True, None)):
+        (found,) = LinkRows(tmp_path / "links.jsonl", None, False, [], trusted=trusted)
+        assert found.decision.get("rule") == rule

@@ -91,7 +91,7 @@ def _requests(setting: str) -> tuple[ImageRequest, RobotsRules | None]:
     quick = replace(settings, image_seconds=min(settings.image_seconds, settings.timeout))
     registries = [OptOutRegistry(Path(path)) for path in settings.registries]
     rules = RobotsRules(quick, Path(settings.output).with_name("origins.jsonl"), registries, settings.agreed_hosts)
-    return ImageRequest(settings, rules.decide), rules
+    return ImageRequest(settings, rules.decide, rules.terms), rules
 
 
 class Part:

@@ -24,6 +24,7 @@ from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressEr
 from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
+from data_tools.rights.rsl_terms import header_links
 
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
@@ -76,16 +77,19 @@ class ImageRequest:
         judge_origin: ``RobotsRules.decide``, called for each address before it is requested. It returns the signal of
             robots.txt, tdmrep.json or ai.txt that forbids the request, or None, and all signals. Not called for hosts
             of ``allow_private`` unless ``spare_private`` is set.
+        read_terms: ``RobotsRules.terms``, called for RSL documents in Link headers; without it they reserve rights.
     """
 
     def __init__(
         self,
         setting: FetchSetting,
         judge_origin: Callable[[str, LegalBasis], tuple[Signal | None, list[Signal]]] | None = None,
+        read_terms: Callable[[str, str, list[str]], list[Signal]] | None = None,
     ) -> None:
         """Build the opener; see the class for the arguments."""
         self.setting, self.guard, self.judge_origin = setting, Guard(setting), judge_origin
         self.opener = build_opener(setting, self.guard, follow=False)
+        self.read_terms = read_terms or _unread_terms
 
     def ask(self, url: str, basis: LegalBasis) -> Answer:
         """Fetch one image; never raises, and never takes much longer than ``image_seconds``.
@@ -146,6 +150,9 @@ class ImageRequest:
                 answer.response |= {"hops": hops, "final_url": address}
                 answer.visit |= _kept(headers, VISIT)
                 signals = header_signals(headers, setting.agent_name, address, datetime.now(UTC))
+                if basis.honours_reservations and decide(signals, basis) is None:
+                    for terms in header_links(headers, address):
+                        signals += self.read_terms(terms, "header:rsl", [address])
                 if self._record(signals, decide(signals, basis), answer):
                     return
                 location = next((value for name, value in headers if name.lower() == "location"), None)
@@ -215,6 +222,10 @@ class ImageRequest:
         answer.content = content
         if answer.basis is not None:
             answer.response["legal_basis"] = answer.basis.value
+
+
+def _unread_terms(address: str, kind: str, targets: list[str]) -> list[Signal]:
+    return [Signal(kind, "its terms were not read", address, True)]
 
 
 def _all_headers(message: Message) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools.links.link_rules import page_signals, with_claim
+from data_tools.links.link_rules import page_signals, page_terms, with_claim
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import folder_links, link_batches
 from data_tools.links.withdrawn_lists import WithdrawnLists
@@ -159,9 +159,12 @@ class LinkRows:
                 if fault := json_fault(column, source.get(column)):
                     raise LinkRefused(column, str(source[column])[:80], fault)
             self._apply_basis(row)
-            if refusal := decide(page_signals(row.source.get("consent")), basis_of(row.source.get("legal_basis"))):
+            basis = basis_of(row.source.get("legal_basis"))
+            if refusal := decide(page_signals(row.source.get("consent")), basis):
                 value = f"{refusal.kind}: {refusal.value}"
                 raise LinkRefused("page_rights", value, "the page that shows it reserves rights")
+            if not self.trusted and page_terms(row.source.get("consent")) and basis.honours_reservations:
+                raise LinkRefused("page_rights", "page:rsl", "the page links to terms that only screen_links reads")
             if not (source["caption"] or "").strip() and (source.get("captions") or "[]").strip() == "[]":
                 raise LinkRefused("caption", "", "the caption is empty")
         except LinkRefused as refused:

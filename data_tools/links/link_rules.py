@@ -25,6 +25,7 @@ from data_tools.links.withdrawn_lists import address_key
 from data_tools.network.link_address import LinkRefused, check_link, normal_url
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
+from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid
 from leam_mm.errors import UserError
@@ -32,7 +33,7 @@ from leam_mm.files import file_sha256
 
 COLUMNS = (*REQUIRED, *OPTIONAL)
 FILTERED = pa.schema(
-    [(name, pa.string()) for name in (*COLUMNS, "fetch", "domain", "origin")]
+    [(name, pa.string()) for name in (*COLUMNS, "fetch", "domain", "origin", "terms")]
     + [("link_hash", pa.binary(16))]
     + [(name, pa.string()) for name in ("rule", "value", "reason", "evidence")]
 )
@@ -286,6 +287,13 @@ def page_signals(consent: str | None) -> list[Signal]:
         raise LinkRefused("page_rights", str(consent)[:80], f"the page's rights cannot be read ({error!r})") from None
 
 
+def page_terms(consent: str | None) -> str | None:
+    """Return the addresses of RSL documents to which the page links (``page_terms`` of ``consent``), as JSON."""
+    found = json.loads(consent or "{}").get("page_terms")
+    terms = [str(address)[:MAX_ADDRESS] for address in found] if isinstance(found, list) else []
+    return json.dumps(terms[:MOST_DOCUMENTS]) if terms else None
+
+
 def _refuse(blocked: Blocked | None) -> None:
     if blocked:
         reason = f"entry of {blocked.list_name} (sha256 {blocked.list_sha256[:16]})"
@@ -298,6 +306,7 @@ def _filtered(row: _Row) -> dict[str, Any]:
         parts = urlsplit(row.fetch)
         cells["origin"] = f"{parts.scheme}://{parts.netloc}"
         cells["link_hash"] = hashlib.blake2b(normal_url(row.fetch).encode(), digest_size=16).digest()
+    cells["terms"] = page_terms(row.cells["consent"]) if row.refused is None else None
     cells |= {"fetch": row.fetch, "domain": row.domain, "evidence": evidence_text(row.evidence)}
     if row.refused is not None:
         cells |= {"rule": row.refused.rule, "value": row.refused.value, "reason": row.refused.reason}

@@ -20,7 +20,7 @@ from data_tools.links.host_shuffle import even_positions
 from data_tools.links.link_sources import LinkSources
 from data_tools.network.link_address import host_of
 from data_tools.rights.legal_basis import LegalBasis
-from data_tools.rights.reservations import Signal
+from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.ledger import evidence_text
 from leam_mm.files import write_text
@@ -28,7 +28,7 @@ from leam_mm.files import write_text
 ROWS = 400_000  # links decided at a time
 LINKS = pa.schema(
     [("row", pa.int64())]
-    + [(name, pa.string()) for name in ("fetch", "origin", "source", "legal_basis")]
+    + [(name, pa.string()) for name in ("fetch", "origin", "source", "legal_basis", "page_url", "terms")]
     + [(name, pa.uint64()) for name in ("origin_hash", "link_hash")]
 )
 TEXTS = ("rule", "value", "reason", "evidence", "consent")
@@ -117,8 +117,8 @@ class RobotsScreen:
         assert self.rules is not None
         numbers: dict[Decision, int] = {}
         codes = np.zeros(links.num_rows, np.int32)
-        columns = (links[name].to_pylist() for name in ("fetch", "source", "legal_basis"))
-        for row, (url, source, word) in enumerate(zip(*columns, strict=True)):
+        columns = (links[name].to_pylist() for name in ("fetch", "source", "legal_basis", "page_url", "terms"))
+        for row, (url, source, word, page, terms) in enumerate(zip(*columns, strict=True)):
             basis = LegalBasis.of(word)
             host = host_of(url)
             if basis.may_be_agreed:
@@ -127,6 +127,11 @@ class RobotsScreen:
                 else:
                     basis = LegalBasis.public_domain  # ignores reservations as well, but obeys robots.txt
             refusal, signals = self.rules.decide(url, basis)
+            if terms and refusal is None and basis.honours_reservations:
+                targets = [page, url] if host_of(page) else [url]
+                for address in json.loads(terms):
+                    signals += self.rules.terms(address, "page:rsl", targets)
+                refusal = decide(signals, basis)
             codes[row] = numbers.setdefault(_decision(refusal, signals), len(numbers))
         return list(numbers), codes
 

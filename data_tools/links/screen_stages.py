@@ -60,7 +60,7 @@ def group_by_origin(work: Path, chunks: int, buckets: int, duplicates: Path) -> 
     output = work / "origins"
     if output.exists():
         return output
-    names = ["fetch", "origin", "source", "legal_basis"]
+    names = ["fetch", "origin", "source", "legal_basis", "page_url", "terms"]
     current, repeated = -1, np.zeros(0, np.int64)
     with DiskBuckets(output) as grouped:
         for number in range(chunks):

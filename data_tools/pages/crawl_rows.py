@@ -30,7 +30,6 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
     page_language = reading.language if reading.language != UNDETERMINED else None
     texts = [(text, stated or page_language) for link in reading.links for text, _, stated in link.captions]
     languages = iter(vote([text for text, _ in texts], [expected for _, expected in texts]))
-    reserved = any(signal.reserved for signal in reading.signals)
     rows = []
     for link in reading.links:
         captions = [
@@ -39,6 +38,8 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
         ]
         # The page of another site does not speak for the owner of the image: link_evidence keeps what it claims.
         licence = image_licence(link) if speaks_for(page, link) else None
+        evidence = link_evidence(page, reading, link)
+        reserved = bool(reading.linked_terms) or any(signal["reserved"] for signal in evidence["page_rights"])
         basis = licence.basis if licence and suggest_basis and not reserved else None
         rows.append(
             {
@@ -50,7 +51,7 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
                 "page_url": page.url,
                 "attribution": attribution(link.statements),
                 "metadata": evidence_text({"page_title": reading.title, "page_language_by": reading.language_source}),
-                "consent": evidence_text(link_evidence(page, reading, link)),
+                "consent": evidence_text(evidence),
                 "language": reading.language,
                 "uid": link_uid(link.url, page.url, str(captions[0]["text"])),
                 "source": source or None,

@@ -22,9 +22,17 @@ from resiliparse.parse.html import DocumentNode, ElementNode, HTMLTree
 from data_tools.links.blocklists import same_site
 from data_tools.links.language_vote import UNDETERMINED, primary_language, vote
 from data_tools.network.link_address import host_of
-from data_tools.pages.page_licences import Statement, ancestors, figure_licences, page_statements, select
+from data_tools.pages.page_licences import (
+    Statement,
+    ancestors,
+    figure_licences,
+    license_links,
+    page_statements,
+    select,
+)
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal, header_signals, meta_signals
+from data_tools.rights.rsl_terms import MEDIA_TYPE, MOST_DOCUMENTS, document_link, header_links, rsl_signals
 
 # Attributes in which scripts for lazy loading keep the address, the largest image first.
 LAZY = ("data-original", "data-src", "data-lazy-src", "data-lazy", "data-original-src", "data-hi-res-src", "data-url")
@@ -84,6 +92,8 @@ class PageReading:
         links: Images with at least one text.
         statements: Statements about the licence of the page itself.
         skipped: Numbers of images that give no link, by reason.
+        terms: RSL documents that the page holds.
+        linked_terms: Addresses of RSL documents to which it or its headers link.
     """
 
     title: str
@@ -93,6 +103,8 @@ class PageReading:
     links: list[PageLink]
     statements: list[Statement]
     skipped: Counter[str]
+    terms: list[str] = field(default_factory=list)
+    linked_terms: list[str] = field(default_factory=list)
 
 
 def read_page(page: Page, agent: str, limits: PageLimits) -> PageReading:
@@ -159,7 +171,17 @@ class _Reader:
                 kept.append(link)
             else:
                 self.skipped["no text"] += 1
-        return PageReading(self.text(self.tree.title or ""), language, source, signals, kept, page_wide, self.skipped)
+        title = self.text(self.tree.title or "")
+        return PageReading(title, language, source, signals, kept, page_wide, self.skipped, *self._terms())
+
+    def _terms(self) -> tuple[list[str], list[str]]:
+        """Return the RSL documents in the page, and the addresses of those to which it links (RSL 1.0, 4.6 and 4.7)."""
+        scripts = select(self.document, f'script[type="{MEDIA_TYPE}" i]')[:MOST_DOCUMENTS]
+        found = header_links(self.page.headers, self.page.url)
+        for link in license_links(self.document):
+            reference, words = link.get_attribute("href") or "", (link.get_attribute("rel") or "")
+            found.append(document_link(reference, words, link.get_attribute("type") or "", self.base) or "")
+        return [script.text or "" for script in scripts], list(dict.fromkeys(filter(None, found)))[:MOST_DOCUMENTS]
 
     def resolve(self, reference: str | None) -> str | None:
         """Return the absolute http(s) address of a reference, without fragment, or None."""
@@ -330,8 +352,11 @@ def link_evidence(page: Page, reading: PageReading, link: PageLink) -> dict[str,
     """Return the column ``consent``: rights of the page, licences, and archive and record of the page."""
     scope = "image" if speaks_for(page, link) else "claim"
     licences = [(scope, one) for one in link.statements] + [("page", one) for one in reading.statements]
-    return {
-        "page_rights": [asdict(signal) for signal in reading.signals],
+    targets = [page.url, link.url]
+    terms = [signal for text in reading.terms for signal in rsl_signals(text, "page:rsl", page.url, targets)]
+    linked = {"page_terms": reading.linked_terms} if reading.linked_terms else {}
+    return linked | {
+        "page_rights": [asdict(signal) for signal in [*terms, *reading.signals]],
         "licences": [
             {"scope": scope, "source": one.source, **{k: v for k, v in one.fields.items() if k != "caption"}}
             for scope, one in licences[:20]

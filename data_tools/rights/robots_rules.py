@@ -1,4 +1,4 @@
-"""Fetch the rules of each origin once (robots.txt, tdmrep.json, ai.txt, trust.txt) and store them as evidence.
+"""Fetch the rules of each origin once (robots.txt, tdmrep.json, ai.txt, trust.txt, RSL) and store them as evidence.
 
 Every answer (status, address after redirects, SHA-256, time, text) is appended to a file of JSON lines, which several
 processes may share and later runs read. RFC 9309: at most five redirects, 500 KiB, 24 hours; 4xx allows, 5xx and no
@@ -38,6 +38,7 @@ from data_tools.rights.reservations import (
     tdmrep_signals,
     trust_txt_signals,
 )
+from data_tools.rights.rsl_terms import file_signals, robots_links
 from leam_mm.files import bytes_sha256
 
 ROBOTS, TDMREP, AI_TXT = "/robots.txt", "/.well-known/tdmrep.json", "/ai.txt"
@@ -92,9 +93,22 @@ class RobotsRules:
         signals += ai_txt_signals(files[AI_TXT].get("text"), url, agent)
         for path in TRUST_TXT:
             signals += trust_txt_signals(files.get(path, {}).get("text"), origin_of(url) + path)
+        for address in robots_links(files[ROBOTS].get("text") or "", agent, origin_of(url) + ROBOTS):
+            signals += self.terms(address, "robots.txt:rsl", [url])
         for registry in self.registries:
             signals += registry_signals(registry, url)
         return decide(signals, basis), signals
+
+    def terms(self, address: str, kind: str, targets: list[str]) -> list[Signal]:
+        """Return what an RSL document says about some addresses; it is fetched once, like the files of an origin.
+
+        Args:
+            address: Address of the document.
+            kind: Where it was found, for the signal.
+            targets: See ``rsl_signals``.
+        """
+        file = self._visit(address, self._ask_document)["files"][address]
+        return file_signals(file["status"], file.get("text"), kind, address, targets)
 
     def crawl_delay(self, url: str) -> float | None:
         """Return the seconds that the origin's robots.txt asks for between two requests, or None."""
@@ -114,7 +128,9 @@ class RobotsRules:
 
     def visit(self, url: str) -> dict[str, Any]:
         """Return the newest visit to an address's origin; visit it now if there is none or it has expired."""
-        origin = origin_of(url)
+        return self._visit(origin_of(url), self._ask)
+
+    def _visit(self, origin: str, ask: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         with self._lock:
             visit = self._recent.get(origin)
             if visit is None or not self._is_fresh(visit):
@@ -131,7 +147,7 @@ class RobotsRules:
         if waiting is not None:
             return waiting.result()
         try:
-            visit = self._ask(origin)
+            visit = ask(origin)
             with self._lock:
                 self._store(visit)
                 self._recent[origin] = visit
@@ -145,7 +161,7 @@ class RobotsRules:
                 del self._asking[origin]
 
     def _is_fresh(self, visit: dict[str, Any]) -> bool:
-        status = visit["files"][ROBOTS]["status"]
+        status = next(iter(visit["files"].values()))["status"]  # of robots.txt, or of a document
         age = self._now() - datetime.fromisoformat(visit["asked"]).timestamp()
         return 0 <= age < (HOUR if status is None or status >= 500 else DAY)
 
@@ -155,6 +171,12 @@ class RobotsRules:
             unreachable = files[ROBOTS]["status"] is None
             if path != TRUST_TXT[1] or files[TRUST_TXT[0]]["status"] in MISSING:
                 files[path] = {"status": None, "error": "not asked"} if unreachable else self._fetch(origin + path)
+        return self._dated(origin, files)
+
+    def _ask_document(self, address: str) -> dict[str, Any]:
+        return self._dated(address, {address: self._fetch(address)})
+
+    def _dated(self, origin: str, files: dict[str, File]) -> dict[str, Any]:
         asked = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
         return {"origin": origin, "agent": self.setting.agent, "asked": asked, "files": files}
 

@@ -26,10 +26,12 @@ from rights_server import PLACES, Case, RightsServer, read_cases
 
 from data_tools.download.image_request import ImageRequest
 from data_tools.network.image_fetch import FetchSetting
+from data_tools.pages.page_links import PageLimits, link_evidence, read_page
+from data_tools.pages.warc_pages import Page
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.reservation_grammar import WORDS
-from data_tools.rights.reservations import decide, header_signals, meta_signals
+from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.robots_rules import RobotsRules
 from leam_mm.errors import UserError, run
 
@@ -54,7 +56,7 @@ class Pipeline:
         limits = {"timeout": 1, "image_seconds": 3, "spare_private": True, "ask_origins": "redirects"}
         self.setting = FetchSetting("", "", AGENT, CONTACT, allow_private=trusted, **limits)
         self.rules = RobotsRules(self.setting, folder / "origins.jsonl")
-        self.request = ImageRequest(self.setting, judge_origin=self.rules.decide)
+        self.request = ImageRequest(self.setting, self.rules.decide, self.rules.terms)
 
     def decide(self, case: Case) -> dict[str, Any]:
         """Give ``refused``, the kind of the signal or the rule that refused or "", and ``evidence``."""
@@ -65,10 +67,15 @@ class Pipeline:
             path = self.folder / "registry.txt"
             path.write_text((entry or "nobody.example") + "\n", encoding="utf-8")
             rules = RobotsRules(self.setting, self.folder / "origins.jsonl", [OptOutRegistry(path)], agreed)
-        page = header_signals(case.page_headers, AGENT, case.page, MOMENT)
-        forbids = decide([*page, *meta_signals(case.metas, AGENT, case.page, MOMENT)], basis)
+        content = case.page_answer().partition(b"\r\n\r\n")[2]
+        page = Page(0, case.page, content, headers=case.page_headers, fetched_at=MOMENT)
+        reading = read_page(page, AGENT, PageLimits())
+        found = link_evidence(page, reading, reading.links[0])
+        forbids = decide([Signal(**signal) for signal in found["page_rights"]], basis)
         if forbids is None:
             forbids, _ = rules.decide(case.url, basis)
+        for terms in found.get("page_terms", []):
+            forbids = forbids or decide(rules.terms(terms, "page:rsl", [case.page, case.url]), basis)
         if forbids is not None:
             return {"refused": forbids.kind, "evidence": asdict(forbids)}
         answer = self.request.ask(case.url, basis)
@@ -189,6 +196,8 @@ def kind_of(case: Case) -> str:
         "known_trust": "trust.txt",
         "registry": "registry",
     }
+    if "RSL" in case.row["name"]:
+        return "RSL"
     found = next(
         (kind for key, kind in (kinds | dict.fromkeys(("meta", "page_headers"), "page")).items() if key in case.row),
         None,

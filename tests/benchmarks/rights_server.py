@@ -20,8 +20,10 @@ PLACES = {
     "/ai.txt": "ai",
     "/trust.txt": "trust",
     "/.well-known/trust.txt": "known_trust",
+    "/license.xml": "rsl",
 }
-BEFORE_ASKING = ("robots.txt", "tdmrep.json", "ai.txt", "trust.txt", "registry", "meta")
+RSL = '<?xml version="1.0" encoding="UTF-8"?>\n<rsl xmlns="https://rslstandard.org/rsl">{}</rsl>'
+BEFORE_ASKING = ("robots.txt", "tdmrep.json", "ai.txt", "trust.txt", "registry", "meta", "page")
 
 
 @dataclass
@@ -33,12 +35,14 @@ class Case:
         host: Where it is served; cases in a registry have a host of their own.
         url: Of the link: the image, or the first redirect.
         asked: Paths that were asked for, with the user agent of each.
+        other: The second origin.
     """
 
     row: dict[str, Any]
     host: str = HOST
     url: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)
+    other: str = ""
 
     @property
     def path(self) -> str:
@@ -69,12 +73,21 @@ class Case:
     @property
     def page_headers(self) -> list[tuple[str, str]]:
         """Headers with which the page comes."""
-        return [("Content-Type", "text/html; charset=utf-8"), *map(_pair, self.row.get("page_headers", []))]
+        lines = map(self.filled, self.row.get("page_headers", []))
+        return [("Content-Type", "text/html; charset=utf-8"), *map(_pair, lines)]
+
+    def filled(self, text: str) -> str:
+        """Put the origins of the case into a text that names them."""
+        return text.replace("{origin}", "/".join(self.url.split("/")[:3])).replace("{elsewhere}", self.other)
 
     def page_answer(self) -> bytes:
         """The page as a crawler receives it."""
         tags = '<meta name="viewport" content="1">' * self.row.get("other_metas", 0)
         tags += "".join(f'<meta name="{html.escape(n)}" content="{html.escape(c)}">' for n, c in self.metas)
+        if "rsl_inline" in self.row:
+            terms = RSL.format(self.filled(self.row["rsl_inline"]))
+            tags += f'<script type="application/rsl+xml">{terms}</script>'
+        tags += self.filled(self.row.get("page_head", ""))
         image = f'<img src="{html.escape(self.url)}" alt="A red picture: {html.escape(self.row["name"])}">'
         page = f"<!doctype html><html lang='en'><head><title>Pictures</title>{tags}</head><body>{image}</body></html>"
         return reply(200, self.page_headers, page.encode())
@@ -96,7 +109,8 @@ def read_cases() -> list[Case]:
     """All cases, without addresses."""
     rows = yaml.safe_load(Path(__file__).with_name("rights_cases.yaml").read_text("utf-8"))
     assert len({row["name"] for row in rows}) == len(rows)
-    return [Case(row, f"127.0.1.{place}" if "registry" in row else HOST) for place, row in enumerate(rows)]
+    hosts = [f"127.0.{1 + place // 250}.{1 + place % 250}" for place in range(len(rows))]
+    return [Case(row, host if "registry" in row else HOST) for row, host in zip(rows, hosts, strict=True)]
 
 
 class RightsServer:
@@ -145,7 +159,7 @@ class RightsServer:
 
     async def _listen(self) -> None:
         for case in self.cases:
-            other = await self._port(case, case.row.get("elsewhere", {}), HOST, [])
+            other = case.other = await self._port(case, case.row.get("elsewhere", {}), HOST, [])
             hidden = await self._port(case, {}, PRIVATE, [])
             hops = list(case.row.get("hops", []))
             for number, hop in enumerate(hops):
@@ -192,17 +206,19 @@ class RightsServer:
             if "to" in file and step != 0:
                 return reply(302, [("Location", file["to"] if step is None else f"{path[:3]}{step - 1}")], b"")
             body = file.get("body", "")
-            text = (body if isinstance(body, str) else json.dumps(body)) * file.get("repeat", 1)
+            text = case.filled(body if isinstance(body, str) else json.dumps(body)) * file.get("repeat", 1)
+            text = RSL.format(text) if path == "/license.xml" and text.startswith("<content") else text
             raw = file["latin"].encode("latin-1") if "latin" in file else text.encode(file.get("encoding", "utf-8"))
             padding = (b"#" * 79 + b"\n") * (file.get("pad", 0) // 80)
             return reply(file.get("status", 200), [_pair(line) for line in file.get("headers", [])], padding + raw)
         if path.startswith("/hop/") and int(path[5:]) < len(hops):
             hop = hops[int(path[5:])]
-            return reply(302, [("Location", hop["to"]), *(_pair(line) for line in hop.get("headers", []))], b"")
+            return reply(302, [("Location", hop["to"]), *map(_pair, map(case.filled, hop.get("headers", [])))], b"")
         if path == "/page.html":
             return case.page_answer()
         if path == case.path:
-            headers = [("Content-Type", "image/png"), *(_pair(line) for line in said.get("headers", []))]
+            lines = map(case.filled, said.get("headers", []))
+            headers = [("Content-Type", "image/png"), *map(_pair, lines)]
             return reply(200, headers, self.image)
         return reply(404, [], b"gone")
 
