@@ -7,7 +7,6 @@ as published or as fetched) are used where the addresses themselves must not be 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from publicsuffixlist import PublicSuffixList
 
 from data_tools.network.link_address import normal_host, normal_url
+from data_tools.work.text_tables import text_entries
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -51,7 +51,7 @@ class DomainList:
         """Read the list."""
         self.name, self.sha256 = path.name, file_sha256(path)
         self.domains: set[str] = set()
-        for number, line in _lines(path):
+        for number, line in text_entries(path):
             domain = ascii_domain(line.split()[-1].removeprefix("*."))  # lines of a hosts file start with an address
             if domain is None or not ("." in domain or _is_address(domain)):
                 raise UserError(
@@ -84,7 +84,7 @@ class DigestList:
         """Read the list."""
         self.name, self.sha256 = path.name, file_sha256(path)
         found: dict[str, list[bytes]] = {}
-        for number, line in _lines(path):
+        for number, line in text_entries(path):
             if len(line) not in DIGESTS or re.search("[^0-9A-Fa-f]", line):
                 raise UserError(f"{path}, line {number}: {line[:80]!r} is not an md5, sha1 or sha256 in hexadecimal")
             found.setdefault(DIGESTS[len(line)], []).append(bytes.fromhex(line))
@@ -116,7 +116,7 @@ class PhraseList:
         """Read the list."""
         self.name, self.sha256 = path.name, file_sha256(path)
         self.phrases: dict[str, list[tuple[str, ...]]] = {}
-        for number, line in _lines(path):
+        for number, line in text_entries(path):
             words = tuple(text_words(line))
             if not words:
                 raise UserError(f"{path}, line {number}: {line[:80]!r} has no letter; write one phrase a line")
@@ -167,17 +167,6 @@ def _is_address(host: str) -> bool:
 @cache
 def _suffixes() -> PublicSuffixList:
     return PublicSuffixList()
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                text = line.partition("#")[0].strip()
-                if text:
-                    yield number, text
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give a UTF-8 text file of one entry a line") from None
 
 
 def _sorted(values: list[bytes]) -> np.ndarray:

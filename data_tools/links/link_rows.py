@@ -20,6 +20,7 @@ from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import link_uid
+from data_tools.work.text_tables import TOO_LONG
 from leam_mm.errors import UserError
 
 BATCH = 5000  # rows in memory at a time
@@ -94,7 +95,7 @@ class LinkRows:
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
         self.withdrawn, self.sources, self.trusted = withdrawn, sources or LinkSources(), trusted
         self.base = folder or (table or Path()).parent
-        self._images = folder_links(folder) if folder else None
+        self._images = folder_links(folder, lenient=True) if folder else None
         self._width = 7
         self.survey = self._survey()
         self._width = max(7, len(str(self.survey.rows - 1)))
@@ -150,6 +151,9 @@ class LinkRows:
             "language": source.get("language"),
         }
         row = LinkRow(number, source, decision, None)
+        if fault := source.pop(TOO_LONG, None):
+            decision.update(rule="table", value=fault, reason="a limit of tables is broken")
+            return row
         try:
             fetch, decision["url"], decision["domain"] = check_link(url, self.base, self.allow_file, self.allow_private)
             addresses = (url or "", decision["url"], fetch)

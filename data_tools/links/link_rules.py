@@ -28,6 +28,7 @@ from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.ledger import evidence_text, link_uid
+from data_tools.work.text_tables import TOO_LONG
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -161,6 +162,9 @@ class LinkRules:
         cells = row.cells
         if not _UID.fullmatch(cells["uid"] or ""):
             cells["uid"] = link_uid(cells["url"], cells["page_url"], cells["caption"])
+        if fault := cells.get(TOO_LONG):
+            cells |= dict.fromkeys(("captions", "metadata", "consent"))  # cut off, so no JSON
+            raise LinkRefused("table", fault, "a limit of tables is broken")
         for name in ("captions", "metadata", "consent"):
             if cells[name] and (fault := json_fault(name, cells[name])):
                 raise LinkRefused(name, str(cells[name])[:80], fault)

@@ -7,6 +7,7 @@ the headers of an answer are checked elsewhere, in data_tools/download/image_req
 """
 
 import contextlib
+import email.message
 import functools
 import http.client
 import json
@@ -17,11 +18,13 @@ import stat
 import threading
 import time
 import urllib.request
+import urllib.response
 import weakref
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from data_tools.network.link_address import host_of, normal_host
 from data_tools.network.proxies import allowed_proxies
@@ -237,12 +240,13 @@ class _LocalFile(urllib.request.FileHandler):
         self.max_bytes = max_bytes
 
     def file_open(self, request: urllib.request.Request) -> Any:
-        found = os.stat(urllib.request.url2pathname(request.selector))
+        path = os.fsdecode(unquote_to_bytes(request.selector))  # url2pathname reads names as UTF-8 only
+        found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a plain file")
         if found.st_size > self.max_bytes:
             raise TooManyBytesError(f"too many bytes: {found.st_size}")
-        return super().file_open(request)
+        return urllib.response.addinfourl(open(path, "rb"), email.message.Message(), request.full_url)
 
 
 def build_opener(

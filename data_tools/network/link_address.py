@@ -8,11 +8,12 @@ spelling.
 """
 
 import ipaddress
+import os
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit, urlunsplit
 
 from ada_url import URL
 
@@ -159,11 +160,14 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
             raise LinkRefused("scheme", "file", "files are read only with --allow-file")
         if host not in ("", "localhost"):
             raise LinkRefused("host", host, "a file address with another machine's name")
-        path = (base / unquote(parts.path)).resolve()
+        try:
+            path = (base / os.fsdecode(unquote_to_bytes(parts.path))).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, or a circle of links
+            raise LinkRefused("path", parts.path[:200], f"not a usable path: {error}") from None
         inside = path.is_relative_to(base.resolve())
         if not inside and not parts.path.startswith("/"):
             raise LinkRefused("path", parts.path, "a relative file address that leads out of the table's folder")
-        public = quote(path.relative_to(base.resolve()).as_posix() if inside else path.name)
+        public = quote(os.fsencode(path.relative_to(base.resolve()).as_posix() if inside else path.name))
         return path.as_uri(), "file:" + public, ""
     if parts.scheme not in ("http", "https"):
         raise LinkRefused("scheme", parts.scheme, "only http and https are fetched")
@@ -177,6 +181,6 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         raise LinkRefused("host", host[:200], "not a valid host name") from None
     if host not in allow_private and (fault := host_fault(host)):
         raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
-    netloc, path = _netloc(parts.scheme, host, port), _without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
-    fetch = urlunsplit((parts.scheme, netloc, path, quote(parts.query, URL_SAFE), ""))
+    netloc, file = _netloc(parts.scheme, host, port), _without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
+    fetch = urlunsplit((parts.scheme, netloc, file, quote(parts.query, URL_SAFE), ""))
     return fetch, (url or "").strip(), host

@@ -9,21 +9,20 @@ so that every spelling of them is covered.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
 from data_tools.network.link_address import host_of, normal_host, normal_url
+from data_tools.work.text_tables import TOO_LONG, text_batches, text_entries
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
 COLUMNS = ("entry", "domain", "url", "sha256", "md5")
 HASH = re.compile(r"[0-9a-fA-F]{32}(?:[0-9a-fA-F]{32})?")
+ROWS = 10_000  # read at a time
 KEPT = 16  # bytes of a hash: enough to distinguish 10^9 addresses
 
 
@@ -101,25 +100,20 @@ def _domain(entry: str) -> str | None:
 
 def _entries(path: Path) -> Iterator[str]:
     """Yield all entries, with some thousand in memory at a time."""
-    try:
-        if path.suffix == ".txt":
-            with open(path, encoding="utf-8") as lines:
-                for line in lines:
-                    if entry := line.partition("#")[0].strip():
-                        yield entry
-            return
-        if path.suffix not in (".csv", ".parquet"):
-            raise UserError(f"{path}: the ending {path.suffix!r} is not supported; use .txt, .csv or .parquet")
-        with (pq.ParquetFile if path.suffix == ".parquet" else pyarrow.csv.open_csv)(path) as file:
-            names = file.schema_arrow.names if path.suffix == ".parquet" else file.schema.names
-            columns = [name for name in names if name in COLUMNS]
-            if not columns:
-                raise UserError(f"{path} has none of the columns {', '.join(COLUMNS)}; rename the column of entries")
-            batches = file.iter_batches(columns=columns) if path.suffix == ".parquet" else file
-            for batch in batches:
-                for name in columns:
-                    for value in batch.column(batch.schema.get_field_index(name)).to_pylist():
-                        if entry := str("" if value is None else value).strip():
-                            yield entry
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read ({str(error).splitlines()[0]}): give a readable registry") from None
+
+    def choose(found: Collection[str]) -> list[str]:
+        if columns := [name for name in found if name in COLUMNS]:
+            return columns
+        raise UserError(f"{path} has none of the columns {', '.join(COLUMNS)}; rename the column of entries")
+
+    if path.suffix == ".txt":
+        yield from (entry for _, entry in text_entries(path))
+        return
+    if path.suffix not in (".csv", ".parquet"):
+        raise UserError(f"{path}: the ending {path.suffix!r} is not supported; use .txt, .csv or .parquet")
+    for batch in text_batches(path, ROWS, choose):
+        if TOO_LONG in batch.column_names:
+            fault = next(fault for fault in batch[TOO_LONG].to_pylist() if fault)
+            raise UserError(f"{path}: an entry cannot be read: {fault}; correct it")
+        for name in batch.column_names:
+            yield from filter(None, ((value or "").strip() for value in batch[name].to_pylist()))

@@ -1,0 +1,139 @@
+"""Headers of the pages of a parquet file, so that its memory is known before a page is decompressed.
+
+Footers and headers come from strangers. A page of some bytes may unpack to gigabytes, whatever the footer says, because
+pyarrow believes the header. Format: https://github.com/apache/parquet-format (parquet.thrift), in Thrift's compact
+protocol.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow.parquet as pq
+
+DELTA_LENGTH_BYTE_ARRAY = 6
+DELTA_BYTE_ARRAY = 7  # each value repeats the beginning of the one before, so that few bytes hold many long values
+LONGEST_HEADER = 1 << 20  # bytes; statistics hold the smallest and the largest value
+DEEPEST = 8  # structures within structures; a page header has three levels
+DESCRIPTIONS = (5, 7, 8)  # fields of the page header: a data page, a dictionary, a data page of version 2
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What decides the memory of one page.
+
+    Args:
+        unpacked: Bytes after decompression.
+        values: Number of values.
+        is_data: Whether it is a page of values, not of a dictionary.
+        encoding: Number of the encoding of its values.
+    """
+
+    unpacked: int
+    values: int
+    is_data: bool
+    encoding: int
+
+
+def page_headers(file: BinaryIO, metadata: pq.FileMetaData, columns: set[str]) -> Iterator[PageHeader]:
+    """Yield the headers of all pages of some columns.
+
+    Args:
+        file: The parquet file.
+        metadata: Its footer.
+        columns: Names of the columns.
+
+    Raises:
+        ValueError: A header is damaged, or lies outside of its column.
+    """
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema.partition(".")[0] not in columns:
+                continue
+            offsets = [column.data_page_offset, column.dictionary_page_offset if column.has_dictionary_page else None]
+            position = min(offset for offset in offsets if offset is not None)
+            end, values = position + column.total_compressed_size, 0
+            while position < end and values < column.num_values:
+                header, length = _read_header(file, position)
+                described = [header[key] for key in DESCRIPTIONS if isinstance(header.get(key), dict)]
+                description: dict[int, Any] = described[0] if described else {}
+                sizes = header.get(2), header.get(3), description.get(1, 0)
+                unpacked, packed, count = (size if isinstance(size, int) else -1 for size in sizes)
+                if min(unpacked, packed, count) < 0:
+                    raise ValueError("the header of a page is damaged")
+                is_data = isinstance(header.get(5), dict) or isinstance(header.get(8), dict)
+                yield PageHeader(unpacked, count, is_data, description.get(4 if 8 in header else 2, -1))
+                values += count if is_data else 0
+                position += length + packed
+
+
+def _read_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
+    """Return the fields of the page header at a position, by number, and its length."""
+    for size in (1 << 10, LONGEST_HEADER):
+        file.seek(position)
+        buffer = file.read(size)
+        try:
+            return _struct(buffer, 0, 0)
+        except IndexError:
+            continue
+    raise ValueError("the header of a page is damaged or too long")
+
+
+def _struct(buffer: bytes, position: int, depth: int) -> tuple[dict[int, Any], int]:
+    if depth > DEEPEST:
+        raise ValueError("the header of a page is nested too deeply")
+    fields: dict[int, Any] = {}
+    number = 0
+    while byte := buffer[position]:
+        position += 1
+        if byte >> 4:
+            number += byte >> 4
+        else:
+            number, position = _integer(buffer, position)
+        fields[number], position = _value(buffer, position, byte & 15, depth)
+    return fields, position + 1
+
+
+def _value(buffer: bytes, position: int, kind: int, depth: int) -> tuple[Any, int]:
+    if kind in (1, 2):  # the type itself is the value
+        return kind == 1, position
+    if kind == 3:
+        return buffer[position], position + 1
+    if kind in (4, 5, 6):
+        return _integer(buffer, position)
+    if kind == 7:
+        return None, position + 8
+    if kind == 8:
+        length, position = _varint(buffer, position)
+        return None, position + length
+    if kind in (9, 10):
+        head, position = buffer[position], position + 1
+        count, position = _varint(buffer, position) if head >> 4 == 15 else (head >> 4, position)
+        if head & 15 in (1, 2):
+            return None, position + count
+        for _ in range(count):
+            _, position = _value(buffer, position, head & 15, depth + 1)
+        return None, position
+    if kind == 12:
+        return _struct(buffer, position, depth + 1)
+    raise ValueError("the header of a page is damaged")
+
+
+def _varint(buffer: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = buffer[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("the header of a page is damaged")
+
+
+def _integer(buffer: bytes, position: int) -> tuple[int, int]:
+    value, position = _varint(buffer, position)
+    return (value >> 1) ^ -(value & 1), position
