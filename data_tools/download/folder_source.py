@@ -97,9 +97,19 @@ def stage_files(system: AbstractFileSystem, local: bool, files: list[SourceFile]
                 continue
             except OSError:
                 pass  # on another disk, or one without hard links
-        with atomic_write(target) as temporary, system.open(file.path, "rb") as source, open(temporary, "wb") as copy:
-            for block in _blocks(source, max(max_bytes, MAX_TABLE), file.name):
-                copy.write(block)
+        try:
+            with (
+                atomic_write(target) as temporary,
+                system.open(file.path, "rb") as source,
+                open(temporary, "wb") as copy,
+            ):
+                for block in _blocks(source, max(max_bytes, MAX_TABLE), file.name):
+                    copy.write(block)
+        except OSError as error:
+            raise UserError(
+                f"--source: {file.name!r:.200} cannot be copied ({error.strerror or error}): free the disk, or give "
+                "the file a shorter name; then start the same command again"
+            ) from None
 
 
 def _blocks(source: Any, limit: int, name: str) -> Iterator[bytes]:
