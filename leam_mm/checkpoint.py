@@ -161,8 +161,21 @@ def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] |
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return the resolved config of the run that wrote a checkpoint."""
-    return yaml.safe_load(checkpoint[EVIDENCE]["config"])
+    """Return the resolved config of the run that wrote a checkpoint.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        config = yaml.safe_load(checkpoint[EVIDENCE]["config"])
+        if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+            raise ValueError("it has no section model")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(
+            f"the config in the checkpoint cannot be read ({reason}): use an intact file of train.py"
+        ) from None
+    return config
 
 
 def restoring_failed(error: BaseException) -> bool:

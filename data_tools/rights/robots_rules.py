@@ -40,6 +40,7 @@ from data_tools.rights.reservations import (
 )
 from data_tools.rights.rsl_terms import file_signals, robots_links
 from leam_mm.files import bytes_sha256
+from leam_mm.json_text import parse_object
 
 ROBOTS, TDMREP, AI_TXT = "/robots.txt", "/.well-known/tdmrep.json", "/ai.txt"
 TRUST_TXT = ("/trust.txt", "/.well-known/trust.txt")  # the second is asked for if the first does not exist
@@ -219,10 +220,11 @@ class RobotsRules:
                     if not line.endswith(b"\n"):
                         break  # another process is writing it
                     try:
-                        visit = json.loads(line)
-                        if visit["agent"] == self.setting.agent:  # a server may answer other agents differently
+                        visit = parse_object(line)
+                        # A server may answer other agents differently.
+                        if visit.get("agent") == self.setting.agent and _is_complete(visit):
                             self._offsets[visit["origin"]] = self._read
-                    except (ValueError, KeyError, TypeError):
+                    except ValueError:
                         pass  # cut short when a run was killed
                     self._read += len(line)
         offset = self._offsets.get(origin)
@@ -243,6 +245,22 @@ class RobotsRules:
                 line = line[os.write(self._handle, line) :]
         finally:
             fcntl.flock(self._handle, fcntl.LOCK_UN)
+
+
+def _is_complete(visit: dict[str, Any]) -> bool:
+    """Return whether the line of a visit has all that is read of it; a stranger may have written it."""
+    files = visit.get("files")
+    if not isinstance(files, dict) or not {ROBOTS, TDMREP, AI_TXT} <= files.keys():
+        return False
+    try:
+        datetime.fromisoformat(visit["asked"]).timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return False
+    return isinstance(visit.get("origin"), str) and all(
+        isinstance(file, dict) and type(file.get("status", "")) in (int, type(None))
+        and isinstance(file.get("text"), str | None)
+        for file in files.values()
+    )  # fmt: skip
 
 
 def _text(response: Any) -> File:

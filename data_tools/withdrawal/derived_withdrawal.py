@@ -27,6 +27,7 @@ from data_tools.withdrawal.shard_withdrawal import (
 )
 from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, parse_sample
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
@@ -119,11 +120,9 @@ def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) ->
                     members = parse_sample(file.read(int(index.size[row])))
                     try:
                         reasons = matches(key, members)
-                        record = json.loads(members["json"]) if reasons else {}
-                    except (KeyError, ValueError, TypeError, AttributeError) as error:
-                        raise UserError(
-                            f"{part.tar(number)}: sample {key} breaks the contract ({error!r}); run check_shards first"
-                        ) from None
+                        record = read_sample_json(members) if reasons else {}
+                    except UserError as error:
+                        raise UserError(f"{part.tar(number)}: sample {key}: {error}") from None
                     if reasons:
                         record["pdq"] = copies_hash(members)
                         image = stored_image(members)

@@ -1,7 +1,6 @@
 """Look up whether an image, address, domain or caption is in a data set, by an index that is built once."""
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from data_tools.withdrawal.sample_selector import (
 from data_tools.withdrawal.search_index import Digests, IndexWriter, SearchIndex, digest_of, write_index
 from data_tools.withdrawal.shard_withdrawal import shard_folders
 from data_tools.work.ledger import read_ledger
+from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 
@@ -82,11 +82,11 @@ def build_index(folders: list[Path], ledgers: list[Path], output: Path) -> int:
 
 def _add_sample(writer: IndexWriter, name: str, key: str, members: dict[str, bytes]) -> None:
     try:
-        record = json.loads(members["json"])
-        captions = {caption_form(str(caption["text"])) for caption in record["captions"]}
-        url, host = str(record.get("url") or ""), str(record.get("domain") or "")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{name}: sample {key} breaks the contract ({error!r}); run check_shards first") from None
+        record = read_sample_json(members)
+        captions = {caption_form(caption["text"]) for caption in sample_captions(record)}
+    except UserError as error:
+        raise UserError(f"{name}: sample {key}: {error}") from None
+    url, host = record.get("url") or "", record.get("domain") or ""
     content = stored_image(members)
     digests = {bytes.fromhex(text)[:16] for text in [str(record.get("sha256"))] if is_sha256(text)}
     digests |= {hashlib.sha256(content).digest()[:16]} if content is not None else set()

@@ -6,7 +6,6 @@ values of selectors need not be published: ``Selector.public`` contains only the
 
 import hashlib
 import hmac
-import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -24,6 +23,7 @@ from data_tools.network.link_address import LinkRefused, check_link, host_of, no
 from data_tools.samples.perceptual_hash import hamming, hash_text, pdq, read_hash
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS, WEB_FORMATS
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -219,8 +219,12 @@ class Selection:
         self._kinds = {selector.kind for selector in self.selectors}
 
     def match(self, members: dict[str, bytes]) -> list[str]:
-        """Return the reasons why a sample is selected, one for each selector that matches."""
-        record = json.loads(members["json"])
+        """Return the reasons why a sample is selected, one for each selector that matches.
+
+        Raises:
+            UserError: Its json is damaged.
+        """
+        record = read_sample_json(members)
         content = stored_image(members)
         digests = {str(record.get("sha256"))}
         if content is not None and self._kinds & {"sha256", "image"}:
@@ -254,7 +258,10 @@ class Selection:
         return reasons
 
     def _caption(self, record: dict[str, Any], selector: Selector) -> str | None:
-        for caption in record.get("captions") or []:
+        captions = record.get("captions")
+        for caption in captions if isinstance(captions, list) else []:
+            if not isinstance(caption, dict):
+                continue
             text = str(caption.get("text") or "")
             form = text.strip() if selector.match == "exact" else caption_form(text)
             if form == selector.wanted or (selector.match == "contains" and selector.wanted in form):

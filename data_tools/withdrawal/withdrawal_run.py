@@ -28,6 +28,7 @@ from data_tools.withdrawal.shard_withdrawal import (
 )
 from data_tools.withdrawal.withdrawal_statement import statement, tombstones
 from data_tools.work.signature import sign_file
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
 from leam_mm.run_lock import beside, run_lock
@@ -102,7 +103,7 @@ def _find_all(folders: list[Path], selection: Selection) -> tuple[Found, dict[Pa
     if len(folders) > 1 and uids:
 
         def match(_: str, members: dict[str, bytes]) -> list[str]:
-            same = ["the same link"] if json.loads(members["json"]).get("uid") in uids else []
+            same = ["the same link"] if read_sample_json(members).get("uid") in uids else []
             return selection.match(members) or same
 
         for folder in folders:
