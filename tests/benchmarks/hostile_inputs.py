@@ -1,4 +1,4 @@
-"""A thousand hostile inputs through data_tools, over the network and as files: no crash, no hang, a reason for each.
+"""Two thousand hostile inputs through data_tools, over the network and as files: no crash, no hang, a reason for each.
 
 A server on this machine answers with all cases of hostile_server.py, each in many variants (drips, endless bodies,
 redirects to private addresses, bombs, truncated files, files of another type). data_tools/download_shards.py fetches
@@ -123,7 +123,7 @@ def read_hostile(folders: list[Path]) -> dict[str, Any]:
     return {"tars": len(folders), "read_by_extension": found["read"], "refused": found["refused"], "same_work": same}
 
 
-@measure.benchmark(repeats=1, inputs=(1000, "smallest number of inputs"))
+@measure.benchmark(repeats=1, inputs=(2100, "smallest number of inputs"))
 def main(settings: measure.Settings) -> list[Path]:
     """Offer, fetch, compare; then the tars."""
     server = HostileServer()

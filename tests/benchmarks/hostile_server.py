@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
+from hostile_images import image_cases
+from hostile_images import png_chunk as _chunk
 from PIL import Image
 
 Talk = Callable[[socket.socket], None]
@@ -158,10 +160,6 @@ def network_cases(number: int, port: int) -> list[Case]:
     return [Case(name, frozenset(rules.split()), answer) for name, rules, answer in found]
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
 def _png(width: int, height: int, content: bytes, depth: int = 8, colour: int = 2) -> bytes:
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", content) + _chunk(b"IEND", b"")
@@ -212,6 +210,7 @@ def file_cases(number: int) -> list[Case]:
             b"BM" + chance.randbytes(12) + struct.pack("<I", 40) + chance.randbytes(40),
         ),
         ("TIFF", "decode", picture(number, "TIFF")),
+        *image_cases(number, jpeg, png),
     ]
     return [
         Case(name, frozenset(rules.split()), whole(body, "Content-Type: image/jpeg")) for name, rules, body in found

@@ -1,0 +1,111 @@
+"""Image files that ask a decoder for memory or work, or hide a reservation in unusual forms of metadata."""
+
+import io
+import random
+import struct
+import zlib
+from functools import lru_cache
+
+from PIL import Image
+
+RESERVED = (
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+    'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/" plus:DataMining="DMI-PROHIBITED"/></rdf:RDF>'
+)
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk with length and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+@lru_cache
+def blank(kind: str, mode: str, width: int, height: int, **options: object) -> bytes:
+    """A file of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _animated(frames: int, kind: str) -> bytes:
+    images = [Image.new("L", (4, 4), number % 256) for number in range(frames)]
+    buffer = io.BytesIO()
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:])
+    return buffer.getvalue()
+
+
+@lru_cache
+def _frames(kind: str) -> bytes:
+    return _animated(200, kind)
+
+
+def _scans(jpeg: bytes, count: int) -> bytes:
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:last] + jpeg[last:-2] * count + jpeg[-2:]
+
+
+@lru_cache
+def _compressed(elements: int) -> bytes:
+    return zlib.compress(b"<rdf:RDF xmlns:rdf='urn:x'>" + b"<a/>" * elements + b"</rdf:RDF>", 9)
+
+
+def _directory(entries: int) -> bytes:
+    """EXIF whose entries all claim the whole block."""
+    size = 2 + 12 * entries
+    listed = (
+        number.to_bytes(2, "little") + b"\1\0" + size.to_bytes(4, "little") + bytes(4) for number in range(entries)
+    )
+    return b"II*\0" + (8).to_bytes(4, "little") + entries.to_bytes(2, "little") + b"".join(listed)
+
+
+def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, bytes]]:
+    """Name, rules that fit, and file of each case; ``jpeg`` and ``png`` are good images of the same number."""
+    chance = random.Random(number)
+    front, side = png[:33], chance.randrange(2850, 2950)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return front + png_chunk(kind, content) + png[33:]
+
+    def segment(marker: bytes, content: bytes) -> bytes:
+        return jpeg[:2] + b"\xff" + marker + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
+
+    profile = f"\nxmp\n{len(RESERVED):8}\n{RESERVED.encode().hex()}\n".encode()
+    webp = blank("WEBP", "RGB", 8, 8)[12:]
+    canvas = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xfe\xff\xff" + bytes([number % 200 + 50, 0, 0]) + webp
+    doctype = RESERVED.replace("<rdf:RDF", "<!DOCTYPE x [<!ENTITY a 'b'>]><rdf:RDF", 1)
+    progressive = blank("JPEG", "RGB", 16, 16, progressive=True)
+    found = [
+        ("one bit and a palette that fills the limit", "kept", blank("PNG", "P", 2900, 2900, bits=1)),
+        ("GIF that fills the memory", "memory", blank("GIF", "P", 2900, 2900)),
+        ("WebP that fills the memory", "memory", blank("WEBP", "RGB", side // 50 * 50, 2900)),
+        ("progressive JPEG that fills the memory", "memory", blank("JPEG", "RGB", 2900, 2900, progressive=True)),
+        ("JPEG of hundreds of scans", "scans", _scans(progressive, chance.randrange(200, 400))),
+        ("GIF of 200 frames", "kept", _frames("GIF")),
+        ("APNG of 200 frames", "kept", _frames("PNG")),
+        ("WebP of 200 frames", "kept", _frames("WEBP")),
+        ("WebP of a huge canvas", "pixels", b"RIFF" + struct.pack("<I", len(canvas)) + canvas),
+        ("150 compressed packets after the end", "reservation", png + 150 * png_chunk(
+            b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + _compressed(chance.choice((100_000, 300_000, 470_000))))),
+        ("EXIF whose entries overlap", "kept", chunk(b"eXIf", _directory(chance.randrange(20_000, 60_000)))),
+        ("EXIF that is none", "kept", segment(b"\xe1", b"Exif\0\0" + chance.randbytes(200))),
+        ("colour profile bomb", "decode", chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(30_000_000), 9))),
+        ("colour profile of garbage", "kept", chunk(b"iCCP", b"x\0\0" + zlib.compress(chance.randbytes(300)))),
+        ("reserved in UTF-16", "reservation", segment(b"\xe1", RESERVED.encode("utf-16"))),
+        ("reserved in UTF-32", "reservation", segment(b"\xfe", RESERVED.encode("utf-32-be"))),
+        ("reserved in a raw profile", "reservation", chunk(b"tEXt", b"Raw profile type xmp\0" + profile)),
+        ("reserved in a compressed profile", "reservation", chunk(
+            b"zTXt", b"Raw profile type xmp\0\0" + zlib.compress(profile))),
+        ("reserved in the 40th packet", "reservation", jpeg + b"".join(
+            b"<a:RDF xmlns:a='urn:x'></a:RDF>" for _ in range(39)) + RESERVED.encode()),
+        ("reserved under a long prefix", "reservation", segment(
+            b"\xe1", RESERVED.replace("rdf:", "r" * 90 + ":").replace("xmlns:rdf", "xmlns:" + "r" * 90).encode())),
+        ("reserved in a text chunk", "reservation", chunk(b"tEXt", b"Copyright\0no text and data mining")),
+        ("reserved in bare IPTC", "reservation", segment(b"\xed", b"\x1c\x02\x74\0\x0eNo data mining")),
+        ("reserved beside entities", "reservation", segment(b"\xe1", doctype.encode())),
+        ("GPS and data behind the end", "kept", jpeg + chance.randbytes(500)),
+        ("1,000 comments", "kept", jpeg[:2] + (b"\xff\xfe\0\4ab") * 1000 + jpeg[2:]),
+        ("polyglot of PNG and HTML", "kept", png + b"<script>alert(1)</script>"),
+    ]  # fmt: skip
+    for kind in ("ICO", "PPM", "TGA", "PCX", "DDS", "IM", "SGI", "JPEG2000", "AVIF"):
+        found.append((f"{kind} as JPEG", "decode", blank(kind, "RGB", 16, 16)))
+    return found
