@@ -23,7 +23,7 @@ compare one process on a CPU with several.
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +46,27 @@ from data_tools.latents.latent_jobs import (
     Part,
     measure,
     merge_statistics,
+    no_sample,
     plan_jobs,
     plan_parts,
     prepare_worker,
+    read_faults,
     read_rows,
     save_shapes,
     write,
 )
 from data_tools.latents.latent_verification import verify
 from data_tools.work.command_line import parse_settings
+from data_tools.work.ledger import LEDGER, LedgerWriter, read_ledger
 from data_tools.work.workers import WorkerPool
 from leam_mm.data.aspect_buckets import BUCKETS
-from leam_mm.data.shard_index import ShardFolder, join_shards
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, join_shards
 from leam_mm.errors import UserError, run
 from leam_mm.files import TEMPORARY, replace_folder, write_text
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.run_lock import beside, run_lock
 
+STAGE = "encode_latents"
 SETTINGS, SHAPES = "encoding.json", "shapes.npy"
 MEMBER = 512 + 128 + 256  # bytes of a member's tar header, numpy's header, and padding on average
 SAMPLED = 32  # samples from which the disk space is estimated
@@ -107,8 +111,12 @@ def estimate_disk(encoder: LatentEncoder, folder: ShardFolder, parts: list[Part]
     width = 4 if settings.dtype == "float32" else 2
     rows = np.unique(np.linspace(0, folder.samples - 1, SAMPLED, dtype=int))
     records = states = 0
-    for sample in read_rows(folder, rows):
-        captions = read_captions(sample)["captions"][: settings.captions_per_sample]
+    for row in rows:
+        try:
+            sample = next(read_rows(folder, np.array([row])))
+            captions = read_captions(sample)["captions"][: settings.captions_per_sample]
+        except UserError:  # left out later
+            continue
         texts = [caption["text"] for caption in captions]
         records += len(sample[1]["json"]) + MEMBER + 500 + sum(len(str(caption).encode()) for caption in captions)
         for text_encoder in encoder.texts:
@@ -187,19 +195,43 @@ def finish(settings: EncodeSettings, encoder: LatentEncoder, parts: list[Part], 
     """Join the shards and rename the folder; may be killed and repeated."""
     partial = partial_folder(settings.output)
     finished = partial / "finished"
+    listed = []
     for part in parts:
-        join_shards([job.output for job in jobs if job.part == part.folder], finished / part.folder)
-        _write_json(finished / part.folder / STATISTICS, encoder.codec.statistics())
+        outputs = [job.output for job in jobs if job.part == part.folder and (job.output / MANIFEST).stat().st_size]
+        if outputs:
+            join_shards(outputs, finished / part.folder)
+            _write_json(finished / part.folder / STATISTICS, encoder.codec.statistics())
+            shape = {"folder": part.folder, "height": part.shape[0], "width": part.shape[1]}
+            listed.append(shape | {"samples": ShardFolder(finished / part.folder).samples})
+    if not listed:
+        raise no_sample(jobs)
     if parts[0].folder:
-        listed = [
-            {"folder": part.folder, "height": part.shape[0], "width": part.shape[1], "samples": len(part.rows)}
-            for part in parts
-        ]
         _write_json(finished / BUCKETS, {"buckets": listed})
     _write_json(finished / STATISTICS, encoder.codec.statistics())
     _write_json(finished / SETTINGS, asdict(encoder.encoding))
+    write_faults(finished / LEDGER, jobs)
     replace_folder(finished, settings.output)
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_faults(path: Path, jobs: list[Job]) -> None:
+    """Write the ledger of the samples that cannot be read, if there are any."""
+    faults = {fault["row"]: fault for job in jobs for fault in read_faults(job)}
+    if faults:
+        with LedgerWriter(path, STAGE) as ledger:
+            for row, fault in sorted(faults.items()):
+                decision = {"key": fault["key"], "rule": "sample", "value": str(row), "kept": False}
+                ledger.write([decision | {"reason": fault["reason"]}])
+
+
+def without_faults(parts: list[Part], output: Path, console: Console) -> list[Part]:
+    """Return the parts without the samples that the ledger of the output lists."""
+    if not (output / LEDGER).is_file():
+        return parts
+    rows = [int(row["value"]) for batch in read_ledger(output / LEDGER, ["value"]) for row in batch.to_pylist()]
+    console.print(f"{len(rows)} samples cannot be read and are left out: {output / LEDGER} names them")
+    parts = [replace(part, rows=np.setdiff1d(part.rows, rows)) for part in parts]
+    return [part for part in parts if len(part.rows)]
 
 
 @torch.no_grad()
@@ -214,6 +246,7 @@ def encode_latents(settings: EncodeSettings, console: Console) -> None:
     done, partial = is_finished(settings.output, encoder.encoding), partial_folder(settings.output)
     parts = [] if done and not settings.verify else plan_parts(encoder, folder, partial / SHAPES)
     if done:
+        parts = without_faults(parts, settings.output, console)
         console.print(f"{settings.output} already holds exactly this; nothing to do")
     else:
         samples = sum(len(part.rows) for part in parts)
@@ -227,6 +260,8 @@ def encode_latents(settings: EncodeSettings, console: Console) -> None:
         jobs = plan_jobs(parts, per_shard, partial / "work", settings.batch_size)
         encode(settings, encoder, jobs, console)
         finish(settings, encoder, parts, jobs)
+        parts = without_faults(parts, settings.output, console)
+        samples = sum(len(part.rows) for part in parts)
         console.print(f"wrote {samples} samples and {STATISTICS} to {settings.output}")
     if settings.verify:
         report_verification(settings, encoder, folder, parts, console)

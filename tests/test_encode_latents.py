@@ -208,7 +208,7 @@ def test_swapped_checkpoints_are_refused(toy_shards: Path, toy_checkpoints: dict
 def test_damaged_samples_are_named(toy_checkpoints: dict[str, Path], toy_shards: Path, tmp_path: Path) -> None:
     _, members = next(read_samples(toy_shards))
     for name, broken, reason in [
-        ("picture", {**members, "png": b"no image"}, "sample 7: unreadable"),
+        ("picture", {**members, "png": b"no image"}, "no sample can be read, the first: sample 7: unreadable"),
         ("json", {**members, "json": b'{"captions": []}'}, "sample 7: its json has no usable captions"),
     ]:
         with ShardWriter(tmp_path / name, 1) as writer:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -20,7 +21,7 @@ from toys.shards import write_toy_shards
 from data_tools import encode_latents as program
 from data_tools.latents.latent_jobs import Job, merge_statistics, prefetch, read_rows
 from leam_mm.codecs.latent_codec import LatentStatistics
-from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
 ROOT = Path(program.__file__).parents[1]
@@ -181,14 +182,35 @@ def test_three_processes_write_the_bytes_of_one(tmp_path: Path, toy_checkpoints:
     assert content(tmp_path / "three") == content(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_an_error_in_another_process_is_one_line(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
-    shards = write_toy_shards(tmp_path / "shards", samples=8, samples_per_shard=4)
-    tar = sorted(shards.glob("*.tar"))[1]
-    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"nopng"[:4]))
-    running = start(shards, toy_checkpoints, tmp_path / "out", 2)
-    output, _ = running.communicate(timeout=250)
-    assert running.returncode == 2 and output.strip().splitlines()[-1].startswith("error: sample 000004: unreadable")
+def damaged_shards(folder: Path) -> Path:
+    """Eight samples, of which number 4 has no readable image, and number 6 no captions."""
+    samples = list(read_samples(write_toy_shards(folder.with_name("whole"), samples=8, samples_per_shard=4)))
+    with ShardWriter(folder, 4) as writer:
+        for number, (key, members) in enumerate(samples):
+            broken = {4: {"png": b"no image"}, 6: {"json": b"{}"}}.get(number, {})
+            writer.write(key, members | broken)
+    return folder
+
+
+@pytest.mark.parametrize("more", [(), ("--buckets",), ("--verify",)])
+def test_samples_that_cannot_be_read_are_left_out_and_recorded(
+    more: tuple[str, ...], tmp_path: Path, toy_checkpoints: dict[str, Path]
+) -> None:
+    shards = damaged_shards(tmp_path / "shards")
+    encode_latents(shards, toy_checkpoints, tmp_path / "latents", *more)
+    output = tmp_path / "latents"
+    folders = [path.parent for path in sorted(output.rglob("manifest.jsonl"))]
+    keys = sorted(key for folder in folders for key, _ in read_samples(folder))
+    assert keys == [f"{number:06d}" for number in (0, 1, 2, 3, 5, 7)]
+    rows = pq.read_table(output / "ledger.parquet").to_pylist()
+    assert [(row["key"], row["rule"], row["value"], row["kept"]) for row in rows] == [
+        ("000004", "sample", "4", False),
+        ("000006", "sample", "6", False),
+    ]
+    assert "unreadable image" in rows[0]["reason"] and "captions" in rows[1]["reason"]
+    statistics = (tmp_path / "latents" / "codec_statistics.json").read_text()
+    encode_latents(shards, toy_checkpoints, tmp_path / "again", "--statistics", str(output))
+    assert (tmp_path / "again" / "codec_statistics.json").read_text() == statistics
 
 
 def test_more_processes_than_gpus_are_refused(

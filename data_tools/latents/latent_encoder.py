@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from leam_mm.encoders.patch_features import PatchFeatures, open_patch_features
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 STATISTICS = "codec_statistics.json"
 TEXTS_AT_ONCE = 1024
 Encoded = dict[str, np.ndarray]  # of a batch of images: raw, [log_variance], size, [feature]
@@ -64,16 +67,21 @@ class LatentEncoder:
 
     def decode(self, samples: list[StoredSample], shape: Shape) -> tuple[Tensor, list[ImageSize]]:
         """Return images (B, 3, H, W) uint8, cropped as in the validation of a codec, and their original sizes."""
-
-        def one(sample: StoredSample) -> tuple[Tensor, ImageSize]:
-            try:
-                content = image_member(sample[1])
-                return self._buckets.cut(content) if self._buckets else centre_square(content, shape[0])
-            except UserError as error:
-                raise UserError(f"sample {sample[0]}: {error}") from None
-
-        images, sizes = zip(*self._pool.map(one, samples), strict=True)
+        images, sizes = zip(*self.map(lambda sample: self.decode_one(sample, shape), samples), strict=True)
         return torch.stack(images), list(sizes)
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Call a function for all items in the threads that decode."""
+        return self._pool.map(function, items)
+
+    def decode_one(self, sample: StoredSample, shape: Shape) -> tuple[Tensor, ImageSize]:
+        """Return the image of a sample, (3, H, W) uint8, and its original size; its captions must be usable, too."""
+        try:
+            read_captions(sample)
+            content = image_member(sample[1])
+            return self._buckets.cut(content) if self._buckets else centre_square(content, shape[0])
+        except UserError as error:
+            raise UserError(f"sample {sample[0]}: {str(error).removeprefix(f'sample {sample[0]}: ')}") from None
 
     def encode_images(self, images: Tensor, sizes: list[ImageSize]) -> Encoded:
         """Encode images (B, 3, H, W) uint8; needs no statistics.

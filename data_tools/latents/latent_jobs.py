@@ -5,14 +5,16 @@ time leaves nothing incomplete. Which process does a job, and in which order, ch
 border of a job.
 """
 
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,14 +22,15 @@ import torch
 from data_tools.latents.encode_settings import EncodeSettings
 from data_tools.latents.latent_encoder import STATISTICS, Encoded, LatentEncoder, open_encoder, statistics_of
 from data_tools.latents.shard_embedding import StoredSample
-from data_tools.work.workers import worker_number
+from data_tools.work.foreign_error import first_line
+from data_tools.work.workers import begin_sample, runs_alone, worker_number
 from leam_mm.codecs.latent_codec import LatentStatistics
-from leam_mm.data.aspect_buckets import Shape, folder_name
+from leam_mm.data.aspect_buckets import ImageSize, Shape, folder_name
 from leam_mm.data.image_decoding import image_member
 from leam_mm.data.image_file import open_image
-from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample, read_samples
+from leam_mm.data.shard_index import MANIFEST, ShardFolder, ShardWriter, parse_sample
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_folder, atomic_write
+from leam_mm.files import atomic_folder, atomic_write, write_text
 
 T = TypeVar("T")
 
@@ -73,6 +76,11 @@ class Job:
         return self.output.with_name(self.output.name + ".encoded")
 
     @property
+    def faults(self) -> Path:
+        """File with the number, key and reason of each sample of the shard that cannot be read."""
+        return self.output.with_name(self.output.name + ".faults.json")
+
+    @property
     def written(self) -> bool:
         """Whether the shard is finished."""
         return (self.output / MANIFEST).is_file()
@@ -104,6 +112,11 @@ def prepare_worker(settings: EncodeSettings) -> LatentWorker:
 
 def read_rows(folder: ShardFolder, rows: np.ndarray) -> Iterator[StoredSample]:
     """Give samples by their ascending numbers."""
+    return ((key, parse_sample(raw)) for _, key, raw in _read_raw(folder, rows))
+
+
+def _read_raw(folder: ShardFolder, rows: np.ndarray) -> Iterator[tuple[int, str, bytes]]:
+    """Give the number, the key and the bytes of samples by their ascending numbers."""
     starts = np.cumsum([0, *(entry.samples for entry in folder.shards)])
     shards = np.searchsorted(starts, rows, side="right") - 1
     for number in np.unique(shards).tolist():
@@ -111,7 +124,7 @@ def read_rows(folder: ShardFolder, rows: np.ndarray) -> Iterator[StoredSample]:
         with open(folder.tar(number), "rb") as file:
             for row in (rows[shards == number] - starts[number]).tolist():
                 file.seek(int(index.offset[row]))
-                yield index.keys[row], parse_sample(file.read(int(index.size[row])))
+                yield int(starts[number]) + row, index.keys[row], file.read(int(index.size[row]))
 
 
 def plan_parts(encoder: LatentEncoder, folder: ShardFolder, shapes_file: Path) -> list[Part]:
@@ -130,13 +143,14 @@ def plan_parts(encoder: LatentEncoder, folder: ShardFolder, shapes_file: Path) -
     if shapes_file.is_file():
         shapes = np.load(shapes_file, allow_pickle=False)
     else:
-        found = []
-        for key, members in read_samples(folder.path):
+        found: list[Shape | None] = []
+        for _, _, raw in _read_raw(folder, np.arange(folder.samples)):
             try:
-                found.append(buckets.assign(*open_image(image_member(members)).size))
-            except (UserError, OSError, ValueError, SyntaxError) as error:
-                raise UserError(f"sample {key}: unreadable image ({error}); run data_tools/check_shards.py") from None
-        shapes = np.array(found)
+                found.append(buckets.assign(*open_image(image_member(parse_sample(raw))).size))
+            except Exception:  # Pillow raises many types; the job that decodes the sample records it
+                found.append(None)
+        common = Counter(shape for shape in found if shape).most_common(1)
+        shapes = np.array([shape or (common[0][0] if common else buckets.shapes[0]) for shape in found])
     present = sorted({(int(height), int(width)) for height, width in shapes})
     return [Part(folder_name(shape), shape, np.flatnonzero((shapes == shape).all(1))) for shape in present]
 
@@ -170,22 +184,55 @@ def prefetch(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def _encode_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[StoredSample], Encoded]]:
-    """Give each batch of samples with its encoded images."""
-    rows = read_rows(worker.folder, job.rows)
-    batches = iter(lambda: list(islice(rows, job.batch_size)), [])
-    decoded = ((samples, worker.encoder.decode(samples, job.shape)) for samples in batches)
-    for samples, (images, sizes) in prefetch(decoded):
-        yield samples, worker.encoder.encode_images(images, sizes)
+Decoded = tuple[int, StoredSample, torch.Tensor, ImageSize]
+
+
+def _decode_batches(worker: LatentWorker, job: Job, faults: list[dict[str, Any]]) -> Iterator[list[Decoded]]:
+    """Give the samples of each batch that can be read, and add the others to ``faults``."""
+    raw = _read_raw(worker.folder, job.rows)
+    alone = runs_alone()  # a process has died: one sample after the other shows which of them ended it
+
+    def decode(item: tuple[int, str, bytes]) -> Decoded | str:
+        row, key, content = item
+        if not begin_sample(row):
+            return "decoding it ended two processes"
+        try:
+            sample = key, parse_sample(content)
+            return row, sample, *worker.encoder.decode_one(sample, job.shape)
+        except Exception as error:  # any library may fail on a sample of a stranger
+            return first_line(error)
+
+    while batch := list(islice(raw, job.batch_size)):
+        found = list(map(decode, batch) if alone else worker.encoder.map(decode, batch))
+        for (row, key, _), fault in zip(batch, found, strict=True):
+            if isinstance(fault, str):
+                faults.append({"row": row, "key": key, "reason": fault})
+        yield [each for each in found if not isinstance(each, str)]
+
+
+def _encode_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[int], list[StoredSample], Encoded]]:
+    """Give each batch of samples that can be read, by their numbers, with its encoded images."""
+    faults: list[dict[str, Any]] = []
+    for batch in prefetch(_decode_batches(worker, job, faults)):
+        if batch:
+            rows, samples, images, sizes = (list(column) for column in zip(*batch, strict=True))
+            yield rows, samples, worker.encoder.encode_images(torch.stack(images), sizes)
+    if faults:
+        write_text(job.faults, json.dumps(faults))
 
 
 @torch.no_grad()
 def measure(worker: LatentWorker, job: Job) -> None:
     """Encode the images of a shard, and keep the result with the statistics of each batch until it is written."""
     with atomic_folder(job.encoded) as folder:
-        for number, (samples, encoded) in enumerate(_encode_batches(worker, job)):
+        for number, (rows, samples, encoded) in enumerate(_encode_batches(worker, job)):
             part = statistics_of(encoded)
-            moments = {"count": part.count, "mean": part.mean.numpy(), "deviation": part.deviation.numpy()}
+            moments = {
+                "row": np.array(rows),
+                "count": part.count,
+                "mean": part.mean.numpy(),
+                "deviation": part.deviation.numpy(),
+            }
             np.savez(folder / f"{number:05d}.npz", **encoded, **moments)  # type: ignore[arg-type]
             worker.advance(len(samples))
 
@@ -199,17 +246,32 @@ def merge_statistics(jobs: list[Job]) -> LatentStatistics:
                 mean, deviation = torch.from_numpy(kept["mean"]), torch.from_numpy(kept["deviation"])
                 part = LatentStatistics(int(kept["count"]), mean, deviation)
             merged = part if merged is None else merged.merge(part)
-    assert merged is not None
+    if merged is None:
+        raise no_sample(jobs)
     return merged
 
 
-def _read_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[StoredSample], Encoded]]:
+def no_sample(jobs: list[Job]) -> UserError:
+    """Return the error of a data set of which no sample can be read."""
+    first = next((fault for job in jobs for fault in read_faults(job)), {"reason": "it holds none"})
+    reason = first["reason"].removesuffix("; run data_tools/check_shards.py on the folder")
+    return UserError(f"no sample can be read, the first: {reason}; run data_tools/check_shards.py on the folder")
+
+
+def read_faults(job: Job) -> list[dict[str, Any]]:
+    """Return the samples of a shard that cannot be read."""
+    return json.loads(job.faults.read_text(encoding="utf-8")) if job.faults.is_file() else []
+
+
+def _read_batches(worker: LatentWorker, job: Job) -> Iterator[tuple[list[int], list[StoredSample], Encoded]]:
     """Give each batch of samples with its images as ``measure`` encoded them."""
-    rows = read_rows(worker.folder, job.rows)
+    dropped = [fault["row"] for fault in read_faults(job)]
+    samples = read_rows(worker.folder, np.setdiff1d(job.rows, dropped))
     for file in sorted(job.encoded.glob("*.npz")):
         with np.load(file, allow_pickle=False) as kept:
-            encoded = {name: kept[name] for name in kept.files if name not in ("count", "mean", "deviation")}
-        yield list(islice(rows, len(encoded["size"]))), encoded
+            encoded = {name: kept[name] for name in kept.files if name not in ("row", "count", "mean", "deviation")}
+            rows = kept["row"].tolist()
+        yield rows, list(islice(samples, len(rows))), encoded
 
 
 @torch.no_grad()
@@ -217,8 +279,12 @@ def write(worker: LatentWorker, job: Job) -> None:
     """Write one shard, and delete what was kept for it."""
     worker.encoder.codec.load_statistics(job.output.parents[2] / STATISTICS)
     batches = prefetch(_read_batches(worker, job)) if job.encoded.is_dir() else _encode_batches(worker, job)
+    first = next(batches, None)
+    if first is None:  # no sample can be read: an empty manifest marks the job as done
+        write_text(job.output / MANIFEST, "")
+        return
     with ShardWriter(job.output, len(job.rows)) as writer:
-        for samples, encoded in batches:
+        for _, samples, encoded in chain([first], batches):
             for (key, _), members in zip(samples, worker.encoder.write_members(samples, encoded), strict=True):
                 writer.write(key, members)
             worker.advance(len(samples))
