@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leam_mm.errors import UserError
-from leam_mm.system_fault import OF_FILES, fault_number
+from leam_mm.system_fault import OF_FILES, system_fault
 
 TEMPORARY = ".tmp-"  # between a name and the number of the process that writes it
 
@@ -43,10 +43,11 @@ def named_faults(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        number = fault_number(error)
-        if number is None or number not in OF_FILES or (isinstance(error, OSError) and error.filename is not None):
+        fault = system_fault(error)
+        named = isinstance(error, OSError) and error.filename is not None
+        if fault is None or fault.errno not in OF_FILES or named:
             raise
-        raise OSError(number, os.strerror(number), str(path)) from error
+        raise OSError(fault.errno, fault.strerror, fault.filename or str(path)) from error
 
 
 @contextmanager
