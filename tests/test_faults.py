@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from toys.recipes import ROOT
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_five_breaks(tmp_path: Path) -> None:
     words = ["--breaks", "5", "--kinds", "kill", "full disk", "second writer", "dead loader worker", "read-only folder"]
     command = [sys.executable, "-m", "tests.benchmarks.faults", *words, "--output", str(tmp_path)]

@@ -84,6 +84,8 @@ def digest_run(output: Path) -> str:
     import torch
     from toys.runs import step_losses
 
+    from leam_mm.checkpoint import read_checkpoint
+
     file = output / "checkpoints" / "last.ckpt"
     if not file.exists():
         return ""
@@ -102,7 +104,7 @@ def digest_run(output: Path) -> str:
         else:
             digest.update(repr(value).encode())
 
-    checkpoint = torch.load(file, weights_only=True)
+    checkpoint = read_checkpoint(file)
     add([checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")])
     last = checkpoint["global_step"]
     add([row for row in step_losses(output) if int(row[0]) < last])  # later rows will be written again
@@ -208,7 +210,8 @@ class Breaker:
         attempt = self.broken(kind, name, output, rng, faults)
         faults += self.judge(attempt, kind, name)
         if kind == "damaged checkpoint":
-            (output / "checkpoints" / "last.ckpt").unlink() if attempt.code else None
+            if attempt.code:
+                (output / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
         elif name == "train":
             try:
                 program.digest(output)
