@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_tools.latents.shard_embedding import Embedding, open_teacher, write_embeddings
 from data_tools.work.command_line import PositiveInt, parse_settings
+from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_text
@@ -89,11 +90,19 @@ def embed_shards(settings: EmbedSettings, console: Console) -> None:
     with Progress(*columns, console=console) as bar, ShardWriter(settings.output, per_shard, resume=True) as writer:
         write_text(writer.partial / SETTINGS, json.dumps(asdict(embedding), indent=1))
         task = bar.add_task("embed", total=folder.samples, completed=writer.finished)
-        write_embeddings(
+        faults = write_embeddings(
             teacher, embedding, settings.shards, writer, settings.batch_size, lambda count: bar.advance(task, count)
         )
+        if faults:
+            with LedgerWriter(writer.partial / LEDGER, "embed_shards") as ledger:
+                for key, reason in faults:
+                    ledger.write([{"key": key, "rule": "sample", "value": "", "kept": False, "reason": reason}])
+            console.print(f"{len(faults)} samples cannot be read and are left out: {LEDGER} names them")
     teachers = json.loads(next(read_samples(settings.output))[1]["json"])["teachers"]
-    console.print(f"wrote {folder.samples} samples to {settings.output}; settings for the recipe's distillation loss:")
+    console.print(
+        f"wrote {ShardFolder(settings.output).samples} samples to {settings.output}; "
+        "settings for the recipe's distillation loss:"
+    )
     for each in teachers:
         console.print(f"  - {{size: {each['size']}, scale: {each['scale']}}}")
 

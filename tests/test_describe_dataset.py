@@ -12,7 +12,7 @@ from toys.pages import HtmlChecker, shown_in_browser
 from toys.published import derived_from, keys_of, record_of, withdraw, write_published
 
 from data_tools.describe_dataset import main, read_provider
-from data_tools.description.dataset_statistics import DomainCount
+from data_tools.description.dataset_statistics import DomainCount, Tally, thumbnails
 from data_tools.description.decision_flow import account, identity, own_ledgers, read_flow
 from data_tools.description.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
 from data_tools.work.ledger import LedgerWriter, link_uid
@@ -334,3 +334,10 @@ def test_without_ledgers_nothing_is_stated(tmp_path: Path) -> None:
     assert found["links"] is None and found["dropped"] is None and found["faults"] == []
     (tmp_path / "folder").mkdir()
     assert own_ledgers(tmp_path / "folder") == []
+
+
+def test_an_image_that_cannot_be_read_is_not_shown() -> None:
+    tally = Tally(read_flow([]))
+    good = encoded_image(soft_image(1), "JPEG")
+    tally.chosen = [(-1, "good", {}, good), (-2, "bad", {}, b"no image"), (-3, "other", {}, b"GIF89a")]
+    assert [each["key"] for each in thumbnails(tally)] == ["good"]

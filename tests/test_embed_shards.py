@@ -2,10 +2,12 @@
 
 import io
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -15,7 +17,7 @@ from toys.recipes import clip_recipe, save_checkpoint
 from toys.shards import toy_vocabulary
 
 from data_tools import embed_shards as program
-from data_tools.latents.shard_embedding import StoredSample, Teacher
+from data_tools.latents.shard_embedding import Teacher
 from data_tools.work.command_line import parse_settings
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
@@ -23,7 +25,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairCaptions, PairsModule
 from leam_mm.data.plan_datamodule import Loading
-from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 from leam_mm.release.open_clip_folder import write_open_clip_folder
 
@@ -129,17 +131,50 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(
 def test_an_interrupted_run_resumes_and_writes_the_same_shards(
     toy_shards: Path, teachers: list[Path], taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, calls = Teacher.embed_images, []
+    plain, calls = Teacher.embed_pixels, []
 
-    def stopping(self: Teacher, samples: list[StoredSample]) -> np.ndarray:
-        calls.append(len(samples))
+    def stopping(self: Teacher, images: list[torch.Tensor]) -> np.ndarray:
+        calls.append(len(images))
         if len(calls) == 8:
             raise InterruptedError
-        return plain(self, samples)
+        return plain(self, images)
 
-    monkeypatch.setattr(Teacher, "embed_images", stopping)
+    monkeypatch.setattr(Teacher, "embed_pixels", stopping)
     with pytest.raises(InterruptedError):
         embed(toy_shards, teachers[0], tmp_path / "out")
     monkeypatch.undo()
     embed(toy_shards, teachers[0], tmp_path / "out")
     assert ShardFolder(tmp_path / "out").merkle_root == ShardFolder(taught.parent / "once").merkle_root
+
+
+def test_samples_that_cannot_be_read_are_left_out_and_recorded(
+    toy_shards: Path, teachers: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = list(islice(read_samples(toy_shards), 12))
+    broken: dict[int, dict[str, bytes]] = {1: {"png": b"no image"}, 6: {"json": b"{}"}}
+    with ShardWriter(tmp_path / "shards", 4) as writer:
+        for number, (key, members) in enumerate(samples):
+            writer.write(key, members | broken.get(number, {}))
+    plain, calls = Teacher.embed_pixels, []
+
+    def stopping(self: Teacher, images: list[torch.Tensor]) -> np.ndarray:
+        calls.append(len(images))
+        if len(calls) == 2:
+            raise InterruptedError
+        return plain(self, images)
+
+    embed(tmp_path / "shards", teachers[0], tmp_path / "once")
+    monkeypatch.setattr(Teacher, "embed_pixels", stopping)
+    with pytest.raises(InterruptedError):
+        embed(tmp_path / "shards", teachers[0], tmp_path / "twice")
+    monkeypatch.undo()
+    embed(tmp_path / "shards", teachers[0], tmp_path / "twice")
+    for output in (tmp_path / "once", tmp_path / "twice"):
+        keys = [key for key, _ in read_samples(output)]
+        assert keys == [key for number, (key, _) in enumerate(samples) if number not in broken]
+        rows = pq.read_table(output / "ledger.parquet").to_pylist()
+        assert [(row["key"], row["rule"], row["kept"]) for row in rows] == [
+            (samples[number][0], "sample", False) for number in broken
+        ]
+        assert "unreadable image" in rows[0]["reason"] and "captions" in rows[1]["reason"]
+    assert ShardFolder(tmp_path / "once").merkle_root == ShardFolder(tmp_path / "twice").merkle_root

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import heapq
 import io
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 
+log = logging.getLogger(__name__)
 FORMAT = "leam_mm statistics 1"
 NOT_STATED = "not stated"
 SIDES = (64, 128, 256, 512, 1024, 2048)
@@ -226,8 +228,12 @@ def thumbnails(tally: Tally) -> list[dict[str, Any]]:
     """Return the chosen samples, each with a small image as a data address."""
     found = []
     for _, key, record, content in sorted(tally.chosen, key=lambda entry: (-entry[0], entry[1])):
-        image = open_image(content).convert("RGB")
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        try:
+            image = open_image(content).convert("RGB")
+            image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        except Exception as error:  # Pillow raises many kinds on damaged and hostile files
+            log.warning("sample %s is not shown: unreadable image (%s)", key, error)
+            continue
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=80)
         address = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

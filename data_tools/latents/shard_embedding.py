@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
+from data_tools.work.foreign_error import first_line
 from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
 from leam_mm.data.image_decoding import ImageDecoding, image_member
-from leam_mm.data.shard_index import ShardWriter, read_samples
+from leam_mm.data.shard_index import ShardFolder, ShardWriter, index_name, read_samples
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
@@ -25,6 +27,7 @@ from leam_mm.files import file_sha256
 
 IMAGE, TEXT = "teacher_image.npy", "teacher_text.npy"
 StoredSample = tuple[str, dict[str, bytes]]  # key, and content of each member by its extension
+Readable = tuple[str, dict[str, bytes], dict[str, Any], list[str], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,22 @@ class Teacher:
     device: torch.device
     threads: ThreadPoolExecutor
 
-    @torch.no_grad()
+    def decode(self, sample: StoredSample) -> torch.Tensor:
+        """Return the whole image of a sample as the encoder sees it: (3, H, W) uint8."""
+        try:
+            content = image_member(sample[1])
+            return ImageDecoding(self.encoder.image_size).evaluation()(content, np.random.default_rng(0))
+        except UserError as error:
+            raise UserError(f"sample {sample[0]}: {error}") from None
+
     def embed_images(self, samples: list[StoredSample]) -> np.ndarray:
         """Return the embeddings of the whole images, (B, D') float16 of unit length."""
-        decoding = ImageDecoding(self.encoder.image_size).evaluation()
+        return self.embed_pixels(list(self.threads.map(self.decode, samples)))
 
-        def decode(sample: StoredSample) -> torch.Tensor:
-            try:
-                return decoding(image_member(sample[1]), np.random.default_rng(0))
-            except UserError as error:
-                raise UserError(f"sample {sample[0]}: {error}") from None
-
-        pixels = torch.stack(list(self.threads.map(decode, samples))).to(self.device)
+    @torch.no_grad()
+    def embed_pixels(self, images: list[torch.Tensor]) -> np.ndarray:
+        """Return the embeddings of B decoded images, (B, D') float16 of unit length."""
+        pixels = torch.stack(images).to(self.device)
         return _to_float16(self.encoder.encode_image(self.encoder.normalise(pixels)))
 
     @torch.no_grad()
@@ -133,12 +140,39 @@ def _appended(members: dict[str, bytes], name: str, new: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _batches(samples: Iterator[StoredSample], size: int, restart: int) -> Iterator[list[StoredSample]]:
+def _batches(samples: Iterator[Readable], size: int, restart: int) -> Iterator[list[Readable]]:
     """Give lists of ``size`` samples that start anew every ``restart`` samples: a resumed run forms the same lists."""
     position = 0
     while batch := list(islice(samples, min(size, restart - position))):
         yield batch
         position = (position + len(batch)) % restart
+
+
+def read_teachable(teacher: Teacher, sample: StoredSample) -> Readable:
+    """Return a sample's key, members, json, captions and image.
+
+    Raises:
+        UserError: It cannot be read. Libraries raise other types on samples of strangers.
+    """
+    key, members = sample
+    try:
+        texts = [str(caption["text"]) for caption in read_record(members, "captions")]
+    except UserError as error:
+        raise UserError(f"sample {key}: {error}") from None
+    return key, members, json.loads(members["json"]), texts, teacher.decode(sample)
+
+
+def _readable(teacher: Teacher, samples: Iterator[StoredSample], count: int) -> Iterator[Readable]:
+    """Give the samples that can be read, ``count`` of which are decoded at once."""
+
+    def read(sample: StoredSample) -> Readable | None:
+        try:
+            return read_teachable(teacher, sample)
+        except Exception:  # any library may fail on a sample of a stranger; `unreadable_samples` says why
+            return None
+
+    while batch := list(islice(samples, count)):
+        yield from (found for found in teacher.threads.map(read, batch) if found is not None)
 
 
 def write_embeddings(
@@ -148,7 +182,7 @@ def write_embeddings(
     writer: ShardWriter,
     batch_size: int,
     advance: Callable[[int], object],
-) -> None:
+) -> list[tuple[str, str]]:
     """Embed every sample that the writer does not hold yet.
 
     Args:
@@ -158,21 +192,43 @@ def write_embeddings(
         writer: Writer of the output; it may hold the first samples of an interrupted run.
         batch_size: Samples at once.
         advance: Called with the number of samples after each batch.
+
+    Returns:
+        Key and reason of each sample that cannot be read and was left out.
     """
-    remaining = islice(read_samples(shards), writer.finished, None)
-    for batch in _batches(remaining, batch_size, writer.samples_per_shard):
-        captions = []
-        for key, members in batch:
-            try:
-                captions.append([str(caption["text"]) for caption in read_record(members, "captions")])
-            except UserError as error:
-                raise UserError(f"sample {key}: {error}") from None
-        images, texts = teacher.embed_images(batch), teacher.embed_texts(captions, batch_size)
-        for (key, members), image, text in zip(batch, images, texts, strict=True):
-            record: dict[str, Any] = json.loads(members["json"])
+    written = _finished_keys(writer)
+    samples = read_samples(shards)
+    if written:
+        last = written[-1]
+        next((key for key, _ in samples if key == last), None)
+    for batch in _batches(_readable(teacher, samples, batch_size), batch_size, writer.samples_per_shard):
+        images = teacher.embed_pixels([image for *_, image in batch])
+        texts = teacher.embed_texts([captions for *_, captions, _ in batch], batch_size)
+        for (key, members, record, _, _), image, text in zip(batch, images, texts, strict=True):
             about = {"sha256": embedding.teacher_sha256, "size": embedding.size, "scale": embedding.scale}
             record["teachers"] = [*record.get("teachers", []), about]
             new = {IMAGE: _appended(members, IMAGE, image), TEXT: _appended(members, TEXT, text)}
             kept = {name: content for name, content in members.items() if name != "json"}
             writer.write(key, {**kept, **new, "json": json.dumps(record, ensure_ascii=False).encode()})
+            written.append(key)
         advance(len(batch))
+    return list(_unreadable_samples(teacher, shards, set(written)))
+
+
+def _finished_keys(writer: ShardWriter) -> list[str]:
+    """Return the keys of the shards that an interrupted run has finished."""
+    files = [writer.partial / index_name(entry.shard) for entry in writer.entries]
+    return [key for file in files for key in pq.read_table(file, columns=["key"])["key"].to_pylist()]
+
+
+def _unreadable_samples(teacher: Teacher, shards: Path, written: set[str]) -> Iterator[tuple[str, str]]:
+    """Give key and reason of each sample that was not written; a resumed run finds the same ones."""
+    folder = ShardFolder(shards)
+    if all(key in written for number in range(len(folder.shards)) for key in folder.index(number).keys):
+        return
+    for sample in read_samples(shards):
+        if sample[0] not in written:
+            try:
+                read_teachable(teacher, sample)
+            except Exception as error:
+                yield sample[0], first_line(error)
