@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import re
 import traceback
 from contextvars import ContextVar
 from pathlib import Path
@@ -30,6 +31,21 @@ PARTS = {
 }
 # The evidence of a checkpoint while its module is rebuilt. The weights come from the checkpoint, so the files that the
 # run started from are not needed.
+MAX_CONFIG, MAX_DEPTH = 1 << 20, 100  # characters and levels of brackets
+# The types of what programs use of a checkpoint, where it is present.
+FORM: dict[str, Any] = {
+    **dict.fromkeys((EVIDENCE, "state_dict", "callbacks", "loops"), dict),
+    **{"optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int},
+}
+EVIDENCE_FORM: dict[str, Any] = {
+    **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed"), dict),
+    **{"config": str, "model_class": str, "samples_seen": int | None},
+}
+ENERGY_FORM: dict[str, Any] = {
+    **dict.fromkeys(("joules", "estimated_joules"), int | float | None),
+    **dict.fromkeys(("seconds", "cpu_seconds", "node_seconds", "measured_node_seconds", "samples"), int | float),
+    **dict.fromkeys(("source", "coverage"), str),
+}
 REBUILDING: ContextVar[dict[str, Any] | None] = ContextVar("REBUILDING", default=None)
 Module = TypeVar("Module", bound=LightningModule)
 log = logging.getLogger(__name__)
@@ -123,7 +139,23 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
         raise UserError(
             f"{file} was not written by train.py: its config is missing, so no model can be rebuilt from it"
         )
+    _check_form(checkpoint, f"{file}: ", FORM)
+    _check_form(checkpoint[EVIDENCE], f"{file}: {EVIDENCE}.", EVIDENCE_FORM)
+    energy = checkpoint.get("callbacks", {}).get("EnergyRecord", {})
+    _check_form({"EnergyRecord": energy}, f"{file}: callbacks.", {"EnergyRecord": dict})
+    _check_form(energy, f"{file}: callbacks.EnergyRecord.", ENERGY_FORM)
+    for name, part in checkpoint[EVIDENCE].get("frozen", {}).items():
+        _check_form({"part": part}, f"{file}: {EVIDENCE}.frozen.{name}: ", {"part": dict})
+        _check_form(part, f"{file}: {EVIDENCE}.frozen.{name}.", {"path": str, "sha256": str, "statistics": dict})
     return checkpoint, sha256
+
+
+def _check_form(found: dict[str, Any], where: str, form: dict[str, Any]) -> None:
+    for name, kind in form.items():
+        if name in found and not isinstance(found[name], kind):
+            raise UserError(
+                f"{where}{name} is of type {type(found[name]).__name__}: the file was edited; take an intact one"
+            )
 
 
 def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] | None:
@@ -164,18 +196,34 @@ def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the resolved config of the run that wrote a checkpoint.
 
     Raises:
-        UserError: It is missing or damaged.
+        UserError: It is missing, or no mapping of mappings.
     """
+    text = checkpoint[EVIDENCE].get("config", "")
     try:
-        config = yaml.safe_load(checkpoint[EVIDENCE]["config"])
-        if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-            raise ValueError("it has no section model")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        if len(text) > MAX_CONFIG:
+            raise ValueError(f"it has more than {MAX_CONFIG} characters")
+        if _depth(text) > MAX_DEPTH:
+            raise ValueError(f"it has more than {MAX_DEPTH} levels")
+        config = yaml.safe_load(text)
+        for name in ("model", "data"):
+            section = config.get(name, {})
+            if not isinstance(section, dict) or not isinstance(section.get("init_args", {}), dict):
+                raise ValueError(f"{name} or its init_args is no mapping")
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"the config in the checkpoint cannot be read ({reason}): use an intact file of train.py"
         ) from None
     return config
+
+
+def _depth(text: str) -> int:
+    """Return how deep brackets are nested; PyYAML takes quadratic time for them."""
+    depth = most = 0
+    for letter in re.findall(r"[][{}]", text):
+        depth = max(0, depth + (1 if letter in "[{" else -1))
+        most = max(most, depth)
+    return most
 
 
 def restoring_failed(error: BaseException) -> bool:
@@ -200,7 +248,7 @@ def refuse_other_weights(checkpoint: dict[str, Any], origin: dict[str, Any]) -> 
         )
 
 
-def build_module(section: dict[str, Any]) -> LightningModule:
+def build_module(section: dict[str, Any] | None) -> LightningModule:
     """Build a module from the ``model:`` section of a config, which may come from someone else.
 
     Raises:
@@ -231,7 +279,7 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
     checkpoint, sha256 = _read(file)
     rebuilding = REBUILDING.set(checkpoint[EVIDENCE])
     try:
-        module = build_module(checkpoint_config(checkpoint)["model"])
+        module = build_module(checkpoint_config(checkpoint).get("model"))
     except Exception as error:  # jsonargparse and the constructors raise many kinds of exceptions
         reason = innermost(str(error))
         raise UserError(f"{file}: the model of its config cannot be rebuilt here ({reason})") from None
@@ -247,9 +295,9 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
             f"{file} holds a {type(module).__name__}, but a {needed} is needed here: give the checkpoint of such a run"
         )
     try:
-        module.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError as error:
-        reason = str(error).strip().split("\n")[-1][:200]
+        module.load_state_dict(checkpoint.get("state_dict", {}))
+    except Exception as error:  # torch raises many kinds for entries that are no tensors, or of other forms
+        reason = (str(error).strip() or type(error).__name__).split("\n")[-1][:200]
         raise UserError(f"{file}: weights and config inside do not fit ({reason}); the file was edited") from None
     evidence = {
         "path": str(file),

@@ -218,6 +218,27 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
     write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
+def write_plan(base: Path, output: Path, language: str, share: float) -> Path:
+    """Write the four files of a plan, and return their folder.
+
+    Args:
+        base: Folder with the base's generator/, clip/ and codec/.
+        output: Run folder of the fine-tuning.
+        language: Language of the new captions.
+        share: Share of samples, in [0, 1), drawn from the base's own.
+    """
+    model, frozen = base_settings(base)
+    plan = output / "plan"
+    plan.mkdir(parents=True, exist_ok=True)
+    statistics = latent_statistics(base, frozen)
+    data = training_data(base, output / "latents" / "train", statistics, share)
+    write_json(plan / STATISTICS, statistics)
+    write_yaml(plan / "recipe.yaml", recipe(base, output, model, data))
+    write_yaml(plan / "codec.yaml", codec_recipe(base, output, share))
+    write_yaml(plan / "evaluate.yaml", evaluation(base, output, language))
+    return plan
+
+
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(
@@ -238,15 +259,13 @@ def main(args: list[str] | None = None) -> None:
     trust_modules(options.trust)
     if not 0 <= options.rehearse < 1:
         raise UserError(f"--rehearse is {options.rehearse}: give a share of 0 or more, below 1")
-    model, frozen = base_settings(options.base)
-    plan = options.run / "plan"
-    plan.mkdir(parents=True, exist_ok=True)
-    statistics = latent_statistics(options.base, frozen)
-    data = training_data(options.base, options.run / "latents" / "train", statistics, options.rehearse)
-    write_json(plan / STATISTICS, statistics)
-    write_yaml(plan / "recipe.yaml", recipe(options.base, options.run, model, data))
-    write_yaml(plan / "codec.yaml", codec_recipe(options.base, options.run, options.rehearse))
-    write_yaml(plan / "evaluate.yaml", evaluation(options.base, options.run, options.language))
+    try:
+        plan = write_plan(options.base, options.run, options.language, options.rehearse)
+    except (KeyError, TypeError, AttributeError) as error:  # of what the base's checkpoints record
+        raise UserError(
+            f"the checkpoints of {options.base} do not record what a plan takes over ({error!r:.200}): give the run "
+            "folder of a pipeline"
+        ) from None
     print(f"wrote {plan}: statistics of the base's latents, recipe.yaml, codec.yaml and evaluate.yaml")
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -18,8 +19,10 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.results import append_results
+from leam_mm.report import report_page
 from leam_mm.report.chart import HEIGHT, WIDTH, interval_bar, line_chart, short, thin, ticks
 from leam_mm.report.report_page import main, write_report
+from leam_mm.report.templates import Section, Table, render_page
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 
@@ -91,6 +94,29 @@ def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
             assert (attributes.get(name) or "#").startswith(("data:", "#")), attributes
     assert "default-src 'none'" in page
     assert not re.search(r"url\(|@import|https?:", page)
+
+
+def test_no_field_of_a_result_becomes_markup(run: Path) -> None:
+    file = run / "evaluation" / "results.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+    def texts(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {f"{key}{HOSTILE}" if key == "language=de" else key: texts(entry) for key, entry in value.items()}
+        return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+    hostile = [texts(row) | {"name": row["name"]} for row in rows]
+    hostile += [{**texts(rows[-1]), "name": f"{HOSTILE}/{HOSTILE}"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in hostile), encoding="utf-8")
+    write_report(run, run / "report.html", "Run")
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert HOSTILE not in page and page.count("&lt;") > 20
+    file.write_text(json.dumps(rows[-1] | {"samples": HOSTILE}) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="samples"):
+        write_report(run, run / "report.html", "Run")
+    sections = [Section("cost", "Cost", Table(["a", "b"], [["c", HOSTILE]]))]
+    shown = render_page(Path(report_page.__file__).with_name("report.html.jinja"), "x", "", [], sections, "")
+    assert HOSTILE not in shown and "&lt;" in shown
 
 
 def test_loss_is_placed_by_samples_seen(page: str) -> None:

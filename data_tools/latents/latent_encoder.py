@@ -251,7 +251,8 @@ def trained_image_size(path: Path) -> int | None:
         return None
     section = checkpoint_config(read_checkpoint(path)).get("data") or {}
     image = (section.get("init_args") or {}).get("image") or {}
-    return (image.get("init_args") or image).get("image_size")
+    size = (image.get("init_args") or image).get("image_size") if isinstance(image, dict) else None
+    return size if isinstance(size, int) else None
 
 
 def statistics_file(path: Path) -> Path:

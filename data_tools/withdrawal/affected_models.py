@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from leam_mm.checkpoint import EVIDENCE, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, checkpoint_config, read_checkpoint
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
@@ -73,14 +71,14 @@ def models_below(folder: Path) -> tuple[list[Model], list[str]]:
         name = path.relative_to(folder).as_posix()
         try:
             models.append(_release(path, name) if path.name == RELEASE else _checkpoint(path, name))
-        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             unreadable.append(name)
     return models, unreadable
 
 
 def _checkpoint(path: Path, name: str) -> Model:
-    evidence = read_checkpoint(path)[EVIDENCE]
-    config = yaml.safe_load(evidence["config"])
+    checkpoint = read_checkpoint(path)
+    evidence, config = checkpoint[EVIDENCE], checkpoint_config(checkpoint)
     built_on = [str(part["sha256"]) for part in _parts(evidence) if part.get("sha256")]
     roots = {str(name): str(root) for name, root in evidence["data"].items()}
     return Model(name, "checkpoint", [file_sha256(path)], roots, evidence.get("samples_seen"), built_on, config)

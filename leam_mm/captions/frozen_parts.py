@@ -71,9 +71,9 @@ class FrozenParts:
         """Refuse parts that differ from those of an earlier record."""
         now = self.record()
         for name in sorted(before.keys() & now.keys()):
-            if before[name]["sha256"] != now[name]["sha256"]:
+            if before[name].get("sha256") != now[name]["sha256"]:
                 raise UserError(
-                    f"the checkpoint was trained with another {name} ({before[name]['path']}) than is there now "
+                    f"the checkpoint was trained with another {name} ({before[name].get('path')}) than is there now "
                     f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
                 )
 
@@ -119,7 +119,7 @@ class FrozenParts:
         path = self.paths[name]
         if path is None:
             raise UserError(f"this needs the {name}, but model.init_args.frozen.{name} is empty: name its checkpoint")
-        found, recorded = encoder_file(path)[1], self.record()[name]["sha256"]
+        found, recorded = encoder_file(path)[1], str(self.record().get(name, {}).get("sha256"))
         if found != recorded:
             raise UserError(
                 f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "

@@ -184,16 +184,17 @@ def _results(facts: ReleaseFacts) -> list[tuple[str, list[list[object]]]]:
 def _cost(stage: StageFacts) -> list[object]:
     if not (record := stage.energy):
         return [stage.kind, *[NOT_MEASURED] * 4]
-    times = [_time(record["seconds"]), _time(record["cpu_seconds"])]
+    times = [_time(record.get("seconds")), _time(record.get("cpu_seconds"))]
     return [stage.kind, energy_words(record), record.get("source", NOT_MEASURED), *times]
 
 
 def energy_words(record: dict[str, Any]) -> str:
     """Return the energy of a stage with what it covers; estimates and gaps are named."""
     if record.get("joules") is not None:
-        words = f"{record['joules'] / JOULES_PER_KWH:.4g} kWh ({record['coverage']})"
-        if record["measured_node_seconds"] < 0.999 * record["node_seconds"]:
-            words += f", measured in {record['measured_node_seconds'] / record['node_seconds']:.0%} of the time"
+        words = f"{record['joules'] / JOULES_PER_KWH:.4g} kWh ({record.get('coverage', NOT_MEASURED)})"
+        measured, whole = record.get("measured_node_seconds", 0), record.get("node_seconds", 0)
+        if measured < 0.999 * whole:
+            words += f", measured in {measured / whole:.0%} of the time"
         return words
     if record.get("estimated_joules") is not None:
         return f"{record['estimated_joules'] / JOULES_PER_KWH:.4g} kWh, estimated from processor time"
@@ -216,7 +217,9 @@ def _interval(metric: dict[str, Any]) -> str:
     return f"{low} to {high}"
 
 
-def _time(seconds: float) -> str:
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return NOT_MEASURED
     return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
 
 
