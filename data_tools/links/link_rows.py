@@ -188,7 +188,7 @@ class LinkRows:
                 return  # a word of the table's own, which lifts nothing
             claim = with_claim(cells.get("consent"), stated, standing.basis)
             row.source = cells | {"legal_basis": standing.basis.value, "consent": claim}
-            row.claimed = bool((stated or "").strip()) and stated.strip() != standing.basis.value
+            row.claimed = (stated or "").strip() not in ("", standing.basis.value)
             row.source["licence"] = standing.licence or cells.get("licence")
             row.decision |= {name: row.source[name] for name in ("legal_basis", "licence")}
             row.agreed = standing.basis.may_be_agreed and self.sources.names_host(host, cells.get("source"))
