@@ -191,9 +191,9 @@ def limit_files(pid: int, rng: random.Random) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
 
 
-def kill_child(pid: int, rng: random.Random) -> bool:
-    """Kill a random child of a process; return whether it has one."""
-    children = [child for child in _family(pid)[1:] if "resource_tracker" not in " ".join(child.cmdline())]
+def kill_child(pid: int, rng: random.Random, spawned: bool) -> bool:
+    """Kill a random worker of a process, spawned or forked; return whether it has one."""
+    children = [child for child in _family(pid)[1:] if not spawned or "spawn_main" in " ".join(child.cmdline())]
     if children:
         rng.choice(children).kill()
     return bool(children)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,6 +178,7 @@ class Breaker:
         self.programs, self.disk, self.logs = programs, disk, logs
         self.seconds: dict[str, float] = {}
         self.expected: dict[str, str] = {}
+        self.codes: dict[str, Counter[int]] = defaultdict(Counter)
 
     def measure(self, name: str) -> None:
         """Run a program undisturbed, for its result and time."""
@@ -208,6 +209,8 @@ class Breaker:
         before = program.digest(output)
         faults: list[str] = []
         attempt = self.broken(kind, name, output, rng, faults)
+        assert attempt.code is not None
+        self.codes[kind][attempt.code] += 1
         faults += self.judge(attempt, kind, name)
         if kind == "damaged checkpoint":
             if attempt.code:
@@ -297,7 +300,11 @@ class Breaker:
             return second
         elif kind.startswith("dead"):
             end = time.monotonic() + 5
-            while not injection.kill_child(attempt.pid, rng) and time.monotonic() < end and attempt.poll() != "ended":
+            while (
+                not injection.kill_child(attempt.pid, rng, kind == "dead data worker")
+                and time.monotonic() < end
+                and attempt.poll() != "ended"
+            ):
                 os.kill(attempt.pid, 18)
                 time.sleep(0.02)
         elif kind == "damaged checkpoint":
@@ -311,7 +318,7 @@ class Breaker:
             code = second.end()
             if attempt.poll() != "ended" and code == 0 and self.programs[name].digest(output) != self.expected[name]:
                 faults.append("a second run was not refused")
-            elif code and f"(process {attempt.pid} on " not in second.output():
+            elif code and f"(process {attempt.pid} on " not in second.output() and EXISTS not in second.output():
                 faults.append(f"the refusal does not name the first run: {second.output()[-300:]}")
         elif kind == "no memory":
             injection.limit_memory(attempt.pid, rng)
@@ -378,6 +385,7 @@ def main(settings: measure.Settings) -> list[Path]:
     content = {
         "breaks": counts,
         "breaks_by_program": dict(done),
+        "exit_codes": breaker.codes,
         "not_measured": [kind for kind in settings.kinds if kind not in kinds],
         "seconds_undisturbed": breaker.seconds,
         "faults": wrong,
