@@ -1,3 +1,5 @@
+import gzip
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -76,3 +78,61 @@ def test_the_digest_of_an_archive_covers_both_ends(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(content)
         digests.add(archive_digest(tmp_path / "a"))
     assert len(digests) == 5
+
+
+def lying(folder: Path, name: str, length: str, bodies: list[str]) -> Path:
+    """Write an archive of one gzip member for each record, or plain, whose third record states a wrong length."""
+    with WarcFile(folder / "whole.warc") as file:
+        for number, body in enumerate(bodies):
+            file.add(f"https://a.example/{number}", body)
+    records = [b"WARC/1." + part for part in (folder / "whole.warc").read_bytes().split(b"WARC/1.")[1:]]
+    true = int(re.search(rb"\r\nContent-Length: (\d+)", records[2])[1])
+    stated = str(true + int(length)) if length.startswith(("+", "-")) and length != "-5000" else length
+    records[2] = re.sub(rb"\r\nContent-Length: \d+", b"\r\nContent-Length: " + stated.encode(), records[2], count=1)
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    (folder / name).write_bytes(b"".join(map(pack, records)))
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["a.warc", "a.warc.gz"])
+@pytest.mark.parametrize(
+    "length",
+    ["+10", "+500", "-10", "-300", "-5000", "0", "abc", "", "999999999999999", "9223372036854775808", "9" * 30],
+)
+def test_a_record_whose_length_lies_is_refused_and_the_next_ones_are_read(
+    name: str, length: str, tmp_path: Path
+) -> None:
+    path = lying(tmp_path, name, length, [f"<p>{number}" + "y" * 300 for number in range(5)])
+    pages = read(path)
+    assert [page.number for page in pages] == [0, 1, 2, 3, 4]
+    assert [page.refused.rule if page.refused else page.url[-1] for page in pages] == [
+        "0",
+        "1",
+        "record_length",
+        "3",
+        "4",
+    ]
+    assert not pages[2].content and "\n" not in str(pages[2].refused)
+
+
+@pytest.mark.parametrize("length", ["+500", "-10", "999999999999999"])
+def test_where_no_further_record_is_found_the_file_is_broken(length: str, tmp_path: Path) -> None:
+    path = lying(tmp_path, "a.warc", length, ["<p>" + "y" * 300] * 3)
+    pages = warc_pages(path, 1000)
+    assert [next(pages).refused is None for _ in range(2)] == [True, True] and next(
+        pages
+    ).refused.rule == "record_length"
+    with pytest.raises(PageRefused, match="cannot be read after record 2"):
+        next(pages)
+    packed = gzip.compress(lying(tmp_path, "b.warc", length, ["<p>" + "y" * 300] * 5).read_bytes())
+    (tmp_path / "whole.warc.gz").write_bytes(packed)  # one member for all records
+    with pytest.raises(PageRefused, match="cannot be read after record 2"):
+        read(tmp_path / "whole.warc.gz")
+
+
+def test_an_honest_page_may_show_a_record(tmp_path: Path) -> None:
+    body = "<pre>\r\n\r\nWARC/1.0\r\nWARC-Type: response\r\n"
+    with WarcFile(tmp_path / "a.warc.gz") as file:
+        for number in range(3):
+            file.add(f"https://a.example/{number}", body)
+    assert [page.content for page in read(tmp_path / "a.warc.gz")] == [body.encode()] * 3

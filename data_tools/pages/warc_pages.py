@@ -18,9 +18,13 @@ from urllib.parse import quote, urlsplit
 from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
+from data_tools.pages.warc_boundaries import RECORD, next_records
+
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 MAX_HEADERS = 200
+RECORD_LENGTH = "record_length"  # rule of a record whose length is wrong
+MOST_PACKED = 100_000  # bytes to which one byte is unpacked, in any honest archive
 
 
 class PageRefused(Exception):
@@ -52,6 +56,7 @@ class Page:
         archive: Name of the file it was read from, without its folder.
         record: Name of its record (WARC-Record-ID), or path inside the folder.
         refused: Why it is not read, with empty content; or None.
+        stored: The body as the archive holds it.
     """
 
     number: int
@@ -63,6 +68,7 @@ class Page:
     archive: str = ""
     record: str = ""
     refused: PageRefused | None = None
+    stored: bytes = b""
 
     @property
     def date(self) -> str | None:
@@ -73,6 +79,8 @@ class Page:
 def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
     """Yield every answer in a WARC file; those that are not readable HTML pages have the reason in ``refused``.
 
+    A record whose stated length is wrong is refused (rule ``record_length``), and reading continues at the next one.
+
     Args:
         path: The file; its compression is detected.
         max_bytes: Largest page in bytes, both stored and decompressed.
@@ -80,20 +88,62 @@ def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
     Raises:
         PageRefused: The file itself is broken from some record on.
     """
-    kinds = WarcRecordType.response | WarcRecordType.resource
-    with path.open("rb") as file:
-        number = -1
+    number, starts = 0, iter((0,))
+    failure: PageRefused | None = None
+    while (start := next(starts, None)) is not None:
+        held: Page | None = None  # until the next record shows that this one ends where it says
+        position = start
+        failure = None
         try:
-            records = ArchiveIterator(file, record_types=kinds, parse_http=True, auto_decode="none", strict_mode=False)
-            for number, record in enumerate(records):
-                yield _page(record, number, path.name, max_bytes)
+            for page, position in _records(path, start, max_bytes):  # noqa: B007
+                if held is not None:
+                    yield held
+                page.number, held = number, page
+                number += 1
+                if page.refused is not None and page.refused.rule == RECORD_LENGTH:
+                    break
         except (OSError, ValueError) as error:
             message = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise PageRefused("broken_archive", message, f"the file cannot be read after record {number}") from None
-    if number < 0:
+            failure = PageRefused("broken_archive", message, f"the file cannot be read after record {number - 1}")
+        lies = held is not None and held.refused is not None and held.refused.rule == RECORD_LENGTH
+        if failure is not None and held is not None and failure.value.startswith("Invalid WARC header"):
+            lies, held.content = True, b""
+            held.refused = PageRefused(RECORD_LENGTH, failure.value, "it does not end where it says")
+        if lies and failure is None:  # unless another record is found
+            failure = PageRefused("broken_archive", RECORD_LENGTH, f"the file cannot be read after record {number - 1}")
+        if held is not None:
+            yield held
+            starts = next_records(path, position) if lies else iter(())
+        if failure is None:
+            break
+    if failure is not None:
+        raise failure
+    if not number:
         raise PageRefused("broken_archive", path.name, "the file holds no answer of a server")
     if path.suffix == ".gz" and _is_truncated(path):  # fastwarc takes a truncated file for a complete one
         raise PageRefused("broken_archive", "unexpected end of file", "the file ends in the middle of a record")
+
+
+def _records(path: Path, start: int, max_bytes: int) -> Iterator[tuple[Page, int]]:
+    """Yield the answers from a position on, each with its own position; numbers are those of the caller."""
+    kinds = WarcRecordType.response | WarcRecordType.resource
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        plain = file.read(4) == b"WARC"
+        file.seek(start)
+        for record in ArchiveIterator(file, record_types=kinds, parse_http=True, auto_decode="none", strict_mode=False):
+            position, length = record.stream_pos, record.content_length
+            page = _page(record, 0, path.name, max_bytes)
+            longest = size - position if plain else size * MOST_PACKED
+            if length > longest or (page.refused is None and _holds_record(page)):
+                page.content = b""
+                page.refused = PageRefused(RECORD_LENGTH, f"{length} bytes", "it does not end where it says")
+            yield page, position
+
+
+def _holds_record(page: Page) -> bool:
+    """Whether a page goes on into the next record: it holds the beginning of one, and the server stated less."""
+    return RECORD in page.stored and (_header(page, "content-length") or "").strip() != str(len(page.stored))
 
 
 def _is_truncated(path: Path) -> bool:
@@ -130,8 +180,8 @@ def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page
             raise PageRefused("page_type", kind.strip().lower()[:80], "no HTML page")
         if len(fields) > MAX_HEADERS:
             raise PageRefused("page_headers", str(len(fields)), f"more than {MAX_HEADERS} headers")
-        stored = record.reader.read(max_bytes + 1)
-        page.content = _decoded(page, stored, max_bytes)
+        page.stored = record.reader.read(max_bytes + 1)
+        page.content = _decoded(page, page.stored, max_bytes)
         page.charset = _charset(rest)
     except PageRefused as refused:
         page.refused = refused
