@@ -11,7 +11,7 @@ LEAM_MM = [
     ["errors", "languages", "arithmetic", "json_text"],
     ["files", "config_error", "recorded_classes"],
     ["run_lock"],
-    ["checkpoint_file"],
+    ["checkpoint_file", "released_files"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed"],
     ["encoders"],

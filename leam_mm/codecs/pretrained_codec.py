@@ -10,6 +10,7 @@ from leam_mm.checkpoint import find_checkpoint, load_part
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
+from leam_mm.released_files import compare_released_files
 
 MAX_CONFIG = 1 << 20  # bytes
 
@@ -35,6 +36,7 @@ class PretrainedCodec(LatentCodec):
             ) from None
         if kind not in kinds:
             raise UserError(f"{config} describes {kind!r}: this codec takes {' or '.join(kinds)}")
+        compare_released_files(Path(path))
         try:
             loaded, loading = kinds[kind].from_pretrained(
                 path, use_safetensors=True, local_files_only=True, output_loading_info=True

@@ -27,11 +27,11 @@ from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256, files_sha256
+from leam_mm.released_files import RELEASE, compare_released_files
 
 log = logging.getLogger(__name__)
 KIND = "PRXTransformer2DModel"
 MAX_CONFIG = 1 << 20  # bytes
-RELEASE = "leam_mm_release.json"  # description of a release; release/release_folder.py writes it
 
 
 class PretrainedDenoiser(PRXDenoiser):
@@ -77,6 +77,7 @@ def load_transformer(weights: Path) -> tuple[Any, dict[str, Any]]:
     candidates = (weights / "generator" / "transformer", weights / "transformer", weights)
     folder = next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
     if folder is not None:
+        compare_released_files(folder)
         facts: dict[str, Any] = _released([weights, weights.parent, weights.parent.parent])
         model, digest = _from_diffusers(folder), weights_sha256(folder)
     elif weights.exists():

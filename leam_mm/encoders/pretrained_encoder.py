@@ -29,6 +29,7 @@ from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_con
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
+from leam_mm.released_files import compare_released_files
 
 log = logging.getLogger(__name__)
 CONFIG = "open_clip_config.json"
@@ -127,6 +128,7 @@ def find_weights(weights: str, model: str | None) -> tuple[Path | None, dict[str
     path = Path(weights)
     name, _, tag = weights.partition(":")
     if path.is_dir():
+        compare_released_files(path)
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None and not REBUILDING.get():
             raise UserError(f"{weights} holds none of {', '.join(FILES[:3])}, ...: give a folder with weights")
