@@ -1,8 +1,9 @@
 """Check and repair image files from the web: decodable, upright, RGB, 8 bit, within limits.
 
-An image that needs no repair keeps its bytes. Otherwise Pillow decodes it, 16-bit grey is scaled (img2dataset's decoder
-turns it white), transparency is composited on white, colours are converted to sRGB if a profile (ICC.1:2022) says so,
-the EXIF orientation is applied, and the image is encoded again without metadata.
+An image that needs no repair keeps its bytes, except for private metadata (private_metadata.py). Otherwise Pillow
+decodes it, 16-bit grey is scaled (img2dataset's decoder turns it white), transparency is composited on white, colours
+are converted to sRGB if a profile (ICC.1:2022) says so, the EXIF orientation is applied, and the image is encoded again
+without metadata.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from data_tools.samples.exif_size import exif_block, exif_is_small
+from data_tools.samples.private_metadata import strip_private
 from data_tools.work.foreign_error import first_line
 from leam_mm.data.image_file import ImageLimit, check_memory, open_image
 from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
@@ -109,6 +111,9 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
             check_memory(ENCODING_BYTES[extension] * resized.width * resized.height, rule.max_pixels)
             content = encode_image(resized, extension)
             transforms.append(f"encode:{extension}")
+        else:
+            content, removed = strip_private(raw)
+            transforms += [f"strip:{name}" for name in removed]
     except ImageLimit as limit:
         raise ImageFault(limit.rule, limit.value, str(limit)) from None
     except Exception as error:  # sides that a format cannot hold, or no memory for an encoder
