@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test test-extras check quickstart emoji finetune bench clean
+.PHONY: help environment test test-extras check quickstart emoji finetune bench fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,10 @@ check: environment ## Lint, types, tests
 
 bench: environment ## Measure ours and peers side by side; writes runs/bench/*.json
 	$(RUN) -m pytest tests/benchmarks -m bench -s
+
+SECONDS ?= 600
+fuzz: environment ## Damaged inputs for every reader of foreign bytes: make fuzz SECONDS=600
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(RUN) -m fuzz --seconds $(SECONDS)
 
 clean: ## Remove runs and the environment
 	rm -rf runs $(VENV)

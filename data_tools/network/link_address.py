@@ -151,10 +151,11 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         LinkRefused: The link must not be fetched.
     """
     try:
+        (url or "").encode()  # fails for half a surrogate pair
         parts = urlsplit((url or "").strip())
         host, port = (parts.hostname or ""), parts.port
     except ValueError as error:
-        raise LinkRefused("url", str(url), f"not a valid address: {error}") from None
+        raise LinkRefused("url", str(url).encode("utf-8", "replace").decode(), f"not a valid address: {error}") from None
     if parts.scheme == "file":
         if not allow_file:
             raise LinkRefused("scheme", "file", "files are read only with --allow-file")

@@ -1,0 +1,272 @@
+"""Readers of tables of links, addresses, blocklists, opt-out registries and hash lists."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from data_tools.links.blocklists import DigestList, DomainList, PhraseList, text_words
+from data_tools.links.language_vote import vote
+from data_tools.links.link_rows import LinkRows
+from data_tools.links.link_table import folder_links, read_links
+from data_tools.links.personal_data import find_personal_data
+from data_tools.network.link_address import LinkRefused, check_link
+from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.samples.sample_record import KINDS, json_fault, sample_record
+from data_tools.vetting.hash_lists import read_hashes
+from fuzz.hunt import Reader
+from fuzz.mutation import damage_bytes, damage_json, damage_table
+from leam_mm.errors import UserError
+
+Read = Callable[[bytes], object]
+URL = "https://images.example.org:8443/a%20b/c.jpg?x=1&y=%C3%BC#part"
+ROWS = {
+    "url": [URL, "file:a.png", "http://b.example/ü.jpg"],
+    "caption": ["a meadow", "Wiese, grün", ""],
+    "captions": ["", json.dumps([{"text": "a", "language": "en"}]), "[]"],
+    "licence": ["CC0-1.0", "", "https://creativecommons.org/licenses/by/4.0/"],
+    "metadata": ["{}", '{"a": [1, 2.5, null]}', ""],
+    "consent": [
+        "{}",
+        '{"page_rights": [{"kind": "meta:robots", "value": "noai", "source": "x", "reserved": true}]}',
+        "",
+    ],
+}
+ADDRESS_WORDS = (
+    *(
+        b"http://",
+        b"https://",
+        b"file:",
+        b"//",
+        b"@",
+        b"127.0.0.1",
+        b"0x7f.1",
+        b"[::1]",
+        b"[::ffff:10.0.0.1]",
+        b"%2e",
+        b"\\",
+    ),
+    *(
+        "ｅｘａｍｐｌｅ．ｏｒｇ",
+        "。",
+        "xn--",
+        "xn--a-ecp.ru",
+        "ß",
+        "\u200d",
+        "a" * 70 + ".de",
+        "%00",
+        ":99999",
+        "?",
+        "#",
+        "*.",
+        "!@",
+    ),
+)
+WORDS = tuple(word if isinstance(word, bytes) else word.encode() for word in ADDRESS_WORDS)
+
+
+def as_table() -> pa.Table:
+    """Return a table of links."""
+    return pa.table({name: pa.array(values, pa.string()) for name, values in ROWS.items()})
+
+
+def parquet_seeds(folder: Path) -> list[bytes]:
+    """Return the table as parquet, in two compressions."""
+    contents = []
+    for compression in ("zstd", "none"):
+        buffer = io.BytesIO()
+        pq.write_table(as_table(), buffer, compression=compression, row_group_size=2)
+        contents.append(buffer.getvalue())
+    return contents
+
+
+def csv_seeds(folder: Path) -> list[bytes]:
+    """Return the table as csv."""
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(as_table(), buffer)
+    return [buffer.getvalue(), b"url,caption\nhttp://a.example/1.jpg,x\n"]
+
+
+def jsonl_seeds(folder: Path) -> list[bytes]:
+    """Return the table as JSON lines."""
+    return [b"".join(json.dumps(row).encode() + b"\n" for row in as_table().to_pylist())]
+
+
+def table(ending: str) -> Callable[[Path], Read]:
+    """Return the preparation of a reader of tables."""
+
+    def prepare(folder: Path) -> Read:
+        path = folder / f"links{ending}"
+        (folder / "images").mkdir()
+
+        def read(data: bytes) -> None:
+            path.write_bytes(data)
+            read_links(path)
+            for row in LinkRows(path, None, True, ["b.example"]):
+                if row.fetch:
+                    image = SimpleNamespace(
+                        sha256="0", width=1, height=1, original_width=1, original_height=1, transforms=[]
+                    )
+                    record = sample_record(row.source, row.decision, cast(Any, image), "fuzz", None)
+                    json.dumps(record, ensure_ascii=False).encode()
+            (folder / "images" / f"captions{ending}").write_bytes(data)
+            folder_links(folder / "images")
+
+        return read
+
+    return prepare
+
+
+def caption_file(folder: Path) -> Read:
+    """Read the caption file beside an image."""
+    (folder / "a.png").write_bytes(b"")
+
+    def read(data: bytes) -> None:
+        (folder / "a.txt").write_bytes(data)
+        folder_links(folder)
+
+    return read
+
+
+def cell_seeds(folder: Path) -> list[bytes]:
+    """Return JSON cells."""
+    return [
+        json.dumps(value).encode() for value in ([{"text": "a", "language": "en"}], {"page_rights": [{"kind": "x"}]})
+    ]
+
+
+def cell(folder: Path) -> Read:
+    """Check JSON cells of a table."""
+
+    def read(data: bytes) -> None:
+        for column in KINDS:
+            json_fault(column, data.decode("utf-8", "replace"))
+
+    return read
+
+
+def address_seeds(folder: Path) -> list[bytes]:
+    """Return addresses."""
+    return [
+        text.encode()
+        for text in (URL, "file:a.png", "http://127.0.0.1/x", "http://[2001:db8::1]:80/", "http://bücher.example/ä")
+    ]
+
+
+def address(folder: Path) -> Read:
+    """Check an address as the downloader does, and look it up in lists."""
+    (folder / "domains.txt").write_text("blocked.example\n")
+    (folder / "registry.txt").write_text("blocked.example\nhttps://images.example.org/a\n" + "0" * 64 + "\n")
+    domains, registry = DomainList(folder / "domains.txt"), OptOutRegistry(folder / "registry.txt")
+
+    def read(data: bytes) -> None:
+        text = data.decode("utf-8", "surrogateescape")
+        registry.find(text)
+        fetch, _, host = check_link(text, folder, True, [])
+        if not fetch.isascii() or any(letter.isspace() for letter in fetch):
+            raise AssertionError(f"the address to fetch is {fetch!r}")
+        domains.find(host)
+        registry.find(fetch)
+
+    return read
+
+
+def text_seeds(folder: Path) -> list[bytes]:
+    """Return captions."""
+    texts = (
+        "A meadow with grey horses, seen from above",
+        "Rufen Sie +49 30 123456 an oder max@example.org",
+        "IBAN DE89370400440532013000",
+    )
+    return [text.encode() for text in texts]
+
+
+def caption(folder: Path) -> Read:
+    """Read a caption as screening does: words, language, personal data."""
+    (folder / "phrases.txt").write_text("grey horses\nwiese\n")
+    phrases = PhraseList(folder / "phrases.txt")
+    vote(["a meadow"])  # loads the models, which takes seconds
+    find_personal_data("+49 30 123456")
+
+    def read(data: bytes) -> None:
+        text = data.decode("utf-8", "replace")[:5000]
+        phrases.find(text_words(text))
+        vote([text])
+        find_personal_data(text)
+
+    return read
+
+
+def list_seeds(folder: Path) -> list[bytes]:
+    """Return lists of the kinds that are read."""
+    return [
+        b"# comment\nexample.org\n0.0.0.0 ads.example.net\n*.example.com\n",
+        b"\n".join((b"0" * 32, b"1" * 40, b"a" * 64, b"")),
+        "a phrase\nWörter\n".encode(),
+        b"sha256,md5\n" + b"a" * 64 + b"," + b"0" * 32 + b"\n",
+    ]
+
+
+def lists(folder: Path) -> Read:
+    """Read a text as each kind of list."""
+    readers: list[tuple[str, Callable[[Path], object]]] = [
+        ("domains.txt", DomainList),
+        ("digests.txt", DigestList),
+        ("phrases.txt", PhraseList),
+        ("registry.txt", OptOutRegistry),
+        ("registry.csv", OptOutRegistry),
+        ("hashes.csv", read_hashes),
+        ("hashes.sha256", read_hashes),
+        ("hashes.pdq", read_hashes),
+    ]
+
+    def read(data: bytes) -> None:
+        refusal: UserError | None = None
+        for name, reader in readers:
+            (folder / name).write_bytes(data)
+            try:
+                reader(folder / name)
+            except UserError as error:
+                refusal = error
+        if refusal:
+            raise refusal
+
+    return read
+
+
+def registry_seeds(folder: Path) -> list[bytes]:
+    """Return a registry as parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"domain": ["a.example", None], "sha256": ["0" * 64, ""]}), buffer)
+    return [buffer.getvalue()]
+
+
+def registry(folder: Path) -> Read:
+    """Read a registry in parquet."""
+
+    def read(data: bytes) -> None:
+        (folder / "registry.parquet").write_bytes(data)
+        OptOutRegistry(folder / "registry.parquet").find(URL)
+
+    return read
+
+
+READERS = [
+    Reader("table_parquet", parquet_seeds, table(".parquet"), (damage_table, damage_table, damage_bytes)),
+    Reader("table_csv", csv_seeds, table(".csv"), words=(b'"', b'""', b"url", b"caption", b"\r", b"\n,", *WORDS)),
+    Reader("table_jsonl", jsonl_seeds, table(".jsonl"), (damage_json, damage_bytes), words=WORDS),
+    Reader("caption_file", text_seeds, caption_file),
+    Reader("cell", cell_seeds, cell, (damage_json, damage_bytes)),
+    Reader("address", address_seeds, address, allowed=(LinkRefused,), words=WORDS),
+    Reader(
+        "caption", text_seeds, caption, words=(b"+49", b"@", b"www.", b"DE89", "Straße".encode(), "русский".encode())
+    ),
+    Reader("lists", list_seeds, lists, words=WORDS),
+    Reader("registry", registry_seeds, registry, (damage_table, damage_bytes)),
+]
