@@ -155,7 +155,8 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         parts = urlsplit((url or "").strip())
         host, port = (parts.hostname or ""), parts.port
     except ValueError as error:
-        raise LinkRefused("url", str(url).encode("utf-8", "replace").decode(), f"not a valid address: {error}") from None
+        shown = str(url).encode("utf-8", "replace").decode()
+        raise LinkRefused("url", shown, f"not a valid address: {error}") from None
     if parts.scheme == "file":
         if not allow_file:
             raise LinkRefused("scheme", "file", "files are read only with --allow-file")
