@@ -50,7 +50,7 @@ def parse_lines(content: str | bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         ValueError: As `parse_object`, with the number of the line.
     """
-    lines = content.split(b"\n") if isinstance(content, bytes) else content.split("\n")
+    lines: list[Any] = content.split(b"\n") if isinstance(content, bytes) else content.split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
