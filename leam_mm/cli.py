@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
@@ -88,6 +88,8 @@ class LeamCLI(LightningCLI):
         """Return the supported subcommands."""
         return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
 
+    _damaged: Path | None = None  # the last checkpoint, if the run resumes from the one before it
+
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: Lightning would let them override the recipe."""
 
@@ -115,12 +117,12 @@ class LeamCLI(LightningCLI):
             self._check_resume(Path(config.checkpoint.dirpath) / LAST, config)
 
     def _check_resume(self, path: Path, config: Any) -> None:
-        """Refuse to continue a run folder of another model; fall back to the previous checkpoint if one is damaged."""
-        # The other ranks read the file after the first one, which has put the previous one in place.
-        sound = None if path.is_dir() else sound_checkpoint(path, replace=rank_zero_only.rank == 0)
+        """Refuse to continue a run folder of another model; note a last checkpoint that is damaged."""
+        sound = None if path.is_dir() else sound_checkpoint(path, replace=False)
         if sound is None:
             return
-        _, evidence = sound
+        file, evidence = sound
+        self._damaged = None if file == path else path
         found = evidence.get("model_class")
         now = arithmetic_record(torch.get_num_threads())
         if different := changes(evidence.get("arithmetic", {}), now):
@@ -135,6 +137,8 @@ class LeamCLI(LightningCLI):
         """Train as the only run in the run folder: the first rank holds its lock."""
         alone = subcommand == "fit" and self.trainer.is_global_zero
         with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
+            if alone and self._damaged is not None:
+                sound_checkpoint(self._damaged, replace=True)  # the other ranks read the file after they have met this one
             try:
                 super()._run_subcommand(subcommand)
             except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that does not fit

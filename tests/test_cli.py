@@ -171,7 +171,7 @@ def test_one_line_adds_wandb_and_keeps_the_other_loggers(
     recipe["trainer"]["logger"] = "lightning.pytorch.loggers.WandbLogger"
     cli = fit_here(recipe, tmp_path)
     kinds = [type(logger).__name__ for logger in cli.trainer.loggers]
-    assert kinds == ["MetricsLog", "TensorBoardLogger", "WandbLogger"]
+    assert kinds == ["MetricsLog", "EventsLog", "WandbLogger"]
     assert steps(tmp_path / "run") == [0] and list((tmp_path / "run" / "tensorboard").glob("events*"))
 
 

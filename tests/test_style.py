@@ -157,6 +157,7 @@ OWN_RENAMES = {
     "data_tools/download/image_download.py",
     "data_tools/withdrawal/shard_withdrawal.py",
     "leam_mm/data/remote_shards.py",
+    "leam_mm/run_lock.py",  # the number of the process is what it records
 }
 
 

@@ -269,7 +269,7 @@ def _patience(url: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
-def _difference(path: Path, entry: ShardEntry) -> bytes | None:
+def _difference(path: Path, entry: ShardEntry) -> str | None:
     """Return how a fetched tar differs from its manifest entry; None if it does not."""
     if path.stat().st_size != entry.bytes:
         return f"has {path.stat().st_size} bytes, the manifest says {entry.bytes}"
