@@ -138,7 +138,7 @@ class LeamCLI(LightningCLI):
         alone = subcommand == "fit" and self.trainer.is_global_zero
         with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
             if alone and self._damaged is not None:
-                sound_checkpoint(self._damaged, replace=True)  # the other ranks read the file after they have met this one
+                sound_checkpoint(self._damaged, replace=True)  # the other ranks read the file later
             try:
                 super()._run_subcommand(subcommand)
             except Exception as error:  # Lightning and torch raise many kinds for a checkpoint that does not fit

@@ -3,8 +3,6 @@
 The programs are the real ones on toy inputs: train.py, download_shards (a folder), vet_shards and encode_latents. Each
 break has a program, a kind and a moment drawn from the seed. Afterwards there must be no traceback but one line, the
 old result must be whole, and the same command must end with the bytes of an undisturbed run. Counts, not times.
-
-    python -m tests.benchmarks.faults --breaks 200
 """
 
 import hashlib
