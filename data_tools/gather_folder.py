@@ -13,7 +13,8 @@ optionally ``licence``, ``legal_basis``, ``attribution``, ``language`` and ``cap
 The agreement is stored in OUTPUT/agreement.json and in ``consent`` of every sample: basis, rights holder, purpose, and
 name and SHA-256 of each document of --evidence. The documents themselves are not published. Checks and shards are those
 of data_tools/download_shards.py, whose further options may follow after ``--``. The files are first linked or copied
-into OUTPUT.source; a killed run continues there.
+into OUTPUT.source; a killed run continues there. A file whose name or size is not accepted is left out, with the
+reason in OUTPUT/ledger.parquet.
 """
 
 import json
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from data_tools.download.agreement import AgreementSettings, agreed_links, read_agreement
 from data_tools.download.folder_source import list_files, open_source, stage_files
 from data_tools.download.image_download import DownloadSettings, download_images
+from data_tools.links.link_table import file_link
 from data_tools.work.command_line import PositiveInt, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import atomic_write, write_text
@@ -66,12 +68,13 @@ def gather(settings: Settings, download_options: list[str]) -> None:
             raise UserError(f"--output {output} lies inside --source: choose another folder")
         found = list_files(system, root, local, settings.max_bytes)
         write_text(record, text)
-        stage_files(system, local, found, files, settings.max_bytes)
+        left_out = stage_files(system, local, found, files, settings.max_bytes)
+        refused = {file_link(name): reason for name, reason in left_out.items()}
         with atomic_write(files / LINKS) as temporary:
-            pq.write_table(agreed_links(files, agreement, settings.language), temporary)
+            pq.write_table(agreed_links(files, agreement, settings.language, refused), temporary)
         options = ["--table", str(files / LINKS), "--allow-file", "--output", str(output)]
         options += ["--max-bytes", str(settings.max_bytes), *download_options]
-        download_images(parse_settings(DownloadSettings, None, options), own_table=True)
+        download_images(parse_settings(DownloadSettings, None, options), own_table=True, refused=refused)
     write_text(output / AGREEMENT, text)
     shutil.rmtree(staged)
     print(f"{output}: {agreement['legal_basis']}, {agreement['licence']}, of {agreement['rights_holder']}")

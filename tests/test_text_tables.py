@@ -242,6 +242,32 @@ def test_damaged_parquet_files_are_one_line(tmp_path: Path) -> None:
             assert "\n" not in str(error)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_every_end_of_lines_of_csv_gives_all_rows(end: str, tmp_path: Path) -> None:
+    lines = [f"http://a.example/{number},{'a red tree ' * 40}" for number in range(5000)]
+    (tmp_path / "a.csv").write_bytes(end.join(["url,caption", *lines, ""]).encode())
+    assert (tmp_path / "a.csv").stat().st_size > 2 * MAX_LINE
+    rows = pa.concat_tables(link_batches(tmp_path / "a.csv", 1000))
+    assert rows.num_rows == 5000 and rows["url"].to_pylist()[-1] == "http://a.example/4999"
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_a_long_cell_of_csv_before_others_is_recorded_alone(quote: str, end: str, tmp_path: Path) -> None:
+    long = f"{quote}{'x' * (MAX_LINE + 500)}{quote}"
+    lines = ["url,caption,language", "u,a tree,de", f"v,{long},de", "w,a lake,fr", ""]
+    (tmp_path / "a.csv").write_bytes(end.join(lines).encode())
+    (table,) = link_batches(tmp_path / "a.csv", 10)
+    assert table["url"].to_pylist() == ["u", "v", "w"] and table["language"].to_pylist()[::2] == ["de", "fr"]
+    assert [reason and reason[:11] for reason in table["too_long"].to_pylist()] == [None, "caption has", None]
+
+
+def test_a_column_of_lists_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["u"], "caption": [["a tree"]]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="the column caption is of type list"):
+        list(link_batches(tmp_path / "a.parquet", 10))
+
+
 def test_folders_with_captions_that_cannot_be_read(tmp_path: Path) -> None:
     for name, caption in (("a", b"fine"), ("b", b"x" * (MAX_CELL + 1)), ("c", b"\xff")):
         (tmp_path / f"{name}.png").write_bytes(b"image")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from data_tools.links.link_table import folder_links
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.work.ledger import link_uid
+from data_tools.work.text_tables import TOO_LONG
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -75,13 +76,25 @@ def read_agreement(settings: AgreementSettings) -> dict[str, Any]:
     return {name: value for name, value in agreement.items() if value}
 
 
-def agreed_links(folder: Path, agreement: dict[str, Any], language: str) -> pa.Table:
+def agreed_links(
+    folder: Path, agreement: dict[str, Any], language: str, refused: dict[str, str] | None = None
+) -> pa.Table:
     """Return the table of links of a staged folder, with rights and agreement in every row.
+
+    Args:
+        folder: The staged folder.
+        agreement: The agreement, as `read_agreement` returns it.
+        language: Language of the captions where a table does not say.
+        refused: Reasons by address of images that are not gathered. They get a row, too; captions that break a limit
+            are added.
 
     Raises:
         UserError: A row states a legal basis that the agreement does not cover, or an address outside the folder.
     """
-    rows = folder_links(folder).to_pylist()
+    refused = {} if refused is None else refused
+    rows = folder_links(folder, lenient=True).to_pylist()
+    refused |= {row["url"]: fault for row in rows if (fault := row.get(TOO_LONG))}
+    rows += [{"url": url, "caption": None} for url in sorted(refused.keys() - {row["url"] for row in rows})]
     for row in rows:
         if not str(row["url"]).startswith("file:") or str(row["url"]).startswith("file:/"):
             raise UserError(f"the table of captions names {row['url']}: give file names relative to its folder")

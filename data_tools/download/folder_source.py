@@ -1,9 +1,11 @@
 """A folder of images on this machine or behind an address that fsspec opens, listed safely and staged locally."""
 
+import errno
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +21,7 @@ CAPTIONS = ("captions.parquet", "captions.csv", "captions.jsonl")
 WEB_SCHEMES = ("http", "https", "ftp")  # servers of strangers, which download_shards asks for their reservations
 MAX_TABLE = 1 << 30  # bytes of a table of captions
 MAX_CAPTION = 1 << 16  # bytes of a text file beside an image
+OF_NAMES = (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)  # a disk cannot hold a file of this name
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,18 @@ class SourceFile:
         name: Path relative to the source, with slashes.
         path: Path in the file system.
         size: Bytes, or None if the file system does not say.
+        fault: Why the file is not gathered, or an empty text.
     """
 
     name: str
     path: str
     size: int | None
+    fault: str = ""
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the name is that of an image."""
+        return PurePosixPath(self.name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def open_source(address: str) -> tuple[AbstractFileSystem, str, bool]:
@@ -58,8 +68,10 @@ def open_source(address: str) -> tuple[AbstractFileSystem, str, bool]:
 def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: int) -> list[SourceFile]:
     """Return the images, captions and tables of a source, sorted by name.
 
+    An image or caption whose name or size is not accepted states its fault, and does not end the run.
+
     Raises:
-        UserError: A name or a link leads out of the folder, a file is too large, or there is no image.
+        UserError: A link leads out of the folder, a table is too large, or no image can be gathered.
     """
     prefix = root.rstrip("/")
     found = []
@@ -68,48 +80,83 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
         suffix = PurePosixPath(name).suffix.lower()
         if suffix not in IMAGE_SUFFIXES and suffix != ".txt" and name not in CAPTIONS:
             continue
-        parts = name.split("/")
-        if ".." in parts or "" in parts or re.search(r"[\x00-\x1f\\]", name):
-            raise UserError(f"--source: the file name {name!r} leads out of the folder; rename it")
+        fault, parts = "", name.split("/")
+        if ".." in parts or "" in parts or "\\" in name:
+            fault = f"the file name {name!r:.200} leads out of the folder; rename it"
+        elif re.search(r"[\x00-\x1f\x7f]", name):
+            fault = f"the file name {name!r:.200} has control characters; rename it"
         if local and not Path(path).resolve().is_relative_to(Path(root).resolve()):
             raise UserError(f"{path} is a link that leads out of {root}; copy the file instead")
         size = info.get("size")
         limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_TABLE if name in CAPTIONS else MAX_CAPTION
         if size is not None and size > limit:
-            raise UserError(f"--source: {name} has {size} bytes, more than {limit}: make it smaller, or remove it")
-        found.append(SourceFile(name, str(path), size))
-    if not any(PurePosixPath(file.name).suffix.lower() in IMAGE_SUFFIXES for file in found):
+            fault = fault or f"{name!r:.200} has {size} bytes, more than {limit}: make it smaller, or remove it"
+        if fault and name in CAPTIONS:
+            raise UserError(f"--source: {fault}")
+        found.append(SourceFile(name, str(path), size, fault))
+    images = [file for file in found if file.is_image]
+    if images and all(file.fault for file in images):
+        raise UserError(f"--source: no image can be gathered: {images[0].fault}")
+    if not images:
         raise UserError(f"--source holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): give another folder")
     return found
 
 
-def stage_files(system: AbstractFileSystem, local: bool, files: list[SourceFile], folder: Path, max_bytes: int) -> None:
-    """Link or copy files into a folder; complete files of an earlier run are kept."""
-    for file in track(files, description="gather", transient=True):
-        target = folder / file.name
+def stage_files(
+    system: AbstractFileSystem, local: bool, files: list[SourceFile], folder: Path, max_bytes: int
+) -> dict[str, str]:
+    """Link or copy files into a folder; complete files of an earlier run are kept.
+
+    Returns:
+        The images that are not gathered, with the reason.
+
+    Raises:
+        UserError: The disk is full, or the source cannot be read.
+    """
+    staged = [_stage(system, local, file, folder, max_bytes) for file in track(files, "gather", transient=True)]
+    refused = {file.name: file.fault for file in staged if file.is_image and file.fault}
+    if any(file.name in CAPTIONS for file in files):
+        return refused
+    texts = {PurePosixPath(file.name).with_suffix(""): file.fault for file in staged if not file.is_image}
+    for file in staged:
+        fault = texts.get(PurePosixPath(file.name).with_suffix("")) if file.is_image and not file.fault else None
+        if fault:
+            refused[file.name] = fault
+            (folder / file.name).unlink(missing_ok=True)
+    return refused
+
+
+def _stage(system: AbstractFileSystem, local: bool, file: SourceFile, folder: Path, max_bytes: int) -> SourceFile:
+    """Link or copy a file, and return it, with its fault if a disk cannot hold its name."""
+    if file.fault:
+        return file
+    target = folder / file.name
+    try:
         if target.is_file() and (file.size is None or target.stat().st_size == file.size):
-            continue
+            return file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
         if local:
-            try:
+            with suppress(OSError):  # on another disk, or one without hard links
                 os.link(Path(file.path).resolve(), target)
-                continue
-            except OSError:
-                pass  # on another disk, or one without hard links
-        try:
-            with (
-                atomic_write(target) as temporary,
-                system.open(file.path, "rb") as source,
-                open(temporary, "wb") as copy,
-            ):
-                for block in _blocks(source, max(max_bytes, MAX_TABLE), file.name):
-                    copy.write(block)
-        except OSError as error:
-            raise UserError(
-                f"--source: {file.name!r:.200} cannot be copied ({error.strerror or error}): free the disk, or give "
-                "the file a shorter name; then start the same command again"
-            ) from None
+                return file
+        with (
+            atomic_write(target) as temporary,
+            system.open(file.path, "rb") as source,
+            open(temporary, "wb") as copy,
+        ):
+            for block in _blocks(source, max(max_bytes, MAX_TABLE), file.name):
+                copy.write(block)
+    except OSError as error:
+        if error.errno in OF_NAMES:
+            return replace(
+                file, fault=f"the file name {file.name!r:.200} cannot be copied ({error.strerror}); shorten it"
+            )
+        raise UserError(
+            f"--source: {file.name!r:.200} cannot be copied ({error.strerror or error}): free the disk, or make it "
+            "readable, then start the same command again"
+        ) from None
+    return file
 
 
 def _blocks(source: Any, limit: int, name: str) -> Iterator[bytes]:

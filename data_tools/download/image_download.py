@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -177,12 +177,15 @@ def _fetch_setting(
     )
 
 
-def download_images(settings: DownloadSettings, own_table: bool = False) -> None:
+def download_images(
+    settings: DownloadSettings, own_table: bool = False, refused: Mapping[str, str] | None = None
+) -> None:
     """Run both passes and print what was kept.
 
     Args:
         settings: Settings of the download.
         own_table: Whether the caller wrote the table, so that its legal bases count.
+        refused: Reasons by address of rows that the caller refuses.
 
     Raises:
         UserError: The output exists, a link cannot be fetched by anyone, or too few rows could be kept.
@@ -195,7 +198,8 @@ def download_images(settings: DownloadSettings, own_table: bool = False) -> None
     sources, table = LinkSources(settings.sources), settings.table
     origins = screened_origins(table) if table else None
     trusted = own_table or origins is not None or bool(table and sources.trusts(table))
-    links = LinkRows(table, settings.folder, settings.allow_file, settings.allow_private, withdrawn, sources, trusted)
+    allowed = settings.allow_file, settings.allow_private
+    links = LinkRows(table, settings.folder, *allowed, withdrawn, sources, trusted, refused)
     survey = links.survey
     if survey.claims:
         log.warning(

@@ -4,7 +4,7 @@ The table is read again in batches for every iteration, so memory does not grow 
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ class LinkRows:
         withdrawn: What was withdrawn from shards, and is never fetched again.
         sources: Legal bases by host and source, which override the table.
         trusted: Whether the table's own ``legal_basis`` counts; otherwise it is a claim, kept in ``consent``.
+        refused: Reasons by address of rows that are refused, whatever they hold.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class LinkRows:
         withdrawn: WithdrawnLists | None = None,
         sources: LinkSources | None = None,
         trusted: bool = False,
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         """Read the whole table once; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
         self.withdrawn, self.sources, self.trusted = withdrawn, sources or LinkSources(), trusted
+        self.refused = refused or {}
         self.base = folder or (table or Path()).parent
         self._images = folder_links(folder, lenient=True) if folder else None
         self._width = 7
@@ -155,6 +158,8 @@ class LinkRows:
             decision.update(rule="table", value=fault, reason="a limit of tables is broken")
             return row
         try:
+            if reason := self.refused.get(url or ""):
+                raise LinkRefused("file", "", reason)
             fetch, decision["url"], decision["domain"] = check_link(url, self.base, self.allow_file, self.allow_private)
             addresses = (url or "", decision["url"], fetch)
             if self.withdrawn and (hit := self.withdrawn.find_address(addresses, source.get("page_url"))):

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,12 @@ class LinkRules:
             cells |= dict.fromkeys(("captions", "metadata", "consent"))  # cut off, so no JSON
             raise LinkRefused("table", fault, "a limit of tables is broken")
         for name in ("captions", "metadata", "consent"):
+            if "\\u" in (cells[name] or ""):  # half of a surrogate pair cannot be written as UTF-8
+                with suppress(ValueError, RecursionError):  # what is no JSON is refused next
+                    whole = json.dumps(json.loads(cells[name] or ""), ensure_ascii=False)
+                    cells[name] = whole.encode("utf-8", "replace").decode()
             if cells[name] and (fault := json_fault(name, cells[name])):
                 raise LinkRefused(name, str(cells[name])[:80], fault)
-            if "\\u" in (cells[name] or ""):  # half of a surrogate pair cannot be written as UTF-8
-                whole = json.dumps(json.loads(cells[name] or ""), ensure_ascii=False)
-                cells[name] = whole.encode("utf-8", "replace").decode()
         row.captions = json.loads(cells["captions"] or "[]")
         if cells["consent"]:  # with sorted keys, and without the key that later holds the origin's signals
             kept = {name: value for name, value in json.loads(cells["consent"]).items() if name != "origin"}

@@ -79,11 +79,16 @@ def folder_links(folder: Path, lenient: bool = False) -> pa.Table:
     return table
 
 
+def file_link(name: str) -> str:
+    """Return the address of a file, given its name relative to the folder of the table."""
+    return "file:" + quote(os.fsencode(name))
+
+
 def _folder_table(folder: Path) -> pa.Table:
     for name in ("captions.parquet", "captions.csv", "captions.jsonl"):
         if (folder / name).is_file():
             table = read_links(folder / name)
-            names = [value if ":" in (value or ":") else "file:" + quote(value) for value in table["url"].to_pylist()]
+            names = [value if ":" in (value or ":") else file_link(value) for value in table["url"].to_pylist()]
             return table.set_column(table.column_names.index("url"), "url", pa.array(names, pa.string()))
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     captions = {path: path.with_suffix(".txt") for path in images}
@@ -101,7 +106,7 @@ def _folder_table(folder: Path) -> pa.Table:
             raise UserError(f"{path} is a symbolic link that leads out of {folder}; copy the image instead")
     texts = [_caption(captions[path]) for path in images]
     columns: dict[str, list[str | None]] = {
-        "url": ["file:" + quote(os.fsencode(path.relative_to(folder).as_posix())) for path in images],
+        "url": [file_link(path.relative_to(folder).as_posix()) for path in images],
         "caption": [text for text, _ in texts],
         TOO_LONG: [fault for _, fault in texts],
     }

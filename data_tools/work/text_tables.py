@@ -6,6 +6,7 @@ table records it. What cannot be read row by row, such as a damaged file, is an 
 
 import io
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -189,6 +190,9 @@ def _parquet_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
             if metadata.num_rows > MAX_DENSITY * size:
                 raise ValueError(f"it claims {metadata.num_rows} rows in {size} bytes")
             names = choose(file.schema_arrow.names)
+            for name in names:
+                if pa.types.is_nested(kind := file.schema_arrow.field(name).type):
+                    raise ValueError(f"the column {name} is of type {str(kind)[:KEPT]}")
             single = several = 1  # bytes of a value, if equal ones are held once, and if not
             delta = False
             for page in page_headers(raw, metadata, set(names)):
@@ -210,24 +214,38 @@ def _parquet_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
 
 def _csv_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
     with path.open("rb") as file:
-        if file.readline(MAX_LINE).count(b",") >= MAX_COLUMNS:
-            raise ValueError(f"it has more than {MAX_COLUMNS} columns")
+        start = file.read(MAX_LINE)
+    first = re.search(rb"\r?\n|\r", start)
+    commas = start[: first and first.start()].count(b",")
+    if commas >= MAX_COLUMNS:
+        raise ValueError(f"it has more than {MAX_COLUMNS} columns")
+    form = commas, b"\r" if first and first[0] == b"\r" else b"\n"
     parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
     read = pyarrow.csv.ReadOptions(block_size=2 * MAX_LINE)
-    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file), read, parse) as reader:
+    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file, *form), read, parse) as reader:
         names = choose(reader.schema.names)
     # As bytes, because one cell that is not UTF-8 must not end the table.
     options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), include_columns=names)
-    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file), read, parse, options) as reader:
+    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file, *form), read, parse, options) as reader:
         for batch in reader:
             yield pa.Table.from_batches([batch])
 
 
 class _ShortLines(io.RawIOBase):
-    """A csv file without what goes beyond ``MAX_LINE`` in its lines; quotes stay balanced."""
+    """A csv file without what goes beyond ``MAX_LINE`` in its lines.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.rest = file, b""
+    Quotes stay balanced, and cells that are cut off are empty.
+
+    Args:
+        file: The file.
+        commas: Commas of its first line.
+        end: What ends a line; some spreadsheets write a carriage return alone.
+    """
+
+    def __init__(self, file: BinaryIO, commas: int, end: bytes) -> None:
+        self.commas, self.end, self.rest = commas, end, b""
+        text = io.TextIOWrapper(file, "latin-1", newline="\r") if end == b"\r" else None  # bytes end at \n only
+        self.readline = (lambda size: text.readline(size).encode("latin-1")) if text else file.readline
 
     def readable(self) -> bool:
         return True
@@ -242,17 +260,21 @@ class _ShortLines(io.RawIOBase):
         return whole[:size]
 
     def _line(self) -> bytes:
-        line = self.file.readline(MAX_LINE)
-        if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            quotes = sum(piece.count(b'"') for piece in _rest_of_line(self.file))
-            line += b'"\n' if quotes % 2 else b"\n"
+        line = self.readline(MAX_LINE)
+        if len(line) == MAX_LINE and not line.endswith(self.end):
+            quotes = sum(piece.count(b'"') for piece in _rest_of_line(self.readline, self.end))
+            line += b'"' if quotes % 2 else b""
+            parts = line.split(b'"')
+            if len(parts) % 2:  # the row ends here, not inside a cell of several lines
+                line += b"," * (self.commas - sum(part.count(b",") for part in parts[::2]))
+            line += self.end
         return line
 
 
-def _rest_of_line(file: BinaryIO) -> Iterator[bytes]:
-    while piece := file.readline(MAX_LINE):
+def _rest_of_line(readline: Callable[[int], bytes], end: bytes = b"\n") -> Iterator[bytes]:
+    while piece := readline(MAX_LINE):
         yield piece
-        if piece.endswith(b"\n"):
+        if piece.endswith(end):
             return
 
 
@@ -279,7 +301,7 @@ def _json_rows(lines: BinaryIO) -> Iterator[tuple[dict[str, str | None], int]]:
     """Yield the rows, with all values as text, and their bytes in the file."""
     while line := lines.readline(MAX_LINE):
         if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            for _ in _rest_of_line(lines):
+            for _ in _rest_of_line(lines.readline):
                 pass
             yield {TOO_LONG: f"the line has more than {MAX_LINE} bytes"}, KEPT
         elif line.strip():
