@@ -29,7 +29,7 @@ def test_a_flipped_byte_of_the_weights_is_named(folder: Path) -> None:
     file = next(folder.glob("*.safetensors"))
     whole = file.read_bytes()
     file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 16]) + whole[-8:])
-    with pytest.raises(UserError, match=rf"{file.name} is damaged or missing: not the file that was released"):
+    with pytest.raises(UserError, match=rf"{file.name} is damaged or missing: it is not the file that was released"):
         load_codec(folder)
     file.write_bytes(whole)
     assert all(torch.equal(value, before[name]) for name, value in load_codec(folder).state_dict().items())
