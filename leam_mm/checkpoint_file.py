@@ -44,7 +44,7 @@ def write_with_digest(content: dict[str, Any], file: BinaryIO) -> None:
         file: Opened for reading and writing.
     """
     writer, sums = _HashedWriter(file), get_crc32_options()
-    set_crc32_options(False)  # torch's own take longer than the digest, and torch.load does not compare them
+    set_crc32_options(False)  # torch.load does not compare them, and the digest stands for them
     try:
         # torch.save names the archive inside after a path it is given: a file keeps the bytes independent of it.
         torch.save(content, writer)  # type: ignore[arg-type]
