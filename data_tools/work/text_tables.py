@@ -244,8 +244,10 @@ class _ShortLines(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, commas: int, end: bytes) -> None:
         self.commas, self.end, self.rest = commas, end, b""
-        text = io.TextIOWrapper(file, "latin-1", newline="\r") if end == b"\r" else None  # bytes end at \n only
-        self.readline = (lambda size: text.readline(size).encode("latin-1")) if text else file.readline
+        self.next_line: Callable[[int], bytes] = file.readline
+        if end == b"\r":  # lines of bytes end at line feeds only
+            text = io.TextIOWrapper(file, "latin-1", newline="\r")
+            self.next_line = lambda size: text.readline(size).encode("latin-1")
 
     def readable(self) -> bool:
         return True
@@ -260,9 +262,9 @@ class _ShortLines(io.RawIOBase):
         return whole[:size]
 
     def _line(self) -> bytes:
-        line = self.readline(MAX_LINE)
+        line = self.next_line(MAX_LINE)
         if len(line) == MAX_LINE and not line.endswith(self.end):
-            quotes = sum(piece.count(b'"') for piece in _rest_of_line(self.readline, self.end))
+            quotes = sum(piece.count(b'"') for piece in _rest_of_line(self.next_line, self.end))
             line += b'"' if quotes % 2 else b""
             parts = line.split(b'"')
             if len(parts) % 2:  # the row ends here, not inside a cell of several lines
