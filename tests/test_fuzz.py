@@ -1,5 +1,6 @@
 """Every reader of foreign bytes survives damaged inputs; the inputs that once broke one are replayed."""
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ INPUTS = 40  # of each reader in the default tests; `make fuzz` reads as many as
 
 def fragile(folder: Path) -> Callable[[bytes], object]:
     """A reader with one fault of each kind, by the first letter of its input."""
-    kept: list[bytes] = []
+    kept: list[mmap.mmap] = []
 
     def read(data: bytes) -> None:
         kind = data[:1]
@@ -33,7 +34,8 @@ def fragile(folder: Path) -> Callable[[bytes], object]:
         if kind == b"m":
             bytes(1 << 40)
         if kind == b"g":
-            kept.append(bytes(range(256)) * 4000)
+            kept.append(mmap.mmap(-1, 1_000_000))  # not from a heap that has free parts
+            kept[-1].write(bytes(1_000_000))
 
     return read
 

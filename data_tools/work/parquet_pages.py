@@ -5,11 +5,10 @@ pyarrow believes the header. Format: https://github.com/apache/parquet-format (p
 protocol.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
-
-import pyarrow.parquet as pq
+from typing import Any, BinaryIO, NamedTuple
 
 DELTA_LENGTH_BYTE_ARRAY = 6
 DELTA_BYTE_ARRAY = 7  # each value repeats the beginning of the one before, so that few bytes hold many long values
@@ -35,38 +34,60 @@ class PageHeader:
     encoding: int
 
 
-def page_headers(file: BinaryIO, metadata: pq.FileMetaData, columns: set[str]) -> Iterator[PageHeader]:
+def page_headers(file: BinaryIO, columns: set[str]) -> Iterator[PageHeader]:
     """Yield the headers of all pages of some columns.
 
     Args:
         file: The parquet file.
-        metadata: Its footer.
         columns: Names of the columns.
 
     Raises:
-        ValueError: A header is damaged, or lies outside of its column.
+        ValueError: The footer or a header is damaged, or a header lies outside of its column.
     """
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for number in range(row_group.num_columns):
-            column = row_group.column(number)
-            if column.path_in_schema.partition(".")[0] not in columns:
-                continue
-            offsets = [column.data_page_offset, column.dictionary_page_offset if column.has_dictionary_page else None]
-            position = min(offset for offset in offsets if offset is not None)
-            end, values = position + column.total_compressed_size, 0
-            while position < end and values < column.num_values:
-                header, length = _read_header(file, position)
-                described = [header[key] for key in DESCRIPTIONS if isinstance(header.get(key), dict)]
-                description: dict[int, Any] = described[0] if described else {}
-                sizes = header.get(2), header.get(3), description.get(1, 0)
-                unpacked, packed, count = (size if isinstance(size, int) else -1 for size in sizes)
-                if min(unpacked, packed, count) < 0:
-                    raise ValueError("the header of a page is damaged")
-                is_data = isinstance(header.get(5), dict) or isinstance(header.get(8), dict)
-                yield PageHeader(unpacked, count, is_data, description.get(4 if 8 in header else 2, -1))
-                values += count if is_data else 0
-                position += length + packed
+    for column in _column_chunks(file):
+        if column.name not in columns:
+            continue
+        position, end, values = column.start, column.start + column.bytes, 0
+        while position < end and values < column.values:
+            header, length = _read_header(file, position)
+            described = [header[key] for key in DESCRIPTIONS if isinstance(header.get(key), dict)]
+            description: dict[int, Any] = described[0] if described else {}
+            sizes = header.get(2), header.get(3), description.get(1, 0)
+            unpacked, packed, count = (size if isinstance(size, int) else -1 for size in sizes)
+            if min(unpacked, packed, count) < 0:
+                raise ValueError("the header of a page is damaged")
+            is_data = isinstance(header.get(5), dict) or isinstance(header.get(8), dict)
+            yield PageHeader(unpacked, count, is_data, description.get(4 if 8 in header else 2, -1))
+            values += count if is_data else 0
+            position += length + packed
+
+
+class _ColumnChunk(NamedTuple):
+    name: str  # of the column, without its parts
+    start: int
+    bytes: int
+    values: int
+
+
+def _column_chunks(file: BinaryIO) -> Iterator[_ColumnChunk]:
+    """Yield what the footer says of each column of each row group.
+
+    The footer is read here, because pyarrow's access to a single column ends the process if its statistics do not fit.
+    """
+    end = file.seek(-8, os.SEEK_END)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(max(0, end - length))
+    try:
+        footer, _ = _struct(file.read(length), 0, 0)
+        for group in footer.get(4, []):
+            for found in group[1]:
+                column = found[3]
+                name, values, size, data, dictionary = column[3][0], column[5], column[7], column[9], column.get(11, 0)
+                if min(values, size, data, dictionary) < 0:
+                    raise ValueError("the footer is damaged")
+                yield _ColumnChunk(name.decode(), min(data, dictionary or data), size, values)
+    except (IndexError, KeyError, TypeError, AttributeError, OSError):
+        raise ValueError("the footer is damaged") from None
 
 
 def _read_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
@@ -107,15 +128,17 @@ def _value(buffer: bytes, position: int, kind: int, depth: int) -> tuple[Any, in
         return None, position + 8
     if kind == 8:
         length, position = _varint(buffer, position)
-        return None, position + length
+        return buffer[position : position + length], position + length
     if kind in (9, 10):
         head, position = buffer[position], position + 1
         count, position = _varint(buffer, position) if head >> 4 == 15 else (head >> 4, position)
         if head & 15 in (1, 2):
             return None, position + count
+        values = []
         for _ in range(count):
-            _, position = _value(buffer, position, head & 15, depth + 1)
-        return None, position
+            value, position = _value(buffer, position, head & 15, depth + 1)
+            values.append(value)
+        return values, position
     if kind == 12:
         return _struct(buffer, position, depth + 1)
     raise ValueError("the header of a page is damaged")

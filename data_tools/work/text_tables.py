@@ -195,7 +195,7 @@ def _parquet_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
                     raise ValueError(f"the column {name} is of type {str(kind)[:KEPT]}")
             single = several = 1  # bytes of a value, if equal ones are held once, and if not
             delta = False
-            for page in page_headers(raw, metadata, set(names)):
+            for page in page_headers(raw, set(names)):
                 if page.unpacked > MAX_PAGE:
                     raise ValueError(f"a page has {page.unpacked} bytes, more than {MAX_PAGE}; write smaller ones")
                 average = page.unpacked // max(page.values, 1) if page.is_data else 0

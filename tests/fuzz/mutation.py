@@ -215,7 +215,7 @@ def damage_json(random: Random, data: bytes, words: Sequence[bytes] = ()) -> byt
     for _ in range(random.choice((1, 1, 2, 3))):
         content = _damage_value(random, content)
     text = json.dumps(content, ensure_ascii=random.random() < 0.5)
-    return b"".join([*lines[:line], text.encode("utf-8", "surrogatepass") + b"\n", *lines[line + 1 :]])
+    return b"".join([*lines[:line], text.encode("utf-8", "surrogatepass") + b"\n", *lines[line + 1 :]])[:KEPT]
 
 
 def _damage_value(random: Random, content: Any) -> Any:
