@@ -97,6 +97,7 @@ def test_settings_name_the_lists_by_their_content(tmp_path: Path) -> None:
         ("a.sha256", "g" * 64, "line 1"),
         ("a.csv", "id,hash\n1,2\n", "no hash"),
         ("a.csv", "md5,id\n12,2\n", "line 2"),
+        ("a.csv", f'md5\n"{"a" * 140_000}"\n', "field larger"),
     ],
 )
 def test_invalid_lists_are_refused(name: str, text: str, reason: str, tmp_path: Path) -> None:

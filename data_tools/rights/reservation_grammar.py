@@ -67,7 +67,8 @@ def path_matches(pattern: str, target: str) -> bool:
 
 
 def _plain(text: str) -> bytes:
-    return unquote_to_bytes(text.replace("%2F", "%252F").replace("%2f", "%252F"))
+    kept = text.replace("%2F", "%252F").replace("%2f", "%252F")
+    return unquote_to_bytes(kept.encode("utf-8", "surrogatepass"))  # JSON can spell half a surrogate pair
 
 
 def product_token(name: str) -> str:
@@ -205,12 +206,16 @@ def tdm_rules(text: str) -> list[tuple[str, bool, str]]:
             for location in stated[:MOST_VALUES] if isinstance(stated, list) else [stated]:
                 if reserved is not None:
                     said = f"{int(reserved)} {rule.get('tdm-policy') or ''}".strip()[:500]
-                    found.append((_location(str(location)), reserved, said))
+                    found.append((_location(str(location), reserved), reserved, said))
     return found
 
 
-def _location(text: str) -> str:
-    location = path_of(text) if "://" in text else text
+def _location(text: str, reserved: bool) -> str:
+    """Return the path of a rule; a reservation of something that is no address holds for the whole site."""
+    try:
+        location = path_of(text) if "://" in text else text
+    except ValueError:
+        location = "/" if reserved else text
     return location if location.startswith(("/", "*")) else "/" + location
 
 

@@ -29,8 +29,11 @@ def read_hashes(path: Path) -> dict[str, set[bytes]]:
     kind = path.suffix.lower().lstrip(".")
     if kind == "csv":
         rows = csv.DictReader(text.splitlines())
-        kinds = [name for name in DIGITS if name in (rows.fieldnames or [])]
-        cells = [(rows.line_num, name, row[name]) for row in rows for name in kinds if row[name]]
+        try:
+            kinds = [name for name in DIGITS if name in (rows.fieldnames or [])]
+            cells = [(rows.line_num, name, row[name]) for row in rows for name in kinds if row[name]]
+        except csv.Error as error:
+            raise UserError(f"hash list {path} cannot be read ({error}): write it again") from None
     elif kind in DIGITS:
         lines = ((number, line.strip()) for number, line in enumerate(text.splitlines(), start=1))
         cells = [(number, kind, BREAK.split(line)[0]) for number, line in lines if line and not line.startswith("#")]
