@@ -171,7 +171,8 @@ def test_several_processes_filter_as_one_does(tmp_path: Path) -> None:
 def links(tmp_path: Path) -> pa.Table:
     names = [f"https://h{number % 5}.example" for number in range(100)]
     columns = [np.arange(100), [f"{name}/{row}.jpg" for row, name in enumerate(names)], names, ["x"] * 100]
-    columns += [["art4_general"] * 100, np.array([hashed(name) for name in names], np.uint64)]
+    columns += [["art4_general"] * 100, [None] * 100, [None] * 100]
+    columns.append(np.array([hashed(name) for name in names], np.uint64))
     columns.append(np.array([hashed(str(row)) for row in range(100)], np.uint64))
     table = pa.table(columns, schema=LINKS)
     with DiskBuckets(tmp_path / "links", 1) as buckets:

@@ -21,6 +21,7 @@ from leam_mm.denoisers.denoiser import Denoiser, Tokens
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.recorded_classes import TRUST
 from leam_mm.techniques.technique import Technique, TrainingStep
 
 
@@ -117,9 +118,12 @@ def test_weights_of_a_technique_are_trained_and_sampling_does_not_use_them(tmp_p
     assert "techniques.0.head.weight" in module.state_dict()
 
 
-def test_checkpoint_with_a_technique_rebuilds_it(tmp_path: Path) -> None:
+def test_checkpoint_with_a_technique_rebuilds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     head = {"class_path": "test_technique.HeadOnTokens", "init_args": {"strength": 0.25}}
     section = sign_generator_section({"depth": 1}, techniques=[head])
+    with pytest.raises(UserError, match="--trust test_technique"):
+        build_module(section)
+    monkeypatch.setenv(TRUST, "test_technique")
     module: Any = build_module(section)
     assert isinstance(module.process, RectifiedFlow)
     run = save_generator(module, section, tmp_path / "run")

@@ -250,7 +250,9 @@ class RobotsRules:
 def _is_complete(visit: dict[str, Any]) -> bool:
     """Return whether the line of a visit has all that is read of it; a stranger may have written it."""
     files = visit.get("files")
-    if not isinstance(files, dict) or not {ROBOTS, TDMREP, AI_TXT} <= files.keys():
+    if not isinstance(files, dict) or not (
+        {ROBOTS, TDMREP, AI_TXT} <= files.keys() or [*files] == [visit.get("origin")]
+    ):
         return False
     try:
         datetime.fromisoformat(visit["asked"]).timestamp()

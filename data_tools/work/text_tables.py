@@ -30,7 +30,7 @@ MAX_FOOTER = 1 << 26  # bytes of a parquet file's own description
 MAX_PAGE = 1 << 28  # bytes of a page of a parquet file, unpacked
 READ = 1 << 25  # bytes that are decoded at a time, where a page does not hold more
 KEPT = 200  # characters that stay of the cells of a refused row
-NULL = pa.scalar(None, pa.int64())
+NULL = pa.nulls(1, pa.int64())[0]  # pa.scalar would import pandas
 Choose = Callable[[Collection[str]], list[str]]  # from the columns of a file to those that are read
 
 
