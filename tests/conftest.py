@@ -1,6 +1,7 @@
 """Fixtures of all tests. What they build comes from tests/toys; test files import from there, never from each other."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,6 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Equality to the bit is tested in a mode in which it holds on every processor; must be set before torch loads.
 if "GenuineIntel" not in (Path("/proc/cpuinfo").read_text()[:4096] if Path("/proc/cpuinfo").exists() else ""):
     os.environ.setdefault("MKL_CBWR", "COMPATIBLE")
+# A shell ignores Ctrl-C for its background jobs, and programs that tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
