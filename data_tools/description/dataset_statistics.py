@@ -23,7 +23,7 @@ from data_tools.description.decision_flow import Flow, account, identity, number
 from data_tools.links.blocklists import registrable_domain
 from data_tools.withdrawal.sample_selector import host_of
 from leam_mm.data.image_file import open_image
-from leam_mm.data.image_limits import MEMBER_EXTENSIONS
+from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
@@ -129,12 +129,12 @@ class Tally:
     def _image(self, record: dict[str, Any], extension: str) -> None:
         self.count("formats", extension)
         width, height = record.get("width"), record.get("height")
-        if not isinstance(width, int) or not isinstance(height, int) or min(width, height) < 1:
+        if not isinstance(width, int) or not isinstance(height, int) or not 1 <= min(width, height) <= MAX_PIXELS:
             self.count("sides", None)
             return
         side = next((f"below {limit}" for limit in SIDES if min(width, height) < limit), f"{SIDES[-1]} and more")
         self.count("sides", side)
-        ratio = max(width, height) / min(width, height)
+        ratio = min(max(width, height), MAX_PIXELS) / min(width, height)
         shape = "square, up to 1:1.1" if ratio <= 1.1 else "wide" if width > height else "tall"
         self.count("shapes", shape if ratio <= 2 else f"{shape}, above 1:2")
 

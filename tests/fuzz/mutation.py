@@ -117,7 +117,7 @@ STRINGS = (
         "ff" * 32,
     ),
 )
-KEPT = 1 << 20  # bytes of a mutated input
+KEPT = 1 << 18  # bytes of a mutated input
 
 
 def values(random: Random) -> Any:
