@@ -161,5 +161,7 @@ def keep_list_faults(folder: ShardFolder) -> list[str]:
     """Describe where a keep-list names another sample than the one at its position."""
     found = [key for number in range(len(folder.shards)) for key in folder.index(number).keys]
     named = kept_keys(folder.path)
+    if len(named) != len(found):
+        return [f"{folder.path / KEEP}: has {len(named)} keys for {len(found)} samples"]
     wrong = [pair for pair in zip(named, found, strict=True) if pair[0] != pair[1]]
     return [f"{folder.path / KEEP}: names {key!r}, but {there!r} is there" for key, there in wrong]
