@@ -142,7 +142,7 @@ def _records(path: Path, start: int, max_bytes: int) -> Iterator[tuple[Page, int
 
 
 def _holds_record(page: Page) -> bool:
-    """Whether a page goes on into the next record: it holds the beginning of one, and the server stated less."""
+    """Whether a page continues in the next record: it holds the beginning of one, and the server stated less."""
     return RECORD in page.stored and (_header(page, "content-length") or "").strip() != str(len(page.stored))
 
 

@@ -91,7 +91,7 @@ class MetricsLog(Logger):
             if last or system_fault(error) is None:
                 raise
             if len(self._waiting) == 1:
-                rank_zero_warn(f"training goes on, and rows wait until they can be written: {fault_line(error)}")
+                rank_zero_warn(f"training continues, and rows wait until they can be written: {fault_line(error)}")
 
     def _append(self, row: dict[str, str]) -> None:
         number = int(row["step"])
@@ -119,7 +119,7 @@ class MetricsLog(Logger):
 
 
 class EventsLog(TensorBoardLogger):
-    """TensorBoard's files, which a full disk interrupts: training goes on, and a later step starts a new file."""
+    """TensorBoard's files, which a full disk interrupts: training continues, and a later step starts a new file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -143,7 +143,7 @@ class EventsLog(TensorBoardLogger):
             if system_fault(error) is None:
                 raise
             if self._experiment is not None:
-                rank_zero_warn(f"TensorBoard misses step(s), training goes on: {fault_line(error)}")
+                rank_zero_warn(f"TensorBoard misses step(s), training continues: {fault_line(error)}")
             self._experiment = None  # its writer has ended
 
 

@@ -30,7 +30,7 @@ class RetriedCheckpointIO(AtomicCheckpointIO):
             if system_fault(error) is None:
                 raise
             self.failure = fault_line(error)
-            rank_zero_warn(f"no checkpoint is saved, training goes on and tries again later: {self.failure}")
+            rank_zero_warn(f"no checkpoint is saved, training continues and tries again later: {self.failure}")
 
 
 def save_or_fail(trainer: Trainer, module: LightningModule, path: Path | str) -> None:

@@ -74,7 +74,7 @@ class RestartingLoader(DataLoader[Any]):
                             f"loader workers were killed {deaths} times at the same batch (out of memory?): lower "
                             "data.init_args.loading.workers; the same command continues from the last checkpoint"
                         ) from None
-                    log.warning("a loader worker was killed (out of memory?): the batches go on with new workers")
+                    log.warning("a loader worker was killed (out of memory?): the batches continue with new workers")
                     iterator._shutdown_workers()
                     with torch.random.fork_rng(devices=[]):  # a new iterator draws from the generator of the run
                         iterator = super().__iter__()
