@@ -139,8 +139,8 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
     pictured = json.loads(json.dumps(composed(tmp_path, tmp_path / "sheet")))
     values = {metric["name"]: metric["value"] for metric in pictured}
     assert 0.2 < values["compositional/generated/single/colour_shape"] < 0.8
-    # Forked, to save the imports; nothing here uses more than one thread.
-    torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="fork")
+    # Spawned: earlier tests leave threads in this process, whose locks a fork would copy and never release.
+    torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="spawn")
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert found["plain"] == expected

@@ -286,5 +286,5 @@ def test_lists_with_endless_lines(tmp_path: Path) -> None:
             read()
     with pytest.raises(UserError, match="an entry cannot be read: domain has 65537 bytes"):
         OptOutRegistry(tmp_path / "b.csv")
-    (tmp_path / "c.csv").write_text("md5\n" + "0" * 31 + "1\n")  # digits alone are no number
+    (tmp_path / "c.csv").write_text("md5\n" + "0" * 31 + "1\n")  # digits alone stay text
     assert len(OptOutRegistry(tmp_path / "c.csv").hashes) == 1
