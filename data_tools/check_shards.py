@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.samples.shard_check import Finding, bucket_folders, check_folder, keep_list_faults
-from data_tools.work.command_line import parse_settings
+from leam_mm.command_line import parse_settings
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import run
 

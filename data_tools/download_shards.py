@@ -30,7 +30,7 @@ import logging
 import sys
 
 from data_tools.download.image_download import DownloadSettings, download_images
-from data_tools.work.command_line import parse_settings
+from leam_mm.command_line import parse_settings
 from leam_mm.errors import run
 
 

@@ -35,7 +35,7 @@ from data_tools.corpora.emoji_images import (
     sha512_of,
 )
 from data_tools.corpora.emoji_names import NEIGHBOUR_LANGUAGES, Names, make_classes, make_prompts, read_names
-from data_tools.work.command_line import PositiveInt, Range, parse_settings
+from leam_mm.command_line import PositiveInt, Range, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import temporary_path
 from leam_mm.languages import LANGUAGES

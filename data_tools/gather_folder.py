@@ -29,7 +29,7 @@ from data_tools.download.agreement import AgreementSettings, agreed_links, read_
 from data_tools.download.folder_source import list_files, open_source, stage_files
 from data_tools.download.image_download import DownloadSettings, download_images
 from data_tools.links.link_table import file_link
-from data_tools.work.command_line import PositiveInt, parse_settings
+from leam_mm.command_line import PositiveInt, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import atomic_write, write_text
 

@@ -20,7 +20,7 @@ from rich.progress import track
 
 from data_tools.corpora.scene_corpus import PAIRS, SPLITS, make_scene, render, write_descriptions
 from data_tools.corpora.scene_prompts import captions
-from data_tools.work.command_line import NonNegativeInt, PositiveInt, Range, Share, parse_settings
+from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, Share, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import atomic_folder
 from leam_mm.languages import LANGUAGES

@@ -18,7 +18,7 @@ from typing import Annotated
 from data_tools.withdrawal.sample_lookup import SHOWN, build_index, index_folder, look_up, print_answer
 from data_tools.withdrawal.sample_selector import LARGEST_RADIUS, RADIUS
 from data_tools.withdrawal.search_index import SearchIndex
-from data_tools.work.command_line import NonNegativeInt, Range, parse_commands
+from leam_mm.command_line import NonNegativeInt, Range, parse_commands
 from leam_mm.errors import UserError, run
 
 

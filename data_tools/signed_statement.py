@@ -12,8 +12,8 @@ DOI record or the imprint of your website.
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.work.command_line import parse_commands
 from data_tools.work.signature import make_key, read_private_key, read_public_key, sign_file, verify_file
+from leam_mm.command_line import parse_commands
 from leam_mm.errors import run
 
 

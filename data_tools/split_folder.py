@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from data_tools.links.link_table import folder_links
-from data_tools.work.command_line import parse_settings
+from leam_mm.command_line import parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256, write_text
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.corpora.tokenizer_training import balanced_text, measure, read_captions, save, train
-from data_tools.work.command_line import PositiveInt, Range, Share, parse_settings
+from leam_mm.command_line import PositiveInt, Range, Share, parse_settings
 from leam_mm.errors import UserError, run
 
 

@@ -27,8 +27,8 @@ from rich.console import Console
 from data_tools.withdrawal.sample_selector import KINDS, LARGEST_RADIUS, RADIUS, Selection, Selector
 from data_tools.withdrawal.withdrawal_run import Withdrawal, withdraw
 from data_tools.withdrawal.withdrawal_statement import verify_statement
-from data_tools.work.command_line import Range, parse_settings
 from data_tools.work.signature import read_private_key
+from leam_mm.command_line import Range, parse_settings
 from leam_mm.errors import UserError, run
 
 LEAST_SALT = 16  # bytes

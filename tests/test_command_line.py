@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from data_tools.work import command_line
-from data_tools.work.command_line import NonNegativeFloat, PositiveInt, Share, parse_commands, parse_settings
+from leam_mm import command_line
+from leam_mm.command_line import NonNegativeFloat, PositiveInt, Share, parse_commands, parse_settings
 from leam_mm.errors import UserError
 
 

@@ -18,9 +18,9 @@ from toys.shards import toy_vocabulary
 
 from data_tools import embed_shards as program
 from data_tools.latents.shard_embedding import Teacher
-from data_tools.work.command_line import parse_settings
 from leam_mm.checkpoint import load_module
 from leam_mm.cli import main
+from leam_mm.command_line import parse_settings
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairCaptions, PairsModule

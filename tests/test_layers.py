@@ -10,7 +10,7 @@ LEAM_MM = [
     ["system_fault"],
     ["errors", "languages", "arithmetic", "json_text"],
     ["files", "config_error", "recorded_classes"],
-    ["run_lock"],
+    ["run_lock", "command_line"],
     ["checkpoint_file", "released_files"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed"],
@@ -49,6 +49,7 @@ WITHOUT_MODELS = {
         "json_text",
         "files",
         "run_lock",
+        "command_line",
         "config_error",
         "recorded_classes",
         "data",
@@ -100,6 +101,13 @@ def test_every_file_has_a_layer() -> None:
         files = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
         expected = folders | (files if package == "leam_mm" else set())
         assert expected == set(depths(layers)), package
+
+
+def test_imported_modules_exist() -> None:
+    known = modules("leam_mm") | modules("data_tools")
+    names = known.keys() | {name.removesuffix(".__init__") for name in known} | {n.rpartition(".")[0] for n in known}
+    missing = [f"{name} -> {target}" for name, target in edges("leam_mm") + edges("data_tools") if target not in names]
+    assert not missing, "\n".join(missing)
 
 
 def test_leam_mm_imports_point_down() -> None:

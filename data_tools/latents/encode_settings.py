@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from data_tools.work.command_line import NonNegativeInt, PositiveInt
+from leam_mm.command_line import NonNegativeInt, PositiveInt
 from leam_mm.data.aspect_buckets import AspectBuckets
 
 
