@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from toys.recipes import ROOT
 
 from leam_mm import command_line
 from leam_mm.command_line import NonNegativeFloat, PositiveInt, Share, parse_commands, parse_settings
@@ -134,7 +135,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 COMMANDS = {"sample_search": ("build", "ask"), "signed_statement": ("make-key", "sign", "verify")}
-PROGRAMS = sorted(path.stem for path in Path(command_line.__file__).parents[1].glob("*.py") if path.stem != "__init__")
+PROGRAMS = sorted(f"data_tools.{path.stem}" for path in (ROOT / "data_tools").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -147,9 +148,9 @@ def test_every_program_explains_all_its_settings(
         kinds.append(kind)
         return parse_settings(kind, *args, **kwargs)
 
-    program = importlib.import_module(f"data_tools.{name}")
-    monkeypatch.setattr(command_line if name in COMMANDS else program, "parse_settings", parse)
-    for command in COMMANDS.get(name, ("",)):
+    program, commands = importlib.import_module(name), COMMANDS.get(name.rpartition(".")[2])
+    monkeypatch.setattr(command_line if commands else program, "parse_settings", parse)
+    for command in commands or ("",):
         with pytest.raises(SystemExit) as ended:
             program.main([*([command] if command else []), "--help"])
         assert ended.value.code == 0 and "usage:" in capsys.readouterr().out
