@@ -7,6 +7,7 @@ from toys.images import ADOBE, deep_png, encoded_image, in_space, matrix_profile
 
 from data_tools.samples import image_repair
 from data_tools.samples.image_repair import ImageFault, ImageFormat, ImageRule, repair_image
+from leam_mm.data import upright_image
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -102,7 +103,7 @@ def test_an_image_that_the_format_cannot_hold_is_refused(kind: ImageFormat, widt
     assert (caught.value.rule, caught.value.value) == ("encode", kind)
 
 
-@pytest.mark.parametrize("step", ["_decode", "resize_image", "encode_image"])
+@pytest.mark.parametrize("step", ["upright_rgb", "resize_image", "encode_image"])
 @pytest.mark.parametrize(("error", "rule"), [(MemoryError(), "memory"), (RecursionError("deep"), "encode")])
 def test_any_error_of_a_library_is_a_fault(
     step: str, error: Exception, rule: str, monkeypatch: pytest.MonkeyPatch
@@ -113,7 +114,7 @@ def test_any_error_of_a_library_is_a_fault(
     monkeypatch.setattr(image_repair, step, fail)
     with pytest.raises(ImageFault) as caught:
         repair_image(encoded_image(Image.new("P", (20, 10))), ImageRule())
-    assert caught.value.rule == ("decode" if step == "_decode" and rule == "encode" else rule)
+    assert caught.value.rule == ("decode" if step == "upright_rgb" and rule == "encode" else rule)
 
 
 def test_strips_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,5 +126,5 @@ def test_strips_change_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     files += [encoded_image(Image.fromarray(pixels).convert(mode)) for mode in ("P", "1", "LA", "I;16")]
     whole = [repair_image(file, ImageRule()) for file in files]
-    monkeypatch.setattr(image_repair, "STRIP", 100)
+    monkeypatch.setattr(upright_image, "STRIP", 100)
     assert [repair_image(file, ImageRule()) for file in files] == whole

@@ -16,7 +16,7 @@ from PIL import ExifTags
 from data_tools.rights.metadata_texts import read_metadata
 from data_tools.rights.reservation_grammar import tdm_value
 from data_tools.rights.reservations import Signal
-from data_tools.samples.exif_size import exif_block, exif_is_small
+from leam_mm.data.exif_size import exif_block, exif_is_small
 from leam_mm.data.image_file import open_image
 
 PLUS, TDM = "http://ns.useplus.org/ldf/xmp/1.0/", "http://www.w3.org/ns/tdmrep/"

@@ -9,8 +9,8 @@ import zlib
 
 from PIL import ExifTags, Image
 
-from data_tools.samples.exif_size import exif_is_small
 from data_tools.samples.image_segments import Segment, segments
+from leam_mm.data.exif_size import exif_is_small
 
 EXIF, JFIF_THUMBNAIL, RAW_PROFILE = b"Exif\0\0", b"JFXX\0", b"Raw profile type exif\0"
 SIGNED = ("APP11", "caBX", "C2PA")  # parts that hold Content Credentials
