@@ -204,6 +204,35 @@ def test_quotes_stay_balanced_where_a_line_is_cut(inside: str, tmp_path: Path) -
     assert [bool(fault) for fault in table[TOO_LONG].to_pylist()] == [True, True, False, True]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["u,a lake", 'v,"broken', "w,a tree", "x,a hill"],  # to the end of the file
+        ["u,a lake", 'v,"broken', "w,a tree", 'x,"a hill"', "y,a road"],  # to the next quote
+        ["u,a lake", 'v,"broken', *(f"w{number},{'a tree ' * 900}" for number in range(400))],  # beyond a block
+        ["u,a lake", 'v,"broken', *(f"w{number}," + 'a ""red"" tree' * 900 for number in range(400))],
+        ['u,"two' + "\n" + 'lines"', 'v,"broken', "w,a tree"],
+    ],
+)
+def test_an_unclosed_quote_is_named_with_its_line(lines: list[str], end: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(end.join(["url,caption", *lines, ""]).encode())
+    number = 4 if "\n" in lines[0] and end != "\r" else 3
+    with pytest.raises(UserError, match=rf"a\.csv: the quote that opens a cell in line {number} is not closed"):
+        list(link_batches(tmp_path / "a.csv", 10))
+
+
+def test_quotes_that_open_no_cell_are_letters(tmp_path: Path) -> None:
+    captions = ['12" vinyl', '"a ""red"" tree, small"', '""', '"two\nlines, ""one""\n\nmore"', '"a"b', "a tree"]
+    rows = "".join(f"u{number},{caption},de\n" for number, caption in enumerate(captions))
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + f'"url",caption,language\n{rows}'.encode())
+    (table,) = link_batches(tmp_path / "a.csv", 10)
+    assert table["caption"].to_pylist() == [
+        *('12" vinyl', 'a "red" tree, small', "", 'two\nlines, "one"\n\nmore', "ab", "a tree"),
+    ]
+    assert table["url"].to_pylist() == [f"u{number}" for number in range(6)]
+
+
 def test_tables_that_break_a_limit_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("data_tools.work.text_tables.MAX_DENSITY", 10)
     pq.write_table(pa.table({f"c{number}": [1] for number in range(10_001)}), tmp_path / "a.parquet")
@@ -217,7 +246,7 @@ def test_tables_that_break_a_limit_as_a_whole(tmp_path: Path, monkeypatch: pytes
         ("b.csv", "more than 10000 columns"),
         ("c.parquet", "it claims 100000 rows in"),
         ("d.parquet", "footer has more than"),
-        ("e.csv", "cannot be read as csv"),
+        ("e.csv", "quote that opens a cell in line 2"),
     ):
         with pytest.raises(UserError, match=word) as error:
             list(text_batches(tmp_path / name, 10, everything))

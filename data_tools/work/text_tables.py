@@ -31,6 +31,9 @@ MAX_PAGE = 1 << 28  # bytes of a page of a parquet file, unpacked
 READ = 1 << 25  # bytes that are decoded at a time, where a page does not hold more
 KEPT = 200  # characters that stay of the cells of a refused row
 NULL = pa.nulls(1, pa.int64())[0]  # pa.scalar would import pandas
+OPENING = re.compile(rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])"')  # of a quoted cell; elsewhere a quote is a letter
+WHOLE = re.compile(rb'[^"]*+(?:(?<![^,])"[^"]*+(?:""[^"]*+)*+"[^"]*+)*+')  # lines whose cells all end, the usual case
+CLOSING = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # from within a quoted cell
 Choose = Callable[[Collection[str]], list[str]]  # from the columns of a file to those that are read
 
 
@@ -240,10 +243,15 @@ class _ShortLines(io.RawIOBase):
         file: The file.
         commas: Commas of its first line.
         end: What ends a line; some spreadsheets write a carriage return alone.
+
+    Raises:
+        UserError: While reading, a quoted cell does not end as a cell does: all rows behind it would become one.
     """
 
     def __init__(self, file: BinaryIO, commas: int, end: bytes) -> None:
         self.commas, self.end, self.rest = commas, end, b""
+        self.name, self.number = file.name, 0
+        self.opened = self.spanned = 0  # line in which the current quoted cell begins, or 0; bytes of its lines
         self.next_line: Callable[[int], bytes] = file.readline
         if end == b"\r":  # lines of bytes end at line feeds only
             text = io.TextIOWrapper(file, "latin-1", newline="\r")
@@ -270,7 +278,33 @@ class _ShortLines(io.RawIOBase):
             if len(parts) % 2:  # the row ends here, not inside a cell of several lines
                 line += b"," * (self.commas - sum(part.count(b",") for part in parts[::2]))
             line += self.end
+        self.number += 1
+        if self.opened or not WHOLE.fullmatch(line):
+            self._follow_quotes(line)
         return line
+
+    def _follow_quotes(self, line: bytes) -> None:
+        """Note whether a quoted cell continues in the next line."""
+        self.spanned += len(line)
+        start, broken = 0, not line
+        while not broken:
+            if not self.opened:
+                opening = OPENING.search(line, start)
+                if not opening:
+                    return
+                self.opened, self.spanned, start = self.number, len(line), opening.end()
+            closing = CLOSING.match(line, start)
+            if not closing:
+                broken = self.spanned > 2 * MAX_LINE
+                break
+            start = closing.end()
+            broken = self.opened < self.number and line[start : start + 1] not in (b",", b"\r", b"\n", b"")
+            self.opened = self.opened if broken else 0
+        if broken:
+            raise UserError(
+                f"{self.name}: the quote that opens a cell in line {self.opened} is not closed: close it there, or "
+                "double it if it is a letter of the cell"
+            )
 
 
 def _rest_of_line(readline: Callable[[int], bytes], end: bytes = b"\n") -> Iterator[bytes]:
