@@ -38,6 +38,7 @@ from data_tools.pages.warc_pages import archive_digest, folder_files
 from data_tools.work.ledger import LEDGER, SCHEMA
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import PositiveFloat, PositiveInt, parse_settings
+from leam_mm.data.parquet_file import own_parquet
 from leam_mm.errors import UserError, run
 from leam_mm.files import replace_folder
 
@@ -146,7 +147,7 @@ def merge(work: Path, jobs: list[CrawlJob], output: Path) -> dict[str, Any]:
     for index, (name, schema) in enumerate((("links.parquet", LINK_SCHEMA), (LEDGER, SCHEMA))):
         with pq.ParquetWriter(folder / name, schema, compression="zstd") as writer:
             for job in jobs:
-                with pq.ParquetFile(part_paths(work, job.number)[index]) as part:
+                with own_parquet(part_paths(work, job.number)[index]) as part:
                     for batch in part.iter_batches(10_000):
                         writer.write_batch(batch)
     archives = []

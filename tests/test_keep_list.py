@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -113,6 +114,11 @@ def test_wrong_lists_are_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="write their path into it"):
         ShardFolder(vetted)
     (vetted / PLACE).write_text('{"shards": "."}')
+    with pytest.raises(UserError, match="refers to itself"):
+        ShardFolder(vetted)
+    shutil.copytree(vetted, tmp_path / "other")
+    for folder, other in ((vetted, "../other"), (tmp_path / "other", "../vetted")):
+        (folder / PLACE).write_text(json.dumps({"shards": other}))
     with pytest.raises(UserError, match="refers to itself"):
         ShardFolder(vetted)
     (vetted / KEEP).write_bytes(b"PAR1")

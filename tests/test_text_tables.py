@@ -16,8 +16,8 @@ from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
 from data_tools.links.link_table import folder_links, link_batches
 from data_tools.rights.opt_out_registry import OptOutRegistry
-from data_tools.work.parquet_pages import page_headers
 from data_tools.work.text_tables import MAX_CELL, MAX_LINE, TOO_LONG, text_batches
+from leam_mm.data.parquet_pages import page_headers
 from leam_mm.errors import UserError
 
 BIG = "x" * 1_000_000
@@ -99,7 +99,7 @@ def test_memory_is_bounded_and_rows_are_recorded(
 def test_a_page_that_unpacks_beyond_the_limit_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_tools.work.text_tables.MAX_PAGE", 1_000_000)
+    monkeypatch.setattr("leam_mm.data.parquet_file.MAX_PAGE", 1_000_000)
     table = pa.table({"url": urls(2), "caption": [BIG, BIG]})
     pq.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("a page was read"))
@@ -234,7 +234,7 @@ def test_quotes_that_open_no_cell_are_letters(tmp_path: Path) -> None:
 
 
 def test_tables_that_break_a_limit_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_tools.work.text_tables.MAX_DENSITY", 10)
+    monkeypatch.setattr("leam_mm.data.parquet_file.MAX_DENSITY", 10)
     pq.write_table(pa.table({f"c{number}": [1] for number in range(10_001)}), tmp_path / "a.parquet")
     (tmp_path / "b.csv").write_text(",".join(["a"] * 10_001) + "\n")
     constant = pa.DictionaryArray.from_arrays(pa.array([0] * 100_000, pa.int8()), pa.array(["http://a.example/"]))

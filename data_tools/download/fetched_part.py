@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data_tools.download.download_worker import LINKS, part_file
 from data_tools.network.image_fetch import FetchSetting
+from leam_mm.data.parquet_file import own_parquet
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ def _missing_parts(raw: Path, rows: int, part_size: int) -> list[int]:
     for part in range(-(-rows // part_size)):
         path = part_file(raw, part)
         try:
-            found = pq.read_metadata(path).num_rows
+            with own_parquet(path) as file:
+                found = file.metadata.num_rows
         except (OSError, pa.ArrowException):
             found = -1
         if found != min(part_size, rows - part * part_size):

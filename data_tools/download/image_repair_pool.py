@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.fetched_part import part_progress
@@ -28,6 +27,7 @@ from data_tools.work.foreign_error import first_line
 from data_tools.work.time_limit import TimeLimit, TookTooLong
 from data_tools.work.workers import WorkerPool, begin_sample
 from leam_mm.data.image_file import open_image
+from leam_mm.data.parquet_file import own_parquet
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -81,7 +81,7 @@ class _PartJob:
 def _repair_part(_: None, job: _PartJob) -> list[tuple[int, Fetched]]:
     """Read a part, one row group at a time, and repair its images; sorted by row."""
     found = []
-    with pq.ParquetFile(job.path) as file:
+    with own_parquet(job.path) as file:
         for group in range(file.num_row_groups):
             for row in file.read_row_group(group, FETCHED.names).to_pylist():
                 if not begin_sample(row["row"]):

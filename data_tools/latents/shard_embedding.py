@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from data_tools.work.foreign_error import first_line
@@ -19,6 +18,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
 from leam_mm.data.image_decoding import ImageDecoding, image_member
+from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, index_name, read_samples
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder
@@ -217,8 +217,11 @@ def write_embeddings(
 
 def _finished_keys(writer: ShardWriter) -> list[str]:
     """Return the keys of the shards that an interrupted run has finished."""
-    files = [writer.partial / index_name(entry.shard) for entry in writer.entries]
-    return [key for file in files for key in pq.read_table(file, columns=["key"])["key"].to_pylist()]
+    keys: list[str] = []
+    for entry in writer.entries:
+        with own_parquet(writer.partial / index_name(entry.shard)) as file:
+            keys += file.read(columns=["key"], use_threads=False)["key"].to_pylist()
+    return keys
 
 
 def _unreadable_samples(teacher: Teacher, shards: Path, written: set[str]) -> Iterator[tuple[str, str]]:

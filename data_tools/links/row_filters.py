@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from data_tools.links.link_rules import FILTERED, LinkRules, LinkRuleSettings
 from data_tools.links.link_table import link_batches
 from data_tools.work.workers import WorkerPool
+from leam_mm.data.parquet_file import own_parquet
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
 
@@ -72,7 +73,8 @@ def read_chunk(folder: Path, number: int, columns: list[str] | None = None) -> p
     """Read the rows of one chunk, with the columns of ``FILTERED`` or some of them."""
     path = _path(folder, number)
     try:
-        return pq.read_table(path, columns=columns, use_threads=False, memory_map=False)
+        with own_parquet(path) as file:
+            return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}): delete it and start again") from None
 
@@ -81,7 +83,9 @@ def chunk_cost(folder: Path, chunks: int) -> dict[str, dict[str, float]]:
     """Sum rows, dropped rows and CPU seconds of each rule over all chunks."""
     total: dict[str, Counter[str]] = {}
     for number in range(chunks):
-        for rule, cost in json.loads(pq.read_schema(_path(folder, number)).metadata[COST]).items():
+        with own_parquet(_path(folder, number)) as file:
+            costs = json.loads(file.schema_arrow.metadata[COST])
+        for rule, cost in costs.items():
             total.setdefault(rule, Counter()).update(cost)
     return {rule: dict(cost) for rule, cost in total.items()}
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
 from data_tools.withdrawal.sample_selector import published_hash
 from data_tools.work.ledger import LEDGER, SCHEMA
+from leam_mm.data.parquet_file import error_reason, open_parquet
 from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardEntry, ShardFolder, index_name, merkle_root
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
@@ -242,30 +243,29 @@ def write_ledger(old: Path, new: Path, gone: list[Withdrawn], salt: bytes | None
 
     The rule ``kept`` of those rows becomes ``withdrawn``, so that a resumed download does not fetch them again.
     """
-    keys = {sample.key: sample for sample in gone}
-    columns = pq.read_schema(old)
-    extra = [column for column in columns if column.name not in SCHEMA.names]
-    schema = pa.schema([*SCHEMA, *extra])
-    with (
-        atomic_write(new) as temporary,
-        pq.ParquetFile(old) as file,
-        pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
-    ):
-        for batch in file.iter_batches(10_000):
-            rows = batch.to_pylist()
-            for row in rows:
-                if row.get("key") in keys:
-                    hashes = {name: published_hash(str(row[name]), salt) for name in ("url", "sha256") if row.get(name)}
-                    row.update(dict.fromkeys(SCRUBBED) | hashes)
-                    if row.get("rule") == "kept":
-                        row.update(rule=WITHDRAWN, kept=False, reason=WITHDRAWN)
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-        common = {"stage": STAGE, "kept": False, "reason": WITHDRAWN}
-        last = [
-            common | {"uid": sample.record.get("uid"), "key": sample.key, "rule": sample.reasons[0].split(",")[0]}
-            for sample in gone
-        ]
-        writer.write_table(pa.Table.from_pylist(last, schema))
+    keys = {sample.key for sample in gone}
+    common = {"stage": STAGE, "kept": False, "reason": WITHDRAWN}
+    last = [
+        common | {"uid": sample.record.get("uid"), "key": sample.key, "rule": sample.reasons[0].split(",")[0]}
+        for sample in gone
+    ]
+    try:
+        with open_parquet(old) as file:
+            schema = pa.schema([*SCHEMA, *(column for column in file.schema if column.name not in SCHEMA.names)])
+            with atomic_write(new) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for batch in file.batches(10_000):
+                    rows = [_scrubbed(row, salt) if row.get("key") in keys else row for row in batch.to_pylist()]
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+                writer.write_table(pa.Table.from_pylist(last, schema))
+    except (ValueError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{old} cannot be read ({error_reason(error)}): build it again") from None
+
+
+def _scrubbed(row: dict[str, Any], salt: bytes | None) -> dict[str, Any]:
+    """Return the row of a withdrawn sample without its content."""
+    hashes = {name: published_hash(str(row[name]), salt) for name in ("url", "sha256") if row.get(name)}
+    changed = {"rule": WITHDRAWN, "kept": False, "reason": WITHDRAWN} if row.get("rule") == "kept" else {}
+    return row | dict.fromkeys(SCRUBBED) | hashes | changed
 
 
 def add_evidence(folder: Path, tombstones: list[dict[str, Any]], statement: Path) -> None:

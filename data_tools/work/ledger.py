@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leam_mm.data.parquet_file import ERRORS, error_reason, open_parquet
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
 
@@ -104,16 +105,15 @@ def read_ledger(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa
         UserError: The file is missing, or not a ledger.
     """
     try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or SCHEMA.names if name not in file.schema_arrow.names]
+        with open_parquet(path) as file:
+            missing = [name for name in columns or SCHEMA.names if name not in file.schema.names]
             if missing:
                 raise UserError(f"{path} has no column {missing[0]!r}: give a ledger of these programs")
             wanted = pa.schema([SCHEMA.field(name) for name in columns or SCHEMA.names])
-            for batch in file.iter_batches(ROWS, columns=wanted.names, use_threads=False):
+            for batch in file.batches(ROWS, wanted.names):
                 # A name that occurs twice, values of another type, and text that is not in UTF-8 end here.
-                batch = batch.select(wanted.names).cast(wanted)
+                batch = batch.cast(wanted)
                 batch.validate(full=True)
                 yield batch
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read ({reason}): build it again") from None
+    except ERRORS as error:
+        raise UserError(f"{path} cannot be read ({error_reason(error)}): build it again") from None

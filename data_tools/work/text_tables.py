@@ -15,20 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from data_tools.work.parquet_pages import DELTA_BYTE_ARRAY, DELTA_LENGTH_BYTE_ARRAY, page_headers
+from leam_mm.data.parquet_file import MAX_COLUMNS, READ, open_parquet
 from leam_mm.errors import UserError
 
 TOO_LONG = "too_long"  # column with the reason why a row is refused; only in batches that have such rows
 MAX_CELL = 1 << 16  # bytes of a cell
 MAX_BATCH = 1 << 27  # bytes of all cells of a batch
 MAX_LINE = 1 << 20  # bytes of a line of csv or jsonl
-MAX_COLUMNS = 10_000
-MAX_DENSITY = 1000  # rows for each byte of a parquet file
-MAX_FOOTER = 1 << 26  # bytes of a parquet file's own description
-MAX_PAGE = 1 << 28  # bytes of a page of a parquet file, unpacked
-READ = 1 << 25  # bytes that are decoded at a time, where a page does not hold more
 KEPT = 200  # characters that stay of the cells of a refused row
 NULL = pa.nulls(1, pa.int64())[0]  # pa.scalar would import pandas
 OPENING = re.compile(rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])"')  # of a quoted cell; elsewhere a quote is a letter
@@ -181,38 +175,10 @@ def _decoded(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _parquet_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
-    size = path.stat().st_size
-    with path.open("rb") as raw:
-        raw.seek(max(0, size - 8))
-        if int.from_bytes(raw.read(4), "little") > MAX_FOOTER:
-            raise ValueError(f"its footer has more than {MAX_FOOTER} bytes")
-        with pq.ParquetFile(path, pre_buffer=False, thrift_container_size_limit=1_000_000) as file:
-            metadata = file.metadata
-            if metadata.num_columns > MAX_COLUMNS:
-                raise ValueError(f"it has {metadata.num_columns} columns, more than {MAX_COLUMNS}")
-            if metadata.num_rows > MAX_DENSITY * size:
-                raise ValueError(f"it claims {metadata.num_rows} rows in {size} bytes")
-            names = choose(file.schema_arrow.names)
-            for name in names:
-                if pa.types.is_nested(kind := file.schema_arrow.field(name).type):
-                    raise ValueError(f"the column {name} is of type {str(kind)[:KEPT]}")
-            single = several = 1  # bytes of a value, if equal ones are held once, and if not
-            delta = False
-            for page in page_headers(raw, set(names)):
-                if page.unpacked > MAX_PAGE:
-                    raise ValueError(f"a page has {page.unpacked} bytes, more than {MAX_PAGE}; write smaller ones")
-                average = page.unpacked // max(page.values, 1) if page.is_data else 0
-                single = max(single, average)
-                several = max(several, average if page.is_data and page.encoding != DELTA_BYTE_ARRAY else page.unpacked)
-                delta = delta or page.encoding in (DELTA_BYTE_ARRAY, DELTA_LENGTH_BYTE_ARRAY)
-        at_once = max(1, min(rows, READ // (several if delta else single)))
-        # As dictionaries, a value that many rows have is held once; pyarrow does not do so for these two encodings.
-        as_dictionary = [] if delta else names
-        with pq.ParquetFile(
-            path, metadata=metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=as_dictionary
-        ) as file:
-            for batch in file.iter_batches(at_once, columns=names, use_threads=False):
-                yield pa.Table.from_batches([batch]).select(names)
+    with open_parquet(path) as file:
+        names = choose(file.schema.names)
+        for batch in file.coded_batches(rows, names):
+            yield pa.Table.from_batches([batch])
 
 
 def _csv_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from leam_mm.data.parquet_file import ERRORS, error_reason, open_parquet
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256, write_bytes
 from leam_mm.json_text import parse_object
@@ -103,7 +104,8 @@ def parse_keep_list(location: bytes, content: bytes, where: str) -> KeepList:
     """
     try:
         shards = parse_object(location)["shards"]
-        table = pq.ParquetFile(io.BytesIO(content)).read(columns=["shard", "row"], use_threads=False)
+        with open_parquet(content) as file:
+            table = file.read(["shard", "row"])
         root = (table.schema.metadata or {}).get(ROOT, b"").decode()
         shard, row = (table[name].to_numpy().astype(np.int32, casting="safe") for name in ("shard", "row"))
         if not isinstance(shards, str) or not root or not len(shard):
@@ -126,8 +128,7 @@ def parse_keep_list(location: bytes, content: bytes, where: str) -> KeepList:
 def kept_keys(folder: Path) -> list[str]:
     """Return the sample keys of a keep-list, in its order."""
     try:
-        with pq.ParquetFile(folder / KEEP) as file:
-            return file.read(columns=["key"], use_threads=False)["key"].cast(pa.string()).to_pylist()
-    except (ValueError, KeyError, pa.ArrowException, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{folder / KEEP} names no keys ({reason}); vet the shards again") from None
+        with open_parquet(folder / KEEP) as file:
+            return file.read(["key"])["key"].cast(pa.string()).to_pylist()
+    except ERRORS as error:
+        raise UserError(f"{folder / KEEP} names no keys ({error_reason(error)}); vet the shards again") from None

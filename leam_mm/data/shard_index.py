@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,12 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from leam_mm.data.keep_list import KeepList, read_keep_list
+from leam_mm.data.parquet_file import ERRORS, error_reason, open_parquet
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root, parse_manifest
 from leam_mm.errors import UserError
 from leam_mm.files import named_faults, remove_leftovers, replace_folder, write_text
 
 MANIFEST = "manifest.jsonl"
 INDEX = {"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256": pa.string()}  # of an index file
+LONGEST_CHAIN = 20  # keep-lists that refer to each other
 # Constant parts of the headers of `_member`, by offset: mode and owner, ends of size, time and digest, kind, version.
 PLAIN = (
     (100, b"0000644\x000000000\x000000000\0"),
@@ -211,23 +213,21 @@ def _write_manifest(folder: Path, entries: list[ShardEntry]) -> None:
 def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
     """Read an index file and check that it fits its shard; ``where`` names it in messages."""
     try:
-        # No thread pool: one that existed before a fork has no threads in the worker.
-        with pq.ParquetFile(path) as file:
-            table = file.read(use_threads=False)
-            if table.num_rows != entry.samples:
-                raise ValueError(f"{table.num_rows} rows, not the {entry.samples} of the manifest")
-            table.validate(full=True)  # text in UTF-8
-            if missing := INDEX.keys() - set(table.column_names):
+        with open_parquet(path) as file:
+            if file.rows != entry.samples:
+                raise ValueError(f"{file.rows} rows, not the {entry.samples} of the manifest")
+            if missing := INDEX.keys() - set(file.schema.names):
                 raise ValueError(f"{sorted(missing)[0]} is missing")
+            table = file.read(list(INDEX))
+            table.validate(full=True)  # text in UTF-8
             # The columns are picked one by one: a name that occurs twice is an error, and so is a missing value.
             keys, offset, size, sha256 = (
                 table[name].cast(kind).to_pylist() if kind == pa.string() else table[name].to_numpy()
                 for name, kind in INDEX.items()
             )
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    except ERRORS as error:
         raise UserError(
-            f"{where} is no readable index of its shard ({reason}); copy or build the folder again"
+            f"{where} is no readable index of its shard ({error_reason(error)}); copy or build the folder again"
         ) from None
     if None in keys or None in sha256:
         raise UserError(f"{where}: a key or digest is missing; build the folder again")
@@ -245,7 +245,7 @@ class ShardFolder:
         path: The folder that holds ``manifest.jsonl``, or ``keep.parquet`` and ``keep.json``.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, _followed: Collection[Path] = ()) -> None:
         """Read the manifest; see the class for the arguments."""
         self.path = Path(path)
         manifest, kept = self.path / MANIFEST, None
@@ -266,10 +266,10 @@ class ShardFolder:
                 "their path into it, relative to that file"
             )
         else:
-            try:
-                vars(self).update(vars(ShardFolder(self.path / kept.shards)) | {"path": self.path})
-            except RecursionError:
-                raise UserError(f"{self.path}/keep.json refers to itself: write the shards' path into it") from None
+            followed = {*_followed, self.path.resolve()}
+            if (self.path / kept.shards).resolve() in followed or len(followed) > LONGEST_CHAIN:
+                raise UserError(f"{self.path}/keep.json refers to itself: write the shards' path into it")
+            vars(self).update(vars(ShardFolder(self.path / kept.shards, followed)) | {"path": self.path})
             self.follow(kept, str(self.path))
 
     def _keep(self, manifest: bytes, name: str) -> None:

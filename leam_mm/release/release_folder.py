@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from torch import nn
 
 from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.parquet_file import open_parquet
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -194,11 +194,13 @@ def count_column(folder: ShardFolder, column: str) -> dict[str, int]:
     """Count samples by one field: from the ledger if it has the field of every sample, else from the samples."""
     ledger = folder.path / "ledger.parquet"
     try:
-        names = set(pq.read_schema(ledger).names) if ledger.is_file() else set()
-        if column in names:
-            table = pq.read_table(ledger, columns=sorted({column, "kept"} & names))
-            kept = table.filter(table["kept"]) if "kept" in names else table  # a ledger holds dropped links, too
-            if kept.num_rows == folder.samples and not kept[column].null_count:
+        if ledger.is_file():
+            with open_parquet(ledger) as file:
+                names = set(file.schema.names)
+                table = file.read(sorted({column, "kept"} & names)) if column in names else None
+            # A ledger holds dropped links, too.
+            kept = table if table is None or "kept" not in names else table.filter(table["kept"])
+            if kept is not None and kept.num_rows == folder.samples and not kept[column].null_count:
                 return dict(Counter(str(value) for value in kept[column].to_pylist()))
         records = (read_sample_json(members) for _, members in read_samples(folder.path))
         return dict(Counter(str(record.get(column) or "") for record in records))

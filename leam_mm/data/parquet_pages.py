@@ -14,6 +14,7 @@ DELTA_LENGTH_BYTE_ARRAY = 6
 DELTA_BYTE_ARRAY = 7  # each value repeats the beginning of the one before, so that few bytes hold many long values
 LONGEST_HEADER = 1 << 20  # bytes; statistics hold the smallest and the largest value
 DEEPEST = 8  # structures within structures; a page header has three levels
+LONGER = 100  # bytes by which old writers count a column too short, which forgot the header of its dictionary
 DESCRIPTIONS = (5, 7, 8)  # fields of the page header: a data page, a dictionary, a data page of version 2
 
 
@@ -22,12 +23,14 @@ class PageHeader:
     """What decides the memory of one page.
 
     Args:
+        column: Name of its column.
         unpacked: Bytes after decompression.
         values: Number of values.
         is_data: Whether it is a page of values, not of a dictionary.
         encoding: Number of the encoding of its values.
     """
 
+    column: str
     unpacked: int
     values: int
     is_data: bool
@@ -42,11 +45,14 @@ def page_headers(file: BinaryIO, columns: set[str]) -> Iterator[PageHeader]:
         columns: Names of the columns.
 
     Raises:
-        ValueError: The footer or a header is damaged, or a header lies outside of its column.
+        ValueError: The footer or a header is damaged, or names bytes outside of its file or column.
     """
+    size = file.seek(0, os.SEEK_END)
     for column in _column_chunks(file):
         if column.name not in columns:
             continue
+        if column.start + column.bytes > size:
+            raise ValueError("the footer is damaged: a column lies outside of the file")
         position, end, values = column.start, column.start + column.bytes, 0
         while position < end and values < column.values:
             header, length = _read_header(file, position)
@@ -56,8 +62,10 @@ def page_headers(file: BinaryIO, columns: set[str]) -> Iterator[PageHeader]:
             unpacked, packed, count = (size if isinstance(size, int) else -1 for size in sizes)
             if min(unpacked, packed, count) < 0:
                 raise ValueError("the header of a page is damaged")
+            if position + length + packed > end + LONGER:
+                raise ValueError("the header of a page is damaged: it lies outside of its column")
             is_data = isinstance(header.get(5), dict) or isinstance(header.get(8), dict)
-            yield PageHeader(unpacked, count, is_data, description.get(4 if 8 in header else 2, -1))
+            yield PageHeader(column.name, unpacked, count, is_data, description.get(4 if 8 in header else 2, -1))
             values += count if is_data else 0
             position += length + packed
 
