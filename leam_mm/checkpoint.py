@@ -40,6 +40,7 @@ FORM: dict[str, Any] = {
 EVIDENCE_FORM: dict[str, Any] = {
     **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed"), dict),
     **{"config": str, "model_class": str, "samples_seen": int | None},
+    **{"steps": int, "schedule": dict | None, "changes": list},
 }
 ENERGY_FORM: dict[str, Any] = {
     **dict.fromkeys(("joules", "estimated_joules"), int | float | None),

@@ -9,10 +9,11 @@ from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
+import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -22,16 +23,28 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
 from leam_mm.callbacks.energy_meter import EnergyRecord
+from leam_mm.callbacks.learning_rates import LearningRates
 from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckpoint
 from leam_mm.callbacks.preemption import Preemption
+from leam_mm.callbacks.recipe_change import RecipeChange
 from leam_mm.callbacks.save_failures import LastSave, RetriedCheckpointIO
 from leam_mm.callbacks.throughput import Throughput
-from leam_mm.checkpoint import EVIDENCE, LAST, RunCheckpoint, restoring_failed, sound_checkpoint
+from leam_mm.checkpoint import (
+    EVIDENCE,
+    LAST,
+    RunCheckpoint,
+    read_checkpoint,
+    restoring_failed,
+    sound_checkpoint,
+)
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
+from leam_mm.optim.rate_plan import RatePlan
+from leam_mm.recipe_changes import refusal, table
 from leam_mm.recorded_classes import class_names, trust_modules
+from leam_mm.resume_check import Options, ResumeCheck
 from leam_mm.run_lock import LOCK, run_lock
 
 
@@ -52,6 +65,8 @@ class ConfigInCheckpoint(SaveConfigCallback):
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
             "data": plan.roots() if plan is not None else {},
             "samples_seen": samples_seen(trainer),
+            "steps": trainer.global_step,
+            **_recipe_change(trainer).evidence(),
             "arithmetic": arithmetic_record(torch.get_num_threads()),
             "versions": {
                 "torch": str(torch.__version__),
@@ -59,6 +74,11 @@ class ConfigInCheckpoint(SaveConfigCallback):
                 "python": platform.python_version(),
             },
         }
+
+
+def _recipe_change(trainer: Trainer) -> RecipeChange:
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((one for one in callbacks if isinstance(one, RecipeChange)), RecipeChange())
 
 
 class LeamCLI(LightningCLI):
@@ -83,12 +103,34 @@ class LeamCLI(LightningCLI):
             help="CPU threads of torch in each rank; by default torch's own choice (OMP_NUM_THREADS, else the cores).",
         )
 
+        parser.add_argument(
+            "--extend",
+            type=Literal["schedule", "cooldown", "constant"] | None,
+            default=None,
+            help="Learning rate of a resumed run whose max_samples was changed: the schedule of the new length, the "
+            "rate of the last step with a cool-down at the end, or that rate to the end.",
+        )
+        parser.add_argument(
+            "--cooldown-samples",
+            type=PositiveInt | None,
+            default=None,
+            help="Length of the fall of --extend cooldown; by default the recipe's, or the last fifth of the rest.",
+        )
+        parser.add_argument(
+            "--allow-change",
+            action="append",
+            metavar="KEY",
+            help="Dotted key that may differ from the recipe of the checkpoint; repeatable, on the command line only.",
+        )
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the supported subcommands."""
         return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
 
     _damaged: Path | None = None  # the last checkpoint, if the run resumes from the one before it
+    _check: ResumeCheck | None = None  # of a run that resumes
+    _changed = ""  # keys that differ, for the message of a checkpoint that does not fit
 
     def _parse_ckpt_path(self) -> None:
         """Take no settings from a checkpoint: Lightning would let them override the recipe."""
@@ -101,24 +143,39 @@ class LeamCLI(LightningCLI):
         _follow_slurm(config.trainer, os.environ)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        if config.max_samples is not None:
-            batch = config.data.init_args.batch_size
-            if config.max_samples % batch:
-                raise UserError(f"max_samples {config.max_samples} is no multiple of data.init_args.batch_size {batch}")
-            config.trainer.max_steps = config.max_samples // batch
-        elif self.subcommand == "fit" and config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None):
-            raise UserError("the recipe sets no length of training: set max_samples (total number of samples seen)")
         if self.subcommand == "fit" and (advice := caution(arithmetic_record(torch.get_num_threads()))):
             rank_zero_info(advice)
         run = Path(config.trainer.default_root_dir or ".")
         if config.checkpoint.dirpath is None:
             config.checkpoint.dirpath = str(run / "checkpoints")
-        if self.subcommand == "fit" and config.ckpt_path == "last":
-            self._check_resume(Path(config.checkpoint.dirpath) / LAST, config)
+        if self.subcommand == "fit":
+            self._open_check(config)
+            self._set_length(config)
 
-    def _check_resume(self, path: Path, config: Any) -> None:
-        """Refuse to continue a run folder of another model; note a last checkpoint that is damaged."""
-        sound = None if path.is_dir() else sound_checkpoint(path, replace=False)
+    def _set_length(self, config: Any) -> None:
+        """Set the optimizer steps from the samples of the run, and from those already seen."""
+        if self._check is not None and self._check.max_steps is not None:
+            config.trainer.max_steps = self._check.max_steps
+        elif config.max_samples is not None:
+            batch = config.data.init_args.batch_size
+            if config.max_samples % batch:
+                raise UserError(f"max_samples {config.max_samples} is no multiple of data.init_args.batch_size {batch}")
+            config.trainer.max_steps = config.max_samples // batch
+        elif config.trainer.max_steps == -1 and config.trainer.max_epochs in (-1, None):
+            raise UserError("the recipe sets no length of training: set max_samples (total number of samples seen)")
+
+    def _open_check(self, config: Any) -> None:
+        """Read the evidence of the checkpoint that the run resumes from; note a last checkpoint that is damaged."""
+        cooldown = None if config.cooldown_samples is None else int(config.cooldown_samples)
+        options = Options(config.extend, tuple(config.allow_change or ()), cooldown)
+        config.extend = config.allow_change = config.cooldown_samples = None  # choices of this start, not of the recipe
+        if config.ckpt_path is None:
+            return
+        last = config.ckpt_path == "last"
+        path = Path(config.checkpoint.dirpath) / LAST if last else Path(config.ckpt_path)
+        if path.is_dir() or not (last or path.is_file()):
+            return
+        sound = sound_checkpoint(path, replace=False) if last else (path, read_checkpoint(path)[EVIDENCE])
         if sound is None:
             return
         file, evidence = sound
@@ -132,9 +189,42 @@ class LeamCLI(LightningCLI):
                 f"{path} is a checkpoint of {found}, this recipe trains {config.model.class_path}: "
                 "set trainer.default_root_dir to another folder or remove that one"
             )
+        text = self._parser(self.subcommand).dump(config, skip_none=False, skip_link_targets=False)
+        self._check = ResumeCheck(path, evidence, yaml.safe_load(text), options)
+
+    def _decide(self) -> None:
+        """Say what differs from the checkpoint's recipe and what it means, before the first step."""
+        change, batch = _recipe_change(self.trainer), getattr(self.datamodule, "batch_size", None)
+        if self._check is None:
+            length = self.config[self.subcommand].max_samples
+            change.plan = RatePlan(batch, length) if batch and length else None
+            return
+        check, roots = self._check, getattr(self.datamodule, "roots", None)
+        try:
+            decision = check.decide(list(roots().values()) if roots is not None else None)
+            if decision.changes:
+                rank_zero_info(
+                    f"{check.file}, {check.seen:,} samples seen, resumes with changes:\n{table(decision.changes)}"
+                )
+            if reason := refusal(decision.changes, str(check.file)):
+                raise UserError(reason)
+        except UserError:
+            if not self.trainer.is_global_zero:  # all ranks stop, the first one says why
+                raise SystemExit(2) from None
+            raise
+        self._changed = ", ".join(one.key for one in decision.changes if one.rule == "allowed")
+        change.plan, change.history = decision.plan, decision.history
+        change.renew_rates, change.renew_state = decision.renew_rates, decision.renew_state
+        if change.plan is not None and batch:
+            change.start = check.seen, batch
+            built = RatePlan(batch, check.max_steps * batch if check.max_steps is not None else None)
+            moved = any(one.rule in ("allowed", "length", "batch") for one in decision.changes)
+            change.follow = moved or change.plan != built or check.seen != check.steps * batch
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Train as the only run in the run folder: the first rank holds its lock."""
+        if subcommand == "fit":
+            self._decide()
         alone = subcommand == "fit" and self.trainer.is_global_zero
         with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
             if alone and self._damaged is not None:
@@ -145,8 +235,10 @@ class LeamCLI(LightningCLI):
                 if isinstance(error, UserError) or not restoring_failed(error):
                     raise
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                changed = f" with the changed {self._changed}" if self._changed else ""
                 raise UserError(
-                    f"{self.trainer.ckpt_path} cannot be restored here ({reason}): give a checkpoint of this recipe"
+                    f"{self.trainer.ckpt_path} cannot be restored here{changed} ({reason}): give a checkpoint of this "
+                    "recipe"
                 ) from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -162,7 +254,8 @@ class LeamCLI(LightningCLI):
             kwargs["logger"] = [MetricsLog(run), EventsLog(run, name="", version="tensorboard"), *named]
         trainer = super().instantiate_trainer(**kwargs, plugins=plugins)
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [SamplePosition(), RowBeforeCheckpoint()]
+        end = self._check.end if self._check is not None else self.config_init[self.subcommand].max_samples
+        callbacks[:0] = [SamplePosition(end), RowBeforeCheckpoint(), RecipeChange(), LearningRates()]
         # Its save must contain what all other callbacks record after a step, like the regular saves, which come last.
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())

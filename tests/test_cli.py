@@ -78,7 +78,7 @@ def test_raised_max_samples_goes_on_to_the_new_length(toy_shards: Path, toy_toke
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=24)
     fit_here(recipe, tmp_path)
     short = read_checkpoint(tmp_path / "run")["state_dict"]
-    fit_here(recipe, tmp_path, "--max_samples=56")
+    fit_here(recipe, tmp_path, "--max_samples=56", "--extend=schedule")
     longer = read_checkpoint(tmp_path / "run")
     assert longer["global_step"] == 7 and longer["leam_mm"]["samples_seen"] == 56
     assert steps(tmp_path / "run") == list(range(7))

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 LEAM_MM = [
     ["system_fault"],
     ["errors", "languages", "arithmetic", "json_text"],
-    ["files", "config_error", "recorded_classes"],
+    ["files", "config_error", "config_defaults", "recipe_changes", "recorded_classes"],
     ["run_lock", "command_line"],
     ["checkpoint_file", "released_files"],
     ["data", "losses", "diffusion", "checkpoint"],
@@ -25,6 +25,7 @@ LEAM_MM = [
     ["callbacks"],
     ["report"],
     ["release"],
+    ["resume_check"],
     ["cli", "pipeline"],
     ["finetune_plan"],
 ]

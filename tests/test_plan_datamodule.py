@@ -8,6 +8,7 @@ from leam_mm.data.batch import SamplePosition
 from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.plan_datamodule import Loading
+from leam_mm.data.stages import Stage, Stages
 from leam_mm.errors import UserError
 
 
@@ -54,9 +55,24 @@ def test_resume_goes_on_at_the_samples_seen(toy_shards: Path) -> None:
     assert [first + second for first, second in zip(resumed[::2], resumed[1::2], strict=True)] == whole[4:]
 
 
-def test_resume_with_a_batch_that_does_not_divide_is_refused(toy_shards: Path) -> None:
-    with pytest.raises(UserError, match=r"after 20 samples, which is no multiple of the micro-batch 8"):
-        module(toy_shards, seen=20).train_dataloader()
+def test_another_batch_size_resumes_at_any_sample_and_ends_at_the_same_one(toy_shards: Path) -> None:
+    # 20 samples were seen with another batch size; the last step holds the 4 samples that are left of 48.
+    rest = numbers(module(toy_shards, seen=20))
+    assert rest == [list(range(20, 28)), list(range(28, 36)), list(range(36, 44)), list(range(44, 48))]
+    made = module(toy_shards, seen=20, accumulate=2)
+    assert [len(batch) for batch in numbers(made)] == [4, 4, 4, 4, 4, 4, 2, 2]
+    assert made.spans is not None and [made.spans.size_after(seen) for seen in (20, 40, 44, 46)] == [4, 4, 2, 2]
+    ranks = [numbers(module(toy_shards, world=2, rank=rank, seen=20)) for rank in range(2)]
+    assert rest == [first + second for first, second in zip(*ranks, strict=True)]
+    with pytest.raises(UserError, match=r"hold 4 samples .* 8 ranks .* set max_samples to 44 or 52"):
+        module(toy_shards, world=8, seen=20).train_dataloader()
+
+
+def test_a_batch_of_one_drawn_size_begins_where_the_size_was_drawn(toy_shards: Path) -> None:
+    made = module(toy_shards, seen=20)
+    made.stages = Stages([Stage(0, [8, 16])], 8, 77, seed=4)
+    with pytest.raises(UserError, match=r"after 20 samples, which is no multiple of the batch size 8.*stages"):
+        made.train_dataloader()
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(3, 1), (2, 3), (16, 1)])

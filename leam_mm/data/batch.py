@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import Dataset
 
+from leam_mm.data.batch_spans import BatchSpans
 from leam_mm.data.broken_samples import ATTEMPTS, BrokenSamples
 from leam_mm.data.loader_workers import FromPosition, RestartingLoader, begin_worker
 from leam_mm.data.remote_shards import Unreachable
@@ -67,7 +68,7 @@ class PlannedBatches(Dataset[dict[str, Any]]):
         batch_size: Samples per micro-batch, over all ranks.
         rank: Rank of this process.
         world_size: Number of ranks.
-        spans: Sample numbers of each batch, over all ranks (validation; some may be short); None means endless batches.
+        spans: Sample numbers of each batch, over all ranks (some may be short); None means endless batches.
         replace: Replace samples that cannot be read and list them under ``broken``; else fail.
     """
 
@@ -154,11 +155,15 @@ def batch_loader(batches: PlannedBatches, sampler: FromPosition, workers: int) -
 
 
 class SamplePosition(Callback):
-    """Counts samples seen over all ranks, the one integer that resumes the data; and broken samples."""
+    """Counts samples seen over all ranks, the one integer that resumes the data; and broken samples.
 
-    def __init__(self) -> None:
+    Args:
+        end: Samples of the whole run; None means trainer.max_steps times the batch size.
+    """
+
+    def __init__(self, end: int | None = None) -> None:
         """Start at sample 0."""
-        self.samples_seen = 0
+        self.samples_seen, self.end = 0, end
         self.broken = BrokenSamples()
 
     def state_dict(self) -> dict[str, int]:
@@ -173,7 +178,9 @@ class SamplePosition(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         """Advance by one global micro-batch (this runs before the checkpoint callbacks)."""
-        self.samples_seen += trainer.datamodule.micro_batch_size  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        spans: BatchSpans | None = getattr(data, "spans", None)
+        self.samples_seen += data.micro_batch_size if spans is None else spans.size_after(self.samples_seen)
         self.broken.watch(trainer, pl_module, batch, self.samples_seen)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -189,5 +196,18 @@ class SamplePosition(Callback):
 
 def samples_seen(trainer: Trainer) -> int | None:
     """Return the number of samples seen in training, over all ranks; None if the trainer has no SamplePosition."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback.samples_seen for callback in callbacks if isinstance(callback, SamplePosition)), None)
+    position = _position(trainer)
+    return None if position is None else position.samples_seen
+
+
+def planned_samples(trainer: Trainer, batch_size: int) -> int | None:
+    """Return the number of samples of the whole run, repetitions counted; None if it has no planned end."""
+    position = _position(trainer)
+    if position is not None and position.end is not None:
+        return position.end
+    return trainer.max_steps * batch_size if trainer.max_steps > 0 else None
+
+
+def _position(trainer: Trainer) -> SamplePosition | None:
+    callbacks: list[Callback] = getattr(trainer, "callbacks", [])
+    return next((callback for callback in callbacks if isinstance(callback, SamplePosition)), None)

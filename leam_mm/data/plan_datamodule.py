@@ -10,7 +10,8 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from leam_mm.data.aspect_buckets import folder_name
-from leam_mm.data.batch import Decoding, PlannedBatches, batch_loader, samples_seen
+from leam_mm.data.batch import Decoding, PlannedBatches, batch_loader, planned_samples, samples_seen
+from leam_mm.data.batch_spans import BatchSpans
 from leam_mm.data.bucket_order import BucketAfterBucket, RunOrder
 from leam_mm.data.caption_choice import CaptionChoice
 from leam_mm.data.loader_workers import FromPosition
@@ -87,6 +88,7 @@ class PlannedModule(LightningDataModule):
         self.batch_size, self.seed = batch_size, decode.seed
         self.decode, self.decode_validation = decode, decode_validation
         self.train_plan: SamplePlan | None = None
+        self.spans: BatchSpans | None = None  # of training, once its length is known
 
     @property
     def micro_batch_size(self) -> int:
@@ -97,6 +99,10 @@ class PlannedModule(LightningDataModule):
     def max_broken(self) -> float:
         """Share of the training samples that may be unreadable."""
         return self.loading.max_broken
+
+    def roots(self) -> dict[str, str]:
+        """Return the Merkle root of each training folder, as `SamplePlan.roots`."""
+        return SamplePlan(self.train_sources, self.seed, False, self.loading.cache).roots()
 
     def setup(self, stage: str) -> None:
         """Open the shard folders, check divisibility before the first step, weigh the languages."""
@@ -163,8 +169,8 @@ class PlannedModule(LightningDataModule):
         """
         assert self.train_plan is not None
         planned = self.train_plan.samples
-        if self.trainer is not None and self.trainer.max_steps > 0:
-            planned = min(planned, self.trainer.max_steps * self.batch_size)
+        if self.trainer is not None and (end := planned_samples(self.trainer, self.batch_size)) is not None:
+            planned = min(planned, end)
         return self.max_broken * max(seen, planned)
 
     def _ranks(self) -> tuple[int, int]:
@@ -174,19 +180,36 @@ class PlannedModule(LightningDataModule):
         """Return the batches from the checkpoint's position on."""
         assert self.train_plan is not None
         rank, world = self._ranks()
-        seen, total = 0, math.ceil(self.train_plan.samples / self.batch_size)
-        if self.trainer is not None:
-            seen = samples_seen(self.trainer) or 0
-            if self.trainer.max_steps > 0:
-                total = self.trainer.max_steps * self.trainer.accumulate_grad_batches
-        if seen % self.micro_batch_size:
+        seen = (samples_seen(self.trainer) or 0) if self.trainer is not None else 0
+        self._check_position(seen)
+        end = planned_samples(self.trainer, self.batch_size) if self.trainer is not None else None
+        if end is not None:
+            accumulate = self.trainer.accumulate_grad_batches  # type: ignore[union-attr]
+            self.spans = BatchSpans(self._batches_before(seen), seen, end, self.batch_size, accumulate)
+            self.spans.check(world)
+            sampler = FromPosition(self.spans.first, len(self.spans))
+        else:  # epochs without a planned end
+            sampler = FromPosition(seen // self.micro_batch_size, math.ceil(self.train_plan.samples / self.batch_size))
+        parts = (self.train_plan, self.decode, self.micro_batch_size, rank, world, self.spans)
+        batches = PlannedBatches(*parts, replace=self.max_broken > 0)
+        return batch_loader(batches, sampler, self.loading.workers)
+
+    def _batches_before(self, seen: int) -> int:
+        """Return the number of micro-batches that the trainer has counted, of whatever size they were."""
+        loop = getattr(self.trainer, "fit_loop", None)
+        return seen // self.micro_batch_size if loop is None else loop.epoch_loop.batch_progress.current.ready
+
+    def _check_position(self, seen: int) -> None:
+        """Refuse to begin in the middle of what must be one batch: a run of one shape, a drawn image size."""
+        shapes = self.train_plan is not None and isinstance(self.train_plan.buckets, RunOrder)
+        sizes = getattr(self, "stages", None) is not None
+        unit = self.batch_size if sizes else self.micro_batch_size
+        if (shapes or sizes) and seen % unit:
             raise UserError(
-                f"the checkpoint was written after {seen} samples, which is no multiple of the micro-batch "
-                f"{self.micro_batch_size}: resume with a batch size that divides it"
+                f"the checkpoint was written after {seen} samples, which is no multiple of the "
+                f"{'batch size' if sizes else 'micro-batch'} {unit}: resume with a batch size that divides it, since "
+                f"all images of a batch have one size with {'stages' if sizes else 'buckets'}"
             )
-        replace = self.max_broken > 0
-        batches = PlannedBatches(self.train_plan, self.decode, self.micro_batch_size, rank, world, replace=replace)
-        return batch_loader(batches, FromPosition(seen // self.micro_batch_size, total), self.loading.workers)
 
     def val_dataloader(self) -> Any:
         """Return the first validation samples in the order of the manifest; with buckets, some of each."""

@@ -33,6 +33,11 @@ class Cooldown:
             raise UserError(f"schedule.cooldown.steps is {self.steps}: give at least 1, or leave cooldown out")
 
 
+def fallen_share(progress: float, shape: Literal["sqrt", "linear"]) -> float:
+    """Return how much of the rate is gone after a share of a cool-down."""
+    return math.sqrt(min(1.0, progress)) if shape == "sqrt" else min(1.0, progress)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Learning rate during a run, as a multiple of the optimizer's own rate.
@@ -56,23 +61,22 @@ class Schedule:
                 f"schedule.cooldown follows a constant rate, but schedule.kind is {self.kind}: set constant"
             )
 
-    def factor(self, step: int, total_steps: float) -> float:
+    def factor(self, step: float, total_steps: float) -> float:
         """Multiple of the full rate at an optimizer step, counted from 0.
 
         Args:
-            step: Optimizer step.
+            step: Optimizer step; a fraction if the batch size was changed (rate_plan.py).
             total_steps: Optimizer steps of the whole run; infinite if the run has no planned end.
         """
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return min(1.0, (step + 1) / self.warmup_steps)
         if self.kind == "cosine":
             progress = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
             return self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
         if self.cooldown is None or step < total_steps - self.cooldown.steps:
             return 1.0
         progress = min(1.0, (step - (total_steps - self.cooldown.steps)) / self.cooldown.steps)
-        fallen = math.sqrt(progress) if self.cooldown.shape == "sqrt" else progress
-        return self.final_rate + (1 - self.final_rate) * (1 - fallen)
+        return self.final_rate + (1 - self.final_rate) * (1 - fallen_share(progress, self.cooldown.shape))
 
     def build(self, optimizer: Optimizer, total_steps: float) -> LambdaLR:
         """Attach the schedule to an optimizer.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 
 from leam_mm.callbacks.preemption import EXIT_CODE
 from toys.recipes import ROOT
@@ -39,6 +40,17 @@ RECORDER = """
             with open(f"{trainer.default_root_dir}/keys.{trainer.global_rank}", "a") as file:
                 file.write(" ".join(batch["key"]) + "\\n")
 """
+
+
+class SignalAt(Callback):
+    """Sends USR1 to this process after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGUSR1)
 
 
 def run_training(recipe: dict, folder: Path, *words: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
