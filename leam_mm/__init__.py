@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from leam_mm.arithmetic import set_mode
 
@@ -24,3 +25,18 @@ for _name, _value in _SETTINGS.items():
 set_mode()
 # xformers warns at import if its kernels do not fit this torch; denoisers/attention.py logs which kernel runs.
 logging.getLogger("xformers").setLevel(logging.ERROR)
+
+
+def load(address: str | Path, part: str | None = None) -> Any:
+    """Load a trained model: ``leam_mm.load("runs/quickstart/clip")``.
+
+    Args:
+        address: Run folder, checkpoint, release, folder of open_clip or diffusers, or ``NAME:TAG`` of open_clip.
+        part: ``encoder``, ``generator`` or ``codec``, for a release with several; None takes the only one.
+
+    Returns:
+        A module in eval mode on the CPU; see leam_mm/model_address.py.
+    """
+    from leam_mm.model_address import load as load_model  # imports torch
+
+    return load_model(address, part)  # type: ignore[arg-type]

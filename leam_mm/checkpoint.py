@@ -38,7 +38,7 @@ FORM: dict[str, Any] = {
     **{"optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int},
 }
 EVIDENCE_FORM: dict[str, Any] = {
-    **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed"), dict),
+    **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed", "tokenizer"), dict),
     **{"config": str, "model_class": str, "samples_seen": int | None},
     **{"steps": int, "schedule": dict | None, "changes": list},
 }
@@ -113,6 +113,12 @@ def find_checkpoint(path: Path | str) -> Path:
         if candidate.is_file():
             return candidate
     raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run folder with checkpoints/last.ckpt")
+
+
+def is_run(path: Path | str) -> bool:
+    """Return whether a path is a checkpoint file or the folder of a run, rather than published weights."""
+    path = Path(path)
+    return path.suffix == ".ckpt" or any((folder / LAST).is_file() for folder in (path, path / "checkpoints"))
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -278,7 +284,7 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
     """
     file = find_checkpoint(path)
     checkpoint, sha256 = _read(file)
-    rebuilding = REBUILDING.set(checkpoint[EVIDENCE])
+    rebuilding = REBUILDING.set({**checkpoint[EVIDENCE], "file": str(file)})
     try:
         module = build_module(checkpoint_config(checkpoint).get("model"))
     except Exception as error:  # jsonargparse and the constructors raise many kinds of exceptions
@@ -303,7 +309,7 @@ def load_module(path: Path | str, expected: type[LightningModule] | str | None =
     evidence = {
         "path": str(file),
         "sha256": sha256,
-        **{name: value for name, value in checkpoint[EVIDENCE].items() if name != "config"},
+        **{name: value for name, value in checkpoint[EVIDENCE].items() if name not in ("config", "tokenizer")},
     }
     setattr(module, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
     return module.eval()

@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from leam_mm.checkpoint import EVIDENCE
+from leam_mm.checkpoint import EVIDENCE, REBUILDING
+from leam_mm.data.kept_tokenizer import read_tokenizer, tokenizer_folder
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.distributed import gather, ring, ring_softmax
 from leam_mm.encoders.dual_encoder import DualEncoder
@@ -65,6 +66,7 @@ class ContrastiveModule(LightningModule):
         self.ema = Ema(encoder, ema_decay) if ema_decay is not None else None
         self.tokenizer_path = tokenizer
         self._tokenizer: Tokenizer | None = None
+        self._kept_tokenizer: dict[str, str] = (REBUILDING.get() or {}).get("tokenizer", {})
         self.max_scale, self.exchange, self.micro_batch, self.layer_decay = (
             max_scale,
             exchange,
@@ -87,8 +89,15 @@ class ContrastiveModule(LightningModule):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, opened at the first access."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self.tokenizer_path, self.encoder.context_length)
+            path = tokenizer_folder(self._kept_tokenizer) if self._kept_tokenizer else self.tokenizer_path
+            self._tokenizer = Tokenizer(path, self.encoder.context_length)
         return self._tokenizer
+
+    def with_tokenizer(self, path: str) -> "ContrastiveModule":
+        """Read captions with the tokenizer of another folder, and return the module."""
+        self.tokenizer_path, self._kept_tokenizer, self._tokenizer = path, {}, None
+        self.encoder.check_tokenizer(self.tokenizer)
+        return self
 
     def ema_encoder(self) -> DualEncoder:
         """Return the averaged encoder if one is kept, else the trained one."""
@@ -170,9 +179,20 @@ class ContrastiveModule(LightningModule):
         self.log("val/in_batch_top1", correct, sync_dist=True, batch_size=len(image))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record in the evidence which weights the run started from."""
+        """Record the tokenizer's files, and which weights the run started from."""
+        evidence = checkpoint.setdefault(EVIDENCE, {})
+        evidence["tokenizer"] = read_tokenizer(self.tokenizer.path)
         if self.encoder.origin():
-            checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self.encoder.origin()
+            evidence["pretrained"] = self.encoder.origin()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume with another tokenizer: the same ids would stand for other words."""
+        before, now = checkpoint.get(EVIDENCE, {}).get("tokenizer"), read_tokenizer(self.tokenizer.path)
+        if before is not None and before != now:
+            raise UserError(
+                f"model.init_args.tokenizer: the files in {self.tokenizer.path} are not those that the checkpoint was "
+                "trained with: put the old ones back, or start a new run folder"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, clamp the temperature, then update the average."""

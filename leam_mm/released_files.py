@@ -10,6 +10,24 @@ RELEASE = "leam_mm_release.json"  # description of a release; release/release_fo
 MAX_SIZE = 1 << 24  # bytes
 
 
+def released_part(address: Path | str, name: str) -> Path:
+    """Return the folder of a part, if an address is the folder of a release; else the address itself.
+
+    Args:
+        address: Folder of a release, or any other path.
+        name: ``clip``, ``generator``, ``generator/vae`` or ``generator/transformer``.
+
+    Raises:
+        UserError: The release has no such part.
+    """
+    folder = Path(address)
+    if not (folder / RELEASE).is_file():
+        return folder
+    if not (folder / name).is_dir():
+        raise UserError(f"the release {address} holds no {name}: give another release, or the run that it comes from")
+    return folder / name
+
+
 def compare_released_files(folder: Path) -> None:
     """Compare the files of a folder with the release that it belongs to, if it belongs to one.
 

@@ -21,6 +21,7 @@ LEAM_MM = [
     ["optim"],
     ["techniques"],
     ["contrastive_module", "codec_module", "diffusion_module"],
+    ["model_address"],
     ["evaluators"],
     ["callbacks"],
     ["report"],

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.checkpoint import find_checkpoint, load_module
+from leam_mm.checkpoint import find_checkpoint, is_run, load_module
 from leam_mm.data.caption_states import pack_batch
+from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.hugging_face_text import folder_sha256
+from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder, find_weights
 from leam_mm.files import file_sha256
+from leam_mm.released_files import released_part
 
 AnyCaptions = CaptionEncoder | HuggingFaceCaptions
 
@@ -54,6 +57,10 @@ def encoder_file(path: str | Path) -> tuple[Path, str]:
     """Return file or folder of an encoder or codec, and its digest."""
     if from_transformers(path):
         return Path(path), folder_sha256(Path(path))
+    if folder := _open_clip_folder(path):
+        file, _, _ = find_weights(str(folder), None)
+        if file is not None:
+            return folder, file_sha256(file)
     file = find_checkpoint(path)
     return file, file_sha256(file)
 
@@ -62,10 +69,24 @@ def open_caption_encoder(path: str | Path, context_length: int = 128) -> AnyCapt
     """Load a text encoder.
 
     Args:
-        path: Run or checkpoint of a ContrastiveModule, or a folder of transformers.
+        path: Run or checkpoint of a ContrastiveModule, a folder of open_clip with its tokenizer, a release with such a
+            folder, or a folder of transformers.
         context_length: Largest number of tokens per caption of an encoder of transformers; our encoders have their own.
     """
     if from_transformers(path):
         return HuggingFaceCaptions(str(path), context_length)
+    if folder := _open_clip_folder(path):
+        encoder = PretrainedEncoder(str(folder))
+        tokenizer = Tokenizer(folder, encoder.context_length)
+        encoder.check_tokenizer(tokenizer)
+        return CaptionEncoder(encoder, tokenizer)
     module: Any = load_module(path, "ema_encoder")  # the class lives in a higher layer
     return CaptionEncoder.from_module(module)
+
+
+def _open_clip_folder(path: str | Path) -> Path | None:
+    """Return the folder of open_clip at a path, which may be that of a release, or None if there is none."""
+    if is_run(path):
+        return None
+    folder = released_part(path, "clip")
+    return folder if (folder / CONFIG).is_file() else None

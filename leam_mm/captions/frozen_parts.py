@@ -11,6 +11,7 @@ from typing import Any
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_encoders import SeveralCaptionEncoders, caption_width, encoder_file, open_caption_encoder
+from leam_mm.captions.moved_parts import find_part
 from leam_mm.checkpoint import REBUILDING
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.codecs.pretrained_codec import load_codec
@@ -44,13 +45,16 @@ class FrozenParts:
     further: list[Callable[[], dict[str, Any]]] = field(init=False, repr=False, default_factory=list)
     """Functions that return further entries of the record."""
     recorded: dict[str, Any] | None = field(init=False, repr=False, default=None)
+    origin: str | None = field(init=False, repr=False, default=None)
+    """The checkpoint file that the record comes from, beside which parts are looked for."""
 
     def __post_init__(self) -> None:
         """Name the text encoders clip, clip_1, ...; take the record of the checkpoint that is being rebuilt."""
         encoders: list[str | None] = ([*self.clip] or [None]) if isinstance(self.clip, list) else [self.clip]
         self.paths = {f"clip_{number}" if number else "clip": path for number, path in enumerate(encoders)}
         self.paths["codec"] = self.codec
-        self.recorded = (REBUILDING.get() or {}).get("frozen")
+        rebuilding = REBUILDING.get() or {}
+        self.recorded, self.origin = rebuilding.get("frozen"), rebuilding.get("file")
 
     def record(self) -> dict[str, Any]:
         """Return path and digest of each part, and the latents' statistics, as the checkpoint or the files state them.
@@ -76,6 +80,16 @@ class FrozenParts:
                     f"the checkpoint was trained with another {name} ({before[name].get('path')}) than is there now "
                     f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
                 )
+
+    def move(self, name: str, path: Path | str) -> None:
+        """Take a part from another path; its digest is compared when it is opened.
+
+        Args:
+            name: ``clip`` or ``codec``.
+            path: Run, checkpoint or folder.
+        """
+        self.paths[name] = str(path)
+        self.opened.pop(name, None)
 
     def caption_encoder(self, context_dim: int) -> CaptionEncoder:
         """Return the frozen text encoder, or another encoder with the same methods.
@@ -115,11 +129,18 @@ class FrozenParts:
         return self.opened["codec"]
 
     def _checked(self, name: str) -> str:
-        """Return the path of a part whose digest equals the recorded one."""
+        """Return the path of a part whose digest equals the recorded one; a part that was moved is looked for."""
         path = self.paths[name]
         if path is None:
             raise UserError(f"this needs the {name}, but model.init_args.frozen.{name} is empty: name its checkpoint")
-        found, recorded = encoder_file(path)[1], str(self.record().get(name, {}).get("sha256"))
+        recorded = str(self.record().get(name, {}).get("sha256"))
+        try:
+            found = encoder_file(path)[1]
+        except UserError:
+            if self.origin is None:
+                raise
+            self.paths[name] = str(find_part(name, path, recorded, Path(self.origin)))
+            return str(self.paths[name])
         if found != recorded:
             raise UserError(
                 f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "

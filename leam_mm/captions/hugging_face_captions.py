@@ -18,7 +18,8 @@ class HuggingFaceCaptions(nn.Module):
     """Captions to the last hidden states of a frozen text encoder; always in evaluation mode.
 
     Args:
-        folder: Folder saved by transformers: config.json, safetensors and the tokenizer's files.
+        folder: Folder saved by transformers: config.json, safetensors and the tokenizer's files. In a pipeline of
+            diffusers, these files lie in the folder ``tokenizer`` beside it.
         context_length: Largest L, tokens per caption with special tokens.
     """
 
@@ -28,13 +29,14 @@ class HuggingFaceCaptions(nn.Module):
         from transformers import AutoTokenizer
 
         path = transformers_folder(folder)
-        if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)):  # transformers would invent one
+        words = next((place for place in (path, path.parent / "tokenizer") if _has_vocabulary(place)), None)
+        if words is None:  # transformers would invent one
             raise UserError(
                 f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): save the encoder's tokenizer there"
             )
         self.model: Any = transformers_model(folder, texts=True)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)
             self.tokenizer.padding_side = "right"
             longest = self.tokenizer.model_max_length
         except Exception as error:  # tokenizers raise many kinds
@@ -74,3 +76,7 @@ class HuggingFaceCaptions(nn.Module):
     def train(self, mode: bool = True) -> "HuggingFaceCaptions":
         """Stay in evaluation mode: the encoder is frozen."""
         return super().train(False)
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(file for pattern in VOCABULARIES for file in folder.glob(pattern))

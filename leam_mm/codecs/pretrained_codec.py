@@ -10,7 +10,7 @@ from leam_mm.checkpoint import find_checkpoint, load_part
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.released_files import compare_released_files
+from leam_mm.released_files import compare_released_files, released_part
 
 MAX_CONFIG = 1 << 20  # bytes
 
@@ -55,22 +55,30 @@ def load_codec(path: Path | str) -> LatentCodec:
     """Load a trained codec for use.
 
     Args:
-        path: Run folder or checkpoint of a LatentCodecModule, whose averaged codec is taken, or a folder of diffusers.
+        path: Run folder or checkpoint of a LatentCodecModule, whose averaged codec is taken; a folder of diffusers with
+            an autoencoder or a pipeline; or a release with a generator.
 
     Returns:
         The codec in eval mode on the CPU, with a ``checkpoint_evidence`` dict (path, sha256, evidence of the run).
     """
-    if not _is_diffusers_folder(path):
-        return load_part(path, "ema_codec").eval()
-    codec: LatentCodec = PretrainedCodec(str(path))
+    folder = codec_folder(path)
+    if not _is_diffusers_folder(folder):
+        return load_part(folder, "ema_codec").eval()
+    codec: LatentCodec = PretrainedCodec(str(folder))
     evidence: Any = {"path": str(path), "sha256": file_sha256(codec_file(path))}
     setattr(codec, "checkpoint_evidence", evidence)  # noqa: B010 (an attribute torch's Module does not declare)
     return codec.eval()
 
 
+def codec_folder(path: Path | str) -> Path:
+    """Return the folder of the autoencoder in a release or a pipeline of diffusers; other paths are unchanged."""
+    folder = released_part(path, "generator/vae")
+    return folder / "vae" if (folder / "model_index.json").is_file() else folder
+
+
 def codec_file(path: Path | str) -> Path:
     """Return the file whose digest identifies a codec: a run's checkpoint, or the weights in a folder of diffusers."""
-    folder = Path(path)
+    folder = codec_folder(path)
     if not _is_diffusers_folder(folder):
         return find_checkpoint(folder)
     weights = sorted(folder.glob("*.safetensors"))

@@ -53,9 +53,9 @@ def pad_states(states: Sequence[Tensor]) -> Tensor:
 
 
 def trim(*captions: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Cut the padding that no caption needs, to spare a sampler's steps the masked tokens."""
+    """Bring captions to the length of the longest: cut padding that no caption needs, and pad shorter tensors."""
     needed = max(int(mask.any(0).nonzero().max()) + 1 for _, mask in captions)
-    return [(state[:, :needed], mask[:, :needed]) for state, mask in captions]
+    return [tuple(fit_length(part[:, :needed], needed) for part in caption) for caption in captions]  # type: ignore[misc]
 
 
 def fit_length(part: Tensor, length: int) -> Tensor:

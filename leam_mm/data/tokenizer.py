@@ -15,6 +15,10 @@ OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"} 
 ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
 
 
+# Plain JSON only: a folder may hold code, which must not be released or kept.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
 class Tokenizer:
     """A tokenizer folder.
 

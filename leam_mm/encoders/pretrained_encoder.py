@@ -29,7 +29,7 @@ from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_con
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.released_files import compare_released_files
+from leam_mm.released_files import compare_released_files, released_part
 
 log = logging.getLogger(__name__)
 CONFIG = "open_clip_config.json"
@@ -46,8 +46,8 @@ class PretrainedEncoder(DualEncoder):
     """Dual encoder with the weights of an open_clip model.
 
     Args:
-        weights: Folder with open_clip_config.json and weights (such as ``clip`` of a release), weights file
-            (safetensors, or loadable with ``weights_only=True``), or ``NAME:TAG`` of open_clip in the local cache.
+        weights: Folder with open_clip_config.json and weights, a release that has one, a weights file (safetensors, or
+            loadable with ``weights_only=True``), or ``NAME:TAG`` of open_clip in the local cache.
         model: Name of an open_clip model, or a config file; only for a weights file without a config in its folder.
         image_size: H = W in pixels; None keeps that of the model. Position embeddings are interpolated to other sizes.
         context_length: L, tokens per caption; None keeps that of the model. Position embeddings are interpolated.
@@ -125,7 +125,7 @@ def find_weights(weights: str, model: str | None) -> tuple[Path | None, dict[str
     Returns:
         The file may be None if a module is rebuilt, because its weights come from its checkpoint.
     """
-    path = Path(weights)
+    path = released_part(weights, "clip")
     name, _, tag = weights.partition(":")
     if path.is_dir():
         compare_released_files(path)

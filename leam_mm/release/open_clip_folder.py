@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.data.tokenizer import TOKENIZER_FILES
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
 TEXT_MODEL = "text_model"  # folder of the config of a text tower of transformers
-# Plain JSON only: a tokenizer folder may hold code, which must not be released.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -> None:
