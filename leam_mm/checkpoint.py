@@ -15,7 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from leam_mm.checkpoint_file import compare_digest, write_with_digest
+from leam_mm.checkpoint_file import check_archive, compare_digest, write_with_digest
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, remove_leftovers, second_name
@@ -135,6 +135,7 @@ def _read(file: Path) -> tuple[dict[str, Any], str]:
     try:
         with open(file, "rb") as stream:
             sha256 = compare_digest(stream, file)
+            check_archive(stream)
             stream.seek(0)
             checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
     except UserError:

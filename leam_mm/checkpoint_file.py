@@ -6,6 +6,7 @@ readers skip, holds the SHA-256 of the archive without it: one file, so that dig
 
 import hashlib
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,21 @@ def write_with_digest(content: dict[str, Any], file: BinaryIO) -> None:
         raise RuntimeError("torch.save wrote no archive that ends without a comment")
     file.seek(-len(NO_COMMENT), 2)
     file.write(COMMENT.to_bytes(2, "little") + MARK + writer.digest.hexdigest().encode())
+
+
+def check_archive(file: BinaryIO) -> None:
+    """Check that the parts of a checkpoint take no more bytes than its file: torch allocates what each claims.
+
+    Raises:
+        ValueError: They take more, or are compressed.
+        zipfile.BadZipFile: The file is no archive.
+    """
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+    if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+        raise ValueError("a part of it is compressed")
+    if sum(part.file_size for part in parts) > file.seek(0, 2):
+        raise ValueError("its parts claim more bytes than the file has")
 
 
 def compare_digest(file: BinaryIO, name: Path) -> str:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor
 from leam_mm.data.batch import samples_seen
 from leam_mm.errors import UserError
 from leam_mm.files import TEMPORARY, atomic_write
+from leam_mm.json_text import parse_object
 from leam_mm.optim.power_ema import PowerEma
 
 FOLDER = "ema_snapshots"
@@ -158,14 +159,14 @@ def read_snapshots(run: Path) -> list[tuple[Path, Snapshot]]:
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:
-                content = json.loads((file.metadata() or {})[ENTRY])
+                content = parse_object((file.metadata() or {})[ENTRY])
                 names = sorted(file.keys())
                 digest = tensors_sha256((name, file.get_tensor(name)) for name in names)
             if content.get("sha256", digest) != digest:  # older files state none
                 raise ValueError("its content does not have the digest that it states")
             widths = tuple(float(width) for width in content["widths"])
             found.append((path, Snapshot(int(content["samples"]), int(content["updates"]), widths)))
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"{path} is damaged, or not a snapshot of averages ({error!r:.200}): remove it") from None
     if not found:
         raise UserError(

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 DELTA_LENGTH_BYTE_ARRAY = 6
 DELTA_BYTE_ARRAY = 7  # each value repeats the beginning of the one before, so that few bytes hold many long values
 LONGEST_HEADER = 1 << 20  # bytes; statistics hold the smallest and the largest value
-DEEPEST = 8  # structures within structures; a page header has three levels
+DEEPEST = 12  # structures and lists within each other; a footer has six levels
 LONGER = 100  # bytes by which old writers count a column too short, which forgot the header of its dictionary
 DESCRIPTIONS = (5, 7, 8)  # fields of the page header: a data page, a dictionary, a data page of version 2
 
@@ -111,8 +111,6 @@ def _read_header(file: BinaryIO, position: int) -> tuple[dict[int, Any], int]:
 
 
 def _struct(buffer: bytes, position: int, depth: int) -> tuple[dict[int, Any], int]:
-    if depth > DEEPEST:
-        raise ValueError("the header of a page is nested too deeply")
     fields: dict[int, Any] = {}
     number = 0
     while byte := buffer[position]:
@@ -126,6 +124,8 @@ def _struct(buffer: bytes, position: int, depth: int) -> tuple[dict[int, Any], i
 
 
 def _value(buffer: bytes, position: int, kind: int, depth: int) -> tuple[Any, int]:
+    if depth > DEEPEST:
+        raise ValueError("the header of a page is nested too deeply")
     if kind in (1, 2):  # the type itself is the value
         return kind == 1, position
     if kind == 3:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
+from leam_mm.report.report_number import LARGEST
+
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
@@ -42,7 +44,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> Markup
     """Return curves in one frame; long ones are averaged into at most 200 points each.
 
     Args:
-        series: Name to (x, y) points; points that are not finite are ignored.
+        series: Name to (x, y) points; points beyond ``LARGEST`` and those that are not finite are ignored.
         x_label: Label of the x axis.
         title: Text for readers who do not see the chart.
 
@@ -93,7 +95,7 @@ def line_chart(series: Mapping[str, Points], x_label: str, title: str) -> Markup
 
 def thin(points: Points, most: int = 200) -> list[tuple[float, float]]:
     """Return the finite points ordered by x, neighbours averaged until at most `most` are left."""
-    clean = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
+    clean = sorted((x, y) for x, y in points if abs(x) < LARGEST and abs(y) < LARGEST)
     size = math.ceil(len(clean) / most) if clean else 1
     groups = [clean[start : start + size] for start in range(0, len(clean), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

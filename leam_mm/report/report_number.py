@@ -1,6 +1,6 @@
 """Numbers and names as the report writes them: units, intervals, languages, and "not measured"."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
@@ -8,25 +8,30 @@ from leam_mm.languages import LANGUAGE_NAMES
 
 Row = dict[str, Any]  # one line of results.jsonl
 MISSING = Markup('<span class="missing">not measured</span>')
+LARGEST = 1e100  # beyond it, nothing was measured: the file was edited
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not abs(value) > LARGEST
 
 
 def number(row: Row) -> str:
     """Return the value in its unit, or "not measured"."""
     value = row.get("value")
-    return in_unit(float(value), str(row.get("unit", ""))) if isinstance(value, int | float) else MISSING
+    return in_unit(float(value), str(row.get("unit", ""))) if _is_number(value) else MISSING
 
 
 def interval(row: Row) -> str:
     """Return both ends of the interval in the unit of the value, or nothing where there is no interval."""
     low, high, unit = row.get("low"), row.get("high"), str(row.get("unit", ""))
-    if not isinstance(low, int | float) or not isinstance(high, int | float):
+    if not _is_number(low) or not _is_number(high):
         return ""
     return f"{in_unit(float(low), unit).removesuffix(' %')} to {in_unit(float(high), unit)}"
 
 
 def duration(seconds: object) -> str:
     """Return seconds as seconds, minutes or hours; "not measured" for anything but a number."""
-    if not isinstance(seconds, int | float):
+    if not _is_number(seconds):
         return MISSING
     if seconds < 120:
         return f"{seconds:.0f} s"
@@ -35,7 +40,7 @@ def duration(seconds: object) -> str:
 
 def energy(joules: object) -> str:
     """Return joules as Wh or kWh; "not measured" for anything but a number."""
-    if not isinstance(joules, int | float):
+    if not _is_number(joules):
         return MISSING
     return f"{joules / 3600:.3g} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:,.3g} kWh"
 

@@ -58,9 +58,12 @@ def _prompt_table(evaluation: Path, index: Path) -> tuple[list[str], list[list[R
 
 
 def _image(path: Path) -> Row:
-    if not path.is_file() or path.stat().st_size > MAX_IMAGE_BYTES:
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES else b""
+    except OSError:  # a name that no file system takes
+        content = b""
+    if not content:
         return {"name": path.name, "data": ""}
-    content = path.read_bytes()
     try:
         width, height = open_image(content, ("PNG",)).size
     except Exception:  # Pillow raises many kinds on hostile headers
