@@ -218,7 +218,7 @@ def _count(rank: int, meeting: str, queue: Any) -> None:
 
 
 def test_ranks_add_up_and_end_together(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks of this process's threads
     queue = context.Queue()
     ranks = [context.Process(target=_count, args=(rank, f"file://{tmp_path}/meeting", queue)) for rank in range(2)]
     for process in ranks:

@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from toys.racers import fetch_first, read_everything
 from toys.shards import write_toy_shards
 
 from leam_mm.data import remote_shards
@@ -26,7 +27,7 @@ from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError, one_line
 
-Fork = multiprocessing.get_context("fork")
+Spawn = multiprocessing.get_context("spawn")  # a fork would copy locks of this process's threads
 
 
 @pytest.fixture(scope="module")
@@ -138,21 +139,18 @@ def test_a_full_cache_is_read_without_asking_again(server: Server, shards: Path,
     assert names(tmp_path) == sorted(f"{digest}.tar" for digest in digests) and not names(tmp_path, ".partial")
 
 
-def _walk(url: str, cache: Path, queue: Any) -> None:
-    try:
-        queue.put(keys(SamplePlan([Source(url)], 0, True, ShardCache(cache)), 40))
-    except BaseException as error:
-        queue.put(repr(error))
-
-
-def test_processes_that_race_fetch_each_tar_once(server: Server, tmp_path: Path) -> None:
-    server.slow = 0.02
-    queue = Fork.Queue()
-    racers = [Fork.Process(target=_walk, args=(server.url, tmp_path, queue)) for _ in range(4)]
+def test_processes_that_race_fetch_each_tar_once(server: Server, shards: Path, tmp_path: Path) -> None:
+    server.slow = 0.1
+    queue = Spawn.Queue()
+    racers = [Spawn.Process(target=read_everything, args=(server.url, tmp_path, queue)) for _ in range(4)]
     for process in racers:
         process.start()
-    found = [queue.get(timeout=60) for _ in racers]
-    assert all(each == found[0] and len(each) == 40 for each in found)
+    found = [queue.get(timeout=120) for _ in racers]
+    local = ShardFolder(shards)
+    expected = [(local.index(number).keys, entry.bytes) for number, entry in enumerate(local.shards)]
+    assert found == [expected] * 4
+    for process in racers:
+        process.join(60)
     assert all(count == 1 for name, count in server.asked.items() if name != "manifest.jsonl")
 
 
@@ -206,15 +204,11 @@ def test_a_missing_shard_is_a_fault_of_the_data_and_a_silent_server_is_not(
         RemoteFolder(server.url, ShardCache(tmp_path / "c"))
 
 
-def _fetch(url: str, cache: Path) -> None:
-    RemoteFolder(url, ShardCache(cache)).tar(0)
-
-
 def test_a_kill_in_the_middle_of_a_fetch_leaves_nothing_that_looks_whole(
     server: Server, shards: Path, tmp_path: Path
 ) -> None:
     server.slow = 30.0
-    process = Fork.Process(target=_fetch, args=(server.url, tmp_path))
+    process = Spawn.Process(target=fetch_first, args=(server.url, tmp_path))
     process.start()
     until = time.monotonic() + 30
     while not any(path.stat().st_size for path in tmp_path.glob("*.partial")):

@@ -29,8 +29,12 @@ FILES = (ROBOTS, TDMREP, AI_TXT, *TRUST_TXT)
 CLOSED = "User-agent: *\nDisallow: /\n"
 
 
-def rules(cache: Path, agent: str = "LeamBot", now: Callable[[], float] = time.time, **more: Any) -> RobotsRules:
-    setting = FetchSetting("", "", agent, "https://lab.example", allow_private=[HOST], timeout=1, image_seconds=1)
+def rules(
+    cache: Path, agent: str = "LeamBot", now: Callable[[], float] = time.time, limit: float = 20.0, **more: Any
+) -> RobotsRules:
+    setting = FetchSetting(
+        "", "", agent, "https://lab.example", allow_private=[HOST], timeout=limit, image_seconds=limit
+    )
     return RobotsRules(setting, cache, now=now, **more)
 
 
@@ -154,7 +158,7 @@ def test_a_truncated_or_slow_body_refuses(tmp_path: Path) -> None:
     short = Case({"robots": {"body": "User-agent: *\nAllow: /", "headers": ["Content-Length: 4000"]}})
     drips = [Case({"robots": {"body": CLOSED * 100, "drip": seconds}}) for seconds in (0.05, 0.002)]
     with RightsServer([short, *drips]):
-        ours = rules(tmp_path / "origins.jsonl")
+        ours = rules(tmp_path / "origins.jsonl", limit=1.0)
         start = time.monotonic()
         for case in (short, *drips):
             forbids, _ = ours.decide(case.url, ART4)

@@ -75,6 +75,16 @@ def test_results_come_in_the_order_of_the_jobs(processes, isolated, ahead):
     assert set(multiprocessing.active_children()) == before
 
 
+def test_a_worker_that_is_still_starting_ends_with_the_pool(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_tools.work.workers.LAST_SECONDS", 0.0)
+    before = set(multiprocessing.active_children())
+    with WorkerPool(3, prepare, 0) as pool:
+        next(pool.run(add, [1], 1))
+        pool._submit(hang, 1, tmp_path / "number")
+        pool._submit(hang, 2, tmp_path / "number")
+    assert set(multiprocessing.active_children()) == before
+
+
 def test_an_error_ends_the_workers_at_once(tmp_path):
     before = set(multiprocessing.active_children())
     with pytest.raises(UserError, match="-1 is negative"), WorkerPool(2, prepare, 0) as pool:

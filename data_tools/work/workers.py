@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 State = TypeVar("State")
 FATAL_SAMPLES = 20  # of one job; above, the cause is elsewhere
 LAST_SECONDS = 5.0  # for workers to end by themselves after the last job
+KILLED_SECONDS = 10.0  # for killed workers to be gone
 NONE = -1  # in place of the number of a job or sample
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,12 @@ class WorkerPool(Generic[State]):
             # Without waiting: a worker that was killed while it waited for a job may have left a lock to the others.
             self._pool.shutdown(wait=False, cancel_futures=True)
         end = time.monotonic() + (LAST_SECONDS if kind is None else 0)
-        for process in set(multiprocessing.active_children()) - self._others:
+        workers = set(multiprocessing.active_children()) - self._others
+        for process in workers:
             process.join(max(0.0, end - time.monotonic()))
-            process.kill()
+            process.kill()  # if it is still busy, or still starting
+        for process in workers:
+            process.join(KILLED_SECONDS)
 
 
 _number = 0  # of this process among the workers

@@ -45,6 +45,11 @@ class Case:
     other: str = ""
 
     @property
+    def hangs(self) -> bool:
+        """Whether a file of the origin is never answered."""
+        return any(isinstance(value, dict) and value.get("status") == "hang" for value in self.row.values())
+
+    @property
     def path(self) -> str:
         """Of the image."""
         return self.row.get("path", "/image.png")
