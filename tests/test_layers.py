@@ -36,7 +36,7 @@ DATA_TOOLS = [
     ["samples"],
     ["corpora", "rights"],
     ["links"],
-    ["pages", "download"],
+    ["pages", "download", "indexing"],
     ["latents"],
     ["vetting"],
     ["withdrawal"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from toys.shards import TOY_BUCKETS, write_toy_buckets, write_toy_shards
 
-from leam_mm.data import sample_plan
+from leam_mm.data import open_shard
 from leam_mm.data.aspect_buckets import BUCKETS, folder_name
 from leam_mm.data.remote_shards import ShardCache
 from leam_mm.data.sample_order import SampleOrder
@@ -95,7 +95,7 @@ def test_a_tar_that_shrinks_while_it_is_open_is_a_fault_of_its_last_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positioned: bool
 ) -> None:
     if not positioned:  # as on Windows
-        monkeypatch.delattr(sample_plan.os, "pread")
+        monkeypatch.delattr(open_shard.os, "pread")
     folder = write_toy_shards(tmp_path / "cut", samples=4, samples_per_shard=4)
     reader = SampleReader(folder)
     first = reader.read(0, 0)

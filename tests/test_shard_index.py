@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from leam_mm.data import shard_index
+from leam_mm.data import tar_members
 from leam_mm.data.shard_index import (
     MANIFEST,
     ShardEntry,
@@ -244,12 +244,12 @@ def test_headers_are_read_as_tarfile_reads_them() -> None:
 
     def by_hand(block: bytes) -> tuple[str, int, bool] | type[Exception]:
         try:
-            return shard_index._header(block)
+            return tar_members.member_header(block)
         except tarfile.HeaderError as error:
             return type(error)
 
     whole = [
-        shard_index._member(name, bytes(size))[:512] for name, size in (("a.png", 0), ("k" * 80 + ".json", 70_000))
+        tar_members.tar_member(name, bytes(size))[:512] for name, size in (("a.png", 0), ("k" * 80 + ".json", 70_000))
     ]
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         for name, kind, size in (("grün.png", b"0", 9), ("d", b"5", 0), ("x.jpg", b"\0", 3), ("s", b"2", 0)):

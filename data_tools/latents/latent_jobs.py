@@ -120,11 +120,9 @@ def _read_raw(folder: ShardFolder, rows: np.ndarray) -> Iterator[tuple[int, str,
     starts = np.cumsum([0, *(entry.samples for entry in folder.shards)])
     shards = np.searchsorted(starts, rows, side="right") - 1
     for number in np.unique(shards).tolist():
-        index = folder.index(number)
-        with open(folder.tar(number), "rb") as file:
+        with folder.open_shard(number) as shard:
             for row in (rows[shards == number] - starts[number]).tolist():
-                file.seek(int(index.offset[row]))
-                yield int(starts[number]) + row, index.keys[row], file.read(int(index.size[row]))
+                yield int(starts[number]) + row, shard.keys[row], shard.raw(row)
 
 
 def plan_parts(encoder: LatentEncoder, folder: ShardFolder, shapes_file: Path) -> list[Part]:

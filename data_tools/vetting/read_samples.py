@@ -14,7 +14,6 @@ from data_tools.work.time_limit import TimeLimit, TookTooLong
 from leam_mm.data.image_file import open_image
 from leam_mm.data.shard_index import walk_sample
 from leam_mm.errors import UserError
-from leam_mm.files import bytes_sha256
 
 IMAGES = ("jpg", "png", "webp")
 MAX_SAMPLE = 256_000_000  # bytes of all members
@@ -39,21 +38,18 @@ class SampleFault(Exception):
         self.value, self.reason = value, reason
 
 
-def open_sample(key: Any, raw: bytes, digest: Any) -> Sample:
+def open_sample(key: Any, raw: bytes) -> Sample:
     """Check and decode one sample.
 
     Args:
         key: Its key in the index.
-        raw: Its byte range of the tar.
-        digest: SHA-256 of the byte range, from the index.
+        raw: Its members with their headers, of which the caller has compared the digest.
 
     Raises:
         SampleFault: The sample is broken, exceeds a limit, or has a name that is a path.
     """
     if not isinstance(key, str) or not key or len(key.encode()) > 80 or not key.isprintable() or set(key) & set("/.\\"):
         raise SampleFault("key", f"key {str(key)[:80]!r} is no plain name")
-    if bytes_sha256(raw) != digest:
-        raise SampleFault("bytes", "its bytes are not those of the index")
     members = _read_members(key, raw)
     record = _read_record(members)
     kinds = [kind for kind in IMAGES if kind in members]

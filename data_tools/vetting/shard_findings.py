@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +27,11 @@ from data_tools.work.ledger import SCHEMA, evidence_text
 from data_tools.work.time_limit import TookTooLong
 from data_tools.work.workers import begin_sample, runs_alone
 from leam_mm.data.image_file import open_image
+from leam_mm.data.open_shard import OpenShard
 from leam_mm.data.parquet_file import own_parquet
-from leam_mm.data.shard_index import ShardFolder, ShardIndex
+from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_folder, file_sha256
+from leam_mm.files import atomic_folder
 
 Records = dict[int, dict[str, Any]]
 BATCH = 64  # samples that a rule sees at once
@@ -285,21 +286,21 @@ def _open_all(folder: ShardFolder, number: int, findings: ShardFindings) -> Iter
     """Give the rows and samples that can be judged, and refuse the others."""
     entry = folder.shards[number]
     try:
-        path, index = folder.tar(number), folder.index(number)
-        if file_sha256(path) != entry.sha256:
-            raise UserError("its sha256 is not the one in the manifest")
+        if changed := folder.digest_fault(number):
+            raise UserError(changed)
+        shard = folder.open_shard(number)
     except (UserError, OSError, ValueError, TypeError, pa.ArrowException) as error:
         for row in range(entry.samples):
             findings.refuse(row, None, SampleFault("shard", f"{entry.shard}: {first_line(error)}"))
         return
-    with open(path, "rb") as file:
+    with shard:
         for row in range(entry.samples):
             try:
                 if not begin_sample(row):
                     raise CRASH
-                sample = _read(file, index, row)
+                sample = _read(shard, row)
             except SampleFault as fault:
-                findings.refuse(row, index.keys[row], fault)
+                findings.refuse(row, shard.keys[row], fault)
                 continue
             findings.samples.append(ledger_columns(sample))
             yield row, sample
@@ -308,15 +309,15 @@ def _open_all(folder: ShardFolder, number: int, findings: ShardFindings) -> Iter
 def _open_rest(folder: ShardFolder, number: int, findings: ShardFindings) -> Iterator[tuple[int, Sample]]:
     """Give the samples of a later stage, as the earlier ones left them."""
     task = findings.task
-    changes, index = read_changes(task), folder.index(number)
-    with open(folder.tar(number), "rb") as file:
+    changes = read_changes(task)
+    with folder.open_shard(number) as shard:
         for row in task.rows or ():
             if not begin_sample(row):
                 step = task.steps[0]
                 findings.add(row, step, findings.rules[step].name, Finding(ERROR, False, CRASH.reason))
                 continue
             try:
-                sample = _read(file, index, row)
+                sample = _read(shard, row)
             except SampleFault as fault:
                 raise UserError(
                     f"{folder.shard_name(number)} changed during vetting ({fault.reason}): delete the work folder and "
@@ -330,9 +331,14 @@ def _open_rest(folder: ShardFolder, number: int, findings: ShardFindings) -> Ite
             yield row, sample
 
 
-def _read(file: BinaryIO, index: ShardIndex, row: int) -> Sample:
-    size = int(index.size[row])
-    if size > MAX_SAMPLE:
+def _read(shard: OpenShard, row: int) -> Sample:
+    if int(shard.index.size[row]) > MAX_SAMPLE:
         raise SampleFault("bytes", f"has more than {MAX_SAMPLE} bytes")
-    file.seek(int(index.offset[row]))
-    return open_sample(index.keys[row], file.read(size), index.sha256[row])
+    try:
+        raw = shard.raw(row)
+        intact = shard.is_intact(row, raw)
+    except UserError as error:
+        raise SampleFault("tar", first_line(error)) from None
+    if not intact:
+        raise SampleFault("bytes", "its bytes are not those of the index")
+    return open_sample(shard.keys[row], raw)

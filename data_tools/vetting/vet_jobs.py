@@ -15,7 +15,7 @@ from data_tools.vetting.read_samples import IMAGES
 from data_tools.vetting.shard_findings import ShardTask, read_changes, vet_shard
 from data_tools.vetting.vetting_rule import VettingRule
 from leam_mm.data.image_file import open_image
-from leam_mm.data.shard_index import ShardFolder, ShardWriter, parse_sample
+from leam_mm.data.shard_index import ShardFolder, ShardWriter
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ def do_job(state: VettingState, job: VettingJob) -> None:
 
 def write_shard(folder: ShardFolder, job: VettingJob) -> None:
     """Write the kept samples of a shard with the changes of the rules; unchanged members keep their bytes."""
-    changes, index, rows = read_changes(job.task), folder.index(job.number), job.task.rows or []
-    with ShardWriter(job.output, len(rows)) as writer, open(folder.tar(job.number), "rb") as file:
+    changes, rows = read_changes(job.task), job.task.rows or []
+    with ShardWriter(job.output, len(rows)) as writer, folder.open_shard(job.number) as shard:
         for row in rows:
-            file.seek(int(index.offset[row]))
-            members = parse_sample(file.read(int(index.size[row])))
+            members = shard.members(row)
             change = changes.get(row, {"record": {}, "content": None})
             if change["record"]:
                 record = json.loads(members["json"]) | change["record"]
@@ -79,4 +78,4 @@ def write_shard(folder: ShardFolder, job: VettingJob) -> None:
                 kind = next(name for name in IMAGES if name in members)
                 with open_image(change["content"], ("PNG",)) as image:
                     members[kind] = encode_image(image, kind)
-            writer.write(index.keys[row], members)
+            writer.write(shard.keys[row], members)

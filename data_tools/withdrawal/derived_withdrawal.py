@@ -28,7 +28,7 @@ from data_tools.withdrawal.shard_withdrawal import (
 from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
 from leam_mm.data.sample_json import read_sample_json
-from leam_mm.data.shard_index import ShardFolder, parse_sample
+from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -113,12 +113,10 @@ def find(folder: Path, matches: Callable[[str, dict[str, bytes]], list[str]]) ->
     for name, part in shard_folders(folder):
         total += part.samples
         for number in track(range(len(part.shards)), description=f"search {folder.name}", transient=True):
-            index = part.index(number)
-            with part.open(number) as file:
-                for row, key in enumerate(index.keys):
-                    file.seek(int(index.offset[row]))
-                    members = parse_sample(file.read(int(index.size[row])))
+            with part.open_shard(number) as opened:
+                for row, key in enumerate(opened.keys):
                     try:
+                        members = opened.members(row)
                         reasons = matches(key, members)
                         record = read_sample_json(members) if reasons else {}
                     except UserError as error:

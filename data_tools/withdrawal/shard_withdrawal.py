@@ -2,7 +2,9 @@
 
 A new folder is built beside the old one, with hard links to every unchanged file; then the two swap names. A kill at
 any time leaves either the old folder or the new one: ``finish_withdrawal`` completes or removes what a killed run left.
-The bytes of the remaining samples, tar headers included, are copied unchanged.
+The bytes of the remaining samples, tar headers included, are copied unchanged. A tar that others made is rewritten in
+our form if it lies in the folder. If the folder only refers to it, the samples lose their lines in its file of records;
+the tar itself, which may be on storage that cannot be written, stays as it is.
 """
 
 import hashlib
@@ -10,20 +12,23 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
 from data_tools.withdrawal.sample_selector import published_hash
 from data_tools.work.ledger import LEDGER, SCHEMA
+from leam_mm.data.index_file import ShardIndex, index_name, records_name
 from leam_mm.data.parquet_file import error_reason, open_parquet
-from leam_mm.data.shard_index import BLOCK, MANIFEST, ShardEntry, ShardFolder, index_name, merkle_root
+from leam_mm.data.shard_index import MANIFEST, ShardFolder
+from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_write
+from leam_mm.files import atomic_write, bytes_sha256
 
 BUCKETS = "buckets.json"
 READY, LEADER = "ready", "leader"
@@ -76,8 +81,8 @@ class Change:
             "merkle_root_after": merkle_root(self.after),
             "samples_before": sum(entry.samples for entry in self.before),
             "samples_after": sum(entry.samples for entry in self.after),
-            "manifest_before": [asdict(entry) for entry in self.before],
-            "manifest_after": [asdict(entry) for entry in self.after],
+            "manifest_before": [entry.line() for entry in self.before],
+            "manifest_after": [entry.line() for entry in self.after],
         }
 
 
@@ -157,14 +162,14 @@ def stage(folder: Path, gone: list[Withdrawn], salt: bytes | None) -> list[Chang
                 rows.setdefault(sample.shard, set()).add(sample.row)
         (new / name).mkdir(exist_ok=True)
         for shard in rows:
-            rewritten |= {Path(name) / shard, Path(name) / index_name(shard)}
+            rewritten |= {Path(name) / file for file in (shard, index_name(shard), records_name(shard))}
         entries = [_rewrite(part, at, rows.get(entry.shard, set()), new / name) for at, entry in enumerate(part.shards)]
         after = [entry for entry in entries if entry is not None]
         if not after:
             raise UserError(
                 f"{folder / name}: all {part.samples} samples would be withdrawn: delete the folder instead"
             )
-        text = "".join(json.dumps(asdict(entry)) + "\n" for entry in after)
+        text = "".join(json.dumps(entry.line()) + "\n" for entry in after)
         _write(new / name / MANIFEST, text.encode())
         rewritten.add(Path(name) / MANIFEST)
         changes.append(Change(f"{folder.name}/{name}".rstrip("/"), part.shards, after))
@@ -183,18 +188,20 @@ def _rewrite(part: ShardFolder, number: int, rows: set[int], new: Path) -> Shard
     entry = part.shards[number]
     if not rows:
         return entry
-    index = part.index(number)
     kept = [row for row in range(entry.samples) if row not in rows]
     if not kept:
         return None
-    digest, offsets, position = hashlib.sha256(), [], 0
-    with part.open(number) as source, open(new / entry.shard, "wb") as target:
+    if entry.records is not None and part.places is not None:
+        return _drop_records(part, number, kept, new)
+    digest, offsets, sizes, digests, position = hashlib.sha256(), [], [], [], 0
+    with part.open_shard(number) as source, open(new / entry.shard, "wb") as target:
         for row in kept:
-            source.seek(int(index.offset[row]))
-            raw = source.read(int(index.size[row]))
-            if hashlib.sha256(raw).hexdigest() != index.sha256[row]:
-                raise UserError(f"{part.tar(number)}: sample {index.keys[row]} is damaged; run check_shards first")
+            raw = source.raw(row)
+            if not source.is_intact(row, raw):
+                raise UserError(f"{part.tar(number)}: sample {source.keys[row]} is damaged; run check_shards first")
             offsets.append(position)
+            sizes.append(len(raw))
+            digests.append(hashlib.sha256(raw).hexdigest())
             position += target.write(raw)
             digest.update(raw)
         end = b"\0" * (2 * BLOCK)
@@ -202,16 +209,18 @@ def _rewrite(part: ShardFolder, number: int, rows: set[int], new: Path) -> Shard
         digest.update(end)
         target.flush()
         os.fsync(target.fileno())
-    table = pa.table(
-        {
-            "key": [index.keys[row] for row in kept],
-            "offset": pa.array(offsets, pa.int64()),
-            "size": pa.array([int(index.size[row]) for row in kept], pa.int64()),
-            "sha256": [index.sha256[row] for row in kept],
-        }
-    )
-    pq.write_table(table, new / index_name(entry.shard))
+        keys = [source.keys[row] for row in kept]
+    ShardIndex(keys, np.array(offsets), np.array(sizes), digests).write(new / index_name(entry.shard))
     return ShardEntry(entry.shard, digest.hexdigest(), position, len(kept))
+
+
+def _drop_records(part: ShardFolder, number: int, kept: list[int], new: Path) -> ShardEntry:
+    """Write the file of records of a tar without some samples; the tar lies in a folder of others and stays."""
+    entry = part.shards[number]
+    lines = part.records(number).read_bytes().split(b"\n")
+    content = b"".join(lines[row] + b"\n" for row in kept)
+    _write(new / records_name(entry.shard), content)
+    return replace(entry, samples=len(kept), records=bytes_sha256(content))
 
 
 def _buckets(folder: Path, new: Path, changes: list[Change]) -> None:

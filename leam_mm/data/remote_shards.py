@@ -21,8 +21,11 @@ from typing import Any, BinaryIO
 import fsspec
 from filelock import FileLock, Timeout
 
+from leam_mm.data.index_file import ShardIndex, index_name, read_index, read_records, records_name
 from leam_mm.data.keep_list import KEEP, PLACE, KeepList, parse_keep_list, read_keep_list
-from leam_mm.data.shard_index import MANIFEST, ShardEntry, ShardFolder, ShardIndex, index_name, read_index
+from leam_mm.data.shard_index import MANIFEST, ShardFolder
+from leam_mm.data.shard_manifest import ShardEntry
+from leam_mm.data.shard_places import TARS
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -58,12 +61,12 @@ def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolde
     """Open a shard folder or keep-list: a path is read in place, a URL through the cache."""
     if "://" not in str(path):
         kept = None if (Path(path) / MANIFEST).is_file() else read_keep_list(Path(path))
-        return ShardFolder(path) if kept is None or "://" not in kept.shards else _follow(kept, path, cache)
+        if kept is not None and "://" in kept.shards:
+            return _follow(kept, path, cache)
+        folder = ShardFolder(path)
+        return RemoteTars(folder, cache) if "://" in folder.shard_name(0) else folder
     if cache is None:
-        raise UserError(
-            f"{path} is on another machine: give a folder for local copies, "
-            "data.init_args.loading.cache: {folder: /local/disk/shards}"
-        )
+        raise _needs_cache(path)
     try:
         return RemoteFolder(str(path), cache)
     except UserError as error:
@@ -71,6 +74,13 @@ def open_folder(path: Path | str, cache: ShardCache | None = None) -> ShardFolde
         if kept is None:
             raise
     return _follow(kept, str(path).rstrip("/"), cache)
+
+
+def _needs_cache(path: Path | str) -> UserError:
+    return UserError(
+        f"{path} is on another machine: give a folder for local copies, "
+        "data.init_args.loading.cache: {folder: /local/disk/shards}"
+    )
 
 
 def _follow(kept: KeepList, path: Path | str, cache: ShardCache | None) -> ShardFolder:
@@ -110,9 +120,12 @@ class RemoteFolder(ShardFolder):
         self.url, self.cache, self.path = url.rstrip("/"), cache, Path(cache.folder)
         self.path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.path, prefix="manifest-") as scratch:
-            self._download(MANIFEST, Path(scratch) / MANIFEST)
+            self._download(f"{self.url}/{MANIFEST}", Path(scratch) / MANIFEST)
             self._keep((Path(scratch) / MANIFEST).read_bytes(), self.url)
         self._announced: list[int] = []
+
+    def _read_places(self) -> bytes | None:
+        return read_beside(self.url, TARS, self.cache)
 
     def working_bytes(self, shards: int) -> int:
         """Return the size of the largest ``shards`` tars, the least cache that need not fetch them again."""
@@ -145,15 +158,33 @@ class RemoteFolder(ShardFolder):
     def index(self, number: int) -> ShardIndex:
         """Read the index of one tar, fetched if missing."""
         entry = self.stored[number]
+        if entry.records is not None:
+            where = f"{self.url}/{records_name(entry.shard)}"
+            return self._kept(number, read_records(self.records(number), entry, where))
         target, where = self.path / index_name(f"{entry.sha256}.tar"), f"{self.url}/{index_name(entry.shard)}"
         if not target.is_file():
             with FileLock(self._lock(entry)):
                 if not target.is_file():
                     partial = self.path / f"{entry.sha256}.index.partial"
-                    self._download(index_name(entry.shard), partial)
+                    self._download(where, partial)
                     read_index(partial, entry, where)
                     os.replace(partial, target)
         return self._kept(number, read_index(target, entry, where))
+
+    def records(self, number: int) -> Path:
+        """Return the path of the file of records of a tar that others made, fetched if missing."""
+        entry = self.stored[number]
+        target, where = self.path / records_name(f"{entry.identity}.tar"), f"{self.url}/{records_name(entry.shard)}"
+        if not target.is_file():
+            with FileLock(self._lock(entry)):
+                if not target.is_file():
+                    partial = self.path / f"{entry.sha256}.records.partial"
+                    self._download(where, partial)
+                    if file_sha256(partial) != entry.records:
+                        partial.unlink()
+                        raise UserError(f"{where} has another sha256 than the manifest says: upload it again")
+                    os.replace(partial, target)
+        return target
 
     def prefetch(self, numbers: list[int]) -> None:
         """Fetch shards in the background; errors are raised when the shard is read."""
@@ -181,19 +212,19 @@ class RemoteFolder(ShardFolder):
         self._make_room(partial)
         try:
             for attempt in range(ATTEMPTS):
-                self._download(entry.shard, partial)
+                self._download(self.address(entry), partial)
                 fault = _difference(partial, entry)
                 if fault is None:
                     os.replace(partial, target)
                     return
-                log.warning("%s/%s %s (attempt %d of %d)", self.url, entry.shard, fault, attempt + 1, ATTEMPTS)
+                log.warning("%s %s (attempt %d of %d)", self.address(entry), fault, attempt + 1, ATTEMPTS)
                 time.sleep(PAUSE * 2**attempt if attempt + 1 < ATTEMPTS else 0)
-            raise UserError(f"{self.url}/{entry.shard} {fault}: upload the shard again")
+            raise UserError(f"{self.address(entry)} {fault}: upload the shard again")
         finally:
             partial.unlink(missing_ok=True)
 
-    def _download(self, name: str, target: Path) -> None:
-        _download(f"{self.url}/{name}", target, self.path)
+    def _download(self, address: str, target: Path) -> None:
+        _download(address, target, self.path)
 
     def _make_room(self, coming: Path) -> None:
         """Register an expected tar, and remove the least recently used tars until all fit the limit."""
@@ -211,10 +242,38 @@ class RemoteFolder(ShardFolder):
                     return
                 size = _bytes(tar)
                 if _removed(tar):
-                    (self.path / index_name(tar.name)).unlink(missing_ok=True)
+                    for beside in self.path.glob(f"{tar.stem}*"):  # index and records
+                        if beside.suffix in (".parquet", ".jsonl"):
+                            beside.unlink(missing_ok=True)
                     taken -= size
         if taken > self.cache.max_bytes:
             log.warning("%s holds %d bytes, above max_bytes %d: all are in use", self.path, taken, self.cache.max_bytes)
+
+
+class RemoteTars(RemoteFolder):
+    """A local shard folder that refers to tars behind a URL, which are read from the cache.
+
+    Args:
+        folder: The folder, or a keep-list of it.
+        cache: Local copy of the tars.
+    """
+
+    def __init__(self, folder: ShardFolder, cache: ShardCache | None) -> None:
+        """See the class for the arguments."""
+        if cache is None:
+            raise _needs_cache(folder.shard_name(0))
+        vars(self).update(vars(folder))
+        self.url, self.cache, self.path = folder.location, cache, Path(cache.folder)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._announced = []
+
+    def index(self, number: int) -> ShardIndex:
+        """Read the index of one tar."""
+        return ShardFolder.index(self, number)
+
+    def records(self, number: int) -> Path:
+        """Return the path of the file of records of one tar."""
+        return ShardFolder.records(self, number)
 
 
 def read_beside(path: Path | str, name: str, cache: ShardCache | None = None) -> bytes | None:

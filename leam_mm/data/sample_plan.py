@@ -1,20 +1,19 @@
 """Random access to the n-th sample of a mixture of shard folders."""
 
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from leam_mm.data.aspect_buckets import BUCKETS, Shape
 from leam_mm.data.bucket_order import BucketAfterBucket, RunOrder, ShareOrder, read_buckets
+from leam_mm.data.open_shard import OpenShard
 from leam_mm.data.remote_shards import RemoteFolder, ShardCache, Unreachable, open_folder
 from leam_mm.data.sample_order import MixtureOrder, SampleOrder
-from leam_mm.data.shard_index import parse_sample
 from leam_mm.errors import UserError
 
 OPEN_SHARDS = 16  # two blocks of SampleOrder: a mixture alternates between them at their border
@@ -45,14 +44,6 @@ class StoredSample(NamedTuple):
     members: dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class _OpenShard:
-    file: BinaryIO
-    keys: list[str]
-    offset: np.ndarray
-    size: np.ndarray
-
-
 class SampleReader:
     """Reads samples of one shard folder by (shard, row); each worker opens files lazily, and few at a time.
 
@@ -64,7 +55,7 @@ class SampleReader:
     def __init__(self, path: str | Path, cache: ShardCache | None = None) -> None:
         """See the class for the arguments."""
         self.folder = open_folder(path, cache)
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._faults: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,39 +66,25 @@ class SampleReader:
         """Return key and members of one sample."""
         opened = self._shard(shard)
         try:
-            return opened.keys[row], parse_sample(_read(opened.file, int(opened.offset[row]), int(opened.size[row])))
+            return opened.keys[row], opened.members(row)
         except UserError as error:
             raise UserError(f"{self.folder.shard_name(shard)}, key {opened.keys[row]}: {error}") from None
 
-    def _shard(self, shard: int) -> _OpenShard:
+    def _shard(self, shard: int) -> OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         if shard in self._faults:  # a broken shard is not opened or fetched again
             raise UserError(self._faults[shard])
         while len(self._open) >= OPEN_SHARDS:
-            self._open.popitem(last=False)[1].file.close()
+            self._open.popitem(last=False)[1].close()
         try:
-            file = self.folder.open(shard)
-            index = self.folder.index(shard)
+            self._open[shard] = self.folder.open_shard(shard)
         except UserError as error:
             if type(error) is UserError:
                 self._faults[shard] = str(error)
             raise
-        self._open[shard] = _OpenShard(file, index.keys, index.offset, index.size)
         return self._open[shard]
-
-
-def _read(file: BinaryIO, start: int, size: int) -> bytes:
-    """Read a byte range, in one call if possible; mmap would crash on a file that is truncated meanwhile."""
-    if hasattr(os, "pread"):
-        content = os.pread(file.fileno(), size, start)
-    else:
-        file.seek(start)
-        content = file.read(size)
-    if len(content) != size:
-        raise UserError(f"its tar ends at byte {start + len(content)}, the sample at {start + size}: copy it again")
-    return content
 
 
 class SamplePlan:

@@ -2,102 +2,35 @@
 
 This file needs no torch, so that the programs in data_tools write exactly what the loader reads. Tar members
 follow the WebDataset convention (``key.extension``; all members of a sample lie together), in the plain ustar form.
+Tars that others made keep their bytes: a file of records beside each holds what they lack (data/index_file.py), and
+every program reads their samples through ``ShardFolder.open_shard`` as it reads ours.
 """
 
 import hashlib
 import io
 import json
 import shutil
-import tarfile
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from leam_mm.data.index_file import ShardIndex, index_name, read_index, read_records, records_name
 from leam_mm.data.keep_list import KeepList, read_keep_list
-from leam_mm.data.parquet_file import ERRORS, error_reason, open_parquet
+from leam_mm.data.open_shard import OpenShard
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root, parse_manifest
+from leam_mm.data.shard_places import TARS, ShardPlaces, parse_places
+from leam_mm.data.tar_members import parse_sample as parse_sample
+from leam_mm.data.tar_members import tar_member
+from leam_mm.data.tar_members import walk_sample as walk_sample
 from leam_mm.errors import UserError
-from leam_mm.files import named_faults, remove_leftovers, replace_folder, write_text
+from leam_mm.files import file_sha256, named_faults, remove_leftovers, replace_folder, write_text
 
 MANIFEST = "manifest.jsonl"
-INDEX = {"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256": pa.string()}  # of an index file
 LONGEST_CHAIN = 20  # keep-lists that refer to each other
-# Constant parts of the headers of `_member`, by offset: mode and owner, ends of size, time and digest, kind, version.
-PLAIN = (
-    (100, b"0000644\x000000000\x000000000\0"),
-    (135, b"\x0000000000000\0"),
-    (154, b"\0 0"),
-    (257, b"ustar\x0000"),
-    (329, bytes(17)),
-)
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The samples of one shard: keys, byte offset and size of all members of a sample, and their digest."""
-
-    keys: list[str]
-    offset: np.ndarray
-    size: np.ndarray
-    sha256: list[str]
-
-
-def _member(name: str, content: bytes) -> bytes:
-    """Return one tar member with header and padding; no byte depends on clock or user."""
-    header = tarfile.TarInfo(name)
-    header.size = len(content)
-    header.mode = 0o644
-    return header.tobuf(tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % BLOCK)
-
-
-def _header(block: bytes) -> tuple[str, int, bool]:
-    """Return name, size and whether it is a plain file, from a member's header.
-
-    Headers as written by `_member` are parsed here, in a fraction of tarfile's time; tarfile parses all others.
-    """
-    if all(block.startswith(part, at) for at, part in PLAIN):
-        size, digest, name = block[124:135], block[148:154], block[: block.index(b"\0")]
-        if size.isdigit() and digest.isdigit() and len(name) < 100:
-            with suppress(ValueError):  # an 8 or a 9, or letters beyond ASCII
-                if sum(block) - sum(block[148:156]) + 8 * 32 == int(digest, 8):
-                    return name.decode("ascii"), int(size, 8), True
-    header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    return header.name, header.size, header.isreg()
-
-
-def walk_sample(raw: bytes) -> Iterator[tuple[str, int, int, bool]]:
-    """Yield name, offset of the content, size, and whether it is a plain file, of each member of a sample's bytes.
-
-    Raises:
-        UserError: A header is broken, or a member longer than the sample.
-    """
-    position = 0
-    while position + BLOCK <= len(raw):
-        try:
-            name, size, plain = _header(raw[position : position + BLOCK])
-        except tarfile.HeaderError as error:
-            raise UserError(
-                f"broken tar header at byte {position} of the sample: {error}; download the shard again"
-            ) from None
-        start = position + BLOCK
-        # A header can hold a negative size, which would make this loop endless.
-        if size < 0 or start + size > len(raw):
-            raise UserError(f"member {name!r} is longer than its sample; download the shard again")
-        yield name, start, size, plain
-        position = start + size + (-size % BLOCK)
-
-
-def parse_sample(raw: bytes) -> dict[str, bytes]:
-    """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
-    found = walk_sample(raw)
-    return {name.rpartition("/")[2].partition(".")[2]: raw[at : at + size] for name, at, size, plain in found if plain}
 
 
 class ShardWriter:
@@ -141,7 +74,7 @@ class ShardWriter:
         """Append one sample; members are written in the given order as ``key.extension``."""
         if not key or "/" in key or "." in key or len(key.encode()) > 80:  # a ustar name ends at 100 bytes
             raise UserError(f"sample key {key!r} must be non-empty, without '/' and '.', and at most 80 bytes long")
-        raw = b"".join(_member(f"{key}.{extension}", content) for extension, content in members.items())
+        raw = b"".join(tar_member(f"{key}.{extension}", content) for extension, content in members.items())
         self._rows.append((key, self._chunks.tell(), len(raw), hashlib.sha256(raw).hexdigest()))
         self._chunks.write(raw)
         if len(self._rows) == self.samples_per_shard:
@@ -155,14 +88,12 @@ class ShardWriter:
         with named_faults(self.partial / f"{name}.tar"):
             (self.partial / f"{name}.tar").write_bytes(tar)
         keys, offset, size, digest = zip(*self._rows, strict=True)
-        table = pa.table(
-            {"key": keys, "offset": pa.array(offset, pa.int64()), "size": pa.array(size, pa.int64()), "sha256": digest}
-        )
-        with named_faults(self.partial / f"{name}.index.parquet"):
-            pq.write_table(table, self.partial / f"{name}.index.parquet")
+        with named_faults(self.partial / index_name(f"{name}.tar")):
+            index = ShardIndex(list(keys), np.array(offset, np.int64), np.array(size, np.int64), list(digest))
+            index.write(self.partial / index_name(f"{name}.tar"))
         self.entries.append(ShardEntry(f"{name}.tar", hashlib.sha256(tar).hexdigest(), len(tar), len(self._rows)))
         # The manifest is written last: a shard counts as finished only with both tar and index.
-        _write_manifest(self.partial, self.entries)
+        write_manifest(self.partial, self.entries)
         self._rows, self._chunks = [], io.BytesIO()
 
     def __exit__(
@@ -178,11 +109,6 @@ class ShardWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(f"no sample was written to {self.folder}: the input holds nothing usable")
         replace_folder(self.partial, self.folder)
-
-
-def index_name(shard: str) -> str:
-    """Return the file name of the index of a tar."""
-    return shard.removesuffix(".tar") + ".index.parquet"
 
 
 def join_shards(parts: Iterable[Path], folder: Path) -> None:
@@ -202,40 +128,13 @@ def join_shards(parts: Iterable[Path], folder: Path) -> None:
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} was written and is missing now: delete {part.parent} and start again")
         entries.append(replace(entry, shard=name))
-    _write_manifest(folder, entries)
+    write_manifest(folder, entries)
 
 
-def _write_manifest(folder: Path, entries: list[ShardEntry]) -> None:
+def write_manifest(folder: Path, entries: Iterable[ShardEntry]) -> None:
+    """Write the manifest of a folder, which makes it a shard folder."""
     remove_leftovers(folder, MANIFEST)
-    write_text(folder / MANIFEST, "".join(json.dumps(asdict(entry)) + "\n" for entry in entries))
-
-
-def read_index(path: Path, entry: ShardEntry, where: str) -> ShardIndex:
-    """Read an index file and check that it fits its shard; ``where`` names it in messages."""
-    try:
-        with open_parquet(path) as file:
-            if file.rows != entry.samples:
-                raise ValueError(f"{file.rows} rows, not the {entry.samples} of the manifest")
-            if missing := INDEX.keys() - set(file.schema.names):
-                raise ValueError(f"{sorted(missing)[0]} is missing")
-            table = file.read(list(INDEX))
-            table.validate(full=True)  # text in UTF-8
-            # The columns are picked one by one: a name that occurs twice is an error, and so is a missing value.
-            keys, offset, size, sha256 = (
-                table[name].cast(kind).to_pylist() if kind == pa.string() else table[name].to_numpy()
-                for name, kind in INDEX.items()
-            )
-    except ERRORS as error:
-        raise UserError(
-            f"{where} is no readable index of its shard ({error_reason(error)}); copy or build the folder again"
-        ) from None
-    if None in keys or None in sha256:
-        raise UserError(f"{where}: a key or digest is missing; build the folder again")
-    if offset.dtype != np.int64 or size.dtype != np.int64 or offset.min() < 0 or size.min() < BLOCK:
-        raise UserError(f"{where}: offset or size is no range of a tar; build the folder again")
-    if size.max() > entry.bytes or (offset > entry.bytes - size).any():  # the sum might exceed 64 bits
-        raise UserError(f"{where}: a sample lies beyond the end of its tar; build the folder again")
-    return ShardIndex(keys, offset, size, sha256)
+    write_text(folder / MANIFEST, "".join(json.dumps(entry.line()) + "\n" for entry in entries))
 
 
 class ShardFolder:
@@ -252,9 +151,7 @@ class ShardFolder:
         if manifest.is_file():
             self._keep(manifest.read_bytes(), str(self.path))
         elif (kept := read_keep_list(self.path)) is None:
-            raise UserError(
-                f"{self.path} is no shard folder: {MANIFEST} is missing; build it with data_tools/download_shards.py"
-            )
+            raise UserError(f"{self.path} is no shard folder: {MANIFEST} is missing; {_cure(self.path)}")
         elif "://" in kept.shards:
             raise UserError(
                 f"the shards of {self.path} are at {kept.shards}: train.py reads them there, other programs need a "
@@ -278,6 +175,13 @@ class ShardFolder:
         self.samples = sum(entry.samples for entry in self.shards)
         self.rows: list[np.ndarray] | None = None
         self.keeps: list[str] = []
+        self.places: ShardPlaces | None = None
+        if any(entry.records for entry in self._manifest) and (places := self._read_places()) is not None:
+            self.places = parse_places(places, f"{name}/{TARS}")
+
+    def _read_places(self) -> bytes | None:
+        path = self.path / TARS
+        return path.read_bytes() if path.is_file() else None
 
     def follow(self, kept: KeepList, name: str) -> None:
         """Restrict the folder to the samples of a keep-list; shards without any are left out.
@@ -306,11 +210,22 @@ class ShardFolder:
 
     def shard_name(self, number: int) -> str:
         """Return the location of one tar, for messages."""
-        return f"{self.location}/{self.shards[number].shard}"
+        return self.address(self.shards[number])
+
+    def address(self, entry: ShardEntry) -> str:
+        """Return path or address of a tar of the manifest."""
+        if self.places is None or not entry.records:
+            return f"{self.location}/{entry.shard}"
+        return self.places.address(entry.shard, self.location)
 
     def tar(self, number: int) -> Path:
         """Return the path of one tar; fails if it is missing or truncated."""
-        path = Path(self.location) / self.shards[number].shard
+        if "://" in (address := self.shard_name(number)):
+            raise UserError(
+                f"the tars of {self.path} are at {address.rpartition('/')[0]}: train.py reads them there, other "
+                f"programs need a local copy and its path in {TARS}; or index_shards --materialise"
+            )
+        path = Path(address)
         size = path.stat().st_size if path.is_file() else -1
         if size != self.shards[number].bytes:
             found = "is missing" if size < 0 else f"has {size} bytes"
@@ -328,6 +243,9 @@ class ShardFolder:
 
     def index(self, number: int) -> ShardIndex:
         """Read the index of one tar."""
+        if self.stored[number].records is not None:
+            path = self.records(number)
+            return self._kept(number, read_records(path, self.stored[number], str(path)))
         path = Path(self.location) / index_name(self.shards[number].shard)
         if not path.is_file():
             raise UserError(f"{path} is missing: copy the whole folder, index files included")
@@ -335,19 +253,48 @@ class ShardFolder:
 
     def _kept(self, number: int, index: ShardIndex) -> ShardIndex:
         """Return the part of a shard's index that is on the keep-list."""
-        if self.rows is None:
-            return index
-        rows = self.rows[number]
-        keys, digests = ([column[row] for row in rows.tolist()] for column in (index.keys, index.sha256))
-        return ShardIndex(keys, index.offset[rows], index.size[rows], digests)
+        return index if self.rows is None else index.take(self.rows[number])
+
+    def records(self, number: int) -> Path:
+        """Return the path of the file of records of a tar that others made."""
+        path = Path(self.location) / records_name(self.shards[number].shard)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: copy the whole folder, files of records included")
+        return path
+
+    def open_shard(self, number: int) -> OpenShard:
+        """Open one shard to read its samples; close it, or use it as a context manager."""
+        tar, records = self.open(number), None
+        try:
+            index = self.index(number)
+            if index.records is not None:
+                records = open(self.records(number), "rb", buffering=0)  # noqa: SIM115 (it stays open for the reader)
+        except BaseException:
+            tar.close()
+            raise
+        return OpenShard(tar, index, records)  # type: ignore[arg-type]
+
+    def digest_fault(self, number: int) -> str | None:
+        """Return which file of a shard has another digest than the manifest says; None if none has."""
+        entry = self.shards[number]
+        if file_sha256(self.tar(number)) != entry.sha256:
+            return f"its sha256 is not the one in {MANIFEST}"
+        if entry.records is not None and file_sha256(self.records(number)) != entry.records:
+            return f"the sha256 of {records_name(entry.shard)} is not the one in {MANIFEST}"
+        return None
+
+
+def _cure(folder: Path) -> str:
+    """Return how a folder becomes a shard folder."""
+    if folder.is_dir() and next(folder.glob("*.tar"), None) is not None:
+        return "it holds tars, which data_tools/index_shards.py indexes where they are"
+    return "build it with data_tools/download_shards.py"
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Yield key and members of all samples of a shard folder, in the order of the manifest."""
     folder = ShardFolder(path)
     for number in range(len(folder.shards)):
-        index = folder.index(number)
-        with open(folder.tar(number), "rb") as file:
-            for key, offset, size in zip(index.keys, index.offset, index.size, strict=True):
-                file.seek(int(offset))
-                yield key, parse_sample(file.read(int(size)))
+        with folder.open_shard(number) as shard:
+            for row, key in enumerate(shard.keys):
+                yield key, shard.members(row)

@@ -2,8 +2,9 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_lines
@@ -21,17 +22,34 @@ class ShardEntry:
         sha256: Digest of the whole tar file.
         bytes: Size of the tar file.
         samples: Number of samples in it.
+        records: For a tar that others made: digest of ``NAME.records.jsonl`` beside it, which holds key, place and
+            record of each sample; None for a tar of ours, whose samples hold their records.
     """
 
     shard: str
     sha256: str
     bytes: int
     samples: int
+    records: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """Digests of all that the shard holds, as a name of files."""
+        return self.sha256 if self.records is None else f"{self.sha256}-{self.records[:32]}"
+
+    def line(self) -> dict[str, Any]:
+        """Return the entry as in the manifest."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def merkle_root(entries: list[ShardEntry]) -> str:
-    """Hash the shards' digests pairwise up to one root (RFC 6962: leaves and nodes carry different prefixes)."""
-    level = [hashlib.sha256(b"\x00" + bytes.fromhex(entry.sha256)).digest() for entry in entries]
+    """Hash the shards' digests pairwise up to one root (RFC 6962: leaves and nodes carry different prefixes).
+
+    The leaf of a tar that others made holds the digest of its records as well.
+    """
+    level = [
+        hashlib.sha256(b"\x00" + bytes.fromhex(entry.sha256 + (entry.records or ""))).digest() for entry in entries
+    ]
     if not level:
         return hashlib.sha256(b"").hexdigest()
     while len(level) > 1:
@@ -40,14 +58,15 @@ def merkle_root(entries: list[ShardEntry]) -> str:
     return level[0].hex()
 
 
-def _entry(shard: str, sha256: str, bytes: int, samples: int) -> ShardEntry:
+def _entry(shard: str, sha256: str, bytes: int, samples: int, records: str | None = None) -> ShardEntry:
     """Check the values of one line of a manifest."""
-    if not isinstance(shard, str) or not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError(f"a shard name or digest is {str(sha256)[:80]!r}")
+    for digest in (sha256, "0" * 64 if records is None else records):
+        if not isinstance(shard, str) or not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise ValueError(f"a shard name or digest is {str(digest)[:80]!r}")
     # A sample takes a block at least. Not bool, which is an int.
     if not all(type(number) is int for number in (bytes, samples)) or not 1 <= samples <= bytes // BLOCK <= MAX_BLOCKS:
         raise ValueError(f"{str(shard)[:80]!r} cannot have {str(samples)[:20]} samples in {str(bytes)[:20]} bytes")
-    return ShardEntry(shard, sha256, bytes, samples)
+    return ShardEntry(shard, sha256, bytes, samples, records)
 
 
 def parse_manifest(content: str | bytes, where: str) -> list[ShardEntry]:

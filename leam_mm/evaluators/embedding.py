@@ -12,7 +12,7 @@ from torch import Tensor
 
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.sample_json import read_sample_json
-from leam_mm.data.shard_index import ShardFolder, parse_sample
+from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.tokenizer import cut_padding
 from leam_mm.errors import UserError
 from leam_mm.evaluators.ranks import is_mine, over_ranks, rank
@@ -68,11 +68,9 @@ def read_image_samples(
         start += entry.samples
         if not len(rows):
             continue
-        index = folder.index(number)
-        with open(folder.tar(number), "rb") as file:
-            for row in rows:
-                file.seek(int(index.offset[row]))
-                sample = _sample(index.keys[row], parse_sample(file.read(int(index.size[row]))))
+        with folder.open_shard(number) as shard:
+            for row in rows.tolist():
+                sample = _sample(shard.keys[row], shard.members(row))
                 if keep(sample):
                     yield sample
 

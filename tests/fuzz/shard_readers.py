@@ -27,7 +27,6 @@ from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.pairs_module import PairDecoding
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, parse_sample, read_samples, walk_sample
-from leam_mm.files import bytes_sha256
 
 Read = Callable[[bytes], object]
 RECORD_WORDS = tuple(
@@ -82,7 +81,7 @@ def checked_folder(folder: Path) -> Read:
                 sample_fault(members, False, finding)
                 exhaust(walk_sample(raw))
                 with suppress(SampleFault):
-                    open_sample(key, raw, bytes_sha256(raw))
+                    open_sample(key, raw)
 
     return read
 
