@@ -1,5 +1,6 @@
 """User errors: one line that says what is wrong, where, and the fix."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -8,10 +9,16 @@ from contextlib import suppress
 from leam_mm.system_fault import fault_line
 
 LONGEST = 1000  # characters of a line
+MEMORY_ADDRESS = re.compile(r" ?<[^<>]{0,200} at 0x[0-9a-fA-F]+[^<>]{0,200}>| ?\bat 0x[0-9a-fA-F]{6,}\b")
 
 
 class UserError(Exception):
     """An error that the user can fix; its message says what is wrong, where, and the fix, in one line."""
+
+
+def without_addresses(text: str) -> str:
+    """Return a message without the memory addresses of objects in it, which differ in each run."""
+    return MEMORY_ADDRESS.sub("", text)
 
 
 def one_line(error: UserError) -> str:
@@ -19,7 +26,7 @@ def one_line(error: UserError) -> str:
     text = str(error)
     if "Original Traceback" in text:
         text = text.rpartition(f"{UserError.__name__}: ")[2]
-    line = " ".join(text.split())
+    line = " ".join(without_addresses(text).split())
     # A message may quote a stranger's text: no control sequence reaches the terminal, and no line fills it.
     line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

@@ -7,7 +7,6 @@ ledger; all others are kept.
 import itertools
 import json
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +32,6 @@ from leam_mm.files import bytes_sha256
 
 log = logging.getLogger(__name__)
 FEW = 400  # images; below, starting further processes costs more than it saves
-MEMORY_ADDRESS = re.compile(r" ?<[^<>]* at 0x[0-9a-f]+>")  # memory addresses in messages of libraries
 
 
 @dataclass(frozen=True)
@@ -107,13 +105,13 @@ def _check_row(row: dict[str, Any], rule: ImageRule, lists: WithdrawnLists) -> F
             withdrawn = _withdrawn(image, evidence["response"], lists) if lists else None
             signals = rights_in_file(content)  # of the original file: a repair may remove manifest and metadata
     except ImageFault as fault:
-        return refused(fault.rule, fault.value, MEMORY_ADDRESS.sub("", fault.reason))
+        return refused(fault.rule, fault.value, fault.reason)
     except TookTooLong as error:
         return refused("seconds", error.value, str(error))
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a library of another language may raise what is no Exception
-        return refused("error", type(error).__name__, f"a library failed: {MEMORY_ADDRESS.sub('', first_line(error))}")
+        return refused("error", type(error).__name__, f"a library failed: {first_line(error)}")
     if image.sha256 != digest:
         return refused("sha256", image.sha256, "bytes changed since the download")
     if signals:

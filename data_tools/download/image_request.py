@@ -25,6 +25,7 @@ from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
 from data_tools.rights.rsl_terms import header_links
+from data_tools.work.foreign_error import first_line
 
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
@@ -110,7 +111,7 @@ class ImageRequest:
         except (OSError, http.client.HTTPException, ValueError, zlib.error) as error:
             self._failed(error, answer)
         except Exception as error:  # hostile headers make libraries raise undocumented exceptions
-            answer.refuse(AGAIN, type(error).__name__, f"{type(error).__name__}: {error}")
+            answer.refuse(AGAIN, type(error).__name__, f"{type(error).__name__}: {first_line(error)}")
         finally:
             self.guard.set_deadline(None)
         seconds = time.monotonic() - begin
@@ -121,7 +122,7 @@ class ImageRequest:
 
     def _failed(self, error: Exception, answer: Answer) -> None:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        text = str(cause) or type(cause).__name__
+        text = first_line(cause)
         if isinstance(cause, PrivateAddressError):
             answer.refuse("private_address", text, text)
         elif isinstance(cause, http.client.IncompleteRead):

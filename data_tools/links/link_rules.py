@@ -28,6 +28,7 @@ from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
+from data_tools.work.foreign_error import first_line
 from data_tools.work.ledger import evidence_text, link_uid
 from data_tools.work.text_tables import TOO_LONG
 from leam_mm.errors import UserError
@@ -290,7 +291,9 @@ def page_signals(consent: str | None) -> list[Signal]:
             for row in found
         ]
     except (TypeError, KeyError) as error:
-        raise LinkRefused("page_rights", str(consent)[:80], f"the page's rights cannot be read ({error!r})") from None
+        raise LinkRefused(
+            "page_rights", str(consent)[:80], f"the page's rights cannot be read ({first_line(error)})"
+        ) from None
 
 
 def page_terms(consent: str | None) -> str | None:

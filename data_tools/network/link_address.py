@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit, urlunsplit
 from ada_url import URL
 
 from data_tools.network.special_addresses import host_fault
+from data_tools.work.foreign_error import first_line
 from leam_mm.errors import UserError
 
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
@@ -156,7 +157,7 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         host, port = (parts.hostname or ""), parts.port
     except ValueError as error:
         shown = str(url).encode("utf-8", "replace").decode()
-        raise LinkRefused("url", shown, f"not a valid address: {error}") from None
+        raise LinkRefused("url", shown, f"not a valid address: {first_line(error)}") from None
     if parts.scheme == "file":
         if not allow_file:
             raise LinkRefused("scheme", "file", "files are read only with --allow-file")
@@ -165,7 +166,7 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         try:
             path = (base / os.fsdecode(unquote_to_bytes(parts.path))).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # too long, with a zero byte, or a circle of links
-            raise LinkRefused("path", parts.path[:200], f"not a usable path: {error}") from None
+            raise LinkRefused("path", parts.path[:200], f"not a usable path: {first_line(error)}") from None
         inside = path.is_relative_to(base.resolve())
         if not inside and not parts.path.startswith("/"):
             raise LinkRefused("path", parts.path, "a relative file address that leads out of the table's folder")

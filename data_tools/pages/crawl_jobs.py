@@ -24,6 +24,7 @@ from data_tools.links.language_vote import vote
 from data_tools.pages.crawl_rows import LINK_SCHEMA, link_rows, page_row
 from data_tools.pages.page_links import PageLimits, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused, folder_pages, warc_pages
+from data_tools.work.foreign_error import first_line
 from data_tools.work.ledger import LedgerWriter
 from data_tools.work.workers import become_worker
 from leam_mm.errors import UserError
@@ -150,7 +151,7 @@ def _outcome(page: Page, settings: PageSettings, skipped: dict[int, str]) -> Pag
     except PageRefused as refused:
         return refused
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
-        return PageRefused("page_error", type(error).__name__, str(error)[:200])
+        return PageRefused("page_error", type(error).__name__, first_line(error))
 
 
 def _count(counts: dict[str, Counter[str]], outcome: PageReading | PageRefused, rows: list[dict[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from fastwarc.stream_io import BrotliReader, ChunkedReader, GzipReader, ZstdRead
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 
 from data_tools.pages.warc_boundaries import RECORD, next_records
+from data_tools.work.foreign_error import first_line
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
@@ -103,7 +104,7 @@ def warc_pages(path: Path, max_bytes: int) -> Iterator[Page]:
                 if page.refused is not None and page.refused.rule == RECORD_LENGTH:
                     break
         except (OSError, ValueError) as error:
-            message = str(error).splitlines()[0] if str(error) else type(error).__name__
+            message = first_line(error)
             failure = PageRefused("broken_archive", message, f"the file cannot be read after record {number - 1}")
         lies = held is not None and held.refused is not None and held.refused.rule == RECORD_LENGTH
         if failure is not None and held is not None and failure.value.startswith("Invalid WARC header"):
@@ -186,7 +187,7 @@ def _page(record: WarcRecord, number: int, archive: str, max_bytes: int) -> Page
     except PageRefused as refused:
         page.refused = refused
     except ValueError as error:  # a host in brackets that is no address, a date that is none
-        page.refused = PageRefused("page_address", url[:80], str(error))
+        page.refused = PageRefused("page_address", url[:80], first_line(error))
     return page
 
 
@@ -209,7 +210,7 @@ def _decoded(page: Page, stored: bytes, limit: int) -> bytes:
         if coding in readers:
             return _read(readers[coding](io.BytesIO(stored)), limit)
     except (OSError, ValueError) as error:
-        raise PageRefused("page_encoding", coding, f"its body cannot be decompressed ({error})") from None
+        raise PageRefused("page_encoding", coding, f"its body cannot be decompressed ({first_line(error)})") from None
     raise PageRefused("page_encoding", coding[:80], "an unknown content encoding")
 
 

@@ -16,6 +16,7 @@ from PIL import ExifTags
 from data_tools.rights.metadata_texts import read_metadata
 from data_tools.rights.reservation_grammar import tdm_value
 from data_tools.rights.reservations import Signal
+from data_tools.work.foreign_error import first_line
 from leam_mm.data.exif_size import exif_block, exif_is_small
 from leam_mm.data.image_file import open_image
 
@@ -83,7 +84,7 @@ def _read_packet(reader: "_PacketReader", packet: bytes) -> Iterator[tuple[str, 
         reader.read(packet)
     except (expat.ExpatError, ValueError) as error:
         if b"DataMining" in packet or b"reservation" in packet:
-            yield UNREADABLE, str(error)[:SHOWN]
+            yield UNREADABLE, first_line(error)[:SHOWN]
     yield from reader.found
 
 
@@ -156,7 +157,7 @@ def _exif_properties(raw: bytes) -> Iterator[tuple[str, str]]:
                 yield "exif:copyright", text
     except Exception as error:  # Pillow's parsers raise many kinds on hostile headers; decoding checks the file later
         if MINING.search(block[:MOST_WORDS].decode("latin-1")):
-            yield UNREADABLE, str(error)[:SHOWN]
+            yield UNREADABLE, first_line(error)[:SHOWN]
 
 
 def _plain(value: object) -> str:

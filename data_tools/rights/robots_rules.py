@@ -39,6 +39,7 @@ from data_tools.rights.reservations import (
     trust_txt_signals,
 )
 from data_tools.rights.rsl_terms import file_signals, robots_links
+from data_tools.work.foreign_error import first_line
 from leam_mm.files import bytes_sha256
 from leam_mm.json_text import parse_object
 
@@ -205,7 +206,7 @@ class RobotsRules:
                     found["status"] = response.status
                     break
         except (OSError, http.client.HTTPException, LinkRefused, ValueError) as error:
-            found["error"] = (str(error) or type(error).__name__).splitlines()[0][:200]
+            found["error"] = first_line(error)
         finally:
             self._guard.set_deadline(None)
         return found

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data_tools.rights.reservations import Signal
+from data_tools.work.foreign_error import first_line
 
 LABELS = ("c2pa.training-mining", "cawg.training-mining")
 # A file without one of these has no manifest: the box type of a manifest store (C2PA 2.1, 11.1.4.2), parts of a store
@@ -57,7 +58,7 @@ def mining_signals(raw: bytes) -> list[Signal]:
     try:
         store = _read_store(raw, kind)
     except _Unreadable as fault:
-        return [_fault(str(fault))]
+        return [_fault(first_line(fault))]
     if store is None:
         return [_fault("traces of a manifest that cannot be read")] if marked else []
     return list(_store_signals(store))
@@ -84,7 +85,7 @@ def _read_store(raw: bytes, kind: str) -> dict[str, Any] | None:
     except library.C2paError.ManifestNotFound:
         return None
     except Exception as error:  # a native library may raise anything on hostile input
-        text = (str(error) or type(error).__name__).splitlines()[0][:200]
+        text = first_line(error)
         if "remote manifest" in text:
             raise _Unreadable(f"its manifest lies elsewhere and is not fetched: {text.rpartition(' ')[2]}") from None
         raise _Unreadable(f"its manifest cannot be read: {text}") from None

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_tools.samples.image_repair import RepairedImage
+from data_tools.work.foreign_error import first_line
 from leam_mm.json_text import parse_json
 
 KINDS: dict[str, type] = {"captions": list, "metadata": dict, "consent": dict}
@@ -16,7 +17,7 @@ def json_fault(column: str, text: str | None) -> str | None:
     try:
         value: Any = parse_json(text) if text else kind()
     except ValueError as error:
-        return f"{column} is no JSON ({error})"
+        return f"{column} is no JSON ({first_line(error)})"
     if not isinstance(value, kind):
         return f"{column} is no JSON {'list' if kind is list else 'object'}"
     if isinstance(value, list):

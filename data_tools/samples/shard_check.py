@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from data_tools.work.foreign_error import first_line
 from leam_mm.data.array_format import parse_array
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
@@ -67,7 +68,7 @@ def check_folder(path: Path, decode: bool = True) -> tuple[ShardFolder, Finding]
         except UserError as error:
             finding.faults.append(str(error))
         except OSError as error:
-            finding.faults.append(f"{folder.path / folder.shards[number].shard}: cannot be read ({error})")
+            finding.faults.append(f"{folder.path / folder.shards[number].shard}: cannot be read ({first_line(error)})")
     return folder, finding
 
 
@@ -148,7 +149,7 @@ def _array_fault(members: dict[str, bytes]) -> str | None:
         try:
             array = parse_array(members[name])
         except ValueError as error:
-            return f"{name} cannot be read ({error})"
+            return f"{name} cannot be read ({first_line(error)})"
         dimensions = 3 if name.startswith(("latent", "caption_state")) else 2
         if array.ndim != dimensions or not np.isfinite(array).all():
             return f"{name} has shape {array.shape} or values that are NaN or infinite"
@@ -161,7 +162,7 @@ def _image_fault(content: bytes, record: dict[str, Any], any_mode: bool) -> str 
         image = open_image(content)
         image.load()
     except Exception as error:  # Pillow raises many kinds on damaged files
-        return f"its image cannot be decoded ({error})"
+        return f"its image cannot be decoded ({first_line(error)})"
     if image.mode != "RGB" and not any_mode:
         return f"its image is {image.mode}, should be RGB"
     if image.size != (record["width"], record["height"]):

@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data_tools.work.foreign_error import first_line
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -88,7 +89,7 @@ class OnnxNetwork:
         except UserError:
             raise
         except Exception as error:  # both libraries raise their own types
-            reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+            reason = first_line(error)
             raise UserError(f"{path} cannot be run by {runtime} ({reason}): install the package again") from None
 
     def __call__(self, inputs: np.ndarray) -> Outputs:
