@@ -4,6 +4,8 @@ A kill at any moment leaves either the old content or the new one. Temporary nam
 run can recognise and remove what a killed one left behind (``remove_leftovers``).
 """
 
+import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -18,6 +20,8 @@ from leam_mm.errors import UserError
 from leam_mm.system_fault import OF_FILES, system_fault
 
 TEMPORARY = ".tmp-"  # between a name and the number of the process that writes it
+OLD = ".old-"  # between the name of a folder and the number of the process that replaces it
+AT_FDCWD, EXCHANGE = -100, 2  # of renameat2(2): relative to the current folder; RENAME_EXCHANGE
 
 
 def temporary_path(path: Path) -> Path:
@@ -99,17 +103,41 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(finished: Path, folder: Path) -> None:
-    """Rename a finished folder to ``folder``; an existing one is moved aside first and removed afterwards."""
-    old = folder.with_name(f"{folder.name}.old-{os.getpid()}")
-    if folder.exists():
-        os.replace(folder, old)
-    try:
+    """Rename a finished folder to ``folder``; an existing one changes places with it and is removed afterwards.
+
+    The exchange is one step (renameat2 of Linux). Where the file system has none, such as NFS, the old folder is moved
+    aside first: a kill before the new one is in place leaves the old one beside it, for ``restore_folder``.
+    """
+    old = folder.with_name(f"{folder.name}{OLD}{os.getpid()}-{secrets.token_hex(4)}")
+    if not os.path.lexists(folder):
         os.replace(finished, folder)
-    except OSError:
-        if old.exists():
+    elif exchange_names(finished, folder):
+        os.replace(finished, old)
+    else:
+        os.replace(folder, old)
+        try:
+            os.replace(finished, folder)
+        except OSError:
             os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+            raise
+    for left in _old_folders(folder):  # of killed runs, too
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def exchange_names(one: Path, other: Path) -> bool:
+    """Give each of two files or folders the name of the other in one step; return False where that is not possible."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    return renameat2 is not None and not renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), EXCHANGE)
+
+
+def restore_folder(folder: Path) -> None:
+    """Bring back a folder that a killed run moved aside and did not replace; no other process may write it then."""
+    if not os.path.lexists(folder) and (left := _old_folders(folder)):
+        os.replace(max(left, key=os.path.getmtime), folder)
+
+
+def _old_folders(folder: Path) -> list[Path]:
+    return list(folder.parent.glob(f"{glob.escape(folder.name)}{OLD}*"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

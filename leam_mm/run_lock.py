@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leam_mm.errors import UserError
-from leam_mm.files import named_faults
+from leam_mm.files import named_faults, restore_folder
 
 LOCK = "lock"
 PATIENCE = 4.5  # seconds in which the processes of a killed run end and release its lock
@@ -49,7 +49,8 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
 
     Args:
         path: The lock file. Its folder is created if missing; the file is removed at the end, unless it is shared.
-        folder: What is locked, for the message; by default the folder of the lock file.
+        folder: What is locked; by default the folder of the lock file. If a killed run moved it aside, it is brought
+            back.
         shared: Share it with other runs that share it, such as the jobs of an array.
 
     Raises:
@@ -63,6 +64,8 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         with named_faults(folder or path.parent):
+            if folder is not None and not shared:
+                restore_folder(folder)
             yield
     finally:
         if not shared:  # before the lock is released: afterwards the file may be that of another run
