@@ -26,7 +26,7 @@ READS = ("ParquetFile", "ParquetDataset", "FileSystemDataset", "dataset", "load_
 WORK_FILES = {  # readers of files that the same program has written into its work folder
     *("data_tools/crawl_links.py", "data_tools/download/fetched_part.py", "data_tools/download/image_repair_pool.py"),
     *("data_tools/latents/shard_embedding.py", "data_tools/links/row_filters.py"),
-    "data_tools/vetting/shard_findings.py",
+    *("data_tools/vetting/shard_findings.py", "data_tools/indexing/shard_adoption.py"),
 }
 KEPT = pa.table(
     {
