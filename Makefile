@@ -36,9 +36,9 @@ quickstart: environment ## The whole way, from scenes to a release, on two CPU c
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
 	$(RUN) -m leam_mm.pipeline configs/pipeline_emoji.yaml
 
-finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart]
+finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart] [FIT=border]
 	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }
-	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)"
+	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)" --set fit="$(or $(FIT),no)"
 
 test: environment ## All CPU tests
 	$(PYTEST)

@@ -5,8 +5,10 @@
 RUN/plan/codec_statistics.json holds the statistics that normalised the base's latents; recipe.yaml the process, size
 and text tower of the base (on top of configs/finetune_generator.yaml); codec.yaml its codec, whose decoder is trained
 on the new images (on top of configs/finetune_codec.yaml); evaluate.yaml what is measured before and after. Text tower
-and codec must be those that the base was trained with. If the base's own shards and latents are in its folder, a share
-of the samples is drawn from them, so that the base is not forgotten (rehearsal, 1811.11682).
+and codec must be those that the base was trained with. RUN/tables/split.json (data_tools/split_folder.py) says how many
+images there are: without held-out ones, the images trained on are measured, and the plan says so. If the base's own
+shards and latents are in its folder, a share of the samples is drawn from them, so that the base is not forgotten
+(rehearsal, 1811.11682).
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import logging
 import sys
 from argparse import ArgumentError
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,35 @@ from leam_mm.data.image_decoding import ImageDecoding
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError, run
+from leam_mm.evaluators.evaluator import FEWEST as VALUES
+from leam_mm.evaluators.generation import FEWEST, FEWEST_OF_DISTRIBUTIONS
 from leam_mm.files import file_sha256, write_json, write_text
+from leam_mm.json_text import parse_object
 from leam_mm.recorded_classes import MODEL_CLASSES, check_recorded, trust_modules
 
 log = logging.getLogger(__name__)
 CLASS = "leam_mm.evaluators"
+FEW = 10  # images to train on, below which a generator repeats them
+MEASURED = 256  # images that are generated for a distance, at most
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many images of the folder are trained on, and how many are held out."""
+
+    train: int
+    held_out: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Split | None":
+        """Return what split_folder.py counted; None without its file, which means enough images on both sides."""
+        try:
+            content = parse_object(path.read_bytes())
+            return cls(int(content["train"]), int(content["held_out"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+            raise UserError(f"{path} holds no counts ({error!r:.100}): run data_tools/split_folder.py again") from None
 
 
 def base_settings(base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,7 +130,9 @@ def training_data(base: Path, own: Path, statistics: dict[str, Any], share: floa
     return [{"path": str(own), "weight": 1 - share}, {"path": str(old), "weight": share}]
 
 
-def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dict[str, Any]]) -> dict[str, Any]:
+def recipe(
+    base: Path, output: Path, model: dict[str, Any], data: str | list[dict[str, Any]], held_out: bool = True
+) -> dict[str, Any]:
     """Return the overlay of the generator recipe.
 
     Args:
@@ -111,6 +140,7 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
         output: Run folder of the fine-tuning.
         model: Settings of the base's generator.
         data: Training data.
+        held_out: Whether any image is held out; without one nothing is validated during training.
     """
     tower: dict[str, Any] = {}
     if model.get("caption_tower") is not None:  # continues with the base's tower, frozen
@@ -119,7 +149,9 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
         tower = {"caption_tower": {"text": text, "weights": str(base / "generator"), "trained": False}}
     return {
         "trainer": {"default_root_dir": str(output / "generator")},
-        "data": {"init_args": {"train": data, "validation": str(output / "latents" / "held_out")}},
+        "data": {
+            "init_args": {"train": data, "validation": str(output / "latents" / "held_out") if held_out else None}
+        },
         "model": {
             "init_args": {
                 "denoiser": {"init_args": {"weights": str(base / "generator")}},
@@ -136,7 +168,7 @@ def recipe(base: Path, output: Path, model: dict[str, Any], data: str | list[dic
     }
 
 
-def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
+def codec_recipe(base: Path, output: Path, share: float, held_out: bool = True) -> dict[str, Any]:
     """Return the overlay of the codec recipe: the base's codec, and the base's images if they are present.
 
     The encoder is not trained, so that latents keep their meaning for the base's denoiser.
@@ -145,6 +177,7 @@ def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
         base: Run folder of its pipeline.
         output: Run folder of the fine-tuning.
         share: Share of all samples, in [0, 1), drawn from the base's own images.
+        held_out: Whether any image is held out.
     """
     config = checkpoint_config(read_checkpoint(base / "codec"))
     codec = checked(config["model"]["init_args"]["codec"], LatentCodec, base / "codec", "codec")
@@ -157,7 +190,7 @@ def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
         "data": {
             "init_args": {
                 "train": sources if rehearsed else data,
-                "validation": str(output / "shards" / "held_out"),
+                "validation": str(output / "shards" / "held_out") if held_out else None,
                 "image": image,
             }
         },
@@ -167,13 +200,14 @@ def codec_recipe(base: Path, output: Path, share: float) -> dict[str, Any]:
     }
 
 
-def evaluation(base: Path, output: Path, language: str) -> dict[str, Any]:
+def evaluation(base: Path, output: Path, language: str, held_out: bool = True) -> dict[str, Any]:
     """Return the evaluation before and after: on the new images, and on the base's own task where it can be tested.
 
     Args:
         base: Run folder of its pipeline.
         output: Run folder of the fine-tuning.
         language: Language of the new captions.
+        held_out: Whether any image is held out; else those of the training are measured, and named so.
     """
     features = {"class_path": f"{CLASS}.image_features.EfficientNetLite0"}
     sampling = {"steps": 20, "guidance": 3.0}
@@ -188,22 +222,25 @@ def evaluation(base: Path, output: Path, language: str) -> dict[str, Any]:
         settings |= {"samples": samples, "languages": [language], **sampling}
         return {"class_path": f"{CLASS}.generation.Generation", "init_args": settings}
 
-    shards = output / "shards"
-    measured = [distance("own_pictures", shards / "train", shards / "held_out", 256)]
+    shards, latents = output / "shards", output / "latents"
+    part = "held_out" if held_out else "train"
+    measured = [distance("own_pictures", shards / "train", shards / part, MEASURED)]
     scenes, test = base / "scenes" / "scenes.json", base / "shards" / "test"
     settings: dict[str, Any] = {
         "base": str(base / "generator"),
-        "held_out": str(shards / "held_out"),
-        "latents": str(output / "latents" / "held_out"),
+        "held_out": str(shards / part),
+        "latents": str(latents / part),
         **sampling,
     }
+    if not held_out:
+        settings["seen"] = True
     if scenes.is_file():
         settings["old_prompts"] = str(scenes)
         scene_settings: dict[str, Any] = {"scenes": str(scenes.parent), "real_limit": 200, **sampling}
         scene_settings |= {"real_shards": str(test)} if test.is_dir() else {}
         measured.append({"class_path": f"{CLASS}.compositional.Compositional", "init_args": scene_settings})
     elif test.is_dir():
-        measured.append(distance("base_pictures", test, test, 256))
+        measured.append(distance("base_pictures", test, test, MEASURED))
     return {
         "generator": str(output / "generator"),
         "output": str(output / "evaluation"),
@@ -211,6 +248,27 @@ def evaluation(base: Path, output: Path, language: str) -> dict[str, Any]:
             {"class_path": f"{CLASS}.before_after.BeforeAfter", "init_args": {**settings, "evaluators": measured}}
         ],
     }
+
+
+def expectation(split: Split) -> str:
+    """Return one line: what a generator learns from so many images, and what is measured."""
+    plural = "" if split.train == 1 else "s"
+    text = f"{split.train} image{plural} to train on"
+    if split.train < FEW:
+        text += f", so few that the generator will mostly repeat {'them' if plural else 'it'}"
+    text += "; measured: loss and codec error on "
+    if split.held_out:
+        text += f"{split.held_out} held-out image{'' if split.held_out == 1 else 's'}"
+    else:
+        text += f"the image{plural} trained on, since none is held out"
+    if (split.held_out or split.train) < VALUES:
+        text += f" (no interval below {VALUES})"
+    half = min(split.train // 2, MEASURED)
+    if half < FEWEST:
+        text += f"; not measured: distances to the images, which take {2 * FEWEST} to train on"
+    elif half < FEWEST_OF_DISTRIBUTIONS:
+        text += f"; not measured: Fréchet distance and precision, which take {2 * FEWEST_OF_DISTRIBUTIONS} to train on"
+    return text
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
@@ -227,15 +285,19 @@ def write_plan(base: Path, output: Path, language: str, share: float) -> Path:
         language: Language of the new captions.
         share: Share of samples, in [0, 1), drawn from the base's own.
     """
+    split = Split.read(output / "tables" / "split.json")
     model, frozen = base_settings(base)
+    held_out = split is None or split.held_out > 0
     plan = output / "plan"
     plan.mkdir(parents=True, exist_ok=True)
     statistics = latent_statistics(base, frozen)
     data = training_data(base, output / "latents" / "train", statistics, share)
     write_json(plan / STATISTICS, statistics)
-    write_yaml(plan / "recipe.yaml", recipe(base, output, model, data))
-    write_yaml(plan / "codec.yaml", codec_recipe(base, output, share))
-    write_yaml(plan / "evaluate.yaml", evaluation(base, output, language))
+    write_yaml(plan / "recipe.yaml", recipe(base, output, model, data, held_out))
+    write_yaml(plan / "codec.yaml", codec_recipe(base, output, share, held_out))
+    write_yaml(plan / "evaluate.yaml", evaluation(base, output, language, held_out))
+    if split is not None:
+        print(expectation(split))
     return plan
 
 

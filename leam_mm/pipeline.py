@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ class Stage:
         makes: Files and folders that it writes, inside the run folder; removed before a changed stage runs again.
         serve: ``folder`` and ``port`` of an HTTP server on loopback while it runs.
         reads: Input files and folders from outside the run; the stage runs again if one of them changes.
+        only_with: A file of an earlier stage without which there is nothing to do: the stage is skipped.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Stage:
     makes: list[str]
     serve: dict[str, Any] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
+    only_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,12 @@ def read_record(path: Path) -> dict[str, Any]:
         return {}
 
 
+def remove_all(paths: Iterable[str | Path]) -> None:
+    """Remove files and folders, those that exist."""
+    for path in map(Path, paths):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Run the stages that are not finished; return the records of all."""
     before, records = "", []
@@ -310,10 +318,13 @@ def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
             console.print(f"{line}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
             records.append(record)
             continue
+        if stage.only_with and not Path(stage.only_with).exists():
+            console.print(f"{heading} skipped: there is no {stage.only_with}", soft_wrap=True)
+            remove_all([*stage.makes, done, begun])
+            continue
         console.print(heading)
         if read_record(begun).get("fingerprint") != before:
-            for made in stage.makes:
-                shutil.rmtree(made, ignore_errors=True) if Path(made).is_dir() else Path(made).unlink(missing_ok=True)
+            remove_all(stage.makes)
             write_json(begun, {"fingerprint": before})
         done.unlink(missing_ok=True)
         record = run_stage(stage, begun, before)

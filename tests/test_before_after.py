@@ -1,6 +1,7 @@
 """Base and fine-tuned generator measured alike, and what the report makes of it."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from markupsafe import Markup
 from torch import Tensor
 from toys.shards import latent_members, write_toy_shards
 
@@ -105,10 +107,14 @@ def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], 
     assert all(is_change(name) for name in results)
     table = changes(results)
     assert (
-        table is not None and len(table.rows) == 3 and {"25.0 %", "75.0 %"} <= {str(c) for r in table.rows for c in r}
+        table is not None
+        and len(table.rows) == 3
+        and all(
+            any(str(cell).startswith(value) for row in table.rows for cell in row) for value in ("25.0 %<", "75.0 %<")
+        )
     )
-    row = next(row for row in table.rows if row[0] == "held out loss")
-    assert "<small>" in str(row[5])
+    row = next(row for row in table.rows if row[0].startswith("held out loss<small>"))
+    assert str(row[3]).count("<small>") == 1
     write_report(tmp_path / "evaluation", tmp_path / "report.html", "Toy")
     page = (tmp_path / "report.html").read_text()
     assert "Before and after the fine-tuning" in page and "codec error" in page
@@ -119,7 +125,24 @@ def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], 
 def test_a_number_that_is_missing_on_one_side_is_not_measured() -> None:
     row = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction", "samples": 3, "note": "<b>"}
     table = changes({"after/a": row})
-    assert table is not None and table.rows[0][1:3] == [MISSING, ""] and table.rows[0][3] == "50.0 %"
+    assert table is not None
+    title, before, after, change, samples = table.rows[0]
+    assert before == MISSING + Markup("<small></small>") and change == ""
+    assert after == "50.0 %<small>40.0 to 60.0 %</small>" and title == "a<small>&lt;b&gt;</small>" and samples == 3
+
+
+def test_images_that_were_trained_on_are_not_called_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards, latents = write_toy_shards(tmp_path / "shards", 2), write_latents(tmp_path / "latents", 2)
+    monkeypatch.setattr(EvaluationContext, "require_generator", lambda self: Painter(0.25))
+    (tmp_path / "out").mkdir()
+    evaluator = BeforeAfter(Path("base"), [], shards, latents, draws=1, seen=True)
+    found = {metric.name: metric for metric in evaluator.run(EvaluationContext(None, None, tmp_path / "out"))}
+    kinds = [f"{kind}/{name}" for kind in ("before", "after") for name in ("trained_images_loss", "codec_error")]
+    assert set(found) == {*kinds, "fine_tuning/change/trained_images_loss"}
+    for metric in found.values():  # two images give no interval
+        assert metric.value is not None and math.isnan(metric.low) and math.isnan(metric.high) and metric.samples == 2
+        assert "trained on" in metric.note and "held-out" not in metric.note and "not trained on" not in metric.note
+    assert "2 latents give no interval" in found["after/trained_images_loss"].note
 
 
 def test_settings_without_any_image_are_refused() -> None:

@@ -148,3 +148,11 @@ def test_evidence_is_plain_and_names_used_checkpoints_only(tmp_path: Path) -> No
         "limit": None,
     }
     assert found["seconds"] == 1.3
+
+
+def test_few_values_have_no_interval() -> None:
+    assert all(numpy.isnan(end) for end in bootstrap_interval(numpy.arange(5.0), numpy.mean))
+    low, high = bootstrap_interval(numpy.arange(6.0), numpy.mean)
+    assert 0 <= low < 2.5 < high <= 5
+    row = Metric("x", 1.0, *bootstrap_interval(numpy.arange(2.0), numpy.mean), "", 2).as_dict()
+    assert row["low"] is None and row["high"] is None

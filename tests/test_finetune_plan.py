@@ -14,7 +14,7 @@ import evaluate
 from leam_mm.checkpoint import EVIDENCE
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.finetune_plan import latent_statistics, main
+from leam_mm.finetune_plan import Split, expectation, latent_statistics, main
 
 STATISTICS = {"shift": 0.0, "scale": 2.0, "mean": [0.0] * 4, "std": [0.5] * 4, "count": 7}
 MODEL = {
@@ -155,3 +155,49 @@ def test_without_latents_the_codecs_own_statistics_count(tmp_path: Path) -> None
     checkpoint["state_dict"]["codec.latent_count"].fill_(9)
     torch.save(checkpoint, path)
     assert latent_statistics(tmp_path, {})["count"] == 9
+
+
+def test_without_held_out_images_those_of_the_training_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, run = write_base(tmp_path / "base"), tmp_path / "run"
+    (run / "tables").mkdir(parents=True)
+    split = run / "tables" / "split.json"
+    split.write_text(json.dumps({"train": 2, "held_out": 0}))
+    main(["--base", str(base), "--run", str(run)])
+    assert "2 images to train on, so few that" in capsys.readouterr().out
+    for overlay in ("recipe", "codec"):
+        config = printed_config(
+            capsys,
+            CONFIGS / f"finetune_{overlay.replace('recipe', 'generator')}.yaml",
+            run / "plan" / f"{overlay}.yaml",
+        )
+        assert config["data"]["init_args"]["validation"] is None
+    (settings,) = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
+    settings = settings["init_args"]
+    assert settings["seen"] and settings["held_out"] == str(run / "shards" / "train")
+    assert settings["latents"] == str(run / "latents" / "train")
+    assert settings["evaluators"][0]["init_args"]["prompts_from"] == str(run / "shards" / "train")
+    split.write_text(json.dumps({"train": 3, "held_out": 1}))
+    main(["--base", str(base), "--run", str(run)])
+    (settings,) = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
+    assert "seen" not in settings["init_args"]
+    split.write_text("{}")
+    with pytest.raises(UserError, match=r"split\.json holds no counts"):
+        main(["--base", str(base), "--run", str(run)])
+
+
+@pytest.mark.parametrize(
+    "train, held_out, says, says_not",
+    [
+        (1, 0, ["1 image to train on", "mostly repeat it;", "the image trained on", "distances"], ["precision"]),
+        (3, 1, ["3 images to", "mostly repeat them", "1 held-out image (no interval below 6)"], ["trained on"]),
+        (48, 12, ["12 held-out images;", "Fréchet distance and precision, which take 200"], ["repeat", "interval"]),
+        (240, 60, ["60 held-out images"], ["not measured", "repeat"]),
+    ],
+)
+def test_what_is_learnt_and_measured_is_said_in_one_line(
+    train: int, held_out: int, says: list[str], says_not: list[str]
+) -> None:
+    line = expectation(Split(train, held_out))
+    assert all(part in line for part in says) and not any(part in line for part in says_not) and "\n" not in line

@@ -41,7 +41,7 @@ class Generator:
 def shards(tmp_path: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     with ShardWriter(tmp_path / "s", 50) as writer:
-        for number in range(120):
+        for number in range(240):
             colour = torch.randint(0, 256, (3,), generator=generator).tolist()
             image = encoded_image(Image.new("RGB", (8, 8), tuple(colour)))
             text = ",".join(map(str, colour))
@@ -52,7 +52,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def measure(shards: Path, generator: Generator, **settings: int) -> dict[str, Metric]:
-    evaluator = Generation(shards, shards, MeanColour(), samples=60, batch_size=25, languages=["en", "de"], **settings)
+    evaluator = Generation(shards, shards, MeanColour(), samples=120, batch_size=50, languages=["en", "de"], **settings)
     context = EvaluationContext(None, generator, shards.parent / "out")
     return {metric.name: metric for metric in evaluator.run(context)}
 
@@ -60,12 +60,12 @@ def measure(shards: Path, generator: Generator, **settings: int) -> dict[str, Me
 def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
     generator = Generator()
     good = measure(shards, generator)
-    assert generator.calls == [(0, 25), (25, 25), (50, 10)]
+    assert generator.calls == [(0, 50), (50, 50), (100, 20)]
     bad = measure(shards, Generator(obedient=False))
     floor = good["generation/frechet_distance/real"].value
     for metrics in (good, bad):
         assert metrics["generation/frechet_distance/real"].value == floor
-        assert {metric.samples for metric in metrics.values()} == {60}
+        assert {metric.samples for metric in metrics.values()} == {120}
     assert floor is not None
     assert good["generation/frechet_distance/generated"].value < 3 * floor
     assert bad["generation/frechet_distance/generated"].value > 10 * floor
@@ -79,19 +79,38 @@ def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
     assert Image.open(shards.parent / "out" / "generated.png").size[0] > 8
 
 
-def test_few_images_are_marked_indicative_and_too_few_refused(shards: Path) -> None:
-    class Wide(MeanColour):
-        def extract(self, images: torch.Tensor) -> torch.Tensor:
-            return images.double().flatten(1)[:, ::2]
+class Wide(MeanColour):
+    """96 features."""
 
+    def extract(self, images: torch.Tensor) -> torch.Tensor:
+        return images.double().flatten(1)[:, ::2]
+
+
+def test_few_images_are_marked_indicative(shards: Path) -> None:
     context = EvaluationContext(None, Generator(), shards.parent / "out")
-    metrics = Generation(shards, shards, Wide(), samples=20).run(context)
-    assert "indicative only: 20 pictures" in metrics[0].note
-    assert "indicative" not in metrics[1].note
-    with pytest.raises(UserError, match="at least 16"):
-        Generation(shards, shards, Wide(), samples=5).run(context)
+    metrics = Generation(shards, shards, Wide(), samples=110).run(context)
+    assert "indicative only: 110 pictures" in metrics[0].note and "indicative" not in metrics[1].note
     with pytest.raises(UserError, match="no sample has a caption in mt"):
         Generation(shards, shards, Wide(), samples=20, languages=["mt"]).run(context)
+
+
+def test_numbers_that_need_more_images_are_not_measured(shards: Path, tmp_path: Path) -> None:
+    generator = Generator()
+    context = EvaluationContext(None, generator, tmp_path / "out")
+    few = {metric.name: metric for metric in Generation(shards, shards, MeanColour(), samples=24).run(context)}
+    assert set(few) == {
+        "generation/frechet_distance/generated",
+        "generation/kernel_distance/generated",
+        "generation/kernel_distance/real",
+    }
+    missing = few["generation/frechet_distance/generated"]
+    assert missing.value is None and missing.low is None and missing.samples == 24
+    assert missing.note.startswith("Fréchet distance, precision and recall are not measured: 24 images in each set")
+    assert few["generation/kernel_distance/generated"].value is not None
+    generator.calls.clear()
+    (nothing,) = Generation(shards, shards, MeanColour(), samples=2).run(context)
+    assert nothing.value is None and "2 images in each set, at least 8 are needed" in nothing.note
+    assert not generator.calls  # and no image is generated for it
 
 
 def test_prompt_grid_writes_images_with_their_texts(tmp_path: Path) -> None:

@@ -52,6 +52,24 @@ def test_stages_run_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert runs(tmp_path, "first") == runs(tmp_path, "second") == "x"
 
 
+def test_stage_without_its_input_is_skipped_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, needed = tmp_path / "run", tmp_path / "run" / "needed.txt"
+    makes_it = stage(run, "first", f"open(r'{needed}', 'w').write('x')") | {"makes": [str(needed)]}
+    rest = [stage(run, "second", only_with=str(needed)), stage(run, "third")]
+    assert [record["name"] for record in run_file(pipeline_file(tmp_path, makes_it, *rest))] == [
+        *("first", "second", "third")
+    ]
+    file = pipeline_file(tmp_path, stage(run, "first"), *rest)
+    needed.unlink()
+    capsys.readouterr()
+    assert [record["name"] for record in run_file(file)] == ["first", "third"]
+    assert f"2/3 second skipped: there is no {needed}" in capsys.readouterr().out
+    assert not (run / "second.txt").exists() and not (run / "stages" / "second.json").exists()
+    assert runs(tmp_path, "third") == "x"
+
+
 def test_changed_command_runs_again_with_all_that_follow(tmp_path: Path) -> None:
     run = tmp_path / "run"
     stages = [stage(run, name) for name in ("first", "second", "third")]

@@ -135,7 +135,8 @@ def one_rank(rank: int, world: int, folder: Path) -> None:
 def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> None:
     prepare(tmp_path)
     expected = json.loads(json.dumps(measure(tmp_path, module(tmp_path))))
-    assert len(expected) == 3 * 5 + 6 * 5 + 2 * 5 and any(0 < metric["value"] < 1 for metric in expected)
+    # 14 images are too few for Fréchet distance, precision and recall: one line says so, beside two kernel distances.
+    assert len(expected) == 3 * 5 + 6 * 5 + 3 and any(0 < (metric["value"] or 0) < 1 for metric in expected)
     pictured = json.loads(json.dumps(composed(tmp_path, tmp_path / "sheet")))
     values = {metric["name"]: metric["value"] for metric in pictured}
     assert 0.2 < values["compositional/generated/single/colour_shape"] < 0.8

@@ -128,17 +128,21 @@ class NearDuplicates(DatasetRule):
             parts += [pdq(inner)[0], thumbnail(inner).ravel()]
         return np.concatenate(parts)
 
-    def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
-        """Keep the best image of each group; see ``duplicate_groups`` for chains of similar images."""
-        images = MeasuredImages(self, measured)
-        components = Components(len(keys))
+    def components(self, measured: np.ndarray) -> Components:
+        """Return the groups of images that look the same, of what ``measure`` returned: (N, D)."""
+        images, components = MeasuredImages(self, measured), Components(len(measured))
         first, index = distinct(measured)  # equal measurements need no comparison
-        components.join(first[index], np.arange(len(keys)))
+        components.join(first[index], np.arange(len(measured)))
         for one, other in images.pairs(first):
             new = components.find(one) != components.find(other)
             one, other = one[new], other[new]
             near = images.similar(one, other)
             components.join(one[near], other[near])
+        return components
+
+    def resolve(self, keys: list[str], records: list[dict[str, Any]], measured: np.ndarray) -> list[Finding]:
+        """Keep the best image of each group; see ``duplicate_groups`` for chains of similar images."""
+        images, components = MeasuredImages(self, measured), self.components(measured)
         foreign = np.array([bool(record.get("against")) for record in records])
         rank = preference(keys, records, images.quality)
         grouping = choose(components, rank, images.similar, images.bits, foreign)

@@ -29,7 +29,7 @@ from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, read_image_samples
-from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
+from leam_mm.evaluators.evaluator import FEWEST, EvaluationContext, Evaluator, Metric, bootstrap_interval
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, save_grid, spread
 
@@ -39,6 +39,9 @@ TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bin
 
 class BeforeAfter(Evaluator):
     """Measures base and fine-tuned generator alike; names start with `before/`, `after/` and `fine_tuning/`.
+
+    With few images, `held_out` may be those of the training: `seen` then names the results `trained_images_loss` and
+    says so in their notes. Fewer than six images give no interval.
 
     Writes `before_after.png` (a held-out image, its reconstruction by the codec, and the images that base and tuned
     generator make of its caption) and, with prompts from before the fine-tuning, `before_after_old_prompts.png`.
@@ -54,6 +57,7 @@ class BeforeAfter(Evaluator):
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
         seed: Seed of all noise.
+        seen: Whether the fine-tuning was trained on the images of `held_out`.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class BeforeAfter(Evaluator):
         steps: int = 20,
         guidance: float | Guidance = 3.0,
         seed: int = 0,
+        seen: bool = False,
     ) -> None:
         """See the class for the arguments."""
         if min(count, draws, steps) < 1:
@@ -76,6 +81,7 @@ class BeforeAfter(Evaluator):
         self.latents = None if latents is None else Path(latents)
         self.old_prompts = None if old_prompts is None else Path(old_prompts)
         self.count, self.draws, self.steps, self.guidance, self.seed = count, draws, steps, guidance, seed
+        self.seen = seen
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure both, write the grids, compare the losses."""
@@ -115,7 +121,7 @@ class BeforeAfter(Evaluator):
 
     @torch.no_grad()
     def _codec_error(self, name: str, module: Any) -> Metric:
-        """Return the codec's mean absolute error on held-out images, which no training of the generator can reduce."""
+        """Return the codec's mean absolute error on these images, which no training of the generator reduces."""
         side = module.latent_size * module.codec.downscale
         images = [sample.pixels(side) for sample in read_image_samples(self.held_out, 256)]
         errors = []
@@ -124,20 +130,23 @@ class BeforeAfter(Evaluator):
             errors.append((_reconstruct(module, real) - real / 255).abs().flatten(1).mean(1))
         values = torch.cat(errors).numpy()
         low, high = bootstrap_interval(values, numpy.mean, self.seed)
-        note = "of levels 0 to 1, on held-out pictures; the generator cannot draw what the codec cannot show"
+        kind = "the images trained on" if self.seen else "held-out images"
+        note = f"of levels 0 to 1, on {kind}; the generator cannot draw what the codec cannot show"
         return Metric(f"{name}/codec_error", float(values.mean()), low, high, "", len(values), note=note)
 
     def _losses(self, latents: Path, base: Any, tuned: Any) -> list[Metric]:
         """Return the loss on held-out latents before and after, and its change, at the same timesteps and noises."""
         before, after = (held_out_losses(module, latents, self.draws, self.seed) for module in (base, tuned))
-        note = f"latents not trained on, at {len(TIMES)} times and {self.draws} noises each; the same for both"
+        kind, measured = ("trained on", "trained_images_loss") if self.seen else ("not trained on", "held_out_loss")
+        note = f"latents {kind}, at {len(TIMES)} times and {self.draws} noises each; the same for both"
         metrics = []
         for name, values in (("before", before), ("after", after), ("change", after - before)):
             low, high = bootstrap_interval(values, numpy.mean, self.seed)
-            text = f"{note}; interval over the latents" + ("; after less before, paired" if name == "change" else "")
+            over = "interval over the latents" if len(values) >= FEWEST else f"{len(values)} latents give no interval"
+            text = f"{note}; {over}" + ("; after less before, paired" if name == "change" else "")
             start = f"fine_tuning/{name}" if name == "change" else name
             value = float(values.mean())
-            metrics.append(Metric(f"{start}/held_out_loss", value, low, high, "", len(values), note=text))
+            metrics.append(Metric(f"{start}/{measured}", value, low, high, "", len(values), note=text))
         return metrics
 
 

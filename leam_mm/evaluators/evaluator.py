@@ -15,6 +15,8 @@ from scipy.stats import binomtest
 
 from leam_mm.errors import UserError
 
+FEWEST = 6  # values: with fewer, even the whole range of the sample covers the median with less than 95 %
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -153,7 +155,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval (Efron 1979) over the first axis, that of independent samples.
 
-    Rows are drawn whole, so columns that belong together (one image in all languages) stay together.
+    Rows are drawn whole, so columns that belong together (one image in all languages) stay together. Draws never leave
+    the range of the sample, and the range of n values covers the median with probability 1 - 2^(1 - n): below 95 % for
+    fewer than ``FEWEST`` values, which get no interval.
 
     Args:
         values: (B, ...) one row for each independent sample.
@@ -163,10 +167,13 @@ def bootstrap_interval(
         confidence: Coverage, between 0 and 1.
 
     Returns:
-        Lower and upper percentile of the statistic over the draws.
+        Lower and upper percentile of the statistic over the draws; NaN, "not measured", for fewer than ``FEWEST``
+        values.
     """
     if len(values) == 0:
         raise ValueError("bootstrap_interval: no samples")
+    if len(values) < FEWEST:
+        return math.nan, math.nan
     generator = numpy.random.default_rng(seed)
     draws = [statistic(values[generator.integers(0, len(values), len(values))]) for _ in range(repeats)]
     low, high = numpy.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -34,6 +34,9 @@ from leam_mm.evaluators.image_grid import save_grid, save_image
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.files import write_text
 
+FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
+FEWEST_OF_DISTRIBUTIONS = 100  # for Fréchet distance, precision and recall, whose bias depends on the number of images
+
 
 class Generation(Evaluator):
     """Fréchet and kernel distance, precision and recall of generated against real images; all ranks share the work.
@@ -42,7 +45,8 @@ class Generation(Evaluator):
 
     The real images are split into two halves. Generated images are compared with the first half. The second half,
     compared with the first in the same way, shows what a perfect generator would reach: names that end in `real`. All
-    three sets have the same size, since these numbers depend on it.
+    three sets have the same size, since these numbers depend on it. With fewer than 100 images in each set, Fréchet
+    distance, precision and recall are not measured; with fewer than 8, nothing is. The result names the reason.
 
     Args:
         reference: Shard folder of real images.
@@ -80,8 +84,8 @@ class Generation(Evaluator):
         self.features.to(context.device)
         real = list(read_image_samples(self.reference, 2 * self.samples))
         count = min(self.samples, len(real) // 2)
-        if count < 8:
-            raise UserError(f"{self.reference} has {len(real)} images: give at least 16, for two halves")
+        if count < FEWEST:
+            return [self._not_measured(count, FEWEST, "distances to real images are")]
         texts = self._prompts(count)
         module = context.require_generator()
 
@@ -136,6 +140,10 @@ class Generation(Evaluator):
 
         return self._each(len(own), read, self.features.extract, context, "real images")
 
+    def _not_measured(self, count: int, needed: int, what: str) -> Metric:
+        note = f"{what} not measured: {count} images in each set, at least {needed} are needed"
+        return Metric(f"{self.name}/frechet_distance/generated", None, None, None, "distance", count, note=note)
+
     def _compare(self, kind: str, real: Tensor, other: Tensor) -> list[Metric]:
         count, size = other.shape
         against = "generated against real" if kind == "generated" else "real against other real pictures: the floor"
@@ -155,9 +163,13 @@ class Generation(Evaluator):
             ("precision", "fraction", lambda a, b: precision_recall(a, b)[0], note),
             ("recall", "fraction", lambda a, b: precision_recall(a, b)[1], note),
         ]
-        if self.features.unit_length:
-            statistics.insert(1, ("cmmd", "distance", gaussian_distance, note))
         metrics = []
+        if count < FEWEST_OF_DISTRIBUTIONS:
+            what = "Fréchet distance, precision and recall are"
+            metrics += [self._not_measured(count, FEWEST_OF_DISTRIBUTIONS, what)] if kind == "generated" else []
+            statistics = [entry for entry in statistics if entry[0] == "kernel_distance"]
+        elif self.features.unit_length:
+            statistics.insert(1, ("cmmd", "distance", gaussian_distance, note))
         for name, unit, statistic, text in statistics:
             value = statistic(real, other)
             low, high = half_sample_interval(real, other, statistic, value, self.seed)

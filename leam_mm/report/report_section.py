@@ -57,18 +57,22 @@ def changes(results: Mapping[str, Row]) -> Table | None:
     for name in dict.fromkeys(name.partition("/")[2] for name in results if name.startswith((BEFORE, AFTER))):
         before, after = results.get(BEFORE + name, {}), results.get(AFTER + name, {})
         change = results.get(CHANGE + name)
-        paired = Markup("{} <small>{}</small>").format(number(change), interval(change)) if change else ""
-        cells = [cell for row in (before, after) for cell in (number(row), interval(row))]
+        cells = [_stacked(number(row), interval(row)) for row in (before, after)]
+        paired = _stacked(number(change), interval(change)) if change else ""
         samples = after.get("samples", before.get("samples", ""))
-        rows.append([_title(name), *cells, paired, samples, after.get("note") or ""])
-    columns = ["What", "Before|number", "95 % interval|range", "After|number", "95 % interval|range"]
-    columns += ["Paired change|number", "Samples|number wide-only", "|note wrap"]
+        rows.append([_stacked(_title(name), str(after.get("note") or "")), *cells, paired, samples])
+    columns = ["What|what", "Before|number", "After|number", "Paired change|number", "Samples|number wide-only"]
     caption = (
-        "The same prompts, noise and held-out data for the generator before and after its fine-tuning. Where the "
+        "The same prompts, noise and images for the generator before and after its fine-tuning. Where the "
         "intervals of a row overlap, the difference may be chance; a paired change whose interval excludes zero is "
         "hardly chance."
     )
     return Table(columns, rows, caption) if rows else None
+
+
+def _stacked(value: object, below: str) -> Markup:
+    """Return a cell of a value with a smaller line below it, which keeps wide tables within the page."""
+    return Markup("{}<small>{}</small>").format(value, below)
 
 
 def classification(results: Mapping[str, Row]) -> list[dict[str, Any]]:
