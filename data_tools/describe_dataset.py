@@ -30,6 +30,7 @@ from data_tools.description.training_summary import check_provider, summary_text
 from leam_mm.command_line import parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json, write_text
+from leam_mm.run_lock import beside, run_lock
 
 MAX_PROVIDER = 1_000_000  # bytes
 
@@ -105,7 +106,8 @@ def main(args: list[str] | None = None) -> None:
     """Run the program."""
     settings = parse_settings(DescribeSettings, __doc__, args)
     provider = read_provider(settings.provider)
-    faults = describe(settings, provider)
+    with run_lock(beside(settings.output), settings.output):
+        faults = describe(settings, provider)
     print(f"wrote {settings.output}: croissant.json, training_summary, statistics")
     if lacking := missing(provider):
         print(f"croissant.json lacks {', '.join(lacking)}: state them under dataset in --provider before publishing")

@@ -22,6 +22,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -32,6 +33,7 @@ from data_tools.links.link_table import file_link
 from leam_mm.command_line import PositiveInt, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import atomic_write, write_text
+from leam_mm.run_lock import beside, run_lock
 
 AGREEMENT = "agreement.json"
 LINKS = "links.parquet"
@@ -57,6 +59,11 @@ class Settings(AgreementSettings):
 def gather(settings: Settings, download_options: list[str]) -> None:
     """Stage the files, write the table of links, and build the shards."""
     agreement, output = read_agreement(settings), settings.output
+    with run_lock(beside(output), output):
+        _gather(settings, download_options, agreement, output)
+
+
+def _gather(settings: Settings, download_options: list[str], agreement: dict[str, Any], output: Path) -> None:
     text = json.dumps(agreement, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     staged = output.with_name(output.name + ".source")
     record, files = staged / AGREEMENT, staged / "files"

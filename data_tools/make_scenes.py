@@ -24,6 +24,7 @@ from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, Share, pars
 from leam_mm.errors import UserError, run
 from leam_mm.files import atomic_folder
 from leam_mm.languages import LANGUAGES
+from leam_mm.run_lock import beside, run_lock
 
 # People often leave the colour out. Such captions teach what a shape is independently of its colour; without them the
 # encoder memorises combinations (tried once with a share of 0.3 and timm's resnet10t: English zero-shot on unseen
@@ -97,7 +98,7 @@ def make_scenes(settings: SceneSettings) -> None:
     if output.is_dir() and any(output.iterdir()) and not (output / "scenes.json").is_file():
         raise UserError(f"--output {output} holds something other than a scene corpus: name an empty or new folder")
     try:
-        with atomic_folder(output) as temporary:
+        with run_lock(beside(output), output), atomic_folder(output) as temporary:
             write_split(temporary, "train", settings.train, settings, settings.pairs)
             write_split(temporary, "test", settings.test, settings)
             write_descriptions(temporary, settings.size, settings.seed)

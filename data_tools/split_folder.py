@@ -23,6 +23,7 @@ from data_tools.vetting.near_duplicates import NearDuplicates
 from leam_mm.command_line import parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json, write_text
+from leam_mm.run_lock import beside, run_lock
 
 SPLIT = "split.json"
 CROPPED = 0.2  # share of an image outside its centre square, above which a warning counts it
@@ -108,6 +109,12 @@ def main(args: list[str] | None = None) -> None:
     settings = parse_settings(Settings, __doc__, args)
     if not 0 < settings.held_out < 1:
         raise UserError(f"--held-out is {settings.held_out}: give a share between 0 and 1")
+    with run_lock(beside(settings.output), settings.output):
+        write_tables(settings)
+
+
+def write_tables(settings: Settings) -> None:
+    """Write both tables."""
     rows = table_rows(settings)
     paths = [Path(unquote(urlsplit(row["url"]).path)) for row in rows]
     held_out, found = split_images(paths, settings.held_out)

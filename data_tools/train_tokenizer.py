@@ -16,6 +16,7 @@ from rich.table import Table
 from data_tools.corpora.tokenizer_training import balanced_text, measure, read_captions, save, train
 from leam_mm.command_line import PositiveInt, Range, Share, parse_settings
 from leam_mm.errors import UserError, run
+from leam_mm.run_lock import beside, run_lock
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,12 @@ def main(args: list[str] | None = None) -> None:
     settings = parse_settings(TokenizerSettings, __doc__, args)
     if settings.output.exists() and not settings.overwrite:
         raise UserError(f"{settings.output} exists already: give another --output, or --overwrite to replace it")
+    with run_lock(beside(settings.output), settings.output):
+        write_tokenizer(settings)
+
+
+def write_tokenizer(settings: TokenizerSettings) -> None:
+    """Train a tokenizer, measure it and save it."""
     captions = read_captions(settings.shards, settings.languages)
     present = sum(len(text) * n for counts in captions.values() for text, n in counts.items())
     budget = min(settings.characters, 2 * present)

@@ -1,5 +1,6 @@
 """Snapshots of averages: when, what, and the same after an interruption."""
 
+import errno
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from toys.generators import SignLatents, generator_module
 from toys.recipes import codec_section, generator_section
 from toys.runs import assert_same_run, run_training, with_kill
 
+from leam_mm.callbacks import ema_snapshots
 from leam_mm.callbacks.ema_snapshots import FOLDER, EmaSnapshots, Snapshot, read_snapshots, write_snapshot
 from leam_mm.data.batch import SamplePosition, collate_samples
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -99,6 +101,36 @@ def test_an_interrupted_run_writes_the_same_files(tmp_path: Path, caplog: pytest
     for (one, _), (other, _) in zip(whole, broken, strict=True):
         assert one.read_bytes() == other.read_bytes()
     assert len(list(folder.iterdir())) == 6
+
+
+def test_a_full_disk_ends_no_run_and_the_snapshot_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, attempts = {80, 96, 176}, []
+    save = ema_snapshots.save_file
+
+    def limited(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
+        attempts.append(int(path.name.partition(".")[0]))
+        if attempts[-1] in full:
+            path.write_bytes(b"torn")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(ema_snapshots, "save_file", limited)
+    with (
+        pytest.warns(UserWarning, match=r"training continues and tries again: .*80\.safetensors cannot be written"),
+        pytest.raises(UserError, match=r"176\.safetensors cannot be written .* make room"),
+    ):
+        train(tmp_path, steps=11, every=40)
+    assert attempts == [48, 80, 96, 112, 128, 160, 176] and samples(tmp_path) == [48, 112, 128, 160]
+    assert not list((tmp_path / FOLDER).glob("*.tmp*"))
+    train(tmp_path / "whole", steps=7, every=1000)
+    name = f"{112:012d}.safetensors"
+    whole, late = ((folder / FOLDER / name).read_bytes() for folder in (tmp_path / "whole", tmp_path))
+    assert whole == late
+    again = EmaSnapshots(40)
+    again.load_state_dict({"seen": 80, "again": 84})
+    assert again.state_dict() == {"seen": 80, "again": 84}
+    again.load_state_dict({"seen": 96})  # of an older checkpoint
+    assert again.state_dict() == {"seen": 96, "again": None}
 
 
 def test_sharded_averages_are_gathered_whole(mesh: Any, tmp_path: Path) -> None:

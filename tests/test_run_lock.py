@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from toys.images import coloured_square
 from toys.recipes import CODEC_SECTION, ROOT, clip_recipe, save_checkpoint
 
 from leam_mm import cli, run_lock
@@ -143,3 +144,27 @@ def test_programs_that_run_models(program: str, tmp_path: Path, toy_shards: Path
     main = importlib.import_module(f"data_tools.{program}").main
     words += ["--shards", str(toy_shards), "--output", str(output)]
     refused(main, words, output.with_name("shards.lock"))
+
+
+@pytest.mark.parametrize(
+    "program", ["describe_dataset", "gather_folder", "make_scenes", "split_folder", "train_tokenizer"]
+)
+def test_programs_of_minutes(program: str, tmp_path: Path, toy_shards: Path) -> None:
+    import importlib
+
+    output, pictures = tmp_path / "out" / "result", tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(8):
+        (pictures / f"{number}.png").write_bytes(coloured_square("red", number))
+        (pictures / f"{number}.txt").write_text("a square")
+    agreed = ["--rights-holder", "A", "--licence", "CC-BY-4.0", "--purpose", "training", "--until", "2040-01-31"]
+    agreed += ["--legal-basis", "licensed", "--evidence", str(pictures / "0.txt")]
+    words = {
+        "describe_dataset": ["--shards", str(toy_shards)],
+        "gather_folder": ["--source", str(pictures), *agreed],
+        "make_scenes": ["--train", "2", "--test", "2"],
+        "split_folder": ["--folder", str(pictures)],
+        "train_tokenizer": ["--shards", str(toy_shards)],
+    }[program]
+    main = importlib.import_module(f"data_tools.{program}").main
+    refused(main, [*words, "--output", str(output)], output.with_name("result.lock"))

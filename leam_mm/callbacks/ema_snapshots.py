@@ -15,19 +15,23 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from leam_mm.data.batch import samples_seen
+from leam_mm.distributed import any_rank
 from leam_mm.errors import UserError
 from leam_mm.files import TEMPORARY, atomic_write
 from leam_mm.json_text import parse_object
 from leam_mm.optim.power_ema import PowerEma
+from leam_mm.system_fault import system_fault
 
 FOLDER = "ema_snapshots"
 ENTRY = "leam_mm"  # the only key of a file's metadata, since the order of several would vary
@@ -55,6 +59,10 @@ class EmaSnapshots(Callback):
     Args:
         every_n_samples: Interval; a snapshot is written after the optimizer step that completes it. Ten or twenty per
             run suffice; each is as large as all averages.
+
+    A full disk ends no run: a warning is given, and the averages are written after another tenth of the interval. Only
+    the snapshot at the end of the run must succeed; it is written before the checkpoint, so that the same command
+    writes it again.
     """
 
     def __init__(self, every_n_samples: int) -> None:
@@ -63,14 +71,15 @@ class EmaSnapshots(Callback):
             raise UserError(f"EmaSnapshots: every_n_samples is {every_n_samples}: give at least 1")
         self.every_n_samples = every_n_samples
         self._seen = 0  # at the last optimizer step
+        self._again: int | None = None  # samples seen after which a snapshot that failed is written
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the samples seen at the last optimizer step."""
-        return {"seen": self._seen}
+    def state_dict(self) -> dict[str, int | None]:
+        """Return the samples seen at the last optimizer step, and those at which a failed snapshot is due."""
+        return {"seen": self._seen, "again": self._again}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the checkpoint."""
-        self._seen = state_dict["seen"]
+        self._seen, self._again = state_dict["seen"], state_dict.get("again")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the size of a snapshot; remove files that a killed run wrote after its last checkpoint."""
@@ -99,13 +108,28 @@ class EmaSnapshots(Callback):
         if seen is None:
             raise UserError("EmaSnapshots needs the number of samples seen, which train.py counts: use train.py")
         due = seen // self.every_n_samples > self._seen // self.every_n_samples
+        due |= self._again is not None and seen >= self._again
         self._seen = seen
         if due or trainer.global_step == trainer.max_steps:
-            average = _average(pl_module)
-            tensors = gather(average)  # a collective if the weights are sharded
-            if trainer.is_global_zero:
-                snapshot = Snapshot(seen, int(average.updates), tuple(average.widths))
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+        average, failure = _average(module), None
+        tensors = gather(average)  # a collective if the weights are sharded
+        if trainer.is_global_zero:
+            snapshot = Snapshot(self._seen, int(average.updates), tuple(average.widths))
+            try:
                 write_snapshot(Path(trainer.default_root_dir) / FOLDER, snapshot, tensors)
+            except UserError as error:
+                if system_fault(error) is None:
+                    raise
+                failure = error
+        failed, self._again = any_rank(failure is not None, module.device), None
+        if failed and trainer.global_step == trainer.max_steps:
+            raise failure or UserError("the first rank could not write a snapshot of the averages: see its message")
+        if failed:
+            self._again = self._seen + max(1, self.every_n_samples // 10)
+            rank_zero_warn(f"no snapshot of the averages is written, training continues and tries again: {failure}")
 
 
 def _average(module: LightningModule) -> PowerEma:
@@ -144,7 +168,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot, tensors: dict[str, Tensor])
         with atomic_write(path, durable=True) as temporary:
             save_file(tensors, temporary, {ENTRY: json.dumps(record)})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written ({error}): make room, then start the same command again") from None
+        raise UserError(f"{path} cannot be written ({error}): make room, then start the same command again") from error
     return path
 
 
