@@ -19,6 +19,7 @@ from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
+from leam_mm.model_address import address_kind
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
@@ -38,9 +39,9 @@ def evaluate(
     Args:
         evaluators: Evaluators by dotted path.
         output: Folder for results.jsonl (new lines are appended), images and report.html.
-        clip: Checkpoint or run folder of the encoder.
-        generator: Checkpoint or run folder of the generator.
-        codec: Checkpoint or run folder of the codec, or a folder of diffusers.
+        clip: Encoder: checkpoint, run, release, folder of open_clip, or its NAME:TAG.
+        generator: Generator: checkpoint, run, release, or a PRXPipeline of diffusers.
+        codec: Codec: checkpoint, run, release, or an autoencoder of diffusers.
         device: Device; auto uses the GPU if there is one.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
@@ -50,7 +51,7 @@ def evaluate(
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     for path in (clip, generator, codec):
-        if path is not None and not (path == codec and (path / "config.json").is_file()):
+        if path is not None and address_kind(path) == "run":
             find_checkpoint(path)  # fail on a wrong path before hours of measuring
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     context = EvaluationContext(clip, generator, output, torch.device(name), codec)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 
+from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.checkpoint import is_run, load_module
 from leam_mm.codecs.latent_codec import LatentCodec
@@ -95,7 +96,7 @@ def load_generator(
 
     Args:
         address: Run or checkpoint of a generator, release, or folder of a PRXPipeline of diffusers.
-        clip: Where the generator's text encoder lies now, if it is not found; checked by its digest.
+        clip: Where the generator's text encoder lies, if it was moved; its digest must be the recorded one.
         codec: The same for the codec.
 
     Returns:
@@ -109,7 +110,13 @@ def load_generator(
         module = load_module(address, LatentDiffusionModule)
         for name, path in (("clip", clip), ("codec", codec)):
             if path is not None:
-                module.frozen.move(name, path)
+                recorded = module.frozen.record().get(name, {}).get("sha256")
+                if encoder_file(path)[1] != recorded:
+                    raise UserError(
+                        f"{path} is not the {name} that {address} was trained with (sha256 {str(recorded)[:12]}): give "
+                        f"that one, or leave --{name} out"
+                    )
+                module.frozen.elsewhere[name] = str(path)
         return module
     if kind not in ("release", "pipeline"):
         raise UserError(f"{address} is {_named(kind)}, but a generator is needed here: give its run, or a release")

@@ -9,6 +9,7 @@ from typing import Any
 
 from leam_mm.checkpoint import EVIDENCE, checkpoint_config
 from leam_mm.config_defaults import default_of
+from leam_mm.data.kept_tokenizer import read_tokenizer
 from leam_mm.errors import UserError
 from leam_mm.optim.rate_plan import Extension, RatePlan, read_plan, read_schedule
 from leam_mm.optim.schedule import Schedule
@@ -106,7 +107,7 @@ class ResumeCheck:
         Raises:
             UserError: A choice is missing or impossible.
         """
-        changes = compare(self.before, self.now, same_files, lambda key: default_of(self.now, key, ABSENT))
+        changes = compare(self.before, self.now, self._same_files, lambda key: default_of(self.now, key, ABSENT))
         changes = self._data(changes, roots)
         known = [self.before, self.now]
         changes = permit(changes, self.options.allowed, lambda key: any(has_key(config, key) for config in known))
@@ -126,6 +127,11 @@ class ResumeCheck:
             renew_rates=bool(renew),
             renew_state=bool(renew) and old.get("class_path") != new.get("class_path"),
         )
+
+    def _same_files(self, before: str, now: str) -> bool:
+        """Return whether two paths hold the same content; that of a tokenizer is in the checkpoint."""
+        kept = self.evidence.get("tokenizer")
+        return same_files(before, now) or (bool(kept) and read_tokenizer(Path(now)) == kept)
 
     def _data(self, changes: list[Change], roots: Sequence[str] | None) -> list[Change]:
         """Judge the training folders by their content."""

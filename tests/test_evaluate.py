@@ -63,7 +63,7 @@ def test_unknown_keys_are_one_line(tmp_path: Path) -> None:
 
 
 def test_missing_checkpoint_is_found_before_anything_is_measured(tmp_path: Path) -> None:
-    assert "no checkpoint at" in one_line([*configure(tmp_path), "--clip", str(tmp_path / "nothing")])
+    assert "there is no model at" in one_line([*configure(tmp_path), "--clip", str(tmp_path / "nothing")])
     assert not (tmp_path / "out").exists()
 
 

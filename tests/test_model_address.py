@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from toys.command_line import fit_here
+from toys.command_line import encode_latents, fit_here
 from toys.recipes import clip_recipe, codec_section, generator_section, save_checkpoint
 from toys.shards import write_toy_tokenizer
 
 import leam_mm
+from data_tools.latents.shard_embedding import open_teacher
+from leam_mm.captions.caption_encoders import open_caption_encoder
 from leam_mm.captions.moved_parts import find_part
 from leam_mm.checkpoint import EVIDENCE, build_module, read_checkpoint
 from leam_mm.codec_module import LatentCodecModule
@@ -20,7 +22,9 @@ from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.kept_tokenizer import read_tokenizer, tokenizer_folder
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.encoders.patch_features import open_patch_features
 from leam_mm.errors import UserError
+from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.files import file_sha256
 from leam_mm.model_address import address_kind, load_encoder, load_generator
 from leam_mm.release.__main__ import main as release
@@ -148,8 +152,8 @@ def test_runs_open_after_they_were_moved(runs: Path, tmp_path: Path, monkeypatch
 def test_a_part_with_another_digest_is_not_taken(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "generator", tmp_path / "generator")
     other = as_run(save_checkpoint(tmp_path / "other.ckpt", codec_section()), tmp_path / "codec")
-    with pytest.raises(UserError, match="has changed since this generator was trained with it"):
-        load_generator(tmp_path / "generator", codec=other).codec  # noqa: B018
+    with pytest.raises(UserError, match=r"is not the codec that .* was trained with"):
+        load_generator(tmp_path / "generator", codec=other)
 
 
 def test_a_part_is_found_by_its_digest_whatever_its_name(runs: Path, tmp_path: Path) -> None:
@@ -175,11 +179,21 @@ def test_the_tokenizer_is_inside_the_checkpoint(runs: Path, tmp_path: Path) -> N
 
 def test_another_tokenizer_ends_a_resumed_run(runs: Path, toy_shards: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
-    words = tmp_path / "runs" / "tokenizer" / "tokenizer.json"
-    words.write_text(words.read_text() + " ")
-    with pytest.raises(UserError, match=r"model.init_args.tokenizer: the files in .* are not those"):
-        recipe = clip_recipe(tmp_path / "runs" / "clip", toy_shards, tmp_path / "runs" / "tokenizer", max_samples=16)
+    run, tokenizer = tmp_path / "runs" / "clip", tmp_path / "runs" / "tokenizer"
+    recipe = clip_recipe(run, toy_shards, tokenizer, max_samples=16)
+    fit_here(recipe, tmp_path / "recipes")  # the same files elsewhere are no change
+    (tokenizer / "tokenizer.json").write_text((tokenizer / "tokenizer.json").read_text() + " ")
+    with pytest.raises(UserError, match=r"trained with another recipe: model.init_args.tokenizer"):
         fit_here(recipe, tmp_path / "recipes")
+    recipe = clip_recipe(runs / "clip", toy_shards, runs / "tokenizer", max_samples=16)
+    words = runs / "tokenizer" / "tokenizer.json"
+    before = words.read_bytes()
+    try:
+        words.write_bytes(before + b" ")
+        with pytest.raises(UserError, match=r"model.init_args.tokenizer: the files in .* are not those"):
+            fit_here(recipe, tmp_path / "recipes")
+    finally:
+        words.write_bytes(before)
 
 
 def test_the_digest_of_a_run_is_that_of_its_file(runs: Path) -> None:
@@ -191,3 +205,32 @@ def test_importing_the_package_loads_no_torch() -> None:
     code = "import leam_mm, sys; assert callable(leam_mm.load); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def matrix_of_addresses(runs: Path, released: Path) -> dict[str, Path]:
+    return {"run": runs / "clip", "release": released, "open_clip": released / "clip"}
+
+
+@pytest.mark.parametrize("kind", ["run", "release", "open_clip"])
+def test_programs_that_take_an_encoder_take_any_address(
+    runs: Path, released: Path, toy_shards: Path, tmp_path: Path, kind: str
+) -> None:
+    address = matrix_of_addresses(runs, released)[kind]
+    teacher = open_teacher(str(address), None, "cpu")
+    expected = open_teacher(str(runs / "clip"), None, "cpu").embed_texts([CAPTIONS], 8)[0]
+    assert abs(teacher.embed_texts([CAPTIONS], 8)[0] - expected).max() < 2e-3  # float16
+    state = open_caption_encoder(address).encode(CAPTIONS)[0]
+    torch.testing.assert_close(state, open_caption_encoder(runs / "clip").encode(CAPTIONS)[0], rtol=0, atol=1e-5)
+    context = EvaluationContext(address, None, tmp_path)
+    assert isinstance(context.require_clip(), ContrastiveModule)
+    assert open_patch_features(str(address)).size == load_encoder(runs / "clip").encoder.image_size
+    output = tmp_path / "latents"
+    encode_latents(toy_shards, {"codec": runs / "codec", "clip": address}, output, "--image-size", "16")
+    assert (output / "manifest.jsonl").is_file()
+
+
+@pytest.mark.parametrize("kind", ["run", "release", "pipeline"])
+def test_evaluation_takes_any_address_of_a_generator(runs: Path, released: Path, tmp_path: Path, kind: str) -> None:
+    address = {"run": runs / "generator", "release": released, "pipeline": released / "generator"}[kind]
+    module = EvaluationContext(None, address, tmp_path).require_generator()
+    assert module.sample(CAPTIONS, seed=0, steps=1).shape == (2, 3, 16, 16)

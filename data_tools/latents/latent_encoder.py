@@ -17,7 +17,7 @@ from torch import Tensor
 from data_tools.latents.encode_settings import EncodeSettings, Encoding
 from data_tools.latents.shard_embedding import StoredSample
 from leam_mm.captions.caption_encoders import AnyCaptions, encoder_file, from_transformers, open_caption_encoder
-from leam_mm.checkpoint import checkpoint_config, read_checkpoint
+from leam_mm.checkpoint import checkpoint_config, is_run, read_checkpoint
 from leam_mm.codecs.latent_codec import LatentCodec, LatentStatistics
 from leam_mm.codecs.pretrained_codec import codec_file, load_codec
 from leam_mm.data.array_format import array_bytes, from_stored, to_stored
@@ -246,8 +246,8 @@ def _check_finite(array: np.ndarray, name: str, samples: list[StoredSample]) -> 
 
 
 def trained_image_size(path: Path) -> int | None:
-    """Return H = W in pixels of the images that one of our codecs was trained on; None for a diffusers folder."""
-    if (path / "config.json").is_file():
+    """Return H = W in pixels of the images that one of our codecs was trained on; None for one of diffusers."""
+    if not is_run(path):
         return None
     section = checkpoint_config(read_checkpoint(path)).get("data") or {}
     image = (section.get("init_args") or {}).get("image") or {}

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from data_tools.work.foreign_error import first_line
-from leam_mm.checkpoint import find_checkpoint, load_module
-from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import read_record
 from leam_mm.data.image_decoding import ImageDecoding, image_member
@@ -23,7 +21,7 @@ from leam_mm.data.shard_index import ShardFolder, ShardWriter, index_name, read_
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
-from leam_mm.files import file_sha256
+from leam_mm.model_address import load_encoder
 
 IMAGE, TEXT = "teacher_image.npy", "teacher_text.npy"
 StoredSample = tuple[str, dict[str, bytes]]  # key, and content of each member by its extension
@@ -100,25 +98,15 @@ def open_teacher(teacher: str, tokenizer: str | None, device: str, threads: int 
     """Open a run or checkpoint of a contrastive model with its tokenizer, or any weights that open_clip knows.
 
     Args:
-        teacher: Run, checkpoint, open_clip folder or open_clip's ``NAME:TAG``.
-        tokenizer: For open_clip's models, a folder or ``open_clip``; None takes the teacher's own.
+        teacher: Run, checkpoint, release, open_clip folder or open_clip's ``NAME:TAG``.
+        tokenizer: A folder or ``open_clip``; None takes the teacher's own.
         device: Device of the encoder.
         threads: Number of threads that decode images.
     """
-    path = Path(teacher)
-    checkpoints = (path / "checkpoints" / "last.ckpt", path / "last.ckpt")
-    if path.suffix == ".ckpt" or any(file.is_file() for file in checkpoints):
-        module = load_module(path, ContrastiveModule)
-        encoder, own_tokenizer, sha256 = module.ema_encoder(), module.tokenizer, file_sha256(find_checkpoint(path))
-    else:
-        from leam_mm.encoders.pretrained_encoder import PretrainedEncoder  # loads open_clip
-
-        encoder = PretrainedEncoder(teacher)
-        own_tokenizer = Tokenizer(tokenizer or path, encoder.context_length)
-        encoder.check_tokenizer(own_tokenizer)
-        sha256 = encoder.origin()["sha256"]
-    where = torch.device(device)
-    return Teacher(encoder.to(where).eval(), own_tokenizer, sha256, where, ThreadPoolExecutor(threads))
+    module, where = load_encoder(teacher, tokenizer), torch.device(device)
+    sha256 = module.checkpoint_evidence["sha256"]  # type: ignore[index, union-attr]
+    encoder = module.ema_encoder().to(where).eval()
+    return Teacher(encoder, module.tokenizer, str(sha256), where, ThreadPoolExecutor(threads))  # type: ignore[arg-type]
 
 
 def _to_float16(embedding: torch.Tensor) -> np.ndarray:

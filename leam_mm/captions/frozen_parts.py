@@ -47,6 +47,8 @@ class FrozenParts:
     recorded: dict[str, Any] | None = field(init=False, repr=False, default=None)
     origin: str | None = field(init=False, repr=False, default=None)
     """The checkpoint file that the record comes from, beside which parts are looked for."""
+    elsewhere: dict[str, str] = field(init=False, repr=False, default_factory=dict)
+    """Where parts may lie now, by name; taken if their digests are the recorded ones."""
 
     def __post_init__(self) -> None:
         """Name the text encoders clip, clip_1, ...; take the record of the checkpoint that is being rebuilt."""
@@ -80,16 +82,6 @@ class FrozenParts:
                     f"the checkpoint was trained with another {name} ({before[name].get('path')}) than is there now "
                     f"({now[name]['path']}, other content): put the old one back, or start a new run folder"
                 )
-
-    def move(self, name: str, path: Path | str) -> None:
-        """Take a part from another path; its digest is compared when it is opened.
-
-        Args:
-            name: ``clip`` or ``codec``.
-            path: Run, checkpoint or folder.
-        """
-        self.paths[name] = str(path)
-        self.opened.pop(name, None)
 
     def caption_encoder(self, context_dim: int) -> CaptionEncoder:
         """Return the frozen text encoder, or another encoder with the same methods.
@@ -131,9 +123,13 @@ class FrozenParts:
     def _checked(self, name: str) -> str:
         """Return the path of a part whose digest equals the recorded one; a part that was moved is looked for."""
         path = self.paths[name]
+        given = self.elsewhere.get(name)
         if path is None:
             raise UserError(f"this needs the {name}, but model.init_args.frozen.{name} is empty: name its checkpoint")
         recorded = str(self.record().get(name, {}).get("sha256"))
+        if given is not None and encoder_file(given)[1] == recorded:
+            self.paths[name] = given
+            return given
         try:
             found = encoder_file(path)[1]
         except UserError:

@@ -16,7 +16,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import load_part
+from leam_mm.checkpoint import is_run, load_part
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_model
 from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
 from leam_mm.encoders.vision_transformer import image_tokens
@@ -96,14 +96,12 @@ def open_patch_features(path: str, size: int | None = None) -> PatchFeatures:
     """Load the image encoder at a path.
 
     Args:
-        path: Run or checkpoint of contrastive training; folder, file or NAME:TAG of open_clip; or a folder saved by
-            transformers.
+        path: Run or checkpoint of contrastive training; release; folder, file or NAME:TAG of open_clip; or a folder
+            saved by transformers.
         size: Side of the images in pixels; None uses the encoder's own.
     """
     folder = Path(path)
-    checkpoint = folder.suffix == ".ckpt" or any(
-        file.is_file() for file in (folder / "checkpoints" / "last.ckpt", folder / "last.ckpt")
-    )
+    checkpoint = is_run(folder)
     if not checkpoint and (folder / "config.json").is_file() and not (folder / "open_clip_config.json").is_file():
         features = _from_transformers(folder)
     elif checkpoint:

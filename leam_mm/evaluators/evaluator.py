@@ -74,10 +74,9 @@ class EvaluationContext:
         if self.clip is None:
             raise UserError("an evaluator needs an encoder: give its checkpoint or run folder with --clip")
         if isinstance(self.clip, str | Path):
-            from leam_mm.checkpoint import load_module
-            from leam_mm.contrastive_module import ContrastiveModule
+            from leam_mm.model_address import load_encoder
 
-            self.clip = load_module(Path(self.clip), ContrastiveModule).to(self.device)
+            self.clip = load_encoder(self.clip).to(self.device)
         return self.clip
 
     def require_generator(self) -> Any:
@@ -89,10 +88,12 @@ class EvaluationContext:
         if self.generator is None:
             raise UserError("an evaluator needs a generator: give its checkpoint or run folder with --generator")
         if isinstance(self.generator, str | Path):
-            from leam_mm.checkpoint import load_module
-            from leam_mm.diffusion_module import LatentDiffusionModule
+            from leam_mm.model_address import load_generator
 
-            self.generator = load_module(Path(self.generator), LatentDiffusionModule).to(self.device)
+            self.generator = load_generator(self.generator).to(self.device)
+            for name in ("clip", "codec"):  # they may be those of the generator, or others to be evaluated
+                if isinstance(path := getattr(self, name), str | Path):
+                    self.generator.frozen.elsewhere[name] = str(path)
         return self.generator
 
     def require_codec(self) -> Any:

@@ -138,11 +138,10 @@ class ClipFeatures(ImageFeatures):
 
     def _open(self) -> DualEncoder:
         if self.encoder is None:
-            from leam_mm.checkpoint import load_module
-            from leam_mm.contrastive_module import ContrastiveModule
+            from leam_mm.model_address import load_encoder
 
             assert self.checkpoint is not None
-            self.encoder = load_module(self.checkpoint, ContrastiveModule).ema_encoder()
+            self.encoder = load_encoder(self.checkpoint).ema_encoder()
         if not self.protocol:
             origin: dict[str, str] = self.encoder.origin()
             name = f"own encoder {self.checkpoint}"
