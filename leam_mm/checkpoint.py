@@ -40,7 +40,7 @@ FORM: dict[str, Any] = {
 EVIDENCE_FORM: dict[str, Any] = {
     **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed", "tokenizer"), dict),
     **{"config": str, "model_class": str, "samples_seen": int | None},
-    **{"steps": int, "schedule": dict | None, "changes": list},
+    **{"steps": int, "schedule": dict | None, "changes": list, "data_now": list},
 }
 ENERGY_FORM: dict[str, Any] = {
     **dict.fromkeys(("joules", "estimated_joules"), int | float | None),

@@ -60,13 +60,15 @@ class ConfigInCheckpoint(SaveConfigCallback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the module, and its training data."""
         plan = getattr(trainer.datamodule, "train_plan", None)  # type: ignore[attr-defined]
+        change, roots = _recipe_change(trainer), plan.roots() if plan is not None else {}
         checkpoint[EVIDENCE] = {
             "config": self.parser.dump(self.config, skip_none=False, skip_link_targets=False),
             "model_class": f"{type(pl_module).__module__}.{type(pl_module).__qualname__}",
-            "data": plan.roots() if plan is not None else {},
+            "data": change.all_data(roots),
+            "data_now": list(roots.values()),
             "samples_seen": samples_seen(trainer),
             "steps": trainer.global_step,
-            **_recipe_change(trainer).evidence(),
+            **change.evidence(),
             "arithmetic": arithmetic_record(torch.get_num_threads()),
             "versions": {
                 "torch": str(torch.__version__),
@@ -189,6 +191,8 @@ class LeamCLI(LightningCLI):
                 f"{path} is a checkpoint of {found}, this recipe trains {config.model.class_path}: "
                 "set trainer.default_root_dir to another folder or remove that one"
             )
+        if evidence.get("samples_seen") is None:
+            return
         text = self._parser(self.subcommand).dump(config, skip_none=False, skip_link_targets=False)
         self._check = ResumeCheck(path, evidence, yaml.safe_load(text), options)
 
@@ -213,7 +217,7 @@ class LeamCLI(LightningCLI):
                 raise SystemExit(2) from None
             raise
         self._changed = ", ".join(one.key for one in decision.changes if one.rule == "allowed")
-        change.plan, change.history = decision.plan, decision.history
+        change.plan, change.history, change.earlier_data = decision.plan, decision.history, decision.earlier_data
         change.renew_rates, change.renew_state = decision.renew_rates, decision.renew_state
         if change.plan is not None and batch:
             change.start = check.seen, batch

@@ -28,6 +28,7 @@ RULES: tuple[tuple[str, Rule, str], ...] = (
     ("model", "locked", "another kind of model: start a new run folder"),
     ("model.init_args.frozen*", "free", "their digests are compared when the run starts"),
     ("model.init_args.weights", "free", "its digest is compared when the run starts"),
+    ("*.init_scale", "free", "an initial value, which the checkpoint replaces"),
     ("model.init_args.micro_batch model.init_args.exchange model.init_args.attention", "free", "same up to rounding"),
     ("trainer.accelerator trainer.devices trainer.num_nodes", "free", "same samples, same up to rounding"),
     ("trainer.strategy* trainer.plugins* trainer.benchmark trainer.deterministic", "free", "same up to rounding"),
@@ -39,6 +40,7 @@ RULES: tuple[tuple[str, Rule, str], ...] = (
     ("trainer.inference_mode trainer.model_registry trainer.use_distributed_sampler", "free", "what is measured"),
 )
 NOT_FREE = ("trainer.limit_train_batches",)  # although a pattern above matches
+ROUNDING = {"Compilation", "GradientCheckpointing"}  # callbacks that change the speed, and digits by rounding
 # Callbacks that change the weights of a run; all others are taken as ones that only watch.
 STEERING = {
     *("Freezing", "Float8", "GradientAccumulationScheduler", "StochasticWeightAveraging", "WeightAveraging"),
@@ -81,8 +83,11 @@ def _matches(pattern: str, key: str) -> bool:
 
 def _callback_rule(key: str) -> tuple[Rule, str]:
     name = key.removeprefix("trainer.callbacks").lstrip(".").partition(".")[0]
-    if re.sub(r"_\d+$", "", name) in STEERING:
+    name = re.sub(r"_\d+$", "", name)
+    if name in STEERING:
         return "refused", "changes the result"
+    if name in ROUNDING:
+        return "free", "same up to rounding"
     return "free", "taken as a callback that only watches"
 
 

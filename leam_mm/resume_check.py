@@ -3,7 +3,7 @@
 import filecmp
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Decision:
         changes: All that differs, with its effect.
         plan: Learning rate by samples seen; None if the model has a schedule of its own.
         history: Changes of this run so far, for the evidence.
+        earlier_data: Training folders of the checkpoint, with their Merkle roots.
         renew_rates: The settings of the optimizer's groups are those of the recipe, not those of the checkpoint.
         renew_state: The optimizer is another one and starts without state.
     """
@@ -60,6 +61,7 @@ class Decision:
     changes: list[Change]
     plan: RatePlan | None
     history: list[dict[str, Any]]
+    earlier_data: dict[str, str] = field(default_factory=dict)
     renew_rates: bool = False
     renew_state: bool = False
 
@@ -124,6 +126,7 @@ class ResumeCheck:
             changes,
             plan,
             [*self.evidence.get("changes", []), *map(self._record, steers)],
+            dict(self.evidence.get("data", {})),
             renew_rates=bool(renew),
             renew_state=bool(renew) and old.get("class_path") != new.get("class_path"),
         )
@@ -135,7 +138,7 @@ class ResumeCheck:
 
     def _data(self, changes: list[Change], roots: Sequence[str] | None) -> list[Change]:
         """Judge the training folders by their content."""
-        before = list(self.evidence.get("data", {}).values())
+        before = self.evidence.get("data_now", list(self.evidence.get("data", {}).values()))
         same = bool(before) and roots is not None and before == list(roots)
         found = [
             replace(change, rule="free", effect="the same data (Merkle root)")
@@ -146,7 +149,7 @@ class ResumeCheck:
             for change in changes
         ]
         if before and roots is not None and not same:
-            one, two = (", ".join(root[:12] for root in several) for several in (before, roots))
+            one, two = (", ".join(str(root)[:12] for root in several) for several in (before, roots))
             found.append(Change(TRAIN, one, two, "refused", "other data (Merkle root)"))
         return found
 
@@ -154,7 +157,8 @@ class ResumeCheck:
         """Return the learning rate of the rest of the run, and the effect of another length in words."""
         schedule = read_schedule(self.now["model"].get("init_args", {}).get("schedule"))
         if schedule is None or not self.batch:
-            return None, "the model's own schedule decides the learning rate"
+            whose = "the model's own schedule" if schedule is None else "the schedule of the new length"
+            return None, f"{whose} decides the learning rate"
         recorded = self.evidence.get("schedule")
         old = read_plan(recorded) if recorded else RatePlan(self.old_batch or self.batch, _length(self.before))
         if self.end is not None and self.end < self.seen:

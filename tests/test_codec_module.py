@@ -188,7 +188,7 @@ def test_discriminator_joins_at_the_same_sample_when_a_run_resumes_with_another_
     monkeypatch.setattr(LatentCodecModule, "_discriminator_joined", spy)
     adversarial = {"discriminator": {"width": 4}, "start_samples": 24}
     train(tmp_path / "run", toy_shards, toy_tokenizer, samples=16, adversarial=adversarial)
-    train(tmp_path / "run", toy_shards, toy_tokenizer, samples=24, batch_size=4, adversarial=adversarial)  # six steps
+    train(tmp_path / "run", toy_shards, toy_tokenizer, samples=32, batch_size=4, adversarial=adversarial)
     assert steps == [(0, False), (8, False), (16, False), (20, False), (24, True), (28, True)]
 
 

@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image
+from toys.command_line import fit_here
+from toys.recipes import clip_recipe
+
+from leam_mm.checkpoint import EVIDENCE, read_checkpoint
+from leam_mm.cli import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -135,3 +140,21 @@ def test_blocks_marked_as_run_succeed(page: Path, tmp_path: Path) -> None:
             said = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
             assert said.returncode == 0, f"{line}\n{said.stderr[-2000:]}"
     shutil.rmtree(tmp_path)
+
+
+def test_changes_of_a_run_work_as_documented(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    (body,) = [body for info, body in FENCE.findall(page) if info == "sh changes"]
+    monkeypatch.chdir(tmp_path)
+    fit_here(clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=64), tmp_path)
+    ends = []
+    for line in body.splitlines():
+        words = shlex.split(line)
+        assert words[:2] == ["python", "train.py"]
+        main(words[2:])
+        ends.append(read_checkpoint(tmp_path / "run")[EVIDENCE]["samples_seen"])
+    assert ends == [96, 128, 136, 144]
+    keys = [change["key"] for change in read_checkpoint(tmp_path / "run")[EVIDENCE]["changes"]]
+    assert keys.count("max_samples") == 4 and "model.init_args.optimizer.init_args.lr" in keys

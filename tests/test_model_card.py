@@ -65,6 +65,14 @@ def test_energy_words_name_gaps_and_estimates(change: dict, expected: str) -> No
     assert energy_words(ENERGY_RECORD | change) == expected
 
 
+def test_changes_of_a_resumed_run_are_named() -> None:
+    assert "changed during" not in model_card(facts())
+    change = {"key": "model.init_args.optimizer.init_args.lr", "from": "0.003", "to": "0.001", "samples": 12800}
+    stage = replace(facts().stages[0], changes=[change])
+    card = model_card(facts(stages=[stage]))
+    assert f"| clip | {markdown_cell(change['key'])} | 0.003 | 0.001 | 12,800 |" in card
+
+
 def test_strangers_strings_cannot_break_out() -> None:
     hostile = "x | <script>alert(1)</script> [a](http://b) `c`\n## heading"
     entry = DataFacts("train", "cd" * 32, 5, {hostile: 5}, {"synthetic": 5})

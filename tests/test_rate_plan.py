@@ -81,11 +81,12 @@ def test_records_come_back_and_strange_ones_are_refused() -> None:
     for plan in (RatePlan(8, None), RatePlan(8, 80), RatePlan(8, 80, Hold(16, 0.5, 8, 0.1, "linear"))):
         assert read_plan(plan.record()) == plan
     hold = Hold(16, 0.5).__dict__
-    for record in (
+    strange: tuple[object, ...] = (
         *({}, {"unit": 0, "total": 1, "hold": None}, {"unit": 8, "total": "9", "hold": None}, None, []),
         *({"unit": 8, "total": 9, "hold": {**hold, more: value}} for more, value in (("share", 7), ("shape", "x"))),
         {"unit": 8, "total": 9, "hold": {**hold, "more": 1}},
-    ):
+    )
+    for record in strange:
         with pytest.raises(UserError, match="cannot be read"):
             read_plan(record)
 

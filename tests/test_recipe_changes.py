@@ -42,6 +42,7 @@ def test_equal_recipes_do_not_differ() -> None:
         ("trainer.callbacks.Recorder.step", "free"),
         ("trainer.callbacks.Freezing.layers", "refused"),
         ("trainer.callbacks.Freezing_2", "refused"),
+        ("model.init_args.encoder.init_args.init_scale", "free"),
         ("max_samples", "length"),
         ("data.init_args.batch_size", "batch"),
         ("data.init_args.train", "data"),

@@ -1,93 +1,22 @@
-"""A changed recipe of a resumed run: what is free, what is refused, what takes effect, and where the run ends."""
+"""A changed recipe of a resumed run: what is free, what is refused, and where the run ends."""
 
-import csv
 import itertools
 import logging
-import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from toys.changed_runs import BATCH, LR, SEEN, begun, cosine, evidence, exact, logged, recipe, run, stop, used
 from toys.command_line import fit_here
-from toys.recipes import buckets_recipe, clip_recipe, codec_section
-from toys.runs import assert_equal, assert_same_run, last_checkpoint, step_losses, with_callbacks
-from toys.shards import write_toy_buckets, write_toy_shards
+from toys.runs import assert_equal, assert_same_run, step_losses
+from toys.shards import write_toy_shards
 
-from leam_mm.callbacks import learning_rates
-from leam_mm.checkpoint import checkpoint_config, read_checkpoint
+from leam_mm.checkpoint import read_checkpoint
 from leam_mm.errors import UserError
 
-LR = "model.init_args.optimizer.init_args.lr"
-SEEN, BATCH = 48, 8  # of the first run
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory, toy_shards: Path, toy_tokenizer: Path) -> Path:
-    """Folder of a finished run over 48 samples, cosine to 0 with 2 steps of warm-up."""
-    folder = tmp_path_factory.mktemp("begun")
-    fit_here(clip_recipe(folder / "run", toy_shards, toy_tokenizer, max_samples=SEEN), folder)
-    return folder / "run"
-
-
-@pytest.fixture
-def run(begun: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    shutil.copytree(begun, tmp_path / "run")
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def recipe(run: Path, toy_shards: Path, toy_tokenizer: Path) -> dict[str, Any]:
-    return clip_recipe(run, toy_shards, toy_tokenizer, max_samples=SEEN)
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[int, float]]:
-    """Run folder -> step -> highest rate; Lightning rounds what it logs to 32 bits."""
-    found: dict[Path, dict[int, float]] = {}
-    original = learning_rates.rates
-
-    def record(trainer: Any) -> dict[str, float]:
-        values = original(trainer)
-        found.setdefault(Path(trainer.default_root_dir), {})[trainer.global_step] = max(values.values())
-        return values
-
-    monkeypatch.setattr(learning_rates, "rates", record)
-    monkeypatch.setattr(__name__ + ".EXACT", found)
-    return found
-
-
-EXACT: dict[Path, dict[int, float]] = {}
-
-
-def used(run: Path) -> dict[int, float]:
-    """Step -> learning rate of the steps of this test, which the log has with 32 bits."""
-    assert {step: logged(run)[step] for step in EXACT[run]} == pytest.approx(EXACT[run], rel=1e-6)
-    return EXACT[run]
-
-
-def logged(run: Path, name: str = "lr") -> dict[int, float]:
-    """Step -> value of a metric."""
-    with open(run / "metrics.csv") as file:
-        return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
-
-
-def stop(recipe: dict[str, Any], step: int, folder: Path, *words: str) -> None:
-    """Start a run and stop it after a step, as a scheduler does."""
-    with pytest.raises(SystemExit):
-        fit_here(
-            with_callbacks(recipe, {"class_path": "toys.runs.SignalAt", "init_args": {"step": step}}), folder, *words
-        )
-
-
-def evidence(run: Path) -> dict[str, Any]:
-    return read_checkpoint(run)["leam_mm"]
-
-
-def cosine(samples: int, total: int, full: float = 0.003, warmup: int = 2 * BATCH) -> float:
-    return full * (0.5 + 0.5 * math.cos(math.pi * (samples - warmup) / (total - warmup)))
+__all__ = ["begun", "exact", "recipe", "run"]
 
 
 def test_another_length_without_a_choice_stops_in_one_line_that_names_three(
@@ -232,57 +161,9 @@ def test_what_changes_the_result_is_refused_by_name(
     assert len(step_losses(run)) == 6
 
 
-def test_an_allowed_learning_rate_takes_effect_at_the_next_step_and_is_recorded(
-    run: Path, recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    words = ["--max_samples=96", "--extend=schedule", f"--{LR}=0.001", "--allow-change", LR]
-    fit_here(recipe, tmp_path, *words)
-    rates = used(run)
-    assert [rates[step] for step in range(6, 12)] == [cosine(BATCH * step, 96, full=0.001) for step in range(6, 12)]
-    group = last_checkpoint(run)["optimizer_states"][0]["param_groups"][0]
-    assert group["initial_lr"] == 0.001
-    recorded = {change["key"]: change for change in evidence(run)["changes"]}
-    assert recorded[LR]["from"] == "0.003" and recorded[LR]["to"] == "0.001" and recorded[LR]["samples"] == SEEN
-    assert set(recorded) == {LR, "max_samples"}
-    assert "allow_change" not in {name for name, value in checkpoint_config(read_checkpoint(run)).items() if value}
-    fit_here(recipe, tmp_path, *words)  # the same command again, as a scheduler gives it
-    with pytest.raises(UserError, match=LR):  # the run has the new rate now
-        fit_here(recipe, tmp_path, "--max_samples=96")
-
-
-def test_allowed_weight_decay_reaches_the_groups_and_leaves_those_without(
-    run: Path, recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    key = "model.init_args.optimizer.init_args.weight_decay"
-    fit_here(recipe, tmp_path, "--max_samples=56", "--extend=schedule", f"--{key}=0.5", f"--allow-change={key}")
-    groups = last_checkpoint(run)["optimizer_states"][0]["param_groups"]
-    assert [group["weight_decay"] for group in groups] == [0.5, 0.5, 0.0]
-
-
-def test_an_allowed_schedule_and_an_allowed_optimizer_take_effect(
-    run: Path, recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    recipe["model"]["init_args"]["schedule"] = {"warmup_steps": 2, "kind": "constant"}
-    recipe["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}
-    allowed = ["--allow-change=model.init_args.schedule", "--allow-change=model.init_args.optimizer"]
-    fit_here(recipe, tmp_path, "--max_samples=64", *allowed)
-    assert {used(run)[step] for step in (6, 7)} == {0.01}
-    assert last_checkpoint(run)["optimizer_states"][0]["state"] == {} and evidence(run)["samples_seen"] == 64
-
-
 def test_a_key_that_does_not_exist_is_refused(recipe: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--allow-change model\.init_args\.learning_rate: no such key"):
         fit_here(recipe, tmp_path, "--allow-change=model.init_args.learning_rate")
-
-
-def test_an_allowed_change_of_width_that_does_not_fit_is_one_line_with_the_key(
-    run: Path, recipe: dict[str, Any], tmp_path: Path
-) -> None:
-    key = "model.init_args.encoder.text.width"
-    words = ["--max_samples=96", "--extend=schedule", f"--{key}=64", f"--allow-change={key}"]
-    with pytest.raises(UserError, match=r"with the changed model\S+text\.width \(.*size mismatch") as caught:
-        fit_here(recipe, tmp_path, *words)
-    assert "\n" not in str(caught.value)
 
 
 def test_data_are_compared_by_their_merkle_root(
@@ -302,6 +183,18 @@ def test_data_are_compared_by_their_merkle_root(
     recorded = [change for change in evidence(run)["changes"] if change["effect"].startswith("allowed")]
     assert {change["key"] for change in recorded} >= {"data.init_args.train"}
     assert recorded[0]["samples"] == 56
+    # Both data sets stay in the evidence: this model was trained on either.
+    data = evidence(run)["data"]
+    assert next(iter(data)) == str(tmp_path / "others") and len(set(data.values())) == 2
+    fit_here(recipe, tmp_path, "--max_samples=72", "--extend=schedule")
+    assert evidence(run)["data"] == data
+    shutil.rmtree(tmp_path / "others")
+    write_toy_shards(tmp_path / "others", samples=60)  # other content at the same path
+    with pytest.raises(UserError, match=r"data\.init_args\.train \w{12} -> \w{12}"):
+        fit_here(recipe, tmp_path, "--max_samples=72")
+    words = ["--max_samples=80", "--extend=schedule", "--allow-change=data.init_args.train"]
+    fit_here(recipe, tmp_path, *words)
+    assert len(set(evidence(run)["data"].values())) == 3
 
 
 def test_a_moved_tokenizer_is_free_and_another_one_is_not(
@@ -338,32 +231,3 @@ def test_a_checkpoint_of_an_earlier_version_resumes(run: Path, recipe: dict[str,
     with pytest.raises(UserError, match=r"max_scale"):
         torch.save(checkpoint, path)
         fit_here(recipe, tmp_path, "--model.init_args.max_scale=50", "--max_samples=96", "--extend=schedule")
-
-
-def test_a_run_with_buckets_keeps_its_runs_of_one_shape(tmp_path: Path, toy_tokenizer: Path) -> None:
-    latents = write_toy_buckets(tmp_path / "latents")
-    recipe = buckets_recipe(tmp_path / "run", latents, toy_tokenizer)
-    recipe["max_samples"] = 48
-    fit_here(recipe, tmp_path)
-    recipe["data"]["init_args"]["batch_size"] = 4
-    fit_here(recipe, tmp_path, "--max_samples=64", "--extend=constant")
-    assert evidence(tmp_path / "run")["samples_seen"] == 64
-    rates = used(tmp_path / "run")
-    assert {rates[step] for step in range(6, 10)} == {rates[5]}
-
-
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_codecs_resume_with_changes(adversarial: bool, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
-    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=32)
-    recipe["model"] = codec_section()
-    recipe["model"]["init_args"]["schedule"] = {"warmup_steps": 0}
-    if adversarial:
-        network = {"class_path": "leam_mm.codecs.codec_losses.PatchDiscriminator", "init_args": {"width": 8}}
-        recipe["model"]["init_args"]["adversarial"] = {"discriminator": network}
-    fit_here(recipe, tmp_path)
-    words = ["--max_samples=48", "--extend=schedule", f"--{LR}=0.02", f"--allow-change={LR}"]
-    fit_here(recipe, tmp_path, *words, "--data.init_args.batch_size=4")
-    rates = used(tmp_path / "run")
-    expected = [cosine(32 + 4 * n, 48, full=0.02, warmup=0) for n in range(4)]
-    assert [rates[step] for step in range(4, 8)] == pytest.approx(expected, rel=1e-12)
-    assert evidence(tmp_path / "run")["samples_seen"] == 48

@@ -23,6 +23,7 @@ class RecipeChange(Callback):
         follow: Whether ``plan`` differs from the schedule that the module builds, or from the checkpoint's.
         renew_rates, renew_state: See `Decision`.
         history: Changes of the run so far.
+        earlier_data: Name to Merkle root of folders that the run was trained on before.
     """
 
     def __init__(self) -> None:
@@ -31,7 +32,13 @@ class RecipeChange(Callback):
         self.start = (0, 1)
         self.follow = self.renew_rates = self.renew_state = False
         self.history: list[dict[str, Any]] = []
+        self.earlier_data: dict[str, str] = {}
         self._fresh: Settings = []
+
+    def all_data(self, roots: dict[str, str]) -> dict[str, str]:
+        """Return name to Merkle root of all folders that the run was trained on, those of now first."""
+        earlier = {name: root for name, root in self.earlier_data.items() if root not in roots.values()}
+        return roots | {name if name not in roots else f"{name}@{root[:12]}": root for name, root in earlier.items()}
 
     def evidence(self) -> dict[str, Any]:
         """Return what a checkpoint records: the schedule in samples, and the changes of the run."""

@@ -38,6 +38,7 @@ class StageFacts:
         versions: Versions of the libraries it was trained with.
         base: The weights that it started from: ``weights`` as they were named, ``sha256``, and ``name`` and ``licence``
             where they state them; empty after random initialisation. A part that was taken over has only this.
+        changes: What was changed when the run was resumed: key, from, to, and the samples seen then.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class StageFacts:
     energy: dict[str, Any] | None
     versions: dict[str, str]
     base: dict[str, str] = field(default_factory=dict)
+    changes: Sequence[dict[str, Any]] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def model_card(facts: ReleaseFacts) -> str:
         results=_results(facts),
         unmeasured=[name for code, name in LANGUAGE_NAMES.items() if code not in _measured_languages(facts)],
         costs=[_cost(stage) for stage in facts.stages],
+        changes=[row for stage in facts.stages for row in _changes(stage)],
     )
 
 
@@ -179,6 +182,11 @@ def _results(facts: ReleaseFacts) -> list[tuple[str, list[list[object]]]]:
         row = [name, _value(metric), _interval(metric), _count(metric.get("samples")), metric.get("note") or ""]
         groups.setdefault(start, []).append(row)
     return [(f"{start}, language" if start else "metric", groups[start]) for start in sorted(groups)]
+
+
+def _changes(stage: StageFacts) -> list[list[object]]:
+    names = ("key", "from", "to")
+    return [[stage.kind, *(str(one.get(name)) for name in names), _count(one.get("samples"))] for one in stage.changes]
 
 
 def _cost(stage: StageFacts) -> list[object]:

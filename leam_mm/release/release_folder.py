@@ -136,6 +136,7 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
         energy=checkpoint.get("callbacks", {}).get("EnergyRecord"),
         versions=evidence.get("versions", {}),
         base=base_facts(evidence),
+        changes=[one for one in evidence.get("changes", []) if isinstance(one, dict)],
     )
 
 
