@@ -94,6 +94,36 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     assert all((output / f"{name}.png").is_file() for name in ("image", "redrawn", "inpainted"))
 
 
+def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
+    output = tmp_path / "release"
+    main(
+        [
+            "--generator",
+            str(runs / "generator"),
+            "--codec",
+            str(runs / "codec"),
+            "--name",
+            "toy",
+            "--output",
+            str(output),
+        ]
+    )
+    assert not (output / "clip").exists() and (output / "generator" / "model_index.json").is_file()
+    evidence = json.loads((output / EVIDENCE_FILE).read_text())
+    assert evidence["stages"].keys() == {"generator", "codec"}
+    card = (output / "README.md").read_text()
+    assert (
+        "open_clip" not in card
+        and "pipeline_tag: text-to-image" in card
+        and "holds a generator of images of 16 x 16" in card
+    )
+    blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    run_without_us("\n".join(blocks), output)
+    assert (output / "image.png").is_file()
+    with pytest.raises(UserError, match="give --clip, --generator or both"):
+        main(["--name", "toy", "--output", str(tmp_path / "nothing")])
+
+
 def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
     arguments = ["--clip", str(runs / "clip"), "--name", "toy", "--output"]
     foreign = tmp_path / "holiday"

@@ -24,7 +24,10 @@ def build_parser() -> argparse.ArgumentParser:
         "and the digest of every file. An older release in the same folder is replaced; any other folder is refused.",
     )
     parser.add_argument(
-        "--clip", type=Path, required=True, metavar="RUN", help="run folder or checkpoint of the encoder"
+        "--clip",
+        type=Path,
+        metavar="RUN",
+        help="run folder or checkpoint of the encoder; not for a generator alone",
     )
     parser.add_argument("--generator", type=Path, metavar="RUN", help="run folder or checkpoint of the generator")
     parser.add_argument(

@@ -78,7 +78,7 @@ class ReleaseFacts:
     Args:
         name: Name of the release.
         licence: Licence of the weights.
-        image_size: H = W in pixels of the encoder's images.
+        image_size: H = W in pixels of the encoder's images; None without an encoder.
         context_length: Tokens of a caption, begin and end included.
         stages: The training runs, clip first.
         data: Available shard folders.
@@ -90,7 +90,7 @@ class ReleaseFacts:
 
     name: str
     licence: str
-    image_size: int
+    image_size: int | None
     context_length: int
     stages: Sequence[StageFacts]
     data: Sequence[DataFacts] = ()
@@ -98,6 +98,11 @@ class ReleaseFacts:
     generated_size: int | None = None
     low_rank: bool = False
     straight_paths: bool = True
+
+    @property
+    def embeds(self) -> bool:
+        """Whether an encoder is part of the release."""
+        return self.image_size is not None
 
     @property
     def generates(self) -> bool:
@@ -138,14 +143,15 @@ def front_matter(facts: ReleaseFacts) -> str:
     names = " ".join(str(metric.get("name", "")).lower() for metric in facts.metrics)
     # The Hub knows a base by owner/name only.
     bases = sorted({name for stage in facts.stages if HUB_NAME.fullmatch(name := stage.base.get("name", ""))})
+    drawing = ["diffusers", "text-to-image"] if facts.generates else []
     return ModelCardData(
         license=licence if licence in HUB_LICENCES else "other",
         license_name=None if licence in HUB_LICENCES else facts.licence,
         language=_measured_languages(facts) or None,
-        tags=["leam_mm", "multilingual", "open_clip"] + (["diffusers", "text-to-image"] if facts.generates else []),
+        tags=["leam_mm", "multilingual", *(["open_clip"] if facts.embeds else []), *drawing],
         base_model=bases or None,
-        library_name="open_clip",
-        pipeline_tag="zero-shot-image-classification",
+        library_name="open_clip" if facts.embeds else "diffusers",
+        pipeline_tag="zero-shot-image-classification" if facts.embeds else "text-to-image",
         metrics=sorted({kind for word, kind in HUB_METRICS.items() if word in names}) or None,
     ).to_yaml()
 

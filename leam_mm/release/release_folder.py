@@ -43,7 +43,7 @@ def write_release(
     folder: Path,
     name: str,
     licence: str,
-    clip: Path,
+    clip: Path | None = None,
     generator: Path | None = None,
     codec: Path | None = None,
     results: Sequence[Path] = (),
@@ -55,8 +55,8 @@ def write_release(
         folder: The release folder.
         name: Name of the release; owner/name if the folder of the encoder will be published on a hub.
         licence: SPDX identifier of the licence of the weights.
-        clip: Checkpoint or run folder of the encoder.
-        generator: Checkpoint or run folder of the generator, or None.
+        clip: Checkpoint or run folder of the encoder; None for a generator alone, which brings its own text encoder.
+        generator: Checkpoint or run folder of the generator, or None for an encoder alone.
         codec: Checkpoint or run folder of the generator's codec, if it was moved since training.
         results: results.jsonl files of evaluate.py, or their folders.
         shards: Shard folders of the training, to count samples and licences.
@@ -67,13 +67,17 @@ def write_release(
     Raises:
         UserError: Something is missing or does not belong together; nothing is left behind.
     """
+    if clip is None and generator is None:
+        raise UserError("a release needs a model: give --clip, --generator or both")
     check_folder(folder)
     with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
-        encoder, low_rank = load_module(clip, ContrastiveModule), False
-        write_open_clip_folder(encoder, temporary / "clip", name)
-        towers = encoder.ema_encoder()
-        stages = [stage_facts("clip", clip, towers, temporary)]
+        stages, towers, low_rank = [], None, False
+        if clip is not None:
+            encoder = load_module(clip, ContrastiveModule)
+            write_open_clip_folder(encoder, temporary / "clip", name)
+            towers = encoder.ema_encoder()
+            stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and module is not None:
             write_diffusers_folder(module, temporary / "generator")
@@ -87,8 +91,8 @@ def write_release(
         facts = ReleaseFacts(
             name,
             licence,
-            towers.image_size,
-            towers.context_length,
+            towers.image_size if towers is not None else None,
+            captions_length(module) if towers is None else towers.context_length,
             stages,
             data=[data_facts(path, stages) for path in shards],
             metrics=metrics,
@@ -101,6 +105,12 @@ def write_release(
     return facts
 
 
+def captions_length(module: LatentDiffusionModule | None) -> int:
+    """Return the most tokens of a caption that a generator reads, begin and end included."""
+    assert module is not None
+    return module.caption_encoder.encoder.context_length
+
+
 def check_folder(folder: Path) -> None:
     """Refuse to replace anything but a release or an empty folder."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / EVIDENCE_FILE).is_file():
@@ -109,12 +119,14 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file: give --output another folder")
 
 
-def load_generator(path: Path, clip: Path, codec: Path | None) -> LatentDiffusionModule:
+def load_generator(path: Path, clip: Path | None, codec: Path | None) -> LatentDiffusionModule:
     """Load the generator; frozen parts that were moved are identified by their digests."""
     module = load_module(path, LatentDiffusionModule)
     recorded = module.frozen.record()
     if codec is not None:
         module.frozen.paths["codec"] = str(codec)
+    if clip is None:
+        return module
     if recorded.get("clip", {}).get("sha256") == file_sha256(find_checkpoint(clip)):
         module.frozen.paths["clip"] = str(clip)
     else:
