@@ -27,8 +27,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from data_tools.download.agreement import AgreementSettings, agreed_links, read_agreement
-from data_tools.download.folder_source import list_files, open_source, stage_files
+from data_tools.download.folder_source import is_unread, list_files, open_source, stage_files
 from data_tools.download.image_download import DownloadSettings, download_images
+from data_tools.links.image_folder import Fault, read_image_folder, unread_fault
 from data_tools.links.link_table import file_link
 from leam_mm.command_line import PositiveInt, parse_settings
 from leam_mm.errors import UserError, run
@@ -76,9 +77,14 @@ def _gather(settings: Settings, download_options: list[str], agreement: dict[str
         found = list_files(system, root, local, settings.max_bytes)
         write_text(record, text)
         left_out = stage_files(system, local, found, files, settings.max_bytes)
-        refused = {file_link(name): reason for name, reason in left_out.items()}
+        refused = {
+            file_link(name): unread_fault(name) if is_unread(name) else Fault("file", "", reason)
+            for name, reason in left_out.items()
+        }
+        images = read_image_folder(files, settings)
+        print(images.describe(settings.source), file=sys.stderr)
         with atomic_write(files / LINKS) as temporary:
-            pq.write_table(agreed_links(files, agreement, settings.language, refused), temporary)
+            pq.write_table(agreed_links(images, agreement, settings.language, refused), temporary)
         options = ["--table", str(files / LINKS), "--allow-file", "--output", str(output)]
         options += ["--max-bytes", str(settings.max_bytes), *download_options]
         download_images(parse_settings(DownloadSettings, None, options), own_table=True, refused=refused)

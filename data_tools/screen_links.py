@@ -28,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,10 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from data_tools.links.link_columns import TableColumns
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.link_table import link_batches
+from data_tools.links.link_table import describe_table, link_batches, table_parts
 from data_tools.links.personal_data import KINDS
 from data_tools.links.robots_screen import RobotsScreen
 from data_tools.links.row_filters import chunk_cost, filter_rows
@@ -51,6 +52,7 @@ from data_tools.network.link_address import LinkRefused, check_link, trusted_hos
 from data_tools.network.proxies import allowed_proxies
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
+from data_tools.work.ledger import LEDGER, read_ledger
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, parse_settings
 from leam_mm.errors import UserError, run
@@ -62,11 +64,11 @@ LIBRARIES = ("phonenumbers", "python-stdnum", "publicsuffixlist", "py3langid", "
 
 
 @dataclass
-class ScreenSettings:
+class ScreenSettings(TableColumns):
     """Settings of screen_links.
 
     Args:
-        table: Parquet, csv or jsonl files with the columns url and caption, and others.
+        table: Tables of links, or folders of their parts; see docs/data.md for formats and columns.
         output: Folder of the results; must not exist yet.
         overwrite: Replace OUTPUT if it exists.
         sources: YAML file of legal bases, see data_tools/links/link_sources.py; without it all links rest on article 4,
@@ -140,11 +142,17 @@ class ScreenSettings:
             seed=self.seed,
         )
 
+    def columns(self) -> TableColumns:
+        """Return which columns of the tables are read."""
+        return TableColumns(**{entry.name: getattr(self, entry.name) for entry in fields(TableColumns)})
+
     def identity(self) -> dict[str, Any]:
         """Return all settings and digests of files that decide the result."""
         names = ("agent_name", "agent_contact", "skip_origins", "delay")
         identity = self.rule_settings().identity() | {name: getattr(self, name) for name in names}
-        identity |= {f"table {number}": file_sha256(path) for number, path in enumerate(self.table)}
+        parts = [part for table in self.table for part in table_parts(table)]
+        identity |= {f"table {number}": file_sha256(path) for number, path in enumerate(parts)}
+        identity |= vars(self.columns())
         return identity | {f"registry {number}": file_sha256(path) for number, path in enumerate(self.registry)}
 
 
@@ -159,9 +167,9 @@ def require_contact(settings: ScreenSettings, hosts: Iterable[str | None]) -> No
         allowed_proxies(settings.allow_proxy)
 
 
-def first_hosts(table: Path) -> Iterator[str]:
+def first_hosts(table: Path, columns: TableColumns) -> Iterator[str]:
     """Yield hosts of the first rows, so that a missing contact is reported at once and not after the row filters."""
-    for url in next(link_batches(table, 1000), pa.table({"url": []}))["url"].to_pylist():
+    for url in next(link_batches(table, 1000, columns), pa.table({"url": []}))["url"].to_pylist():
         with suppress(LinkRefused):
             yield check_link(url, Path("/"), False, [])[2]
 
@@ -238,6 +246,7 @@ def screen(settings: ScreenSettings, work: Path, bar: Progress) -> dict[str, Any
         settings.rule_settings(),
         settings.processes,
         lambda done: bar.advance(task, done),
+        settings.columns(),
     )
     bar.update(task, total=rows)
     if not rows:
@@ -275,6 +284,15 @@ def screen(settings: ScreenSettings, work: Path, bar: Progress) -> dict[str, Any
     return summary
 
 
+def first_reason(ledger: Path) -> tuple[str, str]:
+    """Return rule and reason of the first dropped link."""
+    for batch in read_ledger(ledger, ("rule", "reason", "kept")):
+        for row in batch.to_pylist():
+            if not row["kept"]:
+                return str(row["rule"]), str(row["reason"])
+    return "", ""
+
+
 def main(args: list[str] | None = None) -> None:
     """Screen the tables."""
     settings = parse_settings(ScreenSettings, __doc__, args)
@@ -283,7 +301,9 @@ def main(args: list[str] | None = None) -> None:
         raise UserError(f"{output} exists already: give another --output, or --overwrite to replace it")
     begin = time.perf_counter()
     LinkRules(settings.rule_settings())  # reports wrong lists and settings before any work is done
-    require_contact(settings, first_hosts(settings.table[0]))
+    for table in settings.table:
+        print(describe_table(table, settings), file=sys.stderr)
+    require_contact(settings, first_hosts(settings.table[0], settings))
     work = output.with_name(output.name + ".work")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with open_work_folder(work, settings.identity()), Progress(*columns, console=Console(stderr=True)) as bar:
@@ -295,6 +315,12 @@ def main(args: list[str] | None = None) -> None:
         f"{output}: {summary['kept']} of {summary['rows']} links stay, {summary['rows'] / seconds:.0f} rows/s, "
         f"{summary['cpu_ms_per_row']:.3f} ms CPU a row"
     )
+    if summary["dropped"]:
+        print(f"dropped: {', '.join(f'{name} {count}' for name, count in list(summary['dropped'].items())[:12])}")
+    if not summary["kept"]:
+        rule, reason = first_reason(output / LEDGER)
+        print(f"no link stays; the first was dropped by the rule {rule}: {reason}; {output / LEDGER} has all reasons")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

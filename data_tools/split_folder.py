@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from data_tools.links.link_table import folder_links
+from data_tools.links.image_folder import FolderColumns, read_image_folder
 from data_tools.vetting.held_out_images import ENOUGH, FEWEST, choose_held_out, look_alikes, read_folder_image
 from data_tools.vetting.near_duplicates import NearDuplicates
 from leam_mm.command_line import parse_settings
@@ -30,11 +30,11 @@ CROPPED = 0.2  # share of an image outside its centre square, above which a warn
 
 
 @dataclass
-class Settings:
+class Settings(FolderColumns):
     """Settings of this program.
 
     Args:
-        folder: Images, each with its caption in a .txt file beside it.
+        folder: Images with captions; see docs/data.md for its forms.
         output: Folder of train.jsonl, held_out.jsonl (if any image is held out) and split.json.
         held_out: Share of images to hold out, between 0 and 1.
         language: Language of the captions, as two letters.
@@ -88,7 +88,9 @@ def describe_split(folder: Path, found: dict[str, Any]) -> str:
 def table_rows(settings: Settings) -> list[dict[str, Any]]:
     """Return the rows of a table of links, with absolute addresses; the folder's own table overrides the settings."""
     folder = settings.folder
-    rows = folder_links(folder).to_pylist()
+    images = read_image_folder(folder, settings)
+    print(images.describe(), file=sys.stderr)
+    rows = images.table(lenient=False).to_pylist()
     for row in rows:
         parts = urlsplit(row["url"])
         if parts.scheme != "file":

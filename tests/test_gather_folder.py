@@ -16,6 +16,7 @@ from toys.recipes import ROOT
 from data_tools.download.agreement import agreed_links
 from data_tools.download.folder_source import list_files, open_source, stage_files
 from data_tools.gather_folder import AGREEMENT, main
+from data_tools.links.image_folder import read_image_folder
 from data_tools.samples.shard_check import check_folder
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
@@ -86,11 +87,8 @@ def test_all_file_systems_give_the_same_table(kind: str, tmp_path: Path) -> None
         listed = list_files(system, root, local, 10**6)
         assert len(listed) == 6
         stage_files(system, local, listed, tmp_path / str(number), 10**6)
-        tables.append(
-            agreed_links(
-                tmp_path / str(number), {"legal_basis": "synthetic", "licence": "x", "rights_holder": "y"}, "en"
-            )
-        )
+        agreement = {"legal_basis": "synthetic", "licence": "x", "rights_holder": "y"}
+        tables.append(agreed_links(read_image_folder(tmp_path / str(number)), agreement, "en"))
     assert tables[0].equals(tables[1])
 
 
@@ -101,16 +99,16 @@ def test_a_table_overrides_only_the_options_it_has(tmp_path: Path) -> None:
         "hall/lake ü 1.png,un lac,,A. Painter,fr,\n"
     )
     agreement = {"legal_basis": "synthetic", "licence": "CC-BY-4.0", "rights_holder": "Museum"}
-    rows = agreed_links(source, agreement, "und").to_pylist()
+    rows = agreed_links(read_image_folder(source), agreement, "und").to_pylist()
     assert [(row["licence"], row["attribution"], row["language"], row["legal_basis"]) for row in rows] == [
         ("CC0-1.0", "Museum", "en", "public_domain"), ("CC-BY-4.0", "A. Painter", "fr", "synthetic")]  # fmt: skip
     assert json.loads(rows[1]["consent"])["agreement"]["rights_holder"] == "A. Painter"
     (source / "captions.csv").write_text("url,caption,legal_basis\nlake ü 0.png,a lake,licensed\n")
     with pytest.raises(UserError, match="for which there is no --evidence"):
-        agreed_links(source, agreement, "und")
+        agreed_links(read_image_folder(source), agreement, "und")
     (source / "captions.csv").write_text("url,caption\nhttps://elsewhere.example/x.png,a lake\n")
     with pytest.raises(UserError, match="relative to its folder"):
-        agreed_links(source, agreement, "und")
+        agreed_links(read_image_folder(source), agreement, "und")
 
 
 def test_missing_statements_are_refused_before_anything_is_read(tmp_path: Path) -> None:

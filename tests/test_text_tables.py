@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.links.blocklists import DomainList
+from data_tools.links.image_folder import folder_links
 from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
-from data_tools.links.link_table import folder_links, link_batches
+from data_tools.links.link_table import link_batches
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.work.text_tables import MAX_CELL, MAX_LINE, TOO_LONG, text_batches
 from leam_mm.data.parquet_pages import page_headers

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools.links.link_table import folder_links
+from data_tools.links.image_folder import REFUSED, Fault, FolderColumns, ImageFolder
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.work.ledger import link_uid
 from data_tools.work.text_tables import TOO_LONG
@@ -20,7 +20,7 @@ BASES = (*DOCUMENTED, LegalBasis.synthetic, LegalBasis.public_domain)
 
 
 @dataclass(kw_only=True)
-class AgreementSettings:
+class AgreementSettings(FolderColumns):
     """What allows the use of the images.
 
     Args:
@@ -77,23 +77,27 @@ def read_agreement(settings: AgreementSettings) -> dict[str, Any]:
 
 
 def agreed_links(
-    folder: Path, agreement: dict[str, Any], language: str, refused: dict[str, str] | None = None
+    images: ImageFolder, agreement: dict[str, Any], language: str, refused: dict[str, Fault] | None = None
 ) -> pa.Table:
     """Return the table of links of a staged folder, with rights and agreement in every row.
 
     Args:
-        folder: The staged folder.
+        images: The staged folder.
         agreement: The agreement, as `read_agreement` returns it.
         language: Language of the captions where a table does not say.
-        refused: Reasons by address of images that are not gathered. They get a row, too; captions that break a limit
-            are added.
+        refused: Faults by address of images that are not gathered. They get a row, too; images of the folder that
+            cannot be used are added.
 
     Raises:
         UserError: A row states a legal basis that the agreement does not cover, or an address outside the folder.
     """
     refused = {} if refused is None else refused
-    rows = folder_links(folder, lenient=True).to_pylist()
-    refused |= {row["url"]: fault for row in rows if (fault := row.get(TOO_LONG))}
+    rows = images.table(lenient=True).to_pylist()
+    for row in rows:
+        if fault := row.get(TOO_LONG):
+            refused.setdefault(row["url"], Fault("file", "", fault))
+        elif fault := row.get(REFUSED):
+            refused.setdefault(row["url"], Fault(*json.loads(fault)))
     rows += [{"url": url, "caption": None} for url in sorted(refused.keys() - {row["url"] for row in rows})]
     for row in rows:
         if not str(row["url"]).startswith("file:") or str(row["url"]).startswith("file:/"):

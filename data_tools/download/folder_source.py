@@ -13,11 +13,11 @@ import fsspec
 from fsspec import AbstractFileSystem
 from rich.progress import track
 
-from leam_mm.data.image_limits import IMAGE_SUFFIXES
+from data_tools.links.image_folder import BESIDE, is_caption_table, is_system_name, unread_fault
+from leam_mm.data.image_limits import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
 
-CAPTIONS = ("captions.parquet", "captions.csv", "captions.jsonl")
 WEB_SCHEMES = ("http", "https", "ftp")  # servers of strangers, which download_shards asks for their reservations
 MAX_TABLE = 1 << 30  # bytes of a table of captions
 MAX_CAPTION = 1 << 16  # bytes of a text file beside an image
@@ -43,7 +43,12 @@ class SourceFile:
     @property
     def is_image(self) -> bool:
         """Whether the name is that of an image."""
-        return PurePosixPath(self.name).suffix.lower() in IMAGE_SUFFIXES
+        return PurePosixPath(self.name).suffix.lower() in IMAGE_SUFFIXES or is_unread(self.name)
+
+
+def is_unread(name: str) -> bool:
+    """Return whether a file is an image in a format that is not read."""
+    return PurePosixPath(name).suffix.lower() in UNREAD_SUFFIXES
 
 
 def open_source(address: str) -> tuple[AbstractFileSystem, str, bool]:
@@ -78,9 +83,11 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
     for path, info in sorted(system.find(root, detail=True).items()):
         name = str(path)[len(prefix) :].lstrip("/") if str(path).startswith(prefix) else str(path)
         suffix = PurePosixPath(name).suffix.lower()
-        if suffix not in IMAGE_SUFFIXES and suffix != ".txt" and name not in CAPTIONS:
+        parts, table = name.split("/"), is_caption_table(name)
+        known = suffix in IMAGE_SUFFIXES or suffix in UNREAD_SUFFIXES or suffix in BESIDE or table
+        if not known or any(map(is_system_name, parts)):
             continue
-        fault, parts = "", name.split("/")
+        fault = unread_fault(name).reason if is_unread(name) else ""
         if ".." in parts or "" in parts or "\\" in name:
             fault = f"the file name {name!r:.200} leads out of the folder; rename it"
         elif re.search(r"[\x00-\x1f\x7f]", name):
@@ -88,10 +95,10 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
         if local and not Path(path).resolve().is_relative_to(Path(root).resolve()):
             raise UserError(f"{path} is a link that leads out of {root}; copy the file instead")
         size = info.get("size")
-        limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_TABLE if name in CAPTIONS else MAX_CAPTION
+        limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_TABLE if table else MAX_CAPTION
         if size is not None and size > limit:
             fault = fault or f"{name!r:.200} has {size} bytes, more than {limit}: make it smaller, or remove it"
-        if fault and name in CAPTIONS:
+        if fault and table:
             raise UserError(f"--source: {fault}")
         found.append(SourceFile(name, str(path), size, fault))
     images = [file for file in found if file.is_image]
@@ -115,7 +122,7 @@ def stage_files(
     """
     staged = [_stage(system, local, file, folder, max_bytes) for file in track(files, "gather", transient=True)]
     refused = {file.name: file.fault for file in staged if file.is_image and file.fault}
-    if any(file.name in CAPTIONS for file in files):
+    if any(is_caption_table(file.name) for file in files):
         return refused
     texts = {PurePosixPath(file.name).with_suffix(""): file.fault for file in staged if not file.is_image}
     for file in staged:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from data_tools.download.download_seal import fetch_identity, finished_rows, wri
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.download.image_repair_pool import Fetched, repaired_rows
 from data_tools.download.image_request import AGAIN
+from data_tools.links.image_folder import Fault, FolderColumns
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.screening_evidence import screened_origins
@@ -40,13 +42,13 @@ Seconds = Annotated[float, Range(least=0.1)]
 
 
 @dataclass
-class DownloadSettings:
+class DownloadSettings(FolderColumns):
     """Settings of a download.
 
     Args:
         output: Folder of the final shards; must not exist yet.
-        table: Parquet, csv or jsonl with the columns url and caption, and optionally more.
-        folder: Folder of images, each with its caption in a .txt file beside it; instead of --table.
+        table: Table of links, or folder of its parts; see docs/data.md for formats and columns.
+        folder: Folder of images with captions, instead of --table; see docs/data.md for its forms.
         sources: YAML file of legal bases, see data_tools/links/link_sources.py; without it, links that screen_links has
             not decided rest on article 4, whatever legal basis the table claims.
         overwrite: Replace OUTPUT if it exists.
@@ -178,14 +180,14 @@ def _fetch_setting(
 
 
 def download_images(
-    settings: DownloadSettings, own_table: bool = False, refused: Mapping[str, str] | None = None
+    settings: DownloadSettings, own_table: bool = False, refused: Mapping[str, Fault] | None = None
 ) -> None:
     """Run both passes and print what was kept.
 
     Args:
         settings: Settings of the download.
         own_table: Whether the caller wrote the table, so that its legal bases count.
-        refused: Reasons by address of rows that the caller refuses.
+        refused: Faults by address of rows that the caller refuses.
 
     Raises:
         UserError: The output exists, a link cannot be fetched by anyone, or too few rows could be kept.
@@ -199,7 +201,9 @@ def download_images(
     origins = screened_origins(table) if table else None
     trusted = own_table or origins is not None or bool(table and sources.trusts(table))
     allowed = settings.allow_file, settings.allow_private
-    links = LinkRows(table, settings.folder, *allowed, withdrawn, sources, trusted, refused)
+    links = LinkRows(table, settings.folder, *allowed, withdrawn, sources, trusted, refused, settings)
+    if not own_table:
+        print(links.description, file=sys.stderr)
     survey = links.survey
     if survey.claims:
         log.warning(

@@ -4,6 +4,7 @@ The table is read again in batches for every iteration, so memory does not grow 
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_tools.links.image_folder import REFUSED, Fault, FolderColumns, read_image_folder
 from data_tools.links.link_rules import page_signals, page_terms, with_claim
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.link_table import folder_links, link_batches
+from data_tools.links.link_table import describe_table, link_batches
 from data_tools.links.withdrawn_lists import WithdrawnLists
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.legal_basis import basis_of
@@ -72,14 +74,16 @@ class LinkRows:
     """A table of links, or a folder of images, whose rows are checked one by one.
 
     Args:
-        table: Parquet, csv or jsonl file.
+        table: A table of links, or a folder of its parts; see link_table.py.
         folder: In place of a table, a folder of images with captions beside them.
         allow_file: Whether files of this machine may be read; those of ``folder`` always may.
         allow_private: Hosts that are trusted although their addresses are private.
         withdrawn: What was withdrawn from shards, and is never fetched again.
         sources: Legal bases by host and source, which override the table.
         trusted: Whether the table's own ``legal_basis`` counts; otherwise it is a claim, kept in ``consent``.
-        refused: Reasons by address of rows that are refused, whatever they hold.
+        refused: Faults by address of rows that are refused, whatever they hold.
+        columns: Which columns of the table are read, and where captions of a folder are; by default what is
+            recognised.
     """
 
     def __init__(
@@ -91,14 +95,18 @@ class LinkRows:
         withdrawn: WithdrawnLists | None = None,
         sources: LinkSources | None = None,
         trusted: bool = False,
-        refused: Mapping[str, str] | None = None,
+        refused: Mapping[str, Fault] | None = None,
+        columns: FolderColumns | None = None,
     ) -> None:
         """Read the whole table once; see the class for the arguments."""
         self.table, self.allow_file, self.allow_private = table, allow_file or folder is not None, allow_private
         self.withdrawn, self.sources, self.trusted = withdrawn, sources or LinkSources(), trusted
         self.refused = refused or {}
-        self.base = folder or (table or Path()).parent
-        self._images = folder_links(folder, lenient=True) if folder else None
+        self.columns = columns or FolderColumns()
+        self.base = folder or (table if table and table.is_dir() else (table or Path()).parent)
+        images = read_image_folder(folder, self.columns) if folder else None
+        self._images = images.table(lenient=True) if images else None
+        self.description = images.describe() if images else describe_table(table or Path(), self.columns)
         self._width = 7
         self.survey = self._survey()
         self._width = max(7, len(str(self.survey.rows - 1)))
@@ -106,7 +114,7 @@ class LinkRows:
     def _batches(self) -> Iterator[pa.Table]:
         if self._images is None:
             assert self.table is not None
-            yield from link_batches(self.table, BATCH)
+            yield from link_batches(self.table, BATCH, self.columns, self.allow_file)
             return
         for start in range(0, self._images.num_rows, BATCH):
             yield self._images.slice(start, BATCH)
@@ -157,16 +165,19 @@ class LinkRows:
         if fault := source.pop(TOO_LONG, None):
             decision.update(rule="table", value=fault, reason="a limit of tables is broken")
             return row
+        left_out = source.pop(REFUSED, None)
         try:
-            if reason := self.refused.get(url or ""):
-                raise LinkRefused("file", "", reason)
+            if known := self.refused.get(url or ""):
+                raise LinkRefused(*known)
+            if left_out:
+                raise LinkRefused(*json.loads(left_out))
             fetch, decision["url"], decision["domain"] = check_link(url, self.base, self.allow_file, self.allow_private)
             addresses = (url or "", decision["url"], fetch)
             if self.withdrawn and (hit := self.withdrawn.find_address(addresses, source.get("page_url"))):
                 raise LinkRefused(hit.rule, hit.value, f"on the list {hit.list_name} of withdrawals")
             for column in ("captions", "metadata", "consent"):
-                if fault := json_fault(column, source.get(column)):
-                    raise LinkRefused(column, str(source[column])[:80], fault)
+                if wrong := json_fault(column, source.get(column)):
+                    raise LinkRefused(column, str(source[column])[:80], wrong)
             self._apply_basis(row)
             basis = basis_of(row.source.get("legal_basis"))
             if refusal := decide(page_signals(row.source.get("consent")), basis):

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from data_tools.links import language_vote
 from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseList, text_words
+from data_tools.links.link_columns import OPTIONAL, REQUIRED
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.link_table import OPTIONAL, REQUIRED
 from data_tools.links.personal_data import PersonalDataRule
 from data_tools.links.withdrawn_lists import address_key
 from data_tools.network.link_address import LinkRefused, check_link, normal_url

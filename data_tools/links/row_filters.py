@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.links.link_columns import TableColumns
 from data_tools.links.link_rules import FILTERED, LinkRules, LinkRuleSettings
 from data_tools.links.link_table import link_batches
 from data_tools.work.workers import WorkerPool
@@ -25,16 +26,22 @@ COST = b"leam_mm.cost"
 
 
 def filter_rows(
-    tables: list[Path], folder: Path, settings: LinkRuleSettings, processes: int, progress: Callable[[int], None]
+    tables: list[Path],
+    folder: Path,
+    settings: LinkRuleSettings,
+    processes: int,
+    progress: Callable[[int], None],
+    columns: TableColumns | None = None,
 ) -> tuple[int, int]:
     """Filter the rows of several tables as if they were one table.
 
     Args:
-        tables: Parquet, csv or jsonl files.
+        tables: Files in a format of ``link_table``, or folders of them.
         folder: Folder of the chunks, ``NUMBER.parquet``.
         settings: Settings of the rules.
         processes: Number of worker processes; 1 starts none.
         progress: Called with the number of rows done since its last call.
+        columns: Which columns are read; by default those that are recognised.
 
     Returns:
         Number of chunks and of rows.
@@ -44,7 +51,7 @@ def filter_rows(
 
     def missing_chunks() -> Iterator[tuple[pa.Table, Path, Path]]:
         nonlocal chunks, rows
-        for source, table in ((path, batch) for path in tables for batch in link_batches(path, CHUNK)):
+        for source, table in ((path, batch) for path in tables for batch in link_batches(path, CHUNK, columns)):
             path = _path(folder, chunks)
             chunks, rows = chunks + 1, rows + table.num_rows
             if path.exists():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from data_tools.samples.caption_forms import captions_fault
 from data_tools.samples.image_repair import RepairedImage
 from data_tools.work.foreign_error import first_line
 from leam_mm.json_text import parse_json
@@ -19,13 +20,15 @@ def json_fault(column: str, text: str | None) -> str | None:
     except ValueError as error:
         return f"{column} is no JSON ({first_line(error)})"
     if not isinstance(value, kind):
+        if kind is list and (fault := captions_fault(text or "")):
+            return fault
         return f"{column} is no JSON {'list' if kind is list else 'object'}"
     if isinstance(value, list):
         for item in value:
             if not isinstance(item, dict) or not all(
                 isinstance(item.get(name), str) and item[name].strip() for name in ("text", "language")
             ):
-                return "captions holds an entry without text or language"
+                return captions_fault(text or "") or "captions holds an entry without text or language"
     return None
 
 

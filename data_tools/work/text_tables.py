@@ -1,44 +1,44 @@
-"""Read tables of text that come from strangers (parquet, csv, jsonl), in batches whose memory no table can exceed.
+"""Read tables of text that come from strangers, in batches whose memory no table can exceed.
+
+Formats: parquet; csv and tsv (csv_table.py); JSON lines and arrays (json_table.py); lists of addresses in txt. All but
+parquet may be compressed (``.gz``) and in UTF-16 (text_file.py).
 
 A row that breaks a limit stays in the table, shortened, with the reason in the column ``too_long``: whoever reads the
 table records it. What cannot be read row by row, such as a damaged file, is an error of the whole table.
 """
 
-import io
-import json
-import re
-from collections.abc import Callable, Collection, Iterator
+import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
-from leam_mm.data.parquet_file import MAX_COLUMNS, READ, open_parquet
+from data_tools.work.csv_table import Choose, csv_parts
+from data_tools.work.json_table import KEPT, TOO_LONG, Row, json_rows
+from data_tools.work.text_file import MAX_LINE, open_text, rest_of_line, table_suffix
+from leam_mm.data.parquet_file import READ, open_parquet
 from leam_mm.errors import UserError
 
-TOO_LONG = "too_long"  # column with the reason why a row is refused; only in batches that have such rows
 MAX_CELL = 1 << 16  # bytes of a cell
 MAX_BATCH = 1 << 27  # bytes of all cells of a batch
-MAX_LINE = 1 << 20  # bytes of a line of csv or jsonl
-KEPT = 200  # characters that stay of the cells of a refused row
 NULL = pa.nulls(1, pa.int64())[0]  # pa.scalar would import pandas
-OPENING = re.compile(rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])"')  # of a quoted cell; elsewhere a quote is a letter
-WHOLE = re.compile(rb'[^"]*+(?:(?<![^,])"[^"]*+(?:""[^"]*+)*+"[^"]*+)*+')  # lines whose cells all end, the usual case
-CLOSING = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # from within a quoted cell
-Choose = Callable[[Collection[str]], list[str]]  # from the columns of a file to those that are read
 
 
-def text_batches(path: Path, rows: int, choose: Choose, suffixes: Collection[str] = ()) -> Iterator[pa.Table]:
+def text_batches(
+    path: Path, rows: int, choose: Choose, suffixes: Collection[str] = (), encoding: str = ""
+) -> Iterator[pa.Table]:
     """Read a table of any length in batches, in constant memory.
 
     Args:
-        path: A parquet, csv or jsonl file.
+        path: A file in one of the formats of ``READERS``.
         rows: Rows of each batch; only the last one is shorter.
-        choose: Returns those of a file's columns that are read, or raises UserError.
+        choose: Returns those of a file's columns that are read, or raises UserError. It is asked again where later
+            lines of a JSON file have more columns.
         suffixes: Endings to accept; by default all of ``READERS``.
+        encoding: Encoding of a text file without a mark; empty for UTF-8.
 
     Yields:
         Tables of strings. A batch with rows that break a limit has the column ``TOO_LONG``.
@@ -48,13 +48,15 @@ def text_batches(path: Path, rows: int, choose: Choose, suffixes: Collection[str
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give an existing table ({', '.join(suffixes or READERS)})")
-    if path.suffix not in (suffixes or READERS):
+    suffix = table_suffix(path)
+    packed = path.name.lower().endswith(".gz")
+    if suffix not in (suffixes or READERS) or (packed and suffix == ".parquet"):
         *first, last = suffixes or READERS
         raise UserError(f"{path}: the ending {path.suffix!r} is not supported; use {', '.join(first)} or {last}")
     waiting: list[pa.Table] = []
     held, free = 0, MAX_BATCH
     try:
-        for part in READERS[path.suffix](path, rows, choose):
+        for part in READERS[suffix](path, rows, choose, encoding):
             while part.num_rows:
                 checked, used = _checked(part.slice(0, rows - held), free)
                 part, held, free = part.slice(checked.num_rows), held + checked.num_rows, free - used
@@ -62,10 +64,10 @@ def text_batches(path: Path, rows: int, choose: Choose, suffixes: Collection[str
                 if held == rows:
                     yield _joined(waiting)
                     waiting, held, free = [], 0, MAX_BATCH
-    except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+    except (pa.ArrowException, OSError, EOFError, ValueError, KeyError, RecursionError, zlib.error) as error:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} cannot be read as {path.suffix[1:]} ({message}); write it again, with all columns as strings"
+            f"{path} cannot be read as {suffix[1:]} ({message}); write it again, with all columns as strings"
         ) from None
     if held:
         yield _joined(waiting)
@@ -89,7 +91,7 @@ def text_entries(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _joined(parts: list[pa.Table]) -> pa.Table:
-    table = pa.concat_tables(parts).combine_chunks()
+    table = pa.concat_tables(parts, promote_options="default").combine_chunks()
     return table if table[TOO_LONG].null_count < table.num_rows else table.drop_columns([TOO_LONG])
 
 
@@ -174,154 +176,72 @@ def _decoded(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
         return pa.array(texts, pa.string()), np.array(broken, bool)
 
 
-def _parquet_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
+def _parquet_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:
     with open_parquet(path) as file:
         names = choose(file.schema.names)
         for batch in file.coded_batches(rows, names):
             yield pa.Table.from_batches([batch])
 
 
-def _csv_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
-    with path.open("rb") as file:
-        start = file.read(MAX_LINE)
-    first = re.search(rb"\r?\n|\r", start)
-    commas = start[: first and first.start()].count(b",")
-    if commas >= MAX_COLUMNS:
-        raise ValueError(f"it has more than {MAX_COLUMNS} columns")
-    form = commas, b"\r" if first and first[0] == b"\r" else b"\n"
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    read = pyarrow.csv.ReadOptions(block_size=2 * MAX_LINE)
-    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file, *form), read, parse) as reader:
-        names = choose(reader.schema.names)
-    # As bytes, because one cell that is not UTF-8 must not end the table.
-    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), include_columns=names)
-    with path.open("rb") as file, pyarrow.csv.open_csv(_ShortLines(file, *form), read, parse, options) as reader:
-        for batch in reader:
-            yield pa.Table.from_batches([batch])
+def _csv_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:
+    yield from csv_parts(path, rows, choose, encoding)
 
 
-class _ShortLines(io.RawIOBase):
-    """A csv file without what goes beyond ``MAX_LINE`` in its lines.
-
-    Quotes stay balanced, and cells that are cut off are empty.
-
-    Args:
-        file: The file.
-        commas: Commas of its first line.
-        end: What ends a line; some spreadsheets write a carriage return alone.
-
-    Raises:
-        UserError: While reading, a quoted cell does not end as a cell does: all rows behind it would become one.
-    """
-
-    def __init__(self, file: BinaryIO, commas: int, end: bytes) -> None:
-        self.commas, self.end, self.rest = commas, end, b""
-        self.name, self.number = file.name, 0
-        self.opened = self.spanned = 0  # line in which the current quoted cell begins, or 0; bytes of its lines
-        self.next_line: Callable[[int], bytes] = file.readline
-        if end == b"\r":  # lines of bytes end at line feeds only
-            text = io.TextIOWrapper(file, "latin-1", newline="\r")
-            self.next_line = lambda size: text.readline(size).encode("latin-1")
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        pieces, held = [self.rest], len(self.rest)
-        while held < size and (line := self._line()):
-            pieces.append(line)
-            held += len(line)
-        whole = b"".join(pieces)
-        self.rest = whole[size:]
-        return whole[:size]
-
-    def _line(self) -> bytes:
-        line = self.next_line(MAX_LINE)
-        if len(line) == MAX_LINE and not line.endswith(self.end):
-            quotes = sum(piece.count(b'"') for piece in _rest_of_line(self.next_line, self.end))
-            line += b'"' if quotes % 2 else b""
-            parts = line.split(b'"')
-            if len(parts) % 2:  # the row ends here, not inside a cell of several lines
-                line += b"," * (self.commas - sum(part.count(b",") for part in parts[::2]))
-            line += self.end
-        self.number += 1
-        if self.opened or not WHOLE.fullmatch(line):
-            self._follow_quotes(line)
-        return line
-
-    def _follow_quotes(self, line: bytes) -> None:
-        """Note whether a quoted cell continues in the next line."""
-        self.spanned += len(line)
-        start, broken = 0, not line
-        while not broken:
-            if not self.opened:
-                opening = OPENING.search(line, start)
-                if not opening:
-                    return
-                self.opened, self.spanned, start = self.number, len(line), opening.end()
-            closing = CLOSING.match(line, start)
-            if not closing:
-                broken = self.spanned > 2 * MAX_LINE
-                break
-            start = closing.end()
-            broken = self.opened < self.number and line[start : start + 1] not in (b",", b"\r", b"\n", b"")
-            self.opened = self.opened if broken else 0
-        if broken:
-            raise UserError(
-                f"{self.name}: the quote that opens a cell in line {self.opened} is not closed: close it there, or "
-                "double it if it is a letter of the cell"
-            )
+def _json_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:
+    with open_text(path, encoding) as file:
+        yield from _row_parts(json_rows(file, table_suffix(path) == ".json"), rows, choose)
 
 
-def _rest_of_line(readline: Callable[[int], bytes], end: bytes = b"\n") -> Iterator[bytes]:
-    while piece := readline(MAX_LINE):
-        yield piece
-        if piece.endswith(end):
-            return
+def _list_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:
+    """Yield a list of addresses, one a line, without comments and empty lines; lines with tabs are a table."""
+    with open_text(path, encoding) as file:
+        is_table = b"\t" in file.read(MAX_LINE)
+    if is_table:
+        yield from csv_parts(path, rows, choose, encoding)
+        return
+    with open_text(path, encoding) as file:
+        yield from _row_parts(_list_rows(file), rows, choose)
 
 
-def _jsonl_parts(path: Path, rows: int, choose: Choose) -> Iterator[pa.Table]:
-    with path.open("rb") as lines:
-        waiting: list[dict[str, str | None]] = []
-        held, known = 0, set[str]()
-        for row, length in _json_rows(lines):
-            waiting.append(row)
-            known |= row.keys() - {TOO_LONG}
-            held += length
-            if known and (len(waiting) == rows or held > READ):
-                yield _row_table(waiting, choose(known))
-                waiting, held = [], 0
-        if waiting:
-            yield _row_table(waiting, choose(known))
+def _list_rows(lines: BinaryIO) -> Iterator[tuple[Row, int]]:
+    while line := lines.readline(MAX_LINE):
+        if len(line) == MAX_LINE and not line.endswith(b"\n"):
+            for _ in rest_of_line(lines.readline):
+                pass
+            yield {TOO_LONG: f"the line has more than {MAX_LINE} bytes"}, KEPT
+            continue
+        try:
+            text = line.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            yield {TOO_LONG: "the line is not UTF-8"}, KEPT
+            continue
+        if text and not text.startswith("#"):
+            yield {"url": text}, len(line)
 
 
-def _row_table(rows: list[dict[str, str | None]], names: list[str]) -> pa.Table:
+def _row_parts(found: Iterator[tuple[Row, int]], rows: int, choose: Choose) -> Iterator[pa.Table]:
+    waiting: list[Row] = []
+    held, known = 0, dict[str, None]()
+    for row, length in found:
+        waiting.append(row)
+        known |= dict.fromkeys(name for name in row if name != TOO_LONG)
+        held += length
+        if known and (len(waiting) == rows or held > READ):
+            yield _row_table(waiting, choose(known.keys()))
+            waiting, held = [], 0
+    if waiting:
+        yield _row_table(waiting, choose(known.keys()))
+
+
+def _row_table(rows: list[Row], names: list[str]) -> pa.Table:
     return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in (*names, TOO_LONG)})
 
 
-def _json_rows(lines: BinaryIO) -> Iterator[tuple[dict[str, str | None], int]]:
-    """Yield the rows, with all values as text, and their bytes in the file."""
-    while line := lines.readline(MAX_LINE):
-        if len(line) == MAX_LINE and not line.endswith(b"\n"):
-            for _ in _rest_of_line(lines.readline):
-                pass
-            yield {TOO_LONG: f"the line has more than {MAX_LINE} bytes"}, KEPT
-        elif line.strip():
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except json.JSONDecodeError:
-                raise
-            except ValueError as error:  # no UTF-8, or a number of thousands of digits
-                yield {TOO_LONG: f"the line cannot be read: {str(error)[:KEPT]}"}, KEPT
-                continue
-            if not isinstance(row, dict):
-                raise ValueError("a line is not a JSON object")
-            yield {name: _text(value) for name, value in row.items() if name != TOO_LONG}, len(line)
-
-
-def _text(value: object) -> str | None:
-    text = value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
-    return text if text is None or text.isascii() else text.encode("utf-8", "replace").decode()  # "\\ud800" in JSON
-
-
-READERS = {".parquet": _parquet_parts, ".csv": _csv_parts, ".jsonl": _jsonl_parts}
+READERS = {
+    ".parquet": _parquet_parts,
+    ".csv": _csv_parts,
+    ".tsv": _csv_parts,
+    ".jsonl": _json_parts,
+    ".json": _json_parts,
+    ".txt": _list_parts,
+}

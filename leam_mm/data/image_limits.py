@@ -7,4 +7,12 @@ MAX_SCANS = 100  # of a JPEG, each of which visits every pixel; encoders write a
 SHARD_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of the formats in shards
 WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP")  # of the formats that are read and encoded again
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of files read from folders
+AS_JPEG = "save it as JPEG or PNG"
+UNREAD_SUFFIXES = {
+    ".heic": f"{AS_JPEG} (such as heif-convert a.heic a.jpg)",
+    ".heif": f"{AS_JPEG} (such as heif-convert a.heif a.jpg)",
+    ".jxl": f"{AS_JPEG} (such as djxl a.jxl a.png)",
+    **dict.fromkeys((".jp2", ".psd", ".eps", ".ai", ".tga", ".ico", ".svgz", ".exr", ".hdr"), AS_JPEG),
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"), "develop it to JPEG or PNG"),
+}  # of images that are left out, with what to do
 MEMBER_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # of images in shards, in the order they are looked for

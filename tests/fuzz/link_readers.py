@@ -12,9 +12,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from data_tools.links.blocklists import DigestList, DomainList, PhraseList, text_words
+from data_tools.links.image_folder import folder_links
 from data_tools.links.language_vote import vote
 from data_tools.links.link_rows import LinkRows
-from data_tools.links.link_table import folder_links, read_links
+from data_tools.links.link_table import read_links
 from data_tools.links.personal_data import find_personal_data
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.opt_out_registry import OptOutRegistry
