@@ -22,6 +22,7 @@ from data_tools.links.withdrawn_lists import read_lists
 from data_tools.work.ledger import LEDGER, LedgerWriter
 from data_tools.work.work_folder import open_work_folder
 from data_tools.work.workers import WorkerPool
+from leam_mm.data.folder_card import write_card
 from leam_mm.data.index_file import read_records, records_line, records_name
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.remote_shards import ShardCache, open_folder
@@ -159,6 +160,7 @@ def adopt(
             raise UserError(f"the tars hold no usable sample ({reasons or 'no image'}): name captions or images")
         if not in_place:
             write_json(output / TARS, places_of(tars, names, output).content())
+        write_card(output, adopted.entries)
         write_manifest(output, adopted.entries)
         yield adopted
     shutil.rmtree(output / WORK)

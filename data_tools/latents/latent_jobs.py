@@ -281,7 +281,7 @@ def write(worker: LatentWorker, job: Job) -> None:
     if first is None:  # no sample can be read: an empty manifest marks the job as done
         write_text(job.output / MANIFEST, "")
         return
-    with ShardWriter(job.output, len(job.rows)) as writer:
+    with ShardWriter(job.output, len(job.rows), card=False) as writer:
         for _, samples, encoded in chain([first], batches):
             for (key, _), members in zip(samples, worker.encoder.write_members(samples, encoded), strict=True):
                 writer.write(key, members)

@@ -67,7 +67,7 @@ def do_job(state: VettingState, job: VettingJob) -> None:
 def write_shard(folder: ShardFolder, job: VettingJob) -> None:
     """Write the kept samples of a shard with the changes of the rules; unchanged members keep their bytes."""
     changes, rows = read_changes(job.task), job.task.rows or []
-    with ShardWriter(job.output, len(rows)) as writer, folder.open_shard(job.number) as shard:
+    with ShardWriter(job.output, len(rows), card=False) as writer, folder.open_shard(job.number) as shard:
         for row in rows:
             members = shard.members(row)
             change = changes.get(row, {"record": {}, "content": None})

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
 from data_tools.withdrawal.sample_selector import published_hash
 from data_tools.work.ledger import LEDGER, SCHEMA
+from leam_mm.data.folder_card import CARD, write_card
 from leam_mm.data.index_file import ShardIndex, index_name, records_name
 from leam_mm.data.parquet_file import error_reason, open_parquet
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
@@ -180,6 +181,9 @@ def stage(folder: Path, gone: list[Withdrawn], salt: bytes | None) -> list[Chang
         write_ledger(folder / LEDGER, new / LEDGER, gone, salt)
         rewritten.add(Path(LEDGER))
     link_rest(folder, new, rewritten)
+    for (name, _), change in zip(parts, changes, strict=True):
+        if (new / name / CARD).is_file():  # one of ours; those of others stay as they are
+            write_card(new / name, change.after)
     return changes
 
 

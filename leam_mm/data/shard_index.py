@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from leam_mm.data.folder_card import write_card
 from leam_mm.data.index_file import ShardIndex, index_name, read_index, read_records, records_name
 from leam_mm.data.keep_list import KeepList, read_keep_list
 from leam_mm.data.open_shard import OpenShard
@@ -40,13 +41,14 @@ class ShardWriter:
         folder: The final folder; while writing, ``folder.partial`` grows beside it.
         samples_per_shard: Samples in each tar (the last may hold fewer).
         resume: Keep finished shards of an interrupted run in ``folder.partial``; ``.finished`` counts their samples.
+        card: Write a README.md at the end, see data/folder_card.py; parts that are joined later need none.
     """
 
-    def __init__(self, folder: Path, samples_per_shard: int, resume: bool = False) -> None:
+    def __init__(self, folder: Path, samples_per_shard: int, resume: bool = False, card: bool = True) -> None:
         """Open the partial folder; see the class for the arguments."""
         if samples_per_shard < 1:
             raise UserError(f"samples_per_shard is {samples_per_shard}: give at least 1")
-        self.folder, self.samples_per_shard, self.resume = Path(folder), samples_per_shard, resume
+        self.folder, self.samples_per_shard, self.resume, self.card = Path(folder), samples_per_shard, resume, card
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.entries: list[ShardEntry] = []
         if self.partial.exists() and resume and (self.partial / MANIFEST).exists():
@@ -108,6 +110,8 @@ class ShardWriter:
         if not self.entries:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise UserError(f"no sample was written to {self.folder}: the input holds nothing usable")
+        if self.card:
+            write_card(self.partial, self.entries)
         replace_folder(self.partial, self.folder)
 
 
@@ -116,18 +120,19 @@ def join_shards(parts: Iterable[Path], folder: Path) -> None:
 
     Args:
         parts: The folders; their tars and indexes are moved.
-        folder: Receives 00000.tar and so on, with indexes and manifest.
+        folder: Receives 00000.tar and so on, with indexes, README.md and manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for number, part in enumerate(parts):
-        entry, name = ShardFolder(part).shards[0], f"{number:05d}.tar"
-        for before, after in ((entry.shard, name), (index_name(entry.shard), index_name(name))):
+        entry, tar = ShardFolder(part).shards[0], f"{number:05d}.tar"
+        for before, after in ((entry.shard, tar), (index_name(entry.shard), index_name(tar))):
             if (part / before).is_file():
                 (part / before).replace(folder / after)
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} was written and is missing now: delete {part.parent} and start again")
-        entries.append(replace(entry, shard=name))
+        if not (folder / tar).is_file():
+            raise UserError(f"{folder / tar} was written and is missing now: delete {part.parent} and start again")
+        entries.append(replace(entry, shard=tar))
+    write_card(folder, entries)
     write_manifest(folder, entries)
 
 
