@@ -203,6 +203,7 @@ class LatentDiffusionModule(LightningModule):
         edit: Edit | None = None,
         size: tuple[int, int] | None = None,
         tile: int | None = None,
+        numbers: list[int] | None = None,
     ) -> Tensor:
         """Sample one image for each prompt with the averaged weights.
 
@@ -218,6 +219,7 @@ class LatentDiffusionModule(LightningModule):
             size: Height and width of the latents; None takes latent_size for both, as an edit must.
             tile: Side in pixels of the tiles in which the codec decodes larger images, one at a time, to bound its
                 memory (LatentCodec.set_tile says what differs); None decodes them whole.
+            numbers: Number of each prompt, which names its noise; None counts from first_index.
 
         Returns:
             (B, 3, H, W) float in [0, 1].
@@ -235,8 +237,9 @@ class LatentDiffusionModule(LightningModule):
             for start in range(0, len(prompts), batch_size):
                 part = prompts[start : start + batch_size]
                 rows = edit.rows(start, len(part), side * codec.downscale) if edit is not None else None
-                numbers = torch.arange(first_index + start, first_index + start + len(part))
-                images.append(sampler(encoder.encode(part), empty, numbers, rows))
+                own = list(range(first_index + start, first_index + start + len(part)))
+                own = own if numbers is None else numbers[start : start + len(part)]
+                images.append(sampler(encoder.encode(part), empty, torch.tensor(own), rows))
         finally:
             if tile is not None:
                 codec.set_tile(None)

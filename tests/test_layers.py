@@ -13,7 +13,7 @@ LEAM_MM = [
     ["run_lock", "command_line"],
     ["checkpoint_file", "released_files"],
     ["data", "losses", "diffusion", "checkpoint"],
-    ["distributed"],
+    ["distributed", "marking"],
     ["encoders"],
     ["codecs"],
     ["captions"],
@@ -25,10 +25,12 @@ LEAM_MM = [
     ["evaluators"],
     ["callbacks"],
     ["report"],
+    ["inference"],
     ["release"],
     ["resume_check"],
     ["cli", "pipeline"],
     ["finetune_plan"],
+    ["draw"],
 ]
 DATA_TOOLS = [
     ["work"],

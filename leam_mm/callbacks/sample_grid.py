@@ -9,7 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
-from leam_mm.evaluators.image_grid import draw_grid, read_prompts, save_image, spread
+from leam_mm.evaluators.image_grid import draw_grid, read_prompts, spread
+from leam_mm.marking.generated_image import generator_name, save_generated
 
 
 class SampleGrid(Callback):
@@ -72,7 +73,8 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         grid = draw_grid(images, self.chosen, self.columns, self.scale)
-        save_image(grid, Path(trainer.default_root_dir) / "samples" / f"step_{step:08d}.png")
+        path = Path(trainer.default_root_dir) / "samples" / f"step_{step:08d}.png"
+        save_generated(grid, path, generator_name(pl_module))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image("samples", np.asarray(grid), step, dataformats="HWC")

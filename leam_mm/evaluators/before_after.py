@@ -32,6 +32,7 @@ from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import FEWEST, EvaluationContext, Evaluator, Metric, bootstrap_interval
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, save_grid, spread
+from leam_mm.marking.generated_image import generator_name
 
 log = logging.getLogger(__name__)
 TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
@@ -111,13 +112,19 @@ class BeforeAfter(Evaluator):
         real = torch.stack([sample.pixels(made[0].shape[-1]) for sample in samples])
         decoded = (_reconstruct(tuned, real) * 255).round().to(torch.uint8)
         labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "codec", "before", "after")]
-        save_grid(output / "before_after.png", torch.stack([real, decoded, *made], 1).flatten(0, 1), labels, columns=8)
+        save_grid(
+            output / "before_after.png",
+            torch.stack([real, decoded, *made], 1).flatten(0, 1),
+            labels,
+            8,
+            generator_name(tuned),
+        )
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
             made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
             labels = [f"{kind}: {text}" for text in texts for kind in ("before", "after")]
             sheet = torch.stack(made, 1).flatten(0, 1)
-            save_grid(output / "before_after_old_prompts.png", sheet, labels, columns=4)
+            save_grid(output / "before_after_old_prompts.png", sheet, labels, 4, generator_name(tuned))
 
     @torch.no_grad()
     def _codec_error(self, name: str, module: Any) -> Metric:

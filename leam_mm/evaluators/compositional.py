@@ -26,6 +26,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, w
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.marking.generated_image import generator_name
 
 log = logging.getLogger(__name__)
 # Keys of a verdict that are measured for each kind of prompt; other keys are meaningless there.
@@ -139,7 +140,7 @@ class Compositional(Evaluator):
             shown.append((image, prompt, asked))
         if rank() == 0:
             path = context.output / f"{self.name}.png"
-            draw_verdicts(shown, path)
+            draw_verdicts(shown, path, generator_name(generator))
             log.info("compositional: %d generated images judged, see %s", len(shown), path)
         return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
 

@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from leam_mm.evaluators.image_grid import label_font, save_image
+from leam_mm.evaluators.image_grid import label_font
+from leam_mm.marking.generated_image import save_generated
 
 
-def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]], path: Path, limit: int = 48) -> None:
+def draw_verdicts(
+    shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]], path: Path, model: str, limit: int = 48
+) -> None:
     """Write a sheet of images with prompt and verdict below each.
 
     Args:
         shown: Image (H, W, 3) uint8, prompt, verdict by key.
         path: PNG to write.
+        model: Name of the generator, see ``generator_name``.
         limit: Maximum number of images, spread evenly.
     """
     chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, min(limit, len(shown))).round().astype(int)]
@@ -38,4 +42,4 @@ def draw_verdicts(shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]
                 lines.append(word)
         draw.text((x, y + cell + 4), answer.replace("_", " "), fill=colour, font=font)
         draw.multiline_text((x, y + cell + 19), "\n".join(lines[:3]), fill="black", font=font, spacing=2)
-    save_image(sheet, path)
+    save_generated(sheet, path, model)

@@ -30,9 +30,10 @@ from leam_mm.evaluators.frechet import (
     precision_recall,
 )
 from leam_mm.evaluators.image_features import ImageFeatures
-from leam_mm.evaluators.image_grid import save_grid, save_image
+from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.files import write_text
+from leam_mm.marking.generated_image import generator_name, save_generated
 
 FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
 FEWEST_OF_DISTRIBUTIONS = 100  # for Fréchet distance, precision and recall, whose bias depends on the number of images
@@ -94,7 +95,7 @@ class Generation(Evaluator):
 
         generated = self._each(count, lambda part: part, make, context, "generating")
         if rank() == 0:
-            save_grid(context.output / "generated.png", generated[:64], texts[:64], columns=8)
+            save_grid(context.output / "generated.png", generated[:64], texts[:64], 8, generator_name(module))
         size = generated.shape[-1]
         # Every other image, since neighbours in a folder often have one source.
         halves = [self._extract_real(real[half : 2 * count : 2], size, context) for half in (0, 1)]
@@ -229,12 +230,13 @@ class PromptGrid(Evaluator):
         folder.mkdir(parents=True, exist_ok=True)
         entries = []
         for number, (row, code, text) in enumerate(chosen):
-            save_image(Image.fromarray(images[number].permute(1, 2, 0).numpy()), folder / f"{number:03d}.png")
+            image = Image.fromarray(images[number].permute(1, 2, 0).numpy())
+            save_generated(image, folder / f"{number:03d}.png", generator_name(module))
             entries.append({"row": row, "language": code, "text": text, "image": f"prompts/{number:03d}.png"})
         content = json.dumps({"languages": languages, "pictures": entries}, ensure_ascii=False, indent=1)
         write_text(context.output / "prompts.json", content)
         labels = [f"{code}: {text}" for _, code, text in chosen]
-        save_grid(context.output / "prompts.png", images, labels, columns=len(languages))
+        save_grid(context.output / "prompts.png", images, labels, len(languages), generator_name(module))
         return [metric]
 
 

@@ -1,6 +1,5 @@
 """Prompts from files, and labelled grids of images as PNG files."""
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from torch import Tensor
 
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
+from leam_mm.json_text import parse_json
+from leam_mm.marking.generated_image import save_generated
 
 FONT_SIZE = 11
 LINE_HEIGHT = 14
@@ -22,25 +23,39 @@ def read_prompts(prompts: Path | list[str]) -> list[str]:
     """Return the prompts of a list or file, stripped and without empty ones.
 
     Args:
-        prompts: A list of texts; a .txt file with one text a line; or a .json file with a list of texts, a list of
-            {"text": ...}, or {"prompts": [...]} with either of these.
+        prompts: A list of texts; or a file, see ``read_texts``.
 
     Raises:
         UserError: The file cannot be read, has another form, or holds no prompt.
     """
-    if isinstance(prompts, list):
-        texts: list[Any] = prompts
-    else:
-        try:
-            content = prompts.read_text(encoding="utf-8")
-            parsed = json.loads(content) if prompts.suffix == ".json" else content.splitlines()
-            entries = parsed["prompts"] if isinstance(parsed, dict) else parsed
-            texts = [entry["text"] if isinstance(entry, dict) else entry for entry in entries]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"prompts in {prompts} cannot be read ({error!r}): give a .txt or .json of texts") from None
+    texts: list[Any] = prompts if isinstance(prompts, list) else read_texts(prompts)
     if not all(isinstance(text, str) for text in texts) or not any(text.strip() for text in texts):
         raise UserError(f"prompts in {prompts} must be texts, at least one not empty")
     return [text.strip() for text in texts if text.strip()]
+
+
+def read_texts(path: Path) -> list[str]:
+    """Return the texts of a file in their order, empty lines included.
+
+    Args:
+        path: A .txt file with one text a line; or a .json file with a list of texts, a list of {"text": ...}, or
+            {"prompts": [...]} with either of these.
+
+    Raises:
+        UserError: The file cannot be read, or has another form.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+        parsed = parse_json(content.encode()) if path.suffix == ".json" else content.split("\n")
+        entries = parsed["prompts"] if isinstance(parsed, dict) else parsed
+        texts = [entry["text"] if isinstance(entry, dict) else entry for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"prompts in {path} cannot be read ({error!r:.200}): give a .txt or .json of texts") from None
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f"prompts in {path} must be texts")
+    if path.suffix != ".json" and texts and not texts[-1]:  # the end of the last line
+        texts = texts[:-1]
+    return [text.removesuffix("\r") for text in texts]
 
 
 def spread(texts: list[str], count: int) -> list[str]:
@@ -108,12 +123,23 @@ def label_font() -> ImageFont.FreeTypeFont:
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG atomically."""
+    """Write a PNG without generated images atomically; the others are written by ``save_generated``."""
     with atomic_write(path) as temporary:
         image.save(temporary, format="PNG")
 
 
-def save_grid(path: Path, images: Tensor, labels: list[str], columns: int) -> None:
-    """Write a labelled grid of (B, 3, H, W) uint8 images, each enlarged to about 96 pixels if it is smaller."""
-    scale = max(1, 96 // images.shape[-1])
-    save_image(draw_grid(images, labels, columns=columns, scale=scale), path)
+def save_grid(path: Path, images: Tensor, labels: list[str], columns: int, model: str | None = None) -> None:
+    """Write a labelled grid of images, each enlarged to about 96 pixels if it is smaller.
+
+    Args:
+        path: The PNG.
+        images: (B, 3, H, W) uint8.
+        labels: B texts.
+        columns: Images per row.
+        model: Name of the generator, which marks the grid; None if no image is generated.
+    """
+    grid = draw_grid(images, labels, columns=columns, scale=max(1, 96 // images.shape[-1]))
+    if model is None:
+        save_image(grid, path)
+    else:
+        save_generated(grid, path, model)

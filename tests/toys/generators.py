@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
-from leam_mm.checkpoint import EVIDENCE
+from leam_mm.checkpoint import EVIDENCE, build_module
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.batch import collate_samples
 from leam_mm.denoisers.block_step import Tokens
@@ -27,6 +27,7 @@ from leam_mm.optim.schedule import Schedule
 from leam_mm.techniques.technique import Technique
 from toys.codecs import QUIET
 from toys.encoders import tiny_clip
+from toys.recipes import generator_section
 
 CAPTION_LENGTH, CAPTION_WIDTH = 6, 12
 
@@ -258,3 +259,11 @@ def power_average(path: np.ndarray, width: float) -> np.ndarray:
     steps = np.arange(1, len(path) + 1, dtype=np.longdouble) / len(path)
     ends = steps ** (gamma_of(width) + 1)
     return np.asarray(np.diff(ends, prepend=np.longdouble(0)) @ path.astype(np.longdouble), np.float64)
+
+
+def write_generator_run(folder: Path, clip: Path, codec: Path) -> Path:
+    """A run folder of an untrained generator on the frozen parts of two checkpoints."""
+    section = generator_section(clip, codec)
+    torch.manual_seed(0)
+    module: Any = build_module(section)
+    return save_generator(randomise_generator(module), section, folder)
