@@ -3,7 +3,7 @@ from collections import Counter
 
 from data_tools.pages.crawl_rows import LINK_SCHEMA, attribution, image_licence, link_rows, page_row
 from data_tools.pages.page_licences import Statement
-from data_tools.pages.page_links import PageLink, PageReading
+from data_tools.pages.page_links import PageLimits, PageLink, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal
 from data_tools.work.ledger import link_uid
@@ -80,6 +80,16 @@ def test_names_to_credit_come_once() -> None:
         Statement([], "microdata", {"creator": "A"}),
     ]
     assert attribution(said) == "Museum; A" and attribution([]) is None
+
+
+def test_a_page_of_another_site_credits_nobody() -> None:
+    html = b"""<script type="application/ld+json">{"@type": "ImageObject", "contentUrl": "https://museum.example/a.jpg",
+        "creator": {"@type": "Person", "name": "A. Claimant"}}</script>
+        <img src="https://museum.example/a.jpg" alt="x">"""
+    for host, expected in (("www.museum.example", "A. Claimant"), ("stranger.example", None)):
+        page = Page(0, f"https://{host}/", html)
+        (row,) = link_rows(page, read_page(page, "LeamBot", PageLimits()), "", True)
+        assert row["attribution"] == expected and "A. Claimant" in row["consent"]
 
 
 def test_captions_have_languages_and_the_row_its_name() -> None:

@@ -71,13 +71,13 @@ def published(server: Server, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def fetch(server: Server, folder: Path, output: str, urls: list[str]) -> list[dict[str, Any]]:
+def fetch(server: Server, folder: Path, output: str, urls: list[str], *more: str) -> list[dict[str, Any]]:
     table = folder / f"{output}.parquet"
     pq.write_table(pa.table({"url": urls, "caption": [f"picture {n}" for n in range(len(urls))]}), table)
     command = ["--table", str(table), "--output", str(folder / output), "--allow-private", "127.0.0.1"]
     command += ["--allow-private", "localhost", "--min-success", "0", "--retries", "0", "--processes", "1"]
     try:
-        download([*command, "--agent-contact", "https://lab.example/bot"])
+        download([*command, "--agent-contact", "https://lab.example/bot", *more])
     except UserError:  # nothing could be kept
         return pq.read_table(folder / f"{output}.failed-ledger.parquet").to_pylist()
     return pq.read_table(folder / output / "ledger.parquet").to_pylist()
@@ -114,6 +114,24 @@ def test_no_other_address_or_copy_brings_an_image_back(server: Server, published
     rows = fetch(server, published, "again", [*ways, f"{server.url}/photos/i2.png"])
     assert [row["rule"] for row in rows] == ["withdrawn"] * len(ways) + ["kept"]
     assert not any(row["reason"] == "" for row in rows[:-1])
+
+
+def test_a_retry_leaves_out_what_was_withdrawn_from_other_shards(server: Server, tmp_path: Path) -> None:
+    server.answers = Answers()
+    for number in (1, 2):
+        server.answers[f"/photos/i{number}.png"] = (200, {}, encoded_image(photo(number)))
+    server.answers |= {"/copy.jpg": (200, {}, changed("jpeg")), "/late.png": (500, {}, b"")}
+    server.answers["/moved"] = (302, {"Location": "/photos/i7.png"}, b"")
+    paths = ("/photos/i1.png", "/copy.jpg", "/elsewhere.png", "/moved", "/photos/i7.png", "/late.png")
+    urls = [server.url + path for path in paths]
+    assert [row["rule"] for row in fetch(server, tmp_path, "other", urls)] == ["kept"] * 5 + ["download"]
+    fetch(server, tmp_path, "shards", [f"{server.url}/photos/i{number}.png" for number in (1, 2, 7)])
+    withdraw("--shards", tmp_path / "shards", "--url", f"{server.url}/photos/i7.png", "--apply", "--unsigned")
+    server.answers["/late.png"] = (200, {}, encoded_image(photo(3)))
+    rows = fetch(server, tmp_path, "other", urls, "--retry-failed")
+    assert [row["rule"] for row in rows] == ["kept", *["withdrawn"] * 4, "kept"]
+    assert [row["kept"] for row in rows] == [True, *[False] * 4, True]
+    assert [key for key, _ in read_samples(tmp_path / "other")] == [rows[0]["key"], rows[5]["key"]]
 
 
 def test_gathering_and_vetting_bring_nothing_back(server: Server, published: Path, tmp_path: Path) -> None:

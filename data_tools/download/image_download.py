@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 
 from data_tools.download.download_seal import fetch_identity, finished_rows, write_seal
 from data_tools.download.fetched_part import fetch_parts
-from data_tools.download.image_repair_pool import Fetched, repaired_rows
+from data_tools.download.image_repair_pool import Fetched, repaired_rows, withdrawn_sample
 from data_tools.download.image_request import AGAIN
 from data_tools.links.image_folder import Fault, FolderColumns
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.screening_evidence import screened_origins
-from data_tools.links.withdrawn_lists import lists_beside, read_lists
+from data_tools.links.withdrawn_lists import RULE as WITHDRAWN
+from data_tools.links.withdrawn_lists import WithdrawnLists, lists_beside, read_lists
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of, trusted_hosts
 from data_tools.network.proxies import allowed_proxies
@@ -249,7 +250,7 @@ def download_images(
             return
         expected = (row for row, *_ in to_fetch())
         fetched = repaired_rows(work / "raw", expected, count, size, rule, settings.processes, withdrawn.folders)
-        kept, root = write_shards(links, earlier(), fetched, settings, seal)
+        kept, root = write_shards(links, earlier(), fetched, settings, seal, withdrawn)
         if not settings.keep_work:
             shutil.rmtree(work, ignore_errors=True)  # processes of a killed run may still be ending
     seconds = time.perf_counter() - begin
@@ -262,6 +263,7 @@ def write_shards(
     fetched: Iterator[tuple[int, Fetched]],
     settings: DownloadSettings,
     seal: dict[str, Any],
+    withdrawn: WithdrawnLists,
 ) -> tuple[int, str]:
     """Second pass: write the samples of an earlier run and those fetched now, in the order of the table.
 
@@ -271,6 +273,7 @@ def write_shards(
         fetched: Fetched images, in the order of the table.
         settings: Settings of the download.
         seal: Settings that decide the bytes of the shards.
+        withdrawn: What was withdrawn; such samples of an earlier run are left out.
 
     Returns:
         Number of samples, and Merkle root of the shards.
@@ -287,8 +290,13 @@ def write_shards(
                     key, members = next(before)
                     if key != old["key"]:
                         raise UserError(f"{output}: {LEDGER} and the shards differ at sample {key}; download anew")
-                    writer.write(key, members)
+                    how = withdrawn_sample(members, old["evidence"], withdrawn)
                     decision = old
+                    if how is None:
+                        writer.write(key, members)
+                    else:
+                        reason = "on the lists of withdrawals beside the shards"
+                        decision = old | {"kept": False, "rule": WITHDRAWN, "value": how, "reason": reason}
                 elif row.fetch and (old is None or old["rule"] == AGAIN):
                     number, found = next(fetched)
                     if number != row.number:

@@ -27,6 +27,7 @@ from data_tools.work.time_limit import TimeLimit, TookTooLong
 from data_tools.work.workers import WorkerPool, begin_sample
 from leam_mm.data.image_file import open_image
 from leam_mm.data.parquet_file import own_parquet
+from leam_mm.data.sample_json import read_sample_json
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -131,6 +132,25 @@ def _withdrawn(image: RepairedImage, response: dict[str, Any], lists: WithdrawnL
         return f"{hit.rule}: {hit.value}"
     digests = (image.sha256, bytes_sha256(image.content))
     return lists.find_image(digests, lambda: np.asarray(open_image(image.content).convert("RGB")))
+
+
+def withdrawn_sample(members: dict[str, bytes], evidence: str | None, lists: WithdrawnLists) -> str | None:
+    """Return how a sample of an earlier run is known to be withdrawn, or None.
+
+    Args:
+        members: Of the sample.
+        evidence: Of its row in the ledger.
+        lists: What was withdrawn.
+    """
+    if not lists:
+        return None
+    record, content = read_sample_json(members), next(iter(members.values()))
+    hops = json.loads(evidence or "{}").get("hops", [])
+    addresses = [str(record.get("url") or ""), *(str(hop["url"]) for hop in hops)]
+    if hit := lists.find_address(addresses, record.get("page_url")):
+        return f"{hit.rule}: {hit.value}"
+    digests = (str(record.get("sha256")), bytes_sha256(content))
+    return lists.find_image(digests, lambda: np.asarray(open_image(content).convert("RGB")))
 
 
 def repaired_rows(

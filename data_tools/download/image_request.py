@@ -122,7 +122,7 @@ class ImageRequest:
 
     def _failed(self, error: Exception, answer: Answer) -> None:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        text = first_line(cause)
+        text = first_line(cause if isinstance(cause, BaseException) else OSError(cause))
         if isinstance(cause, PrivateAddressError):
             answer.refuse("private_address", text, text)
         elif isinstance(cause, http.client.IncompleteRead):

@@ -37,7 +37,8 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
             for text, origin, _ in link.captions
         ]
         # The page of another site does not speak for the owner of the image: link_evidence keeps what it claims.
-        licence = image_licence(link) if speaks_for(page, link) else None
+        own = speaks_for(page, link)
+        licence = image_licence(link) if own else None
         evidence = link_evidence(page, reading, link)
         reserved = bool(reading.linked_terms) or any(signal["reserved"] for signal in evidence["page_rights"])
         basis = licence.basis if licence and suggest_basis and not reserved else None
@@ -49,7 +50,7 @@ def link_rows(page: Page, reading: PageReading, source: str, suggest_basis: bool
                 "licence": licence.name if licence else None,
                 "legal_basis": basis.value if basis else None,
                 "page_url": page.url,
-                "attribution": attribution(link.statements),
+                "attribution": attribution(link.statements) if own else None,
                 "metadata": evidence_text({"page_title": reading.title, "page_language_by": reading.language_source}),
                 "consent": evidence_text(evidence),
                 "language": reading.language,

@@ -1,8 +1,9 @@
 """Remove from an image file what is not needed to show it and may tell about persons; pixels stay as they are stored.
 
 Removed are EXIF with a position, maker notes, a thumbnail, an owner or serial numbers (EXIF 3.0, 4.6), thumbnails of
-JFIF, raw profiles of EXIF in PNG, and data behind the end of the image. EXIF's orientation and copyright are kept, and
-so are colour profiles, XMP and IPTC. A file with Content Credentials keeps all of its bytes, because they are signed.
+JFIF, raw profiles of EXIF in PNG, positions in XMP, and data behind the end of the image. EXIF's orientation and
+copyright are kept, and so are colour profiles, IPTC and the rest of XMP. A file with Content Credentials keeps all of
+its bytes, because they are signed.
 """
 
 import zlib
@@ -10,9 +11,12 @@ import zlib
 from PIL import ExifTags, Image
 
 from data_tools.samples.image_segments import Segment, segments
+from data_tools.samples.xmp_positions import without_positions
 from leam_mm.data.exif_size import exif_is_small
 
 EXIF, JFIF_THUMBNAIL, RAW_PROFILE = b"Exif\0\0", b"JFXX\0", b"Raw profile type exif\0"
+XMP_MARKS = (b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0")  # in a JPEG
+XMP_KEYWORD, MAX_PACKET = b"XML:com.adobe.xmp\0", 2_000_000  # in a PNG; bytes
 SIGNED = ("APP11", "caBX", "C2PA")  # parts that hold Content Credentials
 ENDS = ("D9", "IEND")
 KEPT = (ExifTags.Base.Orientation, ExifTags.Base.Copyright)
@@ -47,6 +51,9 @@ def strip_private(raw: bytes) -> tuple[bytes, list[str]]:
         elif part.kind in ("tEXt", "zTXt", "iTXt") and content.startswith(RAW_PROFILE):
             piece = b""
             removed.append("exif")
+        elif (packet := _xmp_packet(part.kind, content)) and (blank := without_positions(packet)) != packet:
+            piece = _with_packet(part.kind, raw[part.start : part.end], content, packet, blank)
+            removed.append("xmp-position")
         pieces.append(piece)
     if len(raw) > parts[-1].end:
         removed.append("trailing")
@@ -54,6 +61,41 @@ def strip_private(raw: bytes) -> tuple[bytes, list[str]]:
     if removed and raw.startswith(b"RIFF"):
         content = _closed_webp(content, parts[0], without_exif)
     return (content, list(dict.fromkeys(removed))) if removed else (raw, [])
+
+
+def _xmp_packet(kind: str, content: bytes) -> bytes:
+    """Return the XMP packet of a part, or an empty one; compressed ones are read up to ``MAX_PACKET`` bytes."""
+    if kind == "XMP ":
+        return content
+    if kind == "APP1":
+        return next((content[len(mark) :] for mark in XMP_MARKS if content.startswith(mark)), b"")
+    if kind in ("iTXt", "tEXt", "zTXt") and content.startswith(XMP_KEYWORD):
+        text = content[_text_start(kind, content) :]
+        if kind == "tEXt" or (kind == "iTXt" and content[len(XMP_KEYWORD)] == 0):
+            return text
+        try:
+            return zlib.decompressobj().decompress(text, MAX_PACKET)
+        except zlib.error:
+            return b""
+    return b""
+
+
+def _text_start(kind: str, content: bytes) -> int:
+    """Return where the text of a PNG chunk begins (PNG, 11.3.4: after flags, language and translated keyword)."""
+    start = len(XMP_KEYWORD) + {"iTXt": 2, "tEXt": 0, "zTXt": 1}[kind]
+    for _ in range(2 if kind == "iTXt" else 0):
+        start = content.find(b"\0", start) + 1 or len(content)
+    return start
+
+
+def _with_packet(kind: str, piece: bytes, content: bytes, packet: bytes, blank: bytes) -> bytes:
+    """Return a part with another packet of the same length."""
+    if kind in ("XMP ", "APP1"):
+        return piece.replace(packet, blank, 1)
+    start = _text_start(kind, content)
+    text = blank if content[start:] == packet else zlib.compress(blank)
+    body = kind.encode() + content[:start] + text
+    return (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
 
 
 def is_private(block: bytes) -> bool:

@@ -23,7 +23,10 @@ def read_sample_json(members: Mapping[str, bytes]) -> dict[str, Any]:
             if not isinstance(record.get(name), str | None):
                 raise ValueError(f"its {name} is no text")
     except ValueError as error:
-        raise UserError(f"its json cannot be used ({error}): run data_tools/check_shards.py on the folder") from None
+        raise UserError(
+            f"its json cannot be used ({error}): leave it out by vetting the folder (data_tools/vet_shards.py "
+            "--materialise), or copy an intact one"
+        ) from None
     return record
 
 
