@@ -39,6 +39,7 @@ DATA_TOOLS = [
     ["corpora", "rights"],
     ["links"],
     ["pages", "download", "indexing"],
+    ["importing"],
     ["latents"],
     ["vetting"],
     ["withdrawal"],

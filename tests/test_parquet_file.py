@@ -23,7 +23,8 @@ from leam_mm.errors import UserError
 TREE = Path(__file__).parent.parent
 MODULES = ("pyarrow.parquet", "pyarrow.dataset", "pandas", "datasets", "polars", "duckdb")
 READS = ("ParquetFile", "ParquetDataset", "FileSystemDataset", "dataset", "load_dataset", "from_parquet")
-WORK_FILES = {  # readers of files that the same program has written into its work folder
+WORK_FILES = {
+    "data_tools/importing/sample_import.py",  # readers of files that the same program has written into its work folder
     *("data_tools/crawl_links.py", "data_tools/download/fetched_part.py", "data_tools/download/image_repair_pool.py"),
     *("data_tools/latents/shard_embedding.py", "data_tools/links/row_filters.py"),
     *("data_tools/vetting/shard_findings.py", "data_tools/indexing/shard_adoption.py"),

@@ -120,6 +120,32 @@ class ForeignParquet:
         for batch in self.coded_batches(rows, names):
             yield plain_batch(batch, MAX_MEMORY).cast(schema)
 
+    def nested_batches(self, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Read some columns in batches; they may be nested, and hold bytes of images.
+
+        Args:
+            rows: Most rows of a batch; there are fewer where values are long.
+            columns: Names of columns.
+
+        Raises:
+            ValueError: A page breaks a limit, a column claims too many values, or a batch takes more than
+                ``MAX_MEMORY``.
+        """
+        longest, values = 1, Counter[str]()
+        for page in self._pages(columns, nested=True):
+            single = page.unpacked // max(page.values, 1) if page.is_data else page.unpacked
+            longest = max(longest, page.unpacked if page.encoding == DELTA_BYTE_ARRAY else single)
+            values[page.column] += page.values
+        if values and max(values.values()) > MAX_DENSITY * self._size:
+            raise ValueError(f"a column claims {max(values.values())} values in {self._size} bytes")
+        for batch in self._file.iter_batches(
+            max(1, min(rows, READ // longest)), columns=list(columns), use_threads=False
+        ):
+            if batch.nbytes > MAX_MEMORY:
+                raise ValueError("it takes too much memory for a file of its size")
+            batch.validate(full=True)
+            yield batch.select(columns)
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read columns, by default all, as a whole; see ``coded_batches`` for errors.
 
@@ -138,9 +164,9 @@ class ForeignParquet:
         table = pa.Table.from_batches(parts).cast(schema) if parts else schema.empty_table()
         return table.replace_schema_metadata(self.schema.metadata)
 
-    def _pages(self, columns: Sequence[str]) -> list[PageHeader]:
+    def _pages(self, columns: Sequence[str], nested: bool = False) -> list[PageHeader]:
         for name in columns:
-            if pa.types.is_nested(kind := self.schema.field(name).type):
+            if pa.types.is_nested(kind := self.schema.field(name).type) and not nested:
                 raise ValueError(f"the column {name} is of type {str(kind)[:200]}")
         pages = []
         for page in page_headers(self._raw, set(columns)):
