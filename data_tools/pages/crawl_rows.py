@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_tools.links.language_vote import UNDETERMINED, vote
-from data_tools.links.link_table import OPTIONAL, REQUIRED
+from data_tools.links.link_columns import OPTIONAL, REQUIRED
 from data_tools.pages.page_licences import Statement
 from data_tools.pages.page_links import PageLink, PageReading, link_evidence, speaks_for
 from data_tools.pages.warc_pages import Page, PageRefused
