@@ -9,7 +9,6 @@ depends on the generator, the prompt, the seed and the settings alone; the same 
 processor model. A second run keeps what is there and draws the rest. Each PNG says that a model generated it.
 """
 
-import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ class DrawSettings:
     """Settings of the program.
 
     Args:
-        generator: Run folder or checkpoint of a generator.
+        generator: Run, checkpoint, release, or folder of a pipeline of diffusers.
         output: Folder of the images; created if missing.
         prompt: Text, in any language; may be repeated. An empty one draws without a description.
         prompts: File of texts: .txt with one a line, or .json with a list. Empty lines are left out.
@@ -47,6 +46,8 @@ class DrawSettings:
         overwrite: Replace files in the output folder that hold other images.
         batch_size: Images at a time; it changes memory and speed.
         device: cpu or cuda.
+        clip: The generator's text encoder, if it was moved since training.
+        codec: The generator's codec, if it was moved since training.
         trust: Modules of your own, such as my_lab, whose classes the checkpoint may name; several between commas.
     """
 
@@ -66,6 +67,8 @@ class DrawSettings:
     overwrite: bool = False
     batch_size: PositiveInt = 16
     device: str = "cpu"
+    clip: str | None = None
+    codec: str | None = None
     trust: str = ""
 
 
@@ -84,9 +87,9 @@ def draw(settings: DrawSettings, console: Console) -> None:
     """Draw the images and write their record."""
     import torch  # seconds of imports, not needed for --help
 
-    from leam_mm.checkpoint import load_module
     from leam_mm.evaluators.image_grid import read_prompts
     from leam_mm.inference.drawing import GRID, RECORD, Drawer, DrawingSettings, Source, plan_drawings
+    from leam_mm.model_address import load_generator
 
     prompts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts is not None else [])]
     if not prompts:
@@ -100,7 +103,7 @@ def draw(settings: DrawSettings, console: Console) -> None:
     how = DrawingSettings(settings.steps, settings.guidance, parse_size(settings.size), source)
     drawings = plan_drawings(prompts, settings.seed, settings.images)
     with console.status("opening the generator"):
-        module = load_module(settings.generator, "ema_denoiser").to(settings.device)
+        module = load_generator(settings.generator, settings.clip, settings.codec).to(settings.device)
         drawer = Drawer(module, how, settings.output, settings.batch_size)
     done, other = drawer.present(drawings)
     if other and not settings.overwrite:
@@ -125,7 +128,9 @@ def draw(settings: DrawSettings, console: Console) -> None:
 def main(args: list[str] | None = None) -> None:
     """Run the program."""
     settings = parse_settings(DrawSettings, __doc__, args, program="python -m leam_mm.draw")
-    logging.getLogger("xformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     draw(settings, Console(soft_wrap=True, highlight=False))
 
 

@@ -136,6 +136,7 @@ def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 COMMANDS = {"sample_search": ("build", "ask"), "signed_statement": ("make-key", "sign", "verify")}
 PROGRAMS = sorted(f"data_tools.{path.stem}" for path in (ROOT / "data_tools").glob("*.py") if path.stem != "__init__")
+PROGRAMS += ["leam_mm.draw"]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

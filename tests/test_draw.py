@@ -1,6 +1,7 @@
 """leam_mm/draw.py: images for prompts, their record, what a second run keeps, edits and marks."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from toys.generators import write_generator_run
+from toys.recipes import ROOT
 
 from leam_mm.checkpoint import load_module
 from leam_mm.draw import main, parse_size
@@ -128,6 +130,29 @@ def test_sizes_other_than_those_of_training(generator: Path, tmp_path: Path) -> 
             parse_size(wrong)
     with pytest.raises(UserError, match="multiples of 4"):
         run_draw(generator, tmp_path / "odd", "--prompt", "x", "--size", "17x16")
+
+
+def test_the_page_on_use_is_true(generator: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands on drawing and its lines of Python, on a toy generator."""
+    page = (ROOT / "docs/use.md").read_text(encoding="utf-8").split("\n## Draw\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/generator").symlink_to(generator)
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings/prompts.txt").write_text("ein Kreis\nzwei Kreise\n")
+    commands = [shlex.split(line) for line in page.split("```sh\n")[1].split("```")[0].splitlines()]
+    assert len(commands) == 3
+    for words in commands:
+        assert words[:3] == ["python", "-m", "leam_mm.draw"]
+        main(words[3:])
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")}
+    assert {"drawings/grid.png", "drawings/prompt0002_seed2.png", "edited/prompt0001_seed0.png"} <= found
+    assert "drawings/many/prompt0002_seed0.png" in found
+    names: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    with Image.open("drawings/prompt0001_seed0.png") as image:
+        expected = (names["images"][0] * 255).round().permute(1, 2, 0).numpy()
+        assert np.abs(np.array(image) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(

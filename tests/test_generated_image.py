@@ -20,6 +20,8 @@ def test_marks_are_in_the_file_and_leave_the_pixels(tmp_path: Path) -> None:
 def test_names_of_generators() -> None:
     run = {"path": "runs/quickstart/generator/checkpoints/last.ckpt", "sha256": "ab" * 32}
     assert generator_name(SimpleNamespace(checkpoint_evidence=run)) == "generator abababababab"
+    release = SimpleNamespace(checkpoint_evidence={"path": "releases/mine", "sha256": "cd" * 32})
+    assert generator_name(release) == "mine cdcdcdcdcdcd"
     assert generator_name(SimpleNamespace()) == "SimpleNamespace in training"
 
 

@@ -44,5 +44,7 @@ def generator_name(module: Any) -> str:
         module: A module of ``load_module``, whose evidence names its checkpoint; or one that is being trained.
     """
     evidence = getattr(module, "checkpoint_evidence", {})
-    folders = [part for part in Path(str(evidence.get("path", ""))).parent.parts if part not in ("/", "checkpoints")]
+    path = Path(str(evidence.get("path", "")))
+    folder = path.parent if path.suffix == ".ckpt" else path
+    folders = [part for part in folder.parts if part not in ("/", "checkpoints")]
     return f"{folders[-1] if folders else type(module).__name__} {str(evidence.get('sha256', 'in training'))[:12]}"
