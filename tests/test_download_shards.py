@@ -110,7 +110,8 @@ def test_every_row_has_its_decision(server: Server, tmp_path: Path, capsys: pyte
     assert pixels["rotated.jpg"][5, 20, 0] > 180 and pixels["rotated.jpg"][5, 3, 2] > 150  # red went to the upper right
 
     before, asked = {path.name: path.read_bytes() for path in output.glob("*.tar")}, len(server.requests)
-    with pytest.raises(UserError, match=r"only 7 of 24 .*decode 2.*failed-ledger"):
+    advice = r"with --min-success 0\.291, .* after it once more with --retry-failed"
+    with pytest.raises(UserError, match=r"only 7 of 24 .*decode 2.*failed-ledger.*" + advice):
         main([*command, "--min-success", "0.9", "--overwrite"])
     assert pq.read_table(tmp_path / "shards.failed-ledger.parquet").num_rows == len(links)
     assert before == {path.name: path.read_bytes() for path in output.glob("*.tar")}

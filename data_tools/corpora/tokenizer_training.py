@@ -6,6 +6,7 @@ that open_clip's argmax pooling finds it.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,16 +19,17 @@ from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_folder
 
+log = logging.getLogger(__name__)
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SMALLEST = 256 + 3  # all bytes, pad, begin, end
 MEASURED = 20_000  # most captions measured per language
 
 
 def read_captions(folders: list[Path], languages: list[str] | None = None) -> dict[str, Counter[str]]:
-    """Count each caption of all samples, by language.
+    """Count each caption of all samples, by language; languages that are asked for and do not occur are logged.
 
     Raises:
-        UserError: A sample has no captions, or a given language does not occur.
+        UserError: A sample has no captions, or none of the given languages occurs.
     """
     captions: dict[str, Counter[str]] = {}
     for folder in folders:
@@ -38,10 +40,15 @@ def read_captions(folders: list[Path], languages: list[str] | None = None) -> di
                         captions.setdefault(caption["language"], Counter())[caption["text"]] += 1
             except UserError as error:
                 raise UserError(f"{folder}: sample {key}: {error}") from None
+    where = ", ".join(map(str, folders))
+    captions = {language: counts for language, counts in captions.items() if any(text.strip() for text in counts)}
     absent = [language for language in languages or [] if language not in captions]
-    if absent or not captions:
-        found = ", ".join(sorted(captions)) or "no caption at all"
-        raise UserError(f"{', '.join(map(str, folders))}: no caption in {absent or 'any language'} (found: {found})")
+    if not captions:
+        raise UserError(f"{where}: no caption in {' or '.join(absent) or 'any language'}: give other --shards")
+    if absent:
+        log.warning(
+            "%s: no caption in %s, so the tokenizer is trained on %s", where, ", ".join(absent), ", ".join(captions)
+        )
     return dict(sorted(captions.items()))
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ from data_tools.download.download_seal import fetch_identity, finished_rows, wri
 from data_tools.download.fetched_part import fetch_parts
 from data_tools.download.image_repair_pool import Fetched, repaired_rows, withdrawn_sample
 from data_tools.download.image_request import AGAIN
-from data_tools.links.image_folder import Fault, FolderColumns
+from data_tools.links.image_folder import NOT_ASKED, Fault, FolderColumns
 from data_tools.links.link_rows import LinkRow, LinkRows
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.screening_evidence import screened_origins
@@ -282,6 +283,7 @@ def write_shards(
     failed_ledger = output.with_name(output.name + ".failed-ledger.parquet")
     before = read_samples(output) if settings.retry_failed else iter(())
     rules: Counter[str] = Counter()
+    said: dict[str, str] = {}  # the first reason of each rule
     with ShardWriter(output, settings.samples_per_shard) as writer:
         with LedgerWriter(writer.partial / LEDGER, STAGE) as ledger:
             for row, old in zip(links, earlier, strict=False):
@@ -306,20 +308,36 @@ def write_shards(
                 elif old is not None:
                     decision = old
                 rules[decision["rule"]] += 1
+                said.setdefault(decision["rule"], str(decision.get("reason") or ""))
                 ledger.write([decision])
-        kept, rows = rules.pop("kept", 0), links.survey.rows
+        kept, rows = rules.pop("kept", 0), links.survey.rows - sum(rules[name] for name in NOT_ASKED)
         if kept < settings.min_success * rows or not kept:
             os.replace(writer.partial / LEDGER, failed_ledger)  # out of the folder that is removed now
             reasons = ", ".join(f"{name} {count}" for name, count in rules.most_common(8))
+            common = rules.most_common(1)[0][0]
+            reasons += f" (the first of {common}: {said[common]:.200})"
             raise UserError(
-                f"only {kept} of {rows} rows could be kept ({kept / rows:.1%}, --min-success "
-                f"{settings.min_success}): {reasons}; see {failed_ledger}; to continue, give a lower --min-success and "
-                f"then --retry-failed, or delete {output}.work to fetch anew"
+                f"only {kept} of {rows} rows could be kept ({kept / max(rows, 1):.1%}, --min-success "
+                f"{settings.min_success}): {reasons}; see {failed_ledger}; {_way_on(settings, kept, rows)}"
             )
         write_seal(writer.partial, seal)
         copy_evidence(output, writer.partial)
     failed_ledger.unlink(missing_ok=True)
     return kept, merkle_root(writer.entries)
+
+
+def _way_on(settings: DownloadSettings, kept: int, rows: int) -> str:
+    """Return what to do where too few rows could be kept."""
+    anew = f"delete {settings.output}.work to fetch all of them anew"
+    if not kept:
+        return f"correct the table or the options, or {anew}"
+    least = math.floor(1000 * kept / rows) / 1000
+    if settings.retry_failed:
+        return f"start the same command again later, or with --min-success {least:g}"
+    return (
+        f"start the same command with --min-success {least:g}, which writes shards of what is fetched already, and "
+        f"after it once more with --retry-failed, which fetches what failed for a temporary reason; or {anew}"
+    )
 
 
 def _sample(row: LinkRow, found: Fetched, settings: DownloadSettings) -> dict[str, bytes] | None:

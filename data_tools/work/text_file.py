@@ -49,7 +49,7 @@ def decode_text(content: bytes, encoding: str = "") -> str:
         ValueError: It is not in that encoding.
     """
     name = next((name for mark, name in MARKS.items() if content.startswith(mark)), encoding)
-    return content.decode(name or "utf-8-sig").removeprefix("\ufeff")
+    return content.decode(check_encoding(name) or "utf-8-sig").removeprefix("\ufeff")
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from leam_mm.errors import UserError
 START_OF_SCAN = b"\xff\xda"  # marker of JPEG (ITU-T T.81, B.1.1.3); data of a scan cannot contain it
 ONE_BY_ONE = (0xC0, 0xC1)  # frames of JPEG of which a decoder reads one scan if it holds all components
 NO_FRAMES = (0xC4, 0xC8, 0xCC)  # tables among the markers of frames
-BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 3}  # of a pixel by Pillow's mode, "I;16" with its copy of 8 bits; else 4
+BYTES = {
+    "1": 1,
+    "L": 1,
+    "P": 1,
+    "I;16": 3,
+    "I;16B": 3,
+    "I;16L": 3,
+}  # of a pixel by Pillow's mode, "I;16" with its copy of 8 bits; else 4
+TIFF_BYTES = 8  # of a pixel: what libtiff holds of one strip or tile, which may be the whole image, 16 bits a channel
 WEBP_BYTES = 16  # of a pixel: two canvases of libwebp's animation decoder, Pillow's copy and its image
 
 # Beyond the limit Pillow first warns; here it is refused.
@@ -110,8 +118,10 @@ def decoding_bytes(image: Image.Image, content: bytes) -> int:
         content: The file.
     """
     stored = decoding = BYTES.get(image.mode, 4)
-    if image.format == "WEBP":
+    if image.format in ("WEBP", "AVIF"):
         decoding = WEBP_BYTES
+    elif image.format == "TIFF":
+        decoding += TIFF_BYTES
     elif image.format == "GIF":
         stored += 4  # what replaces the first frame, which Pillow prepares with it
     elif image.format in ("JPEG", "MPO") and scans_of(content) > 1:

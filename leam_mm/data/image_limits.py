@@ -5,13 +5,16 @@ BYTES_PER_PIXEL = 6  # memory for decoding, for each allowed pixel: RGB takes 4,
 LEAST_MEMORY = 64_000_000  # bytes for decoding, however few pixels are allowed
 MAX_SCANS = 100  # of a JPEG, each of which visits every pixel; encoders write about 10
 SHARD_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of the formats in shards
-WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP")  # of the formats that are read and encoded again
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # of files read from folders
+WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF", "AVIF")  # of the formats that are read and encoded again
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
+)  # of files read from folders
 AS_JPEG = "save it as JPEG or PNG"
 UNREAD_SUFFIXES = {
     ".heic": f"{AS_JPEG} (such as heif-convert a.heic a.jpg)",
     ".heif": f"{AS_JPEG} (such as heif-convert a.heif a.jpg)",
     ".jxl": f"{AS_JPEG} (such as djxl a.jxl a.png)",
+    ".svg": "rasterise it (such as resvg a.svg a.png)",
     **dict.fromkeys((".jp2", ".psd", ".eps", ".ai", ".tga", ".ico", ".svgz", ".exr", ".hdr"), AS_JPEG),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"), "develop it to JPEG or PNG"),
 }  # of images that are left out, with what to do

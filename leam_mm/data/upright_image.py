@@ -17,6 +17,7 @@ from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
 from leam_mm.errors import UserError
 
 ORIENTATION = 0x0112
+BITS_PER_SAMPLE = 258  # tag of TIFF 6.0
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode of Pillow
 MAX_PROFILE = 8_000_000  # bytes
 STRIP = 1_000_000  # pixels that are converted at once
@@ -53,10 +54,14 @@ def upright_rgb(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.
     if image.format == "PNG":  # verify() finds missing ends and wrong checksums, load() does not
         open_image(raw, ("PNG",), max_pixels).verify()
     if getattr(image, "is_animated", False):
-        transforms.append("first_frame")
+        transforms.append("first_page" if image.format == "TIFF" else "first_frame")
+    if image.mode == "F":
+        raise ValueError("values are floats, whose range is not known; save it with 8 or 16 bits")
+    turned = _tiff_orientation(image) if image.format == "TIFF" else 1  # load() applies it
+    deep = image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) == 16  # type: ignore[attr-defined]
     image.load()
     orientation = image.getexif().get(ORIENTATION, 1) if exif_is_small(exif_block(image)) else 1
-    deep = image.format == "PNG" and len(raw) > 24 and raw[24] == 16  # bit depth in the IHDR chunk
+    deep = deep or (image.format == "PNG" and len(raw) > 24 and raw[24] == 16)  # bit depth in the IHDR chunk
     if image.mode.startswith("I"):
         image = _by_strips(image, _eight_bits)
     if deep:
@@ -72,11 +77,19 @@ def upright_rgb(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.
         image = _by_strips(image, lambda strip: strip.convert("RGB"))
     if not any(name.startswith("icc:") for name in transforms):
         image = _to_srgb(image, profile, transforms)
-    if orientation in range(2, 9):
+    if turned in range(2, 9):
+        transforms.append(f"orientation:{turned}")
+    elif orientation in range(2, 9):
         image.getexif()[ORIENTATION] = orientation
         image = ImageOps.exif_transpose(image)
         transforms.append(f"orientation:{orientation}")
     return image, transforms
+
+
+def _tiff_orientation(image: Image.Image) -> int:
+    """Return the orientation that an opened TIFF states for itself."""
+    value = image.tag_v2.get(ORIENTATION, 1)  # type: ignore[attr-defined]
+    return value if isinstance(value, int) else 1
 
 
 def _by_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
