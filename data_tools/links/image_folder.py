@@ -247,7 +247,9 @@ def _tables(folder: Path, listing: _Listing) -> list[str]:
 def _has_file_names(path: Path) -> bool:
     """Return whether a table may be the metadata of an imagefolder; one without ``file_name`` is something else."""
     with path.open("rb") as file:
-        content = file.read(1 << 16) if table_suffix(path) != ".parquet" else file.read()[-(1 << 16) :]
+        if table_suffix(path) == ".parquet":  # its columns are named at its end
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+        content = file.read(1 << 16)
     return b"file_name" in content
 
 
