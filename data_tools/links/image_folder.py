@@ -286,8 +286,7 @@ def _by_tables(listing: _Listing, tables: list[str], choice: FolderColumns) -> I
 
 
 def _by_folder_name(listing: _Listing) -> ImageFolder:
-    rows: list[dict[str, str | None]] = []
-    classes = set()
+    rows, classes = list[dict[str, str | None]](), set[str]()
     for name in listing.images:
         parent = PurePosixPath(name).parent.name
         if not parent:
@@ -338,8 +337,7 @@ def _by_files(listing: _Listing, choice: FolderColumns) -> ImageFolder:
 
 
 def _without_captions(listing: _Listing) -> str:
-    name = listing.images[0]
-    count = len(listing.images)
+    name, count = listing.images[0], len(listing.images)
     classes = {PurePosixPath(each).parent.name for each in listing.images} - {""}
     advice = "write the captions, or use --table"
     if classes:
