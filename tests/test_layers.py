@@ -30,7 +30,7 @@ LEAM_MM = [
     ["resume_check"],
     ["cli", "pipeline"],
     ["finetune_plan"],
-    ["draw"],
+    ["draw", "embed", "search", "classify"],
 ]
 DATA_TOOLS = [
     ["work"],

@@ -71,7 +71,10 @@ class ImageDecoding:
         """Return the resized centre square of an image: (H, W, 3)."""
         file = open_image(content)
         file.draft("RGB", (2 * self.image_size, 2 * self.image_size))  # JPEG: decode at a reduced scale
-        image = file.convert("RGB")
+        return self.centre_square(file.convert("RGB"))
+
+    def centre_square(self, image: Image.Image) -> np.ndarray:
+        """Return the resized centre square of an RGB image: (H, W, 3) uint8."""
         side = float(min(image.size))
         return self._resize(image, ((image.width - side) / 2, (image.height - side) / 2, side, side))
 
