@@ -1,5 +1,6 @@
 """What programs do with tars of others that data_tools/index_shards.py made a shard folder of, and its kills."""
 
+import hashlib
 import json
 import os
 import random
@@ -23,12 +24,17 @@ from toys.vetting import file_digests, read_ledger, vet, write_rules
 from toys.vetting_rules import Third
 
 from data_tools.check_shards import main as check
+from data_tools.describe_dataset import main as describe
 from data_tools.download_shards import main as download
+from data_tools.embed_shards import main as embed
+from data_tools.encode_latents import main as encode
 from data_tools.indexing import index_jobs
+from data_tools.train_tokenizer import main as train_tokenizer
 from leam_mm.cli import main as train
 from leam_mm.data.remote_shards import ShardCache, open_folder
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
+from leam_mm.release.release_folder import count_column
 
 
 @pytest.mark.parametrize("where", ["beside", "elsewhere"])
@@ -52,7 +58,12 @@ def test_vetting_search_and_withdrawal_work_on_the_result(
     image.write_bytes(soft_jpeg(7))
     check([str(folder), "--contains", str(image)])
     old, before = {key: members for key, members in read_samples(folder)}, ShardFolder(folder)
+    capsys.readouterr()
     withdraw("--shards", folder, "--url", "https://a7.example/x.jpg", "--apply", "--unsigned")
+    # A tar elsewhere still holds the image: it is named.
+    said = capsys.readouterr().out
+    assert ("may still hold the samples" in said) == (where == "elsewhere")
+    assert ("tars/1.tar" in said) == (where == "elsewhere")
     new, after = {key: members for key, members in read_samples(folder)}, ShardFolder(folder)
     assert set(old) - set(new) == {"0007"} and all(old[key] == new[key] for key in new)
     assert faults_of(folder) == [] and after.shards[0] == before.shards[0] and after.merkle_root != before.merkle_root
@@ -174,15 +185,27 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path) ->
     assert len(captions_of(tmp_path / "out")) == 2000
 
 
-@pytest.fixture(scope="module")
-def img2dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 images by img2dataset and by download_shards: folders peer and ours."""
-    folder = tmp_path_factory.mktemp("img2dataset")
-    links = write_links(folder / "images", 200, missing=3)
-    run_img2dataset(links, folder / "peer", 50)
-    options = ["--allow-file", "--samples-per-shard", "50", "--min-success", "0.9", "--processes", "1"]
+def fetch_both(folder: Path, count: int, per_shard: int, missing: int = 0) -> Path:
+    """Fetch images by img2dataset and by download_shards: folders peer and ours."""
+    links = write_links(folder / "images", count, missing)
+    run_img2dataset(links, folder / "peer", per_shard)
+    options = ["--allow-file", "--samples-per-shard", str(per_shard), "--min-success", "0.9", "--processes", "1"]
     download(["--table", str(links), "--output", str(folder / "ours"), *options])
     return folder
+
+
+def losses_of(shards: Path, run: Path, tokenizer: Path, max_samples: int) -> list[tuple[str, str]]:
+    """Train a toy CLIP."""
+    recipe = clip_recipe(run, shards, tokenizer, max_samples=max_samples)
+    run.with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
+    train(["fit", "--config", str(run.with_suffix(".yaml"))])
+    return step_losses(run)
+
+
+@pytest.fixture(scope="module")
+def img2dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 images of 203 links."""
+    return fetch_both(tmp_path_factory.mktemp("img2dataset"), 200, 50, missing=3)
 
 
 def test_shards_of_img2dataset_train_as_the_same_images_through_download_shards(
@@ -200,13 +223,18 @@ def test_shards_of_img2dataset_train_as_the_same_images_through_download_shards(
         assert {name: mine[name] for name in same} == {name: theirs[name] for name in same}
         assert theirs["metadata"]["status"] == "success" and len(theirs["metadata"]["key"]) == 7
         assert theirs["url"].startswith("file://") and theirs["crawler"] == "img2dataset"
-    losses = []
-    for number, shards in enumerate((img2dataset / "ours", tmp_path / "peer")):
-        recipe = clip_recipe(tmp_path / f"run{number}", shards, toy_tokenizer, max_samples=64)
-        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-        train(["fit", "--config", str(tmp_path / "recipe.yaml")])
-        losses.append(step_losses(tmp_path / f"run{number}"))
+    losses = [losses_of(folder, tmp_path / name, toy_tokenizer, 64) for name, folder in
+              (("a", img2dataset / "ours"), ("b", tmp_path / "peer"))]  # fmt: skip
     assert losses[0] == losses[1] and len(losses[0]) == 8
+
+
+@pytest.mark.slow
+def test_ten_thousand_samples_of_img2dataset_train_with_equal_losses(tmp_path: Path, toy_tokenizer: Path) -> None:
+    fetch_both(tmp_path, 10_000, 1000)
+    index(tmp_path / "peer")
+    losses = [losses_of(tmp_path / name, tmp_path / f"run_{name}", toy_tokenizer, 10_000) for name in ("ours", "peer")]
+    assert losses[0] == losses[1] and len(losses[0]) == 1250
+    assert ShardFolder(tmp_path / "peer").samples == 10_000 and faults_of(tmp_path / "peer") == []
 
 
 def test_failed_links_of_img2dataset_are_in_the_ledger_and_it_runs_again_in_its_folder(
@@ -219,3 +247,47 @@ def test_failed_links_of_img2dataset_are_in_the_ledger_and_it_runs_again_in_its_
     assert failed[0]["url"].endswith("00200.jpg") and failed[0]["value"] == "failed_to_download"
     # img2dataset takes the number in the name of every *.json in its folder.
     assert all(path.name.endswith("_stats.json") for path in (tmp_path / "peer").glob("*.json"))
+
+
+def test_a_withdrawal_names_the_table_of_img2dataset(
+    img2dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(img2dataset / "peer", tmp_path / "peer")
+    index(tmp_path / "peer")
+    url = json.loads(list(read_samples(tmp_path / "peer"))[60][1]["json"])["url"]
+    withdraw("--shards", tmp_path / "peer", "--url", url, "--apply", "--unsigned")
+    assert f"may still hold the samples: {tmp_path}/peer/00001.parquet" in capsys.readouterr().out
+    assert faults_of(tmp_path / "peer") == [] and ShardFolder(tmp_path / "peer").samples == 199
+
+
+@pytest.mark.parametrize("where", ["beside", "elsewhere"])
+def test_an_unknown_legal_basis_stays_visible_in_all_documents(where: str, tmp_path: Path) -> None:
+    tars = shard_writer(tmp_path / "tars")
+    folder = tars if where == "beside" else tmp_path / "out"
+    index(tars, *(["--output", folder] if where == "elsewhere" else []), basis="unknown")
+    describe(["--shards", str(folder), "--output", str(tmp_path / "description")])
+    found = {path.name: path.read_text("utf-8") for path in (tmp_path / "description").iterdir()}
+    assert json.loads(found["statistics.json"])["legal_basis"] == {"unknown": 30}
+    assert '"legal_bases": {\n' in found["training_summary.json"] and "unknown" in found["training_summary.json"]
+    assert "Samples by legal basis: unknown 30." in found["croissant.json"]
+    assert all("unknown" in found[name] for name in ("statistics.html", "training_summary.md"))
+    assert count_column(ShardFolder(folder), "legal_basis") == {"unknown": 30}  # of the model card
+    # Croissant names the tars where they are, and the files that hold their records.
+    files = [each for each in json.loads(found["croissant.json"])["distribution"] if each["@type"] == "cr:FileObject"]
+    for each in files:
+        path = (tmp_path / "description" / each["contentUrl"]).resolve()
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == each["sha256"], each
+    assert len(files) == 6
+
+
+def test_programs_that_make_folders_of_shards_take_the_result(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
+    tars = tmp_path / "tars"
+    write_tar(tars / "0.tar", [item for n in range(10) for item in pair(f"train.v1/{n:04d}", n)])
+    index(tars)
+    encode(["--shards", str(tars), "--codec", str(toy_checkpoints["codec"]), "--clip", str(toy_checkpoints["clip"]),
+            "--output", str(tmp_path / "latents"), "--image-size", "16"])  # fmt: skip
+    embed(["--shards", str(tars), "--teacher", str(toy_checkpoints["clip"]), "--output", str(tmp_path / "taught")])
+    train_tokenizer(["--shards", str(tars), "--output", str(tmp_path / "tok"), "--vocabulary", "290",
+                     "--context-length", "12"])  # fmt: skip
+    assert faults_of(tmp_path / "latents") == faults_of(tmp_path / "taught") == []
+    assert captions_of(tmp_path / "taught") == captions_of(tars)

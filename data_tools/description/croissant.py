@@ -45,6 +45,7 @@ TEXTS = {  # fields of a record that are one text each: path in the json, and de
     "legal_basis": ("$.legal_basis", "On which the picture is used"),
     "sha256": ("$.sha256", "Of the picture's file as it was fetched"),
 }
+TAR, LINES = "application/x-tar", "application/jsonlines"
 MEDIA_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 REQUIRED = ("name", "description", "licence", "url", "creator", "date_published")
 
@@ -69,12 +70,14 @@ def croissant(
     """
     stated = provider.get("dataset") or {}
     files = [entry for path in folders for entry in file_objects(path, place)]
-    inside = [{"@id": entry["@id"]} for entry in files]
+    inside = [{"@id": entry["@id"]} for entry in files if entry["encodingFormat"] == TAR]
+    of_others = {entry["@id"].removesuffix(".records.jsonl") for entry in files if entry["encodingFormat"] == LINES}
+    own = [entry for entry in inside if entry["@id"].removesuffix(".tar") not in of_others]
     formats = [name for name in statistics["formats"] if name != "none"]
     image_types = [MEDIA_TYPES[name] for name in formats]
     sets = [
         file_set("picture-files", inside, image_types, [f"*.{name}" for name in formats]),
-        file_set("record-files", inside, "application/json", "*.json"),
+        *([file_set("record-files", own, "application/json", "*.json")] if own else []),
     ]
     roots = ", ".join(f"{entry['merkle_root']} ({entry['name']})" for entry in statistics["data_sets"])
     counted = (
@@ -101,31 +104,41 @@ def croissant(
         "inLanguage": [code for code in statistics["languages"] if re.fullmatch(r"[a-z]{2,3}", code) and code != "und"],
         "isLiveDataset": False,
         "distribution": [*files, *sets],
-        "recordSet": [image_records(formats), stored_records(), field_records()],
+        "recordSet": [image_records(formats), *([stored_records(), field_records()] if own else [])],
     }
     return {name: value for name, value in {**found, **responsible(statistics, provider)}.items() if value is not None}
 
 
 def file_objects(path: Path, place: str | Path) -> list[dict[str, Any]]:
-    """Return one entry for each shard of a folder."""
+    """Return one entry for each shard of a folder, and for each file of records beside a tar that others made."""
     folder = ShardFolder(path)
     home = Path(folder.location).resolve()  # for a keep-list, the folder of the shards that it names
     near = Path(os.path.relpath(home, place)).as_posix() if isinstance(place, Path) else ""
     files = []
-    for entry in folder.shards:
-        name = f"{home.name}/{entry.shard}"
-        files.append(
-            {
-                "@type": "cr:FileObject",
-                "@id": name,
-                "name": name,
-                "contentUrl": f"{near}/{entry.shard}" if near else f"{str(place).rstrip('/')}/{quote(name)}",
-                "contentSize": f"{entry.bytes} B",
-                "encodingFormat": "application/x-tar",
-                "sha256": entry.sha256,
-            }
-        )
+    for number, entry in enumerate(folder.shards):
+        address = folder.address(entry)
+        if isinstance(place, Path) and folder.places is not None and entry.records and "://" not in address:
+            address = Path(os.path.relpath(Path(address).resolve(), place)).as_posix()
+        elif folder.places is None or not entry.records or "://" not in address:
+            address = _address(near, place, home.name, entry.shard)
+        size = {"contentSize": f"{entry.bytes} B", "encodingFormat": TAR, "sha256": entry.sha256}
+        files.append(_file_object(f"{home.name}/{entry.shard}", address) | size)
+        if entry.records:
+            path = folder.records(number)
+            size = {"contentSize": f"{path.stat().st_size} B", "encodingFormat": LINES, "sha256": entry.records}
+            address = _address(near, place, home.name, path.name)
+            text = "A line for each sample of the tar: key, place and suffix of its picture, and its record"
+            files.append(_file_object(f"{home.name}/{path.name}", address) | {"description": text} | size)
     return files
+
+
+def _address(near: str, place: str | Path, folder: str, name: str) -> str:
+    """Return where a file of a shard folder is, relative to the document or below a published address."""
+    return f"{near}/{name}" if near else f"{str(place).rstrip('/')}/{quote(f'{folder}/{name}')}"
+
+
+def _file_object(name: str, address: str) -> dict[str, Any]:
+    return {"@type": "cr:FileObject", "@id": name, "name": name, "contentUrl": address}
 
 
 def file_set(name: str, inside: list[dict[str, str]], media_types: Any, includes: Any) -> dict[str, Any]:

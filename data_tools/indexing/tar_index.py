@@ -34,6 +34,7 @@ MAX_IMAGE = 256_000_000  # bytes, as data_tools/vetting/read_samples.py
 MAX_JSON = 2_000_000  # bytes
 MAX_TEXTS = 1 << 30  # bytes of all texts of a tar, which are held in memory
 JSON = "json"
+ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
 WITHDRAWN = "withdrawn earlier"
 CRASH = "decoding it ended two processes"
 
@@ -154,6 +155,7 @@ class TarIndexer:
         self.texts = frozenset({*rule.captions.members, JSON, *(("cls",) if rule.captions.class_names else ())})
         self.images = frozenset(rule.images)
         self.withdrawn = read_lists(rule.withdrawn)
+        self._last: tuple[str, tuple[str, str] | None] = ("", None)
 
     def index(self, file: BinaryIO, name: str, size: int = READ) -> TarIndex:
         """Read one tar of an expected size from start to end."""
@@ -198,7 +200,7 @@ class TarIndexer:
         order: list[_Group] = []
         texts = 0
         for member in stream.members(self._wanted):
-            parts = split_name(member.name, self.compound)
+            parts = self._split(member.name)
             if not member.plain or parts is None:
                 found.unused["hidden files" if member.plain else "links, folders, devices and sparse files"] += 1
                 continue
@@ -218,8 +220,13 @@ class TarIndexer:
                 group.others.append(suffix if len(suffix) <= 20 and suffix.isprintable() else "?")
         return iter(order)
 
+    def _split(self, name: str) -> tuple[str, str] | None:
+        if self._last[0] != name:
+            self._last = (name, split_name(name, self.compound))
+        return self._last[1]
+
     def _wanted(self, name: str, size: int) -> bool:
-        parts = split_name(name, self.compound)
+        parts = self._split(name)
         if parts is None:
             return False
         if parts[1] in self.images:
@@ -278,7 +285,7 @@ class TarIndexer:
             or self.withdrawn.find_image((record["sha256"],), lambda: np.zeros((64, 64, 3), np.uint8))
         ):
             return WITHDRAWN
-        content = json.dumps(record, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+        content = ENCODER.encode(record).encode("utf-8", "replace")
         seen[key] += 1
         if seen[key] > 1:
             found.notes["keys that occur again in their tar"] += 1

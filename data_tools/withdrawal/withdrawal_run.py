@@ -184,7 +184,7 @@ def _apply(
             console.print(f"{search} listed the samples and was deleted: build it again with sample_search.py")
         roots = " ".join(change["merkle_root_after"] for change in changes[folder])
         console.print(f"{folder}: {len(found[folder])} samples withdrawn, Merkle root now {roots}", markup=False)
-        for left in _remnants(folder):
+        for left in [*_remnants(folder), *_remnants_of_others(folder, found[folder])]:
             console.print(f"not changed, may still hold the samples: {left}", markup=False)
     console.print(f"statement: {touched[0] / STATEMENTS / f'{number:04d}.json'}", markup=False)
 
@@ -213,3 +213,16 @@ def _remnants(folder: Path) -> Iterator[Path]:
     for suffix in (".work", ".source", ".partial", ".failed-ledger.parquet", ".search"):
         if (path := folder.with_name(folder.name + suffix)).exists():
             yield path
+
+
+def _remnants_of_others(folder: Path, gone: list[Withdrawn]) -> Iterator[str]:
+    """Yield tars of others that a folder only refers to, and tables of img2dataset, which still hold the samples."""
+    for name, part in shard_folders(folder) if not is_keep_list(folder) else ():
+        addresses = {entry.shard: part.address(entry) for entry in part.stored}
+        for shard in sorted({sample.shard for sample in gone if sample.folder == name}):
+            address = addresses.get(shard, f"{part.location}/{shard}")
+            if part.places is not None:
+                yield address
+            table = f"{address.removesuffix('.tar')}.parquet"
+            if "://" not in table and Path(table).is_file():
+                yield table

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,13 @@ class ShardEntry:
 
     def line(self) -> dict[str, Any]:
         """Return the entry as in the manifest."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        found: dict[str, Any] = {
+            "shard": self.shard,
+            "sha256": self.sha256,
+            "bytes": self.bytes,
+            "samples": self.samples,
+        }
+        return found if self.records is None else found | {"records": self.records}
 
 
 def merkle_root(entries: list[ShardEntry]) -> str:

@@ -1,5 +1,11 @@
 """All readers of foreign bytes."""
 
-from fuzz import link_readers, model_readers, rights_readers, shard_readers
+from fuzz import foreign_readers, link_readers, model_readers, rights_readers, shard_readers
 
-READERS = [*shard_readers.READERS, *link_readers.READERS, *rights_readers.READERS, *model_readers.READERS]
+READERS = [
+    *shard_readers.READERS,
+    *link_readers.READERS,
+    *rights_readers.READERS,
+    *model_readers.READERS,
+    *foreign_readers.READERS,
+]
