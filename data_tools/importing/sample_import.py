@@ -57,7 +57,7 @@ def import_samples(
             work / "raw", iter(range(count)), count, ROWS, rule, settings.processes, withdrawn.folders
         )
         seal = identity | {"samples_per_shard": settings.samples_per_shard}
-        kept, root = write_shards(links, itertools.repeat(None), _wanted(links, fetched), settings, seal)
+        kept, root = write_shards(links, itertools.repeat(None), _wanted(links, fetched), settings, seal, withdrawn)
     shutil.rmtree(work, ignore_errors=True)
     return kept, root
 

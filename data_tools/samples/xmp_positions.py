@@ -15,7 +15,7 @@ MOST = 200  # elements; GPS has 32 properties
 def without_positions(packet: bytes) -> bytes:
     """Return a packet of the same length without positions.
 
-    A packet whose positions cannot be stated from the rest (not in UTF-8, not closed, too many) becomes spaces.
+    A packet whose positions cannot be separated from the rest (not in UTF-8, not closed, too many) becomes spaces.
     """
     if any(word in packet for word in WIDE):
         return b" " * len(packet)
