@@ -57,7 +57,7 @@ def split_images(paths: list[Path], share: float) -> tuple[list[bool], dict[str,
         paths: The images.
         share: Share of the images to hold out, between 0 and 1.
     """
-    rule = NearDuplicates()
+    rule = NearDuplicates(captions=False)
     images = [read_folder_image(path, rule) for path in paths]
     groups = look_alikes(images, rule)
     chosen = choose_held_out(groups, share)

@@ -1,5 +1,6 @@
 """Training of CLIP-style encoders."""
 
+import logging
 import math
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from leam_mm.checkpoint import EVIDENCE, REBUILDING
@@ -26,6 +28,7 @@ from leam_mm.optim.optimizer import build_optimizer
 from leam_mm.optim.schedule import Schedule
 from leam_mm.optim.sharding import shard_blocks
 
+log = logging.getLogger(__name__)
 COSINE = Schedule()
 
 
@@ -109,11 +112,40 @@ class ContrastiveModule(LightningModule):
         stages = getattr(getattr(self.trainer, "datamodule", None), "stages", None)
         if stages is not None:
             self.encoder.allow_sizes(stages.sizes)
+        if stage == "fit":
+            self._check_negatives()
         plan = getattr(getattr(self.trainer, "datamodule", None), "train_plan", None)
         if isinstance(self.loss, GlobalContrastive) and plan is not None and self.loss.samples != plan.samples:
             raise UserError(
                 f"model.init_args.loss.init_args.samples is {self.loss.samples}, but data.train holds "
                 f"{plan.samples} samples: write that number into the recipe"
+            )
+
+    def _check_negatives(self) -> None:
+        """Refuse batches with images that are their own negatives; warn if negatives or norms see only a part."""
+        data = getattr(self.trainer, "datamodule", None)
+        plan, accumulated = getattr(data, "train_plan", None), self.trainer.accumulate_grad_batches
+        whole = getattr(data, "batch_size", None)
+        if plan is None or whole is None:
+            return
+        part = whole // accumulated
+        if plan.samples < part:
+            raise UserError(
+                f"data.train holds {plan.samples} samples, fewer than the {part} of a batch: images would be their own "
+                f"negatives; set data.init_args.batch_size to {plan.samples} or less"
+            )
+        if accumulated > 1 and self.trainer.is_global_zero:
+            log.warning(
+                "trainer.accumulate_grad_batches is %d: the loss compares the %d images of a micro-batch, not the "
+                "%d of the batch; model.init_args.micro_batch takes as little memory and compares all of them",
+                *(accumulated, part, whole),
+            )
+        norms = any(isinstance(layer, _BatchNorm) for layer in self.encoder.modules())
+        if norms and self.trainer.world_size > 1 and self.trainer.is_global_zero:
+            log.warning(
+                "the towers have batch norm: each of %d ranks normalises its own %d images, so losses differ from "
+                "those of one rank",
+                *(self.trainer.world_size, part // self.trainer.world_size),
             )
 
     def configure_model(self) -> None:

@@ -1,6 +1,7 @@
 """Training steps of the module: parts, the ring's limits, and losses that keep something of each sample."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from lightning.pytorch import Callback
 from toys.recipes import clip_recipe
 from toys.runs import assert_same_run, last_checkpoint, step_losses
+from toys.shards import write_toy_shards
 
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
@@ -162,3 +164,52 @@ def test_batches_without_what_the_loss_needs_are_named(tmp_path: Path, toy_shard
     }
     with pytest.raises(UserError, match=r"Distillation needs teacher_image, teacher_text"):
         fit(recipe, tmp_path)
+
+
+def test_batch_with_more_images_than_there_are_is_refused(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = write_toy_shards(tmp_path / "few", 12)
+
+    def recipe(batch_size: int, accumulate: int, micro_batch: int | None = None) -> dict[str, Any]:
+        made = clip_recipe(tmp_path / f"run {batch_size} {accumulate}", few, toy_tokenizer, max_samples=2 * batch_size)
+        made["data"]["init_args"] |= {"batch_size": batch_size}
+        made["trainer"]["accumulate_grad_batches"] = accumulate
+        made["model"]["init_args"]["micro_batch"] = micro_batch
+        return made
+
+    with pytest.raises(
+        UserError, match=r"holds 12 samples, fewer than the 16 of a batch.*init_args.batch_size to 12 or less"
+    ):
+        fit(recipe(16, 1), tmp_path)
+    assert "few holds 12 samples, each batch has 16 of them" in caplog.text
+    caplog.clear()
+    fit(recipe(16, 2), tmp_path)  # a micro-batch repeats no image
+    assert "compares the 8 images of a micro-batch, not the 16 of the batch; model.init_args.micro_batch" in caplog.text
+    caplog.clear()
+    fit(recipe(12, 1, 6), tmp_path)
+    assert "micro" not in caplog.text and "repeats" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "vision, normalised", [({"timm_model_name": "test_resnet", "timm_pool": ""}, True), ({}, False)]
+)
+def test_batch_norm_on_several_ranks_is_named(
+    vision: dict[str, Any], normalised: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The halves of a batch give the embeddings of the whole one, unless batch norm sees them apart."""
+    tower = ImageTower(image_size=32, **vision) if vision else ImageTower(32, 16, width=32, layers=1, head_width=16)
+    made = DualEncoder(16, tower, TextTower(12, 50, width=32, heads=2, layers=1)).train()
+    image = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    halves = torch.cat([made.encode_image(part) for part in image.chunk(2)])
+    assert torch.allclose(made.encode_image(image), halves, atol=1e-5) != normalised
+    module = ContrastiveModule(made, InfoNCE(), "nowhere")
+    data = SimpleNamespace(train_plan=SimpleNamespace(samples=96), batch_size=8)
+    trainer = SimpleNamespace(datamodule=data, accumulate_grad_batches=1, is_global_zero=True, world_size=2)
+    monkeypatch.setattr(ContrastiveModule, "trainer", trainer)
+    module._check_negatives()
+    assert ("each of 2 ranks normalises its own 4 images" in caplog.text) == normalised
+    caplog.clear()
+    trainer.world_size = 1
+    module._check_negatives()
+    assert not caplog.text

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 from skimage import data
 from toys.images import encoded_image
 from toys.vetting import pixel_sample, resolve
@@ -212,7 +212,16 @@ def test_many_equal_rows_are_fast() -> None:
 
 
 def test_settings_are_complete_and_checked() -> None:
-    assert set(NearDuplicates().setting()) == {"rule", "radius", "quality", "colour", "flat", "transforms", "crops"}
+    assert set(NearDuplicates().setting()) == {
+        "rule",
+        "radius",
+        "quality",
+        "colour",
+        "flat",
+        "transforms",
+        "crops",
+        "captions",
+    }
     assert NearDuplicates(transforms=("rotate90", "rotate90")).transforms == ["rotate90"]
     with pytest.raises(UserError, match="radius"):
         NearDuplicates(radius=128)
@@ -235,3 +244,41 @@ def test_colour_difference_is_the_least_squares_residual() -> None:
         a, b = (each - each.mean() for each in (a.astype(float), b.astype(float)))
         less, more = sorted((a, b), key=lambda each: float((each**2).mean()))
         assert found == pytest.approx(min(np.sqrt(((less - gain * more) ** 2).mean()) for gain in gains), rel=1e-3)
+
+
+def flag(star: bool) -> np.ndarray:
+    """The flag of Jordan, or without its star that of Palestine."""
+    image = Image.new("RGB", (256, 128), "white")
+    pen = ImageDraw.Draw(image)
+    pen.rectangle([0, 0, 256, 42], fill="black")
+    pen.rectangle([0, 85, 256, 128], fill=(0, 122, 61))
+    pen.polygon([(0, 0), (128, 64), (0, 128)], fill=(206, 17, 38))
+    if star:
+        pen.regular_polygon((42, 64, 9), 7, fill="white")
+    return np.asarray(image)
+
+
+def captioned(key: str, pixels: np.ndarray, text: str) -> Sample:
+    made = pixel_sample(pixels, key)
+    made.record["captions"] = [{"language": "en", "text": text}]
+    return made
+
+
+def test_images_that_look_alike_stay_where_captions_differ() -> None:
+    smaller = np.asarray(Image.fromarray(flag(True)).resize((128, 64), Image.Resampling.LANCZOS))
+    samples = [
+        captioned("a", flag(True), "flag of Jordan"),
+        captioned("b", flag(False), "flag of Palestine"),
+        captioned("c", flag(False), "the flag of Jordan"),  # only adds a word
+        captioned("d", smaller, "A banner in my garden"),  # the same image again, whatever its caption says
+    ]
+    found = resolve(NearDuplicates(), samples)
+    assert [key for key, finding in found.items() if finding.kept] == ["a", "b"]
+    kept = found["b"]
+    assert kept.value.endswith("bits, other caption") and kept.evidence["looks_like"] == "a"
+    assert kept.evidence["group"] == 4 and kept.reason == ""
+    assert "looks_like" not in found["a"].evidence and found["d"].evidence["kept"] == "a"
+    without = resolve(NearDuplicates(captions=False), samples)
+    assert [key for key, finding in without.items() if finding.kept] == ["a"]
+    test_set = resolve(NearDuplicates(), samples[:2], against={"a"})
+    assert not test_set["b"].kept  # a look-alike of a test image is never trained on

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from toys.vetting import pixel_sample
 
-from data_tools.vetting.image_quality import ImageQuality, grey_entropy
+from data_tools.vetting.image_quality import ImageQuality, grey_entropy, without_margins
 from data_tools.vetting.vetting_rule import Finding
 from leam_mm.errors import UserError
 
@@ -54,3 +54,17 @@ def test_settings_are_checked() -> None:
     for setting in ({"min_side": 0}, {"max_aspect": 0.5}, {"min_entropy": 9}):
         with pytest.raises(UserError, match="ImageQuality"):
             ImageQuality(**setting)
+
+
+def test_small_drawing_on_a_large_page_is_judged_without_its_margins() -> None:
+    page = np.full((400, 300, 3), 255, np.uint8)
+    page[150:210, 100:160] = noise(60, 60) // 2  # 3 % of the page
+    assert grey_entropy(page) < 0.5
+    found = judge(page)
+    assert found.kept and found.value.endswith("bits in 60x60")
+    assert without_margins(page).shape == (60, 60, 3)
+    for plain in (np.full((40, 30, 3), 7, np.uint8), noise(40, 30)):
+        assert without_margins(plain).shape == (40, 30, 3)
+    letterbox = np.zeros((100, 120, 3), np.uint8)
+    letterbox[20:80] = noise(60, 120)
+    assert without_margins(letterbox).shape == (60, 120, 3)

@@ -5,11 +5,16 @@ import numpy as np
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
 from leam_mm.errors import UserError
 
+MARGIN = 8  # levels within which the pixels of a margin are equal; JPEG varies by a few
+SMALLEST = 8  # a drawing is judged without its margins if it takes this part of the image's shorter side
 SAMPLED = 4096  # pixels whose grey levels are counted, spread evenly
 
 
 class ImageQuality(VettingRule):
-    """Drops images by their sides and by the entropy of their grey levels.
+    """Drops images by their sides and by the entropy of their grey levels, without margins of one colour.
+
+    A small drawing on a large page is therefore judged by itself; a speck, smaller than an eighth of the page's shorter
+    side, is not.
 
     Args:
         min_side: Shortest side, in pixels.
@@ -32,7 +37,10 @@ class ImageQuality(VettingRule):
 
     def _judge(self, pixels: np.ndarray) -> Finding:
         height, width = pixels.shape[:2]
-        aspect, bits = max(height, width) / min(height, width), grey_entropy(pixels)
+        inner = without_margins(pixels)
+        if max(inner.shape[:2]) * SMALLEST < min(height, width):
+            inner = pixels
+        aspect, bits = max(height, width) / min(height, width), grey_entropy(inner)
         reason = ""
         if min(height, width) < self.min_side:
             reason = f"a side shorter than {self.min_side} pixels"
@@ -40,7 +48,24 @@ class ImageQuality(VettingRule):
             reason = f"sides of a ratio above {self.max_aspect:g}"
         elif bits < self.min_entropy:
             reason = f"nearly blank: its grey levels have less than {self.min_entropy:g} bits"
-        return Finding(f"{width}x{height} {bits:.2f} bits", not reason, reason)
+        within = "" if inner.shape == pixels.shape else f" in {inner.shape[1]}x{inner.shape[0]}"
+        return Finding(f"{width}x{height} {bits:.2f} bits{within}", not reason, reason)
+
+
+def without_margins(pixels: np.ndarray) -> np.ndarray:
+    """Return the part of an image (H, W, 3) uint8 inside its margins of one colour; an image of one colour as it is."""
+    rows = _inside(pixels)
+    columns = _inside(pixels[rows].swapaxes(0, 1))
+    return pixels[rows, columns]
+
+
+def _inside(pixels: np.ndarray) -> slice:
+    """Return the rows between the first and the last ones that are of one colour; all rows if there are no others."""
+    low, high = pixels.min(axis=1).astype(np.int16), pixels.max(axis=1).astype(np.int16)  # (H, 3)
+    first, last = (((high - low[edge] > MARGIN) | (high[edge] - low > MARGIN)).any(axis=1) for edge in (0, -1))
+    if not first.any() or not last.any():
+        return slice(None)
+    return slice(int(np.argmax(first)), len(last) - int(np.argmax(last[::-1])))
 
 
 def grey_entropy(pixels: np.ndarray) -> float:

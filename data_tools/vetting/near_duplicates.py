@@ -4,6 +4,9 @@ Two images look the same if their PDQ hashes are near and their colours agree. P
 brightness only, in which a red and a blue heart, or the flags of Hungary and Sierra Leone, are equal; thumbnails of
 8 x 8 pixels in colour distinguish them. The hash of a nearly flat image is mostly noise, and its quality is low. Such
 images are not skipped, since they may be half of a corpus of drawings; instead, their thumbnails must agree closely.
+
+Flags and clocks look alike and mean different things. Two images whose captions differ (see caption_words.py) both stay
+unless their thumbnails are equal to SAME levels, as those of one image that was encoded or resized again.
 """
 
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from PIL import Image
 
 from data_tools.samples.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_transformed, transformed
 from data_tools.vetting.binary_neighbours import distinct, pairs_within
+from data_tools.vetting.caption_words import WIDTH, caption_words, captions_differ
 from data_tools.vetting.duplicate_groups import Components, choose, preference
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
 from leam_mm.errors import UserError
@@ -22,6 +26,7 @@ SIDE = 8  # side of the thumbnails whose colours are compared
 THUMBNAIL = SIDE * SIDE * 3  # their values
 MIN_CONTRAST = 0.5  # smallest contrast of a copy, relative to the other image
 MAX_RESIDUAL = 0.15  # of nearly flat images after a change of brightness or contrast, relative to their contrast
+SAME = 12  # levels between thumbnails of one image; four photographs at 128 px and JPEG quality 40 and above reach 10
 BLOCK = 8192  # pairs whose colours are compared at once
 
 
@@ -84,6 +89,8 @@ class NearDuplicates(DatasetRule):
         crops: Shares of the sides, in (0, 0.5), that a copy lacks at its borders or has in excess as a frame. PDQ
             itself tolerates 2 %; 0.04 and 0.08 find crops between 2 and 10 %. Each entry of both lists costs one more
             hash per image and one more search.
+        captions: Whether images with different captions both stay; False drops one of them, as suits web pages, which
+            give the same image many captions. A copy of an image of another data set never stays.
     """
 
     name, across = "near_duplicates", True
@@ -96,6 +103,7 @@ class NearDuplicates(DatasetRule):
         flat: float = 4.0,
         transforms: tuple[str, ...] = (),
         crops: tuple[float, ...] = (),
+        captions: bool = True,
     ) -> None:
         """See the class for the arguments."""
         if not 0 <= radius <= 100:
@@ -110,9 +118,10 @@ class NearDuplicates(DatasetRule):
         self.radius, self.quality, self.colour, self.flat = radius, quality, colour, flat
         self.transforms = sorted(set(transforms), key=TRANSFORMS.index)
         self.crops = sorted(set(crops))
+        self.captions = captions
 
     def measure(self, samples: list[Sample]) -> np.ndarray:
-        """Return hash, quality, thumbnail, hashes of transforms, hashes and thumbnails of crops: (B, D) uint8."""
+        """Return hash, quality, thumbnail, hashes of transforms, hashes and thumbnails of crops, words of captions."""
         return np.stack([self._measure(sample) for sample in samples])
 
     def _measure(self, sample: Sample) -> np.ndarray:
@@ -126,12 +135,15 @@ class NearDuplicates(DatasetRule):
             top, left = round(height * crop / 2), round(width * crop / 2)
             inner = np.ascontiguousarray(sample.pixels[top : height - top, left : width - left])
             parts += [pdq(inner)[0], thumbnail(inner).ravel()]
+        if self.captions:
+            parts.append(caption_words(sample.captions))
         return np.concatenate(parts)
 
     def components(self, measured: np.ndarray) -> Components:
         """Return the groups of images that look the same, of what ``measure`` returned: (N, D)."""
         images, components = MeasuredImages(self, measured), Components(len(measured))
-        first, index = distinct(measured)  # equal measurements need no comparison
+        pixels = np.ascontiguousarray(measured[:, :-WIDTH]) if self.captions else measured
+        first, index = distinct(pixels)  # equal measurements need no comparison
         components.join(first[index], np.arange(len(measured)))
         for one, other in images.pairs(first):
             new = components.find(one) != components.find(other)
@@ -145,13 +157,34 @@ class NearDuplicates(DatasetRule):
         images, components = MeasuredImages(self, measured), self.components(measured)
         foreign = np.array([bool(record.get("against")) for record in records])
         rank = preference(keys, records, images.quality)
-        grouping = choose(components, rank, images.similar, images.bits, foreign)
+
+        def redundant(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+            near = images.similar(first, second)
+            if self.captions:
+                near &= foreign[first] | images.same(first, second) | ~images.captions_differ(first, second)
+            return near
+
+        grouping = choose(components, rank, redundant, images.bits, foreign)
+        alike = self._kept_alike(components, rank, images, grouping.kept_by)
         return [
-            self._finding(row, keys, records, images, best, size, diameter)
+            self._finding(row, keys, records, images, best, size, diameter, alike.get(row))
             for row, (best, size, diameter) in enumerate(
                 zip(grouping.kept_by.tolist(), grouping.size.tolist(), grouping.diameter.tolist(), strict=True)
             )
         ]
+
+    def _kept_alike(
+        self, components: Components, rank: np.ndarray, images: "MeasuredImages", kept_by: np.ndarray
+    ) -> dict[int, int]:
+        """Return the rows that stay for their captions only, each with the best row of its group."""
+        found: dict[int, int] = {}
+        for rows in components.groups() if self.captions else ():
+            kept = rows[kept_by[rows] == rows]
+            best = int(kept[np.argmin(rank[kept])])
+            others = kept[kept != best]
+            near = images.similar(np.full(len(others), best), others)
+            found |= dict.fromkeys(others[near].tolist(), best)
+        return found
 
     def _finding(
         self,
@@ -162,10 +195,15 @@ class NearDuplicates(DatasetRule):
         best: int,
         size: int,
         diameter: float,
+        alike: int | None,
     ) -> Finding:
         quality = int(images.quality[row])
         record = {"pdq": hash_text(images.codes[row]), "pdq_quality": quality}
         group = {"group": size, "diameter": int(diameter)} if size > 1 else {}
+        if best == row and alike is not None:
+            bits, colour = images.nearest_view(row, alike)
+            looks = {"looks_like": keys[alike], "bits": bits, "colour": round(colour, 1), **group}
+            return Finding(f"{bits} bits, other caption", evidence=looks | {"quality": quality}, record=record)
         if best == row:
             return Finding(f"quality {quality}", evidence=group, record=record)
         bits, colour = images.nearest_view(row, best)
@@ -200,6 +238,7 @@ class MeasuredImages:
         self.rule, self.quality = rule, np.array(measured[:, BYTES])
         self.upright = View(measured[:, :BYTES], thumbnails)
         self.codes = self.upright.codes
+        self._words = measured[:, -WIDTH:]
         self.views, at = [], BYTES + 1 + THUMBNAIL
         orders = transformed(np.arange(THUMBNAIL).reshape(SIDE, SIDE, 3))
         for name in rule.transforms:
@@ -241,6 +280,17 @@ class MeasuredImages:
             agree = rule.colour is None or colour_difference(one, other) <= rule.colour
             same[near] |= np.where(trusted, agree, flat_images_agree(one, other, rule.flat))
         return same
+
+    def same(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return whether no part of the thumbnails of each pair of rows differs by more than SAME levels, (P,) bool."""
+        one, other = (self.upright.thumbnails(rows).astype(np.int16) for rows in (first, second))
+        return np.abs(one - other).max(axis=1, initial=0) <= SAME
+
+    def captions_differ(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Return whether the captions of each pair of rows differ, (P,) bool."""
+        parts = [slice(at, at + BLOCK) for at in range(0, len(first), BLOCK)]
+        found = [captions_differ(self._words[first[part]], self._words[second[part]]) for part in parts]
+        return np.concatenate([np.zeros(0, bool), *found])
 
     def bits(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Return the smallest distance of each pair of rows, (P,), over all views."""

@@ -119,6 +119,7 @@ class PlannedModule(LightningDataModule):
             raise UserError("data.init_args.bucket_batch is for folders of buckets, and data.train has none: drop it")
         self._check_runs(runs, "data.init_args.bucket_batch is")
         self._log_buckets()
+        self._log_repeats()
         if self.captions is not None and self.captions.language_balance is not None:
             self.decode.language_weights = self.captions.language_balance.apply(
                 plan, self.train_sources, self.captions.language_weights, self.caption_field
@@ -142,6 +143,20 @@ class PlannedModule(LightningDataModule):
             few = {folder_name(shape): count for shape, count in plan.shape_samples.items() if count < runs}
             if few:
                 log.warning("buckets with fewer samples than a batch of %d repeat them in it: %s", runs, few)
+
+    def _log_repeats(self) -> None:
+        """Warn of sources with fewer samples than their part of a batch, which repeats them."""
+        plan = self.train_plan
+        assert plan is not None
+        if self._ranks()[0] != 0:
+            return
+        whole = sum(source.weight for source in self.train_sources)
+        for source, samples in zip(self.train_sources, plan.source_samples, strict=True):
+            part = source.weight / whole * self.micro_batch_size
+            if samples < part:
+                log.warning(
+                    "%s holds %d samples, each batch has %.0f of them: it repeats them", source.path, samples, part
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the length of the runs of one shape, on which the order of buckets depends."""
