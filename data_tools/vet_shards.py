@@ -12,7 +12,9 @@ bytes except for timing.json, with any number of processes. To resume a killed r
 """
 
 import json
+import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data_tools.vetting.shard_findings import OPENING
 from data_tools.vetting.vet_jobs import prepare_worker
@@ -39,12 +42,14 @@ from data_tools.work.work_folder import open_work_folder
 from data_tools.work.workers import WorkerPool
 from leam_mm.command_line import PositiveInt, Share, parse_settings
 from leam_mm.data.keep_list import KEEP, PLACE
+from leam_mm.data.parquet_file import open_parquet
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError, run
 from leam_mm.files import replace_folder
 from leam_mm.recorded_classes import trust_modules
 
 REPORT, TIMING = "vetting.json", "timing.json"
+VALUES = re.compile(r"\b[0-9a-f]{8,}\b|\d+(?:\.\d+)?")  # in a reason, of one sample
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,25 @@ def print_report(console: Console, output: Path, result: dict[str, Any], times: 
         numbers = (f"{found[name]:,}" for name in ("asked", "dropped", "failed"))
         table.add_row(found["rule"], *numbers, "not measured" if each is None else f"{each:.2f}")
     console.print(table)
+    if reasons := common_reasons(output / LEDGER):
+        table = Table("samples", "rule", "reason, with … for its values", title="why samples were dropped")
+        for (rule, reason), count in reasons:
+            table.add_row(f"{count:,}", rule, Text(reason))
+        console.print(table)
+        console.print(f"{output / LEDGER} has rule, value, reason and evidence of every sample")
     root = ShardFolder(output).merkle_root
     console.print(f"kept {result['kept']:,} of {result['samples']:,} samples; Merkle root {root}")
+
+
+def common_reasons(ledger: Path, most: int = 12) -> list[tuple[tuple[str, str], int]]:
+    """Return the most common rules and reasons by which samples were dropped, with their numbers."""
+    counts: Counter[tuple[str, str]] = Counter()
+    with open_parquet(ledger) as file:
+        for batch in file.batches(10_000, ["rule", "reason", "kept"]):
+            for row in batch.to_pylist():
+                if not row["kept"]:
+                    counts[row["rule"], VALUES.sub("…", row["reason"] or "")] += 1
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
 
 
 def main(args: list[str] | None = None) -> None:

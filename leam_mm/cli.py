@@ -16,7 +16,7 @@ import torch
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -264,6 +264,8 @@ class LeamCLI(LightningCLI):
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())
         callbacks.append(LastSave())
+        for bar in (one for one in callbacks if isinstance(one, RichProgressBar)):
+            bar.theme.metrics_format = ".4g"  # by default it shows a small learning rate as 0.000
         return trainer
 
     @staticmethod

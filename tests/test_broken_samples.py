@@ -183,7 +183,7 @@ def test_too_many_broken_samples_end_the_training(damaged: Path, toy_tokenizer: 
 def test_limit_is_of_an_epoch_of_the_training_or_of_what_was_seen(toy_shards: Path) -> None:
     def limit(steps: int, seen: int) -> float:
         made = PairsModule(toy_shards, ImageDecoding(16), 8, loading=Loading(0, 0.25))
-        made.trainer = SimpleNamespace(world_size=1, accumulate_grad_batches=1, max_steps=steps)  # type: ignore[assignment]
+        made.trainer = SimpleNamespace(global_rank=0, world_size=1, accumulate_grad_batches=1, max_steps=steps)  # type: ignore[assignment]
         made.setup("fit")
         return made.broken_limit(seen)
 

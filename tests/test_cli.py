@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import RichProgressBar
 from toys.command_line import fit_here
 from toys.recipes import clip_recipe
 
@@ -180,3 +181,10 @@ def test_logger_can_be_switched_off(toy_shards: Path, toy_tokenizer: Path, tmp_p
     recipe["trainer"]["logger"] = False
     assert fit_here(recipe, tmp_path).trainer.loggers == []
     assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
+def test_the_progress_bar_shows_small_learning_rates(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+    recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
+    recipe["trainer"]["enable_progress_bar"] = True
+    bar = fit_here(recipe, tmp_path).trainer.progress_bar_callback
+    assert isinstance(bar, RichProgressBar) and f"{0.0003:{bar.theme.metrics_format}}" == "0.0003"

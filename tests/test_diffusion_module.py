@@ -314,5 +314,5 @@ def test_a_checkpoint_rebuilds_itself_and_finds_its_codec(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="has changed since"):
         _ = generator.codec
     (tmp_path / "codec.ckpt").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint at .*codec\.ckpt"):
+    with pytest.raises(UserError, match=r"the codec of .* is not at .*codec\.ckpt"):
         _ = generator.codec

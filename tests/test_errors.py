@@ -86,7 +86,7 @@ def test_traceback_of_a_worker_is_cut_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("columns", "part"), [({"url": ["a"], "text": ["b"]}, "caption"), ({"url": [], "caption": []}, "links.parquet")]
+    ("columns", "part"), [({"url": ["a"], "words": ["b"]}, "caption"), ({"url": [], "caption": []}, "links.parquet")]
 )
 def test_table_without_column_or_rows(
     columns: dict[str, list[str]], part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -18,6 +18,7 @@ from toys.vetting_rules import Even, Fails, Mirror, Redden, SameMean
 
 from data_tools.samples.image_repair import encode_image
 from data_tools.samples.shard_check import check_folder
+from data_tools.vet_shards import common_reasons
 from data_tools.vetting.vetting_rule import Sample
 from leam_mm.data.keep_list import KEEP
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, read_samples
@@ -108,7 +109,7 @@ def test_materialised_shards_hold_the_changes(shards: Path, tmp_path: Path) -> N
 def test_kills_and_processes_change_no_byte(kills: list[str], shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", (Even, {"sleep": 0.15}), Redden, SameMean, Mirror)
     wanted = file_digests(vet(shards, listed, tmp_path / "a" / "vetted", "--materialise"))
-    assert len(wanted) == 3 * 2 + 3  # nothing of the last shard stays
+    assert len(wanted) == 3 * 2 + 4  # manifest, ledger, vetting.json, README.md; nothing of the last shard stays
     output = tmp_path / "b" / "vetted"
     command = [sys.executable, "-m", "data_tools.vet_shards", "--shards", str(shards), "--rules", str(listed)]
     command += ["--output", str(output), "--materialise", "--processes", "2"]
@@ -254,3 +255,14 @@ def test_errors_in_rules_are_one_line(tmp_path: Path, shards: Path) -> None:
         )
         vet(shards, tmp_path / "r.yaml", tmp_path / "vetted")
     assert not (tmp_path / "vetted").exists()
+
+
+def test_reasons_are_printed_with_their_numbers(tmp_path: Path) -> None:
+    for name, numbers in (("a", (1, 1, 2, 3, 3)),):
+        write_samples(tmp_path / name, [small_sample(n, image=soft_jpeg(k)) for n, k in enumerate(numbers)])
+    vetted = vet(tmp_path / "a", ROOT / "configs/vet_basic.yaml", tmp_path / "vetted")
+    found = common_reasons(vetted / "ledger.parquet")
+    rows = [row for row in read_ledger(vetted) if not row["kept"]]
+    assert sum(count for _, count in found) == len(rows) > 0
+    assert found == sorted(found, key=lambda entry: (-entry[1], entry[0]))
+    assert not any(letter.isdigit() for (_, reason), _ in found for letter in reason)

@@ -218,8 +218,12 @@ class WorkerPool(Generic[State]):
         for process in workers:
             process.join(max(0.0, end - time.monotonic()))
             process.kill()  # if it is still busy, or still starting
+        end = time.monotonic() + KILLED_SECONDS
         for process in workers:
-            process.join(KILLED_SECONDS)
+            # A thread of the executor waits for them, too: while it collects one, join() returns without the result.
+            while process.is_alive() and time.monotonic() < end:
+                process.join(0.01)
+                time.sleep(0.001)
 
 
 _number = 0  # of this process among the workers

@@ -15,6 +15,7 @@ BENCHMARKS = (
     "shard_resume",
     "hostile_inputs",
     "sample_search",
+    "embedding_search",
     "near_duplicates",
     "ema_update",
     "sampling",
