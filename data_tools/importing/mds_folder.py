@@ -89,7 +89,7 @@ class _Shard:
         if not all(isinstance(word, str) and word.isprintable() for word in [*names, *codes]):
             raise ValueError("the name or encoding of a column is no text")
         if not all(size is None or (type(size) is int and 0 <= size < MAX_SHARD) for size in sizes):
-            raise ValueError("the size of a column is no number of bytes")
+            raise ValueError("the size of a column is not a whole number of bytes")
         self.encodings: dict[str, str] = dict(zip(names, codes, strict=True))
         self.sizes: list[int | None] = sizes
         self.samples, self.bytes = entry["samples"], entry["raw_data"]["bytes"]
