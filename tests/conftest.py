@@ -21,11 +21,11 @@ from toys.ranks import mesh
 from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
 from toys.servers import server
 from toys.shards import write_toy_shards, write_toy_tokenizer
-from toys.slurm import cluster
+from toys.slurm import cluster, two_nodes
 
 from leam_mm.callbacks.compilation import probe
 
-__all__ = ["cluster", "fetch_setting", "mesh", "server"]
+__all__ = ["cluster", "fetch_setting", "mesh", "server", "two_nodes"]
 torch.set_num_threads(1)
 
 
