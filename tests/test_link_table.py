@@ -53,7 +53,7 @@ def test_links_that_pass(tmp_path: Path) -> None:
         ("links.csv", "address,caption\nhttp://a.example/,x\n", "no column 'url'"),
         ("links.csv", "url\nhttp://a.example/\n", "no column 'caption'"),
         ("links.csv", "url,caption\n", "no row"),
-        ("links.csv", "", "cannot be read as csv"),
+        ("links.csv", "", "holds no row"),
         ("links.parquet", "not parquet", "cannot be read as parquet"),
         ("links.jsonl", "{broken", "cannot be read as jsonl"),
         ("links.jsonl", "[1]\n", "not a JSON object"),

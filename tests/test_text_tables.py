@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
 from data_tools.links.link_table import link_batches
 from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.work import csv_table
 from data_tools.work.text_tables import MAX_CELL, MAX_LINE, TOO_LONG, text_batches
 from leam_mm.data.parquet_pages import page_headers
 from leam_mm.errors import UserError
@@ -95,6 +97,18 @@ def test_memory_is_bounded_and_rows_are_recorded(
     assert done.returncode == 0, done.stderr
     found = [int(word) for word in done.stdout.split()]
     assert found[:2] == [refused, kept] and found[2] < mebibytes
+
+
+def test_no_other_thread_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread of pyarrow that calls Python while the program exits aborts it."""
+    readers = set[int]()
+    line = csv_table._Lines._line
+    monkeypatch.setattr(csv_table._Lines, "_line", lambda self: readers.add(threading.get_ident()) or line(self))
+    long = "x" * 10_000
+    (tmp_path / "a.csv").write_text("url,caption\n" + "".join(f'{url},"{long}\n"\n\n' for url in urls(1000)))
+    batches = list(text_batches(tmp_path / "a.csv", 64, everything))
+    assert sum(batch.num_rows for batch in batches) == 1000 and batches[-1]["caption"][0].as_py() == f"{long}\n"
+    assert readers == {threading.get_ident()}
 
 
 def test_a_page_that_unpacks_beyond_the_limit_is_refused_before_it_is_read(

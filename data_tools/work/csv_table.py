@@ -84,20 +84,22 @@ def csv_parts(path: Path, rows: int, choose: Choose, encoding: str = "") -> Iter
     parse = pyarrow.csv.ParseOptions(
         delimiter=layout.delimiter, newlines_in_values=layout.quoted, quote_char='"' if layout.quoted else False
     )
-    read = pyarrow.csv.ReadOptions(block_size=2 * MAX_LINE, column_names=layout.names)
-    with (
-        open_text(path, encoding) as file,
-        pyarrow.csv.open_csv(_ShortLines(file, path, layout), read, parse) as reader,
-    ):
-        names = choose(reader.schema.names)
-    # As bytes, because one cell that is not UTF-8 must not end the table.
-    options = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.binary()), include_columns=names)
-    with (
-        open_text(path, encoding) as file,
-        pyarrow.csv.open_csv(_ShortLines(file, path, layout), read, parse, options) as reader,
-    ):
-        for batch in reader:
-            yield pa.Table.from_batches([batch])
+    names, chosen = layout.names, None
+    with open_text(path, encoding) as file:
+        for block in _Lines(file, path, layout).blocks(2 * MAX_LINE):
+            # A buffer instead of the file: a thread of pyarrow that calls Python aborts the program as it exits.
+            source = pa.BufferReader(block)
+            read = pyarrow.csv.ReadOptions(block_size=len(block), column_names=names, use_threads=False)
+            if chosen is None:
+                with pyarrow.csv.open_csv(source, read, parse) as reader:
+                    found = reader.schema.names
+                chosen, source = choose(found), pa.BufferReader(block)
+                names = tuple(found)
+            # As bytes, because one cell that is not UTF-8 must not end the table.
+            options = pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(chosen, pa.binary()), include_columns=chosen
+            )
+            yield pyarrow.csv.read_csv(source, read, parse, options)
 
 
 def _first_cells(text: str, delimiter: str) -> list[str]:
@@ -129,8 +131,8 @@ def _quotes(delimiter: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
 CLOSING = re.compile(rb'[^"]*+(?:""[^"]*+)*+"')  # from within a quoted cell
 
 
-class _ShortLines(io.RawIOBase):
-    """A csv file without what goes beyond ``MAX_LINE`` in its lines.
+class _Lines:
+    """The lines of a csv file without what goes beyond ``MAX_LINE`` in each.
 
     Quotes stay balanced, and cells that are cut off are empty.
 
@@ -144,7 +146,7 @@ class _ShortLines(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, path: Path, layout: CsvLayout) -> None:
-        self.path, self.end, self.rest, self.quoted = path, layout.end, b"", layout.quoted
+        self.path, self.end, self.quoted = path, layout.end, layout.quoted
         self.mark, self.marks = layout.delimiter.encode(), layout.columns - 1
         self.opening, self.whole = _quotes(layout.delimiter)
         self.number = 0
@@ -154,17 +156,18 @@ class _ShortLines(io.RawIOBase):
             text = io.TextIOWrapper(file, "latin-1", newline="\r")
             self.next_line = lambda size: text.readline(size).encode("latin-1")
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        pieces, held = [self.rest], len(self.rest)
-        while held < size and (line := self._line()):
-            pieces.append(line)
-            held += len(line)
-        whole = b"".join(pieces)
-        self.rest = whole[size:]
-        return whole[:size]
+    def blocks(self, size: int) -> Iterator[bytes]:
+        """Yield whole rows in blocks of at least so many bytes; only the last one is shorter."""
+        pieces, held = list[bytes](), 0
+        while line := self._line():
+            if self.opened or line.strip(b"\r\n"):  # empty lines are no rows
+                pieces.append(line)
+                held += len(line)
+            if held >= size and not self.opened:
+                yield b"".join(pieces)
+                pieces, held = [], 0
+        if held:
+            yield b"".join(pieces)
 
     def _line(self) -> bytes:
         line = self.next_line(MAX_LINE)

@@ -57,7 +57,7 @@ def open_parquet(source: Path | bytes) -> "Iterator[ForeignParquet]":
         raw.seek(max(0, size - 8))
         if int.from_bytes(raw.read(4), "little") > MAX_FOOTER:
             raise ValueError(f"its footer has more than {MAX_FOOTER} bytes")
-        given = io.BytesIO(source) if isinstance(source, bytes) else source
+        given = pa.BufferReader(source) if isinstance(source, bytes) else source
         with pq.ParquetFile(given, pre_buffer=False, thrift_container_size_limit=1_000_000) as file:
             if file.metadata.num_columns > MAX_COLUMNS:
                 raise ValueError(f"it has {file.metadata.num_columns} columns, more than {MAX_COLUMNS}")
@@ -102,7 +102,7 @@ class ForeignParquet:
         at_once = max(1, min(rows, READ // (several if delta else single)))
         # pyarrow gives no dictionaries for these two encodings.
         as_dictionary = [] if delta else list(columns)
-        given = io.BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        given = pa.BufferReader(self._source) if isinstance(self._source, bytes) else self._source
         with pq.ParquetFile(
             given, metadata=self._file.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=as_dictionary
         ) as file:
