@@ -25,6 +25,7 @@ LEAM_MM = [
     ["evaluators"],
     ["callbacks"],
     ["report"],
+    ["planning"],
     ["inference"],
     ["release"],
     ["resume_check"],
