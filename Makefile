@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 # The environment is built anew whenever a pin changes; its marker carries the hash of all that decides what is installed.
-# EXTRAS=dev,nudity,spark,ray adds what few users need; tests that need it skip without it.
+# EXTRAS=dev,nudity,spark,ray,datasets adds what few users need; tests that need it skip without it.
 EXTRAS ?= dev
 PINS := $(shell { cat pyproject.toml constraints.txt; echo $(EXTRAS); } | sha256sum | cut -c1-16)
 READY := $(VENV)/.ready-$(PINS)
@@ -44,8 +44,8 @@ test: environment ## All CPU tests
 	$(PYTEST)
 
 # Files with tests that skip without an extra.
-EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py face_detection.py nudity.py onnx_network.py)
-test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray
+EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py)
+test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets
 	$(PYTEST) $(EXTRA_TESTS)
 
 check: environment ## Lint, types, tests

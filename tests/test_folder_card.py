@@ -35,7 +35,13 @@ def sample(number: int, kind: str = "png", **fields: Any) -> dict[str, bytes]:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6), (number, 0, 0)).save(buffer, {"png": "PNG", "jpg": "JPEG"}[kind])
     caption = {"text": f"image {number}", "language": "de", "source": "alt", "machine_translated": False}
-    record = {"captions": [caption], "licence": None, "legal_basis": "licensed", "width": 8, "transforms": []}
+    record: dict[str, Any] = {
+        "captions": [caption],
+        "licence": None,
+        "legal_basis": "licensed",
+        "width": 8,
+        "transforms": [],
+    }
     return {kind: buffer.getvalue(), "json": json.dumps(record | fields).encode()}
 
 
@@ -45,7 +51,8 @@ def shards(folder: Path) -> Path:
         for number in range(3):
             writer.write(f"{number}", sample(number, "jpg" if number else "png"))
         for number in range(3, 6):
-            writer.write(f"{number}", sample(number, licence="CC0-1.0", width=None, metadata={"a": [number, {}]}))
+            fields = {"metadata": {"a": [number, {}]}, "consent": {"robots": "all"} if number > 3 else {}}
+            writer.write(f"{number}", sample(number, licence="CC0-1.0", width=None, **fields))
     return folder
 
 

@@ -188,8 +188,9 @@ def _text(entries: Sequence[ShardEntry], counts: CardCounts, here: bool) -> str:
         parts += [f"```python\n{opening}\n```"]
         if counts.members:
             parts += [
-                "The json of a sample also holds `consent` and `metadata`, whose fields differ from sample to "
-                "sample. They are not declared here; webdataset reads them."
+                "`streaming=True` needs datasets 5 or later: versions 3 and 4 fail where the json of two samples has "
+                "different fields. Its `consent` and `metadata` have, so they are not declared here; webdataset reads "
+                "them."
             ]
     else:
         parts += [f"The tars lie in other folders, which `{TARS}` names; `datasets` does not open them from here."]
