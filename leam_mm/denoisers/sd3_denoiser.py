@@ -142,6 +142,7 @@ def pool(state: Tensor, mask: Tensor) -> Tensor:
         state: (B, L, D).
         mask: (B, L) bool.
     """
+    mask = mask.to(state.device)
     last = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
     chosen = state[torch.arange(len(state), device=state.device), last.argmax(1)]
     return torch.where(mask.any(1)[:, None], chosen, 0.0)

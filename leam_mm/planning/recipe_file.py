@@ -1,0 +1,63 @@
+"""Recipes as plain values: YAML files merged in their order, as train.py merges several --config."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from leam_mm.errors import UserError
+
+
+def read_recipe(files: Sequence[Path]) -> dict[str, Any]:
+    """Read a recipe and the overlays on top of it.
+
+    A mapping is merged key by key, and a key that ends with ``+`` appends to a list. A mapping with another
+    ``class_path`` replaces the old one.
+
+    Args:
+        files: The recipe first, then overlays, or the config.yaml of a run.
+
+    Raises:
+        UserError: A file is missing or is no YAML mapping, or the result has no ``model`` or ``data``.
+    """
+    recipe: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}): give the path of a recipe") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{file}: is no YAML ({str(error).splitlines()[0]}): give the path of a recipe") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{file}: holds no settings: give the path of a recipe, such as configs/clip_vit_b32.yaml")
+        recipe = merge(recipe, content)
+    for section in ("model", "data"):
+        if not isinstance(recipe.get(section), dict) or "class_path" not in recipe[section]:
+            raise UserError(
+                f"{', '.join(map(str, files))}: {section}.class_path is missing: give a training recipe first"
+            )
+    return recipe
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with the settings of ``above`` on top; neither is changed."""
+    if below and "class_path" in above and above["class_path"] != below.get("class_path"):
+        return dict(above)
+    merged = dict(below)
+    for key, value in above.items():
+        name = key.removesuffix("+")
+        old = merged.get(name)
+        if key.endswith("+"):
+            merged[name] = [*(old or []), *(value if isinstance(value, list) else [value])]
+        elif isinstance(old, dict) and isinstance(value, dict):
+            merged[name] = merge(old, value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def callbacks(recipe: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the arguments of the recipe's callbacks of one class, by the class's name."""
+    found = (recipe.get("trainer") or {}).get("callbacks") or []
+    return [one.get("init_args") or {} for one in found if str(one.get("class_path", "")).rpartition(".")[2] == name]
