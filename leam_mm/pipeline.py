@@ -9,22 +9,16 @@ or an earlier stage has changed.
 """
 
 import argparse
-import errno
 import hashlib
-import http.client
-import http.server
 import json
 import os
-import secrets
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
 import time
-import urllib.request
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +29,14 @@ from rich.console import Console
 
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json
+from leam_mm.folder_server import serving
 from leam_mm.run_lock import LOCK, run_lock
 
 if TYPE_CHECKING:
     from leam_mm.callbacks.energy_meter import EnergyReading
 
 HEARTBEAT = 5.0  # seconds between two records of the cost of a running stage
-NONCE = "/.leam_mm-server"  # path of the number by which a server proves that it is ours
+ENERGY_KEYS = {"grams_per_kwh", "market_grams_per_kwh", "pue", "source"}
 console = Console(highlight=False)
 
 
@@ -68,11 +63,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline file: a run folder, a title, and stages."""
+    """A pipeline file.
+
+    Args:
+        run: The run folder.
+        title: Heading of the report.
+        stages: The commands.
+        energy: Arguments of ``CarbonFactors`` (grams_per_kwh, market_grams_per_kwh, pue, source) for emissions.
+    """
 
     run: Path
     title: str
     stages: list[Stage]
+    energy: dict[str, Any] = field(default_factory=dict)
 
 
 def read_pipeline(path: Path, changes: dict[str, str] | None = None) -> Pipeline:
@@ -93,13 +96,16 @@ def read_pipeline(path: Path, changes: dict[str, str] | None = None) -> Pipeline
         ]
         content = {name: fill(part, values) if name != "stages" else part for name, part in content.items()}
         stages = [Stage(**stage) for stage in content.pop("stages")]
-        pipeline = Pipeline(Path(content.pop("run")), str(content.pop("title")), stages)
+        energy = dict(content.pop("energy", None) or {})
+        pipeline = Pipeline(Path(content.pop("run")), str(content.pop("title")), stages, energy)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is no pipeline file ({error}); compare it with configs/pipeline_quickstart.yaml"
         ) from None
     if content:
-        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a pipeline has run, title and stages")
+        raise UserError(f"{path}: unknown key {next(iter(content))!r}; a pipeline has run, title, stages and energy")
+    if unknown := sorted(energy.keys() - ENERGY_KEYS):
+        raise UserError(f"{path}: unknown key energy.{unknown[0]}; there are {', '.join(sorted(ENERGY_KEYS))}")
     for stage in stages:
         if not stage.name.isidentifier() or not shlex.split(stage.command):
             raise UserError(f"{path}: stage {stage.name!r} needs a name of one word and a command")
@@ -148,78 +154,6 @@ def fingerprint(stage: Stage, before: str) -> str:
     return digest.hexdigest()
 
 
-class _FolderServer(http.server.ThreadingHTTPServer):
-    """Serves a folder on loopback; the port is bound when the object is made, or the system refuses it."""
-
-    allow_reuse_port = False
-
-    def __init__(self, folder: str, port: int) -> None:
-        self.folder, self.nonce = folder, secrets.token_hex(16)
-        super().__init__(("127.0.0.1", port), _FolderHandler)
-
-
-class _FolderHandler(http.server.SimpleHTTPRequestHandler):
-    server: _FolderServer
-
-    def __init__(self, request: Any, address: Any, server: _FolderServer) -> None:
-        super().__init__(request, address, server, directory=server.folder)
-
-    def do_GET(self) -> None:
-        if self.path == NONCE:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(self.server.nonce.encode())
-        else:
-            super().do_GET()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(folder: str, port: int) -> Iterator[None]:
-    """Serve a folder over HTTP on loopback with Python's own server.
-
-    Raises:
-        UserError: Another program listens on the port, so that a stage would read its content.
-    """
-    command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
-    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]", soft_wrap=True)
-    try:
-        server = _FolderServer(folder, port)
-    except OSError as error:
-        fault = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise UserError(
-            f"port {port} on 127.0.0.1 {fault}: stop what listens there, or change it in the pipeline file"
-        ) from None
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        prove_server(server.server_port, server.nonce)
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def prove_server(port: int, nonce: str) -> None:
-    """Fail unless the server on a port is the one that knows a secret number.
-
-    Raises:
-        UserError: Another server answers, or none.
-    """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback is never behind a proxy
-    try:
-        with opener.open(f"http://127.0.0.1:{port}{NONCE}", timeout=10) as answer:
-            found = answer.read(100).decode("latin-1")
-    except (OSError, http.client.HTTPException) as error:
-        found = str(error)
-    if not secrets.compare_digest(found.encode(), nonce.encode()):
-        raise UserError(
-            f"another server answers on port {port} of 127.0.0.1 ({found[:80]!r}): stop it, or change the port in the "
-            "pipeline file"
-        )
-
-
 def stolen_seconds() -> float | None:
     """Return CPU seconds that the host of this virtual machine gave to others; None if it does not report them."""
     return getattr(psutil.cpu_times(), "steal", None)
@@ -246,6 +180,7 @@ def total_cost(reading: "EnergyReading", stolen: float | None, earlier: dict[str
         "cpu_seconds": reading.cpu_seconds + earlier.get("cpu_seconds", 0.0),
         "stolen_cpu_seconds": stolen,
         "energy": {"joules": joules, "source": reading.source if joules is not None else NOT_MEASURED},
+        "unmeasured_seconds": reading.gap_seconds + earlier.get("unmeasured_seconds", 0.0),
         "attempts": 1 + earlier.get("attempts", 0),
     }
 
@@ -307,7 +242,9 @@ def remove_all(paths: Iterable[str | Path]) -> None:
 
 def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
     """Run the stages that are not finished; return the records of all."""
-    before, records = "", []
+    from leam_mm.callbacks.carbon import CarbonFactors
+
+    before, records, factors = "", [], CarbonFactors(**pipeline.energy)
     for number, stage in enumerate(pipeline.stages, start=1):
         before = fingerprint(stage, before)
         done, begun = (pipeline.run / "stages" / f"{stage.name}{end}" for end in (".json", ".begun"))
@@ -316,6 +253,10 @@ def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
         if record.get("fingerprint") == before and all(Path(made).exists() for made in stage.makes):
             line = f"{heading} done in {record['seconds']:.0f} s, skipped"
             console.print(f"{line}\n[dim]$ {stage.command}[/dim]", soft_wrap=True)
+            emitted = factors.emitted(record["energy"]["joules"])
+            if record.get("carbon") != emitted:  # the factors of the file changed since
+                record["carbon"] = emitted
+                write_json(done, record)
             records.append(record)
             continue
         if stage.only_with and not Path(stage.only_with).exists():
@@ -328,6 +269,7 @@ def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
             write_json(begun, {"fingerprint": before})
         done.unlink(missing_ok=True)
         record = run_stage(stage, begun, before)
+        record["carbon"] = factors.emitted(record["energy"]["joules"])
         write_json(done, record)
         begun.unlink()
         records.append(record)
@@ -361,6 +303,7 @@ def summarise(pipeline: Pipeline, records: list[dict[str, Any]]) -> dict[str, An
             "joules": None if any(value is None for value in joules) else sum(joules),
             "by_stage": {record["name"]: record["energy"] for record in records},
         },
+        "carbon": {record["name"]: record.get("carbon", {}) for record in records},
     }
 
 

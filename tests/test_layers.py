@@ -10,7 +10,7 @@ LEAM_MM = [
     ["system_fault"],
     ["errors", "languages", "arithmetic", "json_text"],
     ["files", "config_error", "config_defaults", "recipe_changes", "recorded_classes"],
-    ["run_lock", "command_line"],
+    ["run_lock", "command_line", "folder_server"],
     ["checkpoint_file", "released_files"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed", "marking"],

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from toys.pages import ENERGY_RECORD, metric_row
 
+from leam_mm.callbacks.carbon import CarbonFactors
 from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, energy_words, model_card
 from leam_mm.release.release_folder import base_facts
 from leam_mm.report.templates import markdown_cell
@@ -63,6 +64,22 @@ def test_nothing_unknown_becomes_a_number() -> None:
 )
 def test_energy_words_name_gaps_and_estimates(change: dict, expected: str) -> None:
     assert energy_words(ENERGY_RECORD | change) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ({}, "| clip | not given | not given | not given |"),  # a checkpoint of an earlier version
+        (CarbonFactors(79.2, 0.0, 1.04, "a table, 2023").emitted(7.2e6),
+         "| clip | 165 g CO2e | 0 g CO2e | location-based 79.2 g/kWh; market-based 0 g/kWh; PUE 1.04; "
+         "source: a table, 2023 |"),
+        (CarbonFactors(381.0).emitted(3.6e6), "| clip | 381 g CO2e, for 50% of the energy | not given |"),
+        ({"joules": None, **CarbonFactors(381.0).emitted(None)}, "| clip | not measured | not given | location"),
+    ],
+)  # fmt: skip
+def test_emissions_of_both_kinds_are_apart(change: dict, row: str) -> None:
+    stage = replace(facts().stages[0], energy=ENERGY_RECORD | change)
+    assert row in model_card(facts(stages=[stage]))
 
 
 def test_changes_of_a_resumed_run_are_named() -> None:

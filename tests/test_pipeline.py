@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from leam_mm.callbacks import energy_meter
 from leam_mm.callbacks.energy_meter import EnergyReading
 from leam_mm.errors import UserError
 from leam_mm.pipeline import main, read_pipeline, run_stages, total_cost
@@ -245,6 +246,21 @@ def test_main_writes_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFi
     page = (tmp_path / "run" / "report.html").read_text()
     output = capsys.readouterr().out
     assert "Two stages" in page and "report.html" in output and "release" not in output  # there is none
+
+
+def test_emissions_follow_the_factors_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy_meter.EnergyMeter, "read", lambda self: EnergyReading(3.6e6, "x", "node", 1.0, 0.5))
+    file = pipeline_file(tmp_path, stage(tmp_path / "run", "first"))
+    (plain,) = run_file(file)
+    assert plain["carbon"]["location_grams"] is None
+    file.write_text(file.read_text() + "\nenergy: {grams_per_kwh: 100, pue: 1.5, source: a table}\n")
+    (given,) = run_file(file)  # the finished stage is not repeated
+    assert given["attempts"] == plain["attempts"] and given["carbon"]["market_grams"] is None
+    assert given["carbon"]["location_grams"] == pytest.approx(150.0 * given["energy"]["joules"] / 3.6e6)
+    assert json.loads((tmp_path / "run/stages/first.json").read_text())["carbon"] == given["carbon"]
+    file.write_text(file.read_text().replace("pue", "puee"))
+    with pytest.raises(UserError, match=r"unknown key energy\.puee"):
+        run_file(file)
 
 
 def test_python_is_the_interpreter_in_use(tmp_path: Path) -> None:

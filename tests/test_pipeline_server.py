@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from leam_mm.errors import UserError
-from leam_mm.pipeline import prove_server, serving
+from leam_mm.folder_server import prove_server, serving
 
 
 def content(port: int) -> bytes:

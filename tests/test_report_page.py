@@ -15,6 +15,7 @@ from PIL import Image
 from toys.pages import HtmlChecker, shown_in_browser
 
 from leam_mm import errors
+from leam_mm.callbacks.carbon import CarbonFactors
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.language_summary import language_metrics
@@ -60,7 +61,9 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "run" / "stages").mkdir()
     for number, joules in enumerate([3600.0, None]):
         energy = {"joules": joules, "source": "RAPL" if joules else "not measured"}
+        carbon = CarbonFactors(400.0, 20.0, 1.5, HOSTILE).emitted(joules)
         stage = {"name": f"stage_{number}", "command": ["python", HOSTILE], "seconds": 100, "energy": energy}
+        stage |= {"carbon": carbon, "unmeasured_seconds": 25.0 if joules else 0.0}
         (tmp_path / "run" / "stages" / f"{number}.json").write_text(json.dumps(stage))
     return tmp_path / "run"
 
@@ -76,6 +79,8 @@ def test_every_part_is_there(page: str) -> None:
         assert text in page, text
     assert "1 Wh" in page and "only 1 of 2 stages" in page
     assert page.count("not measured") >= 2
+    assert "0.6 g CO2e" in page and "0.03 g CO2e" in page and "RAPL; measured in 75% of the time" in page
+    assert "location-based 400 g/kWh; market-based 20 g/kWh; PUE 1.5" in page
     for name in ("images", "classification", "retrieval", "composition", "distance", "other", "training", "cost"):
         assert f'<section id="{name}">' in page and f'href="#{name}"' in page
     assert 'figcaption lang="mt"' in page
@@ -163,6 +168,7 @@ def test_summary_gives_the_stages_where_there_is_no_folder(run: Path) -> None:
     write_report(run, run / "report.html", "x")
     page = (run / "report.html").read_text()
     assert "alone" in page and "2.0 h" in page and "not measured" in page
+    assert "Emissions, not given" in page and "CO2e" not in page
 
 
 def test_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,18 @@
-"""Energy counters of Cray, Grace Hopper, NVIDIA, AMD and RAPL; no vendor package is needed.
+"""Energy counters of nodes, modules and CPUs: HPE Cray, Grace Hopper and RAPL. ``gpu_energy.py`` has those of GPUs.
 
-Every counter takes a root folder or a library handle, so that tests can pass a fake one. The constructor raises
-``CounterUnavailable`` with the reason if the machine lacks the counter. Each counter states its boundary (node, module,
-gpu or cpu) as ``coverage``. Do not compare numbers of different boundaries.
+No vendor package is needed. Every counter takes a root folder or a library handle, so that tests can pass a simulated
+one. The constructor raises ``CounterUnavailable`` with the reason if the machine lacks the counter. Each counter states
+its boundary (node, module, gpu, gpu share or cpu) as ``coverage``. Do not compare numbers of different boundaries.
 """
 
-import ctypes
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+log = logging.getLogger(__name__)
+MOST_WATTS = 1000.0  # of a part whose counter wraps around: more than any CPU package draws
+Clock = Callable[[], float]
 
 
 class CounterUnavailable(Exception):
@@ -21,109 +24,163 @@ class EnergyCounter:
 
     Attributes:
         source: Name of the counter.
-        coverage: Boundary of the measurement: node, module, gpu or cpu.
+        coverage: Boundary of the measurement: node, module, gpu, gpu share or cpu.
         interval: Longest time between two calls of ``joules`` that loses no energy, in seconds.
+        gap_seconds: Seconds since construction without a measurement, as of the last call of ``joules``. If some of
+            the parts were not measured, their mean: 10 s of one part of four are 2.5 s.
     """
 
     source: str
     coverage: str
     interval: float = 30.0
+    gap_seconds: float = 0.0
 
     def joules(self) -> float:
-        """Return the energy since construction, in joules.
+        """Return the energy since construction without the gaps, in joules.
 
         Raises:
-            OSError: The counter can no longer be read.
+            OSError: Nothing has been measured since construction.
         """
         raise NotImplementedError
 
+    def count_only(self, gpus: Sequence[str]) -> None:
+        """Leave out GPUs that the run does not use; counters with a wider boundary than a GPU ignore it.
 
-class CumulativeCounter(EnergyCounter):
-    """Base class of cumulative hardware counters; subclasses define ``read`` and, if the counter wraps, ``wrap``."""
+        Args:
+            gpus: PCI addresses of the GPUs that the run uses on this node, such as ``0000:c1:00``.
+        """
 
-    def __init__(self) -> None:
+
+class PartsCounter(EnergyCounter):
+    """Base class of counters that read one number for each part of the machine.
+
+    A part that cannot be read, or whose counter was reset, is not measured for that time: its energy is left out and
+    the time adds to ``gap_seconds``. Subclasses define ``read`` and ``grown``.
+
+    Args:
+        parts: Names of the parts.
+        clock: Seconds, monotonic.
+        silent: Parts that exist but give no reading; they are not measured at any time.
+    """
+
+    def __init__(self, parts: Iterable[str], clock: Clock, silent: Iterable[str] = ()) -> None:
         """Take the first reading; raises CounterUnavailable where there is none."""
-        self._total = 0.0
+        self.clock, self._total, self._failure = clock, 0.0, ""
+        self._last: dict[str, tuple[float, float]] = {}
         try:
-            self._last = self.read()
+            for part in parts:
+                self._last[part] = (clock(), self.read(part))
         except (OSError, ValueError) as error:
             raise CounterUnavailable(f"{self.source}: {error}") from None
+        # The share of each part that counts, the time since when it is not measured, and the sum of earlier gaps.
+        self.weights = dict.fromkeys([*self._last, *silent], 1.0)
+        self._broken = dict.fromkeys(silent, clock())
+        self._gaps = dict.fromkeys(self.weights, 0.0)
+        self._measured = False
 
-    def read(self) -> dict[str, float]:
-        """Return the counter value of each part of the machine, in joules."""
+    def read(self, part: str) -> float:
+        """Return the number of a part in its unit (joules or watts)."""
         raise NotImplementedError
+
+    def grown(self, part: str, before: tuple[float, float], now: tuple[float, float]) -> float | None:
+        """Return the joules between two readings (seconds, number) of a part, or None if they are not known."""
+        raise NotImplementedError
+
+    def joules(self) -> float:
+        """Return the energy since construction in joules, summed over the parts."""
+        counted = [part for part, weight in self.weights.items() if weight]
+        for part in counted:
+            if part in self._last:
+                self._update(part)
+        now = self.clock()
+        gaps = [self._gaps[part] + (now - self._broken[part] if part in self._broken else 0.0) for part in counted]
+        self.gap_seconds = sum(gaps) / max(1, len(gaps))
+        if not self._measured:
+            raise OSError(self._failure or f"{self.source} gave no reading")
+        return self._total
+
+    def _update(self, part: str) -> None:
+        before = self._last[part]
+        try:
+            now = (self.clock(), self.read(part))
+        except (OSError, ValueError) as error:
+            self._fail(part, f"cannot be read ({error})")
+            return
+        grown = self.grown(part, before, now)
+        self._last[part] = now
+        if grown is None:
+            if part not in self._broken:
+                self._fail(part, "gave no usable difference: the counter was reset or read too rarely", since=before[0])
+            self._gaps[part] += now[0] - self._broken.pop(part)
+            return
+        self._broken.pop(part, None)
+        self._measured = True
+        self._total += grown * self.weights[part]
+
+    def _fail(self, part: str, reason: str, since: float | None = None) -> None:
+        if part not in self._broken:
+            self._broken[part] = self._last[part][0] if since is None else since
+            self._failure = f"{self.source}: {part} {reason}"
+            log.warning("energy: %s; this time of this part is not measured", self._failure)
+
+
+class CumulativeCounter(PartsCounter):
+    """Base class of hardware counters of joules; a missed reading loses nothing, unless the counter wraps."""
 
     def wrap(self, part: str) -> float:
         """Return the value in joules at which the counter of this part wraps around to 0, or 0 if it never wraps."""
         return 0.0
 
-    def joules(self) -> float:
-        """Return the energy since construction in joules, summed over the parts and corrected for wraparounds."""
-        try:
-            now = self.read()
-        except ValueError as error:
-            raise OSError(f"{self.source} gave no number: {error}") from None
-        for part, value in now.items():
-            grown = value - self._last[part]
-            if grown < 0:
-                if not self.wrap(part):
-                    raise OSError(f"{self.source} decreased for {part}: the counter was probably reset")
-                grown += self.wrap(part)
-            self._total += grown
-        self._last = now
-        return self._total
+    def grown(self, part: str, before: tuple[float, float], now: tuple[float, float]) -> float | None:
+        """Return the difference, corrected for one wraparound; None after a reset or possibly several wraparounds."""
+        difference, wrap = now[1] - before[1], self.wrap(part)
+        if wrap and now[0] - before[0] > wrap / MOST_WATTS:
+            return None
+        if difference < 0 and wrap:
+            # A reset counter starts at 0, so it looks like a wraparound with more power than the part can draw.
+            difference += wrap
+            if difference > MOST_WATTS * max(now[0] - before[0], 1.0):
+                return None
+        return difference if difference >= 0 else None
 
 
-class PowerCounter(EnergyCounter):
+class PowerCounter(PartsCounter):
     """Base class of power meters: energy is the trapezoidal integral of power, read about once per second."""
 
     interval = 1.0
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Take the first reading; raises CounterUnavailable where there is none."""
-        self.clock, self._total = clock, 0.0
-        try:
-            self._last = (clock(), self.watts())
-        except (OSError, ValueError) as error:
-            raise CounterUnavailable(f"{self.source}: {error}") from None
-
-    def watts(self) -> float:
-        """Return the current power in watts, summed over the parts."""
-        raise NotImplementedError
-
-    def joules(self) -> float:
-        """Return the energy since construction, in joules."""
-        try:
-            now = (self.clock(), self.watts())
-        except ValueError as error:
-            raise OSError(f"{self.source} gave no number: {error}") from None
-        self._total += (now[0] - self._last[0]) * (now[1] + self._last[1]) / 2
-        self._last = now
-        return self._total
+    def grown(self, part: str, before: tuple[float, float], now: tuple[float, float]) -> float | None:
+        """Return the area below the straight line between the readings; None if one was missed between them."""
+        return None if part in self._broken else (now[0] - before[0]) * (now[1] + before[1]) / 2
 
 
 class CrayCounter(CumulativeCounter):
     """Energy of a whole HPE Cray EX node (LUMI, Frontier), including accelerators and memory.
 
+    ``cpu_energy``, ``memory_energy`` and ``accel[0-3]_energy`` beside it are parts of it and are not added.
+
     Args:
         root: Folder of the counters.
+        clock: Seconds, monotonic.
     """
 
     source, coverage = "Cray pm_counters energy", "node"
 
-    def __init__(self, root: Path = Path("/sys/cray/pm_counters")) -> None:
+    def __init__(self, root: Path = Path("/sys/cray/pm_counters"), clock: Clock = time.monotonic) -> None:
         """Open the counter; see the class for the arguments."""
         self.file = root / "energy"
-        super().__init__()
+        super().__init__(["node"], clock)
 
-    def read(self) -> dict[str, float]:
+    def read(self, part: str) -> float:
         """Return the joules in the file, which holds ``<joules> J <microseconds> us``."""
         words = self.file.read_text().split()
-        return {"node": float(words[0] if words else "")}
+        return float(words[0] if words else "")
 
 
 class GraceHopperCounter(PowerCounter):
     """Module power of GH200 and GB200 (JUPITER) from ACPI power meters: CPU, GPU, both memories and regulators.
+
+    The meters called grace, cpu and sysio are parts of the module and are not added.
 
     Args:
         root: The hwmon folder.
@@ -132,90 +189,21 @@ class GraceHopperCounter(PowerCounter):
 
     source, coverage = "Grace Hopper module power meters, integrated", "module"
 
-    def __init__(self, root: Path = Path("/sys/class/hwmon"), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, root: Path = Path("/sys/class/hwmon"), clock: Clock = time.monotonic) -> None:
         """Find the module meters; see the class for the arguments."""
         names = sorted(root.glob("hwmon*/device/power1_oem_info"))
-        self.files = [name.with_name("power1_average") for name in names if "module power" in _text(name).lower()]
+        self.files = {
+            text(name).strip(): name.with_name("power1_average")
+            for name in names
+            if "module power" in text(name).lower()
+        }
         if not self.files:
             raise CounterUnavailable(f"no module power meter under {root}")
-        super().__init__(clock)
+        super().__init__(self.files, clock)
 
-    def watts(self) -> float:
-        """Return the sum of the meters in watts; the driver reports microwatts."""
-        return sum(float(file.read_text()) for file in self.files) / 1e6
-
-
-class AmdGpuCounter(PowerCounter):
-    """Socket power of AMD Instinct GPUs from the amdgpu kernel driver; no ROCm library is needed.
-
-    On MI250X, one of the two dies of a module reports the power of both; the other die is skipped.
-
-    Args:
-        root: The hwmon folder.
-        clock: Seconds, monotonic.
-    """
-
-    coverage = "gpu"
-
-    def __init__(self, root: Path = Path("/sys/class/hwmon"), clock: Callable[[], float] = time.monotonic) -> None:
-        """Find the cards; see the class for the arguments."""
-        self.files = []
-        for name in sorted(root.glob("hwmon*/name")):
-            # power1_average is a mean over at least a millisecond; newer cards provide only power1_input.
-            power = [name.with_name(kind) for kind in ("power1_average", "power1_input")]
-            if _text(name).strip() == "amdgpu":
-                self.files += [file for file in power if _text(file).strip().isdigit()][:1]
-        if not self.files:
-            raise CounterUnavailable(f"no readable amdgpu power under {root}")
-        self.source = f"amdgpu power of {len(self.files)} sensors, integrated"
-        super().__init__(clock)
-
-    def watts(self) -> float:
-        """Return the sum of the sensors in watts; the driver reports microwatts."""
-        return sum(float(file.read_text()) for file in self.files) / 1e6
-
-
-class NvmlCounter(CumulativeCounter):
-    """Total energy counter of all NVIDIA GPUs of this node (Volta and later).
-
-    Power is not polled, because power readings cover a quarter of the time on A100 and H100 (arXiv 2312.02741).
-
-    Args:
-        library: Handle of the loaded NVML library; None loads libnvidia-ml.so.1.
-    """
-
-    coverage = "gpu"
-
-    def __init__(self, library: Any = None) -> None:
-        """Initialize NVML and open every GPU; see the class for the arguments."""
-        self.source = "NVML total energy counter"
-        try:
-            self.library = ctypes.CDLL("libnvidia-ml.so.1") if library is None else library
-            self._check("init", self.library.nvmlInit_v2())
-            count = ctypes.c_uint()
-            self._check("count", self.library.nvmlDeviceGetCount_v2(ctypes.byref(count)))
-            self.handles = [ctypes.c_void_p() for _ in range(count.value)]
-            for number, handle in enumerate(self.handles):
-                self._check("open", self.library.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(handle)))
-        except (OSError, AttributeError) as error:
-            raise CounterUnavailable(f"{self.source}: {error}") from None
-        if not self.handles:
-            raise CounterUnavailable(f"{self.source}: no GPU found")
-        self.source = f"NVML total energy counter of {len(self.handles)} GPUs"
-        super().__init__()
-
-    def _check(self, call: str, code: int) -> None:
-        if code:
-            raise OSError(f"NVML {call} failed with code {code}")
-
-    def read(self) -> dict[str, float]:
-        """Return the counter of each GPU in joules; NVML reports millijoules."""
-        values = {}
-        for number, handle in enumerate(self.handles):
-            value = ctypes.c_ulonglong()
-            self._check("energy", self.library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(value)))
-            values[f"gpu{number}"] = value.value / 1e3
-        return values
+    def read(self, part: str) -> float:
+        """Return watts; the driver reports microwatts."""
+        return float(self.files[part].read_text()) / 1e6
 
 
 class RaplCounter(CumulativeCounter):
@@ -223,30 +211,32 @@ class RaplCounter(CumulativeCounter):
 
     Args:
         root: The powercap folder.
+        clock: Seconds, monotonic.
     """
 
     source, coverage = "RAPL packages and memory", "cpu"
 
-    def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
+    def __init__(self, root: Path = Path("/sys/class/powercap"), clock: Clock = time.monotonic) -> None:
         """Find the zones; see the class for the arguments."""
         zones = sorted(root.glob("intel-rapl:*"))
         # A package includes its cores but not its memory; psys would count all of them twice.
-        self.zones = [zone for zone in zones if _text(zone / "name").strip().split("-")[0] in ("package", "dram")]
-        if not self.zones:
+        found = [zone for zone in zones if text(zone / "name").strip().split("-")[0] in ("package", "dram")]
+        if not found:
             raise CounterUnavailable(f"no RAPL package under {root}")
-        self.ranges = {zone.name: float(_text(zone / "max_energy_range_uj") or 0) / 1e6 for zone in self.zones}
-        super().__init__()
+        self.zones = {zone.name: zone for zone in found}
+        self.ranges = {name: float(text(zone / "max_energy_range_uj") or 0) / 1e6 for name, zone in self.zones.items()}
+        super().__init__(self.zones, clock)
 
-    def read(self) -> dict[str, float]:
-        """Return the counter of each zone in joules; RAPL reports microjoules."""
-        return {zone.name: float((zone / "energy_uj").read_text()) / 1e6 for zone in self.zones}
+    def read(self, part: str) -> float:
+        """Return joules; RAPL reports microjoules."""
+        return float((self.zones[part] / "energy_uj").read_text()) / 1e6
 
     def wrap(self, part: str) -> float:
-        """Return the declared range of the zone in joules, typically 250 kJ (20 minutes of a busy package)."""
+        """Return the declared range of the zone in joules: 262 kJ on Intel, 65.5 kJ on AMD are usual."""
         return self.ranges[part]
 
 
-def _text(file: Path) -> str:
+def text(file: Path) -> str:
     """Return the contents of a small file, or "" if it cannot be read."""
     try:
         return file.read_text(errors="replace")

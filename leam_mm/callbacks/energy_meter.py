@@ -1,10 +1,9 @@
 """Energy and time of a run: joules if the machine has an energy counter, and always CPU seconds and wall seconds.
 
-Without a counter, ``joules`` is None, not 0, and ``source`` is "not measured". YAML:
+Without a counter, ``joules`` is None, not 0, and ``source`` is "not measured". ``train.py`` has it in every run; the
+section of the recipe gives what is needed for emissions:
 
-    trainer:
-      callbacks:
-        - class_path: leam_mm.callbacks.energy_meter.EnergyRecord
+    energy: {grams_per_kwh: 79.2, market_grams_per_kwh: 0, pue: 1.04, source: "codecarbon 2023, Finland"}
 """
 
 import logging
@@ -20,22 +19,22 @@ import lightning.pytorch as pl
 import psutil
 import torch
 
+from leam_mm.callbacks.carbon import JOULES_PER_KWH, KINDS, CarbonFactors, add
 from leam_mm.callbacks.energy_counter import (
-    AmdGpuCounter,
     CounterUnavailable,
     CrayCounter,
     EnergyCounter,
     GraceHopperCounter,
-    NvmlCounter,
     RaplCounter,
 )
+from leam_mm.callbacks.gpu_energy import AmdGpuCounter, NvmlCounter
 from leam_mm.callbacks.throughput import batch_size
 from leam_mm.data.batch import samples_seen
 
 log = logging.getLogger(__name__)
-JOULES_PER_KWH = 3.6e6
 NOT_MEASURED = "not measured"
-# Ordered from the widest boundary to the narrowest; the first available counter is used.
+# Ordered from the widest boundary to the narrowest. The first available counter is used alone: energy of a GPU that is
+# within a node or module is not added to it.
 COUNTERS: tuple[Callable[[], EnergyCounter], ...] = (
     CrayCounter,
     GraceHopperCounter,
@@ -43,6 +42,13 @@ COUNTERS: tuple[Callable[[], EnergyCounter], ...] = (
     AmdGpuCounter,
     RaplCounter,
 )
+BOUNDARIES = {
+    "node": "the whole node, used or not, with its memory and network cards",
+    "module": "CPU, GPU and memory of every module of the node, used or not; without network cards, fans and disks",
+    "gpu": "the GPUs with their memory; without CPU, network cards and fans",
+    "gpu share": "the GPUs with their memory; of a module of two dies that share a sensor, half for each die in use",
+    "cpu": "the CPU packages and their memory; without GPUs, network cards and fans",
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,11 @@ class EnergyReading:
     Args:
         joules: Energy in joules, or None if it was not measured.
         source: Name of the counter, "estimated ..." or "not measured".
-        coverage: Boundary of the measurement: node, module, gpu, cpu, or "not measured".
+        coverage: Boundary of the measurement: node, module, gpu, gpu share, cpu, or "not measured".
         seconds: Wall time in seconds.
         cpu_seconds: CPU time of this process and its children, in seconds.
         estimated: True if joules were computed from CPU seconds and ``watts_per_core``.
+        gap_seconds: Part of ``seconds`` that the counter did not measure, because it could not be read or was reset.
     """
 
     joules: float | None
@@ -64,6 +71,13 @@ class EnergyReading:
     seconds: float
     cpu_seconds: float
     estimated: bool = False
+    gap_seconds: float = 0.0
+
+    @property
+    def measured_seconds(self) -> float:
+        """Seconds for which joules were measured; 0 for an estimate."""
+        measured = self.joules is not None and not self.estimated
+        return max(0.0, self.seconds - self.gap_seconds) if measured else 0.0
 
 
 class EnergyMeter:
@@ -72,13 +86,19 @@ class EnergyMeter:
     Args:
         watts_per_core: Power of a busy core in watts, for an estimate if no counter gives joules; None disables it.
         counters: Constructors of counters, tried in order; an empty sequence measures only time.
+        gpus: PCI addresses of the GPUs in use on this node, such as ``0000:c1:00``; empty if not known.
+        clock: Seconds, monotonic.
     """
 
     def __init__(
-        self, watts_per_core: float | None = None, counters: Sequence[Callable[[], EnergyCounter]] = COUNTERS
+        self,
+        watts_per_core: float | None = None,
+        counters: Sequence[Callable[[], EnergyCounter]] = COUNTERS,
+        gpus: Sequence[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Store the settings; ``start`` opens the counter."""
-        self.watts_per_core, self.counters = watts_per_core, counters
+        self.watts_per_core, self.counters, self.gpus, self.clock = watts_per_core, counters, gpus, clock
         self.counter: EnergyCounter | None = None
         self.reading: EnergyReading | None = None
         self._lock, self._done, self._failure = threading.Lock(), threading.Event(), ""
@@ -86,7 +106,7 @@ class EnergyMeter:
     def start(self) -> "EnergyMeter":
         """Open the first available counter, start polling it and return this meter."""
         self.counter, self._failure = None, ""
-        refused = []
+        refused: list[str] = []
         for build in self.counters:
             try:
                 self.counter = build()
@@ -94,35 +114,39 @@ class EnergyMeter:
             except CounterUnavailable as reason:
                 refused.append(str(reason))
         if self.counter:
-            log.info("energy: %s (%s)", self.counter.source, self.counter.coverage)
+            self.counter.count_only(self.gpus)
+            boundary = BOUNDARIES.get(self.counter.coverage, "")
+            wider = f"; not here: {'; '.join(refused)}" if refused else ""
+            log.info("energy: %s; boundary %s: %s%s", self.counter.source, self.counter.coverage, boundary, wider)
             self._done = threading.Event()
             threading.Thread(target=self._poll, args=(self.counter, self._done), daemon=True).start()
         elif self.counters:
             log.info("energy: not measured, no counter is available (%s)", "; ".join(refused))
-        self._began = (time.monotonic(), cpu_seconds())
+        self._began = (self.clock(), cpu_seconds())
         return self
 
     def _poll(self, counter: EnergyCounter, done: threading.Event) -> None:
         """Poll regularly: counters wrap around, and power readings must be integrated."""
-        while not done.wait(counter.interval) and not self._failure:
+        while not done.wait(counter.interval):
             self._joules(counter)
 
-    def _joules(self, counter: EnergyCounter) -> float | None:
+    def _joules(self, counter: EnergyCounter) -> tuple[float | None, float]:
+        """Return the energy so far, or None if there was no measurement, and the seconds without one."""
         with self._lock:
-            if not self._failure:
-                try:
-                    return counter.joules()
-                except OSError as error:
+            try:
+                return counter.joules(), counter.gap_seconds
+            except OSError as error:
+                if not self._failure:
                     self._failure = str(error)
-                    log.warning("energy: cannot read the counter, this interval is not measured: %s", error)
-            return None
+                    log.warning("energy: cannot read the counter, nothing is measured yet: %s", error)
+                return None, 0.0
 
     def read(self) -> EnergyReading:
         """Return the reading since ``start`` without stopping the meter."""
-        seconds, cpu = time.monotonic() - self._began[0], cpu_seconds() - self._began[1]
-        joules = self._joules(self.counter) if self.counter else None
+        seconds, cpu = self.clock() - self._began[0], cpu_seconds() - self._began[1]
+        joules, gap = self._joules(self.counter) if self.counter else (None, 0.0)
         if joules is not None and self.counter:
-            return EnergyReading(joules, self.counter.source, self.counter.coverage, seconds, cpu)
+            return EnergyReading(joules, self.counter.source, self.counter.coverage, seconds, cpu, gap_seconds=gap)
         if self.watts_per_core is not None:
             source = f"estimated: CPU seconds x {self.watts_per_core:g} W per core"
             return EnergyReading(cpu * self.watts_per_core, source, "cpu", seconds, cpu, estimated=True)
@@ -145,6 +169,29 @@ class EnergyMeter:
         self.stop()
 
 
+def gpu_address(device: torch.device) -> tuple[int, int, int] | None:
+    """Return PCI domain, bus and device of a CUDA or ROCm device; None for others and where torch does not tell."""
+    if device.type != "cuda":
+        return None
+    found = torch.cuda.get_device_properties(device)
+    numbers = [getattr(found, f"pci_{name}_id", None) for name in ("domain", "bus", "device")]
+    return None if None in numbers else (int(numbers[0]), int(numbers[1]), int(numbers[2]))  # type: ignore[arg-type]
+
+
+def used_gpus(trainer: pl.Trainer) -> list[str]:
+    """Return the PCI addresses of the GPUs of all ranks on this node. A collective on GPUs: all ranks must call it."""
+    device = trainer.strategy.root_device
+    own = gpu_address(device)
+    if device.type != "cuda":
+        return []
+    row = torch.tensor([trainer.node_rank, *(own or (-1, -1, -1))], dtype=torch.int64, device=device)
+    rows = trainer.strategy.all_gather(row).reshape(-1, 4).tolist()
+    found = [numbers for node, *numbers in rows if node == trainer.node_rank]
+    if any(numbers[0] < 0 for numbers in found):
+        return []
+    return sorted({f"{domain:04x}:{bus:02x}:{slot:02x}" for domain, bus, slot in found})
+
+
 def cpu_seconds() -> float:
     """Return user plus system seconds of this process and its finished and running children, without other ranks."""
     own = os.times()
@@ -165,20 +212,33 @@ def cpu_seconds() -> float:
 
 
 class EnergyRecord(pl.Callback):
-    """Record joules, seconds and samples of a run, over all nodes and restarts, in the checkpoint.
+    """Record joules, emissions, seconds and samples of a run, over all nodes and restarts, in the checkpoint.
 
     Local rank 0 of each node reads the counter; every process adds its CPU seconds. The record in the checkpoint
     (``callbacks -> EnergyRecord``) holds joules (None if nothing was measured), estimated_joules (None without
     ``watts_per_core``), seconds, node_seconds, measured_node_seconds (less than node_seconds if part of the run was
-    not measured), cpu_seconds, samples, source and coverage.
+    not measured), cpu_seconds, samples, source, coverage, and what ``CarbonFactors.emitted`` returns. Emissions are of
+    measured energy only.
 
     Args:
         watts_per_core: Power of a busy core in watts, for an estimate in addition to the measurement; None disables it.
+        grams_per_kwh: CO2 equivalents of the grid in g/kWh, location-based; None is "not given".
+        market_grams_per_kwh: CO2 equivalents of the site's contract in g/kWh, market-based; None is "not given".
+        pue: Power usage effectiveness of the site, at least 1; None leaves cooling and losses out.
+        source: Where these numbers come from, with a date.
     """
 
-    def __init__(self, watts_per_core: float | None = None) -> None:
+    def __init__(
+        self,
+        watts_per_core: float | None = None,
+        grams_per_kwh: float | None = None,
+        market_grams_per_kwh: float | None = None,
+        pue: float | None = None,
+        source: str | None = None,
+    ) -> None:
         """See the class for the arguments."""
         self.watts_per_core = watts_per_core
+        self.factors = CarbonFactors(grams_per_kwh, market_grams_per_kwh, pue, source)
         self.meter: EnergyMeter | None = None
         self.record = _empty_record()
         self._before, self._samples, self._logged = self.record, 0, -1
@@ -186,14 +246,14 @@ class EnergyRecord(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the meter; a record loaded from a checkpoint is kept and added to."""
-        self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else ()).start()
+        self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else (), gpus=used_gpus(trainer)).start()
         self._before, self._samples, self._logged = self.record, 0, trainer.global_step
         self._began_at = samples_seen(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the samples; log ``energy/kwh`` at every logging step if energy is measured."""
+        """Count the samples; log ``energy/kwh`` and ``energy/KIND_co2_kg`` at every logging step where measured."""
         self._samples += batch_size(batch) * trainer.world_size
         step = trainer.global_step
         if step != self._logged and step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -202,6 +262,9 @@ class EnergyRecord(pl.Callback):
             if self.record["joules"] is not None:
                 kwh = self.record["joules"] / JOULES_PER_KWH
                 pl_module.log("energy/kwh", kwh, rank_zero_only=True, batch_size=1)
+            for kind in KINDS:
+                if (grams := self.record[f"{kind}_grams"]) is not None:
+                    pl_module.log(f"energy/{kind}_co2_kg", grams / 1000, rank_zero_only=True, batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Update the record a last time and stop the meter."""
@@ -223,7 +286,7 @@ class EnergyRecord(pl.Callback):
             return
         now = self.meter.read()
         node = now.seconds if trainer.local_rank == 0 else 0.0
-        measured = node if now.joules is not None else 0.0
+        measured = now.measured_seconds if trainer.local_rank == 0 else 0.0
         parts = torch.tensor([now.joules or 0.0, node, measured, now.cpu_seconds], dtype=torch.float64)
         if trainer.world_size > 1:
             parts = trainer.strategy.reduce(parts.to(trainer.strategy.root_device), reduce_op="sum")
@@ -239,7 +302,11 @@ class EnergyRecord(pl.Callback):
         record["samples"] += (position or 0) - (self._began_at or 0) if has_position else self._samples
         if measured:
             record["joules"] = (record["joules"] or 0.0) + joules
-            record["source"], record["coverage"] = now.source, now.coverage
+            if now.joules is not None:  # the counter of this node may be lost while those of others go on
+                record["source"], record["coverage"] = now.source, now.coverage
+            record |= add(self._before, self.factors.emitted(joules))
+        elif record["joules"] is None:
+            record |= self.factors.emitted(None)
         if self.watts_per_core is not None:
             record["estimated_joules"] = record["cpu_seconds"] * self.watts_per_core
         self.record = record
@@ -262,4 +329,12 @@ class EnergyRecord(pl.Callback):
 
 def _empty_record() -> dict[str, Any]:
     zero = {"seconds": 0.0, "node_seconds": 0.0, "measured_node_seconds": 0.0, "cpu_seconds": 0.0, "samples": 0}
-    return {"joules": None, "estimated_joules": None, "source": NOT_MEASURED, "coverage": NOT_MEASURED, **zero}
+    carbon = CarbonFactors().emitted(None)
+    return {
+        "joules": None,
+        "estimated_joules": None,
+        "source": NOT_MEASURED,
+        "coverage": NOT_MEASURED,
+        **zero,
+        **carbon,
+    }

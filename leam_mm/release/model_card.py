@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.report.report_number import in_unit
+from leam_mm.report.report_number import carbon, carbon_factors, in_unit
 from leam_mm.report.templates import environment
 
 # The Hub knows licences by these names; any other licence is given as license_name.
@@ -128,6 +128,7 @@ def model_card(facts: ReleaseFacts) -> str:
         results=_results(facts),
         unmeasured=[name for code, name in LANGUAGE_NAMES.items() if code not in _measured_languages(facts)],
         costs=[_cost(stage) for stage in facts.stages],
+        emissions=[_emissions(stage) for stage in facts.stages],
         changes=[row for stage in facts.stages for row in _changes(stage)],
     )
 
@@ -200,6 +201,11 @@ def _cost(stage: StageFacts) -> list[object]:
         return [stage.kind, *[NOT_MEASURED] * 4]
     times = [_time(record.get("seconds")), _time(record.get("cpu_seconds"))]
     return [stage.kind, energy_words(record), record.get("source", NOT_MEASURED), *times]
+
+
+def _emissions(stage: StageFacts) -> list[object]:
+    record = stage.energy or {}
+    return [stage.kind, carbon(record, "location"), carbon(record, "market"), carbon_factors(record)]
 
 
 def energy_words(record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from markupsafe import Markup
 from leam_mm.languages import LANGUAGE_NAMES
 
 Row = dict[str, Any]  # one line of results.jsonl
+NOT_MEASURED, NOT_GIVEN = "not measured", "not given"
 MISSING = Markup('<span class="missing">not measured</span>')
 LARGEST = 1e100  # beyond it, nothing was measured: the file was edited
 
@@ -43,6 +44,36 @@ def energy(joules: object) -> str:
     if not _is_number(joules):
         return MISSING
     return f"{joules / 3600:.3g} Wh" if joules < 3.6e6 else f"{joules / 3.6e6:,.3g} kWh"
+
+
+def carbon(record: Row, kind: str) -> str:
+    """Return the emissions of a measured energy, "not given" without a factor, "not measured" without an energy.
+
+    Args:
+        record: What ``CarbonFactors.emitted`` returns, with ``joules``.
+        kind: location or market.
+    """
+    grams, behind, joules = (record.get(key) for key in (f"{kind}_grams", f"{kind}_joules", "joules"))
+    if not _is_number(grams):
+        factor = record.get("grams_per_kwh" if kind == "location" else f"{kind}_grams_per_kwh")
+        return NOT_MEASURED if _is_number(factor) else NOT_GIVEN
+    part = ""
+    if _is_number(behind) and _is_number(joules) and behind < 0.999 * joules:
+        part = f", for {behind / joules:.0%} of the energy"
+    steps = ((1.0, "g"), (1e3, "kg"), (1e6, "t"))
+    size, unit = next((step for step in reversed(steps) if grams >= step[0]), steps[0])
+    return f"{grams / size:,.3g} {unit} CO2e{part}"
+
+
+def carbon_factors(record: Row) -> str:
+    """Return the factors behind the emissions: g/kWh of both kinds, the overhead of the site, and their source."""
+    names = (("location", "grams_per_kwh"), ("market", "market_grams_per_kwh"))
+    words = [f"{kind}-based {record[name]:g} g/kWh" for kind, name in names if _is_number(record.get(name))]
+    if not words:
+        return NOT_GIVEN
+    pue = record.get("pue")
+    words.append(f"PUE {pue:g}" if _is_number(pue) else "without cooling and losses (no PUE given)")
+    return "; ".join([*words, f"source: {record.get('carbon_source') or NOT_GIVEN}"])
 
 
 def in_unit(value: float, unit: str) -> str:

@@ -14,7 +14,7 @@ from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_object
 from leam_mm.report.chart import line_chart
-from leam_mm.report.report_number import Row, duration, energy, language, plain
+from leam_mm.report.report_number import Row, carbon, carbon_factors, duration, energy, language, plain
 from leam_mm.report.templates import Table
 
 MAX_IMAGE_BYTES = 8_000_000
@@ -111,14 +111,28 @@ def _read_curves(path: Path, chosen: Callable[[str], bool]) -> tuple[dict[str, l
 def costs(stages: list[Row]) -> Table | None:
     """Return time and energy of each stage; CPU time that a virtual machine's host takes away makes a stage slower."""
     columns = ["Stage", "Time|number", "CPU time|number", "Stolen by the host|number", "Energy|number"]
-    rows = []
+    rows, factors = [], set()
     for stage in stages:
         reading = stage.get("energy") or {}
         times = [duration(stage.get(key)) for key in ("seconds", "cpu_seconds", "stolen_cpu_seconds")]
-        rows.append(
-            [plain(str(stage.get("name", ""))), *times, energy(reading.get("joules")), reading.get("source") or ""]
-        )
-    return Table([*columns, "How it was measured|note wrap"], rows) if rows else None
+        emitted = _emitted(stage)
+        factors.add(carbon_factors(emitted))
+        grams = [carbon(emitted, kind) for kind in ("location", "market")]
+        source = str(reading.get("source") or "")
+        gap, seconds = stage.get("unmeasured_seconds"), stage.get("seconds")
+        if isinstance(gap, int | float) and isinstance(seconds, int | float) and seconds > 0 and gap > 0.001 * seconds:
+            source += f"; measured in {max(0.0, 1 - gap / seconds):.0%} of the time"
+        rows.append([plain(str(stage.get("name", ""))), *times, energy(reading.get("joules")), *grams, source])
+    caption = (
+        f"Emissions, {' / '.join(sorted(factors))}. Location-based is the grid's mean, market-based the contract's."
+    )
+    columns += ["Location-based|number", "Market-based|number", "How it was measured|note wrap"]
+    return Table(columns, rows, caption) if rows else None
+
+
+def _emitted(stage: Row) -> Row:
+    emitted = stage.get("carbon")
+    return {**(emitted if isinstance(emitted, dict) else {}), "joules": (stage.get("energy") or {}).get("joules")}
 
 
 def repeat(stages: list[Row], results: Mapping[str, Row]) -> dict[str, Any] | None:
