@@ -27,6 +27,7 @@ LEAM_MM = [
     ["report"],
     ["planning"],
     ["inference"],
+    ["launch"],
     ["release"],
     ["resume_check"],
     ["cli", "pipeline"],
