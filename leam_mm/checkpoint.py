@@ -12,16 +12,15 @@ from typing import Any, TypeVar, overload
 import torch
 import yaml
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import LightningModule
 
 from leam_mm.checkpoint_file import check_archive, compare_digest, write_with_digest
+from leam_mm.checkpoint_generations import LAST, candidates, new_generation, point_last, set_aside
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_write, remove_leftovers, second_name
+from leam_mm.files import atomic_write
 from leam_mm.recorded_classes import MODEL_CLASSES, build_recorded
 
-LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
 EVIDENCE = "leam_mm"  # the checkpoint's entry with config, data and versions
 # Which module has a part that others load; a subclass or another module with a part of that name serves as well.
 PARTS = {
@@ -55,72 +54,51 @@ log = logging.getLogger(__name__)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoint writer that leaves either the old file or the new one, whenever the run is killed."""
+    """Checkpoint writer that leaves the older checkpoints whole, whenever the run is killed.
+
+    Args:
+        keep: Number of generations that stay in the folder of a ``last.ckpt``; see checkpoint_generations.py.
+    """
+
+    def __init__(self, keep: int = 2) -> None:
+        """See the class for the arguments."""
+        self.keep = keep
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write to a temporary file, flush it to the disk, keep the last one as previous.ckpt, rename."""
+        """Write to a temporary file, flush it to the disk, rename; a path ``last.ckpt`` becomes a new generation."""
         target = Path(path)
-        with atomic_write(target) as temporary:
-            with open(temporary, "xb+") as file:
-                write_with_digest(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            if target.name == LAST and target.is_file():
-                second_name(target, target.with_name(PREVIOUS))
+        samples = checkpoint.get(EVIDENCE, {}).get("samples_seen")
+        replacing = new_generation(target.parent, samples, self.keep) if target.name == LAST else atomic_write(target)
+        with replacing as temporary, open(temporary, "xb+") as file:
+            write_with_digest(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be hostile."""
         return read_checkpoint(path)
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """The newest two checkpoints of a run, replaced at an interval and at the end of training.
-
-    ``checkpoints/last.ckpt`` is the newest; ``previous.ckpt`` beside it serves if the newest is damaged.
-
-    Args:
-        every_n_train_steps: Optimizer steps between two checkpoints.
-        dirpath: Folder of the file; None means ``checkpoints`` in the run folder.
-    """
-
-    def __init__(self, every_n_train_steps: int = 1000, dirpath: str | None = None) -> None:
-        """See the class for the arguments."""
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            every_n_train_steps=every_n_train_steps,
-            save_top_k=1,
-            enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a killed run left of an unfinished file."""
-        super().on_train_start(trainer, pl_module)
-        if trainer.is_global_zero:
-            remove_leftovers(Path(self.dirpath or "."), LAST)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last steps too, if their number is no multiple of the interval."""
-        super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
-            self._last_global_step_saved = trainer.global_step
-
-
 def find_checkpoint(path: Path | str) -> Path:
-    """Return the checkpoint file of a path: the file itself, or ``checkpoints/last.ckpt`` of a run folder."""
+    """Return the checkpoint file of a path: the file itself, or ``checkpoints/last.ckpt`` of a run folder.
+
+    A run that was killed before its first ``last.ckpt`` was in place has its newest generation.
+    """
     path = Path(path)
-    for candidate in (path, path / "checkpoints" / "last.ckpt", path / "last.ckpt"):
+    for candidate in (path, path / "checkpoints" / LAST, path / LAST):
         if candidate.is_file():
             return candidate
+    for folder in (path / "checkpoints", path):
+        if found := candidates(folder):
+            log.warning("%s is missing: %s is taken", folder / LAST, found[0].name)
+            return found[0]
     raise UserError(f"no checkpoint at {path}: give a .ckpt file or a run folder with checkpoints/last.ckpt")
 
 
 def is_run(path: Path | str) -> bool:
     """Return whether a path is a checkpoint file or the folder of a run, rather than published weights."""
     path = Path(path)
-    return path.suffix == ".ckpt" or any((folder / LAST).is_file() for folder in (path, path / "checkpoints"))
+    return path.suffix == ".ckpt" or any(candidates(folder) for folder in (path, path / "checkpoints"))
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -169,37 +147,39 @@ def _check_form(found: dict[str, Any], where: str, form: dict[str, Any]) -> None
 
 
 def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] | None:
-    """Return the checkpoint that a run resumes from: the last one, or the previous one if the last is damaged.
+    """Return the checkpoint that a run resumes from: the last one, or the newest good one if the last is damaged.
 
     Args:
         last: ``last.ckpt`` of the run.
-        replace: Put the previous one in place of a damaged or missing last one, which is kept as ``damaged.ckpt``.
+        replace: Point ``last.ckpt`` to the chosen one; the newest damaged one is kept as ``damaged.ckpt``.
 
     Returns:
         The file and its evidence, or None if there is no checkpoint.
 
     Raises:
-        UserError: Both are damaged.
+        UserError: All are damaged.
     """
-    previous = last.with_name(PREVIOUS)
-    try:
-        if last.is_file():
-            return last, read_checkpoint(last)[EVIDENCE]
-        if not previous.is_file():
-            return None
-        fault = f"{last} is missing"
-    except UserError as error:
-        fault = str(error)
-    try:
-        evidence = read_checkpoint(previous)[EVIDENCE]
-    except UserError as error:
-        raise UserError(f"{fault}; {error}: remove both to start the run anew") from None
-    if replace:
-        if last.is_file():
-            second_name(last, last.with_name(DAMAGED))
-        second_name(previous, last)
-        log.warning("the run resumes from the checkpoint before the last one: %s", fault)
-    return last if replace else previous, evidence
+    files = candidates(last.parent)
+    faults = [f"{last} is missing"] if files and files[0] != last else []
+    damaged: list[Path] = []
+    for file in files:
+        try:
+            evidence = read_checkpoint(file)[EVIDENCE]
+        except UserError as error:
+            faults.append(str(error))
+            damaged.append(file)
+            continue
+        if not faults:
+            return file, evidence
+        if replace:
+            set_aside(damaged)
+            point_last(file)
+            older = f"the run resumes from the checkpoint before the last one, {file.name}"
+            log.warning("%s: %s", older, "; ".join(faults))
+        return last if replace else file, evidence
+    if not files:
+        return None
+    raise UserError(f"{'; '.join(faults)}: remove them to start the run anew")
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -94,12 +94,33 @@ def compare_digest(file: BinaryIO, name: Path) -> str:
         left -= len(chunk)
     archive = digest.copy()
     archive.update(NO_COMMENT)
+    if not marked and not tail.endswith(NO_COMMENT):  # torch ends its archives so, and a cut digest does not
+        raise UserError(
+            f"{name} cannot be read as a checkpoint: it is damaged, its end is missing or changed; copy it again, or "
+            "take an older one beside it"
+        )
     if not marked:
         log.warning("%s has no digest, as files of older versions have none: damage to it would pass unseen", name)
     elif tail != COMMENT.to_bytes(2, "little") + MARK + archive.hexdigest().encode():
         raise UserError(
             f"{name} cannot be read as a checkpoint: it is damaged, its content does not have the digest at its end; "
-            "copy it again, or take previous.ckpt beside it"
+            "copy it again, or take an older one beside it"
         )
     digest.update(tail)
     return digest.hexdigest()
+
+
+def has_sound_digest(path: Path) -> bool:
+    """Return whether a file can be read, has a digest, and agrees with it."""
+    try:
+        with open(path, "rb") as file:
+            return recorded_digest(file) is not None and bool(compare_digest(file, path))
+    except (OSError, UserError):
+        return False
+
+
+def recorded_digest(file: BinaryIO) -> str | None:
+    """Return the digest at the end of a file without comparing it, or None if it has none."""
+    file.seek(max(0, file.seek(0, 2) - TAIL))
+    tail = file.read()[len(NO_COMMENT) :]
+    return tail[len(MARK) :].decode("ascii", "replace") if len(tail) == COMMENT and tail.startswith(MARK) else None

@@ -27,16 +27,16 @@ from leam_mm.callbacks.learning_rates import LearningRates
 from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckpoint
 from leam_mm.callbacks.preemption import Preemption
 from leam_mm.callbacks.recipe_change import RecipeChange
-from leam_mm.callbacks.save_failures import LastSave, RetriedCheckpointIO
+from leam_mm.callbacks.run_checkpoint import RunCheckpoint
+from leam_mm.callbacks.save_failures import LastSave
 from leam_mm.callbacks.throughput import Throughput
 from leam_mm.checkpoint import (
     EVIDENCE,
-    LAST,
-    RunCheckpoint,
     read_checkpoint,
     restoring_failed,
     sound_checkpoint,
 )
+from leam_mm.checkpoint_generations import LAST
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
@@ -130,7 +130,8 @@ class LeamCLI(LightningCLI):
         """Return the supported subcommands."""
         return {name: names for name, names in LightningCLI.subcommands().items() if name in {"fit", "validate"}}
 
-    _damaged: Path | None = None  # the last checkpoint, if the run resumes from the one before it
+    _last: Path | None = None  # the last checkpoint, if the run resumes from it or from one before it
+    _damaged: Path | None = None  # the same, if it is damaged or missing
     _check: ResumeCheck | None = None  # of a run that resumes
     _changed = ""  # keys that differ, for the message of a checkpoint that does not fit
 
@@ -181,6 +182,7 @@ class LeamCLI(LightningCLI):
         if sound is None:
             return
         file, evidence = sound
+        self._last = path if last else None
         self._damaged = None if file == path else path
         found = evidence.get("model_class")
         now = arithmetic_record(torch.get_num_threads())
@@ -245,12 +247,17 @@ class LeamCLI(LightningCLI):
                     "recipe"
                 ) from None
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Name the last checkpoint: a rank that looks before the first one replaces it would find none."""
+        found = super()._prepare_subcommand_kwargs(subcommand)
+        return found | ({"ckpt_path": str(self._last)} if self._last is not None else {})
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add the plugins, loggers and callbacks of every run."""
         config = self.config_init[self.subcommand].trainer
         plugins = config.plugins if isinstance(config.plugins, list) else [p for p in [config.plugins] if p is not None]
         if "ModelParallel" not in str(type(config.strategy)) and "ModelParallel" not in str(config.strategy):
-            plugins = [*plugins, RetriedCheckpointIO()]
+            plugins = [*plugins, self._get(self.config_init, "checkpoint").writer()]
         if config.logger is not False:
             # Loggers of the recipe (such as W&B) are added to the two of every run.
             named = self._loggers(self.config_init[self.subcommand].trainer.logger)

@@ -178,8 +178,9 @@ def test_kill_between_write_and_rename_leaves_the_old_one(tmp_path: Path, monkey
     assert torch.load(target, weights_only=True) == {"step": 1}
     AtomicCheckpointIO().save_checkpoint({"step": 3}, target)
     assert torch.load(target, weights_only=True) == {"step": 3}
-    assert sorted(file.name for file in target.parent.iterdir()) == ["last.ckpt", "previous.ckpt"]
-    assert torch.load(target.with_name("previous.ckpt"), weights_only=True) == {"step": 1}
+    older, newer = (target.with_name(f"generation-{number:06d}.ckpt") for number in (1, 2))
+    assert sorted(target.parent.iterdir()) == [older, newer, target] and newer.samefile(target)
+    assert torch.load(older, weights_only=True) == {"step": 1}
 
 
 def test_kill_while_writing_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

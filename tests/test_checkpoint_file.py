@@ -1,8 +1,6 @@
 """Damage to a checkpoint: every flipped byte is noticed or harmless, and a run resumes from the one before."""
 
 import logging
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ import yaml
 from toys.command_line import fit_here
 from toys.recipes import clip_recipe
 
-from leam_mm import checkpoint_file, files
-from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, read_checkpoint, sound_checkpoint
+from leam_mm import checkpoint_file
+from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, read_checkpoint
+from leam_mm.checkpoint_generations import generations
 from leam_mm.cli import main
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -78,72 +77,6 @@ def test_files_without_digest_load_with_a_warning(tmp_path: Path, caplog: pytest
     assert [record.levelno for record in caplog.records] == [logging.WARNING] and "old.ckpt has no" in caplog.text
 
 
-def test_the_newest_two_are_kept_whenever_a_save_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last, previous = tmp_path / "last.ckpt", tmp_path / "previous.ckpt"
-    save(last, 1)
-    assert not previous.exists()
-    save(last, 2)
-    assert read_checkpoint(previous)["global_step"] == 1
-    real, calls = os.replace, []
-
-    def killed(*paths: Any) -> None:
-        calls.append(paths)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        real(*paths)
-
-    for stop in (1, 2):
-        calls.clear()
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "replace", killed)
-            save(last, 3)
-        assert read_checkpoint(last)["global_step"] == 2 and read_checkpoint(previous)["global_step"] == stop
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
-
-
-def test_a_disk_without_hard_links_keeps_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsupported(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", unsupported)
-    for step in (1, 2, 3):
-        save(tmp_path / "last.ckpt", step)
-    assert [read_checkpoint(tmp_path / f"{name}.ckpt")["global_step"] for name in ("previous", "last")] == [2, 3]
-    flip(tmp_path / "last.ckpt", 3000)
-    found = sound_checkpoint(tmp_path / "last.ckpt", replace=True)
-    assert found is not None and found[0].name == "last.ckpt" and found[1]["samples_seen"] == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["damaged.ckpt", "last.ckpt"]
-
-
-def test_two_writers_leave_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files.os, "getpid", lambda: 7)  # as on two hosts
-    last, faults = tmp_path / "last.ckpt", []
-    save(last)
-    writers = [threading.Thread(target=lambda n=n: [save(last, n) for _ in range(30)]) for n in (1, 2)]
-    monkeypatch.setattr(threading, "excepthook", lambda given: faults.append(given.exc_value))
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        found = read_checkpoint(last)
-        assert equal(found, content(found["global_step"]))
-    assert not faults and sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
-
-
-def test_ranks_agree_on_the_previous_one(tmp_path: Path) -> None:
-    last = tmp_path / "last.ckpt"
-    assert sound_checkpoint(last, replace=True) is None
-    save(last, 1)
-    save(last, 2)
-    assert sound_checkpoint(last, replace=True) == (last, content(2)[EVIDENCE])
-    flip(last, 3000)
-    assert sound_checkpoint(last, replace=False) == (tmp_path / "previous.ckpt", content(1)[EVIDENCE])  # another rank
-    assert sound_checkpoint(last, replace=True) == (last, content(1)[EVIDENCE])  # the first one
-    assert sound_checkpoint(last, replace=False) == (last, content(1)[EVIDENCE])
-    flip(last, 3000)  # the same file as the previous one, until the next save
-    with pytest.raises(UserError, match=r"last\.ckpt .*previous\.ckpt .*remove both"):
-        sound_checkpoint(last, replace=True)
-
-
 def test_a_run_resumes_from_the_previous_checkpoint_bit_for_bit(
     tmp_path: Path, toy_shards: Path, toy_tokenizer: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -151,8 +84,8 @@ def test_a_run_resumes_from_the_previous_checkpoint_bit_for_bit(
     fit_here(recipe, tmp_path)
     folder = tmp_path / "run" / "checkpoints"
     whole = read_checkpoint(folder / "last.ckpt")
-    assert read_checkpoint(folder / "previous.ckpt")["global_step"] == 4
-    (folder / "last.ckpt.tmp-1-ab").touch()  # of a killed run
+    assert [read_checkpoint(file)["global_step"] for file in generations(folder)] == [6, 4]
+    (folder / "generation-000004-samples-000000000056.ckpt.tmp-1-ab").touch()  # of a killed run
     flip(folder / "last.ckpt", 5000)
     fit_here(recipe, tmp_path)
     lines = [line for line in caplog.messages if "resumes from the checkpoint before the last one" in line]
@@ -162,12 +95,13 @@ def test_a_run_resumes_from_the_previous_checkpoint_bit_for_bit(
         assert str(again[part]) == str(whole[part]) and (part != "state_dict" or equal(again[part], whole[part]))
     states = [each["optimizer_states"][0]["state"] for each in (again, whole)]
     assert equal(*states)
-    assert sorted(file.name for file in folder.iterdir()) == ["damaged.ckpt", "last.ckpt", "previous.ckpt"]
+    names = [f"generation-{number:06d}-samples-{8 * step:012d}.ckpt" for number, step in ((2, 4), (3, 6))]
+    assert sorted(file.name for file in folder.iterdir()) == ["damaged.ckpt", *names, "last.ckpt"]
 
 
 def test_a_damaged_file_that_is_named_is_one_line(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     flip(save(tmp_path / "mine.ckpt"), 5000)
-    with pytest.raises(UserError, match=r"mine\.ckpt cannot be read as a checkpoint: it is damaged.*previous\.ckpt"):
+    with pytest.raises(UserError, match=r"mine\.ckpt cannot be read as a checkpoint: it is damaged.*an older one"):
         main(["fit", "--config", str(tmp_path / "recipe.yaml"), "--ckpt_path", str(tmp_path / "mine.ckpt")])

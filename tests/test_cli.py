@@ -55,7 +55,8 @@ def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_toke
     run = tmp_path / "run"
     fit_here(clip_recipe(run, toy_shards, toy_tokenizer, max_samples=24), tmp_path)
     assert steps(run) == [0, 1, 2]
-    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["last.ckpt", "previous.ckpt"]
+    names = [f"generation-{number:06d}-samples-{samples:012d}.ckpt" for number, samples in ((1, 16), (2, 24))]
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == [*names, "last.ckpt"]
     assert list((run / "tensorboard").glob("events*"))
     assert not list(run.rglob("*.tmp*"))
     checkpoint = read_checkpoint(run)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leam_mm.checkpoint import EVIDENCE, checkpoint_config, read_checkpoint
+from leam_mm.checkpoint_generations import LAST
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
@@ -67,13 +68,22 @@ def models_below(folder: Path) -> tuple[list[Model], list[str]]:
     if not folder.is_dir():
         raise UserError(f"--runs {folder} does not exist: give the folder that holds the runs and releases")
     models, unreadable = [], []
-    for path in sorted([*folder.rglob("*.ckpt"), *folder.rglob(RELEASE)]):
+    for path in [*_checkpoint_files(folder), *sorted(folder.rglob(RELEASE))]:
         name = path.relative_to(folder).as_posix()
         try:
             models.append(_release(path, name) if path.name == RELEASE else _checkpoint(path, name))
         except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
             unreadable.append(name)
     return models, unreadable
+
+
+def _checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints below a folder, each once: last.ckpt is a second name of a run's newest generation."""
+    seen: dict[tuple[int, int], Path] = {}
+    files = [file for file in folder.rglob("*.ckpt") if file.is_file()]
+    for file in sorted(files, key=lambda file: (file.name != LAST, file)):
+        seen.setdefault((file.stat().st_dev, file.stat().st_ino), file)
+    return sorted(seen.values())
 
 
 def _checkpoint(path: Path, name: str) -> Model:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leam_mm.captions.caption_encoders import encoder_file
-from leam_mm.checkpoint import LAST
+from leam_mm.checkpoint_generations import LAST
 from leam_mm.errors import UserError
 
 MOST = 64  # files whose digests are computed
@@ -53,6 +53,7 @@ def _places(old: Path, checkpoint: Path) -> Iterator[Path]:
         if old.suffix == ".ckpt" and len(old.parts) > 2:  # RUN/checkpoints/last.ckpt
             yield root / Path(*old.parts[-3:])
     for root in dict.fromkeys((run.parent, run, folder)):
-        yield from sorted(file for file in root.glob("*.ckpt") if file != checkpoint)
+        files = (file for file in root.glob("*.ckpt") if file.is_file())
+        yield from sorted(file for file in files if not file.samefile(checkpoint))  # last.ckpt has a second name
         yield from sorted(file.parents[1] for file in root.glob(f"*/checkpoints/{LAST}"))
         yield from sorted(file.parent for file in root.glob("*/config.json"))

@@ -1,0 +1,120 @@
+"""Generations of a run's checkpoints: the newest few files are kept, and ``last.ckpt`` is a second name of the newest.
+
+A folder holds ``generation-000017-samples-000000013440.ckpt`` and its neighbours. The first number counts the saves of
+the folder, the second one the samples seen. A generation is written under a temporary name and renamed, then
+``last.ckpt`` moves to it, and only then an old generation is removed: whenever the process is killed, a complete file
+is in the folder. Folders of older versions hold ``last.ckpt`` and ``previous.ckpt`` only, and are read as well.
+"""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from leam_mm.checkpoint_file import has_sound_digest
+from leam_mm.files import atomic_write, second_name
+from leam_mm.system_fault import system_fault
+
+LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
+GENERATION = re.compile(r"generation-(\d+)(?:-samples-(\d+))?\.ckpt")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+log = logging.getLogger(__name__)
+
+
+def generations(folder: Path) -> list[Path]:
+    """Return the generations in a folder, the newest first."""
+    found = [(match, file) for file in folder.glob("generation-*.ckpt") if (match := GENERATION.fullmatch(file.name))]
+    return [file for match, file in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True)]
+
+
+def candidates(folder: Path) -> list[Path]:
+    """Return the files that a run may resume from, in order: last.ckpt, then the others from new to old, each once."""
+    last, others = folder / LAST, generations(folder)
+    if last.is_file():
+        others = [file for file in others if not _same(file, last)]
+    return [file for file in (last, *others, folder / PREVIOUS) if file.is_file()]
+
+
+@contextmanager
+def new_generation(folder: Path, samples: int | None, keep: int) -> Iterator[Path]:
+    """Give a temporary path to write a checkpoint to; at the end it becomes the newest generation and last.ckpt.
+
+    Args:
+        folder: Where the generations are.
+        samples: Samples seen; a newest generation of the same number is replaced. None leaves it out of the name.
+        keep: Number of generations that stay, at least 1. The oldest ones are removed at the end.
+    """
+    last, target = folder / LAST, _next_name(folder, samples)
+    with atomic_write(target) as temporary:
+        yield temporary
+        if last.is_file() and not any(_same(file, last) for file in generations(folder)):
+            second_name(last, folder / PREVIOUS)  # of an older version, or on a disk without links
+    point_last(target)
+    _remove_old(folder, keep)
+
+
+def point_last(file: Path) -> None:
+    """Make ``last.ckpt`` a second name of a file: a hard link, or else a symbolic one; without links it is renamed."""
+    last = file.with_name(LAST)
+    for link in (os.link, os.symlink):
+        try:
+            with atomic_write(last) as temporary:
+                link(file if link is os.link else file.name, temporary)
+            return
+        except OSError:
+            continue
+    os.replace(file, last)
+
+
+def make_room(folder: Path) -> list[Path]:
+    """Remove all checkpoints that are older than the newest good one, and return them; none if none is good.
+
+    The digest of the newest is compared before anything is removed.
+    """
+    files = candidates(folder)
+    good = next((number for number, file in enumerate(files) if has_sound_digest(file)), None)
+    removed = []
+    for file in [*files[good + 1 :], folder / DAMAGED] if good is not None else []:
+        with suppress(OSError):
+            file.unlink()
+            removed.append(file)
+    return removed
+
+
+def set_aside(damaged: list[Path]) -> None:
+    """Rename damaged files, the newest first, to damaged.ckpt, which holds the newest of them afterwards."""
+    for file in reversed(damaged):
+        names = [other for other in generations(file.parent) if other != file and _same(other, file)]
+        os.replace(names[0] if names else file, file.with_name(DAMAGED))
+        for name in [file, *names[1:]] if names else []:
+            name.unlink()
+
+
+def _next_name(folder: Path, samples: int | None) -> Path:
+    newest = next((GENERATION.fullmatch(file.name) for file in generations(folder)), None)
+    number = 1
+    if newest is not None:
+        again = samples is not None and newest[2] is not None and int(newest[2]) == samples
+        number = int(newest[1]) + (not again)
+    return folder / f"generation-{number:06d}{'' if samples is None else f'-samples-{samples:012d}'}.ckpt"
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    """Remove what is older than the newest ``keep`` generations; what cannot be removed is a warning."""
+    found = generations(folder)
+    for file in [*found[keep:], *([folder / PREVIOUS] if len(found) >= keep else [])]:
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            fault = system_fault(error) or error
+            log.warning("an old checkpoint stays, training continues: %s: %s", file, fault.strerror)
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:  # removed meanwhile
+        return False
