@@ -46,7 +46,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def writer(self) -> RetriedCheckpointIO:
         """Return the writer of these checkpoints, a plugin of the trainer."""
-        return AsynchronousCheckpointIO(self.keep, self.patience) if self.asynchronous else RetriedCheckpointIO(self.keep)
+        return (
+            AsynchronousCheckpointIO(self.keep, self.patience) if self.asynchronous else RetriedCheckpointIO(self.keep)
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed run left of unfinished files."""
