@@ -27,6 +27,7 @@ LEAM_MM = [
     ["callbacks"],
     ["report"],
     ["planning"],
+    ["launch"],
     ["inference"],
     ["launch"],
     ["release"],
