@@ -20,15 +20,10 @@ from leam_mm.launch.check_process import Check, Target, run_check
 from leam_mm.launch.check_result import CheckResult
 from leam_mm.launch.doctor import CHECKS, DoctorSettings, examine
 from leam_mm.launch.rank_environment import RankEnvironment
-from leam_mm.planning.fact import Fact
 
 ALONE = RankEnvironment(0, 1, 0, 1, "here", "", 0, "none")
 ROOT = Path(__file__).resolve().parents[1]
 several_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-
-
-def fact(value: Any) -> Fact:
-    return Fact(value, "a test", "2026-11", "read")
 
 
 def only(results: list[CheckResult]) -> CheckResult:
@@ -37,7 +32,7 @@ def only(results: list[CheckResult]) -> CheckResult:
 
 
 def program(*options: str, pin: str = "") -> "subprocess.CompletedProcess[str]":
-    command = [*pin.split(), sys.executable, "-m", "leam_mm.launch.doctor", *options]
+    command = [*pin.split(), sys.executable, "-m", "leam_mm.launch", "doctor", *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -164,7 +159,7 @@ def test_every_check_is_known() -> None:
 def test_whole_program_under_torchrun(tmp_path: Path) -> None:
     out = tmp_path / "doctor.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    command += ["-m", "--", "leam_mm.launch.doctor", "--json", str(out), "--run", str(tmp_path / "run")]
+    command += ["-m", "--", "leam_mm.launch", "doctor", "--json", str(out), "--run", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     report = json.loads(out.read_text())
     assert (done.returncode == 0) == (report["verdict"] != "fail"), done.stdout + done.stderr

@@ -8,6 +8,7 @@ python -m leam_mm.launch logs RUN --follow
 python -m leam_mm.launch stop RUN
 python -m leam_mm.launch resume RUN
 python -m leam_mm.launch clusters lumi_g
+srun python -m leam_mm.launch doctor --cluster lumi_g --run RUN
 
 Each command has its own --help. docs/clusters.md describes the profiles in configs/clusters.
 """
@@ -25,6 +26,7 @@ COMMANDS = {
     "stop": "run_stop",
     "resume": "run_stop:resume",
     "clusters": "show_profile",
+    "doctor": "doctor",
 }
 
 
