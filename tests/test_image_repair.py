@@ -53,7 +53,7 @@ def test_resize_modes(mode: str, size: tuple[int, int]) -> None:
     ("raw", "rule", "name"),
     [
         (b"", ImageRule(), "decode"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", ImageRule(), "decode"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'>", ImageRule(), "svg"),
         (encoded_image(two_coloured_image())[:60], ImageRule(), "decode"),
         (encoded_image(two_coloured_image())[:-5], ImageRule(), "decode"),
         (encoded_image(two_coloured_image()).replace(b"IDAT", b"IDAT\0"), ImageRule(), "decode"),

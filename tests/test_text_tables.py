@@ -306,9 +306,9 @@ def test_a_long_cell_of_csv_before_others_is_recorded_alone(quote: str, end: str
     assert [reason and reason[:11] for reason in table["too_long"].to_pylist()] == [None, "caption has", None]
 
 
-def test_a_column_of_lists_is_named(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"url": ["u"], "caption": [["a tree"]]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="the column caption is of type list"):
+def test_a_column_of_bytes_in_lists_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["u"], "caption": [[b"a tree"]]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="the column caption holds values of type binary"):
         list(link_batches(tmp_path / "a.parquet", 10))
 
 

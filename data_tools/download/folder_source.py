@@ -13,8 +13,8 @@ import fsspec
 from fsspec import AbstractFileSystem
 from rich.progress import track
 
-from data_tools.links.image_folder import BESIDE, is_caption_table, is_system_name, unread_fault
-from leam_mm.data.image_limits import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from data_tools.links.image_folder import BESIDE, READ_SUFFIXES, is_caption_table, is_system_name, unread_fault
+from leam_mm.data.image_limits import UNREAD_SUFFIXES
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
 
@@ -43,7 +43,7 @@ class SourceFile:
     @property
     def is_image(self) -> bool:
         """Whether the name is that of an image."""
-        return PurePosixPath(self.name).suffix.lower() in IMAGE_SUFFIXES or is_unread(self.name)
+        return PurePosixPath(self.name).suffix.lower() in READ_SUFFIXES or is_unread(self.name)
 
 
 def is_unread(name: str) -> bool:
@@ -84,7 +84,7 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
         name = str(path)[len(prefix) :].lstrip("/") if str(path).startswith(prefix) else str(path)
         suffix = PurePosixPath(name).suffix.lower()
         parts, table = name.split("/"), is_caption_table(name)
-        known = suffix in IMAGE_SUFFIXES or suffix in UNREAD_SUFFIXES or suffix in BESIDE or table
+        known = suffix in READ_SUFFIXES or suffix in UNREAD_SUFFIXES or suffix in BESIDE or table
         if not known or any(map(is_system_name, parts)):
             continue
         fault = unread_fault(name).reason if is_unread(name) else ""
@@ -95,7 +95,7 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
         if local and not Path(path).resolve().is_relative_to(Path(root).resolve()):
             raise UserError(f"{path} is a link that leads out of {root}; copy the file instead")
         size = info.get("size")
-        limit = max_bytes if suffix in IMAGE_SUFFIXES else MAX_TABLE if table else MAX_CAPTION
+        limit = max_bytes if suffix in READ_SUFFIXES else MAX_TABLE if table else MAX_CAPTION
         if size is not None and size > limit:
             fault = fault or f"{name!r:.200} has {size} bytes, more than {limit}: make it smaller, or remove it"
         if fault and table:
@@ -105,7 +105,7 @@ def list_files(system: AbstractFileSystem, root: str, local: bool, max_bytes: in
     if images and all(file.fault for file in images):
         raise UserError(f"--source: no image can be gathered: {images[0].fault}")
     if not images:
-        raise UserError(f"--source holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}): give another folder")
+        raise UserError(f"--source holds no image ({', '.join(sorted(READ_SUFFIXES))}): give another folder")
     return found
 
 

@@ -23,10 +23,11 @@ from data_tools.links.link_table import BATCH, file_link, link_batches
 from data_tools.samples.caption_forms import caption_entries
 from data_tools.work.text_file import decode_text, table_suffix
 from data_tools.work.text_tables import MAX_CELL, TOO_LONG
-from leam_mm.data.image_limits import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from leam_mm.data.image_limits import IMAGE_SUFFIXES, UNREAD_SUFFIXES, VECTOR_SUFFIXES
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_object
 
+READ_SUFFIXES = (*IMAGE_SUFFIXES, *VECTOR_SUFFIXES)
 REFUSED = "refused"  # column with rule, value and reason, as JSON, of rows that are only there for the ledger
 TABLE_FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 OUR_TABLES = tuple(f"captions{suffix}" for suffix in TABLE_FORMATS)
@@ -186,7 +187,7 @@ class _Listing:
         for name in self._names(""):
             path = PurePosixPath(name)
             suffix = path.suffix.lower()
-            if suffix in IMAGE_SUFFIXES:
+            if suffix in READ_SUFFIXES:
                 self.images.append(name)
             elif suffix in UNREAD_SUFFIXES:
                 self.unread.append(name)
@@ -195,7 +196,7 @@ class _Listing:
             elif suffix in BESIDE:
                 self.beside[path.with_suffix("").as_posix().lower()][suffix].append(name)
         if not self.images and not self.unread:
-            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            suffixes = ", ".join(sorted(READ_SUFFIXES))
             raise UserError(f"{folder} holds no image ({suffixes}); give another --folder")
 
     def caption_file(self, name: str) -> str | None:

@@ -10,13 +10,14 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_tools.links.link_columns import OPTIONAL, UNKNOWN, LinkColumns, TableColumns, link_columns
-from data_tools.samples.caption_forms import caption_entry, normal_captions
+from data_tools.samples.caption_forms import caption_entries, caption_entry, normal_captions
 from data_tools.work.text_file import table_suffix
 from data_tools.work.text_tables import READERS, TOO_LONG, text_batches
 from leam_mm.errors import UserError
@@ -122,11 +123,19 @@ def _part_batches(path: Path, rows: int, choice: TableColumns, files: bool) -> I
         return found[0].read
 
     for table in text_batches(path, rows, choose, encoding=choice.encoding):
-        yield _links(table, found[0], every, files)
+        yield _links(table, found[0], every or table_suffix(path) == ".parquet", every, files)
 
 
-def _links(table: pa.Table, columns: LinkColumns, every: bool, files: bool) -> pa.Table:
-    """Return a batch with our columns."""
+def _links(table: pa.Table, columns: LinkColumns, structured: bool, every: bool, files: bool) -> pa.Table:
+    """Return a batch with our columns.
+
+    Args:
+        table: A batch of the file.
+        columns: What its columns hold.
+        structured: Whether a cell may be a list, which is JSON here.
+        every: Whether all of our columns are there.
+        files: See `link_batches`.
+    """
     there = set(table.column_names)
     nothing = pa.nulls(table.num_rows, pa.string())
 
@@ -135,21 +144,29 @@ def _links(table: pa.Table, columns: LinkColumns, every: bool, files: bool) -> p
 
     result = {"url": _addresses(column(columns.url), files)}
     result["caption"] = _first_text([column(name) for _, name in columns.captions], nothing)
+    lists = structured and pc.any(pc.starts_with(result["caption"], "[")).as_py()
     for name in OPTIONAL:
         if name in columns.others or every:
             result[name] = column(columns.others.get(name))
     if columns.others.get("licence", "licence") != "licence":
         unknown = pc.is_in(pc.utf8_lower(result["licence"]), pa.array(UNKNOWN))
         result["licence"] = pc.if_else(unknown, nothing, result["licence"])
-    if len(columns.captions) > 1 or any(language for language, _ in columns.captions) or "captions" in columns.others:
+    if (
+        len(columns.captions) > 1
+        or any(language for language, _ in columns.captions)
+        or "captions" in columns.others
+        or lists
+    ):
         texts = [column(name).to_pylist() for _, name in columns.captions]
         whole = column(columns.others.get("captions")).to_pylist()
         spoken = column(columns.others.get("language")).to_pylist()
         languages = [language for language, _ in columns.captions]
         result["captions"] = pa.array(
-            [_captions(*cells, languages) for cells in zip(whole, spoken, zip(*texts, strict=True) if texts
+            [_captions(*cells, languages, bool(lists)) for cells in zip(whole, spoken, zip(*texts, strict=True) if texts
              else [()] * len(whole), strict=True)], pa.string(),
         )  # fmt: skip
+    if lists:
+        result["caption"] = pa.array([_listed_text(text) for text in result["caption"].to_pylist()], pa.string())
     if columns.kept:
         known = column(columns.others.get("metadata")).to_pylist()
         cells = [column(name).to_pylist() for name in columns.kept]
@@ -178,7 +195,9 @@ def _first_text(columns: list[pa.ChunkedArray], nothing: pa.Array) -> pa.Chunked
     return pc.coalesce(*filled)
 
 
-def _captions(whole: str | None, spoken: str | None, texts: tuple[str | None, ...], languages: list[str]) -> str | None:
+def _captions(
+    whole: str | None, spoken: str | None, texts: tuple[str | None, ...], languages: list[str], lists: bool
+) -> str | None:
     """Return the cell ``captions`` of a row.
 
     Args:
@@ -186,14 +205,16 @@ def _captions(whole: str | None, spoken: str | None, texts: tuple[str | None, ..
         spoken: Language of the row.
         texts: Its cells with captions.
         languages: Their languages, "" for that of the row.
+        lists: Whether one of them may be a list.
     """
-    entries = []
-    if len(texts) > 1 or any(languages):
-        entries = [
-            caption_entry(text, language or spoken)
-            for text, language in zip(texts, languages, strict=True)
-            if text and text.strip()
-        ]
+    entries: list[dict[str, Any]] = []
+    if len(texts) > 1 or any(languages) or lists:
+        for text, language in zip(texts, languages, strict=True):
+            listed = _listed(text, language or spoken)
+            if listed is not None:
+                entries += listed
+            elif text and text.strip():
+                entries.append(caption_entry(text, language or spoken))
     if not whole:
         return json.dumps(entries, ensure_ascii=False) if entries else None
     normal = normal_captions(whole, spoken)
@@ -204,6 +225,22 @@ def _captions(whole: str | None, spoken: str | None, texts: tuple[str | None, ..
     except ValueError:
         return normal
     return json.dumps([*entries, *own], ensure_ascii=False) if isinstance(own, list) else normal
+
+
+def _listed(text: str | None, language: str | None = None) -> list[dict[str, Any]] | None:
+    """Return the captions of a cell that is a list of them; None if it is none."""
+    if text is None or not text.startswith("["):
+        return None
+    try:
+        value = parse_json(text)
+        return caption_entries(value, language) if isinstance(value, list) else None
+    except ValueError:
+        return None
+
+
+def _listed_text(text: str | None) -> str | None:
+    listed = _listed(text)
+    return text if listed is None else listed[0]["text"] if listed else None
 
 
 def _metadata(cell: str | None, values: tuple[str | None, ...], names: tuple[str, ...]) -> str | None:

@@ -3,7 +3,7 @@
 An image that needs no repair keeps its bytes, except for private metadata (private_metadata.py). Otherwise Pillow
 decodes it, 16-bit grey is scaled (img2dataset's decoder turns it white), transparency is composited on white, colours
 are converted to sRGB if a profile (ICC.1:2022) says so, the EXIF orientation is applied, and the image is encoded again
-without metadata.
+without metadata. Drawings (SVG) are rasterised, their shorter side at the size of the rule.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image, ImageOps
 
 from data_tools.samples.private_metadata import strip_private
+from data_tools.samples.svg_image import SvgFault, is_svg, rasterise
 from data_tools.work.foreign_error import first_line
 from leam_mm.data.image_file import ImageLimit, check_memory, open_image
 from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
@@ -78,8 +79,9 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
     """
     if len(raw) > rule.max_bytes:
         raise ImageFault("bytes", str(len(raw)), f"larger than {rule.max_bytes} bytes")
+    drawn = _rasterised(raw, rule) if is_svg(raw) else raw
     try:
-        image = open_image(raw, WEB_FORMATS, rule.max_pixels)
+        image = open_image(drawn, WEB_FORMATS, rule.max_pixels)
     except ImageLimit as limit:
         raise ImageFault(limit.rule, limit.value, str(limit)) from None
     except Exception as error:  # Pillow's parsers raise many kinds on hostile headers
@@ -89,10 +91,12 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
         raise ImageFault("side", str(min(original)), f"a side shorter than {rule.min_side} pixels")
     try:
         # The decoded file is not kept: both would exceed the memory.
-        image, transforms = upright_rgb(image, raw, rule.max_pixels)
+        image, transforms = upright_rgb(image, drawn, rule.max_pixels)
     except Exception as error:  # likewise for broken bodies
         raise _fault("decode", source_format, "broken image", error) from None
     content, extension = raw, EXTENSIONS.get(source_format, "")
+    if drawn is not raw:
+        transforms.insert(0, f"rasterise:{rule.size}")
     try:
         resized = resize_image(image, rule)
         if resized is not image:
@@ -110,6 +114,13 @@ def repair_image(raw: bytes, rule: ImageRule) -> RepairedImage:
     except Exception as error:  # sides that a format cannot hold, or no memory for an encoder
         raise _fault("encode", rule.format, "cannot be resized or encoded", error) from None
     return RepairedImage(extension, content, hashlib.sha256(raw).hexdigest(), *resized.size, *original, transforms)
+
+
+def _rasterised(raw: bytes, rule: ImageRule) -> bytes:
+    try:
+        return rasterise(raw, max(rule.size, rule.min_side), rule.max_pixels)
+    except SvgFault as fault:
+        raise ImageFault("svg", raw[:16].hex(), str(fault)) from None
 
 
 def _fault(rule: str, value: str, reason: str, error: Exception) -> ImageFault:

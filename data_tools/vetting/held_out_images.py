@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_tools.samples.svg_image import is_svg, rasterise
 from data_tools.vetting.duplicate_groups import Components
 from data_tools.vetting.near_duplicates import NearDuplicates
 from data_tools.vetting.vetting_rule import Sample
@@ -51,6 +52,7 @@ def read_folder_image(path: Path, rule: NearDuplicates) -> FolderImage:
         return FolderImage(digest)
     content = path.read_bytes()
     try:
+        content = rasterise(content, SEEN, MAX_PIXELS) if is_svg(content) else content
         image = open_image(content, WEB_FORMATS)
         size = image.size
         scale = max(1.0, min(size) / SEEN)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from data_tools.work.csv_table import Choose, csv_parts
 from data_tools.work.json_table import KEPT, TOO_LONG, Row, json_rows
+from data_tools.work.nested_cells import check_nested, json_cells
 from data_tools.work.text_file import MAX_LINE, open_text, rest_of_line, table_suffix
 from leam_mm.data.parquet_file import READ, open_parquet
 from leam_mm.errors import UserError
@@ -179,8 +180,24 @@ def _decoded(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
 def _parquet_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:
     with open_parquet(path) as file:
         names = choose(file.schema.names)
-        for batch in file.coded_batches(rows, names):
-            yield pa.Table.from_batches([batch])
+        kinds = {name: file.schema.field(name).type for name in names}
+        nested = {name: kind for name, kind in kinds.items() if pa.types.is_nested(kind)}
+        for name, kind in nested.items():
+            check_nested(name, kind)
+        for batch in file.nested_batches(rows, names) if nested else file.coded_batches(rows, names):
+            yield _flat(batch, nested) if nested else pa.Table.from_batches([batch])
+
+
+def _flat(batch: pa.RecordBatch, nested: Collection[str]) -> pa.Table:
+    """Return a batch whose nested columns are JSON; rows that are too long have their reason in ``TOO_LONG``."""
+    columns, reasons = dict[str, pa.Array](), dict[int, str]()
+    for name in batch.schema.names:
+        columns[name] = batch.column(name)
+        if name in nested:
+            columns[name], broken = json_cells(name, columns[name], MAX_CELL)
+            reasons = broken | reasons
+    columns[TOO_LONG] = pa.array([reasons.get(row) for row in range(batch.num_rows)], pa.string())
+    return pa.table(columns)
 
 
 def _csv_parts(path: Path, rows: int, choose: Choose, encoding: str) -> Iterator[pa.Table]:

@@ -9,12 +9,12 @@ WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF", "AVIF")  # of the formats t
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"),
 )  # of files read from folders
+VECTOR_SUFFIXES = (".svg",)  # of drawings, which data_tools rasterise
 AS_JPEG = "save it as JPEG or PNG"
 UNREAD_SUFFIXES = {
     ".heic": f"{AS_JPEG} (such as heif-convert a.heic a.jpg)",
     ".heif": f"{AS_JPEG} (such as heif-convert a.heif a.jpg)",
     ".jxl": f"{AS_JPEG} (such as djxl a.jxl a.png)",
-    ".svg": "rasterise it (such as resvg a.svg a.png)",
     **dict.fromkeys((".jp2", ".psd", ".eps", ".ai", ".tga", ".ico", ".svgz", ".exr", ".hdr"), AS_JPEG),
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"), "develop it to JPEG or PNG"),
 }  # of images that are left out, with what to do
