@@ -30,7 +30,7 @@ def made(cluster: str, nodes: int = 2, **more: object) -> Job:
     settings = JobSettings(cluster=cluster, nodes=nodes, time="12h", **{"account": "project_1", **options})
     job = make_job(settings, Path("/scratch/project/runs/a run"), (*RECIPE, *OVERLAY), **more)
     python = job.profile.software.command.needed()
-    return replace(job, directory=Path("/repository"), python=python, commit="0" * 40)
+    return replace(job, directory=Path("/repository"), python=python, commit="0" * 40, root=Path("/repository"))
 
 
 def jobs() -> dict[str, Job]:
@@ -38,13 +38,13 @@ def jobs() -> dict[str, Job]:
     slices = (("--slice", "0/2"), ("--slice", "1/2"))
     rates = (("--seed_everything", "1", "--trainer.default_root_dir", "runs/0000"), ("--seed_everything", "it's 2"))
     words = ("/repository/data_tools/encode_latents.py", "--shards", "shards", "--output", "latents")
-    program = replace(made("leonardo", 1, kind="program", one_task=True), words=words)
+    programs = {f"{name}_program": made(name, 1, kind="program", one_task=True) for name in ("leonardo", "lumi_g")}
     return {
         **{name: made(name) for name in profile_names()},
         "lumi_g_one_node": made("lumi_g", 1, partition="small-g"),
         "leonardo_chain": made("leonardo", chain=3),
         "cpu_sweep": made("cpu", 1, array=rates, at_a_time=1),
-        "leonardo_program": program,
+        **{name: replace(job, words=words) for name, job in programs.items()},
         "cpu_slices": replace(made("cpu", 1, kind="program", array=slices), words=words),
     }
 
@@ -100,6 +100,7 @@ def test_scripts_hold_what_the_machine_needs() -> None:
     assert 'TORCH_CUDNN_SDPA_ENABLED="0"' in jupiter and "GLOO_SOCKET_IFNAME" not in jupiter
     assert "#SBATCH --qos=acc_ehpc" in made_for["marenostrum5"] and "--cpus-per-task=20" in made_for["marenostrum5"]
     assert "scontrol requeue" not in made_for["leonardo_chain"] and "--no-requeue" in made_for["leonardo_chain"]
+    assert "mask_cpu" not in made_for["lumi_g_program"] and "--cpus-per-task=56" in made_for["lumi_g_program"]
     assert "--signal=TERM@" in made_for["leonardo_program"] and "--signal=USR1@" in lumi
 
 

@@ -40,7 +40,8 @@ class Job:
         chain: Number of jobs that are submitted to run one after another.
         array: Words appended in each job of an array; empty for a single job.
         at_a_time: Jobs of an array that run at a time; 0 for all.
-        commit: Commit of the repository, or a remark why there is none.
+        commit: Commit of the repository, or ``unknown``.
+        root: The repository.
     """
 
     profile: ClusterProfile
@@ -64,6 +65,7 @@ class Job:
     array: tuple[tuple[str, ...], ...] = field(default=())
     at_a_time: int = 0
     commit: str = "unknown"
+    root: Path = ROOT
 
     def __post_init__(self) -> None:
         """Check what becomes a line for sbatch."""
@@ -84,6 +86,13 @@ class Job:
     def devices(self) -> int:
         """Devices of all nodes, 0 for none."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def cpu_bind(self) -> str | None:
+        """Value of srun's --cpu-bind; masks only for as many tasks in a node as there are masks."""
+        found = self.profile.software.cpu_bind.value
+        masks = found.count(",") + 1 if found and found.startswith("mask") else self.tasks_per_node
+        return found if masks == self.tasks_per_node and self.kind == "train" else None
 
     @property
     def hours(self) -> float:

@@ -24,7 +24,7 @@ def warning_seconds(job: Job) -> int:
 def directives(job: Job) -> list[str]:
     """Return the options of sbatch, in the order of the script."""
     slurm, network = job.profile.slurm, job.profile.network
-    masks = (job.profile.software.cpu_bind.value or "").startswith("mask")
+    masks = (job.cpu_bind or "").startswith("mask")
     log = "%x-%A_%a.out" if job.array else "%x-%j.out"
     gpus = {"gres": "--gres=gpu:{}", "gpus-per-node": "--gpus-per-node={}"}.get(slurm.gpu_option.value or "")
     signal = "USR1" if job.kind == "train" else "TERM"
@@ -98,8 +98,8 @@ def render(job: Job) -> str:
     """Return the text of the script."""
     software, slurm = job.profile.software, job.profile.slurm
     options = ["--kill-on-bad-exit=0", "--wait=60"]
-    if software.cpu_bind.known:
-        options.append(f"--cpu-bind={software.cpu_bind.needed()}")
+    if job.cpu_bind is not None:
+        options.append(f"--cpu-bind={job.cpu_bind}")
     options += slurm.srun_options.value or ()
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -123,6 +123,7 @@ def render(job: Job) -> str:
         cases=[_words(words) for words in job.array],
         directory=shlex.quote(str(job.directory)),
         run=shlex.quote(str(job.run)),
+        root=shlex.quote(str(job.root)),
         stopped=STOPPED,
         retries=RETRIES,
         warning=warning_seconds(job),

@@ -1,5 +1,6 @@
 """Settings that every submission has, and the job that they make with the profile of the machine."""
 
+import math
 import os
 import shlex
 import sys
@@ -13,7 +14,7 @@ from leam_mm.launch.job import ROOT, Job, parse_time
 from leam_mm.launch.run_record import read_commit
 from leam_mm.planning.cluster_profile import ClusterProfile, load_profile
 
-CHAIN = 4  # jobs, where the site does not let a job requeue itself
+CHAIN, LONGEST_CHAIN = 4, 20  # jobs, where the site does not let a job requeue itself
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def make_job(
     at_a_time: int = 0,
     devices: bool = True,
     one_task: bool = False,
+    hours: float | None = None,
 ) -> Job:
     """Return the job of a submission.
 
@@ -89,6 +91,7 @@ def make_job(
         at_a_time: Jobs of an array that run at a time, 0 for all.
         devices: Whether the job uses the devices of its nodes.
         one_task: Run one task on each node, which gets all cores that the profile gives to the tasks of a node.
+        hours: Wall time of the whole run, for the length of a chain; None if not known.
     """
     profile = load_profile(settings.cluster)
     slurm, node = profile.slurm, profile.node
@@ -103,6 +106,8 @@ def make_job(
     per_node = profile.gpu.per_node.value or 0
     if not one_task and settings.tasks_per_node and per_node:
         per_node = min(per_node, settings.tasks_per_node)
+    seconds = parse_time(settings.time)
+    needed = CHAIN if hours is None else min(LONGEST_CHAIN, math.ceil(hours * 3600 / seconds))
     excluded = [names for names in (slurm.exclude_nodes.value, settings.exclude) if names]
     return Job(
         profile=profile,
@@ -110,7 +115,7 @@ def make_job(
         directory=Path.cwd(),
         words=words,
         nodes=settings.nodes,
-        seconds=parse_time(settings.time),
+        seconds=seconds,
         tasks_per_node=tasks,
         cpus_per_task=cores,
         gpus_per_node=per_node if devices else 0,
@@ -122,7 +127,7 @@ def make_job(
         licences=settings.licences or slurm.licences.value,
         exclude=",".join(excluded) or None,
         requeue=requeue,
-        chain=1 if requeue or array else settings.chain or CHAIN,
+        chain=1 if requeue or array else settings.chain or max(1, needed),
         array=array,
         at_a_time=at_a_time,
         commit=read_commit(ROOT).sha,

@@ -145,6 +145,16 @@ def check_software(job: Job) -> Iterator[Finding]:
         )
 
 
+def check_internet(job: Job) -> Iterator[Finding]:
+    """Check that compute nodes reach the internet, for a program that fetches from it."""
+    internet = job.profile.network.internet
+    if internet.value is False:
+        text = f"compute nodes of {job.profile.title} reach no internet: run the program on a login or transfer node"
+        yield Finding("internet", "failed", text)
+    else:
+        yield Finding("internet", "ok" if internet.value else "not checked", f"internet of compute nodes: {internet}")
+
+
 def check_git(job: Job, changed: int) -> Iterator[Finding]:
     """Note the commit that runs, and changes that are in no commit."""
     if job.commit == "unknown":

@@ -15,15 +15,17 @@ class Program:
         processes: It has ``--processes``: one task on a node starts them, one a device or one a core.
         slices: It has ``--slice I/N``: an array of nodes shares the work, and a last job finishes it.
         devices: It has ``--device cuda``.
+        internet: It fetches from the internet.
     """
 
     processes: bool = False
     slices: bool = False
     devices: bool = False
+    internet: bool = False
 
 
 PROGRAMS = {
-    "download_shards": Program(slices=True),
+    "download_shards": Program(slices=True, internet=True),
     "vet_shards": Program(processes=True),
     "encode_latents": Program(processes=True, devices=True),
     "embed_shards": Program(devices=True),
@@ -44,7 +46,7 @@ def find_program(path: str) -> tuple[str, Program]:
 def option(words: Sequence[str], name: str) -> str | None:
     """Return the last value of an option such as ``--device``, None if it is not given."""
     found = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         key, equals, value = word.partition("=")
         if key.replace("_", "-") == name:
             found = value if equals else following

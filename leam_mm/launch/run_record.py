@@ -55,8 +55,15 @@ def read_record(run: Path) -> dict[str, Any]:
     return found
 
 
-def add_jobs(job: Job, numbers: list[str], plan: dict[str, Any]) -> None:
-    """Record the jobs of a submission, after those of earlier ones."""
+def add_jobs(job: Job, numbers: list[str], costs: dict[str, Any], plan: list[dict[str, Any]] | None) -> None:
+    """Record the jobs of a submission, after those of earlier ones.
+
+    Args:
+        job: The job.
+        numbers: Ids that Slurm gave.
+        costs: What the job uses until its time limit.
+        plan: Estimates of the whole run; None if there are none.
+    """
     path = job.run / RECORD
     before = read_record(job.run)["jobs"] if path.is_file() else []
     record = {
@@ -68,7 +75,8 @@ def add_jobs(job: Job, numbers: list[str], plan: dict[str, Any]) -> None:
         "seconds": job.seconds,
         "chain": job.chain,
         "commit": job.commit,
-        "plan": plan,
+        "costs_until_the_time_limit": costs,
+        "plan_of_the_run": plan,
         "jobs": [*before, *(entry(number, "submit") for number in numbers)],
     }
     write_json(path, record)

@@ -10,14 +10,16 @@ written or submitted, and Slurm is not needed.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 
 from leam_mm.command_line import parse_settings
-from leam_mm.errors import UserError
+from leam_mm.errors import UserError, one_line
 from leam_mm.files import write_text
 from leam_mm.launch import slurm_client
 from leam_mm.launch.cost_lines import cost_lines, cost_values
@@ -28,22 +30,28 @@ from leam_mm.launch.preflight import (
     Finding,
     check_account,
     check_git,
+    check_internet,
     check_nodes,
     check_paths,
     check_queue,
     check_software,
     check_space,
 )
-from leam_mm.launch.programs import find_program, option, uses_devices, with_processes
+from leam_mm.launch.programs import Program, find_program, option, uses_devices, with_processes
 from leam_mm.launch.recipe_checks import check_batch, check_models, check_shards
 from leam_mm.launch.resolved_recipe import ResolvedRecipe, resolve, train_words
 from leam_mm.launch.run_record import add_jobs, read_commit
 from leam_mm.launch.submit_words import split_words
+from leam_mm.planning.cluster_profile import ClusterProfile, load_profile
 from leam_mm.run_lock import run_lock
+
+if TYPE_CHECKING:
+    from leam_mm.planning.cost_plan import Plan
 
 PROGRAM = "python -m leam_mm.launch submit"
 MARKS = {"ok": "green", "failed": "red", "warning": "yellow", "not checked": "dim"}
-CHECKS = ("account", "queue", "nodes", "batch", "shards", "models", "paths", "space", "software", "git", "slurm")
+OF_MACHINE = ("account", "queue", "nodes", "space", "software", "git", "slurm")
+CHECKS = (*OF_MACHINE, "batch", "shards", "models", "internet", "paths")
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,28 @@ def main(args: list[str]) -> None:
     elif recipe is None:
         raise UserError(f"name a recipe, such as configs/clip_vit_b16.yaml; see {PROGRAM} --help")
     else:
+        profile = load_profile(settings.cluster)
         found = resolve(recipe, rest, settings.run, Path.cwd())
-        job = make_job(settings, found.run, train_words(recipe, rest, settings.run))
-        launch(job, recipe_findings(job, found), settings, console)
+        plan = plan_recipe(found, profile, settings.nodes, console)
+        job = make_job(settings, found.run, train_words(recipe, rest, settings.run), hours=whole_hours(plan))
+        launch(job, recipe_findings(job, found), settings, console, plan=plan)
+
+
+def plan_recipe(recipe: ResolvedRecipe, profile: ClusterProfile, nodes: int, console: Console) -> "Plan | None":
+    """Return the plan of the whole run, or None with a remark where the planner does not know the recipe's parts."""
+    from leam_mm.planning.cost_plan import plan_run  # imports torch
+
+    try:
+        return plan_run(recipe.settings, profile, nodes, start=datetime.now())
+    except UserError as error:
+        console.print(f"no plan of the whole run: {escape(one_line(error))}")
+        return None
+
+
+def whole_hours(plan: "Plan | None") -> float | None:
+    """Return the longest estimate of a run's wall time, in hours; None if not known."""
+    hours = [one.hours for one in plan.estimates if one.hours is not None] if plan is not None else []
+    return max(hours, default=None)
 
 
 def recipe_findings(job: Job, recipe: ResolvedRecipe) -> Iterator[Finding]:
@@ -86,6 +113,7 @@ def recipe_findings(job: Job, recipe: ResolvedRecipe) -> Iterator[Finding]:
 def submit_program(settings: SubmitSettings, words: list[str], console: Console) -> None:
     """Submit a program of data_tools."""
     assert settings.program is not None
+    load_profile(settings.cluster)
     name, program = find_program(settings.program)
     output = option(words, "--output")
     if settings.run is None and output is None:
@@ -98,22 +126,24 @@ def submit_program(settings: SubmitSettings, words: list[str], console: Console)
         single = JobSettings(**{**_fields(settings), "nodes": 1})
         array = make_job(single, run, command, "program", array=slices, devices=devices, one_task=True)
         last = make_job(single, run / "last", command, "program", devices=devices, one_task=True)
-        launch(array, program_findings(array), settings, console, then=last)
+        launch(array, program_findings(array, program), settings, console, then=last)
         return
     if settings.nodes > 1:
         raise UserError(f"{name} runs on one node: leave out --nodes {settings.nodes}")
     job = make_job(settings, run, command, "program", devices=devices, one_task=True)
     words = list(with_processes(words, program, job.gpus_per_node, job.cpus_per_task))
     job = make_job(settings, run, (command[0], *words), "program", devices=devices, one_task=True)
-    launch(job, program_findings(job), settings, console)
+    launch(job, program_findings(job, program), settings, console)
 
 
 def _fields(settings: JobSettings) -> dict:
     return {name: getattr(settings, name) for name in JobSettings.__dataclass_fields__}
 
 
-def program_findings(job: Job) -> Iterator[Finding]:
+def program_findings(job: Job, program: Program) -> Iterator[Finding]:
     """Yield the findings that a program's arguments allow."""
+    if program.internet:
+        yield from check_internet(job)
     paths = {word: job.directory / word for word in job.words[1:] if "/" in word and (job.directory / word).exists()}
     yield from check_paths(job, paths | {"the run folder": job.run, "the repository": ROOT})
 
@@ -129,7 +159,12 @@ def machine_findings(job: Job) -> Iterator[Finding]:
 
 
 def launch(
-    job: Job, findings: Iterable[Finding], settings: JobSettings, console: Console, then: Job | None = None
+    job: Job,
+    findings: Iterable[Finding],
+    settings: JobSettings,
+    console: Console,
+    then: Job | None = None,
+    plan: "Plan | None" = None,
 ) -> None:
     """Print the plan and the findings, write the script and submit it.
 
@@ -139,6 +174,7 @@ def launch(
         settings: What was given.
         console: Where to print.
         then: A job that starts when all jobs of the first one's array have ended.
+        plan: Plan of the whole run, which may take several jobs.
 
     Raises:
         UserError: A check failed, or Slurm refuses.
@@ -146,6 +182,8 @@ def launch(
     skipped = {name.strip() for name in settings.skip.split(",") if name.strip()}
     if unknown := skipped - set(CHECKS):
         raise UserError(f"--skip {','.join(sorted(unknown))}: checks are {', '.join(CHECKS)}")
+    if plan is not None:
+        console.print(f"{escape(plan.table())}\n\nthis submission")
     for label, text in cost_lines(job):
         console.print(f"{label:12}{escape(text)}")
     console.print(f"{'run folder':12}{escape(str(job.run))}")
@@ -169,10 +207,12 @@ def launch(
     if not slurm_client.available():
         raise UserError("sbatch is not installed here: use a login node of the cluster, or --dry-run")
     with run_lock(job.run / SUBMITTING, folder=job.run):
-        submit_script(job, script, "slurm" not in skipped, then, console)
+        submit_script(job, script, "slurm" not in skipped, then, console, plan)
 
 
-def submit_script(job: Job, script: str, test: bool, then: Job | None, console: Console) -> None:
+def submit_script(
+    job: Job, script: str, test: bool, then: Job | None, console: Console, plan: "Plan | None" = None
+) -> None:
     """Write the script into the run folder, let Slurm test it, submit it and record its jobs."""
     for active in slurm_client.jobs_named(job.name):
         raise UserError(
@@ -188,8 +228,8 @@ def submit_script(job: Job, script: str, test: bool, then: Job | None, console: 
     numbers += slurm_client.submit_chain(job.run / SCRIPT, job.chain)
     if then is not None:
         numbers.append(slurm_client.submit(then.run / SCRIPT, f"--dependency=afterany:{numbers[-1]}"))
-    plan = {name: value for name, (value, _) in cost_values(job).items()}
-    add_jobs(job, numbers, plan)
+    costs = {name: value for name, (value, _) in cost_values(job).items()}
+    add_jobs(job, numbers, costs, [asdict(one) for one in plan.estimates] if plan is not None else None)
     run = escape(str(job.run))
     console.print(f"submitted job {', '.join(numbers)}; python -m leam_mm.launch status {run}")
 

@@ -1,0 +1,92 @@
+#!/bin/bash
+# LUMI-G, CSC, Kajaani: 1 node, 1 task.
+# Written by `python -m leam_mm.launch` from the profile lumi_g; repository at commit 0000000000000000000000000000000000000000.
+# The file stands alone: read it, change it, submit it with sbatch, or again with `python -m leam_mm.launch resume`.
+
+#SBATCH --job-name=a-run-82c2f7
+#SBATCH --account=project_1
+#SBATCH --partition=standard-g
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=56
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --time=0-12:00:00
+#SBATCH --signal=TERM@300
+#SBATCH --requeue
+#SBATCH --network=single_node_vni
+#SBATCH --open-mode=append
+#SBATCH --output='/scratch/project/runs/a run/logs/%x-%j.out'
+
+run='/scratch/project/runs/a run'
+cd /repository || exit 1
+
+# --- software ------------------------------------------------------------------------------------------------------
+module use /appl/local/laifs/modules
+module load lumi-aif-singularity-bindings
+if [ -z "${LEAM_CONTAINER:-}" ]; then
+    for image in /appl/local/laifs/containers/lumi-multitorch-*/lumi-multitorch-full-*.sif; do LEAM_CONTAINER=$image; done # the last of several
+fi
+export LEAM_CONTAINER
+LEAM_PYTHON=${LEAM_PYTHON:-"singularity run $LEAM_CONTAINER python"}
+
+set -u # only here: scripts of modules use variables that are not set
+# --- environment ---------------------------------------------------------------------------------------------------
+# Since Slurm 22.05 srun does not inherit --cpus-per-task from the job: without this each task has one core.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# Compute nodes need no internet.
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 WANDB_MODE=offline
+export PYTHONPATH=/repository${PYTHONPATH:+:$PYTHONPATH}
+export NCCL_SOCKET_IFNAME="hsn"
+export GLOO_SOCKET_IFNAME="hsn0"
+export FI_MR_CACHE_MONITOR="userfaultfd"
+export MIOPEN_CUSTOM_CACHE_DIR="/tmp/miopen-$SLURM_JOB_ID/cache"
+export MIOPEN_USER_DB="/tmp/miopen-$SLURM_JOB_ID/config"
+export MIOPEN_USER_DB_PATH="/tmp/miopen-$SLURM_JOB_ID/config"
+export NCCL_DMABUF_ENABLE="0"
+export FI_HMEM_ROCR_USE_DMABUF="0"
+export HSA_NO_SCRATCH_RECLAIM="1"
+# End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
+LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
+export LEAM_JOB_END
+srun --ntasks-per-node=1 --ntasks="$SLURM_NNODES" mkdir -p "/tmp/miopen-$SLURM_JOB_ID/cache" "/tmp/miopen-$SLURM_JOB_ID/config"
+
+# --- the run -------------------------------------------------------------------------------------------------------
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, $(date -u +%FT%TZ), on $SLURM_JOB_NODELIST"
+# The words of LEAM_PYTHON are split on purpose.
+# shellcheck disable=SC2086
+srun --kill-on-bad-exit=0 --wait=60 \
+    $LEAM_PYTHON /repository/data_tools/encode_latents.py \
+    --shards shards \
+    --output latents
+code=$?
+echo "job $SLURM_JOB_ID, exit code $code, $(date -u +%FT%TZ)"
+
+# --- what comes next -----------------------------------------------------------------------------------------------
+again=no
+tries=$run/failures-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}-${SLURM_ARRAY_TASK_ID:-0} # one line for each failure
+case $code in
+75 | 137 | 138 | 143) # ended by a signal; the same command continues
+    left=$((${LEAM_JOB_END:-$(date +%s)} - $(date +%s)))
+    if [ "$code" -ne 137 ] && [ "$left" -gt 0 ] && [ "$left" -le 360 ]; then
+        rm -f "$tries" # at the time limit, which is no failure
+    fi
+    echo "$SLURM_JOB_ID $code" >>"$tries"
+    if [ "$(wc -l <"$tries")" -le 3 ]; then
+        again=yes
+    else
+        echo "failed more than 3 times: not started again; see this log"
+    fi
+    ;;
+*) rm -f "$tries" ;;
+esac
+if [ -e "$run/stopped" ]; then
+    echo "stopped by hand: not started again; python -m leam_mm.launch resume $run"
+    again=no
+fi
+if [ "$again" = yes ]; then
+    echo "requeue job $SLURM_JOB_ID (restart ${SLURM_RESTART_COUNT:-0} so far)"
+    scontrol requeue "$SLURM_JOB_ID" || echo "requeue is refused: python -m leam_mm.launch resume $run"
+fi
+exit "$code"
