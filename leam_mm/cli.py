@@ -30,6 +30,7 @@ from leam_mm.callbacks.recipe_change import RecipeChange
 from leam_mm.callbacks.run_checkpoint import RunCheckpoint
 from leam_mm.callbacks.save_failures import LastSave
 from leam_mm.callbacks.throughput import Throughput
+from leam_mm.callbacks.watchdog import AfterCallbacks, Watchdog
 from leam_mm.checkpoint import (
     EVIDENCE,
     read_checkpoint,
@@ -92,6 +93,7 @@ class LeamCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(EnergyRecord, "energy")
         parser.add_lightning_class_args(Divergence, "divergence")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_argument(
             "--max_samples",
             type=int | None,
@@ -271,6 +273,11 @@ class LeamCLI(LightningCLI):
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())
         callbacks.append(LastSave())
+        watchdog = next(one for one in callbacks if isinstance(one, Watchdog))
+        callbacks.remove(watchdog)
+        callbacks.insert(0, watchdog)
+        callbacks.append(AfterCallbacks(watchdog))
+        watchdog.configure(trainer)
         for bar in (one for one in callbacks if isinstance(one, RichProgressBar)):
             bar.theme.metrics_format = ".4g"  # by default it shows a small learning rate as 0.000
         return trainer

@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, Rule, str], ...] = (
     ("trainer.strategy* trainer.plugins* trainer.benchmark trainer.deterministic", "free", "same up to rounding"),
     ("trainer.callbacks*", "callback", ""),
     ("trainer.default_root_dir checkpoint* throughput* energy* divergence*", "free", "what is kept and measured"),
+    ("watchdog*", "free", "when a run without progress ends"),
     ("trainer.logger* trainer.log_every_n_steps trainer.profiler trainer.enable_*", "free", "what is logged"),
     ("trainer.val_check_interval trainer.check_val_every_n_epoch trainer.limit_*", "free", "what is measured"),
     ("trainer.num_sanity_val_steps trainer.detect_anomaly trainer.barebones", "free", "what is measured"),

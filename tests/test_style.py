@@ -158,6 +158,7 @@ OWN_RENAMES = {
     "data_tools/withdrawal/shard_withdrawal.py",
     "leam_mm/data/remote_shards.py",
     "leam_mm/run_lock.py",  # the number of the process is what it records
+    "leam_mm/callbacks/watchdog.py",  # the same
 }
 
 
