@@ -196,8 +196,7 @@ class _Listing:
             elif suffix in BESIDE:
                 self.beside[path.with_suffix("").as_posix().lower()][suffix].append(name)
         if not self.images and not self.unread:
-            suffixes = ", ".join(sorted(READ_SUFFIXES))
-            raise UserError(f"{folder} holds no image ({suffixes}); give another --folder")
+            raise UserError(f"{folder} holds no image ({', '.join(sorted(READ_SUFFIXES))}); give another --folder")
 
     def caption_file(self, name: str) -> str | None:
         """Return the file with an image's caption, whose name may differ in the case of its letters."""

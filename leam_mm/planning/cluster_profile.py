@@ -85,7 +85,7 @@ def load_profile(name_or_path: str | Path) -> ClusterProfile:
     text = str(name_or_path)
     path = Path(text) if text.endswith((".yaml", ".yml")) or "/" in text else FOLDER / f"{text}.yaml"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         known = ", ".join(profile_names()) or "none"
         raise UserError(f"{path} does not exist: profiles are {known}, or give the path of your own YAML") from None
