@@ -69,5 +69,5 @@ def with_processes(words: Sequence[str], program: Program, devices: int, cores: 
 
 
 def uses_devices(words: Sequence[str], program: Program) -> bool:
-    """Return whether a program was told to use GPUs."""
+    """Return whether a program uses GPUs."""
     return program.devices and (option(words, "--device") or "cpu").startswith("cuda")
