@@ -24,6 +24,7 @@ from leam_mm.techniques.representation_alignment import RepresentationAlignment
 from leam_mm.techniques.technique import TrainingStep
 
 META = torch.device("meta")
+DEFAULT_CAPTION = 64  # tokens of a caption that a generator reads, where neither recipe nor option says it
 PAIR = 2  # images at a time: batch norm in training takes no single one
 
 
@@ -94,29 +95,48 @@ def count_denoiser(
         sample: Number of the sample in the run; some techniques end after a number of samples.
         backward: Count the backward pass, too.
     """
-    denoiser, index = module.denoiser, torch.full((1,), sample)
-    latent = torch.zeros(1, denoiser.in_channels, *size, device=META)
-    time = torch.zeros(1, device=META)
-    state = torch.zeros(1, caption, denoiser.context_dim, device=META)
-    mask = torch.ones(1, caption, dtype=torch.bool)  # on the host, where captions are trimmed
+    return count(lambda: _backward(run_denoiser(module, size, caption, sample=sample), backward))
+
+
+def run_denoiser(
+    module: LatentDiffusionModule,
+    size: tuple[int, int],
+    caption: int,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    sample: int = 0,
+) -> Tensor:
+    """Run the denoiser of a training step on the meta device, with the recipe's techniques.
+
+    Args:
+        module: On the meta device.
+        size: h, w of the latents.
+        caption: Tokens of each caption.
+        batch: Number of latents.
+        dtype: Type of latents and weights.
+        sample: Number of the samples in the run.
+
+    Returns:
+        The output, or a scalar from which gradients reach all trained weights.
+    """
+    denoiser, index = module.denoiser, torch.full((batch,), sample)
+    latent = torch.zeros(batch, denoiser.in_channels, *size, device=META, dtype=dtype)
+    time = torch.zeros(batch, device=META, dtype=dtype)
+    state = torch.zeros(batch, caption, denoiser.context_dim, device=META, dtype=dtype)
+    mask = torch.ones(batch, caption, dtype=torch.bool)  # on the host, where captions are trimmed
     step = TrainingStep({}, index, latent, latent, time, latent, module.process)
     techniques: list[Any] = list(module.techniques)
     for technique in techniques:
         technique.begin(step)
     steps = [block_step for technique in techniques for block_step in technique.block_steps()]
-
-    def run() -> None:
-        if isinstance(denoiser, UNetDenoiser):  # autocast, which it asks for, has no meta device
-            output = denoiser.model(latent, time, encoder_hidden_states=state, return_dict=False)[0]
-        else:
-            output = denoiser(latent, time, state, mask, steps)
-        for technique in techniques:
-            if isinstance(technique, RepresentationAlignment) and _aligned(technique, sample):
-                assert technique._tokens is not None
-                output = output.sum() + technique.projection(technique._tokens.values).sum()
-        _backward(output, backward)
-
-    return count(run)
+    if isinstance(denoiser, UNetDenoiser):  # autocast, which it asks for, has no meta device
+        return denoiser.model(latent, time, encoder_hidden_states=state, return_dict=False)[0]
+    output = denoiser(latent, time, state, mask, steps)
+    for technique in techniques:
+        if isinstance(technique, RepresentationAlignment) and _aligned(technique, sample):
+            assert technique._tokens is not None
+            output = output.sum() + technique.projection(technique._tokens.values).sum()
+    return output
 
 
 def count_caption_tower(tower: CaptionTower) -> int:

@@ -57,6 +57,7 @@ def show_plan(options: PlanOptions) -> int:
     start = parse_start(options.start)
     from leam_mm.planning.cluster_profile import load_profile
     from leam_mm.planning.cost_plan import plan_run  # seconds of imports, not needed for --help
+    from leam_mm.planning.memory_fit import memory_model
     from leam_mm.planning.recipe_file import read_recipe
     from leam_mm.recorded_classes import trust_modules
 
@@ -76,4 +77,11 @@ def show_plan(options: PlanOptions) -> int:
         earlier_flops=options.earlier_flops,
     )
     print(plan.table())
+    model = memory_model(recipe, options.caption_tokens)
+    if plan.devices and profile.gpu.memory_gb.value is not None:
+        print("\n" + "\n".join(model.report(profile.gpu.memory_gb.value * 1e9, plan.devices)))
+    else:
+        print("\nmemory of a device: not known in the profile")
+    for note in model.notes:
+        print(f"note: {note}")
     return 0

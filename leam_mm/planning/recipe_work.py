@@ -19,9 +19,6 @@ from leam_mm.planning import counted_flops as counted
 from leam_mm.planning.recipe_file import callbacks
 from leam_mm.planning.transformer_flops import ContrastiveLossCost, contrastive_loss
 
-DEFAULT_CAPTION = 64  # tokens of a caption that a generator reads, where neither recipe nor option says it
-LAST_SAMPLE = 1 << 60  # past the end of any technique
-
 
 @dataclass(frozen=True)
 class Part:
@@ -214,9 +211,9 @@ def _recomputed(recipe: Mapping[str, Any]) -> float:
 
 def _generator(recipe: Mapping[str, Any], module: Any, total: int, batch: int, tokens: int | None) -> RecipeWork:
     denoiser, side, notes = module.denoiser, module.latent_size, []
-    caption = tokens if tokens is not None else DEFAULT_CAPTION
+    caption = tokens if tokens is not None else counted.DEFAULT_CAPTION
     if tokens is None:
-        notes.append(f"captions are assumed to have {DEFAULT_CAPTION} tokens: give --caption-tokens")
+        notes.append(f"captions are assumed to have {counted.DEFAULT_CAPTION} tokens: give --caption-tokens")
     notes.append(f"all latents are counted as {side} x {side}; buckets of other shapes have about as many positions")
     if str(recipe["data"]["class_path"]).endswith("PairsModule"):
         notes.append("batches of images: the frozen codec and text encoder are not counted")
