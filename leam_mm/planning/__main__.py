@@ -13,6 +13,7 @@ from typing import Any
 
 from leam_mm.command_line import parse_commands
 from leam_mm.errors import run
+from leam_mm.planning.check_command import CheckOptions, check
 from leam_mm.planning.plan_command import PlanOptions, show_plan
 
 
@@ -32,6 +33,7 @@ class Command:
 
 
 COMMANDS = {
+    "check": Command(CheckOptions, check),
     "plan": Command(PlanOptions, show_plan, ("recipe",)),
 }
 

@@ -1,12 +1,26 @@
 """``python -m leam_mm.planning plan``: time, energy, cost, memory and data of a run, before it starts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from leam_mm.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, Range
 from leam_mm.errors import UserError
+from leam_mm.planning.data_needs import (
+    DECODE_RATE,
+    IMAGE_BYTES,
+    checkpoint_bytes,
+    data_needs,
+    recipe_sample_bytes,
+)
+
+if TYPE_CHECKING:
+    from leam_mm.planning.cost_plan import Plan
+    from leam_mm.planning.memory_fit import MemoryModel
+
+STORED_CAPTION = 64  # tokens of stored caption states, where no option says it
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,9 @@ class PlanOptions:
         euro_per_gpu_hour: Price of a device hour for the equivalent in a cloud; by default the profile's.
         start: Beginning of the run, such as 2026-12-01 or 2026-12-01T08:00.
         earlier_flops: Operations that went into the model before: base models, earlier runs, synthetic captions.
+        image_bytes: Mean size of a stored image, in bytes.
+        decode_rate: Images that a core decodes, crops and resizes in a second.
+        dataset_samples: Samples of the data set; by default no sample is seen twice, an upper bound.
         trust: Modules of your own, such as my_lab, whose classes the recipe may name; several between commas.
     """
 
@@ -39,6 +56,9 @@ class PlanOptions:
     euro_per_gpu_hour: NonNegativeFloat | None = None
     start: str | None = None
     earlier_flops: NonNegativeFloat = 0.0
+    image_bytes: PositiveFloat = IMAGE_BYTES
+    decode_rate: PositiveFloat = DECODE_RATE
+    dataset_samples: PositiveInt | None = None
     trust: str = ""
 
 
@@ -76,12 +96,51 @@ def show_plan(options: PlanOptions) -> int:
         start=start,
         earlier_flops=options.earlier_flops,
     )
-    print(plan.table())
     model = memory_model(recipe, options.caption_tokens)
+    lines = [plan.table(), ""]
     if plan.devices and profile.gpu.memory_gb.value is not None:
-        print("\n" + "\n".join(model.report(profile.gpu.memory_gb.value * 1e9, plan.devices)))
+        lines += model.report(profile.gpu.memory_gb.value * 1e9, plan.devices)
     else:
-        print("\nmemory of a device: not known in the profile")
-    for note in model.notes:
-        print(f"note: {note}")
+        lines.append("memory of a device: not known in the profile")
+    lines += [f"note: {note}" for note in model.notes]
+    print("\n".join([*lines, "", *data_lines(options, recipe, plan, model)]))
     return 0
+
+
+def data_lines(options: PlanOptions, recipe: Mapping[str, Any], plan: "Plan", model: "MemoryModel") -> list[str]:
+    """Return lines about loading and storage, for the fastest estimate."""
+    fastest = plan.estimates[-1]
+    if fastest.hours is None or fastest.goodput is None:
+        return ["data: not known, because the time is not known"]
+    tokens = options.caption_tokens or STORED_CAPTION
+    each, latents = recipe_sample_bytes(recipe, tokens, options.image_bytes)
+    work, profile = plan.work, plan.profile
+    needs = data_needs(
+        work.samples,
+        fastest.hours * fastest.goodput,
+        plan.nodes,
+        each,
+        options.dataset_samples or work.samples,
+        checkpoint_bytes(work.weights, work.trained, work.averages, model.state_bytes),
+        None if latents else options.decode_rate,
+    )
+    lines = needs.report()
+    cores, files, reading = (
+        profile.node.usable_cores.value or profile.node.cores.value,
+        profile.storage.inode_limit.value,
+        profile.storage.read_gbytes_per_s.value,
+    )
+    if cores is not None and needs.cores_per_node > cores:
+        lines.append(f"  a node has {cores} cores, fewer than decoding needs: smaller images, or more nodes")
+    if files is not None and needs.dataset_files > files:
+        lines.append(f"  scratch takes {files:,} files, fewer than the data set has: larger shards")
+    if reading is not None and needs.read_bytes_per_second > reading * 1e9:
+        lines.append(f"  scratch reads {reading:,.1f} GB/s, less than the run needs")
+    if options.dataset_samples is None:
+        lines.append("note: the data set is counted as if no sample were seen twice: give --dataset-samples")
+    if not latents:
+        lines.append(
+            f"note: {options.image_bytes:,.0f} bytes an image and {options.decode_rate:,.0f} images a second and core "
+            "are assumptions unless given: see --image-bytes, --decode-rate"
+        )
+    return lines

@@ -1,0 +1,66 @@
+"""``python -m leam_mm.planning check``: the planner against published runs, and public claims weighed."""
+
+from dataclasses import dataclass
+
+from leam_mm.planning.public_claims import claims
+from leam_mm.planning.public_record import Row, all_rows
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Compare the planner with published runs; the exit code is 1 if a row exceeds its tolerance.
+
+    Args:
+        predictions: Print predictions only, and leave identities out.
+    """
+
+    predictions: bool = False
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as text: what, published, ours, difference, tolerance, kind, source, basis."""
+    lines = [["what", "published", "ours", "unit", "difference", "allowed", "kind", "source", "ours rests on"]]
+    lines += [
+        [
+            row.what,
+            number(row.published),
+            number(row.ours),
+            row.unit,
+            f"{row.difference:+.1%}" + ("" if row.passed else " FAILED"),
+            f"{row.tolerance:.0%}",
+            row.kind,
+            row.source + ("" if row.read else " (from memory)"),
+            row.note,
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    right = {1, 2, 4, 5}
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def number(value: float) -> str:
+    """Return a number with four significant digits."""
+    return f"{value:.3e}" if value >= 1e9 else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def check(options: CheckOptions) -> int:
+    """Print table and claims; return 1 if a row exceeds its tolerance."""
+    rows = [row for row in all_rows() if not options.predictions or row.kind == "prediction"]
+    print("FLOP count two for each multiply-accumulate. An identity uses the published number itself.\n")
+    print(table(rows))
+    failed = [row for row in rows if not row.passed]
+    made = sum(row.kind == "prediction" for row in rows)
+    print(f"\n{len(rows) - len(failed)} of {len(rows)} rows within tolerance; {made} are predictions")
+    print("\nclaims of the LEAM papers and of the press:")
+    for claim in claims():
+        print(f"\n{claim.verdict}: {claim.text}")
+        for line in claim.lines:
+            print(f"  {line}")
+    return 1 if failed else 0
