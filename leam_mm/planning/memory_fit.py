@@ -265,8 +265,7 @@ def measure(module: Any, dtype: torch.dtype, caption_tokens: int | None = None) 
             found.append(saved)
         saved = max(found, key=lambda one: one.size)
     else:
-        side = CODEC_SIDE
-        image = torch.zeros(PAIR, 3, side, side, device=counted.META, dtype=dtype)
+        image = torch.zeros(PAIR, 3, CODEC_SIDE, CODEC_SIDE, device=counted.META, dtype=dtype)
         with count_saved(blocks) as saved:
             module.codec.autoencoder(image)
     return saved

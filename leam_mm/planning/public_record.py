@@ -7,8 +7,9 @@ same GPU hours, or a product of numbers of the same source): an identity checks 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 from leam_mm.planning.transformer_flops import (
     DenoiserShape,
@@ -262,14 +263,13 @@ def counted_rows() -> Iterator[Row]:
     from leam_mm.planning.counted_flops import META, count
 
     with META:
-        network = UNet2DConditionModel(
+        network: Any = UNet2DConditionModel(
             sample_size=64, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=1024,
             attention_head_dim=(5, 10, 20, 20), use_linear_projection=True,
         )  # fmt: skip
     time, state = torch.zeros(1, device=META), torch.zeros(1, 77, 1024, device=META)
-    small, large = (
-        count(lambda side=side: network(torch.zeros(1, 4, side, side, device=META), time, state)) for side in (32, 64)
-    )
+    latents = (torch.zeros(1, 4, side, side, device=META) for side in (32, 64))
+    small, large = (count(partial(network, latent, time, state)) for latent in latents)
     for gpus, at_256, at_512 in ((8, 1100, 290), (64, 8530, 2340)):
         yield Row(
             f"SD 2 base U-Net at 512 px, {gpus} A100", at_512, at_256 * small / large, "images/s", HOURS, "prediction",
