@@ -1,6 +1,7 @@
 """The planner reproduces published runs, says which rows are identities, and the program fails if one is off."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_program_prints_every_row_and_succeeds(capsys: pytest.CaptureFixture[str
     assert "identity" in text and "FAILED" not in text and "87,222 PFLOP/s-hours" in text
     main(["check", "--predictions"])
     assert "circular" not in capsys.readouterr().out
+
+
+def test_page_shows_what_the_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", "--markdown"])
+    page = (Path(__file__).parent.parent / "docs" / "planning.md").read_text(encoding="utf-8")
+    missing = [line for line in capsys.readouterr().out.splitlines() if line not in page]
+    assert not missing, "write the output of python -m leam_mm.planning check --markdown into docs/planning.md"
 
 
 def test_a_row_out_of_tolerance_fails_the_program(

@@ -12,37 +12,42 @@ class CheckOptions:
 
     Args:
         predictions: Print predictions only, and leave identities out.
+        markdown: Print the tables in Markdown, as in docs/planning.md.
     """
 
     predictions: bool = False
+    markdown: bool = False
+
+
+HEADER = ["what", "published", "ours", "unit", "difference", "allowed", "kind", "source", "ours rests on"]
+RIGHT = {1, 2, 4, 5}  # columns of numbers
+
+
+def cells(row: Row) -> list[str]:
+    """Return the cells of a row."""
+    difference = f"{row.difference:+.1%}".replace("-0.0%", "+0.0%") + ("" if row.passed else " FAILED")
+    source = row.source + ("" if row.read else " (from memory)")
+    numbers = [number(row.published), number(row.ours), row.unit, difference, f"{row.tolerance:.0%}"]
+    return [row.what, *numbers, row.kind, source, row.note]
 
 
 def table(rows: list[Row]) -> str:
-    """Return the rows as text: what, published, ours, difference, tolerance, kind, source, basis."""
-    lines = [["what", "published", "ours", "unit", "difference", "allowed", "kind", "source", "ours rests on"]]
-    lines += [
-        [
-            row.what,
-            number(row.published),
-            number(row.ours),
-            row.unit,
-            f"{row.difference:+.1%}" + ("" if row.passed else " FAILED"),
-            f"{row.tolerance:.0%}",
-            row.kind,
-            row.source + ("" if row.read else " (from memory)"),
-            row.note,
-        ]
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    right = {1, 2, 4, 5}
+    """Return the rows as text in columns."""
+    lines = [HEADER, *(cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
+            cell.rjust(width) if column in RIGHT else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
+
+
+def markdown(rows: list[Row]) -> str:
+    """Return the rows as a table in Markdown."""
+    rule = ["---:" if column in RIGHT else "---" for column in range(len(HEADER))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, rule, *(cells(row) for row in rows)))
 
 
 def number(value: float) -> str:
@@ -54,13 +59,13 @@ def check(options: CheckOptions) -> int:
     """Print table and claims; return 1 if a row exceeds its tolerance."""
     rows = [row for row in all_rows() if not options.predictions or row.kind == "prediction"]
     print("FLOP count two for each multiply-accumulate. An identity uses the published number itself.\n")
-    print(table(rows))
+    print(markdown(rows) if options.markdown else table(rows))
     failed = [row for row in rows if not row.passed]
     made = sum(row.kind == "prediction" for row in rows)
     print(f"\n{len(rows) - len(failed)} of {len(rows)} rows within tolerance; {made} are predictions")
     print("\nclaims of the LEAM papers and of the press:")
     for claim in claims():
-        print(f"\n{claim.verdict}: {claim.text}")
+        print(f"\n{'- ' if options.markdown else ''}{claim.verdict}: {claim.text}")
         for line in claim.lines:
-            print(f"  {line}")
+            print(f"  {'- ' if options.markdown else ''}{line}")
     return 1 if failed else 0
