@@ -8,8 +8,10 @@ import pytest
 from leam_mm.planning import check_command, public_record
 from leam_mm.planning.__main__ import main
 from leam_mm.planning.check_command import CheckOptions, check
+from leam_mm.planning.cluster_profile import load_profile
 from leam_mm.planning.public_claims import claims, electricity
 from leam_mm.planning.public_record import CLIP_RUNS, CLIPS, Row, all_rows, operation_rows
+from leam_mm.planning.published_rates import SD2_GFLOPS, published_rates
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,25 @@ def test_a_row_out_of_tolerance_fails_the_program(
     with pytest.raises(SystemExit) as caught:
         main(["check"])
     assert caught.value.code == 1
+
+
+def test_ranges_of_the_profiles_hold_the_published_rates_of_their_devices() -> None:
+    profiles = {
+        "H100": ["claix", "capella", "marenostrum5"],
+        "GH200": ["jupiter"],
+        "A100": ["juwels_booster", "leonardo"],
+    }
+    for device, names in profiles.items():
+        found = [one.mfu for one in published_rates() if one.device == device and one.kind == "contrastive"]
+        for name in names:
+            band = load_profile(name).mfu.contrastive.needed()
+            inside = [mfu for mfu in found if 0.95 * band.low <= mfu <= 1.05 * band.high]
+            assert len(inside) >= 2 and max(found) <= 1.05 * band.high, (name, found)
+
+
+def test_rates_use_the_operations_that_are_counted(rows: list[Row]) -> None:
+    (note,) = {row.note for row in rows if "U-Net at 512 px, 8" in row.what}
+    assert f"{SD2_GFLOPS[256]:.0f} and {SD2_GFLOPS[512]:.0f} GFLOP counted" in note
 
 
 def test_claims_rest_on_printed_arithmetic() -> None:

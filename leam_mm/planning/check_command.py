@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from leam_mm.planning.public_claims import claims
 from leam_mm.planning.public_record import Row, all_rows
+from leam_mm.planning.published_rates import published_rates
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,15 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (HEADER, rule, *(cells(row) for row in rows)))
 
 
+def rates_text(in_markdown: bool) -> str:
+    """Return the published rates with the MFU that follows from each, as text or in Markdown."""
+    lines = [(one.what, one.kind, f"{one.mfu:.1%}", one.source) for one in published_rates()]
+    if in_markdown:
+        head = ("run", "kind", "MFU", "source of the rate"), ("---", "---", "---:", "---")
+        return "\n".join(f"| {' | '.join(line)} |" for line in (*head, *lines))
+    return "\n".join(f"{what:<44}  {kind:<11}  {mfu:>6}  {source}" for what, kind, mfu, source in lines)
+
+
 def number(value: float) -> str:
     """Return a number with four significant digits."""
     return f"{value:.3e}" if value >= 1e9 else f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
@@ -63,6 +73,8 @@ def check(options: CheckOptions) -> int:
     failed = [row for row in rows if not row.passed]
     made = sum(row.kind == "prediction" for row in rows)
     print(f"\n{len(rows) - len(failed)} of {len(rows)} rows within tolerance; {made} are predictions")
+    print("\nMFU that follows from published rates (model FLOP, dense bf16 peak), evidence of the profiles' ranges:\n")
+    print(rates_text(options.markdown))
     print("\nclaims of the LEAM papers and of the press:")
     for claim in claims():
         print(f"\n{'- ' if options.markdown else ''}{claim.verdict}: {claim.text}")

@@ -230,7 +230,7 @@ def plan_work(
     price = euro_per_gpu_hour if euro_per_gpu_hour is not None else profile.site.euro_per_gpu_hour.value
     if price is None:
         notes.append("no price of a GPU hour is known for this site: give --euro-per-gpu-hour")
-    _note_facts(profile, notes)
+    _note_facts(profile, "mfu.contrastive" if work.kind == "contrastive" else "mfu.generator", notes)
     peak = profile.gpu.peak_tflops.value
     if not devices or peak is None:
         notes.append("the profile has no devices with a known peak: time is not known")
@@ -293,9 +293,9 @@ def _node_watts(profile: ClusterProfile, notes: list[str]) -> float | None:
     return node
 
 
-def _note_facts(profile: ClusterProfile, notes: list[str]) -> None:
+def _note_facts(profile: ClusterProfile, rate: str, notes: list[str]) -> None:
     used = ("gpu.peak_tflops", "node.watts", "site.pue", "site.grid_grams_per_kwh", "site.market_grams_per_kwh",
-            "site.euro_per_kwh", "mfu.contrastive", "mfu.generator")  # fmt: skip
+            "site.euro_per_kwh", rate)  # fmt: skip
     facts = {name: fact for name, fact in profile.facts() if name in used}
     assumed = [name for name, fact in facts.items() if fact.value is not None and fact.status == "assumed"]
     unknown = [name for name, fact in facts.items() if fact.value is None]
