@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from toys.doctor_ranks import chosen, free_port, run_ranks, stuck_second_group
+from toys.doctor_ranks import chosen, free_port, rank_one_dies, run_ranks, stuck_second_group
 
 from leam_mm.launch import check_process
 from leam_mm.launch.check_process import Check, Target, run_check
@@ -71,6 +71,15 @@ def test_missing_rank_is_named_in_time(tmp_path: Path) -> None:
     assert missing["verdict"] == "fail" and "rank 2" in missing["reason"] and "did not join" in missing["reason"]
     assert named(report, "all_reduce")["verdict"] == "not run"
     assert "rank 2" in text
+
+
+def test_rank_that_dies_is_named_with_its_check(tmp_path: Path) -> None:
+    settings = DoctorSettings(json=tmp_path / "doctor.json", wait=2)
+    report, _, codes = run_ranks(tmp_path, settings, [Check("deadly", rank_one_dies, 10), *chosen("all_reduce")])
+    assert codes == [1, -9] and report["seconds"] < 20
+    assert "last check was deadly" in named(report, "answer", 1)["reason"]
+    assert "--exclude=" in named(report, "answer", 1)["fix"]
+    assert named(report, "all_reduce", 0)["verdict"] == "not run"
 
 
 def test_rank_without_rank_zero_reports_itself(tmp_path: Path) -> None:
@@ -166,3 +175,28 @@ def test_whole_program_under_torchrun(tmp_path: Path) -> None:
     assert {one["rank"] for one in report["results"]} == {0, 1}
     assert named(report, "second process group")["verdict"] == "pass"
     assert named(report, "all-reduce")["value"] > 0 and named(report, "attention")["verdict"] == "pass"
+
+
+SLURM = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--kill-on-bad-exit=0"]
+
+
+@pytest.mark.slow
+def test_two_nodes_of_slurm(cluster: Any, tmp_path: Path) -> None:
+    """One task on each node: the nodes are named, ranks meet at the first one, and a missing task is found."""
+    out, run = tmp_path / "doctor.json", tmp_path / "run"
+    program = f"{sys.executable} -m leam_mm.launch doctor --json {out} --run {run} --wait 20 --only affinity master"
+    program += " clock shared all_reduce second_group"
+    done = subprocess.run([*SLURM, *program.split()], env=cluster.environment, cwd=ROOT, capture_output=True, text=True,
+                          timeout=200)  # fmt: skip
+    report = json.loads(out.read_text())
+    assert report["hosts"] == ["n1", "n2"] and report["ranks"] == 2, done.stderr
+    assert named(report, "clock")["data"]["host"] == "n2" and abs(named(report, "clock")["value"]) < 1
+    assert named(report, "shared folder", 1)["verdict"] == "pass"
+    assert named(report, "second process group", 1)["verdict"] == "pass"
+    # The virtual nodes share this machine's loopback; the doctor does not know that.
+    assert named(report, "master address")["verdict"] == "fail" and done.returncode == 1
+    gone = f"[ $SLURM_PROCID = 1 ] || exec {program} --wait 5"
+    done = subprocess.run([*SLURM, "bash", "-c", gone], env=cluster.environment, cwd=ROOT, capture_output=True,
+                          text=True, timeout=200)  # fmt: skip
+    report = json.loads(out.read_text())
+    assert "did not join" in named(report, "answer", 1)["reason"] and done.returncode == 1

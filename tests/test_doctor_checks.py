@@ -17,7 +17,7 @@ from leam_mm.launch.group_checks import bus_bandwidth
 from leam_mm.launch.rank_comparison import RankReport, different_versions, shared_cores, slow_devices
 from leam_mm.launch.rank_environment import RankEnvironment, first_host, rank_environment
 from leam_mm.planning.cluster_profile import ClusterProfile
-from leam_mm.planning.cluster_sections import Gpu, Network, Slurm, Storage
+from leam_mm.planning.cluster_sections import Gpu, Network, Slurm, Software, Storage
 from leam_mm.planning.fact import Fact
 
 ALONE = RankEnvironment(0, 1, 0, 1, "here", "", 0, "none")
@@ -286,3 +286,12 @@ def test_cpu_wheel_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target(ALONE, ClusterProfile("x", "X", gpu=Gpu(vendor=fact("nvidia"))))
     result = only(node_checks.check_versions(target))
     assert result.verdict == "fail" and "index" in result.fix
+
+
+def test_environment_against_the_profile() -> None:
+    software = Software(exports=fact({"A": "1", "B": "$HOME/x", "C": "3"}))
+    target = Target(ALONE, ClusterProfile("x", "X", gpu=Gpu(vendor=fact("amd")), software=software))
+    result = only(node_checks.check_environment(target, {"A": "2", "B": "any", "NCCL_NET_GDR_LEVEL": "3"}))
+    assert result.verdict == "warn" and result.fix == "export A=1 C=3; unset NCCL_NET_GDR_LEVEL"
+    assert only(node_checks.check_environment(target, {"A": "1", "B": "y", "C": "3"})).verdict == "pass"
+    assert only(node_checks.check_environment(Target(ALONE), {})).verdict == "not run"

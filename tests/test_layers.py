@@ -28,7 +28,6 @@ LEAM_MM = [
     ["callbacks"],
     ["report"],
     ["planning"],
-    ["launch"],
     ["inference"],
     ["launch"],
     ["release"],

@@ -3,7 +3,7 @@
     python -m leam_mm.launch doctor
     python -m leam_mm.launch doctor --cluster lumi_g --run runs/clip --json doctor.json
     srun python -m leam_mm.launch doctor --cluster lumi_g --run runs/clip      (one process a GPU)
-    torchrun --nproc-per-node 4 -m leam_mm.launch doctor
+    torchrun --nproc-per-node 4 -m -- leam_mm.launch doctor --run runs/clip    (torchrun has a --run of its own)
 
 Each check has a hard time limit. Rank 0 collects the results, names ranks that do not answer, prints a table by host
 and ends with 0 if nothing failed and 1 if something did; a wrong command line ends with 2.
@@ -40,6 +40,7 @@ from leam_mm.launch.node_checks import (
     check_affinity,
     check_decoding,
     check_energy,
+    check_environment,
     check_gpus,
     check_memory_limit,
     check_versions,
@@ -52,12 +53,14 @@ from leam_mm.planning.cluster_profile import ClusterProfile, load_profile
 
 DISK = "the file system does not answer: report it to the site, or use another folder"
 DRIVER = "the GPU does not answer: exclude the node and report it to the site"
+START = 15  # seconds in which all ranks must start a check that they run together
 NAMES = "the name service does not answer: give MASTER_ADDR as a number"
 CHECKS = (
     Check("affinity", check_affinity, 10),
     Check("memory", check_memory_limit, 10, per_host=True),
     Check("versions", check_versions, 30, DRIVER),
     Check("gpus", check_gpus, 60, DRIVER),
+    Check("environment", check_environment, 10, per_host=True),
     Check("interfaces", check_interfaces, 10),
     Check("ipv6", check_ipv6, 10, per_host=True),
     Check("master", check_master_address, 15, NAMES),
@@ -115,6 +118,7 @@ def examine(settings: DoctorSettings, console: Console, checks: Sequence[Check] 
     checks = [check for check in checks if not settings.only or check.name in settings.only]
     target = Target(ranks, profile, settings.run)
     job: list[CheckResult] = []
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # a refused connection prints its stack otherwise
     try:
         import torch  # noqa: F401  (once, before the checks are forked)
 
@@ -131,7 +135,12 @@ def examine(settings: DoctorSettings, console: Console, checks: Sequence[Check] 
             return 1
         results = [result for check in checks if not (job and check.together) for result in _one(check, target)]
         return _finish(settings, console, [RankReport(ranks.rank, ranks.host, results)], job, target, began)
-    return _together(settings, console, checks, target, meeting, began)
+    try:
+        return _together(settings, console, checks, target, meeting, began)
+    except RuntimeError as error:
+        reason = f"rank {ranks.rank} on {ranks.host} lost rank 0 at {ranks.address}:{ranks.port}"
+        print(f"error: {reason} ({_line(error)}): read the log of rank 0", file=sys.stderr)
+        return 1
 
 
 def _together(
@@ -154,15 +163,14 @@ def _together(
             reason = f"rank {', '.join(map(str, absent[:8]))} does not answer"
             results.append(CheckResult(check.name, None, verdict="not run", reason=reason))
             continue
-        meeting.say(f"start/{check.name}", "1")
-        meeting.hear(f"start/{check.name}", 15)
+        meeting.start_together(f"start-{check.name}", START)
         results += _one(check, target)
     meeting.say("results", results_to_json(results))
     if ranks.rank:
         return 0
     texts = meeting.hear("results", settings.wait, set(range(ranks.world)) - set(absent))
     hosts, last = meeting.hear("host", 0), meeting.hear("check", 0)
-    reports = [RankReport(rank, hosts[rank], results_from_json(text)) for rank, text in texts.items()]
+    reports = [RankReport(rank, hosts[rank], results_from_json(text)) for rank, text in sorted(texts.items())]
     reports += missing_ranks(ranks.world, hosts, last, texts, settings.wait)
     return _finish(settings, console, reports, [], target, began)
 
@@ -173,10 +181,10 @@ def _absent(meeting: RankMeeting, ranks: RankEnvironment, seconds: float, began:
         joined = meeting.hear("host", max(0.0, seconds - (time.monotonic() - began)))
         ready = meeting.hear("ready", seconds, joined)
         absent = sorted(set(range(ranks.world)) - set(ready))
-        meeting.say("absent", json.dumps(absent))
+        meeting.announce("absent", json.dumps(absent))
         return absent
     longest = sum(check.seconds for check in CHECKS)
-    return json.loads(meeting.hear("absent", longest + 2 * seconds, [0]).get(0, "[0]"))
+    return json.loads(meeting.announced("absent", longest + 2 * seconds) or "[0]")
 
 
 def _one(check: Check, target: Target) -> list[CheckResult]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from leam_mm.launch.check_result import WORST_FIRST, CheckResult, Verdict, worst
-from leam_mm.launch.rank_comparison import RankReport, by_host
+from leam_mm.launch.rank_comparison import UNKNOWN_HOST, RankReport, by_host
 
 FORMAT = 1  # of the JSON file
 SHOWN_HOSTS = 4  # of more hosts, those without a finding get one line
@@ -80,7 +80,8 @@ def print_report(report: DoctorReport, console: Console) -> None:
     counts = {verdict: sum(r.verdict == verdict for r in report.results()) for verdict in WORST_FIRST}
     words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     ranks_word = "1 rank" if report.world == 1 else f"{report.world} ranks"
-    hosts_word = "1 host" if len(hosts) == 1 else f"{len(hosts)} hosts"
+    known = len(hosts.keys() - {UNKNOWN_HOST})
+    hosts_word = "1 host" if known == 1 else f"{known} hosts"
     console.print(f"{words}; {ranks_word} on {hosts_word}, {report.seconds:.0f} s")
 
 

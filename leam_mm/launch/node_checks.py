@@ -5,12 +5,13 @@ import io
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 
 from leam_mm.launch.check_process import Target
-from leam_mm.launch.check_result import CheckResult, Verdict, expected
+from leam_mm.launch.check_result import CheckResult, Verdict, expected, not_run
 
 CPUS_FIX = (
     "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK in the job script: srun does not read --cpus-per-task of sbatch "
@@ -18,6 +19,9 @@ CPUS_FIX = (
 )
 LOW_MEMORY = 8  # GB; torch, a model and a few loader workers of one task need about as much
 NO_LIMIT = 1 << 60  # bytes; cgroup v1 writes a number near 2**63
+HARMFUL = {  # on AMD GPUs
+    "NCCL_NET_GDR_LEVEL": "jobs of several nodes hang with ROCm 7 (laifs-container-recipes #30, reported by users)"
+}
 PACKAGES = ("lightning", "diffusers", "transformers", "open_clip_torch", "xformers", "flash_attn")
 DECODE_SECONDS = 0.7  # of each format
 DECODE_SIDE, CROP_SIDE = 512, 256  # pixels
@@ -108,7 +112,9 @@ def check_versions(target: Target) -> list[CheckResult]:
     }
     present = {name: value for name, value in versions.items() if value}
     built, seen = _built_for(), "nvidia" if nvidia else "amd" if amd else "none"
-    seen = target.profile.gpu.vendor.value or seen
+    whose, vendor = "this node", target.profile.gpu.vendor
+    if seen == "none" and vendor.known:
+        whose, seen = "the profile", vendor.needed()
     wrong = seen in ("nvidia", "amd") and built != seen
     pip = "a build for CUDA" if seen == "nvidia" else "a build for ROCm"
     fix = (
@@ -123,11 +129,33 @@ def check_versions(target: Target) -> list[CheckResult]:
             "",
             f"a build for {seen} GPUs" if seen != "none" else "",
             "fail" if wrong else "pass",
-            f"torch is built for {built}, the GPUs are {seen}" if wrong else listed or f"built for {built}",
+            f"torch is built for {built}, the GPUs of {whose} are {seen}" if wrong else listed or f"built for {built}",
             fix if wrong else "",
             {"versions": present},
         )
     ]
+
+
+def check_environment(target: Target, env: Mapping[str, str] = os.environ) -> list[CheckResult]:
+    """Compare the variables that the profile exports with those of this process, and find harmful ones."""
+    name, software = "environment", target.profile.software
+    facts = [software.exports, software.attention_exports]
+    if target.ranks.world == target.ranks.local_world:
+        facts.append(software.single_node_exports)
+    wanted = {key: value for fact in facts for key, value in (fact.value or {}).items()}
+    # A value with a $ is expanded by the shell of the job, so only its presence is compared.
+    missing = [f"{key}={value}" for key, value in wanted.items()
+               if key not in env or ("$" not in value and env[key] != value)]  # fmt: skip
+    harmful = {key: text for key, text in HARMFUL.items() if key in env and target.profile.gpu.vendor.value == "amd"}
+    words = [f"differ from the profile: {', '.join(missing)}"] if missing else []
+    words += [f"{key} is set: {text}" for key, text in harmful.items()]
+    fixes = [f"export {' '.join(missing)}"] if missing else []
+    fixes += [f"unset {key}" for key in harmful]
+    count = f"{len(wanted) - len(missing)} of {len(wanted)}" if wanted else None
+    if count is None and not harmful:
+        return [not_run(name, "the profile exports nothing")]
+    return [CheckResult(name, count, "exports", "as in the profile", "warn" if words else "pass", "; ".join(words),
+                        "; ".join(fixes), {"wanted": wanted})]  # fmt: skip
 
 
 def _built_for() -> str:

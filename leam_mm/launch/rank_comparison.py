@@ -146,9 +146,9 @@ def missing_ranks(
 
 
 def by_host(reports: Iterable[RankReport]) -> dict[str, list[RankReport]]:
-    """Return reports by host, in the order of ranks."""
+    """Return reports by host, in their order."""
     hosts: dict[str, list[RankReport]] = {}
-    for report in sorted(reports, key=lambda one: one.rank):
+    for report in reports:
         hosts.setdefault(report.host, []).append(report)
     return hosts
 

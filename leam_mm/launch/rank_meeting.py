@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import Any
 
 from leam_mm.launch.rank_environment import RankEnvironment
@@ -44,3 +45,25 @@ class RankMeeting:
             time.sleep(POLL)
         found = [name for name in keys if self.store.check([name])]
         return {int(name.rpartition("/")[2]): self.store.get(name).decode() for name in found}
+
+    def announce(self, key: str, text: str = "1") -> None:
+        """Publish a text of rank 0 to all ranks."""
+        self.store.set(f"doctor/{key}", text)
+
+    def announced(self, key: str, seconds: float) -> str | None:
+        """Wait for a text of rank 0, without a request per poll; None if it does not come within the limit."""
+        try:
+            self.store.wait([f"doctor/{key}"], timedelta(seconds=seconds))
+        except RuntimeError:
+            if not self.store.check([f"doctor/{key}"]):  # raises if rank 0 is gone
+                return None
+        return self.store.get(f"doctor/{key}").decode()
+
+    def start_together(self, key: str, seconds: float) -> None:
+        """Wait until all ranks call this with the same key, at most the limit."""
+        self.say(key, "1")
+        if self.ranks.rank == 0:
+            self.hear(key, seconds)
+            self.announce(key)
+        else:
+            self.announced(key, 2 * seconds)

@@ -64,7 +64,9 @@ def file_system(folder: Path, mounts: str = "") -> FileSystem:
 def check_tmp(target: Target) -> list[CheckResult]:
     """Examine the folder of temporary files and /dev/shm, through which loader workers pass batches."""
     storage = target.profile.storage
-    text = expected(storage.tmp_gb, "GB") or f"at least {TMP_NEEDED:g} GB free"
+    text = f"at least {TMP_NEEDED:g} GB free"
+    if storage.tmp_gb.known:
+        text += f"; the profile has {expected(storage.tmp_gb, 'GB in all')}"
     results = [_memory_folder("tmp", Path(tempfile.gettempdir()), TMP_NEEDED, text, storage.tmp_is_ram.value is True)]
     shared = Path("/dev/shm")
     if shared.is_dir():
