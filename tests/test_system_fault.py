@@ -20,6 +20,7 @@ from toys.images import soft_jpeg
 from toys.recipes import clip_recipe
 from toys.runs import assert_same_run, last_checkpoint
 from toys.shards import small_sample, write_samples
+from toys.small_disk import fill, mounted
 
 from leam_mm import cli
 from leam_mm.callbacks.preemption import Preemption
@@ -100,25 +101,8 @@ def test_a_fault_in_a_thread_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a small disk can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Fill a disk; returns the file to remove."""
-    with pytest.raises(OSError), open(disk / "filler", "wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    return disk / "filler"
+    with mounted(tmp_path / "disk", 1) as folder:
+        yield folder
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {

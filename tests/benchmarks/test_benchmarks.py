@@ -35,6 +35,7 @@ BENCHMARKS = (
     "techniques",
     "reservation_conformance",
     "screen_memory",
+    "checkpoint_saves",
     "personal_data_rates",
     "detectors",
 )
