@@ -15,7 +15,8 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
 from leam_mm.checkpoint_file import check_archive, compare_digest, write_with_digest
-from leam_mm.checkpoint_generations import LAST, candidates, new_generation, point_last, set_aside
+from leam_mm.checkpoint_generations import LAST, candidates, new_generation, next_generation, point_last, set_aside
+from leam_mm.checkpoint_shards import SHARDS, compare_parts, find_parts, open_parts
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
@@ -33,7 +34,7 @@ PARTS = {
 MAX_CONFIG, MAX_DEPTH = 1 << 20, 100  # characters and levels of brackets
 # The types of what programs use of a checkpoint, where it is present.
 FORM: dict[str, Any] = {
-    **dict.fromkeys((EVIDENCE, "state_dict", "callbacks", "loops"), dict),
+    **dict.fromkeys((EVIDENCE, SHARDS, "state_dict", "callbacks", "loops"), dict),
     **{"optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int},
 }
 EVIDENCE_FORM: dict[str, Any] = {
@@ -60,6 +61,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         keep: Number of generations that stay in the folder of a ``last.ckpt``; see checkpoint_generations.py.
     """
 
+    failure: str | None = None  # the line of a save that failed, where failures do not end the run
+
     def __init__(self, keep: int = 2) -> None:
         """See the class for the arguments."""
         self.keep = keep
@@ -68,15 +71,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write to a temporary file, flush it to the disk, rename; a path ``last.ckpt`` becomes a new generation."""
         target = Path(path)
         samples = checkpoint.get(EVIDENCE, {}).get("samples_seen")
-        replacing = new_generation(target.parent, samples, self.keep) if target.name == LAST else atomic_write(target)
-        with replacing as temporary, open(temporary, "xb+") as file:
-            write_with_digest(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        if target.name == LAST:
+            self.save_generation(checkpoint, next_generation(target.parent, samples))
+        else:
+            with atomic_write(target) as temporary:
+                _write(checkpoint, temporary)
+
+    def save_generation(self, checkpoint: dict[str, Any], target: Path) -> None:
+        """Write a generation, the newest from now on, and remove the oldest ones."""
+        with new_generation(target, self.keep) as temporary:
+            _write(checkpoint, temporary)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load to the CPU and never unpickle code, whatever the trainer asks for: the file may be hostile."""
         return read_checkpoint(path)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with open(path, "xb+") as file:
+        write_with_digest(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def find_checkpoint(path: Path | str) -> Path:
@@ -110,8 +125,42 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     return _read(find_checkpoint(path))[0]
 
 
+def read_evidence(path: Path | str) -> dict[str, Any]:
+    """Return config, data and versions of a checkpoint; all its digests are compared, and sharded tensors not loaded.
+
+    Raises:
+        UserError: As `read_checkpoint`.
+    """
+    file = find_checkpoint(path)
+    checkpoint = read_places(file)[0]
+    if SHARDS in checkpoint:
+        compare_parts(*find_parts(checkpoint, file))
+    return checkpoint[EVIDENCE]
+
+
 def _read(file: Path) -> tuple[dict[str, Any], str]:
-    """Return a checkpoint and the SHA-256 of its file, which is opened once: another process may replace it."""
+    """Return a checkpoint with its sharded tensors in their places, and the SHA-256 of its file."""
+    checkpoint, sha256 = read_places(file)
+    if SHARDS in checkpoint:
+        try:
+            parts = open_parts(checkpoint, file)
+            checkpoint = parts.whole({name: value for name, value in checkpoint.items() if name != SHARDS})
+        except UserError:
+            raise
+        except Exception as error:  # of a hostile file
+            reason = str(error).split("\n", 1)[0][:200]
+            raise UserError(f"{file}: its parts do not fit ({reason}); use an intact checkpoint") from None
+    return checkpoint, sha256
+
+
+def read_places(file: Path) -> tuple[dict[str, Any], str]:
+    """Return a checkpoint, in which sharded tensors are only named, and the SHA-256 of its file.
+
+    The file is opened once: another process may replace it.
+
+    Raises:
+        UserError: As `read_checkpoint`.
+    """
     try:
         with open(file, "rb") as stream:
             sha256 = compare_digest(stream, file)
@@ -164,7 +213,7 @@ def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] |
     damaged: list[Path] = []
     for file in files:
         try:
-            evidence = read_checkpoint(file)[EVIDENCE]
+            evidence = read_evidence(file)
         except UserError as error:
             faults.append(str(error))
             damaged.append(file)

@@ -10,12 +10,14 @@ import errno
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leam_mm.checkpoint_file import has_sound_digest
-from leam_mm.files import atomic_write, second_name
+from leam_mm.checkpoint_shards import SHARDS, has_sound_parts, shards_folder
+from leam_mm.files import atomic_write, second_name, write_bytes
 from leam_mm.system_fault import system_fault
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
@@ -38,16 +40,31 @@ def candidates(folder: Path) -> list[Path]:
     return [file for file in (last, *others, folder / PREVIOUS) if file.is_file()]
 
 
-@contextmanager
-def new_generation(folder: Path, samples: int | None, keep: int) -> Iterator[Path]:
-    """Give a temporary path to write a checkpoint to; at the end it becomes the newest generation and last.ckpt.
+def next_generation(folder: Path, samples: int | None, again: bool = True) -> Path:
+    """Return the name of the next generation.
 
     Args:
         folder: Where the generations are.
-        samples: Samples seen; a newest generation of the same number is replaced. None leaves it out of the name.
+        samples: Samples seen. None leaves it out of the name.
+        again: Return the name of the newest generation if it has as many samples, so that it is replaced.
+    """
+    newest = next((GENERATION.fullmatch(file.name) for file in generations(folder)), None)
+    number = 1
+    if newest is not None:
+        same = again and samples is not None and newest[2] is not None and int(newest[2]) == samples
+        number = int(newest[1]) + (not same)
+    return folder / f"generation-{number:06d}{'' if samples is None else f'-samples-{samples:012d}'}.ckpt"
+
+
+@contextmanager
+def new_generation(target: Path, keep: int) -> Iterator[Path]:
+    """Give a temporary path to write a checkpoint to; at the end it becomes a generation and ``last.ckpt``.
+
+    Args:
+        target: Of `next_generation`. Its parts are in their place already, if it has any.
         keep: Number of generations that stay, at least 1. The oldest ones are removed at the end.
     """
-    last, target = folder / LAST, _next_name(folder, samples)
+    folder, last = target.parent, target.with_name(LAST)
     with atomic_write(target) as temporary:
         yield temporary
         if last.is_file() and not any(_same(file, last) for file in generations(folder)):
@@ -66,7 +83,10 @@ def point_last(file: Path) -> None:
             return
         except OSError:
             continue
-    os.replace(file, last)
+    if shards_folder(file).is_dir():  # found by the name of the file; the file itself is small
+        write_bytes(last, file.read_bytes())
+    else:
+        os.replace(file, last)
 
 
 def make_room(folder: Path) -> list[Path]:
@@ -75,11 +95,11 @@ def make_room(folder: Path) -> list[Path]:
     The digest of the newest is compared before anything is removed.
     """
     files = candidates(folder)
-    good = next((number for number, file in enumerate(files) if has_sound_digest(file)), None)
+    good = next((number for number, file in enumerate(files) if _is_sound(file)), None)
     removed = []
     for file in [*files[good + 1 :], folder / DAMAGED] if good is not None else []:
         with suppress(OSError):
-            file.unlink()
+            _remove(file)
             removed.append(file)
     return removed
 
@@ -93,24 +113,36 @@ def set_aside(damaged: list[Path]) -> None:
             name.unlink()
 
 
-def _next_name(folder: Path, samples: int | None) -> Path:
-    newest = next((GENERATION.fullmatch(file.name) for file in generations(folder)), None)
-    number = 1
-    if newest is not None:
-        again = samples is not None and newest[2] is not None and int(newest[2]) == samples
-        number = int(newest[1]) + (not again)
-    return folder / f"generation-{number:06d}{'' if samples is None else f'-samples-{samples:012d}'}.ckpt"
-
-
 def _remove_old(folder: Path, keep: int) -> None:
     """Remove what is older than the newest ``keep`` generations; what cannot be removed is a warning."""
     found = generations(folder)
+    remove_orphans(folder)
     for file in [*found[keep:], *([folder / PREVIOUS] if len(found) >= keep else [])]:
         try:
-            file.unlink(missing_ok=True)
+            if file.exists():
+                _remove(file)
         except OSError as error:
             fault = system_fault(error) or error
             log.warning("an old checkpoint stays, training continues: %s: %s", file, fault.strerror)
+
+
+def _is_sound(file: Path) -> bool:
+    named = next((other for other in generations(file.parent) if _same(other, file)), file)  # of last.ckpt
+    return has_sound_digest(file) and has_sound_parts(named)
+
+
+def _remove(file: Path) -> None:
+    """Remove a checkpoint and then its parts: a kill in between never leaves a checkpoint without its parts."""
+    file.unlink()
+    if shards_folder(file).is_dir():
+        shutil.rmtree(shards_folder(file))
+
+
+def remove_orphans(folder: Path) -> None:
+    """Remove parts whose checkpoint is gone, or was never written."""
+    for parts in folder.glob(f"generation-*.{SHARDS}"):
+        if not parts.with_suffix(".ckpt").exists():
+            shutil.rmtree(parts, ignore_errors=True)
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -33,7 +33,7 @@ from leam_mm.callbacks.throughput import Throughput
 from leam_mm.callbacks.watchdog import AfterCallbacks, Watchdog
 from leam_mm.checkpoint import (
     EVIDENCE,
-    read_checkpoint,
+    read_evidence,
     restoring_failed,
     sound_checkpoint,
 )
@@ -180,7 +180,7 @@ class LeamCLI(LightningCLI):
         path = Path(config.checkpoint.dirpath) / LAST if last else Path(config.ckpt_path)
         if path.is_dir() or not (last or path.is_file()):
             return
-        sound = sound_checkpoint(path, replace=False) if last else (path, read_checkpoint(path)[EVIDENCE])
+        sound = sound_checkpoint(path, replace=False) if last else (path, read_evidence(path))
         if sound is None:
             return
         file, evidence = sound

@@ -13,6 +13,7 @@ LEAM_MM = [
     ["files", "config_error", "config_defaults", "recipe_changes", "recorded_classes"],
     ["run_lock", "command_line", "folder_server"],
     ["checkpoint_file", "released_files"],
+    ["checkpoint_shards"],
     ["checkpoint_generations"],
     ["data", "losses", "diffusion", "checkpoint"],
     ["distributed", "marking"],

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leam_mm.checkpoint import EVIDENCE, checkpoint_config, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, checkpoint_config, read_evidence
 from leam_mm.checkpoint_generations import LAST
 from leam_mm.data.sample_plan import SamplePlan, Source
 from leam_mm.data.shard_index import ShardFolder
@@ -87,8 +87,8 @@ def _checkpoint_files(folder: Path) -> list[Path]:
 
 
 def _checkpoint(path: Path, name: str) -> Model:
-    checkpoint = read_checkpoint(path)
-    evidence, config = checkpoint[EVIDENCE], checkpoint_config(checkpoint)
+    evidence = read_evidence(path)
+    config = checkpoint_config({EVIDENCE: evidence})
     built_on = [str(part["sha256"]) for part in _parts(evidence) if part.get("sha256")]
     roots = {str(name): str(root) for name, root in evidence["data"].items()}
     return Model(name, "checkpoint", [file_sha256(path)], roots, evidence.get("samples_seen"), built_on, config)

@@ -5,9 +5,11 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from leam_mm.callbacks.asynchronous_save import AsynchronousCheckpointIO
 from leam_mm.callbacks.save_failures import RetriedCheckpointIO
+from leam_mm.checkpoint_shards import SHARDS
 from leam_mm.files import remove_leftovers
 
 
@@ -53,8 +55,11 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed run left of unfinished files."""
         super().on_train_start(trainer, pl_module)
+        if self.asynchronous and getattr(trainer.strategy, "parts", False):
+            rank_zero_warn("checkpoint.asynchronous has no effect: the parts of the ranks are written in step")
         if trainer.is_global_zero:
-            remove_leftovers(Path(self.dirpath or "."), "*.ckpt")
+            for pattern in ("*.ckpt", f"*.{SHARDS}"):
+                remove_leftovers(Path(self.dirpath or "."), pattern)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last steps too, if their number is no multiple of the interval."""

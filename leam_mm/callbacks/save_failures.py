@@ -21,8 +21,6 @@ class RetriedCheckpointIO(AtomicCheckpointIO):
     checkpoints older than the newest good one make room for the new one.
     """
 
-    failure: str | None = None
-
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the file, or keep the last one."""
         try:

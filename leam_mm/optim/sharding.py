@@ -1,8 +1,8 @@
 """Sharding of weights, gradients and optimizer states over the ranks (torch's FSDP2), for models larger than a device.
 
 The average of the weights is sharded like the network, and is updated shard by shard. Scalars (temperature, bias) are
-replicated on every rank, and their gradients averaged. A checkpoint is one file in the layout of a run on one device:
-any number of ranks, sharded or not, can resume it, and ``load_module`` reads it.
+replicated on every rank, and their gradients averaged. A checkpoint has the layout of a run on one device, in one file
+or in parts: any number of ranks, sharded or not, can resume it, and ``load_module`` reads it.
 """
 
 import logging
@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -25,8 +26,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
-from leam_mm.checkpoint import AtomicCheckpointIO, read_checkpoint
+from leam_mm.checkpoint import AtomicCheckpointIO, find_checkpoint, read_places
+from leam_mm.checkpoint_generations import LAST
+from leam_mm.checkpoint_shards import SHARDS
 from leam_mm.encoders.repeated_blocks import repeated_blocks
+from leam_mm.optim.sharded_parts import gather_whole, open_parts_together, read_shard, save_parts
 
 log = logging.getLogger(__name__)
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -79,16 +83,21 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         process_group_backend: nccl or gloo; None chooses by device.
         timeout_minutes: Timeout of collectives, in minutes.
+        parts: Each rank writes its shards into a file of its own, see checkpoint_shards.py. By default rank 0 gathers
+            the whole state in its memory and writes it.
     """
 
-    def __init__(self, process_group_backend: str | None = None, timeout_minutes: int = 30) -> None:
+    def __init__(
+        self, process_group_backend: str | None = None, timeout_minutes: int = 30, parts: bool = False
+    ) -> None:
         """See the class for the arguments."""
         super().__init__(
             tensor_parallel_size=1,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=parts,
             process_group_backend=process_group_backend,
             timeout=timedelta(minutes=timeout_minutes),
         )
+        self.parts = parts
 
     def setup_environment(self) -> None:
         """Shard over all ranks; Lightning's default is over nodes."""
@@ -96,11 +105,15 @@ class ShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return the full state in the layout of an unsharded run on rank 0, and an empty dict on all others."""
+        """Return the state in the layout of an unsharded run: with parts this rank's shards, else all of it on rank 0.
+
+        Without parts it is empty on all other ranks.
+        """
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         assert self.model is not None
-        named: Any = get_optimizer_state_dict(self.model, plain, options=WHOLE)
-        if self.global_rank != 0:
+        options = StateDictOptions() if self.parts else WHOLE
+        named: Any = get_optimizer_state_dict(self.model, plain, options=options)
+        if self.global_rank != 0 and not self.parts:
             return {}
         names = self._names(plain)
         numbers = {name: number for number, name in enumerate(names)}
@@ -113,23 +126,42 @@ class ShardedStrategy(ModelParallelStrategy):
         }
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Write the full checkpoint on rank 0, as a run on one device does."""
-        path = self.broadcast(filepath)
+        """Write the checkpoint: one part from each rank, or all of it on rank 0, as a run on one device does."""
+        path = Path(self.broadcast(str(filepath)))
+        writer = self.checkpoint_io if isinstance(self.checkpoint_io, AtomicCheckpointIO) else AtomicCheckpointIO()
+        if self.parts and path.name == LAST:
+            save_parts(checkpoint, path.parent, writer)
+            return
+        if self.parts:
+            checkpoint = gather_whole(checkpoint)
         if self.global_rank == 0:
-            AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+            writer.save_checkpoint(checkpoint, path)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a full checkpoint on each rank, and keep this rank's shards of weights and optimizer states."""
-        checkpoint = read_checkpoint(Path(self.broadcast(checkpoint_path)))
+        """Read a checkpoint on each rank, and keep this rank's shards of weights and optimizer states."""
+        file = find_checkpoint(self.broadcast(str(checkpoint_path)))
         assert self.model is not None and self.lightning_module is not None
-        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)
-        set_model_state_dict(self.model, checkpoint["state_dict"], options=options)
+        checkpoint, strict = read_places(file)[0], self.lightning_module.strict_loading
+        parts = open_parts_together(checkpoint, file) if SHARDS in checkpoint else None
+        options = StateDictOptions(full_state_dict=parts is None, strict=strict)
+        weights = checkpoint["state_dict"]
+        if parts is not None:
+            likes: dict[str, Any] = get_model_state_dict(self.model)
+            weights = {name: read_shard(value, likes.get(name), parts) for name, value in weights.items()}
+        set_model_state_dict(self.model, weights, options=options)
+        parameters = dict(self.model.named_parameters())
         for optimizer, saved in zip(self.optimizers, checkpoint.get("optimizer_states", []), strict=False):
             names = self._names(optimizer)
             order = [number for group in saved["param_groups"] for number in group["params"]]
             named = dict(zip(order, names, strict=True))
+            states = {named[number]: value for number, value in saved["state"].items()}
+            if parts is not None:
+                states = {
+                    name: {key: read_shard(value, parameters[name], parts) for key, value in state.items()}
+                    for name, state in states.items()
+                }
             state: dict[str, Any] = {
-                "state": {named[number]: value for number, value in saved["state"].items()},
+                "state": states,
                 "param_groups": [
                     {**group, "params": [named[number] for number in group["params"]]}
                     for group in saved["param_groups"]
@@ -137,6 +169,11 @@ class ShardedStrategy(ModelParallelStrategy):
             }
             set_optimizer_state_dict(self.model, optimizer, state, options=options)
         return checkpoint
+
+    def teardown(self) -> None:
+        """Wait for a file that is still being written, as other strategies do."""
+        super().teardown()
+        self.checkpoint_io.teardown()
 
     def _names(self, optimizer: Optimizer) -> list[str]:
         """Return the names of the optimizer's parameters, in the order of its groups."""
