@@ -1,4 +1,4 @@
-"""Parts of a sharded checkpoint: any number of ranks reads them, and damage or a fault on one rank costs no older one."""
+"""Parts of a sharded checkpoint: any number of ranks reads them; damage or a fault on one rank costs no older one."""
 
 import errno
 import json
@@ -229,16 +229,10 @@ def test_a_run_with_parts_is_resumed_by_one_rank_and_the_reverse(
     assert found.keys() == wanted.keys() and load_module(parts, ContrastiveModule).ema is not None
     for name, value in wanted["state_dict"].items():
         torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
-    for name, first, second in (
-        ("grown", recipe, with_parts),
-        ("shrunk", with_parts, recipe),
-        ("same", with_parts, with_parts),
-    ):
-        started = first(recipe(name)) if first is with_parts else recipe(name)
-        run_recorded(started, stop_at=3)
-        resumed = run_recorded(with_parts(recipe(name)) if second is with_parts else recipe(name))
-        assert read_checkpoint(resumed)["global_step"] == 6
+    recipes: dict[bool, Callable[[str], dict]] = {True: lambda name: with_parts(recipe(name)), False: recipe}
+    for name, first, second in (("grown", False, True), ("shrunk", True, False), ("same", True, True)):
+        run_recorded(recipes[first](name), stop_at=3)
+        found = read_checkpoint(run_recorded(recipes[second](name)))
+        assert found["global_step"] == 6
         for key, value in wanted["state_dict"].items():
-            torch.testing.assert_close(
-                read_checkpoint(resumed)["state_dict"][key], value, rtol=1e-4, atol=1e-5, msg=key
-            )
+            torch.testing.assert_close(found["state_dict"][key], value, rtol=1e-4, atol=1e-5, msg=key)
