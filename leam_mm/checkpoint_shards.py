@@ -153,13 +153,14 @@ class Parts:
         self.folder = folder
         self.pieces: dict[str, list[tuple[Tensor, list[int]]]] = {}
         for name in names:
+            path = folder / Path(name).name
             try:
-                found = torch.load(folder / Path(name).name, map_location="cpu", weights_only=True, mmap=True)
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
                 for key, (tensor, offset) in found["pieces"].items():
                     self.pieces.setdefault(key, []).append((tensor, offset))
             except Exception as error:  # torch raises half a dozen kinds for hostile files
                 reason = str(error).split("\n", 1)[0][:200]
-                raise UserError(f"{folder / name} cannot be read ({reason}): take an intact checkpoint") from None
+                raise UserError(f"{path} cannot be read ({reason}): take an intact checkpoint") from None
 
     def read(self, place: dict[str, Any], shape: Sequence[int], offset: Sequence[int]) -> Tensor:
         """Return a block of a tensor, put together from the pieces that overlap with it.
