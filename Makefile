@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test test-extras check quickstart emoji finetune bench fuzz clean
+.PHONY: help environment test test-extras check quickstart emoji finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,11 @@ check: environment ## Lint, types, tests
 
 bench: environment ## Measure ours and peers side by side; writes runs/bench/*.json
 	$(RUN) -m pytest tests/benchmarks -m bench -s
+
+DEVICE ?= cuda
+BUDGET ?= 600
+gpu: environment ## Ten minutes on a GPU: its tests and short benchmarks; DEVICE=cpu for a trial; writes runs/gpu/summary.md
+	PYTHONPATH=. $(RUN) tests/benchmarks/gpu_session.py --device $(DEVICE) --budget $(BUDGET)
 
 SECONDS ?= 600
 fuzz: environment ## Damaged inputs for every reader of foreign bytes: make fuzz SECONDS=600

@@ -94,7 +94,12 @@ def compare(name: str, ours: ContrastiveLoss, peer: Loss, label: str, settings: 
     return measure.write_comparison(name, labels, found, work, same, settings, notes, further)
 
 
-@measure.benchmark(repeats=9, pairs=(4096, "where both sides fit"), large=(0, "pairs of one more run of ours alone"))
+@measure.benchmark(
+    repeats=9,
+    devices=("cpu", "cuda"),
+    pairs=(4096, "where both sides fit"),
+    large=(0, "pairs of one more run of ours alone"),
+)
 def main(settings: measure.Settings) -> list[Path]:
     """Measure the softmax and the sigmoid loss."""
     softmax, sigmoid = ClipLoss(), SigLipLoss()

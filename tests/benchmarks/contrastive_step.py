@@ -255,6 +255,7 @@ def device_numbers(
 
 @measure.benchmark(
     repeats=9,
+    devices=("cpu", "cuda"),
     size=(str, "default: tiny on a cpu, vit_b_32 on cuda", {"choices": sorted(SIZES)}),
     shards=(Path, "take the lengths of their captions (default: of emoji names)"),
     tokenizer=(Path, "their tokenizer"),

@@ -116,7 +116,7 @@ def compare(name: str, build: Callable[[], nn.Module], foreach: bool, settings: 
     return measure.write_comparison(name, labels, found, work, same, settings, notes, {"memory_bound": bound})
 
 
-@measure.benchmark(repeats=15)
+@measure.benchmark(repeats=15, devices=("cpu", "cuda"))
 def main(settings: measure.Settings) -> list[Path]:
     """Measure against both of diffusers' ways, and in tensors of other sizes."""
     return [compare(name, build, foreach, settings) for name, build, foreach in CASES]

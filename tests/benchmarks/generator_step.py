@@ -235,19 +235,22 @@ def compare(name: str, size: Size, compiled: bool, trimmed: bool, settings: Any)
 
 
 @measure.benchmark(
-    repeats=9, size=(str, "default: quickstart and small; base on cuda", {"choices": list(SIZES), "action": "append"})
+    repeats=9,
+    devices=("cpu", "cuda"),
+    size=(str, "default: quickstart and small; base on cuda", {"choices": list(SIZES), "action": "append"}),
+    eager=(False, "compile nothing"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Measure as each ships and on equal captions, with and without the compiler."""
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # accelerate steps it after its own optimizer
-    reason = probe(torch.device(settings.device))
+    reason = "" if settings.eager else probe(torch.device(settings.device))
     if reason:
         print(f"torch.compile does not work here, so nothing is compiled: {reason}")
     written = []
     for name in settings.size or (["quickstart", "small"] if settings.device == "cpu" else ["base"]):
         prefix = "generator_step" if name == "quickstart" else f"generator_step_{name}"
         for trimmed in (False, True):
-            for compiled in (True, False) if not reason else (False,):
+            for compiled in (True, False) if not (reason or settings.eager) else (False,):
                 ending = ("_trimmed" if trimmed else "") + ("" if compiled or reason else "_eager")
                 written.append(compare(prefix + ending, SIZES[name], compiled, trimmed, settings))
     return written

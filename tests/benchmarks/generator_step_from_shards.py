@@ -246,20 +246,22 @@ def encoding_share(peer: FromPictures, loader: DataLoader, device: str) -> float
 
 @measure.benchmark(
     repeats=7,
+    devices=("cpu", "cuda"),
     size=(str, "default: quickstart and small; base on cuda", {"choices": list(NETWORKS), "action": "append"}),
     workers=(0, "loader processes of each side"),
+    eager=(False, "compile nothing"),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Measure with the networks of the quickstart, or larger ones."""
     warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")  # accelerate steps it after its own optimizer
-    reason = probe(torch.device(settings.device))
+    reason = "" if settings.eager else probe(torch.device(settings.device))
     if reason:
         print(f"torch.compile does not work here, so nothing is compiled: {reason}")
     written = []
     for name in settings.size or (["quickstart", "small"] if settings.device == "cpu" else ["base"]):
         with tempfile.TemporaryDirectory() as scratch:
             prefix = "generator_step_from_shards" + ("" if name == "quickstart" else f"_{name}")
-            written.append(compare(name, prefix, not reason, Path(scratch), settings))
+            written.append(compare(name, prefix, not (reason or settings.eager), Path(scratch), settings))
     return written
 
 

@@ -173,11 +173,14 @@ def parse_arguments(
     return settings
 
 
-def benchmark(repeats: int, **options: tuple) -> Callable[[Callable[[Settings], list[Path]]], Main]:
+def benchmark(
+    repeats: int, devices: tuple[str, ...] = ("cpu",), **options: tuple
+) -> Callable[[Callable[[Settings], list[Path]]], Main]:
     """Make a function of the settings the main function of a benchmark.
 
     Args:
         repeats: Default of ``--repeats``.
+        devices: What it can be measured on; one without "cuda" is not a GPU benchmark and refuses that device.
         options: Further options by name: a default (or a type, where there is no default), a help text and, if needed,
             further arguments of ``add_argument``. False makes a flag, a list an option of several values.
     """
@@ -186,7 +189,10 @@ def benchmark(repeats: int, **options: tuple) -> Callable[[Callable[[Settings], 
         @functools.wraps(main)
         def parse_and_run(args: list[str] | None = None) -> list[Path]:
             program = Path(main.__globals__["__file__"]).stem
-            return main(parse_arguments(program, main.__globals__["__doc__"], args, repeats, options))
+            settings = parse_arguments(program, main.__globals__["__doc__"], args, repeats, options)
+            if settings.device not in devices:
+                raise UserError(f"--device {settings.device}: {program} is not a GPU benchmark; choose --device cpu")
+            return main(settings)
 
         return parse_and_run
 

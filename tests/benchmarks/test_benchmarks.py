@@ -60,6 +60,7 @@ def test_every_benchmark_is_run() -> None:
         "batch_record",
         "accuracy_clock",
         "fault_injection",
+        "gpu_session",
         "hostile_images",
         "hostile_server",
         "open_clip_peer",
