@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test test-extras check quickstart emoji finetune bench gpu fuzz clean
+.PHONY: help environment test test-extras test-cluster check quickstart emoji finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +47,11 @@ test: environment ## All CPU tests
 EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py)
 test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets
 	$(PYTEST) $(EXTRA_TESTS)
+
+# Slurm with two virtual nodes is started for the tests; they skip without it (Debian, Ubuntu: slurm-wlm, munge) and without root.
+CLUSTER_TESTS = $(shell grep -lE 'mark\.slurm' tests/test_*.py)
+test-cluster: environment ## Training jobs on a private Slurm cluster of two virtual nodes (needs root and Slurm)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slurm -rs $(CLUSTER_TESTS)
 
 check: environment ## Lint, types, tests
 	$(RUN) -m ruff check .

@@ -8,8 +8,20 @@ sbatch configs/clusters/slurm.sh RECIPE.yaml                               # one
 python train.py validate --config RECIPE.yaml --ckpt_path RUN/checkpoints/last.ckpt
 """
 
-from leam_mm.cli import main
+import sys
+
+from leam_mm.early_signals import note_early_signals
 from leam_mm.errors import run
+
+
+def main() -> None:
+    """Train or validate. The import is here, because it takes seconds in which a signal may arrive."""
+    if "fit" in sys.argv:
+        note_early_signals()
+    from leam_mm.cli import main as command_line
+
+    command_line()
+
 
 if __name__ == "__main__":
     run(main)

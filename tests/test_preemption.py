@@ -83,6 +83,18 @@ def test_a_signal_saves_once_and_ends_with_its_code(
     assert last_checkpoint(run)["global_step"] in (3, 4)
 
 
+def test_a_signal_during_the_imports_ends_the_run_before_its_first_step_with_the_code_of_a_requeue(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    run = tmp_path / "run"
+    command = probed(run, toy_shards, toy_tokenizer, signal.SIGTERM, rank=9)
+    with open(run / "probe.py", "a") as file:  # the first file of the recipe that the process imports
+        file.write(f"\nos.kill(os.getpid(), {int(signal.SIGTERM)})\n")
+    output, _ = (process := start(command, run)).communicate(timeout=600)
+    assert process.returncode == EXIT_CODE, output
+    assert "signal received before the first step" in output and not (run / "metrics.csv").exists()
+
+
 def test_a_second_interrupt_ends_at_once_and_nohup_is_respected() -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
     preemption = Preemption()

@@ -35,6 +35,10 @@ LEAM_PYTHON=${LEAM_PYTHON:-python}
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
+# End of the job, at which training saves and stops in time; older versions of Slurm do not set SLURM_JOB_END_TIME.
+LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)}
+export LEAM_JOB_END
+
 # Compute nodes have no internet, and training needs none.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline
 export HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
@@ -59,8 +63,26 @@ srun --kill-on-bad-exit=0 --wait=60 \
     $LEAM_PYTHON train.py fit --config "$recipe" --config configs/overlay_slurm.yaml "$@"
 code=$?
 
-if [ "$code" -eq 75 ]; then
-    echo "stopped by a signal, checkpoint saved: requeue job $SLURM_JOB_ID (restart ${SLURM_RESTART_COUNT:-0} so far)"
-    scontrol requeue "$SLURM_JOB_ID"
+# --- what comes next -----------------------------------------------------------------------------------------------
+# The job's comment counts the failures since the last planned stop.
+failures=$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %k)
+case $failures in failures=*) failures=${failures#failures=} ;; *) failures=0 ;; esac
+case $code in
+75) # stopped by a signal or at the end of its time, with a checkpoint
+    failures=0
+    again=yes
+    ;;
+76 | 134 | 135 | 137 | 138 | 139 | 143) # a rank died or was stuck, or a signal ended one: often a fault of a node
+    failures=$((failures + 1))
+    [ "$failures" -le "${LEAM_RETRIES:-3}" ] && again=yes || again=no
+    ;;
+*) again=no ;;
+esac
+if [ "$again" = yes ]; then
+    echo "exit code $code, failures since the last planned stop: $failures; requeue job $SLURM_JOB_ID"
+    scontrol update "jobid=$SLURM_JOB_ID" "comment=failures=$failures"
+    scontrol requeue "$SLURM_JOB_ID" || echo "the requeue is refused: submit the same command again to continue"
+elif [ "$code" -ne 0 ]; then
+    echo "exit code $code: the job is not requeued; submit the same command again to continue"
 fi
 exit "$code"

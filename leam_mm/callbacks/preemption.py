@@ -21,6 +21,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from leam_mm.callbacks.save_failures import save_or_fail
 from leam_mm.distributed import any_rank
+from leam_mm.early_signals import early_signal
 
 EXIT_CODE, INTERRUPTED = 75, 130
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -56,10 +57,22 @@ class Preemption(Callback):
         if stage == "fit":
             self._install(signal.SIGUSR1)
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers in place of those of Lightning, whose handler of SIGTERM waits for the first rank."""
+        self._install(*SIGNALS)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers in place of those of Lightning."""
+        """Install the handlers; exit if a signal arrived before, since the first step may take long."""
         self._steps = trainer.global_step
         self._install(*SIGNALS)
+        self.received = self.received or early_signal()
+        if any_rank(self.received is not None, pl_module.device):
+            self._release_children(trainer)
+            if any_rank(self.received == signal.SIGINT, pl_module.device):
+                self._code = INTERRUPTED
+            words = "signal received before the first step: exiting with code %d; the same command %s"
+            log.warning(words, self._code, "resumes" if trainer.global_step else "starts the run")
+            raise SystemExit(self._code)
 
     def _install(self, *numbers: int) -> None:
         for number in numbers:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import textwrap
@@ -34,7 +35,7 @@ CONFIG = """
     SlurmctldTimeout=60
     SlurmdTimeout=10
     AuthType=auth/munge
-    AuthInfo=socket={folder}/munge.socket,cred_expire=3
+    AuthInfo=socket={folder}/munge.socket,cred_expire=5
     CredType=cred/munge
     SlurmUser=root
     SlurmdUser=root
@@ -60,8 +61,8 @@ CONFIG = """
     GresTypes=gpu
     NodeName=n1 NodeAddr=127.0.0.1 Port={n1} CPUs=32 RealMemory=4000 Gres=gpu:4 State=UNKNOWN
     NodeName=n2 NodeAddr=127.0.0.1 Port={n2} CPUs=32 RealMemory=4000 Gres=gpu:4 State=UNKNOWN
-    PartitionName=test Nodes=n[1-2] Default=YES MaxTime=00:30:00 PriorityTier=1 GraceTime=60 State=UP
-    PartitionName=urgent Nodes=n[1-2] MaxTime=00:30:00 PriorityTier=9 PreemptMode=OFF State=UP
+    PartitionName=test Nodes=n[1-2] Default=YES MaxTime=3-00:00:00 PriorityTier=1 GraceTime=60 State=UP
+    PartitionName=urgent Nodes=n[1-2] MaxTime=3-00:00:00 PriorityTier=9 PreemptMode=OFF State=UP
 """
 # "i" is the suffix of the second network of each node, as on the machines in Juelich.
 HOSTS = "127.0.0.1 localhost {host} n1 n1i n2 n2i\n"
@@ -94,17 +95,22 @@ class Cluster:
 
     def end(self, number: str, seconds: float = 300) -> str:
         """Wait until a job is over, through all its requeues, and return its state."""
-        wait_for(f"the end of job {number}", lambda: self.job(number)["JobState"] in OVER, self.folder, seconds)
+        self.wait_for_job(number, "is over", lambda job: job["JobState"] in OVER, seconds)
         return self.job(number)["JobState"]
 
     def restarted(self, number: str, restarts: int, seconds: float = 120) -> None:
         """Wait until a job runs again after so many requeues."""
+        wanted = (str(restarts), "RUNNING")
+        words = f"runs after {restarts} requeues"
+        self.wait_for_job(number, words, lambda job: (job["Restarts"], job["JobState"]) == wanted, seconds)
 
-        def running() -> bool:
-            job = self.job(number)
-            return (int(job["Restarts"]), job["JobState"]) == (restarts, "RUNNING")
-
-        wait_for(f"restart {restarts} of job {number}", running, self.folder, seconds)
+    def wait_for_job(self, number: str, what: str, found: Callable[[dict[str, str]], bool], seconds: float) -> None:
+        """Wait for a state of a job; on failure show the job and the ends of the daemons' logs."""
+        try:
+            wait_for(f"job {number}: {what}", lambda: found(self.job(number)), self.folder, seconds)
+        except AssertionError as error:
+            job = self.call("scontrol", "show", "job", number)
+            raise AssertionError(f"{error}\n{job}\n{self.call('sinfo', '-N', '-l')}") from None
 
     def start(self, name: str, command: list[str]) -> None:
         """Start a daemon whose output is appended to NAME.log."""
@@ -190,7 +196,7 @@ def prepare(folder: Path) -> None:
     (folder / "slurm.conf").write_text(textwrap.dedent(CONFIG).format(folder=folder, host=host, **ports))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     for number in range(4):
-        (folder / f"gpu{number}").touch()
+        os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # /dev/null by another name
     (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-2] Name=gpu File={folder}/gpu[0-3]\n")
     (folder / "hosts").write_text(HOSTS.format(host=host))
 
