@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from toys.command_line import printed_config
 
 from leam_mm.errors import UserError
 from leam_mm.planning import counted_flops as counted
+from leam_mm.planning.memory_fit import memory_model
 from leam_mm.planning.recipe_file import merge, read_recipe
 from leam_mm.planning.recipe_work import recipe_work
 from leam_mm.planning.transformer_flops import (
@@ -250,3 +252,10 @@ def test_faults_name_the_file_and_the_fix(tmp_path: Path) -> None:
     del content["max_samples"]
     with pytest.raises(UserError, match="--samples"):
         recipe_work(content)
+
+
+@pytest.mark.parametrize("name", ["clip_clipa", "generator_8gpu", "codec_kl"])
+def test_resolved_config_of_a_run_gives_the_same_plan(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, resolved = recipe(name), printed_config(capsys, CONFIGS / f"{name}.yaml")
+    assert recipe_work(resolved) == recipe_work(plain)
+    assert memory_model(resolved) == memory_model(plain)

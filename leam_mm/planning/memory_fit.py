@@ -20,7 +20,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.planning import counted_flops as counted
-from leam_mm.planning.recipe_file import callbacks
+from leam_mm.planning.recipe_file import arguments, callbacks
 from leam_mm.planning.saved_activations import SavedTensors, count_saved
 
 # Bytes of optimizer states per trained weight in full precision.
@@ -199,7 +199,7 @@ def memory_model(recipe: Mapping[str, Any], caption_tokens: int | None = None) -
     saved = measure(module, torch.bfloat16 if half else torch.float32, caption_tokens)
     data = recipe["data"].get("init_args") or {}
     encoder = module.encoder if isinstance(module, ContrastiveModule) else None
-    side = encoder.image_size if encoder is not None else int((data.get("image") or {}).get("image_size") or 0)
+    side = encoder.image_size if encoder is not None else int(arguments(data.get("image")).get("image_size") or 0)
     scale = 1 / PAIR
     if isinstance(module, LatentCodecModule) and side:
         scale *= (side / CODEC_SIDE) ** 2

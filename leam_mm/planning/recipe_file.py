@@ -61,3 +61,9 @@ def callbacks(recipe: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the arguments of the recipe's callbacks of one class, by the class's name."""
     found = (recipe.get("trainer") or {}).get("callbacks") or []
     return [one.get("init_args") or {} for one in found if str(one.get("class_path", "")).rpartition(".")[2] == name]
+
+
+def arguments(section: Any) -> dict[str, Any]:
+    """Return the settings of a section, which stand below ``init_args`` if it names its class; empty for None."""
+    found = section if isinstance(section, dict) else {}
+    return dict((found.get("init_args") or {}) if "class_path" in found else found)

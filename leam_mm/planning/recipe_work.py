@@ -16,7 +16,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.planning import counted_flops as counted
-from leam_mm.planning.recipe_file import callbacks
+from leam_mm.planning.recipe_file import arguments, callbacks
 from leam_mm.planning.transformer_flops import ContrastiveLossCost, contrastive_loss
 
 
@@ -156,7 +156,7 @@ def _contrastive(recipe: Mapping[str, Any], module: Any, total: int, batch: int,
     if tokens is None:
         notes.append(f"captions are counted at their full context length of {encoder.context_length} tokens")
     again = _recomputed(recipe) + (1 if module.micro_batch is not None else 0)
-    per_image = int((data.get("captions") or {}).get("per_image") or 1)
+    per_image = int(arguments(data.get("captions")).get("per_image") or 1)
     names = [f"encoder.{name}" for name, _ in encoder.named_parameters()]
     patterns = [pattern for one in callbacks(dict(recipe), "Freezing") for pattern in one.get("patterns", [])]
     frozen = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
@@ -186,7 +186,7 @@ def _contrastive(recipe: Mapping[str, Any], module: Any, total: int, batch: int,
 
 def _stages(data: Mapping[str, Any], total: int, encoder: Any) -> list[tuple[int, list[int], int, float | None]]:
     """Return samples, image sizes, tokens per caption and patch dropout of each stage."""
-    stages = data.get("stages") or [{"samples": 0, "image_size": encoder.image_size}]
+    stages = [arguments(stage) for stage in data.get("stages") or [{"samples": 0, "image_size": encoder.image_size}]]
     ends = [*(int(stage["samples"]) for stage in stages[1:]), total]
     found = []
     for stage, end in zip(stages, ends, strict=True):
@@ -240,7 +240,7 @@ def _generator(recipe: Mapping[str, Any], module: Any, total: int, batch: int, t
 
 
 def _codec(recipe: Mapping[str, Any], module: Any, total: int, batch: int) -> RecipeWork:
-    size = int(((recipe["data"].get("init_args") or {}).get("image") or {}).get("image_size") or 256)
+    size = int(arguments(arguments(recipe["data"]).get("image")).get("image_size") or 256)
     flops = counted.count_codec(module, size)
     only_decoder = module.trained == "decoder"
     plain = [
