@@ -5,13 +5,17 @@ as two operations. This covers what has no closed form (U-Nets, autoencoders, ti
 and checks transformer_flops.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from leam_mm.callbacks.compilation import trained_blocks
 from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.checkpoint import REBUILDING, build_module
 from leam_mm.codec_module import LatentCodecModule
@@ -54,6 +58,24 @@ def meta_module(model: Mapping[str, Any]) -> Any:
         ) from None
     finally:
         REBUILDING.reset(rebuilding)
+
+
+@contextmanager
+def recomputing(module: nn.Module, every: int = 1) -> Iterator[None]:
+    """Context in which trained blocks recompute their activations, as callbacks.GradientCheckpointing makes them.
+
+    Args:
+        module: The training module.
+        every: Recompute every n-th block.
+    """
+    chosen = trained_blocks(module)[::every]
+    for block in chosen:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in chosen:
+            del block.forward  # removes the instance attribute; the class method remains
 
 
 def count_image(encoder: DualEncoder, image_size: int, dropout: float | None = None, backward: bool = False) -> int:

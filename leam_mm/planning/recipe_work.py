@@ -6,8 +6,9 @@ leave recomputed activations out; hardware FLOP count them.
 """
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -155,7 +156,7 @@ def _contrastive(recipe: Mapping[str, Any], module: Any, total: int, batch: int,
     notes = []
     if tokens is None:
         notes.append(f"captions are counted at their full context length of {encoder.context_length} tokens")
-    again = _recomputed(recipe) + (1 if module.micro_batch is not None else 0)
+    cached = 1.0 if module.micro_batch is not None else 0.0  # embeds each part of the batch a second time
     per_image = int(arguments(data.get("captions")).get("per_image") or 1)
     names = [f"encoder.{name}" for name, _ in encoder.named_parameters()]
     patterns = [pattern for one in callbacks(dict(recipe), "Freezing") for pattern in one.get("patterns", [])]
@@ -167,11 +168,17 @@ def _contrastive(recipe: Mapping[str, Any], module: Any, total: int, batch: int,
     phases = []
     for count, sizes, length, dropout in _stages(data, total, encoder):
         part_tokens = min(length, tokens) if tokens is not None else length
-        image = sum(counted.count_image(encoder, size, dropout) for size in sizes) / len(sizes)
-        caption = per_image * counted.count_text(encoder, part_tokens)
+        image = [counted.count_image(encoder, size, dropout) for size in sizes]
+        caption = counted.count_text(encoder, part_tokens)
+        train = (
+            partial(counted.count_image, encoder, sizes[0], dropout, True),
+            partial(counted.count_text, encoder, part_tokens, True),
+        )
+        again = [_recomputed(recipe, module, run, each) for run, each in zip(train, (image[0], caption), strict=True)]
+        flops = sum(image) / len(image), per_image * caption
         parts = tuple(
-            Part(name, flops, passes[key], again if passes[key] > 1 else 0)
-            for name, key, flops in (("image tower", "image", image), ("text tower", "text", caption))
+            Part(f"{key} tower", each, passes[key], cached + more if passes[key] > 1 else 0.0)
+            for key, each, more in zip(("image", "text"), flops, again, strict=True)
         )
         phases.append(Phase(count, parts, "/".join(f"{size} px" for size in sizes)))
     weights = counted.parameters(encoder, trained=False)
@@ -204,9 +211,23 @@ def _passes(names: list[str], frozen: set[str], low_rank: bool) -> float:
     return 1.0 if names and all(name in frozen for name in names) else 3.0
 
 
-def _recomputed(recipe: Mapping[str, Any]) -> float:
-    """Return the share of the blocks that are computed again in the backward pass."""
-    return sum(1 / int(one.get("every") or 1) for one in callbacks(dict(recipe), "GradientCheckpointing"))
+def _recomputed(recipe: Mapping[str, Any], module: Any, train: Callable[[], int], forward: int) -> float:
+    """Return the forward passes that recomputed activations cost, by counting a training step with and without them.
+
+    It is less than one: the embeddings are not repeated, nor is the last matrix of a block, whose output nobody needs.
+
+    Args:
+        recipe: Names the callback.
+        module: On the meta device.
+        train: Counts forward and backward pass.
+        forward: FLOP of the forward pass.
+    """
+    found = callbacks(dict(recipe), "GradientCheckpointing")
+    if not found:
+        return 0.0
+    plain = train()
+    with counted.recomputing(module, int(found[0].get("every") or 1)):
+        return (train() - plain) / forward
 
 
 def _generator(recipe: Mapping[str, Any], module: Any, total: int, batch: int, tokens: int | None) -> RecipeWork:
@@ -217,7 +238,7 @@ def _generator(recipe: Mapping[str, Any], module: Any, total: int, batch: int, t
     notes.append(f"all latents are counted as {side} x {side}; buckets of other shapes have about as many positions")
     if str(recipe["data"]["class_path"]).endswith("PairsModule"):
         notes.append("batches of images: the frozen codec and text encoder are not counted")
-    again = _recomputed(recipe) or float(bool(getattr(denoiser.model, "gradient_checkpointing", False)))
+    own = bool(getattr(denoiser.model, "gradient_checkpointing", False))  # diffusers' own option
     borders = sorted(
         {min(end, total) for technique in module.techniques if (end := getattr(technique, "until_samples", None))}
         | {0, total}
@@ -225,6 +246,8 @@ def _generator(recipe: Mapping[str, Any], module: Any, total: int, batch: int, t
     phases = []
     for start, end in pairwise(borders):
         flops = counted.count_denoiser(module, (side, side), caption, start)
+        train = partial(counted.count_denoiser, module, (side, side), caption, start, True)
+        again = (train() - 3 * flops) / flops if own else _recomputed(recipe, module, train, flops)
         parts = [Part("denoiser", flops, recomputed=again)]
         tower = denoiser.caption_tower
         if tower is not None:
