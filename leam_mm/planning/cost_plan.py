@@ -141,7 +141,7 @@ class Plan:
         ]
         for phase in work.phases:
             parts = ", ".join(
-                f"{part.name} {part.forward / 1e9:,.4g} GFLOP x {part.passes + part.recomputed:g}"
+                f"{part.name} {part.forward / 1e9:,.4g} GFLOP x {part.passes + part.recomputed:.3g}"
                 for part in phase.parts
             )
             head.append(f"  {phase.samples:,} samples at {phase.images}: {parts}")
