@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from toys.doctor_ranks import chosen, free_port, rank_one_dies, run_ranks, stuck_second_group
+from toys.doctor_ranks import chosen, free_port, rank_one_dies, rank_one_is_ahead, run_ranks, stuck_second_group
 
 from leam_mm.launch import check_process
 from leam_mm.launch.check_process import Check, Target, run_check
@@ -80,6 +80,15 @@ def test_rank_that_dies_is_named_with_its_check(tmp_path: Path) -> None:
     assert "last check was deadly" in named(report, "answer", 1)["reason"]
     assert "--exclude=" in named(report, "answer", 1)["fix"]
     assert named(report, "all_reduce", 0)["verdict"] == "not run"
+
+
+def test_clock_of_another_host(tmp_path: Path) -> None:
+    settings = DoctorSettings(json=tmp_path / "doctor.json")
+    clock = Check("clock", rank_one_is_ahead, 20, together=True)
+    report, text, _ = run_ranks(tmp_path, settings, [clock], local=0)  # both ranks lead a host
+    found = named(report, "clock")
+    assert found["verdict"] == "warn" and abs(found["value"] - 5) < 0.5 and "rank 1" in found["reason"]
+    assert "synchronize the clock" in text
 
 
 def test_rank_without_rank_zero_reports_itself(tmp_path: Path) -> None:
@@ -177,26 +186,38 @@ def test_whole_program_under_torchrun(tmp_path: Path) -> None:
     assert named(report, "all-reduce")["value"] > 0 and named(report, "attention")["verdict"] == "pass"
 
 
-SLURM = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=5", "--kill-on-bad-exit=0"]
+def on_two_nodes(cluster: Any, folder: Path, names: str, script: str = "DOCTOR") -> tuple[dict[str, Any], int]:
+    """Run the doctor as one task on each of two nodes; return the JSON file and srun's exit code."""
+    doctor = f"{sys.executable} -m leam_mm.launch doctor --json {folder}/doctor.json --run {folder}/run --only {names}"
+    command = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--time=10", "--kill-on-bad-exit=0"]
+    command += ["bash", "-c", script.replace("DOCTOR", doctor)]
+    done = subprocess.run(command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert (folder / "doctor.json").exists(), done.stdout + done.stderr
+    return json.loads((folder / "doctor.json").read_text()), done.returncode
 
 
 @pytest.mark.slow
 def test_two_nodes_of_slurm(cluster: Any, tmp_path: Path) -> None:
-    """One task on each node: the nodes are named, ranks meet at the first one, and a missing task is found."""
-    out, run = tmp_path / "doctor.json", tmp_path / "run"
-    program = f"{sys.executable} -m leam_mm.launch doctor --json {out} --run {run} --wait 20 --only affinity master"
-    program += " clock shared all_reduce second_group"
-    done = subprocess.run([*SLURM, *program.split()], env=cluster.environment, cwd=ROOT, capture_output=True, text=True,
-                          timeout=200)  # fmt: skip
-    report = json.loads(out.read_text())
-    assert report["hosts"] == ["n1", "n2"] and report["ranks"] == 2, done.stderr
+    report, code = on_two_nodes(cluster, tmp_path, "affinity master clock shared all_reduce second_group")
+    assert report["hosts"] == ["n1", "n2"] and report["ranks"] == 2
     assert named(report, "clock")["data"]["host"] == "n2" and abs(named(report, "clock")["value"]) < 1
     assert named(report, "shared folder", 1)["verdict"] == "pass"
     assert named(report, "second process group", 1)["verdict"] == "pass"
     # The virtual nodes share this machine's loopback; the doctor does not know that.
-    assert named(report, "master address")["verdict"] == "fail" and done.returncode == 1
-    gone = f"[ $SLURM_PROCID = 1 ] || exec {program} --wait 5"
-    done = subprocess.run([*SLURM, "bash", "-c", gone], env=cluster.environment, cwd=ROOT, capture_output=True,
-                          text=True, timeout=200)  # fmt: skip
-    report = json.loads(out.read_text())
-    assert "did not join" in named(report, "answer", 1)["reason"] and done.returncode == 1
+    assert named(report, "master address")["verdict"] == "fail" and code == 1
+
+
+@pytest.mark.slow
+def test_run_folder_of_one_node_only(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    mounted = f"[ $SLURM_PROCID = 0 ] || mount -t tmpfs none {tmp_path}/run; DOCTOR; code=$?; "
+    mounted += f"[ $SLURM_PROCID = 0 ] || umount {tmp_path}/run; exit $code"
+    report, code = on_two_nodes(cluster, tmp_path, "shared", mounted)
+    found = named(report, "shared folder", 1)
+    assert found["verdict"] == "fail" and "n2" in found["reason"] and code == 1
+
+
+@pytest.mark.slow
+def test_node_whose_task_is_missing(cluster: Any, tmp_path: Path) -> None:
+    report, code = on_two_nodes(cluster, tmp_path, "affinity all_reduce --wait 5", "[ $SLURM_PROCID = 1 ] || DOCTOR")
+    assert "did not join" in named(report, "answer", 1)["reason"] and code == 1

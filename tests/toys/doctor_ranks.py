@@ -14,7 +14,7 @@ from rich.console import Console
 from leam_mm.launch.check_process import Check, Target
 from leam_mm.launch.check_result import CheckResult
 from leam_mm.launch.doctor import CHECKS, DoctorSettings, examine
-from leam_mm.launch.group_checks import SECOND_GROUP_FIX, check_second_group
+from leam_mm.launch.group_checks import SECOND_GROUP_FIX, check_clock, check_second_group
 
 RANKS = multiprocessing.get_context("forkserver")
 RANKS.set_forkserver_preload(["torch.distributed", "toys.doctor_ranks"])
@@ -85,3 +85,10 @@ def rank_one_dies(target: Target) -> list[CheckResult]:
     if target.ranks.rank == 1:
         os.kill(os.getppid(), signal.SIGKILL)
     return []
+
+
+def rank_one_is_ahead(target: Target) -> list[CheckResult]:
+    if target.ranks.rank == 1:
+        clock = time.time
+        time.time = lambda: clock() + 5
+    return check_clock(target)
