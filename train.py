@@ -4,7 +4,7 @@ python train.py fit --config configs/scenes_clip.yaml                      # one
 python train.py fit --config configs/scenes_clip.yaml --print_config       # all resolved settings, without training
 python train.py fit --config configs/scenes_clip.yaml --model.init_args.optimizer.init_args.lr 3e-4
 python train.py fit --config RECIPE.yaml --config configs/overlay_two_ranks.yaml
-sbatch configs/clusters/slurm.sh RECIPE.yaml                               # one task per GPU, requeues itself
+python -m leam_mm.launch submit --cluster CLUSTER --nodes 4 RECIPE.yaml     # on a cluster, see docs/clusters.md
 python train.py validate --config RECIPE.yaml --ckpt_path RUN/checkpoints/last.ckpt
 """
 

@@ -1,5 +1,6 @@
 #!/bin/bash
-# Train on a cluster with Slurm: one task per GPU; the job saves, stops and is requeued until training has finished.
+# Train on a cluster with Slurm, by hand: one task per GPU; the job saves, stops and is requeued until training has
+# finished. `python -m leam_mm.launch submit` writes such a script from the profile of a machine, with checks.
 #
 #   sbatch --account=ACCOUNT --partition=PARTITION --nodes=4 configs/clusters/slurm.sh RECIPE.yaml
 #   sbatch ... configs/clusters/slurm.sh RECIPE.yaml --config configs/overlay_fsdp2.yaml     # sharded model

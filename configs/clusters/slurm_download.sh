@@ -1,5 +1,6 @@
 #!/bin/bash
-# Download a table of links on a cluster with Slurm: an array fetches, one last job writes the shards.
+# Download a table of links on a cluster with Slurm, by hand: an array fetches, one last job writes the shards.
+# `python -m leam_mm.launch submit --program data_tools/download_shards.py` does the same from the profile of a machine.
 #
 #   bash configs/clusters/slurm_download.sh 16 --table links.parquet --output shards --agent-contact https://lab.example/bot
 #
