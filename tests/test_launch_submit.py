@@ -185,6 +185,7 @@ def test_a_dry_run_needs_no_slurm_and_writes_nothing(tmp_path: Path, toy_shards:
     for text in (
         *("4.0 node hours, 32.0 GPU hours", "GPU hours not known", "needs an account", "8 is no multiple of 16 shares"),
         *("sbatch is not installed on this machine", "#SBATCH --nodes=2", "--max_samples 128", "model FLOP"),
+        "--energy.grams_per_kwh=79.2 ",
         *("dry run: nothing is written or submitted; submit would refuse: 3 checks failed", "samples in"),
     ):
         assert text in done.stdout, (text, done.stdout)

@@ -23,6 +23,7 @@ from leam_mm.errors import UserError, one_line
 from leam_mm.files import write_text
 from leam_mm.launch import slurm_client
 from leam_mm.launch.cost_lines import cost_lines, cost_values
+from leam_mm.launch.energy_words import energy_words
 from leam_mm.launch.job import LOGS, ROOT, SCRIPT, STOPPED, SUBMITTING, Job
 from leam_mm.launch.job_script import render
 from leam_mm.launch.job_settings import JobSettings, make_job
@@ -80,7 +81,8 @@ def main(args: list[str]) -> None:
         profile = load_profile(settings.cluster)
         found = resolve(recipe, rest, settings.run, Path.cwd())
         plan = plan_recipe(found, profile, settings.nodes, console)
-        job = make_job(settings, found.run, train_words(recipe, rest, settings.run), hours=whole_hours(plan))
+        more = [*energy_words(profile.site, found), *rest]
+        job = make_job(settings, found.run, train_words(recipe, more, settings.run), hours=whole_hours(plan))
         launch(job, recipe_findings(job, found), settings, console, plan=plan)
 
 

@@ -19,12 +19,14 @@ from rich.console import Console
 
 from leam_mm.command_line import NonNegativeInt, parse_settings
 from leam_mm.errors import UserError
+from leam_mm.launch.energy_words import energy_words
 from leam_mm.launch.job import Job
 from leam_mm.launch.job_settings import JobSettings, make_job
 from leam_mm.launch.preflight import Finding
 from leam_mm.launch.resolved_recipe import ResolvedRecipe, resolve, train_words
 from leam_mm.launch.submit import launch, recipe_findings
 from leam_mm.launch.submit_words import split_words
+from leam_mm.planning.cluster_profile import load_profile
 
 PROGRAM = "python -m leam_mm.launch sweep"
 MOST = 1000  # jobs of an array, Slurm's default limit
@@ -73,7 +75,7 @@ def main(args: list[str]) -> None:
     found = resolve(recipe, [*rest, *lists[0]], settings.run, Path.cwd())
     folders = [("--trainer.default_root_dir", str(found.run / f"{number:04}")) for number in range(len(lists))]
     array = tuple((*words, *folder) for words, folder in zip(lists, folders, strict=True))
-    words = train_words(recipe, rest, None)
+    words = train_words(recipe, [*energy_words(load_profile(settings.cluster).site, found), *rest], None)
     job = make_job(settings, found.run, words, array=array, at_a_time=settings.at_a_time)
     launch(job, sweep_findings(job, found, recipe, rest, lists), settings, Console(soft_wrap=True, highlight=False))
 

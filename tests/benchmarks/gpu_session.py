@@ -135,12 +135,13 @@ def gpu_benchmarks() -> set[str]:
 
 def parts(device: str, output: Path) -> list[Part]:
     """All parts in their order. On a CPU the tests are collected only: they need a GPU."""
+    slower = SLOWER if device == "cpu" else 1
     words = ["-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", *gpu_tests()]
-    made = [Part("tests marked gpu", [*words, *(["--collect-only"] if device == "cpu" else [])], 120, results=False)]
+    made = [Part("tests marked gpu", [*words, *(["--collect-only"] if device == "cpu" else [])], 120 * slower, False)]
     for name, limit, on_gpu, on_cpu in SHORT:
         given = shlex.split(on_gpu if device == "cuda" else on_cpu)
         command = [f"tests/benchmarks/{name}.py", "--device", device, *given, "--output", str(output / name)]
-        made.append(Part(name, command, limit * (SLOWER if device == "cpu" else 1)))
+        made.append(Part(name, command, limit * slower))
     return made
 
 
