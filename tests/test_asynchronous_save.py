@@ -2,6 +2,7 @@
 
 import errno
 import os
+import textwrap
 import threading
 import warnings
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import torch
 import yaml
 from toys.command_line import fit_here
 from toys.recipes import clip_recipe
-from toys.runs import SignalAt, assert_equal, assert_same_run
+from toys.runs import SignalAt, assert_equal, assert_same_run, killer, run_training, with_callbacks
 
 from leam_mm.callbacks.asynchronous_save import AsynchronousCheckpointIO, HostCopy
 from leam_mm.callbacks.preemption import EXIT_CODE, Preemption
@@ -186,6 +187,35 @@ def test_a_signal_waits_for_the_file(
         fit_here(recipe, tmp_path)
     assert caught.value.code == EXIT_CODE
     assert [read_checkpoint(file)["global_step"] for file in generations(tmp_path / "run" / "checkpoints")] == [5, 4, 2]
+
+
+SLOW_DISK = """
+    import os, time
+    from lightning.pytorch import Callback
+
+    class SlowDisk(Callback):
+        def on_before_optimizer_step(self, trainer, *_):
+            if trainer.global_step == 3:  # the save after the next step is not complete when the run is killed
+                os.fsync = lambda descriptor: time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_during_a_background_write_resumes_from_the_one_before(
+    tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "slow_disk.py").write_text(textwrap.dedent(SLOW_DISK))
+    recipe = recipe_of(tmp_path / "broken", toy_shards, toy_tokenizer)
+    recipe["checkpoint"]["patience"] = 0.0
+    disturbed = with_callbacks(recipe, {"class_path": "slow_disk.SlowDisk"}, killer(5))
+    assert run_training(disturbed, tmp_path / "broken").returncode == -9
+    folder = tmp_path / "broken" / "checkpoints"
+    assert list(folder.glob("*.tmp-*")) and read_checkpoint(folder)["global_step"] == 2
+    fit_here(recipe, tmp_path / "recipe")
+    fit_here(recipe_of(tmp_path / "whole", toy_shards, toy_tokenizer), tmp_path / "recipe")
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+    assert not list(folder.glob("*.tmp-*"))
 
 
 def test_patience_is_checked(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:

@@ -12,7 +12,7 @@ from toys.recipes import ROOT
 
 def kill(folder: Path, kills: int, kind: str) -> dict:
     command = [sys.executable, str(ROOT / "tests" / "toys" / "killed_saver.py"), str(folder), str(kills), kind]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -22,13 +22,13 @@ def kill(folder: Path, kills: int, kind: str) -> dict:
     return found
 
 
-@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
-def test_after_8_kills_there_is_always_a_checkpoint(kind: str, tmp_path: Path) -> None:
-    kill(tmp_path, 8, kind)
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous", "parts"])
+def test_after_6_kills_there_is_always_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    kill(tmp_path, 6, kind)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous", "parts"])
 def test_after_200_kills_there_is_always_a_checkpoint(kind: str, tmp_path: Path) -> None:
     kill(tmp_path, 200, kind)
