@@ -221,3 +221,24 @@ def test_run_folder_of_one_node_only(cluster: Any, tmp_path: Path) -> None:
 def test_node_whose_task_is_missing(cluster: Any, tmp_path: Path) -> None:
     report, code = on_two_nodes(cluster, tmp_path, "affinity all_reduce --wait 5", "[ $SLURM_PROCID = 1 ] || DOCTOR")
     assert "did not join" in named(report, "answer", 1)["reason"] and code == 1
+
+
+@pytest.mark.gpu
+def test_checks_of_gpus(tmp_path: Path) -> None:
+    """NCCL or RCCL on one device, the matrix product, and torch's attention kernels with their gradients."""
+    names = ["versions", "gpus", "matmul", "attention", "all_reduce", "second_group"]
+    done = program("--json", str(tmp_path / "doctor.json"), "--only", *names)
+    report = json.loads((tmp_path / "doctor.json").read_text())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert named(report, "gpus")["value"] > 0
+    product = named(report, "matrix product")
+    assert product["data"]["device"] == "cuda" and product["value"] > 1
+    attention = named(report, "attention")
+    assert attention["verdict"] == "pass" and attention["data"]["default_error"] < 0.05
+    import torch
+
+    if torch.cuda.device_count() > 1:
+        settings = DoctorSettings(json=tmp_path / "ranks.json")
+        report, _, _ = run_ranks(tmp_path, settings, chosen("matmul", "all_reduce", "second_group"))
+        assert named(report, "all-reduce")["data"]["backend"] == "nccl" and named(report, "all-reduce")["value"] > 1
+        assert named(report, "second process group")["verdict"] == "pass"
