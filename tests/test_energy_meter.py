@@ -17,7 +17,7 @@ from leam_mm.callbacks.energy_counter import (
     GraceHopperCounter,
     RaplCounter,
 )
-from leam_mm.callbacks.energy_meter import EnergyMeter, EnergyRecord
+from leam_mm.callbacks.energy_meter import EnergyMeter, EnergyRecord, node_addresses
 from leam_mm.callbacks.gpu_energy import AmdGpuCounter, NvmlCounter
 from leam_mm.errors import UserError
 
@@ -165,6 +165,27 @@ def test_record_of_an_unmeasured_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert record.record["joules"] is None and record.record["source"] == "not measured"
     assert record.record["estimated_joules"] == pytest.approx(4.0 * record.record["cpu_seconds"])
     assert record.record["cpu_seconds"] > 0
+
+
+def test_gpus_of_a_node_are_those_of_its_ranks() -> None:
+    rows = [[0, 0, 0xC1, 0], [0, 0, 0xC6, 0], [1, 0, 0xC1, 0], [1, 0x10, 0xD1, 0], [1, 0, 0xC1, 0]]
+    assert node_addresses(rows, 0) == ["0000:c1:00", "0000:c6:00"]
+    assert node_addresses(rows, 1) == ["0000:c1:00", "0010:d1:00"]
+    assert node_addresses([[0, -1, -1, -1], [0, 0, 0xC6, 0]], 0) == []  # one is not known: all are counted
+
+
+def test_energy_and_emissions_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", callbacks=[EnergyRecord(grams_per_kwh=500.0)], logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Line())
+    logged = trainer.callback_metrics
+    assert logged["energy/kwh"] > 0
+    assert float(logged["energy/location_co2_kg"]) == pytest.approx(float(logged["energy/kwh"]) * 0.5)
+    assert "energy/market_co2_kg" not in logged  # not given
 
 
 def test_emissions_are_energy_times_factor_and_never_mixed() -> None:

@@ -37,11 +37,11 @@ def program(folder: Path, name: str, code: str) -> list[str]:
 
 def test_failures_and_hangs_are_rows_and_the_rest_goes_on(tmp_path: Path) -> None:
     write = f"out.mkdir()\n(out / 'step.json').write_text({json.dumps(RESULT)!r})"
-    child = "import subprocess\nchild = subprocess.Popen(['sleep', '60'])\n"
+    child = "import subprocess, tempfile\nchild = subprocess.Popen(['sleep', '60'])\n"
+    child += f"Path('{tmp_path}/left').write_text(f'{{child.pid}} {{tempfile.mkdtemp()}}')\n"
     made = [
         Part("fails", program(tmp_path, "fails", "print('first')\nsys.exit('error: no kernel | here')"), 60),
-        Part("hangs", program(tmp_path, "hangs", f"{write}\n{child}Path('{tmp_path}/pid').write_text(str(child.pid))\n"
-                              "time.sleep(60)"), 6),
+        Part("hangs", program(tmp_path, "hangs", f"{write}\n{child}time.sleep(60)"), 6),
         Part("silent", program(tmp_path, "silent", "print('nothing to measure')"), 60),
         Part("works", program(tmp_path, "works", write), 60),
         Part("tests", program(tmp_path, "tests", "print('5 passed, 1 skipped')"), 60, results=False),
@@ -53,10 +53,11 @@ def test_failures_and_hangs_are_rows_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert rows[0].reason == "error: no kernel | here" and rows[1].reason == "took more than 6 s"
     assert rows[1].results == [RESULT]  # what was written before it was stopped
     assert rows[2].reason == "wrote no result: nothing to measure" and rows[4].reason == "5 passed, 1 skipped"
+    pid, scratch = (tmp_path / "left").read_text().split()
     deadline = time.monotonic() + 10
-    while alive(int((tmp_path / "pid").read_text())) and time.monotonic() < deadline:
+    while alive(int(pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not alive(int((tmp_path / "pid").read_text()))
+    assert not alive(int(pid)) and not Path(scratch).exists()  # nothing of it is left
     page = gpu_session.table(rows, FOUND, "make gpu", 100.0)
     assert "failed: error: no kernel \\| here" in page and "stopped: took more than 6 s" in page
     assert "| `step` | 2,000 pair/s | 1,000 pair/s | 2.00 (1.90 to 2.10) | mfu: ours 0.4, peer not known |" in page

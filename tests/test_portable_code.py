@@ -2,9 +2,9 @@
 
 torch calls ROCm devices "cuda", too, so that ``torch.cuda`` and ``device.type == "cuda"`` are right for AMD; what fails
 is code that assumes such a device, or a library without kernels for CPUs. A use is guarded if the same function asks in
-the same line or above: ``torch.cuda.is_available()``, a comparison with "cuda", or ``startswith("cuda")``. That the
-question stands before the use is checked, not what follows from its answer. A function that is called from behind such
-a question is listed with the reason and has a docstring.
+the same line or above: ``torch.cuda.is_available()`` or ``device_count()``, a comparison with "cuda" or "cpu",
+``is_cuda``, or ``startswith("cuda")``. That the question stands before the use is checked, not what follows from its
+answer. A function that is called from behind such a question is listed with the reason and has a docstring.
 """
 
 import ast
@@ -45,13 +45,21 @@ def is_cuda(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and str(node.value).partition(":")[0] == "cuda"
 
 
+def is_text(node: ast.AST, *texts: object) -> bool:
+    """Whether a node is one of these texts."""
+    return isinstance(node, ast.Constant) and node.value in texts
+
+
 def asks(node: ast.AST) -> bool:
     """Whether a node asks if there is a CUDA or ROCm device."""
     if isinstance(node, ast.Call):
         if isinstance(node.func, ast.Attribute) and node.func.attr == "startswith":
             return any(map(is_cuda, node.args))
-        return dotted(node.func) == "torch.cuda.is_available"
-    return isinstance(node, ast.Compare) and any(map(is_cuda, [node.left, *node.comparators]))
+        return dotted(node.func) in HARMLESS
+    if isinstance(node, ast.Attribute):
+        return node.attr == "is_cuda"
+    sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    return any(is_cuda(side) or is_text(side, "cpu") for side in sides)
 
 
 def needs(node: ast.AST) -> str:
@@ -64,22 +72,22 @@ def needs(node: ast.AST) -> str:
     if isinstance(node, ast.Import | ast.ImportFrom):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         return next((f"import {name}" for name in names if name.partition(".")[0] in NVIDIA_ONLY), "")
-    if isinstance(node, ast.Constant) and node.value == "nccl":
-        return '"nccl"'
+    given: list[ast.expr] = []
     if isinstance(node, ast.Call):
-        method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        method = node.func.attr if isinstance(node.func, ast.Attribute) else dotted(node.func)
         if method in ("cuda", "pin_memory"):
             return f".{method}()"
-        given = [*node.args, *(word.value for word in node.keywords)]
-        if method != "startswith" and any(map(is_cuda, given)):
-            return f'{method or dotted(node.func)}(... "cuda")'
-        if any(w.arg == "pin_memory" and isinstance(w.value, ast.Constant) and w.value.value for w in node.keywords):
+        if any(word.arg == "pin_memory" and is_text(word.value, True) for word in node.keywords):
             return "pin_memory=True"
-    if isinstance(node, ast.arguments) and any(map(is_cuda, [*node.defaults, *filter(None, node.kw_defaults)])):
-        return 'default "cuda"'
-    if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and is_cuda(node.value):
-        return 'value "cuda"'
-    return ""
+        given = [] if method == "startswith" else [*node.args, *(word.value for word in node.keywords)]
+        where = f"{method}(...)"
+    elif isinstance(node, ast.arguments):
+        given, where = [*node.defaults, *filter(None, node.kw_defaults)], "default"
+    elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+        given, where = [node.value], "value"
+    if any(map(is_cuda, given)):
+        return f'{where} "cuda"'
+    return f'{where} "nccl"' if any(is_text(value, "nccl") for value in given) else ""
 
 
 def functions(tree: ast.AST, name: str = "") -> Iterator[tuple[str, list[ast.AST]]]:
@@ -129,12 +137,12 @@ BAD = {
     "def f():\n    torch.cuda.synchronize()": "torch.cuda.synchronize",
     "torch.backends.cudnn.benchmark = True": "torch.backends.cudnn.benchmark",
     "def f(model):\n    return model.cuda()": ".cuda()",
-    "def f(x):\n    return x.to('cuda:0')": 'to(... "cuda")',
-    "def f(x):\n    return torch.zeros(3, device='cuda')": 'zeros(... "cuda")',
-    "def f(rank):\n    return torch.device(f'cuda:{rank}')": 'device(... "cuda")',
+    "def f(x):\n    return x.to('cuda:0')": 'to(...) "cuda"',
+    "def f(x):\n    return torch.zeros(3, device='cuda')": 'zeros(...) "cuda"',
+    "def f(rank):\n    return torch.device(f'cuda:{rank}')": 'device(...) "cuda"',
     "def f(device='cuda'):\n    return device": 'default "cuda"',
     "class A:\n    device: str = 'cuda'": 'value "cuda"',
-    "def f():\n    init_process_group('nccl')": '"nccl"',
+    "def f():\n    init_process_group('nccl')": 'init_process_group(...) "nccl"',
     "def f(data):\n    return DataLoader(data, pin_memory=True)": "pin_memory=True",
     "def f(x):\n    return x.pin_memory()": ".pin_memory()",
     "import xformers.ops": "import xformers.ops",
@@ -151,6 +159,10 @@ GOOD = (
     "def f(name):\n    if name.startswith('cuda') and not torch.cuda.is_available():\n        raise ValueError",
     "device: Literal['cpu', 'cuda'] = 'cpu'",
     "def f():\n    return torch.cuda.device_count()",
+    "def f():\n    return [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]",
+    "def f(device):\n    if device.type == 'cpu':\n        return ''\n    return torch.cuda.get_device_name(device)",
+    "def f(tensor):\n    if tensor.is_cuda:\n        torch.cuda.synchronize()",
+    "versions = {'nccl': None}",
 )
 
 

@@ -186,8 +186,18 @@ def used_gpus(trainer: pl.Trainer) -> list[str]:
         return []
     row = torch.tensor([trainer.node_rank, *(own or (-1, -1, -1))], dtype=torch.int64, device=device)
     rows = trainer.strategy.all_gather(row).reshape(-1, 4).tolist()
-    found = [numbers for node, *numbers in rows if node == trainer.node_rank]
-    if any(numbers[0] < 0 for numbers in found):
+    return node_addresses(rows, trainer.node_rank)
+
+
+def node_addresses(rows: Sequence[Sequence[int]], node: int) -> list[str]:
+    """Return the PCI addresses of a node's GPUs; none if one of them is not known.
+
+    Args:
+        rows: Node, PCI domain, bus and device of each rank; -1 where torch does not tell.
+        node: Number of the node.
+    """
+    found = [numbers for place, *numbers in rows if place == node]
+    if any(min(numbers) < 0 for numbers in found):
         return []
     return sorted({f"{domain:04x}:{bus:02x}:{slot:02x}" for domain, bus, slot in found})
 

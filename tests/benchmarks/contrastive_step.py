@@ -57,8 +57,8 @@ EMOJI_LENGTHS = (
     *(17, 17, 7, 3, 3, 2, 3, 4, 2),
 )
 LONGEST = (51, 51, 54, 54, 61, 62, 67)
-# Dense bfloat16 multiply-adds a second, times two, as the makers state them.
-PEAK = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "MI300X": 1307e12}
+# Dense bfloat16 multiply-adds a second, times two, as the makers state them; an MI250X as one die, which is a device.
+PEAK = {"H200": 989e12, "H100": 989e12, "GH200": 989e12, "A100": 312e12, "MI300X": 1307e12, "MI250X": 191.5e12}
 
 
 def caption_lengths(shards: Path | None, tokenizer: Path | None) -> tuple[np.ndarray, str]:

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import measure
@@ -151,16 +152,16 @@ def run_part(part: Part, seconds: float, output: Path) -> Row:
     folder = output / part.name
     shutil.rmtree(folder, ignore_errors=True)
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "benchmarks"), str(ROOT / "tests")])
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
     log = output / f"{part.name.replace(' ', '_')}.log"
     began, meter = time.monotonic(), EnergyMeter().start()
-    with open(log, "wb") as stream:
-        command = [sys.executable, *part.words]
-        job = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT,
-                               start_new_session=True)  # fmt: skip
+    # A part that is stopped leaves its scratch behind, which goes with this folder.
+    with open(log, "wb") as stream, TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": paths}
+        job = subprocess.Popen([sys.executable, *part.words], cwd=ROOT, env=environment | {"TMPDIR": scratch},
+                               stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
         try:
             code = job.wait(timeout=seconds)
-            row.status, row.reason = ("ok", "") if code == 0 else ("failed", "")
+            row.status = "ok" if code == 0 else "failed"
         except subprocess.TimeoutExpired:
             row.status, row.reason = "stopped", f"took more than {seconds:.0f} s"
         finally:
