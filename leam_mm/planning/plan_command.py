@@ -17,6 +17,7 @@ from leam_mm.planning.data_needs import (
 )
 
 if TYPE_CHECKING:
+    from leam_mm.planning.cluster_profile import ClusterProfile
     from leam_mm.planning.cost_plan import Plan
     from leam_mm.planning.memory_fit import MemoryModel
 
@@ -34,6 +35,7 @@ class PlanOptions:
         samples: Samples seen; by default the recipe's max_samples.
         caption_tokens: Mean tokens per caption; by default the context length, an upper bound.
         mfu: Measured model FLOPs utilization; by default the profile's range.
+        calibration: File of ``calibrate`` for this recipe on one of these devices, in place of --mfu.
         goodput: Share of the wall time in which training proceeds; by default an assumed range.
         quota: Granted device hours, to print the share that the run takes.
         euro_per_gpu_hour: Price of a device hour for the equivalent in a cloud; by default the profile's.
@@ -51,6 +53,7 @@ class PlanOptions:
     samples: PositiveInt | None = None
     caption_tokens: PositiveInt | None = None
     mfu: Annotated[float, Range(above=0, most=1)] | None = None
+    calibration: Path | None = None
     goodput: Annotated[float, Range(above=0, most=1)] | None = None
     quota: PositiveFloat | None = None
     euro_per_gpu_hour: NonNegativeFloat | None = None
@@ -72,6 +75,26 @@ def parse_start(text: str | None) -> datetime | None:
         raise UserError(f"--start {text} is no date: give one such as 2026-12-01 or 2026-12-01T08:00") from None
 
 
+def measured_mfu(file: Path, profile: "ClusterProfile") -> float:
+    """Return the utilization that a calibration measured, relative to the peak of a profile.
+
+    Raises:
+        UserError: The file does not hold it, the profile has no peak, or the file is of a faster device.
+    """
+    from leam_mm.planning.calibration import load_calibration
+
+    speed, peak = load_calibration(file).sustained_tflops, profile.gpu.peak_tflops.value
+    if speed is None or peak is None:
+        lacking = f"{profile.name}: gpu.peak_tflops is" if peak is None else f"{file}: model_flops_per_sample is"
+        raise UserError(f"{lacking} not known: give --mfu in place of --calibration")
+    if not 0 < speed <= peak:
+        raise UserError(
+            f"{file}: {speed:g} TFLOP/s were measured, more than the peak of {peak:g} in {profile.name}: calibrate on "
+            "that cluster"
+        )
+    return speed / peak
+
+
 def show_plan(options: PlanOptions) -> int:
     """Print the plan and return the exit code."""
     start = parse_start(options.start)
@@ -83,13 +106,14 @@ def show_plan(options: PlanOptions) -> int:
 
     trust_modules(options.trust)
     profile, recipe = load_profile(options.cluster), read_recipe(options.recipe)
+    mfu = options.mfu if options.calibration is None else measured_mfu(options.calibration, profile)
     plan = plan_run(
         recipe,
         profile,
         options.nodes,
         samples=options.samples,
         caption_tokens=options.caption_tokens,
-        mfu=options.mfu,
+        mfu=mfu,
         goodput=options.goodput,
         quota_gpu_hours=options.quota,
         euro_per_gpu_hour=options.euro_per_gpu_hour,

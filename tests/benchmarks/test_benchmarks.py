@@ -38,6 +38,7 @@ BENCHMARKS = (
     "checkpoint_saves",
     "personal_data_rates",
     "detectors",
+    "weak_scaling",
 )
 
 
