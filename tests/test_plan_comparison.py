@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_calibration import CALIBRATION
+from toys.calibrations import CALIBRATION
 from toys.command_line import fit_here
 from toys.recipes import clip_recipe
 

@@ -72,7 +72,7 @@ def calibrate(files: Sequence[Path], budget: Budget = Budget()) -> Calibration |
     bandwidth, ranks, backend = measure_allreduce()
     if not first_rank():
         return None
-    times = timed_run(recipe, budget.training)
+    times, resolved = timed_run(recipe, budget.training)
     batch, first, callbacks = summarize(times, recipe)
     validations = [Cost(*one) for one in times["validations"]]
     try:
@@ -101,7 +101,7 @@ def calibrate(files: Sequence[Path], budget: Budget = Budget()) -> Calibration |
         checkpoint_bytes=int(times["checkpoint_bytes"]),
         model_flops_per_sample=per_sample,
         gemm_tflops=measure_product(str(times["device"]) != "cpu", str(trainer.get("precision")), budget.product),
-        load_samples_per_core_second=measure_loading(recipe, int(times["samples"]), budget.loading),
+        load_samples_per_core_second=measure_loading(resolved, int(times["samples"]), budget.loading),
         allreduce_bytes_per_second=bandwidth,
         ranks=ranks,
         backend=backend,
@@ -143,8 +143,8 @@ def timed_recipe(recipe: Mapping[str, Any], folder: Path, seconds: float) -> dic
     return timed
 
 
-def timed_run(recipe: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Train for some seconds with train.py and return what the clock has written.
+def timed_run(recipe: Mapping[str, Any], seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train for some seconds with train.py; return what the clock has written, and the resolved config.
 
     Raises:
         UserError: The run fails.
@@ -172,7 +172,7 @@ def timed_run(recipe: Mapping[str, Any], seconds: float) -> dict[str, Any]:
             lines = (done.stderr.strip() or done.stdout.strip() or "it wrote nothing").splitlines()
             reason = lines[-1].removeprefix("error: ")
             raise UserError(f"the recipe's run fails on this machine ({reason}): correct it, then calibrate")
-        return parse_object(times.read_bytes())
+        return parse_object(times.read_bytes()), yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def summarize(times: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[Cost, Cost, dict[str, Cost]]:
@@ -256,7 +256,13 @@ def measure_product(accelerated: bool, precision: str, seconds: float) -> float:
 
 
 def measure_loading(recipe: Mapping[str, Any], batch_size: int, seconds: float) -> float | None:
-    """Return the samples that the recipe's loader decodes in a second of one core; None for foreign data modules."""
+    """Return the samples that the loader decodes in a second of one core; None for foreign data modules.
+
+    Args:
+        recipe: Resolved config, with the defaults of the data module.
+        batch_size: Samples of a batch.
+        seconds: How long to measure.
+    """
     trust_modules(name for name in class_names(recipe) if "." in name)
     section = copy.deepcopy(dict(recipe["data"]))
     section["init_args"] |= {"batch_size": batch_size}
