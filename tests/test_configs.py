@@ -27,11 +27,15 @@ from leam_mm.pipeline import read_pipeline
 
 
 def kind(path: Path) -> str:
+    if path.parent.name == "clusters":
+        return "profile"  # see test_cluster_profiles.py
     first = path.stem.partition("_")[0]
     return first if first in ("pipeline", "evaluate", "overlay", "vet", "sources") else "recipe"
 
 
-FILES: dict[str, list[Path]] = {name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources")}
+FILES: dict[str, list[Path]] = {
+    name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources", "profile")
+}
 for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
 

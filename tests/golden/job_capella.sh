@@ -30,6 +30,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Compute nodes need no internet.
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 WANDB_MODE=offline
 export PYTHONPATH=/repository${PYTHONPATH:+:$PYTHONPATH}
+# A port of the job's own: jobs may share a node.
+export MASTER_PORT=$((10240 + SLURM_JOB_ID % 22000))
 # End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
 LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
 export LEAM_JOB_END

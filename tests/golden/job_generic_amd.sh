@@ -32,6 +32,8 @@ export PYTHONPATH=/repository${PYTHONPATH:+:$PYTHONPATH}
 export MIOPEN_CUSTOM_CACHE_DIR="/tmp/miopen-$SLURM_JOB_ID/cache"
 export MIOPEN_USER_DB="/tmp/miopen-$SLURM_JOB_ID/config"
 export MIOPEN_USER_DB_PATH="/tmp/miopen-$SLURM_JOB_ID/config"
+# A port of the job's own: jobs may share a node.
+export MASTER_PORT=$((10240 + SLURM_JOB_ID % 22000))
 # End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
 LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
 export LEAM_JOB_END

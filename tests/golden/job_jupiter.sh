@@ -36,6 +36,8 @@ export NCCL_SOCKET_IFNAME="ib0"
 export NCCL_SOCKET_FAMILY="AF_INET"
 export GLOO_USE_IPV6="0"
 export TORCH_CUDNN_SDPA_ENABLED="0"
+# A port of the job's own: jobs may share a node.
+export MASTER_PORT=$((10240 + SLURM_JOB_ID % 22000))
 # End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
 LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
 export LEAM_JOB_END

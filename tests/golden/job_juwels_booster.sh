@@ -37,6 +37,8 @@ export GLOO_SOCKET_IFNAME="ib0"
 export UCX_TLS="^cma"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)i" # name in the fast network
 export MASTER_ADDR
+# A port of the job's own: jobs may share a node.
+export MASTER_PORT=$((10240 + SLURM_JOB_ID % 22000))
 # End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
 LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
 export LEAM_JOB_END

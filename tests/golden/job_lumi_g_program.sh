@@ -47,6 +47,8 @@ export MIOPEN_USER_DB_PATH="/tmp/miopen-$SLURM_JOB_ID/config"
 export NCCL_DMABUF_ENABLE="0"
 export FI_HMEM_ROCR_USE_DMABUF="0"
 export HSA_NO_SCRATCH_RECLAIM="1"
+# A port of the job's own: jobs may share a node.
+export MASTER_PORT=$((10240 + SLURM_JOB_ID % 22000))
 # End of the job, in seconds since 1970; older versions of Slurm do not set SLURM_JOB_END_TIME.
 LEAM_JOB_END=${SLURM_JOB_END_TIME:-$(date -d "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %e)" +%s 2>/dev/null)}
 export LEAM_JOB_END

@@ -30,6 +30,7 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 # AuthInfo: a requeued job waits for cred_expire before it starts again, two minutes by default.
 CONFIG = """
     ClusterName=test
+    FirstJobId={first}
     SlurmctldHost={host}(127.0.0.1)
     SlurmctldPort={controller}
     SlurmctldTimeout=60
@@ -193,7 +194,8 @@ def prepare(folder: Path) -> None:
     key.chmod(0o400)
     host = socket.gethostname().split(".")[0]
     ports = {name: free_port() for name in ("controller", *NODES)}
-    (folder / "slurm.conf").write_text(textwrap.dedent(CONFIG).format(folder=folder, host=host, **ports))
+    first = int.from_bytes(os.urandom(2)) % 9000 + 1  # ports of jobs follow their ids: two clusters may share a machine
+    (folder / "slurm.conf").write_text(textwrap.dedent(CONFIG).format(folder=folder, host=host, first=first, **ports))
     (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
     for number in range(4):
         os.mknod(folder / f"gpu{number}", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # /dev/null by another name
