@@ -118,6 +118,7 @@ def test_ipv6_of_a_cluster_without_it() -> None:
     target = Target(ALONE, ClusterProfile("x", "X", network=Network(ipv6=fact(False))))
     result = only(network_checks.check_ipv6(target, {"GLOO_USE_IPV6": "0"}))
     assert result.verdict == "warn" and result.fix == "export NCCL_SOCKET_FAMILY=AF_INET"
+    assert result.expected == "no (a test, 2026-11)"
     env = {"GLOO_USE_IPV6": "0", "NCCL_SOCKET_FAMILY": "AF_INET"}
     assert only(network_checks.check_ipv6(target, env)).verdict == "pass"
 

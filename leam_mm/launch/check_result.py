@@ -44,7 +44,8 @@ def not_run(name: str, reason: str, fix: str = "") -> CheckResult:
 
 def expected(fact: Fact, unit: str = "", before: str = "") -> str:
     """Return what a profile expects with its source, or "" if nobody knows it."""
-    words = [before, str(fact.value), unit]
+    value = {True: "yes", False: "no"}[fact.value] if isinstance(fact.value, bool) else str(fact.value)
+    words = [before, value, unit]
     return " ".join(word for word in words if word) + f" ({fact.source}, {fact.date})" if fact.known else ""
 
 
