@@ -25,7 +25,7 @@ FOUND = {
 }
 RESULT = {
     "name": "step", "ours": {"per_second": 2000.0, "unit": "pair"}, "peer": {"per_second": 1000.0, "unit": "pair"},
-    "ratio": 2.0, "ratio_interval": {"low": 1.9, "high": 2.1}, "mfu": {"ours": 0.4, "peer": None},
+    "ratio": 2.0, "ratio_interval": {"low": 1.9, "high": 2.1, "confidence": 0.94}, "mfu": {"ours": 0.4, "peer": None},
 }  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def test_failures_and_hangs_are_rows_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert not alive(int(pid)) and not Path(scratch).exists()  # nothing of it is left
     page = gpu_session.table(rows, FOUND, "make gpu", 100.0)
     assert "failed: error: no kernel \\| here" in page and "stopped: took more than 6 s" in page
-    assert "| `step` | 2,000 pair/s | 1,000 pair/s | 2.00 (1.90 to 2.10) | mfu: ours 0.4, peer not known |" in page
+    assert "| `step` | 2,000 pair/s | 1,000 pair/s | 2.00 (1.90 to 2.10, 94%) | mfu: ours 0.4, peer not known |" in page
     assert "5 passed, 1 skipped" in page and "a GPU, 80.0 GiB; driver NVIDIA 1.2; torch 2.11.0 (CUDA 13)" in page
     assert "`loader`" in page and "not a GPU benchmark" in page
     rows_of_table = [line for line in page.splitlines() if line.startswith("|")]
@@ -132,3 +132,5 @@ def test_session_without_the_device_is_refused(tmp_path: Path) -> None:
 def test_row_without_energy_is_not_measured() -> None:
     page = gpu_session.table([Row("x", "ok", joules=3600.0, coverage="gpu"), Row("y", "ok")], FOUND, "c", 1.0)
     assert "1 Wh (gpu)" in page and "not measured" in page
+    page = gpu_session.table([Row("z", "ok", results=[RESULT | {"mfu": "not measured, no GPU"}])], FOUND, "c", 1.0)
+    assert "mfu: not measured, no GPU" in page

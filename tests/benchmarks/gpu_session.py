@@ -137,6 +137,7 @@ def gpu_benchmarks() -> set[str]:
 def parts(device: str, output: Path) -> list[Part]:
     """All parts in their order. On a CPU the tests are collected only: they need a GPU."""
     slower = SLOWER if device == "cpu" else 1
+    output = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output  # commands that others can repeat
     words = ["-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", *gpu_tests()]
     made = [Part("tests marked gpu", [*words, *(["--collect-only"] if device == "cpu" else [])], 120 * slower, False)]
     for name, limit, on_gpu, on_cpu in SHORT:
@@ -236,7 +237,7 @@ def table(rows: Sequence[Row], found: dict[str, Any], command: str, spent: float
         f"Python {found['python']}; {hardware['processor']}, {hardware['cores']} cores; {found['measured_at']}; "
         f"`{command}`, {spent:.0f} s.",
         "",
-        "| what | ours | peer | ratio, peer / ours by the wall (95 %) | further | energy of the part | command |",
+        "| what | ours | peer | ratio, peer / ours by the wall (interval, confidence) | further | energy | command |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -251,7 +252,9 @@ def table(rows: Sequence[Row], found: dict[str, Any], command: str, spent: float
             sides = [f"{result[side]['per_second']:,.4g} {result[side]['unit']}/s" if side in result else ""
                      for side in ("ours", "peer")]  # fmt: skip
             sure = result.get("ratio_interval")
-            ratio = f"{result['ratio']:.2f} ({sure['low']:.2f} to {sure['high']:.2f})" if sure else ""
+            ratio = ""
+            if sure:
+                ratio = f"{result['ratio']:.2f} ({sure['low']:.2f} to {sure['high']:.2f}, {sure['confidence']:.0%})"
             once = [energy, f"`{row.command}`"] if number == 0 else ["", ""]
             lines.append(_line([f"`{result['name']}`", *sides, ratio, "; ".join(further), *once]))
     others = sorted(set(BENCHMARKS) - gpu_benchmarks())
@@ -259,7 +262,9 @@ def table(rows: Sequence[Row], found: dict[str, Any], command: str, spent: float
     return "\n".join(lines) + "\n"
 
 
-def _sides(name: str, numbers: dict[str, Any]) -> str:
+def _sides(name: str, numbers: dict[str, Any] | str) -> str:
+    if not isinstance(numbers, dict):  # such as "not measured"
+        return f"{name}: {numbers}"
     words = [f"{side} {'not known' if value is None else f'{value:.3g}'}" for side, value in numbers.items()]
     return f"{name}: {', '.join(words)}"
 
