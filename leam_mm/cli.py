@@ -234,7 +234,8 @@ class LeamCLI(LightningCLI):
         if subcommand == "fit":
             self._decide()
         alone = subcommand == "fit" and self.trainer.is_global_zero
-        with run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext():
+        lock = run_lock(Path(self.trainer.default_root_dir) / LOCK) if alone else nullcontext()
+        with lock, self._watchdog.meeting(self.trainer) if subcommand == "fit" else nullcontext():
             if alone and self._damaged is not None:
                 sound_checkpoint(self._damaged, replace=True)  # the other ranks read the file later
             try:
@@ -273,11 +274,12 @@ class LeamCLI(LightningCLI):
         last = next((n for n, one in enumerate(callbacks) if isinstance(one, Checkpoint)), len(callbacks))
         callbacks.insert(last, Preemption())
         callbacks.append(LastSave())
-        watchdog = next(one for one in callbacks if isinstance(one, Watchdog))
-        callbacks.remove(watchdog)
-        callbacks.insert(0, watchdog)
-        callbacks.append(AfterCallbacks(watchdog))
-        watchdog.configure(trainer)
+        self._watchdog = next(one for one in callbacks if isinstance(one, Watchdog))
+        callbacks.remove(self._watchdog)
+        callbacks.insert(0, self._watchdog)
+        callbacks.append(AfterCallbacks(self._watchdog))
+        if self.subcommand == "fit":
+            self._watchdog.configure(trainer)
         for bar in (one for one in callbacks if isinstance(one, RichProgressBar)):
             bar.theme.metrics_format = ".4g"  # by default it shows a small learning rate as 0.000
         return trainer

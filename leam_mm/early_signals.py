@@ -7,12 +7,12 @@ others waiting, and no script would know that the job is to continue. leam_mm/ca
 import signal
 from types import FrameType
 
-NOTED = (signal.SIGUSR1, signal.SIGTERM)
+NOTED = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 _received: list[int] = []
 
 
 def note_early_signals() -> None:
-    """Note USR1 and TERM from now on, unless somebody else handles them. A second TERM ends the process at once."""
+    """Note USR1, USR2 and TERM, unless somebody else handles them. A second TERM ends the process at once."""
     for number in NOTED:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _note)

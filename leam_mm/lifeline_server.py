@@ -135,7 +135,7 @@ class LifelineServer(threading.Thread):
                 line = f"{one.rank.name} (process {one.rank.pid}) died without a message, as after a kill"
                 return Verdict("died", (one.rank.number,), line)
         for one in present:
-            if not one.closed and now - one.heard > self.limit:
+            if not one.closed and one.failure is None and now - one.heard > self.limit:
                 return _silent(one, self.limit)
         for one in sorted(present, key=lambda one: bool(one.failure and one.failure[1] == "lost")):
             if one.failure is not None and now - one.failure[0] > GRACE:
@@ -146,6 +146,8 @@ class LifelineServer(threading.Thread):
     def _stuck(self, present: list[_Watched], now: float) -> Verdict | None:
         least = min((one.status.passed for one in present), default=0)
         last = [one for one in present if one.status.passed == least]
+        # Those in a collective wait for those that are not, if there are any.
+        last = [one for one in last if not one.status.waits] or last
         if not last or not all(now - one.moved > one.status.allowed for one in last):
             return None
         quiet = next((one for one in last if now - one.heard > 5 * interval(self.limit)), None)

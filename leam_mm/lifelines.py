@@ -79,12 +79,14 @@ class Status:
         ticks: The same, and signs of progress between them.
         where: What it does now, in words.
         allowed: Seconds without progress that are allowed here.
+        waits: Whether it is in a collective, in which it may wait for another rank.
     """
 
     passed: int = 0
     ticks: int = 0
     where: str = "starts"
     allowed: float = 3600.0
+    waits: bool = False
 
 
 def interval(limit: float) -> float:

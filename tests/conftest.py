@@ -16,6 +16,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import pytest
 import torch
+from toys.namespaces import hosts
 from toys.published import fetch_setting
 from toys.ranks import mesh
 from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
@@ -25,7 +26,7 @@ from toys.slurm import cluster, two_nodes
 
 from leam_mm.callbacks.compilation import probe
 
-__all__ = ["cluster", "fetch_setting", "mesh", "server", "two_nodes"]
+__all__ = ["cluster", "fetch_setting", "hosts", "mesh", "server", "two_nodes"]
 torch.set_num_threads(1)
 
 

@@ -14,7 +14,7 @@ import yaml
 from toys.recipes import ROOT, clip_recipe
 from toys.runs import assert_same_run, last_checkpoint
 
-from leam_mm.callbacks.watchdog import EXIT_CODE
+from leam_mm.callbacks.emergency_exit import EXIT_CODE
 
 LIMIT = 10.0
 FAULTY = """

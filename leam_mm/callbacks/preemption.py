@@ -1,7 +1,7 @@
-"""Preemption: after a signal, save a checkpoint at the next optimizer step and exit.
+"""Preemption: after a signal, or when the job's time is nearly over, save a checkpoint at the next step and exit.
 
-SIGUSR1, SIGTERM and SIGHUP exit with code 75. SIGINT (Ctrl-C) exits with code 130, since a person wants the run to end
-and no script shall requeue it; a second one ends it at once.
+SIGUSR1, SIGUSR2 (submitit), SIGTERM, SIGHUP and the end of the time exit with code 75. SIGINT (Ctrl-C) exits with code
+130, since a person wants the run to end and no script shall requeue it; a second one ends it at once.
 
 Lightning saves inside the signal handler, in the middle of a step, where collectives can hang. Here the handler only
 sets a flag. All ranks exchange it after each optimizer step, save together and exit with code 75 (EX_TEMPFAIL in
@@ -13,24 +13,26 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from leam_mm.callbacks.save_failures import save_or_fail
+from leam_mm.callbacks.save_failures import RetriedCheckpointIO, save_or_fail
+from leam_mm.callbacks.time_left import TimeLeft, job_end
 from leam_mm.distributed import any_rank
 from leam_mm.early_signals import early_signal
 
 EXIT_CODE, INTERRUPTED = 75, 130
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 LAST_SECONDS = 60  # time limit for the exit of a rank after saving
 log = logging.getLogger(__name__)
 
 
 class Preemption(Callback):
-    """Save a checkpoint and exit after an optimizer step if one of ``SIGNALS`` was received."""
+    """Save a checkpoint and exit after an optimizer step if one of ``SIGNALS`` was received or the time is over."""
 
     def __init__(self) -> None:
         """Register the wait for child ranks at exit."""
@@ -38,7 +40,9 @@ class Preemption(Callback):
         self._previous: dict[int, Any] = {}
         self._steps = 0
         self._saved: str | None = None
+        self._reason = "signal received"
         self._code = EXIT_CODE
+        self.time_left = TimeLeft(None)
         self._children: list[subprocess.Popen] = []
         # Registered before the cleanup of the process group, so called after it: the cleanup needs all ranks.
         atexit.register(self._wait_for_children)
@@ -53,9 +57,10 @@ class Preemption(Callback):
         self.received = number
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Handle SIGUSR1 before the first step; its default action would kill the run."""
+        """Handle SIGUSR1 and SIGUSR2 before the first step; their default action would kill the run."""
         if stage == "fit":
-            self._install(signal.SIGUSR1)
+            self.time_left = TimeLeft(job_end(os.environ, time.time()))
+            self._install(signal.SIGUSR1, signal.SIGUSR2)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers in place of those of Lightning, whose handler of SIGTERM waits for the first rank."""
@@ -83,12 +88,15 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save a checkpoint after an optimizer step if any rank received a signal."""
+        """Save a checkpoint after an optimizer step if any rank received a signal, or has no time left."""
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        if not any_rank(self.received is not None, pl_module.device):
+        over = self.time_left.is_over()
+        if not any_rank(self.received is not None or over, pl_module.device):
             return
+        if self.received is None:
+            self._reason = "the job's time is nearly over" if over else "another rank got a signal or has no time left"
         # The other ranks can exit only after the save, which synchronizes all ranks.
         self._release_children(trainer)
         path = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback else trainer.default_root_dir  # type: ignore[attr-defined]
@@ -115,9 +123,25 @@ class Preemption(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Exit before the next batch, after the loggers have written the metrics of the last step."""
         if self._saved is not None:
-            words = "signal received: saved %s, exiting with code %d; the same command resumes"
-            log.warning(words, self._saved, self._code)
+            words = "%s: saved %s, exiting with code %d; the same command resumes"
+            log.warning(words, self._reason, self._saved, self._code)
             raise SystemExit(self._code)
+        self._end_pause(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the start of a save; the next hook comes after its end."""
+        self.time_left.save_begins()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not count a validation as a step."""
+        self._end_pause(trainer)
+        self.time_left.forget_step()
+
+    def _end_pause(self, trainer: Trainer) -> None:
+        self.time_left.pause_ends()
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, RetriedCheckpointIO):  # it may write in the background
+            self.time_left.longest_save = max(self.time_left.longest_save, writer.longest)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the previous signal handlers."""

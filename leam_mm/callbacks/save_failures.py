@@ -1,5 +1,6 @@
 """Failed checkpoints: a full disk does not end a run, which tries again at the next interval and at the end."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ class RetriedCheckpointIO(AtomicCheckpointIO):
     checkpoints older than the newest good one make room for the new one.
     """
 
+    longest = 0.0  # seconds of the longest save so far
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write the file, or keep the last one."""
+        began = time.monotonic()
         try:
             try:
                 super().save_checkpoint(checkpoint, path, storage_options)
@@ -31,6 +35,7 @@ class RetriedCheckpointIO(AtomicCheckpointIO):
                     raise
                 super().save_checkpoint(checkpoint, path, storage_options)
             self.failure = None
+            self.longest = max(self.longest, time.monotonic() - began)
         except Exception as error:
             if system_fault(error) is None:
                 raise

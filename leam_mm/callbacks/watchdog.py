@@ -10,39 +10,33 @@ YAML:
 """
 
 import atexit
-import faulthandler
-import logging
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from leam_mm.callbacks.emergency_exit import LEAVING, EmergencyExit
 from leam_mm.errors import UserError, one_line, user_error
-from leam_mm.files import atomic_write, write_text
 from leam_mm.lifeline_server import LifelineServer
 from leam_mm.lifelines import GRACE, Lifeline, Rank, Status, Verdict, interval, process_start
 from leam_mm.rank_errors import lost_connection
+from leam_mm.rank_meeting import MeetingAlarm, Place, meeting_fault
 from leam_mm.system_fault import fault_line
 
-EXIT_CODE, FAILED = 76, 1
-FOLDER = "watchdog"
-WRITING = 5.0  # seconds for the stacks: the file system may be what is stuck
-LEAVING = 3.0  # seconds in which a process that must end does so by itself
 MARGIN = 60  # seconds by which the time-out of collectives is longer: it ends a run without a name
-log = logging.getLogger(__name__)
 
 
 class Watchdog(Callback):
@@ -66,26 +60,69 @@ class Watchdog(Callback):
         self.limit, self.pause, self.join = limit, float(pause), float(join)
         self._status = Status(allowed=self.pause)
         self._ranks: list[Rank] = []
-        self._rank, self._local_rank = 0, 0
-        self._run = Path()
-        self._children: list[subprocess.Popen] = []
+        self._rank = 0
         self._server: LifelineServer | None = None
         self._line: Lifeline | None = None
+        self._exit = EmergencyExit(Path(), [], 0, [])
+        self._alarm: MeetingAlarm | None = None
+        self._met = False
 
     def configure(self, trainer: Trainer) -> None:
-        """Set the time in which the ranks must meet."""
-        if trainer.world_size > 1 and hasattr(trainer.strategy, "_timeout"):
+        """Set the time-out of the process group.
+
+        Raises:
+            UserError: There are several nodes, and nothing says where they meet.
+        """
+        if trainer.world_size == 1:
+            return
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment):
+            missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+            if missing:
+                raise UserError(
+                    f"trainer.num_nodes is {trainer.num_nodes}, but {', '.join(missing)} is not set: start the nodes "
+                    "with srun or torchrun, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each of them"
+                )
+        if hasattr(trainer.strategy, "_timeout"):
             trainer.strategy._timeout = timedelta(seconds=self.join)
+
+    @contextmanager
+    def meeting(self, trainer: Trainer) -> Iterator[None]:
+        """Limit the time in which the ranks meet, which begins now.
+
+        Raises:
+            UserError: They did not meet.
+        """
+        if trainer.world_size == 1:
+            yield
+            return
+        place = Place(trainer.global_rank, trainer.world_size, self.join)
+
+        def end_children() -> None:
+            children = list(getattr(trainer.strategy.launcher, "procs", []))
+            EmergencyExit(Path(), [], 0, children).end_children(LEAVING)
+
+        self._alarm = MeetingAlarm(place, end_children)
+        try:
+            yield
+        except Exception as error:
+            if not self._met:
+                end_children()  # they would wait for this rank
+            first_use = "nccl" in str(error).lower()  # NCCL connects in the first collective
+            if self._met or not lost_connection(error) or (dist.is_initialized() and not first_use):
+                raise
+            raise UserError(meeting_fault(error, place)) from None
+        finally:
+            self._alarm.cancel()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Connect the ranks."""
         if stage != "fit" or trainer.world_size == 1:
             return
-        self._set_timeouts()
+        self._has_met()
         if self.limit is None:
             return
-        self._rank, self._local_rank = trainer.global_rank, trainer.local_rank
-        self._run = Path(trainer.default_root_dir)
+        self._rank = trainer.global_rank
         first = self._rank == 0
         token = secrets.token_hex(16)
         self._server = LifelineServer(self.limit, token) if first else None
@@ -96,32 +133,43 @@ class Watchdog(Callback):
         port, token = everyone[0][1]
         if self._server is not None:
             self._server.watch(self._ranks)
+        self._exit = EmergencyExit(Path(trainer.default_root_dir), self._ranks, self._rank, self._children(trainer))
         address = ("127.0.0.1" if first else os.environ["MASTER_ADDR"], port)
         try:
-            self._line = Lifeline(address, token, self._ranks, self._rank, self.limit, lambda: self._status, self._end)
+            self._line = Lifeline(address, token, self._ranks, self._rank, self.limit, self._report, self._exit)
         except OSError as error:
             raise UserError(
                 f"rank {self._rank} on {mine[0]} cannot reach {address[0]} port {port} ({error.strerror or error}): "
                 "open the ports between the nodes, or set watchdog.limit to null to train without the watchdog"
             ) from None
         self._line.start()
-        self._take_children(trainer)
 
-    def _set_timeouts(self) -> None:
-        """Let collectives wait longer than the watchdog, also those of a mesh."""
+    def _has_met(self) -> None:
+        """Let collectives, also those of a mesh, wait longer than the watchdog."""
+        self._met = True
+        if self._alarm is not None:
+            self._alarm.cancel()
         longest = timedelta(seconds=max(self.limit or 0, self.pause) + MARGIN)
+        set_timeout = (
+            getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        )  # of torch before 2.15
         for group in list(getattr(dist.distributed_c10d._world, "pg_map", {})):
             with suppress(RuntimeError, ValueError, AttributeError):
-                dist.distributed_c10d._set_pg_timeout(longest, group)
+                set_timeout(longest, group)
 
-    def _take_children(self, trainer: Trainer) -> None:
-        """Take the ranks that Lightning started from its observer, which would kill this process at once."""
+    def _children(self, trainer: Trainer) -> list[subprocess.Popen]:
+        """Return the ranks that Lightning started, without its observer, which would kill this process at once."""
         launcher = trainer.strategy.launcher
-        children: list[subprocess.Popen] | None = getattr(launcher, "procs", None)
-        if launcher is not None and children:
-            self._children = list(children)
-            launcher.procs = list(children)  # type: ignore[attr-defined]
-            children.clear()  # the observer polls this list
+        watched: list[subprocess.Popen] | None = getattr(launcher, "procs", None)
+        if launcher is None or not watched:
+            return []
+        children = list(watched)
+        launcher.procs = list(children)  # type: ignore[attr-defined]
+        watched.clear()  # the observer polls this list
+        return children
+
+    def _report(self) -> Status:
+        return replace(self._status, waits=in_collective())
 
     def _pass(self, where: str, allowed: float | None, counted: bool = True) -> None:
         before = self._status
@@ -143,6 +191,14 @@ class Watchdog(Callback):
     ) -> None:
         """Count the end of a step; other callbacks may now evaluate, draw and save."""
         self._pass(f"is in the callbacks after step {trainer.global_step}", None)
+
+    def before_forward(self) -> None:
+        """Count that the callbacks at the start of a step are done."""
+        self._pass(self._status.where, self._status.allowed)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        """Count the forward pass."""
+        self._pass(self._status.where, self._status.allowed)
 
     def after_callbacks(self, where: str) -> None:
         """Count the end of all callbacks; the next batch is read."""
@@ -182,11 +238,11 @@ class Watchdog(Callback):
         if self._server is not None and not lost:
             self._server.announce(f"{self._ranks[0].name} failed: {line}")
         self._line.report_failure("lost" if lost else "failed", line)
-        atexit.register(self._end_children, GRACE + LEAVING)
+        atexit.register(self._exit.end_children, GRACE + LEAVING)
         if lost and self.limit is not None:
             self._line.join(GRACE + 4 * interval(self.limit) + LEAVING)  # it ends the process
             me = self._ranks[self._rank]
-            self._end(Verdict("lost", (), f"{me.name} lost the connection to another rank ({line})"))
+            self._exit(Verdict("lost", (), f"{me.name} lost the connection to another rank ({line})"))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End the watch as planned; after a failure the lifelines stay, so that the other ranks hear of it."""
@@ -201,76 +257,15 @@ class Watchdog(Callback):
             self._server.close()
             self._server = None
 
-    def _end(self, verdict: Verdict) -> None:
-        """Write the stacks, print the line, end what is left on this host, and end this process."""
-        me = self._ranks[self._rank]
-        mine = self._rank in verdict.ranks
-        if mine and verdict.kind == "failed":
-            time.sleep(LEAVING)  # its error is being printed
-        writing = threading.Thread(target=self._write, args=(verdict,), daemon=True)
-        writing.start()
-        writing.join(WRITING)
-        here = [rank for rank in self._ranks if rank.host == me.host and rank.number not in verdict.ranks]
-        first = (here or [me])[0].number == self._rank
-        if first:
-            stacks = self._run / FOLDER
-            words = "the same command resumes from the last checkpoint"
-            with suppress(OSError, ValueError):
-                print(f"error: {verdict.line}; stacks are in {stacks}; {words}", file=sys.stderr, flush=True)
-            self._kill([rank for rank in self._ranks if rank.number in verdict.ranks and rank.host == me.host])
-        self._end_children()
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(FAILED if verdict.kind == "failed" else EXIT_CODE)
 
-    def _kill(self, ranks: list[Rank]) -> None:
-        """Kill ranks of this host that do not end by themselves: a stopped process keeps its memory and its locks."""
-        limit = time.monotonic() + LEAVING
-        for rank in ranks:
-            while rank.started and process_start(rank.pid) == rank.started and rank.number != self._rank:
-                if time.monotonic() > limit:
-                    with suppress(OSError):
-                        os.kill(rank.pid, signal.SIGKILL)
-                    break
-                time.sleep(0.05)
-
-    def _end_children(self, seconds: float = LEAVING) -> None:
-        limit = time.monotonic() + seconds
-        for child in self._children:
-            try:
-                child.wait(max(0.0, limit - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-
-    def _write(self, verdict: Verdict) -> None:
-        """Write the stacks of all threads, and torch's record of the last collectives."""
-        folder = self._run / FOLDER
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(folder / f"rank-{self._rank}.txt") as temporary, open(temporary, "x") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {verdict.line}\n\n")
-                file.flush()
-                faulthandler.dump_traceback(file, all_threads=True)
-        record = collectives()
-        if record is not None:
-            with suppress(OSError):
-                write_text(folder / f"rank-{self._rank}.collectives.json", record)
-
-
-def collectives() -> str | None:
-    """Return torch's record of the last collectives of this rank as JSON text, if it keeps one."""
-    module = getattr(torch._C, "_distributed_c10d", None)
-    nccl = torch.cuda.is_available() and torch.version.hip is None
-    dump = getattr(module, "_dump_nccl_trace_json" if nccl else "_dump_fr_trace_json", None)
-    if dump is None:
-        return None
-    try:
-        found = dump()
-    except Exception as error:  # a diagnosis must not hide what it is about
-        log.debug("no record of collectives: %s", error)
-        return None
-    return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+def in_collective() -> bool:
+    """Return whether the main thread is in a collective, or in a backward pass, which may wait for one."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return False
+    file = frame.f_code.co_filename.replace(os.sep, "/")
+    ours = file.endswith("leam_mm/distributed.py")
+    return ours or "torch/distributed/" in file or frame.f_code.co_name == "_engine_run_backward"
 
 
 class AfterCallbacks(Callback):
@@ -279,6 +274,10 @@ class AfterCallbacks(Callback):
     def __init__(self, watchdog: Watchdog) -> None:
         """``watchdog`` is the first callback."""
         self.watchdog = watchdog
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The forward pass comes after this."""
+        self.watchdog.before_forward()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
