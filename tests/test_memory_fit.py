@@ -36,23 +36,23 @@ def small_denoiser() -> dict[str, Any]:
     return content
 
 
-def step(module: Any) -> Any:
+def step(module: Any, batch: int) -> Any:
     """One real forward pass on the CPU; the result keeps its graph alive."""
     if hasattr(module, "encoder"):
         encoder = module.encoder
-        image = torch.randn(BATCH, 3, encoder.image_size, encoder.image_size)
-        text = torch.randint(1, 100, (BATCH, encoder.context_length))
-        lengths = torch.full((BATCH,), encoder.context_length)
+        image = torch.randn(batch, 3, encoder.image_size, encoder.image_size)
+        text = torch.randint(1, 100, (batch, encoder.context_length))
+        lengths = torch.full((batch,), encoder.context_length)
         return encoder.encode_image(image).sum() + encoder.encode_text(text, lengths).sum()
     denoiser, side = module.denoiser, module.latent_size
-    state, mask = torch.randn(BATCH, counted.DEFAULT_CAPTION, denoiser.context_dim), torch.ones(
-        BATCH, counted.DEFAULT_CAPTION, dtype=torch.bool
+    state, mask = torch.randn(batch, counted.DEFAULT_CAPTION, denoiser.context_dim), torch.ones(
+        batch, counted.DEFAULT_CAPTION, dtype=torch.bool
     )  # fmt: skip
-    latent = torch.randn(BATCH, denoiser.in_channels, side, side)
-    return denoiser(latent, torch.rand(BATCH), state, mask).sum()
+    latent = torch.randn(batch, denoiser.in_channels, side, side)
+    return denoiser(latent, torch.rand(batch), state, mask).sum()
 
 
-def really_saved(module: Any, autocast: bool) -> int:
+def really_saved(module: Any, autocast: bool, batch: int = BATCH) -> int:
     """Bytes of all tensors that autograd saves in a real step, weights left out."""
     saved = SavedTensors()
 
@@ -61,7 +61,7 @@ def really_saved(module: Any, autocast: bool) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output = step(module)
+        output = step(module, batch)
     assert output.requires_grad
     return saved.size
 
@@ -78,11 +78,12 @@ def test_activations_are_those_of_a_real_step_in_full_precision(make: Any) -> No
 
 
 @pytest.mark.parametrize("make", [small_clip, small_denoiser])
-def test_activations_and_copies_are_those_of_a_real_step_in_mixed_precision(make: Any) -> None:
+@pytest.mark.parametrize("batch", [1, 16])
+def test_activations_and_copies_are_those_of_a_real_step_in_mixed_precision(make: Any, batch: int) -> None:
     content = make()
     model = memory_model(content)
-    expected = BATCH * model.activations.kept + model.weights * model.copy_bytes
-    assert expected == pytest.approx(really_saved(build_module(content["model"]).train(), True), rel=0.2)
+    expected = batch * model.activations.kept + model.weights * model.copy_bytes
+    assert expected == pytest.approx(really_saved(build_module(content["model"]).train(), True, batch), rel=0.2)
 
 
 def test_a_block_of_a_vision_transformer_keeps_eighteen_channels_per_token() -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from toys.command_line import fit_here, printed_config
+from toys.generators import SignLatents, deep_generator, train_generator
 from toys.recipes import clip_recipe
 
+from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.planning import counted_flops as counted
 from leam_mm.planning.memory_fit import memory_model
@@ -30,6 +32,7 @@ from leam_mm.planning.transformer_flops import (
     text_tower,
     tokens_of_blocks,
 )
+from leam_mm.techniques.token_routing import TokenRouting
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECOMPUTING = "leam_mm.callbacks.gradient_checkpointing.GradientCheckpointing"
@@ -301,3 +304,15 @@ def test_resolved_config_of_a_run_gives_the_same_plan(name: str, capsys: pytest.
     plain, resolved = recipe(name), printed_config(capsys, CONFIGS / f"{name}.yaml")
     assert recipe_work(resolved) == recipe_work(plain)
     assert memory_model(resolved) == memory_model(plain)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_real_steps_of_a_generator_compute_what_is_planned(tmp_path: Path, routed: bool) -> None:
+    def module() -> LatentDiffusionModule:
+        return deep_generator([TokenRouting(0.5, 0, 2)] if routed else None)
+
+    steps, caption = (2, 6), len(SignLatents(1)[0]["caption_state"])
+    totals = [counted.count(lambda n=n: train_generator(module(), tmp_path / str(n), n)) for n in steps]
+    planned = counted.count_denoiser(module().to("meta"), (4, 4), caption, backward=True)
+    # Half of the captions are dropped: batches without a long one cost a little less.
+    assert (totals[1] - totals[0]) / (4 * 16) == pytest.approx(planned, rel=0.05)
