@@ -50,7 +50,7 @@ class Launcher:
         partition = cluster.call("sinfo", "--noheader", "--format", "%R").split()[0]
         self.profile = folder / "site.yaml"
         self.profile.write_text(PROFILE.replace("PARTITION", partition))
-        made = clip_recipe(self.run, shards, tokenizer, max_samples=240)
+        made = clip_recipe(self.run, shards, tokenizer, max_samples=1600)
         made["trainer"]["callbacks"] = [{"class_path": "slow.Slow"}]
         made["checkpoint"] = {"every_n_train_steps": 1000}
         self.recipe = folder / "recipe.yaml"
@@ -94,7 +94,7 @@ def test_a_run_is_submitted_stopped_and_resumed(launcher: Launcher) -> None:
     log = launcher.run / "logs"
     wait_for("steps", lambda: (launcher.run / "metrics.csv").is_file() and len(step_losses(launcher.run)) > 2, log)
     status = launcher.call("status", run)
-    assert "RUNNING on" in status and "samples seen of 240" in status and "none yet" in status, status
+    assert "RUNNING on" in status and "samples seen of 1,600" in status and "none yet" in status, status
     again = launcher.call(*submit, "--skip", "models,shards", code=2)
     assert "is RUNNING: python -m leam_mm.launch stop" in again
 
@@ -102,7 +102,7 @@ def test_a_run_is_submitted_stopped_and_resumed(launcher: Launcher) -> None:
     launcher.wait("FAILED")
     assert launcher.job()["ExitCode"] == "75:0" and "stopped by hand" in launcher.log()
     saved = last_checkpoint(launcher.run)["global_step"]
-    assert 2 < saved < 30
+    assert 2 < saved < 200
     status = launcher.call("status", run)
     assert "none waits or runs" in status and "code 75 (saved and stopped)" in status and "last.ckpt" in status, status
     assert "there is nothing to stop" in launcher.call("stop", run, code=2)
@@ -110,8 +110,8 @@ def test_a_run_is_submitted_stopped_and_resumed(launcher: Launcher) -> None:
     (launcher.run / "slow").unlink()
     launcher.call("resume", run)
     launcher.wait("COMPLETED")
-    assert len(launcher.numbers()) == 2 and last_checkpoint(launcher.run)["global_step"] == 30
-    assert len(step_losses(launcher.run)) == 30
+    assert len(launcher.numbers()) == 2 and last_checkpoint(launcher.run)["global_step"] == 200
+    assert len(step_losses(launcher.run)) == 200
     assert "code 0 (finished)" in launcher.call("status", run)
 
 
@@ -130,7 +130,9 @@ def test_a_job_that_waits_is_cancelled_and_a_chain_ends_with_its_run(launcher: L
 def test_a_program_runs_and_a_sweep_gives_each_job_its_folder(launcher: Launcher, toy_shards: Path) -> None:
     site = ["--cluster", str(launcher.profile), "--time", "10m"]
     launcher.run = launcher.folder / "vetted.launch"
-    arguments = ["--", "--shards", str(toy_shards), "--rules", "configs/vet_basic.yaml"]
+    rules = launcher.folder / "rules.yaml"
+    rules.write_text("rules:\n- class_path: data_tools.vetting.exact_duplicates.ExactDuplicates\n")
+    arguments = ["--", "--shards", str(toy_shards), "--rules", str(rules)]
     arguments += ["--output", str(launcher.folder / "vetted")]
     launcher.call("submit", *site, "--program", "data_tools/vet_shards.py", *arguments)
     wait_for("the end", lambda: launcher.job()["JobState"] in ("COMPLETED", "FAILED"), launcher.run / "logs")

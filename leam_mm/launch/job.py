@@ -40,6 +40,7 @@ class Job:
         chain: Number of jobs that are submitted to run one after another.
         array: Words appended in each job of an array; empty for a single job.
         at_a_time: Jobs of an array that run at a time; 0 for all.
+        cluster: Name of the profile, or its absolute path if it is none of configs/clusters.
         commit: Commit of the repository, or ``unknown``.
         root: The repository.
     """
@@ -64,6 +65,7 @@ class Job:
     chain: int = 1
     array: tuple[tuple[str, ...], ...] = field(default=())
     at_a_time: int = 0
+    cluster: str = ""
     commit: str = "unknown"
     root: Path = ROOT
 

@@ -12,7 +12,7 @@ from leam_mm.command_line import PositiveInt
 from leam_mm.errors import UserError
 from leam_mm.launch.job import ROOT, Job, parse_time
 from leam_mm.launch.run_record import read_commit
-from leam_mm.planning.cluster_profile import ClusterProfile, load_profile
+from leam_mm.planning.cluster_profile import ClusterProfile, load_profile, profile_names
 
 CHAIN, LONGEST_CHAIN = 4, 20  # jobs, where the site does not let a job requeue itself
 
@@ -130,5 +130,6 @@ def make_job(
         chain=1 if requeue or array else settings.chain or max(1, needed),
         array=array,
         at_a_time=at_a_time,
+        cluster=profile.name if settings.cluster in profile_names() else str(Path(settings.cluster).resolve()),
         commit=read_commit(ROOT).sha,
     )

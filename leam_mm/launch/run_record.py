@@ -68,7 +68,7 @@ def add_jobs(job: Job, numbers: list[str], costs: dict[str, Any], plan: list[dic
     before = read_record(job.run)["jobs"] if path.is_file() else []
     record = {
         "name": job.name,
-        "cluster": job.profile.name,
+        "cluster": job.cluster,
         "directory": str(job.directory),
         "command": list(job.words),
         "nodes": job.nodes,

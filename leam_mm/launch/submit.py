@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from leam_mm.command_line import parse_settings
+from leam_mm.command_line import PositiveFloat, parse_settings
 from leam_mm.errors import UserError, one_line
 from leam_mm.files import write_text
 from leam_mm.launch import slurm_client
@@ -61,9 +61,13 @@ class SubmitSettings(JobSettings):
 
     Args:
         program: Python file to run in place of train.py, such as data_tools/encode_latents.py; its arguments follow --.
+        calibration: File of `python -m leam_mm.planning calibrate`, whose measured speed the plan takes.
+        quota: Granted device hours, to print the share that the run takes.
     """
 
     program: str | None = None
+    calibration: Path | None = None
+    quota: PositiveFloat | None = None
 
 
 def main(args: list[str]) -> None:
@@ -80,18 +84,23 @@ def main(args: list[str]) -> None:
     else:
         profile = load_profile(settings.cluster)
         found = resolve(recipe, rest, settings.run, Path.cwd())
-        plan = plan_recipe(found, profile, settings.nodes, console)
+        plan = plan_recipe(found, profile, settings, console)
         more = [*energy_words(profile.site, found), *rest]
         job = make_job(settings, found.run, train_words(recipe, more, settings.run), hours=whole_hours(plan))
         launch(job, recipe_findings(job, found), settings, console, plan=plan)
 
 
-def plan_recipe(recipe: ResolvedRecipe, profile: ClusterProfile, nodes: int, console: Console) -> "Plan | None":
+def plan_recipe(
+    recipe: ResolvedRecipe, profile: ClusterProfile, settings: SubmitSettings, console: Console
+) -> "Plan | None":
     """Return the plan of the whole run, or None with a remark where the planner does not know the recipe's parts."""
     from leam_mm.planning.cost_plan import plan_run  # imports torch
+    from leam_mm.planning.plan_command import measured_mfu
 
+    mfu = measured_mfu(settings.calibration, profile) if settings.calibration is not None else None
+    quota, now = settings.quota, datetime.now()
     try:
-        return plan_run(recipe.settings, profile, nodes, start=datetime.now())
+        return plan_run(recipe.settings, profile, settings.nodes, mfu=mfu, quota_gpu_hours=quota, start=now)
     except UserError as error:
         console.print(f"no plan of the whole run: {escape(one_line(error))}")
         return None
