@@ -51,6 +51,7 @@ class Launcher:
         self.profile = folder / "site.yaml"
         self.profile.write_text(PROFILE.replace("PARTITION", partition))
         made = clip_recipe(self.run, shards, tokenizer, max_samples=1600)
+        del made["trainer"]["logger"]  # it writes into one folder, which the jobs of a sweep would share
         made["trainer"]["callbacks"] = [{"class_path": "slow.Slow"}]
         made["checkpoint"] = {"every_n_train_steps": 1000}
         self.recipe = folder / "recipe.yaml"
