@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import traceback
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -76,6 +77,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         else:
             with atomic_write(target) as temporary:
                 _write(checkpoint, temporary)
+
+    def begin(self, content: Any, work: Callable[[Any], None], agree: Callable[[bool], bool] = bool) -> None:
+        """Do the work of a save with its content; a writer in the background copies the content and does it later.
+
+        Args:
+            content: Of nested dicts, lists and tuples.
+            work: Writes the content.
+            agree: Whether any rank is late, where several write together; gets whether this one is.
+        """
+        work(content)
 
     def save_generation(self, checkpoint: dict[str, Any], target: Path) -> None:
         """Write a generation, the newest from now on, and remove the oldest ones."""

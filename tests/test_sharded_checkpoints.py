@@ -19,6 +19,7 @@ from toys.ranks import process_group
 from toys.recipes import stable_recipe
 from toys.runs import assert_equal, last_checkpoint, run_recorded
 
+from leam_mm.callbacks.asynchronous_save import AsynchronousCheckpointIO
 from leam_mm.callbacks.save_failures import RetriedCheckpointIO
 from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint, read_places, sound_checkpoint
 from leam_mm.checkpoint_generations import generations, make_room
@@ -53,69 +54,85 @@ def train_step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
 
 
-def save_on_ranks(rank: int, world: int, folder: str) -> None:
-    """Save steps 1 and 2, fail at 3 on the last rank, save 4; beside each the whole state for comparison."""
+def on_ranks(rank: int, world: int, folder: str, asynchronous: bool, *files: str) -> None:
+    """Save on some ranks, then read checkpoints of others."""
     with process_group(folder, rank, world):
-        module, optimizer = build(world)
-        writer = RetriedCheckpointIO(2)
-        place = Path(folder) / "checkpoints"
-        for step in (1, 2, 3, 4):
-            train_step(module, optimizer)
-            whole = gather_whole(state(module, optimizer, step))
+        save_steps(rank, world, folder, asynchronous)
+        for file in files:
+            load(rank, world, file)
+
+
+def save_steps(rank: int, world: int, folder: str, asynchronous: bool) -> None:
+    """Save steps 1 and 2, fail at 3 on the last rank, save 4; beside each the whole state for comparison."""
+    module, optimizer = build(world)
+    writer = AsynchronousCheckpointIO(2) if asynchronous else RetriedCheckpointIO(2)
+    group = dist.new_group(backend="gloo")
+    place = Path(folder) / "checkpoints"
+    for step in (1, 2, 3, 4):
+        train_step(module, optimizer)
+        whole = gather_whole(state(module, optimizer, step))
+        if rank == 0:
+            torch.save(whole, Path(folder) / f"whole.{step}")
+        flush = os.fsync
+        if step == 3 and rank == world - 1:
+            os.fsync = broken  # type: ignore[assignment]
+        save_parts(state(module, optimizer, step), place, writer, group)
+        with torch.no_grad():
+            module[0].weight += 1.0  # type: ignore[operator]
+            dist.barrier()
+        writer.finish()
+        os.fsync = flush
+        assert (writer.failure is None) == (step != 3), writer.failure
+        if step == 3:
+            assert "Input/output error: check the disk" in str(writer.failure)
             if rank == 0:
-                torch.save(whole, Path(folder) / f"whole.{step}")
-            flush = os.fsync
-            if step == 3 and rank == world - 1:
-                os.fsync = broken  # type: ignore[assignment]
-            save_parts(state(module, optimizer, step), place, writer)
-            os.fsync = flush
-            assert (writer.failure is None) == (step != 3), writer.failure
-            if step == 3:
-                assert "Input/output error: check the disk" in str(writer.failure)
-                if rank == 0:
-                    assert [read_checkpoint(file)["global_step"] for file in generations(place)] == [2, 1]
-                    assert not list(place.glob("*.tmp-*"))
-                dist.barrier()
+                assert [read_checkpoint(file)["global_step"] for file in generations(place)] == [2, 1]
+                assert not list(place.glob("*.tmp-*"))
+            dist.barrier()
 
 
 def broken(_: int) -> None:
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def load_on_ranks(rank: int, world: int, folder: str, files: list[str]) -> None:
-    """Read checkpoints into a network of other weights, and compare the whole of it with what was saved."""
-    with process_group(folder, rank, world):
-        for file in files:
-            module, optimizer = build(world, seed=1)
-            train_step(module, optimizer)
-            checkpoint = read_places(Path(file))[0]
-            parts = open_parts_together(checkpoint, Path(file))
-            weights, moments = get_model_state_dict(module), get_optimizer_state_dict(module, optimizer)["state"]
-            saved = checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
-            assert weights.keys() == saved[0].keys() and moments.keys() == saved[1].keys()
-            for name, like in weights.items():
-                weights[name] = read_shard(saved[0][name], like, parts)
-                assert isinstance(weights[name], DTensor) == (name != "scale")
-                of_moments = saved[1][name]
-                moments[name] = {key: read_shard(value, like, parts) for key, value in of_moments.items()}  # type: ignore[index]
-            found = gather_whole({"state_dict": weights, "optimizer_states": [{"state": moments}]})
-            if rank == 0:
-                whole = read_checkpoint(file)
-                assert_equal(found["state_dict"], whole["state_dict"], "weights")
-                assert_equal(found["optimizer_states"][0]["state"], whole["optimizer_states"][0]["state"], "moments")
+def load(rank: int, world: int, file: str) -> None:
+    """Read a checkpoint into a network of other weights, and compare the whole of it with what was saved."""
+    module, optimizer = build(world, seed=1)
+    train_step(module, optimizer)
+    checkpoint = read_places(Path(file))[0]
+    parts = open_parts_together(checkpoint, Path(file))
+    weights, moments = get_model_state_dict(module), get_optimizer_state_dict(module, optimizer)["state"]
+    saved = checkpoint["state_dict"], checkpoint["optimizer_states"][0]["state"]
+    assert weights.keys() == saved[0].keys() and moments.keys() == saved[1].keys()
+    for name, like in weights.items():
+        weights[name] = read_shard(saved[0][name], like, parts)
+        assert isinstance(weights[name], DTensor) == (name != "scale")
+        of_moments = saved[1][name]
+        moments[name] = {key: read_shard(value, like, parts) for key, value in of_moments.items()}  # type: ignore[index]
+    found = gather_whole({"state_dict": weights, "optimizer_states": [{"state": moments}]})
+    if rank == 0:
+        whole = read_checkpoint(file)
+        assert_equal(found["state_dict"], whole["state_dict"], "weights")
+        assert_equal(found["optimizer_states"][0]["state"], whole["optimizer_states"][0]["state"], "moments")
 
 
-def spawn(work: Callable[..., None], world: int, folder: Path, *more: Any) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "meeting").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(work, args=(world, str(folder), *more), nprocs=world)
+def last_of(folder: Path) -> str:
+    return str(folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks saved."""
-    folder = tmp_path_factory.mktemp("sharded")
-    spawn(save_on_ranks, 2, folder)
+def of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one rank saved."""
+    folder = tmp_path_factory.mktemp("one")
+    on_ranks(0, 1, str(folder), False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(of_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks saved, which have also read what one saved."""
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(on_ranks, args=(2, str(folder), False, last_of(of_one)), nprocs=2)
     return folder
 
 
@@ -133,7 +150,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return made
 
 
-def test_the_parts_of_two_ranks_are_the_whole(saved: Path) -> None:
+def check_files(saved: Path, rows: list[int]) -> None:
+    """Require the newest two generations, which hold what was saved, and these rows of a weight in the parts."""
     place = saved / "checkpoints"
     assert sorted(file.name for file in place.iterdir()) == [
         "generation-000002-samples-000000000002.ckpt",
@@ -149,14 +167,23 @@ def test_the_parts_of_two_ranks_are_the_whole(saved: Path) -> None:
     parts = [
         torch.load(part, weights_only=True) for part in sorted(shards_folder(generations(place)[0]).glob("*.part"))
     ]
-    assert [part["pieces"]["/state_dict/0.weight"][0].shape[0] for part in parts] == [3, 2]
+    assert [part["pieces"]["/state_dict/0.weight"][0].shape[0] for part in parts] == rows
 
 
-def test_other_numbers_of_ranks_read_what_one_and_two_saved(saved: Path, tmp_path: Path) -> None:
-    spawn(save_on_ranks, 1, tmp_path / "one")
-    of_one, of_two = (folder / "checkpoints" / "last.ckpt" for folder in (tmp_path / "one", saved))
-    for world, files in ((1, [of_two]), (3, [of_one, of_two])):
-        spawn(load_on_ranks, world, tmp_path / f"load{world}", [str(file) for file in files])
+def test_the_parts_are_the_whole_and_one_rank_reads_those_of_two(of_one: Path, saved: Path, tmp_path: Path) -> None:
+    check_files(of_one, [5])
+    check_files(saved, [3, 2])
+    with process_group(tmp_path):
+        load(0, 1, last_of(saved))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_that_save_asynchronously_write_the_same(world: int, of_one: Path, saved: Path, tmp_path: Path) -> None:
+    files = last_of(of_one), last_of(saved)
+    torch.multiprocessing.spawn(on_ranks, args=(world, str(tmp_path), True, *files), nprocs=world)
+    check_files(tmp_path, [3, 2] if world == 2 else [2, 2, 1])
 
 
 def flip(path: Path) -> None:
@@ -220,6 +247,7 @@ def test_a_run_with_parts_is_resumed_by_one_rank_and_the_reverse(
     def with_parts(made: dict) -> dict:
         strategy = {"class_path": "leam_mm.optim.sharding.ShardedStrategy", "init_args": {"parts": True}}
         made["trainer"] |= {"strategy": strategy, "devices": 2}
+        made["checkpoint"]["asynchronous"] = True
         return made
 
     whole = run_recorded(recipe("whole"))
@@ -231,6 +259,7 @@ def test_a_run_with_parts_is_resumed_by_one_rank_and_the_reverse(
         torch.testing.assert_close(found["state_dict"][name], value, rtol=1e-4, atol=1e-5, msg=name)
     recipes: dict[bool, Callable[[str], dict]] = {True: lambda name: with_parts(recipe(name)), False: recipe}
     for name, first, second in (("grown", False, True), ("shrunk", True, False), ("same", True, True)):
+        # The runs of two ranks save asynchronously, those of one in step.
         run_recorded(recipes[first](name), stop_at=3)
         found = read_checkpoint(run_recorded(recipes[second](name)))
         assert found["global_step"] == 6

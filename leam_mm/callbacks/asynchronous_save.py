@@ -7,7 +7,7 @@ release Python's lock. One save at a time is under way, and the older checkpoint
 
 import copy
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,17 +91,21 @@ class AsynchronousCheckpointIO(RetriedCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Copy the state and start to write it."""
-        if not self.finish(self.patience):
+        super_save = super().save_checkpoint
+        self.begin(checkpoint, lambda held: super_save(held, path, storage_options))
+
+    def begin(self, content: Any, work: Callable[[Any], None], agree: Callable[[bool], bool] = bool) -> None:
+        """Copy the content and start a thread that does the work, unless the save before is late on any rank."""
+        if agree(not self.finish(self.patience)):
             rank_zero_warn(
                 f"the checkpoint before is still being written after {self.patience:g} s: training waits, and this one "
                 "is written in step with it; save less often, or to a faster disk"
             )
             self.finish()
-            super().save_checkpoint(checkpoint, path, storage_options)
+            work(content)
             return
         try:
-            held = self._copy(checkpoint)
-            thread = threading.Thread(target=self._write, args=(held, Path(path)), name="checkpoint")
+            thread = threading.Thread(target=self._work, args=(work, self._copy(content)), name="checkpoint")
             thread.start()
             self._thread = thread
         except (MemoryError, RuntimeError, OSError) as error:
@@ -109,13 +113,13 @@ class AsynchronousCheckpointIO(RetriedCheckpointIO):
                 raise
             self._copy = HostCopy()  # frees its memory
             rank_zero_warn(f"this checkpoint is written in step with training: {fault_line(error)}")
-            super().save_checkpoint(checkpoint, path, storage_options)
+            work(content)
 
-    def _write(self, held: dict[str, Any], path: Path) -> None:
+    def _work(self, work: Callable[[Any], None], held: Any) -> None:
         try:
-            super().save_checkpoint(held, path)
+            work(held)
         except Exception as error:  # whatever it is, it does not end the run; the last save raises it
-            self.failure = f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            self.failure = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             rank_zero_warn(f"no checkpoint is saved, training continues and tries again later: {self.failure}")
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 
 from leam_mm.callbacks.asynchronous_save import AsynchronousCheckpointIO
 from leam_mm.callbacks.save_failures import RetriedCheckpointIO
@@ -55,8 +54,6 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove what a killed run left of unfinished files."""
         super().on_train_start(trainer, pl_module)
-        if self.asynchronous and getattr(trainer.strategy, "parts", False):
-            rank_zero_warn("checkpoint.asynchronous has no effect: the parts of the ranks are written in step")
         if trainer.is_global_zero:
             for pattern in ("*.ckpt", f"*.{SHARDS}"):
                 remove_leftovers(Path(self.dirpath or "."), pattern)

@@ -7,7 +7,7 @@ new checkpoint the newest, and a kill before it leaves the older ones as they ar
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,18 @@ from leam_mm.files import temporary_path
 from leam_mm.system_fault import fault_line, system_fault
 
 STATES = ("state_dict", "optimizer_states")  # entries of a checkpoint with sharded tensors
+Pieces = dict[str, tuple[Tensor, Sequence[int]]]
+Group = dist.ProcessGroup | None
 log = logging.getLogger(__name__)
 
 
-def save_parts(checkpoint: dict[str, Any], folder: Path, writer: AtomicCheckpointIO) -> None:
+def save_parts(
+    checkpoint: dict[str, Any],
+    folder: Path,
+    writer: AtomicCheckpointIO,
+    group: Group = None,
+    agree: Callable[[bool], bool] = bool,
+) -> None:
     """Write a generation in parts, on all ranks; a fault of the machine is a warning, and the older ones stay.
 
     On a full disk the checkpoints older than the newest good one make room, and the ranks try once more.
@@ -46,9 +54,17 @@ def save_parts(checkpoint: dict[str, Any], folder: Path, writer: AtomicCheckpoin
     Args:
         checkpoint: With DTensors in ``STATES``; whatever else it holds is written by rank 0.
         folder: Of the generations.
-        writer: Its ``failure`` holds the line of a fault until a save succeeds, on rank 0.
+        writer: Its ``failure`` holds the line of a fault until a save succeeds, on all ranks.
+        group: The ranks, in a gloo group of their own if the writer is asynchronous: its thread communicates while
+            training does. None takes that of training.
+        agree: Whether any rank is late, asked by all ranks together; gets whether this one is.
     """
-    line, full = _try_to_save(checkpoint, folder, writer)
+    places, pieces = split(checkpoint)
+    writer.begin((places, pieces), lambda held: _save(*held, folder, writer, group), agree)
+
+
+def _save(places: dict[str, Any], pieces: Pieces, folder: Path, writer: AtomicCheckpointIO, group: Group) -> None:
+    line, full = _try_to_save(places, pieces, folder, writer, group)
     removed: list[Path] = []
     if full and dist.get_rank() == 0:
         removed = make_room(folder)
@@ -58,41 +74,42 @@ def save_parts(checkpoint: dict[str, Any], folder: Path, writer: AtomicCheckpoin
                 "space on that disk, or set checkpoint.keep lower",
                 *(folder, ", ".join(file.name for file in removed)),
             )
-    if full and _from_first(bool(removed)):
-        line, full = _try_to_save(checkpoint, folder, writer)
+    if full and _from_first(bool(removed), group):
+        line, full = _try_to_save(places, pieces, folder, writer, group)
     writer.failure = line
     if line is not None and dist.get_rank() == 0:
         log.warning("no checkpoint is saved, training continues and tries again later: %s", line)
 
 
-def _try_to_save(checkpoint: dict[str, Any], folder: Path, writer: AtomicCheckpointIO) -> tuple[str | None, bool]:
+def _try_to_save(
+    places: dict[str, Any], pieces: Pieces, folder: Path, writer: AtomicCheckpointIO, group: Group
+) -> tuple[str | None, bool]:
     """Return, equal on all ranks, the line of a fault, or None, and whether it is a full disk."""
     first, target, temporary = dist.get_rank() == 0, Path(), Path()
     fault: Exception | None = None
     if first:
         try:
-            target = next_generation(folder, checkpoint.get(EVIDENCE, {}).get("samples_seen"), again=False)
+            target = next_generation(folder, places.get(EVIDENCE, {}).get("samples_seen"), again=False)
             temporary = temporary_path(shards_folder(target))
             shutil.rmtree(shards_folder(target), ignore_errors=True)  # of a run killed before its checkpoint
             temporary.mkdir(parents=True)
         except OSError as error:
             fault = error
-    temporary, lines = _from_first(temporary), _exchange(fault)
+    temporary, lines = _from_first(temporary, group), _exchange(fault, group)
     try:
         if lines[0] is None:
-            places, pieces = split(checkpoint)
             try:
-                write_part(temporary, dist.get_rank(), pieces)
+                write_part(temporary, dist.get_rank(), {key: (piece.cpu(), at) for key, (piece, at) in pieces.items()})
             except Exception as error:  # torch wraps faults of the disk in errors of its own
                 fault = error
-            lines = _exchange(fault)
+            lines = _exchange(fault, group)
             if lines[0] is None:
                 if first:
                     try:
                         _publish(places, temporary, target, writer)
                     except Exception as error:
                         fault = error
-                lines = _exchange(fault)
+                lines = _exchange(fault, group)
     finally:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -113,33 +130,31 @@ def _publish(places: dict[str, Any], temporary: Path, target: Path, writer: Atom
         raise
 
 
-def _exchange(fault: Exception | None) -> tuple[str | None, bool, bool]:
+def _exchange(fault: Exception | None, group: Group) -> tuple[str | None, bool, bool]:
     """Return, equal on all ranks, the line of a fault, whether it is a full disk, and whether it is of the machine."""
     known = system_fault(fault) if fault is not None else None
     line = None if fault is None else fault_line(fault) or f"{type(fault).__name__}: {fault}"
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, (line, known is not None and known.errno in NO_ROOM, known is not None))
+    dist.all_gather_object(found, (line, known is not None and known.errno in NO_ROOM, known is not None), group=group)
     return next((one for one in found if one[0] is not None), (None, False, False))
 
 
-def _from_first(value: Any) -> Any:
+def _from_first(value: Any, group: Group) -> Any:
     found = [value]
-    dist.broadcast_object_list(found, src=0)
+    dist.broadcast_object_list(found, src=0, group=group)
     return found[0]
 
 
-def split(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Tensor, Sequence[int]]]]:
+def split(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], Pieces]:
     """Return a checkpoint that names its sharded tensors, and this rank's pieces of them with their offsets."""
-    pieces: dict[str, tuple[Tensor, Sequence[int]]] = {}
+    pieces: Pieces = {}
 
     def place(key: str, value: DTensor) -> dict[str, Any]:
         local = value.to_local().detach()
         _, offset = compute_local_shape_and_global_offset(value.shape, value.device_mesh, value.placements)
         if local.numel():
-            pieces[key] = (
-                local.cpu().clone() if local.untyped_storage().nbytes() > local.nbytes else local.cpu(),
-                offset,
-            )
+            padded = local.untyped_storage().nbytes() > local.nbytes
+            pieces[key] = local.clone() if padded else local, offset
         return placeholder(key, value.shape, value.dtype)
 
     states = {name: checkpoint[name] for name in STATES if name in checkpoint}

@@ -29,6 +29,7 @@ from torch.optim import Optimizer
 from leam_mm.checkpoint import AtomicCheckpointIO, find_checkpoint, read_places
 from leam_mm.checkpoint_generations import LAST
 from leam_mm.checkpoint_shards import SHARDS
+from leam_mm.distributed import any_rank
 from leam_mm.encoders.repeated_blocks import repeated_blocks
 from leam_mm.optim.sharded_parts import gather_whole, open_parts_together, read_shard, save_parts
 
@@ -98,6 +99,7 @@ class ShardedStrategy(ModelParallelStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.parts = parts
+        self._writing: dist.ProcessGroup | None = None  # of threads that write while the ranks train
 
     def setup_environment(self) -> None:
         """Shard over all ranks; Lightning's default is over nodes."""
@@ -130,7 +132,9 @@ class ShardedStrategy(ModelParallelStrategy):
         path = Path(self.broadcast(str(filepath)))
         writer = self.checkpoint_io if isinstance(self.checkpoint_io, AtomicCheckpointIO) else AtomicCheckpointIO()
         if self.parts and path.name == LAST:
-            save_parts(checkpoint, path.parent, writer)
+            if self._writing is None:
+                self._writing = dist.new_group(backend="gloo", timeout=self._timeout)
+            save_parts(checkpoint, path.parent, writer, self._writing, lambda late: any_rank(late, self.root_device))
             return
         if self.parts:
             checkpoint = gather_whole(checkpoint)
