@@ -36,7 +36,7 @@ from leam_mm.system_fault import fault_line, system_fault
 
 STATES = ("state_dict", "optimizer_states")  # entries of a checkpoint with sharded tensors
 Pieces = dict[str, tuple[Tensor, Sequence[int]]]
-Group = dist.ProcessGroup | None
+Group = Any  # torch's process group; None means that of training
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +60,7 @@ def save_parts(
         agree: Whether any rank is late, asked by all ranks together; gets whether this one is.
     """
     places, pieces = split(checkpoint)
-    writer.begin((places, pieces), lambda held: _save(*held, folder, writer, group), agree)
+    writer.begin((places, pieces), lambda held: _save(held[0], held[1], folder, writer, group), agree)
 
 
 def _save(places: dict[str, Any], pieces: Pieces, folder: Path, writer: AtomicCheckpointIO, group: Group) -> None:

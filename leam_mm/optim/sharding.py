@@ -31,7 +31,7 @@ from leam_mm.checkpoint_generations import LAST
 from leam_mm.checkpoint_shards import SHARDS
 from leam_mm.distributed import any_rank
 from leam_mm.encoders.repeated_blocks import repeated_blocks
-from leam_mm.optim.sharded_parts import gather_whole, open_parts_together, read_shard, save_parts
+from leam_mm.optim.sharded_parts import Group, gather_whole, open_parts_together, read_shard, save_parts
 
 log = logging.getLogger(__name__)
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -99,7 +99,7 @@ class ShardedStrategy(ModelParallelStrategy):
             timeout=timedelta(minutes=timeout_minutes),
         )
         self.parts = parts
-        self._writing: dist.ProcessGroup | None = None  # of threads that write while the ranks train
+        self._writing: Group = None  # of threads that write while the ranks train
 
     def setup_environment(self) -> None:
         """Shard over all ranks; Lightning's default is over nodes."""
