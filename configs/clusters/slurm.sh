@@ -58,9 +58,10 @@ export HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 
 # --- the run -------------------------------------------------------------------------------------------------------
 # After a signal all ranks exit at about the same time; after a crash the others would wait for ever.
+export SLURM_WAIT=${SLURM_WAIT:-60} # seconds after the end of the first rank
 # The words of LEAM_PYTHON are split on purpose.
 # shellcheck disable=SC2086
-srun --kill-on-bad-exit=0 --wait=60 \
+srun --kill-on-bad-exit=0 \
     $LEAM_PYTHON train.py fit --config "$recipe" --config configs/overlay_slurm.yaml "$@"
 code=$?
 

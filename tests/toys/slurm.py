@@ -34,7 +34,7 @@ CONFIG = """
     SlurmctldHost={host}(127.0.0.1)
     SlurmctldPort={controller}
     SlurmctldTimeout=60
-    SlurmdTimeout=10
+    SlurmdTimeout=300
     AuthType=auth/munge
     AuthInfo=socket={folder}/munge.socket,cred_expire=5
     CredType=cred/munge
@@ -52,7 +52,7 @@ CONFIG = """
     SlurmdParameters=config_overrides
     ReturnToService=2
     JobRequeue=1
-    KillWait=10
+    KillWait=5
     MinJobAge=3600
     PreemptType=preempt/partition_prio
     PreemptMode=REQUEUE
@@ -121,14 +121,14 @@ class Cluster:
             )
 
     def start_node(self, name: str) -> None:
-        """Start a node and wait until jobs can run on it."""
+        """Start a node."""
         own = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         self.start(name, [*own, "sh", "-c", NODE.format(folder=shlex.quote(str(self.folder)), name=name)])
 
-        def idle() -> bool:
-            return self.call("sinfo", "-h", "-n", name, "-p", "test", "-o", "%t").strip() == "idle"
-
-        wait_for(f"node {name} to be idle", idle, self.folder, seconds=60)
+    def wait_until_idle(self) -> None:
+        """Wait until jobs can run on all nodes."""
+        sinfo = ("sinfo", "-h", "-N", "-p", "test", "-o", "%T")
+        wait_for("idle nodes", lambda: self.call(*sinfo).split() == ["idle"] * len(NODES), self.folder, seconds=120)
 
     def kill_node(self, name: str) -> None:
         """End slurmd and all tasks of a node at once, as a power failure does."""
@@ -142,6 +142,7 @@ class Cluster:
         for name in NODES:
             if name not in self._processes:
                 self.start_node(name)
+        self.wait_until_idle()
 
     def stop(self) -> None:
         """Stop all daemons; what runs on the nodes ends with them."""
@@ -226,6 +227,7 @@ def two_nodes() -> Iterator[Cluster]:
         )
         for name in NODES:
             made.start_node(name)
+        made.wait_until_idle()
         yield made
     finally:
         made.stop()
