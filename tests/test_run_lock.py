@@ -1,6 +1,7 @@
 """leam_mm.run_lock: the second run refuses in one line that names the first; what a killed run leaves blocks nobody."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -8,9 +9,11 @@ import sys
 import textwrap
 import threading
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
 from toys.images import coloured_square
 from toys.recipes import CODEC_SECTION, ROOT, clip_recipe, save_checkpoint
 
@@ -52,6 +55,48 @@ def test_second_run_names_the_first_and_a_killed_one_blocks_nobody(tmp_path: Pat
     with run_lock.run_lock(lock):
         pass
     assert list(lock.parent.iterdir()) == []
+
+
+def test_the_message_names_another_host(tmp_path: Path) -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs root and unshare, to give a process another host name")
+    lock = tmp_path / "run" / "lock"
+    inside = ["unshare", "--uts", "sh", "-c", 'hostname n7 && exec "$@"', "sh"]
+    command = [*inside, sys.executable, "-c", textwrap.dedent(HOLDER), str(lock)]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"\(process {holder.pid} on n7 since "), run_lock.run_lock(lock):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+class SecondRun(Callback):
+    """Tries to start a second run in the folder whenever a checkpoint is saved."""
+
+    said: ClassVar[list[str]] = []
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A process of its own, as flock belongs to one."""
+        code = "import sys\nfrom pathlib import Path\nfrom leam_mm import errors, run_lock\nrun_lock.PATIENCE = 0.1\n"
+        code += "def main():\n    with run_lock.run_lock(Path(sys.argv[1])): print('held')\nerrors.run(main)"
+        command = [sys.executable, "-c", code, f"{trainer.default_root_dir}/lock"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        self.said.append(f"{trainer.global_step} {done.returncode} {done.stdout}{done.stderr}")
+
+
+def test_a_second_run_is_refused_during_the_last_save(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    made = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=16)
+    made["checkpoint"] = {"every_n_train_steps": 100}
+    made["trainer"]["callbacks"] = [{"class_path": f"{__name__}.SecondRun"}]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(made))
+    SecondRun.said.clear()
+    cli.main(["fit", "--config", str(tmp_path / "recipe.yaml")])
+    (said,) = SecondRun.said
+    assert said.startswith("2 2 error: ") and f"in use by another run (process {os.getpid()} on " in said
+    assert not (tmp_path / "run" / "lock").exists()
 
 
 def test_forked_children_do_not_keep_the_lock(tmp_path: Path) -> None:
