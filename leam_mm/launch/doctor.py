@@ -26,6 +26,7 @@ from leam_mm.files import write_json
 from leam_mm.launch.check_process import Check, Target, run_check
 from leam_mm.launch.check_result import CheckResult, results_from_json, results_to_json
 from leam_mm.launch.device_checks import check_attention, check_matmul
+from leam_mm.launch.doctor_meeting import RankMeeting
 from leam_mm.launch.doctor_report import DoctorReport, print_report
 from leam_mm.launch.group_checks import (
     ALL_REDUCE_FIX,
@@ -47,7 +48,6 @@ from leam_mm.launch.node_checks import (
 )
 from leam_mm.launch.rank_comparison import RankReport, different_versions, missing_ranks, shared_cores, slow_devices
 from leam_mm.launch.rank_environment import RankEnvironment, rank_environment
-from leam_mm.launch.rank_meeting import RankMeeting
 from leam_mm.launch.storage_checks import check_file_operations, check_run_folder, check_tmp, check_writing
 from leam_mm.planning.cluster_profile import ClusterProfile, load_profile
 
