@@ -1,12 +1,14 @@
 """Plans of runs: identities of time, energy and cost, unknown values, thresholds of the AI Act, and the program."""
 
 import dataclasses
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from leam_mm.errors import UserError
 from leam_mm.planning.__main__ import main
@@ -141,9 +143,42 @@ def test_end_quota_and_jobs(profile: ClusterProfile) -> None:
     assert "ends" not in [label for label, _ in plan_work(work(), profile, 1).rows()]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.init_args.batch_size", "big", "data.init_args.batch_size is 'big': give a whole number"),
+        ("max_samples", -5, "max_samples is -5: give a whole number of at least 1"),
+        ("max_samples", 1e6, "max_samples is 1000000.0: give a whole number"),
+        ("trainer.callbacks", ["Timer"], "trainer.callbacks is ['Timer']: give a list of {class_path"),
+        ("trainer", [1], "trainer is [1]: give key: value pairs"),
+        ("trainer.precision", "bf17-mixed", "trainer.precision is 'bf17-mixed': give one of bf16-mixed,"),
+    ],
+)
+def test_a_recipe_with_a_wrong_type_is_one_line(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    recipe = yaml.safe_load((CONFIGS / "clip_vit_b32.yaml").read_text())
+    *sections, last = key.split(".")
+    part = recipe
+    for name in sections:
+        part = part[name]
+    part[last] = value
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(UserError, match=f"r.yaml: {re.escape(message)}"):
+        read_recipe([tmp_path / "r.yaml"])
+
+
+def test_every_recipe_can_be_read() -> None:
+    for kind in ("clip", "codec", "generator", "emoji", "scenes", "finetune", "datacomp"):
+        files = list(CONFIGS.glob(f"{kind}_*.yaml"))
+        assert files and all(read_recipe([file])["model"] for file in files), kind
+
+
 def test_notes_name_what_does_not_fit(profile: ClusterProfile) -> None:
     plan = plan_work(work(), changed(profile, slurm__max_nodes=2, slurm__partition="short"), 3)
     assert "3 nodes are more than the 2 of a job in short" in plan.table()
+    assert (
+        "has 2 such nodes, fewer than 3: give fewer --nodes"
+        in plan_work(work(), changed(profile, node__count=2), 3).table()
+    )
     assert "4,096 does not divide by 12 devices" in plan.table()
     assert "busy one may draw" in plan_work(work(), changed(profile, node__watts=900.0), 1).table()
 
@@ -189,3 +224,10 @@ def test_program_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         with pytest.raises(UserError, match=message):
             main(wrong)
+
+
+def test_the_table_of_simulate_is_not_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    main(["simulate", str(CONFIGS / "codec_kl.yaml"), "--nodes", "1", "4"])
+    shown = capsys.readouterr().out
+    assert "efficiency" in shown and "samples/s" in shown and "\N{HORIZONTAL ELLIPSIS}" not in shown

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.parse
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -371,3 +372,9 @@ def test_program_ends_with_one_line(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ)
     assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and ended.stderr.startswith("error: absent.csv")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_no_row_is_kept_the_advice_works_with_other_options(tmp_path: Path) -> None:
+    """Other options need another work folder: the message says so, before the next command does."""
+    settings = SimpleNamespace(output=tmp_path / "shards", retry_failed=False)
+    assert "delete " + str(tmp_path / "shards.work") + " if options change" in image_download._way_on(settings, 0, 4)

@@ -124,6 +124,24 @@ def ended(job: Job, run: Path, code: int) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def test_names_and_overrides_reach_the_command_unchanged(tmp_path: Path) -> None:
+    """Bash runs nothing that stands in the name of the run folder, of its working folder, or in an override."""
+    trap = tmp_path / "executed"
+    run = tmp_path / f'Läufe "a" $HOME it\'s `touch {trap.name}` $(touch {trap.name}); # x'
+    run.mkdir()
+    options = ("--name", f"two words $(touch {trap})", f"--x=`touch {trap}`", "a\\ b\nc", "*")
+    words = ("/repository/train.py", "fit", *options)
+    for array in ((), ((f"$(touch {trap})", "it's; x"),)):
+        job = replace(made("cpu", 1), run=run, directory=run, words=words, array=array, python="python")
+        text = STUBS.format(code=0) + "SLURM_ARRAY_TASK_ID=0\nSLURM_ARRAY_JOB_ID=7\n"
+        text += "srun() { printf '<%s>' \"$@\"; return 76; }\n" + render(job)
+        done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert done.returncode == 76 and not done.stderr, done.stderr
+        assert "<python>" + "".join(f"<{word}>" for word in (*words, *(array[0] if array else ()))) in done.stdout
+        assert not list(tmp_path.rglob(trap.name))
+    assert [path.name for path in run.iterdir()] == ["failures-7-0"]
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 75, 76, 137])
 def test_script_ends_with_the_code_of_srun_and_requeues_only_what_can_continue(tmp_path: Path, code: int) -> None:
     found, output = ended(made("cpu"), tmp_path / "run", code)

@@ -19,6 +19,7 @@ from leam_mm.launch.job_settings import JobSettings, make_job
 from leam_mm.launch.preflight import Finding
 from leam_mm.launch.programs import PROGRAMS, option, with_processes
 from leam_mm.launch.resolved_recipe import ResolvedRecipe
+from leam_mm.launch.run_record import read_record
 from leam_mm.launch.submit import SubmitSettings
 from leam_mm.launch.submit_words import split_words
 from leam_mm.launch.sweep import read_overrides
@@ -96,6 +97,22 @@ def test_a_full_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         values = [real.f_bsize, 1, size, size, size, 1 << 30, inodes, inodes, real.f_flag, real.f_namemax]
         monkeypatch.setattr(os, "statvfs", lambda _, values=values: os.statvfs_result(values))
         assert [one.verdict for one in preflight.check_space(job)] == [verdict]
+
+
+def test_a_run_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    found = failures(preflight.check_space(made("cpu", tmp_path / "file" / "run")))
+    assert found == [f"{tmp_path}/file is no folder: give another --run, or make it a folder that you may write"]
+    monkeypatch.setattr(os, "access", lambda *_: False)  # tests may run as root, who may write everywhere
+    found = failures(preflight.check_space(made("cpu", tmp_path / "run")))
+    assert len(found) == 1 and f"{tmp_path} cannot be written: give another --run" in found[0]
+
+
+@pytest.mark.parametrize("record", ["{}", "[]", '{"name": "a", "cluster": "cpu", "jobs": []}', '{"name": "a"', "null"])
+def test_a_damaged_record_is_one_line(tmp_path: Path, record: str) -> None:
+    (tmp_path / "launch.json").write_text(record)
+    with pytest.raises(UserError, match=r"launch.json cannot be read .*: restore it, or submit the run again"):
+        read_record(tmp_path)
 
 
 def recipe(tmp_path: Path, shards: Path, tokenizer: Path) -> ResolvedRecipe:

@@ -330,7 +330,7 @@ def _way_on(settings: DownloadSettings, kept: int, rows: int) -> str:
     """Return what to do where too few rows could be kept."""
     anew = f"delete {settings.output}.work to fetch all of them anew"
     if not kept:
-        return f"correct the table or the options, or {anew}"
+        return f"correct the table or the options, and delete {settings.output}.work if options change"
     least = math.floor(1000 * kept / rows) / 1000
     if settings.retry_failed:
         return f"start the same command again later, or with --min-success {least:g}"

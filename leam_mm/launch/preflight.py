@@ -114,10 +114,14 @@ def check_paths(job: Job, paths: dict[str, Path]) -> Iterator[Finding]:
 
 
 def check_space(job: Job) -> Iterator[Finding]:
-    """Check free inodes and bytes where the run folder will be."""
+    """Check that the run folder can be written, and the free inodes and bytes where it will be."""
     place = job.run
-    while not place.exists():
+    while not os.path.lexists(place):
         place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        fault = "cannot be written" if place.is_dir() else "is no folder"
+        yield Finding("space", "failed", f"{place} {fault}: give another --run, or make it a folder that you may write")
+        return
     found = os.statvfs(place)
     free, bytes_free = found.f_favail, found.f_bavail * found.f_frsize
     limit = job.profile.storage.inode_limit

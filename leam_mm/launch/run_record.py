@@ -46,11 +46,11 @@ def read_record(run: Path) -> dict[str, Any]:
     path = run / RECORD
     try:
         found = parse_object(path.read_bytes())
-        if not isinstance(found["name"], str) or not isinstance(found["jobs"], list):
-            raise ValueError("no name or no jobs")
-    except FileNotFoundError:
+        if not isinstance(found["name"], str) or not isinstance(found["cluster"], str) or not found["jobs"][-1]["id"]:
+            raise ValueError("it names no run, cluster or job")
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} does not exist: give the run folder of a job that the launcher submitted") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or submit the run again") from None
     return found
 

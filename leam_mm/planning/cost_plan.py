@@ -215,8 +215,10 @@ def plan_work(
             raise UserError(f"{name} is {value}: give a share above 0 and up to 1")
     notes: list[str] = []
     devices = nodes * (profile.gpu.per_node.value or 0)
-    largest = profile.slurm.max_nodes.value
-    if largest is not None and nodes > largest:
+    largest, count = profile.slurm.max_nodes.value, profile.node.count.value
+    if count is not None and nodes > count:
+        notes.append(f"{profile.title} has {count:,} such nodes, fewer than {nodes:,}: give fewer --nodes")
+    elif largest is not None and nodes > largest:
         notes.append(f"{nodes} nodes are more than the {largest} of a job in {profile.slurm.partition.value}")
     if devices and work.batch_size % devices:
         notes.append(

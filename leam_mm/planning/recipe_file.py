@@ -1,12 +1,18 @@
 """Recipes as plain values: YAML files merged in their order, as train.py merges several --config."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from leam_mm.errors import UserError
+
+# Lightning's names, which train.py takes for trainer.precision
+PRECISIONS = (
+    *("bf16-mixed", "16-mixed", "bf16-true", "16-true", "32-true", "64-true", "transformer-engine"),
+    *("transformer-engine-float16", "bf16", "16", "32", "64"),
+)
 
 
 def read_recipe(files: Sequence[Path]) -> dict[str, Any]:
@@ -37,7 +43,41 @@ def read_recipe(files: Sequence[Path]) -> dict[str, Any]:
             raise UserError(
                 f"{', '.join(map(str, files))}: {section}.class_path is missing: give a training recipe first"
             )
+    check_types(recipe, ", ".join(map(str, files)))
     return recipe
+
+
+def check_types(recipe: Mapping[str, Any], where: str) -> None:
+    """Check the types of the settings that the planner reads; train.py checks all of them.
+
+    Args:
+        recipe: The recipe.
+        where: Its files, for the message.
+
+    Raises:
+        UserError: A setting has a wrong type or a number out of its range.
+    """
+
+    def fault(key: str, value: Any, fix: str) -> UserError:
+        return UserError(f"{where}: {key} is {value!r}: give {fix}")
+
+    trainer = recipe.get("trainer")
+    groups = {"trainer": trainer, **{f"{name}.init_args": recipe[name].get("init_args") for name in ("model", "data")}}
+    for key, value in groups.items():
+        if value is not None and not isinstance(value, dict):
+            raise fault(key, value, "key: value pairs")
+    listed = (trainer or {}).get("callbacks")
+    for one in [] if listed is None else listed if isinstance(listed, list) else [listed]:
+        if not isinstance(one, dict) or not isinstance(one.get("init_args") or {}, dict):
+            raise fault("trainer.callbacks", listed, "a list of {class_path: ..., init_args: {...}}")
+    numbers = {"max_samples": recipe.get("max_samples")}
+    numbers["data.init_args.batch_size"] = (recipe["data"].get("init_args") or {}).get("batch_size")
+    for key, value in numbers.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise fault(key, value, "a whole number of at least 1")
+    precision = (trainer or {}).get("precision")
+    if precision is not None and str(precision) not in PRECISIONS:
+        raise fault("trainer.precision", precision, f"one of {', '.join(PRECISIONS)}")
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +100,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def callbacks(recipe: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """Return the arguments of the recipe's callbacks of one class, by the class's name."""
     found = (recipe.get("trainer") or {}).get("callbacks") or []
+    found = found if isinstance(found, list) else [found]
     return [one.get("init_args") or {} for one in found if str(one.get("class_path", "")).rpartition(".")[2] == name]
 
 

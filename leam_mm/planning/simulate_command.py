@@ -24,6 +24,7 @@ NODE_MTBF_HOURS = 5700.0
 WRITE_GBYTES_PER_S = 2.0  # assumed: one rank writes the checkpoint
 RESTART_SECONDS = 600.0  # assumed: a requeued job starts, loads and warms up
 GIGA = 1e9
+WIDTH = 120  # characters of the table's lines, at least
 if TYPE_CHECKING:
     from leam_mm.planning.recipe_work import RecipeWork
 NODES = tuple(2**n for n in range(11))
@@ -149,7 +150,8 @@ def show_scaling(options: SimulateOptions) -> int:
     """Print the table, write the JSON file if one is wanted, and return the exit code."""
     from leam_mm.planning.recipe_work import recipe_work  # seconds of imports, not needed for --help
 
-    console = Console(highlight=False)
+    # A narrow terminal, or none, would cut digits off the cells.
+    console = Console(highlight=False, width=max(WIDTH, Console().width))
     recipe = read_recipe(options.recipe)
     work = recipe_work(recipe)
     calibration = load_calibration(options.calibration) if options.calibration is not None else None
