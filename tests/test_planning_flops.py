@@ -248,6 +248,11 @@ def test_stages_and_techniques_make_phases() -> None:
     assert masked.phases[2].model_flops > 2.5 * masked.phases[1].model_flops
 
 
+def test_averages_of_several_widths_are_built_and_counted() -> None:
+    plain, averaged = (recipe_work(recipe("scenes_generator", *more)) for more in ((), ("overlay_power_ema",)))
+    assert averaged.weights == plain.weights and (plain.averages, averaged.averages) == (1, 2)
+
+
 def test_overlay_is_merged_on_top_of_a_recipe() -> None:
     plain, routed = recipe_work(recipe("generator_one_gpu")), recipe_work(recipe("generator_one_gpu", "overlay_tread"))
     assert 0.5 < routed.model_flops / plain.model_flops < 0.75

@@ -113,7 +113,7 @@ class PowerEma(Ema):
         self.gammas = [gamma_of(width) for width in self.widths]
         self.others = nn.ModuleList(frozen_copy(model) for _ in self.widths[1:])
         # Stored in the checkpoint, so that resuming with other widths or another order fails.
-        self.register_buffer("width_millionths", _millionths(self.widths))
+        self.register_buffer("width_millionths", torch.tensor(_millionths(self.widths), dtype=torch.int64))
         self.register_load_state_dict_pre_hook(_require_same_widths)
 
     def copies(self) -> list[nn.Module]:
@@ -139,7 +139,7 @@ class PowerFunction(Averaging):
 
     def __post_init__(self) -> None:
         """Check the widths."""
-        if not self.widths or len(set(_millionths(self.widths).tolist())) < len(self.widths):
+        if not self.widths or len(set(_millionths(self.widths))) < len(self.widths):
             raise UserError(f"PowerFunction: widths is {list(self.widths)}: give one or more, all different")
         for width in self.widths:
             gamma_of(width)
@@ -149,14 +149,14 @@ class PowerFunction(Averaging):
         return PowerEma(model, self.widths)
 
 
-def _millionths(widths: Sequence[float]) -> Tensor:
-    return torch.tensor([round(width / WIDTH_UNIT) for width in widths], dtype=torch.int64)
+def _millionths(widths: Sequence[float]) -> list[int]:
+    return [round(width / WIDTH_UNIT) for width in widths]
 
 
 def _require_same_widths(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
     assert isinstance(module, PowerEma)
     kept = state.get(f"{prefix}width_millionths")
-    if kept is not None and kept.tolist() != _millionths(module.widths).tolist():
+    if kept is not None and kept.tolist() != _millionths(module.widths):
         old = [value * WIDTH_UNIT for value in kept.tolist()]
         raise UserError(
             f"the checkpoint has averages of the widths {old}, but model.init_args.ema.widths is {module.widths}: give "
