@@ -16,7 +16,16 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 
 from leam_mm.checkpoint_file import check_archive, compare_digest, write_with_digest
-from leam_mm.checkpoint_generations import LAST, candidates, new_generation, next_generation, point_last, set_aside
+from leam_mm.checkpoint_generations import (
+    DAMAGED,
+    LAST,
+    PREVIOUS,
+    candidates,
+    new_generation,
+    next_generation,
+    point_last,
+    set_aside,
+)
 from leam_mm.checkpoint_shards import SHARDS, compare_parts, find_parts, open_parts
 from leam_mm.config_error import innermost
 from leam_mm.errors import UserError
@@ -217,8 +226,11 @@ def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] |
         The file and its evidence, or None if there is no checkpoint.
 
     Raises:
-        UserError: All are damaged.
+        UserError: All are damaged, or a folder has the name of a checkpoint.
     """
+    for name in (LAST, PREVIOUS, DAMAGED):
+        if last.with_name(name).is_dir():
+            raise UserError(f"{last.with_name(name)} is a folder, but a checkpoint has this name: rename or remove it")
     files = candidates(last.parent)
     faults = [f"{last} is missing"] if files and files[0] != last else []
     damaged: list[Path] = []

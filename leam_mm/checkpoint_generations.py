@@ -21,15 +21,21 @@ from leam_mm.files import atomic_write, second_name, write_bytes
 from leam_mm.system_fault import system_fault
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
-GENERATION = re.compile(r"generation-(\d+)(?:-samples-(\d+))?\.ckpt")
+NAME = r"generation-([0-9]{1,12})(?:-samples-([0-9]{1,18}))?"  # other names are not of a run
+GENERATION, PARTS_OF_GENERATION = re.compile(rf"{NAME}\.ckpt"), re.compile(rf"{NAME}\.{SHARDS}")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 log = logging.getLogger(__name__)
 
 
 def generations(folder: Path) -> list[Path]:
-    """Return the generations in a folder, the newest first."""
+    """Return the generations in a folder, the newest first; what is no file is none, whatever its name."""
+    return [file for _, file in _named(folder) if file.is_file()]
+
+
+def _named(folder: Path) -> list[tuple[re.Match[str], Path]]:
+    """Return all that has the name of a generation, the highest number first."""
     found = [(match, file) for file in folder.glob("generation-*.ckpt") if (match := GENERATION.fullmatch(file.name))]
-    return [file for match, file in sorted(found, key=lambda pair: int(pair[0][1]), reverse=True)]
+    return sorted(found, key=lambda pair: int(pair[0][1]), reverse=True)
 
 
 def candidates(folder: Path) -> list[Path]:
@@ -48,10 +54,10 @@ def next_generation(folder: Path, samples: int | None, again: bool = True) -> Pa
         samples: Samples seen. None leaves it out of the name.
         again: Return the name of the newest generation if it has as many samples, so that it is replaced.
     """
-    newest = next((GENERATION.fullmatch(file.name) for file in generations(folder)), None)
     number = 1
-    if newest is not None:
-        same = again and samples is not None and newest[2] is not None and int(newest[2]) == samples
+    if named := _named(folder):
+        newest, file = named[0]
+        same = again and samples is not None and newest[2] is not None and int(newest[2]) == samples and file.is_file()
         number = int(newest[1]) + (not same)
     return folder / f"generation-{number:06d}{'' if samples is None else f'-samples-{samples:012d}'}.ckpt"
 
@@ -119,7 +125,7 @@ def _remove_old(folder: Path, keep: int) -> None:
     remove_orphans(folder)
     for file in [*found[keep:], *([folder / PREVIOUS] if len(found) >= keep else [])]:
         try:
-            if file.exists():
+            if file.is_file():
                 _remove(file)
         except OSError as error:
             fault = system_fault(error) or error
@@ -141,7 +147,7 @@ def _remove(file: Path) -> None:
 def remove_orphans(folder: Path) -> None:
     """Remove parts whose checkpoint is gone, or was never written."""
     for parts in folder.glob(f"generation-*.{SHARDS}"):
-        if not parts.with_suffix(".ckpt").exists():
+        if PARTS_OF_GENERATION.fullmatch(parts.name) and not parts.with_suffix(".ckpt").exists():
             shutil.rmtree(parts, ignore_errors=True)
 
 

@@ -178,7 +178,7 @@ class LeamCLI(LightningCLI):
             return
         last = config.ckpt_path == "last"
         path = Path(config.checkpoint.dirpath) / LAST if last else Path(config.ckpt_path)
-        if path.is_dir() or not (last or path.is_file()):
+        if not (last or path.is_file()):
             return
         sound = sound_checkpoint(path, replace=False) if last else (path, read_evidence(path))
         if sound is None:

@@ -124,6 +124,57 @@ def test_all_damaged_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and names(tmp_path) == before
 
 
+def make_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "notes").write_text("of somebody")
+
+
+KINDS: dict[str, Callable[[Path], Any]] = {
+    "folder": make_folder,
+    "pipe": os.mkfifo,
+    "loop": lambda path: path.symlink_to(path.name),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "link to a folder": lambda path: path.symlink_to(path.parent),
+}
+FOREIGN = [
+    f"generation-{'9' * 20}-samples-1.ckpt",
+    f"generation-{'9' * 225}.ckpt",
+    name(99, 3),
+    "generation-notes.shards",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda path: path[:30])
+def test_what_is_no_file_of_a_run_stays_and_hinders_no_save(
+    foreign: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    KINDS[kind](tmp_path / foreign)
+    assert sound_checkpoint(tmp_path / "last.ckpt", replace=True) is None
+    for step in range(1, 6):
+        save(tmp_path, step, keep=1)
+        assert step_of(sound_checkpoint(tmp_path / "last.ckpt", replace=True)) == step
+        left = set(names(tmp_path)) - {foreign}
+        assert len(left) == 2 and "last.ckpt" in left, left
+    assert os.path.lexists(tmp_path / foreign) and not caplog.messages
+    assert kind != "folder" or (tmp_path / foreign / "notes").exists()
+
+
+@pytest.mark.parametrize("number", ["9" * 20, "9" * 225])
+def test_numbers_that_no_run_reaches_are_of_no_generation(number: str, tmp_path: Path) -> None:
+    (tmp_path / f"generation-{number}.ckpt").write_text("")
+    save(tmp_path, 1, 2)
+    assert step_of(sound_checkpoint(tmp_path / "last.ckpt", replace=True)) == 2
+    assert {name(1, 1), name(2, 2)} < set(names(tmp_path))
+
+
+@pytest.mark.parametrize("taken", ["last.ckpt", "previous.ckpt", "damaged.ckpt"])
+def test_a_folder_with_the_name_of_a_checkpoint_is_refused_before_training(taken: str, tmp_path: Path) -> None:
+    make_folder(tmp_path / taken)
+    with pytest.raises(UserError, match=f"{taken} is a folder.*: rename or remove it"):
+        sound_checkpoint(tmp_path / "last.ckpt", replace=False)
+
+
 def test_folders_of_older_versions_resume_and_become_generations(tmp_path: Path) -> None:
     for step, file in ((1, "previous.ckpt"), (2, "last.ckpt")):
         AtomicCheckpointIO().save_checkpoint(content(step), tmp_path / "made.ckpt")

@@ -33,7 +33,9 @@ def test_the_end_is_read_from_either_variable() -> None:
     assert job_end({"SLURM_JOB_END_TIME": str(int(NOW) + 60), "LEAM_JOB_END": local}, NOW) == NOW + 60
 
 
-@pytest.mark.parametrize("bad", ["soon", "12:00", "N/A", str(NOW - 5), "2020-01-01T00:00:00", "1e999", "nan", "-5"])
+@pytest.mark.parametrize(
+    "bad", ["soon", "12:00", "N/A", str(NOW - 5), "2020-01-01T00:00:00", "1e999", "nan", "-5", str(int(NOW * 1000))]
+)
 def test_a_bad_value_is_one_warning(bad: str) -> None:
     with pytest.warns(UserWarning, match="it is ignored") as found:
         assert job_end({"SLURM_JOB_END_TIME": bad, "LEAM_JOB_END": str(NOW + 60)}, NOW) == NOW + 60

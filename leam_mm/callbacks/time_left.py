@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 VARIABLES = ("SLURM_JOB_END_TIME", "LEAM_JOB_END")
 LEAST = 120.0  # seconds that are left for saving and leaving at least
 SAVES, STEPS = 3, 2  # how many of the longest saves and steps so far must fit into the time left
+LONGEST_JOB = 10 * 366 * 86400.0  # seconds
 WINDOW = 20  # steps whose longest counts
 
 
@@ -37,6 +38,9 @@ def job_end(environment: Mapping[str, str], now: float) -> float | None:
             continue
         if end <= now:
             rank_zero_warn(f"{name}={text[:40]} is in the past: it is ignored")
+            continue
+        if end > now + LONGEST_JOB:
+            rank_zero_warn(f"{name}={text[:40]} is more than ten years from now, as milliseconds are: it is ignored")
             continue
         found.append(end)
     return min(found, default=None)
