@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from leam_mm.lifelines import GRACE, Clock, Kind, Lines, Rank, Status, Verdict, interval, open_sockets
+from leam_mm.lifelines import GRACE, SLOW, Clock, Kind, Lines, Rank, Status, Verdict, interval, open_sockets
 
 
 @dataclass
@@ -140,8 +140,8 @@ class LifelineServer(threading.Thread):
         for one in sorted(present, key=lambda one: bool(one.failure and one.failure[1] == "lost")):
             if one.failure is not None and now - one.failure[0] > GRACE:
                 return Verdict(one.failure[1], (one.rank.number,), f"{one.rank.name} failed: {one.failure[2]}")
-        # The others wait for one that failed or ended; nobody waits for them.
-        return None if any(one.failure or one.over for one in self._watched.values()) else self._stuck(present, now)
+        # The others wait for one that failed, which is told first.
+        return None if any(one.failure for one in self._watched.values()) else self._stuck(present, now)
 
     def _stuck(self, present: list[_Watched], now: float) -> Verdict | None:
         least = min((one.status.passed for one in present), default=0)
@@ -154,6 +154,9 @@ class LifelineServer(threading.Thread):
         if quiet is not None:
             return _silent(quiet, now - quiet.heard)
         seconds = f"made no step for {min(one.status.allowed for one in last):g} s"
+        over = [one.rank.name for one in self._watched.values() if one.over]
+        if over:  # those that are left may wait for it for ever
+            seconds += f" after {over[0]} ended"
         if len(last) == len(self._watched) > 1:
             return Verdict("stuck", (), f"all {len(last)} ranks {seconds}: {_does(last[0])}")
         names = ", ".join(one.rank.name for one in last[:3]) + (f" and {len(last) - 3} more" if len(last) > 3 else "")
@@ -161,7 +164,7 @@ class LifelineServer(threading.Thread):
 
 
 def _does(one: _Watched) -> str:
-    return f"the last it said is that it {one.status.where}"
+    return f"the last it said is that it {one.status.where}; {SLOW}"
 
 
 def _silent(one: _Watched, seconds: float) -> Verdict:

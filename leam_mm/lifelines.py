@@ -104,6 +104,9 @@ def process_start(pid: int) -> int:
         return 0
 
 
+SLOW = "if it is only slow, raise watchdog.limit (steps) or watchdog.pause (evaluation, saving, the first step)"
+
+
 class Lines:
     """Messages of a connection, one JSON object a line."""
 
@@ -233,7 +236,9 @@ class Lifeline(threading.Thread):
                 line = f"{self._first.name} (process {self._first.pid}) died without a message, as after a kill"
                 verdict = Verdict("died", (0,), line)
             elif now - heard > self._limit:
-                verdict = Verdict("silent", (0,), f"{self._first.name} gave no sign of life for {self._limit:g} s")
+                verdict = Verdict(
+                    "silent", (0,), f"{self._first.name} gave no sign of life for {self._limit:g} s; {SLOW}"
+                )
             if verdict is not None and not self._over.is_set():
                 self._end(verdict)
                 return

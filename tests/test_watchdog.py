@@ -15,6 +15,7 @@ from toys.recipes import ROOT, clip_recipe
 from toys.runs import assert_same_run, last_checkpoint
 
 from leam_mm.callbacks.emergency_exit import EXIT_CODE
+from leam_mm.callbacks.watchdog import is_planned_end
 
 LIMIT = 10.0
 FAULTY = """
@@ -38,6 +39,8 @@ FAULTY = """
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif self.fault == "error":
                 raise ValueError("a fault of this rank")
+            elif self.fault == "exit":
+                raise SystemExit(3)
             else:
                 time.sleep(float(self.fault))
 """
@@ -153,3 +156,26 @@ def test_an_error_of_one_rank_ends_the_others_with_its_message(
     assert errors.count("ValueError: a fault of this rank\n") == 1  # its own traceback
     assert f"error: rank {rank} on host {socket.gethostname()} failed: ValueError: a fault of this rank" in errors
     assert since_fault(run) < 60 and not orphans(run)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("rank", "code"), [(0, 3), (1, 1)])
+def test_a_rank_that_exits_is_named_and_ends_the_others(
+    rank: int, code: int, tmp_path: Path, toy_shards: Path, toy_tokenizer: Path
+) -> None:
+    run = tmp_path / "run"
+    found, errors = finish(start(recipe(run, toy_shards, toy_tokenizer, "exit", rank)))
+    assert found == code
+    lines = [line for line in errors.splitlines() if "error:" in line]
+    assert len(lines) == 1 and f"rank {rank} on host {socket.gethostname()} failed: something in it called" in lines[0]
+    assert "sys.exit(3)" in lines[0] and not orphans(run)
+
+
+@pytest.mark.parametrize(
+    ("exception", "planned"),
+    [(SystemExit(75), True), (SystemExit(130), True), (KeyboardInterrupt(), True), (SystemExit(3), False)],
+)
+def test_only_ends_after_a_save_and_interrupts_are_planned(exception: BaseException, planned: bool) -> None:
+    assert is_planned_end(exception) == planned
+    assert not is_planned_end(SystemExit(0))  # one rank alone would leave the others waiting

@@ -28,6 +28,7 @@ from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
+from leam_mm.callbacks import preemption
 from leam_mm.callbacks.emergency_exit import LEAVING, EmergencyExit
 from leam_mm.errors import UserError, one_line, user_error
 from leam_mm.lifeline_server import LifelineServer
@@ -228,11 +229,15 @@ class Watchdog(Callback):
         """Tell the other ranks; after a collective that another rank broke, wait to hear which one."""
         if self._line is None:
             return
-        if isinstance(exception, SystemExit | KeyboardInterrupt):
+        if is_planned_end(exception):
             self._close()
+            if isinstance(exception, KeyboardInterrupt):
+                atexit.register(self._exit.end_children, GRACE + LEAVING)
             return
         cause = user_error(exception)
         line = one_line(cause) if cause else fault_line(exception) or f"{type(exception).__name__}: {exception}"
+        if isinstance(exception, SystemExit):
+            line = f"something in it called sys.exit({exception.code!r}) before the end of training"
         line = " ".join(line.split())[:300]
         lost = cause is None and lost_connection(exception)
         if self._server is not None and not lost:
@@ -256,6 +261,12 @@ class Watchdog(Callback):
         if self._server is not None:
             self._server.close()
             self._server = None
+
+
+def is_planned_end(exception: BaseException) -> bool:
+    """Return whether a rank ends after a save, together with the others, or since a person interrupts it."""
+    planned = isinstance(exception, SystemExit) and exception.code in (preemption.EXIT_CODE, preemption.INTERRUPTED)
+    return planned or isinstance(exception, KeyboardInterrupt)
 
 
 def in_collective() -> bool:
