@@ -140,7 +140,7 @@ class LifelineServer(threading.Thread):
         for one in sorted(present, key=lambda one: bool(one.failure and one.failure[1] == "lost")):
             if one.failure is not None and now - one.failure[0] > GRACE:
                 return Verdict(one.failure[1], (one.rank.number,), f"{one.rank.name} failed: {one.failure[2]}")
-        # The others wait for one that failed, which is told first.
+        # The others wait for one that failed, which is reported first.
         return None if any(one.failure for one in self._watched.values()) else self._stuck(present, now)
 
     def _stuck(self, present: list[_Watched], now: float) -> Verdict | None:
