@@ -330,6 +330,10 @@ def main(args: list[str] | None = None) -> LeamCLI:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: "litlogger" not in record.getMessage()
     )
+    # Its "weights_only was not set" does not hold: our checkpoint writers never unpickle code.
+    logging.getLogger("lightning.pytorch.trainer.connectors.checkpoint_connector").addFilter(
+        lambda record: "weights_only" not in record.getMessage()
+    )
     raising = {"exit_on_error": False}  # otherwise jsonargparse prints a page of usage before the error
     try:
         return LeamCLI(
