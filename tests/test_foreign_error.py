@@ -16,7 +16,16 @@ from leam_mm.errors import UserError, one_line
 TREE = Path(__file__).parent.parent
 # What takes reasons of ledgers, and exceptions of our own, whose messages hold no object of a library.
 RECORDS = {"SampleFault", "PageRefused", "LinkRefused", "ImageFault", "refuse", "refused", "Signal", "_fault"}
-OWN = {"UserError", "ImageLimit", "TookTooLong", "LinkRefused", "TooManyBytesError", "PageRefused", "UnreadableError"}
+OWN = {
+    "UserError",
+    "ImageLimit",
+    "TookTooLong",
+    "LinkRefused",
+    "TooManyBytesError",
+    "PageRefused",
+    "UnreadableError",
+    "SvgFault",
+}
 
 
 def test_no_address_of_an_object_stays_in_a_message() -> None:

@@ -103,14 +103,16 @@ BOMB = '<!DOCTYPE svg [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;
         (svg(DEEP), "levels"),
         (svg("", 'viewBox="0 0 1 100000"'), "too long"),
         (svg("<rect"), "no XML"),
+        (svg('<image href="http://a&#10;\u202eb"/>'), "refers to http://a$"),
         (svg("").replace(b"<svg", b"<html><svg", 1), "root element"),
         (svg("", 'width="0" height="0"'), "cannot be drawn"),
         (svg(NESTED + '<use xlink:href="#g11"/>'), "too much time or memory|cannot be drawn|20 s"),
     ],
 )  # fmt: skip
 def test_hostile_drawings(raw: bytes, reason: str) -> None:
-    with pytest.raises(SvgFault, match=reason):
+    with pytest.raises(SvgFault, match=reason) as fault:
         rasterise(raw, 64, MAX_PIXELS)
+    assert str(fault.value).isprintable()
 
 
 def test_a_fault_is_one_of_the_sample() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
+from data_tools.work.foreign_error import first_line
+
 MAX_ELEMENTS, MAX_DEPTH = 200_000, 200
 MAX_RATIO = 50  # of the longer side to the shorter one
 TIMEOUT = 20.0  # seconds; svg_render.py limits the processor's to half of it
@@ -23,7 +25,11 @@ HEAD = 4096  # bytes in which the root element begins
 
 
 class SvgFault(Exception):
-    """A drawing is refused; the message gives the reason in words."""
+    """A drawing is refused; the message gives the reason in words: one line, printable."""
+
+    def __init__(self, reason: str) -> None:
+        """Keep what may come from the drawing or a library to one printable line, the same in each run."""
+        super().__init__(first_line(ValueError(reason)))
 
 
 @dataclass
