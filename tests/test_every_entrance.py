@@ -107,6 +107,10 @@ def datacomp_parquet(here: Path, server: Server) -> None:
     pq.write_table(pa.table(columns), here / "datacomp/0.parquet")
 
 
+def list_of_addresses(here: Path, server: Server) -> None:
+    (here / "urls.txt").write_text("# images of a lake\n" + "\n".join(serve(server)) + "\n")
+
+
 def company_folder(here: Path, server: Server) -> None:
     for name, text in zip(files(here / "archive/2025"), CAPTIONS, strict=True):
         (here / "archive/2025" / name).with_suffix(".txt").write_text(text)
@@ -131,6 +135,7 @@ ENTRANCES: dict[str, Callable[[Path, Server], None]] = {
     "tsv of CC3M": cc3m_tsv,
     "parquet of LAION": laion_parquet,
     "parquet of DataComp": datacomp_parquet,
+    "a list of addresses": list_of_addresses,
     "a company's archive": company_folder,
     "web pages in WARC": warc,
 }
@@ -165,6 +170,7 @@ def test_the_command_makes_shards_that_train(
     shards = tmp_path / places.get(name, "shards")
     expected = {"tars of img2dataset (LAION, DataComp, CC12M)": [f"image {n} of {COUNT}" for n in range(COUNT)]}
     expected["tars of webdataset's ShardWriter"] = [f"caption {n}" for n in range(30)]
+    expected["a list of addresses"] = ["a photo of a lake"] * COUNT
     assert sorted(captions_of(shards).values()) == sorted(expected.get(name, CAPTIONS))
     recipe = clip_recipe(tmp_path / "run", shards, toy_tokenizer, max_samples=24)
     recipe["data"]["init_args"]["batch_size"] = 8

@@ -227,3 +227,18 @@ def test_a_screening_that_keeps_nothing_says_why(tmp_path: Path, capsys: pytest.
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     screen_links.main([*words, "--overwrite"])
     assert "20 of 20 links stay" in capsys.readouterr().out
+
+
+def test_a_caption_for_rows_without_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        'url,text,captions\nhttp://a.example/1,,\nhttp://a.example/2,a,\nhttp://a.example/3,," [""b""]"\n'
+    )
+    rows = [
+        row
+        for batch in link_batches(tmp_path / "a.csv", 10, TableColumns(caption_for_all="x"))
+        for row in batch.to_pylist()
+    ]
+    assert [row["caption"] or "" for row in rows] == ["x", "a", ""]
+    (tmp_path / "b.csv").write_text("url,size\nhttp://a.example/1,3\n")
+    (table,) = link_batches(tmp_path / "b.csv", 10, TableColumns(caption_for_all="x"))
+    assert table["caption"].to_pylist() == ["x"]

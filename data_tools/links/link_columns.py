@@ -37,12 +37,14 @@ class TableColumns:
     Args:
         url_column: Column with the addresses or file names; by default recognised by its name.
         caption_column: Columns with captions, each as NAME or LANGUAGE=NAME; several give several captions an image.
+        caption_for_all: Caption of each row that has none, such as those of a list of addresses.
         keep_columns: Further columns, separated by commas, whose values are kept in ``metadata`` of each sample.
         encoding: Encoding of text files that have no mark of their own, such as latin-1; by default UTF-8.
     """
 
     url_column: str = ""
     caption_column: list[str] = field(default_factory=list)
+    caption_for_all: str = ""
     keep_columns: str = ""
     encoding: str = ""
 

@@ -111,7 +111,8 @@ def file_link(name: str) -> str:
 
 
 def _columns(path: Path, names: Collection[str], choice: TableColumns) -> LinkColumns:
-    return link_columns(path, names, choice, captions=table_suffix(path) != ".txt")
+    needed = table_suffix(path) != ".txt" and not choice.caption_for_all
+    return link_columns(path, names, choice, captions=needed)
 
 
 def _part_batches(path: Path, rows: int, choice: TableColumns, files: bool) -> Iterator[pa.Table]:
@@ -123,7 +124,8 @@ def _part_batches(path: Path, rows: int, choice: TableColumns, files: bool) -> I
         return found[0].read
 
     for table in text_batches(path, rows, choose, encoding=choice.encoding):
-        yield _links(table, found[0], every or table_suffix(path) == ".parquet", every, files)
+        links = _links(table, found[0], every or table_suffix(path) == ".parquet", every, files)
+        yield _with_caption(links, choice.caption_for_all.strip()) if choice.caption_for_all.strip() else links
 
 
 def _links(table: pa.Table, columns: LinkColumns, structured: bool, every: bool, files: bool) -> pa.Table:
@@ -176,6 +178,15 @@ def _links(table: pa.Table, columns: LinkColumns, structured: bool, every: bool,
     if TOO_LONG in there:
         result[TOO_LONG] = table[TOO_LONG]
     return pa.table(result)
+
+
+def _with_caption(links: pa.Table, caption: str) -> pa.Table:
+    """Give a caption to the rows that have none."""
+    empty = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(links["caption"], "")), "")
+    if "captions" in links.column_names:
+        empty = pc.and_(empty, pc.is_in(pc.fill_null(links["captions"], ""), pa.array(["", "[]"])))
+    place = links.column_names.index("caption")
+    return links.set_column(place, "caption", pc.if_else(empty, caption, links["caption"]))
 
 
 def _addresses(urls: pa.ChunkedArray, files: bool) -> pa.ChunkedArray | pa.Array:
