@@ -17,7 +17,7 @@ from pathlib import Path
 
 from leam_mm.checkpoint_file import has_sound_digest
 from leam_mm.checkpoint_shards import SHARDS, has_sound_parts, shards_folder
-from leam_mm.files import atomic_write, second_name, write_bytes
+from leam_mm.files import atomic_write, link_name, second_name, write_bytes
 from leam_mm.system_fault import system_fault
 
 LAST, PREVIOUS, DAMAGED = "last.ckpt", "previous.ckpt", "damaged.ckpt"
@@ -82,17 +82,12 @@ def new_generation(target: Path, keep: int) -> Iterator[Path]:
 def point_last(file: Path) -> None:
     """Make ``last.ckpt`` a second name of a file: a hard link, or else a symbolic one; without links it is renamed."""
     last = file.with_name(LAST)
-    for link in (os.link, os.symlink):
-        try:
-            with atomic_write(last) as temporary:
-                link(file if link is os.link else file.name, temporary)
-            return
-        except OSError:
-            continue
+    if link_name(file, last, symbolic=True):
+        return
     if shards_folder(file).is_dir():  # found by the name of the file; the file itself is small
         write_bytes(last, file.read_bytes())
     else:
-        os.replace(file, last)
+        second_name(file, last)
 
 
 def make_room(folder: Path) -> list[Path]:
@@ -114,9 +109,9 @@ def set_aside(damaged: list[Path]) -> None:
     """Rename damaged files, the newest first, to damaged.ckpt, which holds the newest of them afterwards."""
     for file in reversed(damaged):
         names = [other for other in generations(file.parent) if other != file and _same(other, file)]
-        os.replace(names[0] if names else file, file.with_name(DAMAGED))
-        for name in [file, *names[1:]] if names else []:
-            name.unlink()
+        second_name(names[0] if names else file, file.with_name(DAMAGED))
+        for name in [file, *names]:
+            name.unlink(missing_ok=True)
 
 
 def _remove_old(folder: Path, keep: int) -> None:

@@ -76,12 +76,27 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def link_name(path: Path, name: Path, symbolic: bool = False) -> bool:
+    """Make a name a hard link to a file, or return False if the disk has no links; an existing file is replaced.
+
+    Args:
+        path: The file.
+        name: Its second name.
+        symbolic: Whether a symbolic link serves where there are no hard links; ``name`` is in the folder of ``path``.
+    """
+    for link, target in ((os.link, path), *(((os.symlink, Path(path.name)),) if symbolic else ())):
+        try:
+            with atomic_write(name) as temporary:
+                link(target, temporary)
+            return True
+        except OSError:
+            continue
+    return False
+
+
 def second_name(path: Path, name: Path) -> None:
     """Give a file a second name, and take it from another file; a disk without hard links moves the file instead."""
-    try:
-        with atomic_write(name) as temporary:
-            os.link(path, temporary)
-    except OSError:
+    if not link_name(path, name):
         os.replace(path, name)
 
 

@@ -1,4 +1,4 @@
-"""Lifelines between real processes without torch: each way in which a rank can go is told from the others."""
+"""Lifelines between real processes without torch: the ways in which a rank can end are distinguished."""
 
 import json
 import os

@@ -156,7 +156,6 @@ OWN_RENAMES = {
     "data_tools/download/download_worker.py",
     "data_tools/download/image_download.py",
     "data_tools/withdrawal/shard_withdrawal.py",
-    "leam_mm/checkpoint_generations.py",  # last.ckpt is a second name, or a damaged file gets another one
     "leam_mm/data/remote_shards.py",
     "leam_mm/run_lock.py",  # the number of the process is what it records
     "leam_mm/callbacks/watchdog.py",  # the same

@@ -16,7 +16,7 @@ KINDS = ("location", "market")
 
 @dataclass(frozen=True)
 class CarbonFactors:
-    """What a site emits for each kWh; None is "not given", and then there is no number.
+    """Emission factors of a site; emissions are "not given" where a factor is None.
 
     Args:
         grams_per_kwh: CO2 equivalents of the grid in g/kWh, location-based.

@@ -21,7 +21,7 @@ class RunCheckpoint(ModelCheckpoint):
         every_n_train_steps: Optimizer steps between two checkpoints.
         dirpath: Folder of the files; None means ``checkpoints`` in the run folder.
         keep: Number of checkpoints that stay, at least 1. The disk needs room for one more.
-        asynchronous: Training goes on while a file is written; takes as much memory on the CPU as a checkpoint.
+        asynchronous: Continue training while a file is written; takes as much memory on the CPU as a checkpoint.
         patience: Longest wait of an asynchronous save for the one before, in seconds; then training waits for both.
     """
 

@@ -37,7 +37,7 @@ class Hosts:
         ip("-n", self.names[0], "link", "set", self.interfaces[0], "down")
 
     def start(self, number: int, command: list[str], **more: str) -> "subprocess.Popen[str]":
-        """Start a program on one of the hosts; gloo uses the cable unless told otherwise."""
+        """Start a program on one of the hosts; gloo uses the cable by default."""
         inside = ["unshare", "--uts", "sh", "-c", f'hostname n{number} && exec "$@"', "sh", *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": self.interfaces[number], **more}
         whole = ["ip", "netns", "exec", self.names[number], *inside]
