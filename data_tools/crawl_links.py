@@ -35,9 +35,9 @@ import pyarrow.parquet as pq
 from data_tools.pages.crawl_jobs import CrawlJob, PageSettings, part_paths, run_jobs
 from data_tools.pages.crawl_rows import LINK_SCHEMA
 from data_tools.pages.warc_pages import archive_digest, folder_files
-from data_tools.work.ledger import LEDGER, SCHEMA
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import PositiveFloat, PositiveInt, parse_settings
+from leam_mm.data.ledger import LEDGER, SCHEMA
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.errors import UserError, run
 from leam_mm.files import replace_folder

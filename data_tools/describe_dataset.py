@@ -23,11 +23,11 @@ from typing import Any
 
 import yaml
 
-from data_tools.description.croissant import croissant, missing
-from data_tools.description.dataset_statistics import statistics, thumbnails
 from data_tools.description.statistics_page import page
-from data_tools.description.training_summary import check_provider, summary_text, training_summary
 from leam_mm.command_line import parse_settings
+from leam_mm.documents.croissant import croissant, missing
+from leam_mm.documents.dataset_statistics import statistics, thumbnails
+from leam_mm.documents.training_summary import check_provider, summary_text, training_summary
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json, write_text
 from leam_mm.run_lock import beside, run_lock

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_tools.latents.shard_embedding import Embedding, open_teacher, write_embeddings
-from data_tools.work.ledger import LEDGER, LedgerWriter
 from leam_mm.command_line import PositiveInt, parse_settings
+from leam_mm.data.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_text

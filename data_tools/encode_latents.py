@@ -56,10 +56,10 @@ from data_tools.latents.latent_jobs import (
     write,
 )
 from data_tools.latents.latent_verification import verify
-from data_tools.work.ledger import LEDGER, LedgerWriter, read_ledger
 from data_tools.work.workers import WorkerPool
 from leam_mm.command_line import parse_settings
 from leam_mm.data.aspect_buckets import BUCKETS
+from leam_mm.data.ledger import LEDGER, LedgerWriter, read_ledger
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, join_shards
 from leam_mm.errors import UserError, run
 from leam_mm.files import TEMPORARY, replace_folder, write_text

@@ -29,8 +29,8 @@ from data_tools.importing.sample_import import import_samples
 from data_tools.importing.sample_source import SampleSource
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
-from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.command_line import NonNegativeInt, PositiveInt, parse_settings
+from leam_mm.data.ledger import LEDGER, read_ledger
 from leam_mm.errors import UserError, run
 
 UNKNOWN = "unknown"

@@ -52,9 +52,9 @@ from data_tools.network.link_address import LinkRefused, check_link, trusted_hos
 from data_tools.network.proxies import allowed_proxies
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
-from data_tools.work.ledger import LEDGER, read_ledger
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, parse_settings
+from leam_mm.data.ledger import LEDGER, read_ledger
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256, replace_folder, write_text
 

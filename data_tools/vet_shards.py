@@ -37,11 +37,11 @@ from data_tools.vetting.vetting_passes import (
 )
 from data_tools.vetting.vetting_rule import VettingRule
 from data_tools.vetting.withdrawn_samples import withdrawn_rules
-from data_tools.work.ledger import LEDGER
 from data_tools.work.work_folder import open_work_folder
 from data_tools.work.workers import WorkerPool
 from leam_mm.command_line import PositiveInt, Share, parse_settings
 from leam_mm.data.keep_list import KEEP, PLACE
+from leam_mm.data.ledger import LEDGER
 from leam_mm.data.parquet_file import open_parquet
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError, run

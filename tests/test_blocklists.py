@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.links.blocklists import DigestList, DomainList, PhraseList, ascii_domain, registrable_domain, text_words
+from data_tools.links.blocklists import DigestList, DomainList, PhraseList, ascii_domain, text_words
+from leam_mm.data.registered_domain import registrable_domain
 from leam_mm.errors import UserError
 
 

@@ -6,7 +6,7 @@ from data_tools.pages.page_licences import Statement
 from data_tools.pages.page_links import PageLimits, PageLink, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal
-from data_tools.work.ledger import link_uid
+from leam_mm.data.ledger import link_uid
 
 ZERO, BY = "https://creativecommons.org/publicdomain/zero/1.0/", "https://creativecommons.org/licenses/by/4.0/"
 PAGE = Page(0, "https://a.example/", b"<p>", archive="a.warc", record="urn:1")

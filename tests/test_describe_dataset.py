@@ -12,11 +12,11 @@ from toys.pages import HtmlChecker, shown_in_browser
 from toys.published import derived_from, keys_of, record_of, withdraw, write_published
 
 from data_tools.describe_dataset import main, read_provider
-from data_tools.description.dataset_statistics import DomainCount, Tally, thumbnails
-from data_tools.description.decision_flow import account, identity, own_ledgers, read_flow
-from data_tools.description.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
-from data_tools.work.ledger import LedgerWriter, link_uid
+from leam_mm.data.ledger import LedgerWriter, link_uid
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
+from leam_mm.documents.dataset_statistics import DomainCount, Tally, thumbnails
+from leam_mm.documents.decision_flow import account, identity, own_ledgers, read_flow
+from leam_mm.documents.training_summary import IMAGE_BANDS, TITLES, band, listed_domains, summary_text, text_band
 from leam_mm.errors import UserError
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'

@@ -6,7 +6,7 @@ import pytest
 
 from data_tools.download.download_seal import WITHOUT_EFFECT, fetch_identity, finished_rows, write_seal
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.work.ledger import LEDGER, LedgerWriter
+from leam_mm.data.ledger import LEDGER, LedgerWriter
 from leam_mm.errors import UserError
 
 SETTING = FetchSetting("a", "b", "Agent", "https://lab.example")

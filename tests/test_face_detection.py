@@ -17,7 +17,7 @@ from data_tools.vet_shards import main as vet
 from data_tools.vetting.face_cascade import FaceCascade
 from data_tools.vetting.face_detection import FaceDetection, blur_face
 from data_tools.vetting.vetting_rule import Sample
-from data_tools.work.ledger import read_ledger
+from leam_mm.data.ledger import read_ledger
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

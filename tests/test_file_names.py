@@ -13,7 +13,7 @@ from data_tools.download.image_download import DownloadSettings, download_images
 from data_tools.gather_folder import main as gather
 from data_tools.links.link_rows import LinkRows
 from data_tools.network.link_address import LinkRefused, check_link
-from data_tools.work.ledger import read_ledger
+from leam_mm.data.ledger import read_ledger
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

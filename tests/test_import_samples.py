@@ -19,7 +19,7 @@ from toys.mds import write_mds
 from data_tools.import_samples import main
 from data_tools.importing import sample_import
 from data_tools.importing.mds_folder import MdsFolder
-from data_tools.work.ledger import LEDGER
+from leam_mm.data.ledger import LEDGER
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
 

@@ -31,6 +31,7 @@ LEAM_MM = [
     ["planning"],
     ["inference"],
     ["launch"],
+    ["documents"],
     ["release"],
     ["resume_check"],
     ["cli", "pipeline"],
@@ -64,6 +65,7 @@ WITHOUT_MODELS = {
         "recorded_classes",
         "data",
         "report",
+        "documents",
     )
 }
 WITH_MODELS = {

@@ -1,4 +1,4 @@
-"""data_tools.work.ledger: rows are read as written, an error leaves no file, uids are unique."""
+"""leam_mm.data.ledger: rows are read as written, an error leaves no file, uids are unique."""
 
 import json
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_tools.work.ledger import ROWS, LedgerWriter, link_uid, read_ledger
+from leam_mm.data.ledger import ROWS, LedgerWriter, link_uid, read_ledger
 from leam_mm.errors import UserError
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 from data_tools.links import link_rows
 from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_sources import LinkSources
-from data_tools.work.ledger import link_uid
+from leam_mm.data.ledger import link_uid
 from leam_mm.errors import UserError
 
 TABLE = """url,caption,legal_basis,captions,page_url

@@ -8,7 +8,7 @@ import pytest
 
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings, page_signals
 from data_tools.network.link_address import LinkRefused
-from data_tools.work.ledger import link_uid
+from leam_mm.data.ledger import link_uid
 from leam_mm.errors import UserError
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"

@@ -13,9 +13,9 @@ import pytest
 from toys.parquet_bombs import claiming
 from toys.shards import write_toy_shards
 
-from data_tools.work.ledger import SCHEMA as LEDGER_SCHEMA
-from data_tools.work.ledger import read_ledger
 from leam_mm.data.keep_list import KEEP, PLACE, ROOT, kept_keys, read_keep_list
+from leam_mm.data.ledger import SCHEMA as LEDGER_SCHEMA
+from leam_mm.data.ledger import read_ledger
 from leam_mm.data.parquet_file import MAX_DENSITY, MAX_MEMORY, open_parquet
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError

@@ -22,7 +22,7 @@ from data_tools.download.image_download import screened_hosts
 from data_tools.links.link_table import read_links
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.screen_links import main
-from data_tools.work.ledger import SCHEMA
+from leam_mm.data.ledger import SCHEMA
 from leam_mm.errors import UserError
 
 CAPTION = "Eine rote Katze schläft auf dem alten Sofa im Garten"

@@ -22,7 +22,7 @@ from data_tools.links.robots_screen import LINKS, NOT_ASKED, RobotsScreen, decis
 from data_tools.links.row_filters import chunk_cost, filter_rows, read_chunk
 from data_tools.links.screened_folder import largest_first
 from data_tools.screen_links import main
-from data_tools.work.ledger import read_ledger
+from leam_mm.data.ledger import read_ledger
 from leam_mm.errors import UserError
 
 

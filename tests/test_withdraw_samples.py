@@ -21,8 +21,8 @@ from data_tools.links.blocklists import DigestList
 from data_tools.samples.hash_files import read_hashes
 from data_tools.samples.shard_check import check_folder
 from data_tools.withdrawal.shard_withdrawal import staging
-from data_tools.work.ledger import LEDGER, read_ledger
 from data_tools.work.signature import make_key, read_private_key, sign_file
+from leam_mm.data.ledger import LEDGER, read_ledger
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 

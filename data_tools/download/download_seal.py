@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.work.ledger import LEDGER, read_ledger
 from data_tools.work.work_folder import compare_settings
+from leam_mm.data.ledger import LEDGER, read_ledger
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 

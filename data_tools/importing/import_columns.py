@@ -9,7 +9,7 @@ from urllib.parse import quote
 from data_tools.importing.sample_source import BYTES, IMAGE, TEXT, SampleSource, SourceRow
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.samples.caption_forms import caption_entries, is_language
-from data_tools.work.ledger import link_uid
+from leam_mm.data.ledger import link_uid
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 

@@ -12,7 +12,7 @@ from typing import Any
 from data_tools.indexing.member_captions import Caption, is_img2dataset
 from data_tools.links.link_sources import LinkSources
 from data_tools.network.link_address import host_of
-from data_tools.work.ledger import link_uid
+from leam_mm.data.ledger import link_uid
 from leam_mm.json_text import parse_object
 
 URLS = ("url", "URL", "image_url")

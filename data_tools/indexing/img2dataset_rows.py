@@ -9,8 +9,8 @@ from typing import Any
 from data_tools.indexing.foreign_record import MAX_FIELD
 from data_tools.indexing.tar_patterns import Tar, open_address
 from data_tools.network.link_address import host_of
-from data_tools.work.ledger import link_uid
 from data_tools.work.text_tables import text_batches
+from leam_mm.data.ledger import link_uid
 from leam_mm.errors import UserError
 
 WANTED = ("key", "status")

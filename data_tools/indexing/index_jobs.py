@@ -20,8 +20,8 @@ from data_tools.indexing.img2dataset_rows import failed_rows
 from data_tools.indexing.tar_index import IndexRule, TarIndex, TarIndexer
 from data_tools.indexing.tar_patterns import Tar
 from data_tools.work.foreign_error import first_line
-from data_tools.work.ledger import SCHEMA
 from leam_mm.data.index_file import records_name
+from leam_mm.data.ledger import SCHEMA
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, write_bytes, write_text
 

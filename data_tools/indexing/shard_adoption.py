@@ -19,11 +19,11 @@ from data_tools.indexing.member_captions import Sighting, recognise
 from data_tools.indexing.tar_index import IndexRule, TarIndexer
 from data_tools.indexing.tar_patterns import Tar
 from data_tools.links.withdrawn_lists import read_lists
-from data_tools.work.ledger import LEDGER, LedgerWriter
 from data_tools.work.work_folder import open_work_folder
 from data_tools.work.workers import WorkerPool
 from leam_mm.data.folder_card import write_card
 from leam_mm.data.index_file import read_records, records_line, records_name
+from leam_mm.data.ledger import LEDGER, LedgerWriter
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.remote_shards import ShardCache, open_folder
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, write_manifest

@@ -8,14 +8,13 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from publicsuffixlist import PublicSuffixList
 
 from data_tools.network.link_address import normal_host, normal_url
 from data_tools.work.text_tables import text_entries
+from leam_mm.data.registered_domain import is_address, registrable_domain
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -53,11 +52,11 @@ class DomainList:
         self.domains: set[str] = set()
         for number, line in text_entries(path):
             domain = ascii_domain(line.split()[-1].removeprefix("*."))  # lines of a hosts file start with an address
-            if domain is None or not ("." in domain or _is_address(domain)):
+            if domain is None or not ("." in domain or is_address(domain)):
                 raise UserError(
                     f"{path}, line {number}: {line[:80]!r} is not a domain; write one a line, such as example.org"
                 )
-            if not _is_address(domain) and registrable_domain(domain) is None:
+            if not is_address(domain) and registrable_domain(domain) is None:
                 raise UserError(
                     f"{path}, line {number}: {domain} is a public suffix; name the domains below it instead"
                 )
@@ -69,7 +68,7 @@ class DomainList:
         while host:
             if host in self.domains:
                 return Blocked("blocked_domain", host, self.name, self.sha256)
-            host = "" if _is_address(host) else host.partition(".")[2]
+            host = "" if is_address(host) else host.partition(".")[2]
         return None
 
 
@@ -140,12 +139,6 @@ def text_words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-@lru_cache(maxsize=100_000)
-def registrable_domain(host: str) -> str | None:
-    """Return the registered domain (``example.co.uk`` of ``img.example.co.uk``); None for public suffixes and IPs."""
-    return None if _is_address(host) else _suffixes().privatesuffix(host)
-
-
 def same_site(host: str, other: str) -> bool:
     """Whether two hosts belong to one registered domain; an IP address or public suffix belongs to itself alone."""
     domain = registrable_domain(host)
@@ -158,15 +151,6 @@ def ascii_domain(text: str) -> str | None:
         return normal_host(text.strip("."))
     except ValueError:
         return None
-
-
-def _is_address(host: str) -> bool:
-    return bool(re.fullmatch(r"[0-9.]+|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?", host))
-
-
-@cache
-def _suffixes() -> PublicSuffixList:
-    return PublicSuffixList()
 
 
 def _sorted(values: list[bytes]) -> np.ndarray:

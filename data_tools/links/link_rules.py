@@ -29,8 +29,8 @@ from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.foreign_error import first_line
-from data_tools.work.ledger import evidence_text, link_uid
 from data_tools.work.text_tables import TOO_LONG
+from leam_mm.data.ledger import evidence_text, link_uid
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 

@@ -22,7 +22,7 @@ from data_tools.network.link_address import host_of
 from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.robots_rules import RobotsRules
-from data_tools.work.ledger import evidence_text
+from leam_mm.data.ledger import evidence_text
 from leam_mm.files import write_text
 
 ROWS = 400_000  # links decided at a time

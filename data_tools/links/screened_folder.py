@@ -19,7 +19,7 @@ from data_tools.links.link_duplicates import DUPLICATES, hash_pairs
 from data_tools.links.link_rules import COLUMNS
 from data_tools.links.robots_screen import TEXTS
 from data_tools.links.row_filters import CHUNK, read_chunk
-from data_tools.work.ledger import LEDGER, LedgerWriter
+from leam_mm.data.ledger import LEDGER, LedgerWriter
 
 STAGE = "screen_links"
 LINKS = "links.parquet"

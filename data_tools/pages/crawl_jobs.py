@@ -25,8 +25,8 @@ from data_tools.pages.crawl_rows import LINK_SCHEMA, link_rows, page_row
 from data_tools.pages.page_links import PageLimits, PageReading, read_page
 from data_tools.pages.warc_pages import Page, PageRefused, folder_pages, warc_pages
 from data_tools.work.foreign_error import first_line
-from data_tools.work.ledger import LedgerWriter
 from data_tools.work.workers import become_worker
+from leam_mm.data.ledger import LedgerWriter
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, write_json
 

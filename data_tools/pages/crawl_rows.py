@@ -12,7 +12,7 @@ from data_tools.pages.page_licences import Statement
 from data_tools.pages.page_links import PageLink, PageReading, link_evidence, speaks_for
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.licence_address import Licence, read_licence, strictest
-from data_tools.work.ledger import evidence_text, link_uid
+from leam_mm.data.ledger import evidence_text, link_uid
 
 LINK_SCHEMA = pa.schema([(name, pa.string()) for name in (*REQUIRED, *OPTIONAL)])
 AUTHORS = ("creditText", "creator", "copyrightNotice", "copyrightHolder")

@@ -27,7 +27,7 @@ from data_tools.vetting.shard_findings import (
     read_table,
 )
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, VettingRule
-from data_tools.work.ledger import SCHEMA, evidence_text
+from leam_mm.data.ledger import SCHEMA, evidence_text
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from data_tools.vetting.vetting_rule import Sample
 from data_tools.work.foreign_error import first_line
-from data_tools.work.ledger import link_uid
 from data_tools.work.time_limit import TimeLimit, TookTooLong
 from leam_mm.data.image_file import open_image
+from leam_mm.data.ledger import link_uid
 from leam_mm.data.shard_index import walk_sample
 from leam_mm.errors import UserError
 

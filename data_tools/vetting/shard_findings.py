@@ -23,10 +23,10 @@ from PIL import Image
 from data_tools.vetting.read_samples import MAX_SAMPLE, SampleFault, ledger_columns, open_sample
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample, VettingRule
 from data_tools.work.foreign_error import first_line
-from data_tools.work.ledger import SCHEMA, evidence_text
 from data_tools.work.time_limit import TookTooLong
 from data_tools.work.workers import begin_sample, runs_alone
 from leam_mm.data.image_file import open_image
+from leam_mm.data.ledger import SCHEMA, evidence_text
 from leam_mm.data.open_shard import OpenShard
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.shard_index import ShardFolder

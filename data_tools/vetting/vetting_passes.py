@@ -17,10 +17,10 @@ from data_tools.vetting.dataset_decision import DatasetDecision, DatasetFindings
 from data_tools.vetting.shard_findings import ShardTask, read_changes, read_table, split_stages
 from data_tools.vetting.vet_jobs import VettingJob, VettingState, do_job
 from data_tools.vetting.vetting_rule import VettingRule
-from data_tools.work.ledger import LEDGER, LedgerWriter
 from data_tools.work.workers import WorkerPool
 from leam_mm.config_error import explain
 from leam_mm.data.keep_list import SCHEMA, write_keep_list
+from leam_mm.data.ledger import LEDGER, LedgerWriter
 from leam_mm.data.shard_index import ShardFolder, join_shards
 from leam_mm.errors import UserError, user_error
 from leam_mm.recorded_classes import RULE_CLASSES, check_classes, only_classes_of

@@ -25,8 +25,8 @@ from data_tools.withdrawal.shard_withdrawal import (
     staging,
     write_ledger,
 )
-from data_tools.work.ledger import LEDGER
 from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write_keep_list
+from leam_mm.data.ledger import LEDGER
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError

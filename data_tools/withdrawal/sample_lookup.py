@@ -23,7 +23,7 @@ from data_tools.withdrawal.sample_selector import (
 )
 from data_tools.withdrawal.search_index import Digests, IndexWriter, SearchIndex, digest_of, write_index
 from data_tools.withdrawal.shard_withdrawal import shard_folders
-from data_tools.work.ledger import read_ledger
+from leam_mm.data.ledger import read_ledger
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError

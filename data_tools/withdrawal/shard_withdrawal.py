@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
 from data_tools.withdrawal.sample_selector import published_hash
-from data_tools.work.ledger import LEDGER, SCHEMA
 from leam_mm.data.folder_card import CARD, write_card
 from leam_mm.data.index_file import ShardIndex, index_name, records_name
+from leam_mm.data.ledger import LEDGER, SCHEMA, WITHDRAWAL, WITHDRAWN
 from leam_mm.data.parquet_file import error_reason, open_parquet
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root
@@ -33,7 +33,6 @@ from leam_mm.files import atomic_write, bytes_sha256
 
 BUCKETS = "buckets.json"
 READY, LEADER = "ready", "leader"
-STAGE, WITHDRAWN = "withdraw_samples", "withdrawn"
 SCRUBBED = ("url", "domain", "value", "evidence", "sha256")
 
 
@@ -257,7 +256,7 @@ def write_ledger(old: Path, new: Path, gone: list[Withdrawn], salt: bytes | None
     The rule ``kept`` of those rows becomes ``withdrawn``, so that a resumed download does not fetch them again.
     """
     keys = {sample.key for sample in gone}
-    common = {"stage": STAGE, "kept": False, "reason": WITHDRAWN}
+    common = {"stage": WITHDRAWAL, "kept": False, "reason": WITHDRAWN}
     last = [
         common | {"uid": sample.record.get("uid"), "key": sample.key, "rule": sample.reasons[0].split(",")[0]}
         for sample in gone

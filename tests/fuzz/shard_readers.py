@@ -10,13 +10,10 @@ import numpy as np
 import pyarrow as pa
 from toys.shards import complete_sample, latent_members, npy_bytes, small_sample, write_samples, write_toy_buckets
 
-from data_tools.description.dataset_statistics import Tally
-from data_tools.description.decision_flow import account, numbers, read_flow
 from data_tools.samples.shard_check import Finding, check_folder, keep_list_faults, sample_fault
 from data_tools.samples.tombstones import TOMBSTONES, withdrawn_keys
 from data_tools.vetting.read_samples import SampleFault, open_sample
 from data_tools.withdrawal.sample_lookup import build_index
-from data_tools.work.ledger import LedgerWriter
 from fuzz.hunt import Reader
 from fuzz.mutation import damage_bytes, damage_json, damage_table, damage_tar, wrapped
 from leam_mm.data.aspect_buckets import BUCKETS
@@ -24,9 +21,12 @@ from leam_mm.data.bucket_order import read_buckets
 from leam_mm.data.image_decoding import ImageDecoding, image_member
 from leam_mm.data.keep_list import KEEP, PLACE, SCHEMA, write_keep_list
 from leam_mm.data.latents_module import LatentDecoding
+from leam_mm.data.ledger import LedgerWriter
 from leam_mm.data.pairs_module import PairDecoding
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, parse_sample, read_samples, walk_sample
+from leam_mm.documents.dataset_statistics import Tally
+from leam_mm.documents.decision_flow import account, numbers, read_flow
 
 Read = Callable[[bytes], object]
 RECORD_WORDS = tuple(

@@ -13,8 +13,8 @@ from PIL import Image
 from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.withdraw_samples import main
-from data_tools.work.ledger import LEDGER, LedgerWriter, link_uid
 from leam_mm.data.keep_list import write_keep_list
+from leam_mm.data.ledger import LEDGER, LedgerWriter, link_uid
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from toys.images import encoded_image, soft_image
 

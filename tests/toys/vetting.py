@@ -17,7 +17,7 @@ from PIL import Image
 
 from data_tools.vet_shards import main
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
-from data_tools.work.ledger import LEDGER
+from leam_mm.data.ledger import LEDGER
 from leam_mm.data.shard_index import BLOCK, index_name
 from toys.images import encoded_image, soft_jpeg
 from toys.shards import small_sample

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.withdrawal.shard_withdrawal import STAGE, WITHDRAWN
-from data_tools.work.ledger import LEDGER, read_ledger
 from leam_mm.data.keep_list import read_keep_list
+from leam_mm.data.ledger import LEDGER, WITHDRAWAL, WITHDRAWN, read_ledger
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 
@@ -112,7 +111,7 @@ def read_flow(ledgers: Iterable[Path]) -> Flow:
     for path in ledgers:
         for batch in read_ledger(path, COLUMNS):
             for row in batch.to_pylist():
-                if row["stage"] == STAGE:
+                if row["stage"] == WITHDRAWAL:
                     continue  # rows of the earlier stages record withdrawals themselves
                 kept = row["rule"] in ("kept", WITHDRAWN)
                 if not kept and row["kept"] is not False:

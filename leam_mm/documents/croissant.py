@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from data_tools.description.dataset_statistics import NOT_STATED
 from leam_mm.data.shard_index import ShardFolder
+from leam_mm.documents.dataset_statistics import NOT_STATED
 
 CROISSANT, RAI = "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"
 
@@ -64,7 +64,7 @@ def croissant(
     Args:
         folders: The shard folders.
         statistics: The content of statistics.json.
-        provider: ``dataset`` and ``responsible`` are used; see data_tools/description/training_summary.py.
+        provider: ``dataset`` and ``responsible`` are used; see leam_mm/documents/training_summary.py.
         place: Address below which the folders are published under their names; or the folder of croissant.json, to
             which their paths are then relative.
     """

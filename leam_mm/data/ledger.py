@@ -26,6 +26,7 @@ SCHEMA = pa.schema(
     + [("width", pa.int32()), ("height", pa.int32())]
     + [(name, pa.string()) for name in ("licence", "legal_basis", "language")]
 )
+WITHDRAWAL, WITHDRAWN = "withdraw_samples", "withdrawn"  # stage of its own rows, and rule of the rows that it changes
 ROWS = 10_000  # in a row group, which a writer holds in memory
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from html import escape
 from typing import Any
 
-from data_tools.description.dataset_statistics import NOT_STATED, DomainCount, Tally
+from leam_mm.documents.dataset_statistics import NOT_STATED, DomainCount, Tally
 from leam_mm.errors import UserError
 from leam_mm.languages import LANGUAGE_NAMES
 

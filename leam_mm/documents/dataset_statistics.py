@@ -19,13 +19,12 @@ from typing import Any
 from PIL import Image
 from rich.progress import track
 
-from data_tools.description.decision_flow import Flow, account, identity, numbers, own_ledgers, read_flow
-from data_tools.links.blocklists import registrable_domain
-from data_tools.withdrawal.sample_selector import host_of
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MAX_PIXELS, MEMBER_EXTENSIONS
+from leam_mm.data.registered_domain import plain_host, registrable_domain
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.documents.decision_flow import Flow, account, identity, numbers, own_ledgers, read_flow
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Tally:
             extension = next((name for name in MEMBER_EXTENSIONS if name in members), "none")
             content = members.get(extension, b"")
             self._texts(sample_captions(record))
-            host = str(record.get("domain") or host_of(record.get("url")))
+            host = str(record.get("domain") or plain_host(record.get("url")))
             for name in ("licence", "legal_basis", "crawler"):
                 self.count(name, record.get(name))
             self._image(record, extension)
