@@ -18,9 +18,9 @@ from leam_mm.data.sample_order import sample_noise
 from leam_mm.diffusion.editing import Edit, latent_mask, remaining_times, sample_edit
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import sample_euler, sample_heun
+from leam_mm.documents.model_card import generator_usage
 from leam_mm.errors import UserError
 from leam_mm.release.diffusers_folder import write_diffusers_folder
-from leam_mm.release.model_card import generator_usage
 
 SEED, STEPS = 7, 4
 

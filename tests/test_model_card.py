@@ -8,7 +8,8 @@ import yaml
 from toys.pages import ENERGY_RECORD, metric_row
 
 from leam_mm.callbacks.carbon import CarbonFactors
-from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, energy_words, model_card
+from leam_mm.documents.model_card import energy_words, model_card
+from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.release.release_folder import base_facts
 from leam_mm.report.templates import markdown_cell
 

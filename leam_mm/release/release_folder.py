@@ -24,12 +24,14 @@ from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.publisher import PublisherFields
+from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
 from leam_mm.files import atomic_folder, file_sha256, write_json
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
-from leam_mm.release.model_card import DataFacts, ReleaseFacts, StageFacts, model_card
 from leam_mm.release.open_clip_folder import write_open_clip_folder
 from leam_mm.run_lock import beside, run_lock
 
@@ -48,6 +50,7 @@ def write_release(
     codec: Path | None = None,
     results: Sequence[Path] = (),
     shards: Sequence[Path] = (),
+    publisher: PublisherFields | None = None,
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -60,6 +63,7 @@ def write_release(
         codec: Checkpoint or run folder of the generator's codec, if it was moved since training.
         results: results.jsonl files of evaluate.py, or their folders.
         shards: Shard folders of the training, to count samples and licences.
+        publisher: What only the publisher knows, see ``read_publisher``; None leaves it open.
 
     Returns:
         The content of the model card.
@@ -69,6 +73,13 @@ def write_release(
     """
     if clip is None and generator is None:
         raise UserError("a release needs a model: give --clip, --generator or both")
+    publisher = publisher or PublisherFields()
+    if not licence.strip():
+        raise UserError("--licence is empty: give an SPDX identifier such as Apache-2.0, or LicenseRef- and a name")
+    if publisher.licence is not None and publisher.licence != licence:
+        raise UserError(
+            f"--licence {licence} and licence: {publisher.licence} of release.yaml contradict each other: drop one"
+        )
     check_folder(folder)
     with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
@@ -100,7 +111,7 @@ def write_release(
             low_rank=low_rank,
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
         )
-        (temporary / "README.md").write_text(model_card(facts), encoding="utf-8")
+        write_documents(facts, publisher, temporary)
         write_evidence(facts, temporary)
     return facts
 
@@ -262,8 +273,13 @@ def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
         "name": facts.name,
         "licence": facts.licence,
         "files": files,
-        "stages": {stage.kind: asdict(stage) for stage in facts.stages},
+        "stages": {stage.kind: _recorded(stage) for stage in facts.stages},
         "data": [asdict(entry) for entry in facts.data],
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
     }
     write_json(folder / EVIDENCE_FILE, evidence, indent=2)
+
+
+def _recorded(stage: StageFacts) -> dict[str, Any]:
+    """Return the facts of a stage; its settings are in ``configs/``."""
+    return {name: value for name, value in asdict(stage).items() if name != "recipe"}

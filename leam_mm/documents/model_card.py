@@ -4,13 +4,13 @@ What was not measured is called "not measured". Strings that come from data or f
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from leam_mm.documents.publisher import PublisherFields
+from leam_mm.documents.release_facts import JOULES_PER_KWH, ReleaseFacts, StageFacts
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.report_number import carbon, carbon_factors, in_unit
 from leam_mm.report.templates import environment
@@ -18,100 +18,19 @@ from leam_mm.report.templates import environment
 # The Hub knows licences by these names; any other licence is given as license_name.
 HUB_LICENCES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "eupl-1.2", "openrail"}
 NOT_MEASURED, NOT_STATED = "not measured", "not stated"
-JOULES_PER_KWH = 3.6e6
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_METRICS = {"top1": "accuracy", "top5": "accuracy", "recall": "recall", "fid": "fid"}  # by part of our names
-TEMPLATES = environment(Path(__file__).parent)
+TEMPLATES = environment(Path(__file__).parent / "templates" / "en")
 
 
-@dataclass(frozen=True)
-class StageFacts:
-    """One training run of the release.
-
-    Args:
-        kind: clip, generator or codec.
-        parameters: Number of released parameters.
-        samples_seen: Samples it was trained on, repetitions counted; None where the checkpoint does not say.
-        checkpoint_sha256: Digest of the checkpoint that the weights were taken from.
-        data: Merkle root to name of each shard folder it was trained on.
-        energy: The record of callbacks/energy_meter.EnergyRecord, or None.
-        versions: Versions of the libraries it was trained with.
-        base: The weights that it started from: ``weights`` as they were named, ``sha256``, and ``name`` and ``licence``
-            where they state them; empty after random initialisation. A part that was taken over has only this.
-        changes: What was changed when the run was resumed: key, from, to, and the samples seen then.
-    """
-
-    kind: str
-    parameters: int
-    samples_seen: int | None
-    checkpoint_sha256: str
-    data: dict[str, str]
-    energy: dict[str, Any] | None
-    versions: dict[str, str]
-    base: dict[str, str] = field(default_factory=dict)
-    changes: Sequence[dict[str, Any]] = ()
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """One shard folder that was available when the release was made.
+def model_card(facts: ReleaseFacts, publisher: PublisherFields | None = None, language: str = "en") -> str:
+    """Return the model card.
 
     Args:
-        name: Name of the folder.
-        merkle_root: Its name by content.
-        samples: Number of samples.
-        licences: Samples by licence, or None where the folder has no ledger.
-        legal_bases: Samples by legal basis, or None.
+        facts: What was measured and recorded.
+        publisher: What the publisher states; None leaves all fields open.
+        language: Of the card.
     """
-
-    name: str
-    merkle_root: str
-    samples: int
-    licences: dict[str, int] | None = None
-    legal_bases: dict[str, int] | None = None
-
-
-@dataclass(frozen=True)
-class ReleaseFacts:
-    """All that the card says.
-
-    Args:
-        name: Name of the release.
-        licence: Licence of the weights.
-        image_size: H = W in pixels of the encoder's images; None without an encoder.
-        context_length: Tokens of a caption, begin and end included.
-        stages: The training runs, clip first.
-        data: Available shard folders.
-        metrics: Lines of results.jsonl.
-        generated_size: H = W in pixels of generated images; None without a generator.
-        low_rank: Whether the generator's low-rank additions are in the release, too.
-        straight_paths: Whether the generator is a rectified flow, as the card's lines for editing images require.
-    """
-
-    name: str
-    licence: str
-    image_size: int | None
-    context_length: int
-    stages: Sequence[StageFacts]
-    data: Sequence[DataFacts] = ()
-    metrics: Sequence[dict[str, Any]] = ()
-    generated_size: int | None = None
-    low_rank: bool = False
-    straight_paths: bool = True
-
-    @property
-    def embeds(self) -> bool:
-        """Whether an encoder is part of the release."""
-        return self.image_size is not None
-
-    @property
-    def generates(self) -> bool:
-        """Whether a generator is part of the release."""
-        return self.generated_size is not None
-
-
-def model_card(facts: ReleaseFacts) -> str:
-    """Return the README.md of a release folder."""
     bases = [
         [stage.kind, stage.base.get("name") or stage.base.get("weights", NOT_STATED),
          stage.base.get("licence") or NOT_STATED, stage.base.get("sha256", NOT_STATED)]
@@ -126,7 +45,7 @@ def model_card(facts: ReleaseFacts) -> str:
         data=_data(facts),
         counts=[("licence", _counts(facts, "licences")), ("legal basis", _counts(facts, "legal_bases"))],
         results=_results(facts),
-        unmeasured=[name for code, name in LANGUAGE_NAMES.items() if code not in _measured_languages(facts)],
+        unmeasured=[name for code, name in LANGUAGE_NAMES.items() if code not in facts.measured_languages],
         costs=[_cost(stage) for stage in facts.stages],
         emissions=[_emissions(stage) for stage in facts.stages],
         changes=[row for stage in facts.stages for row in _changes(stage)],
@@ -148,7 +67,7 @@ def front_matter(facts: ReleaseFacts) -> str:
     return ModelCardData(
         license=licence if licence in HUB_LICENCES else "other",
         license_name=None if licence in HUB_LICENCES else facts.licence,
-        language=_measured_languages(facts) or None,
+        language=facts.measured_languages or None,
         tags=["leam_mm", "multilingual", *(["open_clip"] if facts.embeds else []), *drawing],
         base_model=bases or None,
         library_name="open_clip" if facts.embeds else "diffusers",
@@ -219,11 +138,6 @@ def energy_words(record: dict[str, Any]) -> str:
     if record.get("estimated_joules") is not None:
         return f"{record['estimated_joules'] / JOULES_PER_KWH:.4g} kWh, estimated from processor time"
     return NOT_MEASURED
-
-
-def _measured_languages(facts: ReleaseFacts) -> list[str]:
-    found = {str(m["name"]).rpartition("/")[2] for m in facts.metrics if m.get("value") is not None}
-    return sorted(found & LANGUAGE_NAMES.keys())
 
 
 def _value(metric: dict[str, Any]) -> str:
