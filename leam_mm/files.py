@@ -117,6 +117,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def give_default_permissions(folder: Path) -> None:
+    """Give all files and folders below a folder the permissions that the umask gives to new ones.
+
+    Writers of other libraries leave files that only their owner can read, such as those of safetensors.
+
+    Args:
+        folder: A folder that this process made with ``mkdir``.
+    """
+    allowed = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            special = path.stat().st_mode & 0o7000  # such as the inherited group of a folder
+            path.chmod(allowed | special if path.is_dir() else allowed & 0o666)
+
+
 def replace_folder(finished: Path, folder: Path) -> None:
     """Rename a finished folder to ``folder``; an existing one changes places with it and is removed afterwards.
 

@@ -3,7 +3,7 @@
 | address | holds |
 |---|---|
 | run folder, or ``.ckpt`` file | one module, with the evidence of its training |
-| release folder of this project | an encoder in ``clip/``, a generator in ``generator/``, or both |
+| release folder of this project | an encoder, a generator with its codec, or both |
 | folder with open_clip_config.json, or ``NAME:TAG`` of open_clip | an encoder |
 | folder with model_index.json (a pipeline of diffusers) | a generator with its codec and text encoder |
 | folder with config.json of an autoencoder of diffusers | a codec |
@@ -33,12 +33,11 @@ from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_object
 from leam_mm.losses.contrastive import InfoNCE
-from leam_mm.released_files import RELEASE
+from leam_mm.released_files import RELEASE, Part, released_part, released_parts
 
 PIPELINE = "model_index.json"  # of a folder of diffusers
 MAX_CONFIG = 1 << 20  # bytes
 Kind = Literal["run", "release", "open_clip", "pipeline", "autoencoder"]
-Part = Literal["encoder", "generator", "codec"]
 FORMS = "a .ckpt file, a run, a release, a folder of open_clip or diffusers, or NAME:TAG of an open_clip model"
 
 
@@ -80,7 +79,7 @@ def load_encoder(address: Path | str, tokenizer: Path | str | None = None) -> Co
     if kind == "run":
         module = load_module(address, ContrastiveModule)
         return module if tokenizer is None else module.with_tokenizer(str(tokenizer))
-    weights = _part_folder(address, "clip") if kind == "release" else str(address)
+    weights = str(released_part(address, "encoder"))
     if kind not in ("release", "open_clip"):
         raise UserError(f"{address} is {_named(kind)}, but an encoder is needed here: give its run, or a release")
     encoder = PretrainedEncoder(weights)
@@ -120,7 +119,7 @@ def load_generator(
         return module
     if kind not in ("release", "pipeline"):
         raise UserError(f"{address} is {_named(kind)}, but a generator is needed here: give its run, or a release")
-    folder = Path(_part_folder(address, "generator") if kind == "release" else address)
+    folder = released_part(address, "generator")
     index, scheduler = _json(folder / PIPELINE), _json(folder / "scheduler" / "scheduler_config.json")
     denoiser = PretrainedDenoiser(str(folder))
     frozen = FrozenParts(clip=str(clip or folder / "text_encoder"), codec=str(codec or folder / "vae"))
@@ -145,10 +144,10 @@ def load(address: Path | str, part: Part | None = None) -> LightningModule | Lat
     """
     kind = address_kind(address)
     if part is None and kind == "release":
-        parts = [p for p, name in (("encoder", "clip"), ("generator", "generator")) if (Path(address) / name).is_dir()]
+        parts = released_parts(Path(address))
         if len(parts) != 1:
             raise UserError(f"{address} holds {' and '.join(parts) or 'no model'}: give part='encoder' or 'generator'")
-        part = parts[0]  # type: ignore[assignment]
+        part = parts[0]
     if part is None and kind == "run":
         return load_module(address)
     implied = {"open_clip": "encoder", "pipeline": "generator", "autoencoder": "codec"}
@@ -167,15 +166,6 @@ def _own_tokenizer(weights: str, encoder: PretrainedEncoder) -> str:
     if named:
         raise UserError(f"{weights} reads captions with the tokenizer {named}, which is not in it: give its folder")
     return ENGLISH
-
-
-def _part_folder(address: Path | str, name: str) -> str:
-    """Return the sub-folder of a part of a release."""
-    folder = Path(address) / name
-    if not folder.is_dir():
-        kind = "encoder" if name == "clip" else name
-        raise UserError(f"the release {address} holds no {kind}: give another release, or the run of one")
-    return str(folder)
 
 
 def _process(scheduler: dict[str, Any], folder: Path) -> DiffusionProcess:

@@ -1,6 +1,12 @@
-"""Files of a release, compared with the digests that its leam_mm_release.json states, before they are used."""
+"""Files of a release, compared with the digests that its leam_mm_release.json states, before they are used.
 
+A release is one flat folder. Older ones hold the encoder in ``clip/`` and the generator in ``generator/``.
+"""
+
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -8,14 +14,27 @@ from leam_mm.json_text import parse_object
 
 RELEASE = "leam_mm_release.json"  # description of a release; release/release_folder.py writes it
 MAX_SIZE = 1 << 24  # bytes
+Part = Literal["encoder", "generator", "codec"]
+# A file of each part, and the folder of the part in releases of format 1.
+PLACES: dict[Part, tuple[str, str]] = {
+    "encoder": ("open_clip_config.json", "clip"),
+    "generator": ("model_index.json", "generator"),
+    "codec": ("vae/config.json", "generator/vae"),
+}
 
 
-def released_part(address: Path | str, name: str) -> Path:
+def released_parts(folder: Path) -> list[Part]:
+    """Return the models in the folder of a release: ``encoder``, ``generator``, or both."""
+    parts: tuple[Part, ...] = ("encoder", "generator")
+    return [part for part in parts if _part_folder(folder, part) is not None]
+
+
+def released_part(address: Path | str, part: Part) -> Path:
     """Return the folder of a part, if an address is the folder of a release; else the address itself.
 
     Args:
         address: Folder of a release, or any other path.
-        name: ``clip``, ``generator``, ``generator/vae`` or ``generator/transformer``.
+        part: ``encoder``, ``generator`` or ``codec``.
 
     Raises:
         UserError: The release has no such part.
@@ -23,16 +42,25 @@ def released_part(address: Path | str, name: str) -> Path:
     folder = Path(address)
     if not (folder / RELEASE).is_file():
         return folder
-    if not (folder / name).is_dir():
-        raise UserError(f"the release {address} holds no {name}: give another release, or the run that it comes from")
-    return folder / name
+    found = _part_folder(folder, part)
+    if found is None:
+        raise UserError(f"the release {address} holds no {part}: give another release, or the run that it comes from")
+    return found
 
 
-def compare_released_files(folder: Path) -> None:
+def _part_folder(folder: Path, part: Part) -> Path | None:
+    file, before = PLACES[part]
+    if (folder / file).is_file():
+        return (folder / file).parent
+    return folder / before if (folder / before).is_dir() else None
+
+
+def compare_released_files(folder: Path, patterns: Sequence[str] = ("*",)) -> None:
     """Compare the files of a folder with the release that it belongs to, if it belongs to one.
 
     Args:
-        folder: ``clip`` of a release, a part of its ``generator``, or any other folder.
+        folder: A release, a folder inside one, or any other folder.
+        patterns: Patterns of the names to compare; files in sub-folders are not compared.
 
     Raises:
         UserError: A file differs from the one that was released, or is missing.
@@ -49,7 +77,9 @@ def compare_released_files(folder: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{root / RELEASE} cannot be read ({error!r:.200}): copy the release again") from None
     for file, digest in digests.items():
-        if file.parent == folder and (not file.is_file() or file_sha256(file) != digest):
+        if file.parent != folder or not any(fnmatch(file.name, pattern) for pattern in patterns):
+            continue
+        if not file.is_file() or file_sha256(file) != digest:
             raise UserError(
                 f"{file} is damaged or missing: it is not the file that was released; copy the release again"
             )

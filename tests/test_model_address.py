@@ -1,5 +1,6 @@
 """Models are opened by any address, and runs open after they were moved."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.files import file_sha256
 from leam_mm.model_address import address_kind, load_encoder, load_generator
 from leam_mm.release.__main__ import main as release
+from leam_mm.released_files import RELEASE
 
 CAPTIONS = ["ein roter Kreis", "two blue squares"]
 
@@ -80,45 +82,64 @@ def released(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_address_of_an_encoder_gives_the_same_embeddings(runs: Path, released: Path) -> None:
+@pytest.fixture(scope="module")
+def older(released: Path) -> Path:
+    """The same release in format 1: the encoder in clip/, the generator in generator/."""
+    folder = released.with_name("older")
+    for part in ("clip", "generator"):
+        (folder / part).mkdir(parents=True)
+    for path in released.iterdir():
+        of_clip = path.name.startswith(("open_clip", "tokenizer.", "tokenizer_", "special_"))
+        of_generator = path.name in ("model_index.json", "transformer", "vae", "scheduler", "text_encoder", "tokenizer")
+        target = folder / ("clip" if of_clip else "generator" if of_generator else "") / path.name
+        shutil.copytree(path, target) if path.is_dir() else shutil.copy(path, target)
+    description = json.loads((released / RELEASE).read_text())
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    description |= {"format": "leam_mm release 1", "files": {n: {"sha256": file_sha256(p)} for n, p in files.items()}}
+    (folder / RELEASE).write_text(json.dumps(description))
+    return folder
+
+
+def test_every_address_of_an_encoder_gives_the_same_embeddings(runs: Path, released: Path, older: Path) -> None:
     expected = embed(load_encoder(runs / "clip"))
-    for address in (runs / "clip" / "checkpoints" / "last.ckpt", released, released / "clip"):
+    for address in (runs / "clip" / "checkpoints" / "last.ckpt", released, older, older / "clip"):
         module = load_encoder(address)
         assert isinstance(module, ContrastiveModule) and len(module.checkpoint_evidence["sha256"]) == 64
         torch.testing.assert_close(embed(module), expected, rtol=0, atol=1e-6)
-    weights = next((released / "clip").glob("*.safetensors"))
+    weights = released / "open_clip_model.safetensors"
     torch.testing.assert_close(embed(load_encoder(weights)), expected, rtol=0, atol=1e-6)
 
 
-def test_every_address_of_a_generator_draws_the_same_images(runs: Path, released: Path) -> None:
+def test_every_address_of_a_generator_draws_the_same_images(runs: Path, released: Path, older: Path) -> None:
     expected = load_generator(runs / "generator").sample(CAPTIONS, seed=1, steps=3)
-    for address in (released, released / "generator"):
+    for address in (released, older, older / "generator"):
         module = load_generator(address)
         assert isinstance(module, LatentDiffusionModule)
         torch.testing.assert_close(module.sample(CAPTIONS, seed=1, steps=3), expected, rtol=0, atol=1e-4)
 
 
-def test_every_address_of_a_codec_decodes_alike(runs: Path, released: Path) -> None:
+def test_every_address_of_a_codec_decodes_alike(runs: Path, released: Path, older: Path) -> None:
     latent = torch.randn(1, 4, 4, 4)
     expected = load_codec(runs / "codec").decode(latent)
-    for address in (released, released / "generator", released / "generator" / "vae"):
+    for address in (released, released / "vae", older, older / "generator", older / "generator" / "vae"):
         torch.testing.assert_close(load_codec(address).decode(latent), expected, rtol=0, atol=1e-5)
 
 
-def test_load_returns_the_module_of_an_address(runs: Path, released: Path) -> None:
+def test_load_returns_the_module_of_an_address(runs: Path, released: Path, older: Path) -> None:
     kinds = [(runs / "clip", ContrastiveModule), (runs / "codec", LatentCodecModule)]
-    kinds += [(runs / "generator", LatentDiffusionModule), (released / "clip", ContrastiveModule)]
+    kinds += [(runs / "generator", LatentDiffusionModule), (older / "clip", ContrastiveModule)]
     for address, kind in kinds:
         assert isinstance(leam_mm.load(str(address)), kind)
-    with pytest.raises(UserError, match="holds encoder and generator: give part="):
-        leam_mm.load(released)
+    for folder in (released, older):
+        with pytest.raises(UserError, match="holds encoder and generator: give part="):
+            leam_mm.load(folder)
     assert isinstance(leam_mm.load(released, "generator"), LatentDiffusionModule)
 
 
-@pytest.mark.parametrize("wrong", ["nothing", "empty", "codec", "generator/vae"])
+@pytest.mark.parametrize("wrong", ["nothing", "empty", "codec", "vae"])
 def test_other_addresses_are_refused_in_one_line(runs: Path, released: Path, tmp_path: Path, wrong: str) -> None:
     (tmp_path / "empty").mkdir()
-    address = {"codec": runs / "codec", "generator/vae": released / "generator" / "vae"}.get(wrong, tmp_path / wrong)
+    address = {"codec": runs / "codec", "vae": released / "vae"}.get(wrong, tmp_path / wrong)
     for opened in (load_encoder, load_generator):
         with pytest.raises(UserError) as caught:
             opened(address)
@@ -207,15 +228,15 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def matrix_of_addresses(runs: Path, released: Path) -> dict[str, Path]:
-    return {"run": runs / "clip", "release": released, "open_clip": released / "clip"}
+def matrix_of_addresses(runs: Path, released: Path, older: Path) -> dict[str, Path]:
+    return {"run": runs / "clip", "release": released, "older": older, "open_clip": older / "clip"}
 
 
-@pytest.mark.parametrize("kind", ["run", "release", "open_clip"])
+@pytest.mark.parametrize("kind", ["run", "release", "older", "open_clip"])
 def test_programs_that_take_an_encoder_take_any_address(
-    runs: Path, released: Path, toy_shards: Path, tmp_path: Path, kind: str
+    runs: Path, released: Path, older: Path, toy_shards: Path, tmp_path: Path, kind: str
 ) -> None:
-    address = matrix_of_addresses(runs, released)[kind]
+    address = matrix_of_addresses(runs, released, older)[kind]
     teacher = open_teacher(str(address), None, "cpu")
     expected = open_teacher(str(runs / "clip"), None, "cpu").embed_texts([CAPTIONS], 8)[0]
     assert abs(teacher.embed_texts([CAPTIONS], 8)[0] - expected).max() < 2e-3  # float16
@@ -229,8 +250,11 @@ def test_programs_that_take_an_encoder_take_any_address(
     assert (output / "manifest.jsonl").is_file()
 
 
-@pytest.mark.parametrize("kind", ["run", "release", "pipeline"])
-def test_evaluation_takes_any_address_of_a_generator(runs: Path, released: Path, tmp_path: Path, kind: str) -> None:
-    address = {"run": runs / "generator", "release": released, "pipeline": released / "generator"}[kind]
+@pytest.mark.parametrize("kind", ["run", "release", "older", "pipeline"])
+def test_evaluation_takes_any_address_of_a_generator(
+    runs: Path, released: Path, older: Path, tmp_path: Path, kind: str
+) -> None:
+    addresses = {"run": runs / "generator", "release": released, "older": older, "pipeline": older / "generator"}
+    address = addresses[kind]
     module = EvaluationContext(None, address, tmp_path).require_generator()
     assert module.sample(CAPTIONS, seed=0, steps=1).shape == (2, 3, 16, 16)

@@ -132,6 +132,25 @@ print(*model.encode_text(text, normalize=True).flatten().tolist())
     assert torch.allclose(mine, theirs, atol=1e-5) and torch.allclose(repeated, theirs, atol=1e-5)
 
 
+def test_the_config_of_a_text_tower_has_the_place_of_a_repository_on_the_hub(
+    toy_tokenizer: Path, tmp_path: Path
+) -> None:
+    """open_clip reads owner/name from the root of a repository, or from a folder of that name, if there is one."""
+    opened = Tokenizer(toy_tokenizer, context_length=12)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertConfig(vocab_size=opened.vocabulary, max_position_embeddings=12, **sizes)
+    BertModel(bert).save_pretrained(tmp_path / "bert")
+    vision = ImageTower(image_size=32, patch_size=8, width=32, layers=1, head_width=16)
+    encoder = DualEncoder(16, vision, HuggingFaceText(str(tmp_path / "bert"), context_length=12)).eval()
+    module: Any = SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=opened)
+    folder = tmp_path / "release"
+    write_open_clip_folder(module, folder, "lab/model")
+    root = (folder / "config.json").read_bytes()
+    assert json.loads(root)["model_type"] == "bert" and (folder / "lab/model/config.json").read_bytes() == root
+    code = 'import open_clip; print(open_clip.create_model("local-dir:.").text.config.hidden_size)'
+    assert run_without_us(code, folder).split()[-1] == "16"
+
+
 def test_the_english_vocabulary_needs_no_files(tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = ImageTower(image_size=32, patch_size=8, width=32, layers=1, head_width=16)

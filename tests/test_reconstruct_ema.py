@@ -98,7 +98,7 @@ def test_it_can_be_released(run: Path, tmp_path: Path) -> None:
     (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.07", "--output", str(tmp_path)])
     facts = write_release(tmp_path / "release", "toy", "Apache-2.0", run.parent / "clip", path, None, [], [])
     assert [stage.kind for stage in facts.stages] == ["clip", "generator", "codec"]
-    released = load_file(tmp_path / "release" / "generator" / "transformer" / "diffusion_pytorch_model.safetensors")
+    released = load_file(tmp_path / "release" / "transformer" / "diffusion_pytorch_model.safetensors")
     module = load_module(path, LatentDiffusionModule)
     assert torch.equal(released[WEIGHT.removeprefix("model.")], module.denoiser.get_parameter(WEIGHT))
     config = (tmp_path / "release" / "configs" / "generator.yaml").read_text(encoding="utf-8")

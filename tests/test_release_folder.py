@@ -1,7 +1,9 @@
 """Whole releases: content of the folder, the card, and refused input."""
 
 import json
+import os
 import re
+import stat
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
+from leam_mm.release.licence_text import write_licence
 from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
 
 
@@ -77,7 +80,9 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
     files = {file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()}
     assert files == evidence["files"].keys() | {EVIDENCE_FILE}
-    assert {Path(file).suffix for file in files} <= {".json", ".safetensors", ".yaml", ".md"}
+    assert {Path(file).suffix for file in files - {"LICENSE"}} <= {".json", ".safetensors", ".yaml", ".md"}
+    assert evidence["format"] == "leam_mm release 2"
+    assert "Apache License" in (output / "LICENSE").read_text()
     assert all(file_sha256(output / name) == entry["sha256"] for name, entry in evidence["files"].items())
     assert evidence["stages"].keys() == {"clip", "generator", "codec"}
     card = (output / "README.md").read_text()
@@ -108,7 +113,7 @@ def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
             str(output),
         ]
     )
-    assert not (output / "clip").exists() and (output / "generator" / "model_index.json").is_file()
+    assert not (output / "open_clip_config.json").exists() and (output / "model_index.json").is_file()
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
     assert evidence["stages"].keys() == {"generator", "codec"}
     card = (output / "README.md").read_text()
@@ -141,6 +146,53 @@ def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: P
         main([*arguments, str(tmp_path / "release"), "--results", str(write_results(tmp_path / "e", runs, "00" * 32))])
     assert (tmp_path / "release" / EVIDENCE_FILE).read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {"holiday", "release", "e"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_files_and_folders_have_the_permissions_that_the_umask_gives(runs: Path, tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        words = ["--generator", str(runs / "generator"), "--clip", str(runs / "clip"), "--name", "toy"]
+        main([*words, "--output", str(tmp_path / "release")])
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "release", *(tmp_path / "release").rglob("*")]:
+        allowed = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == allowed & ~umask, path
+
+
+def test_the_folder_loads_from_any_directory(runs: Path, tmp_path: Path) -> None:
+    """One folder for both libraries, as one repository of a hub is."""
+    output = tmp_path / "release"
+    main(["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "lab/toy", "--output",
+          str(output)])  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    code = f"""
+import open_clip
+from diffusers import DiffusionPipeline
+from PIL import Image
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{output}")
+tokenizer = open_clip.get_tokenizer("local-dir:{output}")
+model.encode_text(tokenizer(["ein Kreis"])), model.encode_image(preprocess(Image.new("RGB", (40, 32)))[None])
+pipeline = DiffusionPipeline.from_pretrained("{output}")
+print(type(pipeline).__name__)
+"""
+    assert "PRXPipeline" in run_without_us(code, tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("licence", ["", "  ", "a\nb", "x" * 300])
+def test_a_licence_must_be_named(runs: Path, tmp_path: Path, licence: str) -> None:
+    with pytest.raises(UserError, match="is no licence: give an SPDX identifier"):
+        main(["--clip", str(runs / "clip"), "--name", "x", "--output", str(tmp_path / "r"), "--licence", licence])
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_text_of_other_licences_is_not_invented(tmp_path: Path) -> None:
+    write_licence(tmp_path, "EUPL-1.2")
+    text = (tmp_path / "LICENSE").read_text()
+    assert "licence EUPL-1.2" in text and "not part of this folder. It is at https://spdx.org/licenses/EUPL" in text
+    write_licence(tmp_path, "terms of our lab")
+    assert "https" not in (tmp_path / "LICENSE").read_text()
 
 
 def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> None:
@@ -196,7 +248,7 @@ def test_a_tower_trained_with_the_generator_is_counted_and_released_with_it(runs
     assert tower is not None
     stage = json.loads((output / EVIDENCE_FILE).read_text())["stages"]["generator"]
     assert stage["parameters"] == sum(weight.numel() for weight in module.ema_denoiser().parameters())
-    released = load_file(output / "generator/text_encoder/model.safetensors")
+    released = load_file(output / "text_encoder/model.safetensors")
     assert any(torch.equal(value, tower.text.token_embedding.weight) for value in released.values())
 
 

@@ -14,7 +14,7 @@ from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.hugging_face_text import folder_sha256
 from leam_mm.encoders.pretrained_encoder import CONFIG, PretrainedEncoder, find_weights
 from leam_mm.files import file_sha256
-from leam_mm.released_files import released_part
+from leam_mm.released_files import RELEASE, released_part
 
 AnyCaptions = CaptionEncoder | HuggingFaceCaptions
 
@@ -49,8 +49,13 @@ def caption_width(encoder: AnyCaptions | SeveralCaptionEncoders) -> int:
 
 
 def from_transformers(path: str | Path) -> bool:
-    """Return whether a path is a folder saved by transformers (or diffusers), and no run of ours."""
-    return (Path(path) / "config.json").is_file()
+    """Return whether a path is a folder saved by transformers (or diffusers), and no run or release of ours.
+
+    A release holds the config.json of transformers beside the files of open_clip, which are preferred.
+    """
+    folder = Path(path)
+    ours = (folder / CONFIG).is_file() or (folder / RELEASE).is_file()
+    return (folder / "config.json").is_file() and not ours
 
 
 def encoder_file(path: str | Path) -> tuple[Path, str]:
@@ -88,5 +93,5 @@ def _open_clip_folder(path: str | Path) -> Path | None:
     """Return the folder of open_clip at a path, which may be that of a release, or None if there is none."""
     if is_run(path):
         return None
-    folder = released_part(path, "clip")
+    folder = released_part(path, "encoder")
     return folder if (folder / CONFIG).is_file() else None

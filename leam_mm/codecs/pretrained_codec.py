@@ -72,7 +72,7 @@ def load_codec(path: Path | str) -> LatentCodec:
 
 def codec_folder(path: Path | str) -> Path:
     """Return the folder of the autoencoder in a release or a pipeline of diffusers; other paths are unchanged."""
-    folder = released_part(path, "generator/vae")
+    folder = released_part(path, "codec")
     return folder / "vae" if (folder / "model_index.json").is_file() else folder
 
 

@@ -40,6 +40,7 @@ FILES = tuple(
 )
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 MAX_CONFIG = 1 << 20  # bytes
+RELEASED = ("open_clip_*", "tokenizer*.json", "special_tokens_map.json")  # files of an encoder in a release
 
 
 class PretrainedEncoder(DualEncoder):
@@ -125,10 +126,10 @@ def find_weights(weights: str, model: str | None) -> tuple[Path | None, dict[str
     Returns:
         The file may be None if a module is rebuilt, because its weights come from its checkpoint.
     """
-    path = released_part(weights, "clip")
+    path = released_part(weights, "encoder")
     name, _, tag = weights.partition(":")
     if path.is_dir():
-        compare_released_files(path)
+        compare_released_files(path, RELEASED)
         file = next((path / name for name in FILES if (path / name).is_file()), None)
         if file is None and not REBUILDING.get():
             raise UserError(f"{weights} holds none of {', '.join(FILES[:3])}, ...: give a folder with weights")

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m leam_mm.release",
-        description="Write a release folder: clip/ for open_clip, generator/ for diffusers, a model card, the configs, "
+        description="Write a release folder that open_clip and diffusers load, with a model card, licence, configs, "
         "and the digest of every file. An older release in the same folder is replaced; any other folder is refused.",
     )
     parser.add_argument(

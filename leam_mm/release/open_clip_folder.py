@@ -3,11 +3,12 @@
 open_clip.create_model_and_transforms("local-dir:FOLDER")
 open_clip.get_tokenizer("local-dir:FOLDER")
 
-The config of a text tower of transformers that was built from a folder is in text_model/, which open_clip searches
-below the current directory: start it inside FOLDER, with "local-dir:.".
+open_clip reads the config of a text tower of transformers by a path below the current directory, or from the root of a
+repository on the hub. Both are written: start open_clip inside FOLDER, with "local-dir:.", or give "hf-hub:owner/name".
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.tokenizer import TOKENIZER_FILES
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
+from leam_mm.files import write_json
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
-TEXT_MODEL = "text_model"  # folder of the config of a text tower of transformers
+TEXT_MODEL = "text_model"  # folder of the config of a text tower of transformers, without a name on a hub
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -> None:
@@ -47,10 +50,12 @@ def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -
         shape = json.loads((text_model / "config.json").read_text(encoding="utf-8"))
         for word in ("_name_or_path", "auto_map"):  # paths of this machine, and names of code
             shape.pop(word, None)
-        (folder / TEXT_MODEL).mkdir(exist_ok=True)
-        (folder / TEXT_MODEL / "config.json").write_text(json.dumps(shape, indent=2) + "\n", encoding="utf-8")
-        config["model_cfg"]["text_cfg"]["hf_model_name"] = TEXT_MODEL
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        place = name if HUB_NAME.fullmatch(name) else TEXT_MODEL
+        write_json(folder / place / "config.json", shape, indent=2)
+        if place == name:  # a repository of this name on the hub has its config at the root
+            write_json(folder / "config.json", shape, indent=2)
+        config["model_cfg"]["text_cfg"]["hf_model_name"] = place
+    write_json(folder / CONFIG, config, indent=2)
     save_file(plain_weights(encoder.plain_clip()), str(folder / WEIGHTS), metadata={"format": "pt"})
     if module.tokenizer.has_files:
         copy_tokenizer(module.tokenizer.path, folder)

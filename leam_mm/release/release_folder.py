@@ -1,6 +1,7 @@
-"""A whole release: encoder, generator, model card, unchanged configs, and the digests of all files.
+"""A whole release: encoder, generator, model card, licence, unchanged configs, and the digests of all files.
 
-It is written under a temporary name and renamed at the end, so that a folder under the final name is complete.
+The folder is flat, so that it is one repository of a hub for every library that loads it. It is written under a
+temporary name and renamed at the end, so that a folder under the final name is complete.
 """
 
 import logging
@@ -29,14 +30,18 @@ from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
-from leam_mm.files import atomic_folder, file_sha256, write_json
+from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_json
 from leam_mm.release.diffusers_folder import write_diffusers_folder
+from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.open_clip_folder import write_open_clip_folder
+from leam_mm.released_files import RELEASE
 from leam_mm.run_lock import beside, run_lock
 
 log = logging.getLogger(__name__)
-EVIDENCE_FILE = "leam_mm_release.json"
+EVIDENCE_FILE = RELEASE
+FORMAT = "leam_mm release 2"
+LOW_RANK = "generator_lora"  # folder of the generator's low-rank additions
 MAX_CARD = 1 << 20  # bytes
 LIBRARIES = ("torch", "open_clip_torch", "diffusers", "transformers", "safetensors", "lightning")
 
@@ -74,8 +79,7 @@ def write_release(
     if clip is None and generator is None:
         raise UserError("a release needs a model: give --clip, --generator or both")
     publisher = publisher or PublisherFields()
-    if not licence.strip():
-        raise UserError("--licence is empty: give an SPDX identifier such as Apache-2.0, or LicenseRef- and a name")
+    check_licence(licence)
     if publisher.licence is not None and publisher.licence != licence:
         raise UserError(
             f"--licence {licence} and licence: {publisher.licence} of release.yaml contradict each other: drop one"
@@ -86,16 +90,19 @@ def write_release(
         stages, towers, low_rank = [], None, False
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
-            write_open_clip_folder(encoder, temporary / "clip", name)
+            write_open_clip_folder(encoder, temporary, name)
             towers = encoder.ema_encoder()
             stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and module is not None:
-            write_diffusers_folder(module, temporary / "generator")
+            write_diffusers_folder(module, temporary)
             denoiser = module.ema_denoiser()
             if low_rank := has_low_rank(denoiser):
-                write_low_rank_folder(denoiser, temporary / "low_rank")
-            own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]  # clip/ has another text tower then
+                write_low_rank_folder(denoiser, temporary / LOW_RANK)
+            own = [
+                denoiser.plain_model(),
+                *filter(None, [denoiser.caption_tower]),
+            ]  # unlike the encoder's
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
@@ -112,6 +119,8 @@ def write_release(
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
         )
         write_documents(facts, publisher, temporary)
+        write_licence(temporary, licence, publisher.licence_link)
+        give_default_permissions(temporary)
         write_evidence(facts, temporary)
     return facts
 
@@ -141,7 +150,7 @@ def load_generator(path: Path, clip: Path | None, codec: Path | None) -> LatentD
     if recorded.get("clip", {}).get("sha256") == file_sha256(find_checkpoint(clip)):
         module.frozen.paths["clip"] = str(clip)
     else:
-        log.warning("the generator was trained with another encoder than --clip; generator/ gets its own")
+        log.warning("the generator was trained with another encoder than --clip; text_encoder/ is its own")
     return module
 
 
@@ -269,7 +278,7 @@ def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         files[file.relative_to(folder).as_posix()] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
     evidence = {
-        "format": "leam_mm release 1",
+        "format": FORMAT,
         "name": facts.name,
         "licence": facts.licence,
         "files": files,
