@@ -44,7 +44,7 @@ test: environment ## All CPU tests
 	$(PYTEST)
 
 # Files with tests that skip without an extra.
-EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py)
+EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py)
 test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets
 	$(PYTEST) $(EXTRA_TESTS)
 

@@ -3,7 +3,7 @@
     python data_tools/describe_dataset.py --shards vetted --ledger screened/ledger.parquet
         --ledger shards/ledger.parquet --provider provider.yaml --output description
 
-OUTPUT gets croissant.json (Croissant 1.0 with RAI 1.0), training_summary.json and .md (the data half of the public
+OUTPUT gets croissant.json (Croissant 1.1 with RAI 1.0), training_summary.json and .md (the data half of the public
 summary of Art. 53(1)(d)), statistics.json and statistics.html. Ledgers in the shard folders are found; those of earlier
 stages are named by --ledger. What no ledger can know comes from provider.yaml, where everything is optional, and is
 "not stated" otherwise:

@@ -22,6 +22,7 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.write_documents import BY_LANGUAGE
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
@@ -80,7 +81,13 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
     files = {file.relative_to(output).as_posix() for file in output.rglob("*") if file.is_file()}
     assert files == evidence["files"].keys() | {EVIDENCE_FILE}
-    assert {Path(file).suffix for file in files - {"LICENSE"}} <= {".json", ".safetensors", ".yaml", ".md"}
+    suffixes = {".json", ".jsonl", ".csv", ".safetensors", ".yaml", ".md"}
+    assert {Path(file).suffix for file in files - {"LICENSE"}} <= suffixes
+    documents = {*BY_LANGUAGE, "data_table.csv", "ml_bom.cdx.json", "croissant.json", "mof.yaml"}
+    assert documents <= {Path(file).name for file in files if file.startswith("documents/")}
+    assert (
+        evidence["files"]["open_clip_model.safetensors"]["sha256"] in (output / "documents/ml_bom.cdx.json").read_text()
+    )
     assert evidence["format"] == "leam_mm release 2"
     assert "Apache License" in (output / "LICENSE").read_text()
     assert all(file_sha256(output / name) == entry["sha256"] for name, entry in evidence["files"].items())

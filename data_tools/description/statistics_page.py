@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from leam_mm.documents.dataset_statistics import NOT_STATED
+from leam_mm.documents.document_text import NOT_STATED
 from leam_mm.report.chart import interval_bar
 from leam_mm.report.report_number import MISSING
 from leam_mm.report.templates import Section, Table, render_page

@@ -1,6 +1,6 @@
-"""The data set described in Croissant 1.0 with the RAI 1.0 vocabulary: JSON-LD from which other programs load data.
+"""The data set described in Croissant 1.1 with the RAI 1.0 vocabulary: JSON-LD from which other programs load data.
 
-Specification: docs.mlcommons.org/croissant/docs/croissant-spec-1.0.html and croissant-rai-spec.html (MLCommons, 2024).
+Specification: docs.mlcommons.org/croissant/docs/croissant-spec-1.1.html and croissant-rai-spec.html (MLCommons).
 Each shard is a file with its sha256; images and records are the members of the shards, joined by their names. Unknown
 properties are omitted, or ``not stated`` where the specification requires a text.
 """
@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from leam_mm.data.shard_index import ShardFolder
-from leam_mm.documents.dataset_statistics import NOT_STATED
+from leam_mm.documents.document_text import NOT_STATED
 
-CROISSANT, RAI = "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"
+CROISSANT, RAI = "http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"
 
 
 def _terms(*names: str) -> dict[str, str]:
@@ -24,7 +24,8 @@ def _terms(*names: str) -> dict[str, str]:
 CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    **_terms("citeAs", "column"),
+    **_terms("arrayShape", "citeAs", "column", "containedIn", "isArray"),
+    **{name: {"@container": "@language"} for name in ("description", "name")},
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",

@@ -25,11 +25,11 @@ from leam_mm.data.registered_domain import plain_host, registrable_domain
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.documents.decision_flow import Flow, account, identity, numbers, own_ledgers, read_flow
+from leam_mm.documents.document_text import NOT_STATED
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
 FORMAT = "leam_mm statistics 1"
-NOT_STATED = "not stated"
 SIDES = (64, 128, 256, 512, 1024, 2048)
 THUMBNAIL = 160  # pixels of the longer side
 THUMBNAILS = 24
@@ -54,6 +54,8 @@ class Tally:
         domains: All registrable domains.
         crawled: Domains of samples that no agreement covers, by shard folder.
         sections: Samples by shard folder, legal basis, and ``web`` or ``files``.
+        robots: Samples whose record holds an answer of robots.txt, by shard folder.
+        altered: Changes to images and captions by their name, by shard folder.
         unfetched: Samples whose fetched bytes no ledger records.
         chosen: The samples to show: negative hash, key, record and image file.
     """
@@ -69,6 +71,8 @@ class Tally:
     domains: dict[str, DomainCount] = field(default_factory=dict)
     crawled: dict[str, dict[str, DomainCount]] = field(default_factory=dict)
     sections: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    robots: Counter[str] = field(default_factory=Counter)
+    altered: dict[str, Counter[str]] = field(default_factory=dict)
     unfetched: int = 0
     chosen: list[tuple[int, str, dict[str, Any], bytes]] = field(default_factory=list)
 
@@ -87,9 +91,11 @@ class Tally:
             for name in ("licence", "legal_basis", "crawler"):
                 self.count(name, record.get(name))
             self._image(record, extension)
-            self._consent(record.get("consent") or {})
+            self.robots[folder] += "origin: robots.txt" in self._consent(record.get("consent") or {})
             for transform in record.get("transforms") or []:
-                self.count("transforms", str(transform).partition(":")[0])
+                name = str(transform).partition(":")[0]
+                self.count("transforms", name)
+                self.altered.setdefault(folder, Counter())[name] += 1
         except UserError as error:
             raise UserError(f"{folder}: sample {key}: {error}") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -137,8 +143,8 @@ class Tally:
         shape = "square, up to 1:1.1" if ratio <= 1.1 else "wide" if width > height else "tall"
         self.count("shapes", shape if ratio <= 2 else f"{shape}, above 1:2")
 
-    def _consent(self, consent: dict[str, Any]) -> None:
-        """Count a sample by the kinds of evidence stored with it."""
+    def _consent(self, consent: dict[str, Any]) -> set[str]:
+        """Count a sample by the kinds of evidence stored with it, and return them."""
         kinds: set[str] = set()
         for name, value in consent.items():
             signals = value if isinstance(value, list) else []
@@ -146,6 +152,7 @@ class Tally:
             kinds |= {f"{name}: {kind}" for kind in found} or {name}
         for kind in kinds or {"none"}:
             self.count("consent", kind)
+        return kinds
 
     def _choose(self, digest: int, key: str, record: dict[str, Any], content: bytes) -> None:
         """Keep the samples of the smallest digests: a choice that looks random and is the same every time."""
@@ -173,18 +180,19 @@ def read_tally(folders: Iterable[Path], flow: Flow) -> tuple[Tally, list[dict[st
     return tally, data_sets
 
 
-def statistics(folders: list[Path], ledgers: list[Path]) -> tuple[dict[str, Any], Tally]:
+def statistics(folders: list[Path], ledgers: list[Path], own: bool = True) -> tuple[dict[str, Any], Tally]:
     """Count a data set.
 
     Args:
         folders: Its shard folders or keep-lists.
-        ledgers: Ledgers of earlier stages; those in the folders are found.
+        ledgers: Ledgers of earlier stages.
+        own: Also read the ledgers in the folders.
 
     Returns:
         The content of statistics.json, and the counts that do not fit into it: all domains, and images.
     """
-    own = [path for folder in folders for path in own_ledgers(folder)]
-    flow = read_flow(dict.fromkeys(path.resolve() for path in [*ledgers, *own]))
+    found = [path for folder in folders for path in own_ledgers(folder)] if own else []
+    flow = read_flow(dict.fromkeys(path.resolve() for path in [*ledgers, *found]))
     tally, data_sets = read_tally(folders, flow)
     accounting = account(flow, tally.samples, numbers(tally.ids))
     by_bytes = sorted(tally.domains.items(), key=lambda item: (-item[1].bytes, item[0]))

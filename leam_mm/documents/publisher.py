@@ -39,6 +39,7 @@ def _about(section: str, why: str, example: str) -> dict[str, str]:
 
 PROVIDER, RELEASE, USE = "Who publishes", "The release", "Use"
 POLICIES, DATA, TRAINING = "Policies", "Training data", "Training"
+OPENNESS = "Openness"
 SUMMARY, FORM = "AI Act summary", "Model Documentation Form"
 
 
@@ -71,10 +72,15 @@ class PublisherFields:
         known_limits: Limits that no table measures.
         system_types: Kinds of AI systems into which it may be integrated.
         required_hardware: What is needed to run it.
+        model_design: Key design decisions of the model, with reasons and assumptions.
         policy_contact: E-mail address for questions about acceptable use.
         acceptable_use_policy: Address of the policy; the release's own document if open.
         copyright_policy: Address of the policy; the release's own document if open.
         complaint_address: E-mail or web address for complaints of rightsholders.
+        complaint_deadline: Time in which a complaint is answered.
+        copyright_responsible: Who is responsible for the copyright policy.
+        infringing_sites: How sites that are known for infringement are excluded.
+        trained_models_answer: What is done about a trained model after a justified complaint.
         code_of_practice_signatory: Whether the provider signed the General-Purpose AI Code of Practice.
         rights_measures: Measures that respect reservations of rights.
         illegal_content_measures: Measures that remove illegal content.
@@ -84,14 +90,27 @@ class PublisherFields:
         types_of_image_content: Kinds of images, such as photography or visual art.
         types_of_text_content: Kinds of texts.
         latest_data_acquisition: Month of the last acquisition, as YYYY-MM.
+        data_characteristics: Other characteristics of the data, such as national or demographic ones.
+        licensed_data_comments: Remarks on data licensed by rightsholders.
+        third_party_data_sets: Publicly known data sets obtained from other third parties, with their addresses.
+        third_party_data_description: Data of other third parties that are not publicly known.
+        first_version_data_sets: Names of the data sets of the model's first version.
+        base_summaries: Address of the public summary of each base model, by the name of the base.
         continuous_acquisition: Whether data are collected after that.
         data_description: How the data were obtained and selected.
         data_sets: Public address, or owner/name on the Hub, of each data set, by the name of its shard folder.
         crawler_names: Names of the provider's crawlers.
         crawl_purposes: Purposes of the crawlers.
+        crawl_content: What kind of content was crawled.
         crawl_behaviour: How the crawlers treat robots.txt, captchas and paywalls.
         user_data_used: Whether data of users were used for training.
+        user_data_from_model: Whether data from interactions with the model were used.
+        user_data_from_services: Whether data of users of other services were used.
+        user_data_services: Services that these data come from.
+        user_data_modalities: Modalities of these data.
+        other_sources: Data from sources that no other field names.
         synthetic_models: Models that made synthetic data or captions, with version.
+        synthetic_own_models: Other models and programs that made synthetic data, including the provider's own.
         data_comments: Anything else about the data.
         training_type: pre-training or fine-tuning.
         hardware_used: Devices of the training, with their number.
@@ -100,6 +119,13 @@ class PublisherFields:
         training_design: Main steps and aims of the training.
         decision_rationale: Reasons of the main decisions.
         inference_flops: FLOP of one use, measured or computed, with its task.
+        energy_supplier: Name of the organisation that supplies the energy.
+        code_repository: Address of the code that trained and measured the model, under Apache-2.0.
+        documents_licence: SPDX identifier of the licence of the documents; that of the weights if open.
+        technical_report: Address of a technical report.
+        research_paper: Address of a paper.
+        evaluation_data: Address of the evaluation data, with its licence in parentheses.
+        intermediate_checkpoints: Address of checkpoints of the training.
     """
 
     provider_name: str | None = field(
@@ -172,6 +198,9 @@ class PublisherFields:
     required_hardware: str | None = field(
         default=None, metadata=_about(USE, f"{FORM}, Annex XII 1(d) AI Act", "a CPU with 1 GB of memory")
     )
+    model_design: Text | None = field(
+        default=None, metadata=_about(USE, f"{FORM}: design specifications of the model", "{en: Design., de: Entwurf.}")
+    )
     policy_contact: str | None = field(
         default=None, metadata=_about(POLICIES, "acceptable use policy", "policy@example.org")
     )
@@ -186,6 +215,24 @@ class PublisherFields:
         metadata=_about(
             POLICIES, "copyright policy: Code of Practice, copyright chapter, measure 1.5", "rights@example.org"
         ),
+    )
+    complaint_deadline: Text | None = field(
+        default=None, metadata=_about(POLICIES, "copyright policy", "{en: 30 days, de: 30 Tage}")
+    )
+    copyright_responsible: str | None = field(
+        default=None,
+        metadata=_about(
+            POLICIES, "copyright policy: Code of Practice, copyright chapter, measure 1.1", "Legal department"
+        ),
+    )
+    infringing_sites: Text | None = field(
+        default=None,
+        metadata=_about(
+            POLICIES, "copyright policy: Code of Practice, copyright chapter, measure 1.2", "[Lists of the Commission]"
+        ),
+    )
+    trained_models_answer: Text | None = field(
+        default=None, metadata=_about(POLICIES, "copyright policy", "{en: Outputs are filtered.}")
     )
     code_of_practice_signatory: bool | None = field(default=None, metadata=_about(POLICIES, f"{SUMMARY} 3.1", "false"))
     rights_measures: Text | None = field(
@@ -213,6 +260,29 @@ class PublisherFields:
         default=None, metadata=_about(DATA, f"{SUMMARY} 1.3", "[captions]")
     )
     latest_data_acquisition: str | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 1.3", "'2026-10'"))
+    data_characteristics: Text | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 1.3", "{en: Images of lakes in the north.}")
+    )
+    licensed_data_comments: Text | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.2.1", "{en: Two museums.}")
+    )
+    third_party_data_sets: tuple[str, ...] | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.2.2", "['Lakes: https://example.org/l']")
+    )
+    third_party_data_description: Text | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.2.2", "{en: An archive of lakes.}")
+    )
+    first_version_data_sets: tuple[str, ...] | None = field(
+        default=None, metadata=_about(DATA, "data table: already in v1", "[train]")
+    )
+    base_summaries: Mapping[str, str] | None = field(
+        default=None,
+        metadata=_about(
+            DATA,
+            f"{SUMMARY} 1.2: name of a base model to the address of its summary",
+            "{lab/vae: https://example.org/s}",
+        ),
+    )
     continuous_acquisition: bool | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 1.3", "false"))
     data_description: Text | None = field(
         default=None, metadata=_about(DATA, f"{FORM}: how data were obtained and selected", "{en: How., de: Wie.}")
@@ -227,12 +297,23 @@ class PublisherFields:
     crawl_purposes: Text | None = field(
         default=None, metadata=_about(DATA, f"{SUMMARY} 2.3", "[Training of this model]")
     )
+    crawl_content: Text | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.3", "[Photographs]"))
     crawl_behaviour: Text | None = field(
         default=None, metadata=_about(DATA, f"{SUMMARY} 2.3", "[robots.txt is followed]")
     )
     user_data_used: bool | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.4", "false"))
+    user_data_from_model: bool | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.4", "false"))
+    user_data_from_services: bool | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.4", "false"))
+    user_data_services: Text | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.4", "[A photo service]"))
+    user_data_modalities: tuple[str, ...] | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.4", "[image]")
+    )
+    other_sources: Text | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.6", "[Images from books]"))
     synthetic_models: tuple[str, ...] | None = field(
         default=None, metadata=_about(DATA, f"{SUMMARY} 2.5", "['captioner 2.0']")
+    )
+    synthetic_own_models: tuple[str, ...] | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.5", "['renderer of scenes']")
     )
     data_comments: Text | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.6, 3.3", "[None]"))
     training_type: str | None = field(
@@ -253,6 +334,25 @@ class PublisherFields:
     )
     inference_flops: str | None = field(
         default=None, metadata=_about(TRAINING, f"{FORM}: benchmarked inference", "2.3e9 for one image")
+    )
+    energy_supplier: str | None = field(default=None, metadata=_about(TRAINING, "bill of materials", "Example Energy"))
+    code_repository: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework", "https://example.org/code")
+    )
+    documents_licence: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework; open: --licence", "CC-BY-4.0")
+    )
+    technical_report: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework, class III", "https://example.org/report")
+    )
+    research_paper: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework, class I", "https://example.org/paper")
+    )
+    evaluation_data: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework, class II", "https://e.org/test (CC0-1.0)")
+    )
+    intermediate_checkpoints: str | None = field(
+        default=None, metadata=_about(OPENNESS, "Model Openness Framework, class I", "https://example.org/c")
     )
 
     @property

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from leam_mm.documents.training_content import TrainingContent
 from leam_mm.languages import LANGUAGE_NAMES
 
 CONTRASTIVE, GENERATOR, CODEC = "clip", "generator", "codec"  # kinds of stages
@@ -113,6 +114,8 @@ class ReleaseFacts:
         straight_paths: Whether the generator is a rectified flow, as the card's lines for editing images require.
         formats: Folder inside the release that each library loads, by library: open_clip, transformers,
             sentence_transformers, diffusers, onnx.
+        files: SHA-256 of each file of the release that its documents do not belong to, by path.
+        content: What the available shards hold; None where none were given.
     """
 
     name: str
@@ -126,6 +129,8 @@ class ReleaseFacts:
     low_rank: bool = False
     straight_paths: bool = True
     formats: Mapping[str, str] = field(default_factory=lambda: {"open_clip": "clip", "diffusers": "generator"})
+    files: Mapping[str, str] = field(default_factory=dict)
+    content: TrainingContent | None = None
 
     @property
     def embeds(self) -> bool:

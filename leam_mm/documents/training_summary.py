@@ -1,18 +1,18 @@
 """The data half of the AI Act's public summary of training content (Art. 53(1)(d), Regulation (EU) 2024/1689).
 
 Template of the European AI Office of 24 July 2025, C(2025) 8311: sections 1.3, 2.1 to 2.6 and 3.1 to 3.3. Counts are
-filled in; what no ledger can know comes from the provider's file (a YAML of the same names) and is ``not stated``
-otherwise. The source of a sample follows from its legal basis and from whether it was fetched from a domain; a shard
-folder that the provider names as a public data set belongs to that data set.
+filled in; what no ledger can know comes from the provider (a YAML of these names) and is ``not stated`` otherwise. The
+source of a sample follows from its legal basis and from whether it was fetched from a domain; a shard folder that the
+provider names as a public data set belongs to that data set.
 """
 
 import math
 from collections import Counter
-from collections.abc import Collection
-from html import escape
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from leam_mm.documents.dataset_statistics import NOT_STATED, DomainCount, Tally
+from leam_mm.documents.dataset_statistics import DomainCount, Tally
+from leam_mm.documents.document_text import NOT_STATED, render
 from leam_mm.errors import UserError
 from leam_mm.languages import LANGUAGE_NAMES
 
@@ -28,9 +28,13 @@ PERSONAL = ("personal_data", "faces")
 LARGE = 0.03  # share of all public data sets above which one is named
 EU = sorted(LANGUAGE_NAMES, key=LANGUAGE_NAMES.__getitem__)  # the template's order
 PROVIDER: dict[str, tuple[str, ...] | None] = {
-    "general": ("types_of_content", "text_tokens", "continuous_acquisition", "other_characteristics", "comments"),
+    "general": (
+        *("types_of_content", "text_tokens", "latest_acquisition", "continuous_acquisition"),
+        *("other_characteristics", "comments"),
+    ),
     "public_data_sets": None,
     "other_public_data_sets": None,
+    "public_data_comments": None,
     "licensed": ("comments",),
     "other_third_party": ("publicly_known", "description", "comments"),
     "crawled": ("crawler_names", "purposes", "behaviour", "content_description", "comments"),
@@ -163,18 +167,20 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             "text": {
                 "present": "yes" if statistics["captions"] else "no",
                 "size_range": text_band(statistics["text_bytes"], statistics["words"], tokens),
-                "counted": f"{statistics['captions']} captions, {statistics['words']} words",
+                "counted": {"captions": statistics["captions"], "words": statistics["words"]},
                 "types_of_content": _types(provider, "text"),
             },
             "image": {
                 "present": "yes" if total else "no",
                 "size_range": band(total, IMAGE_BANDS),
-                "counted": f"{total} images, {statistics['image_bytes']} bytes",
+                "counted": {"images": total, "bytes": statistics["image_bytes"]},
                 "types_of_content": _types(provider, "image"),
             },
             "audio": {"present": "no"},
             "video": {"present": "no"},
-            "latest_date_of_data_acquisition": _month(months[-1]) if months else NOT_STATED,
+            "latest_date_of_data_acquisition": _month(months[-1])
+            if months
+            else stated("general", "latest_acquisition"),
             "continuous_acquisition": stated("general", "continuous_acquisition"),
             "linguistic_characteristics": {
                 "captions_by_language": languages,
@@ -194,6 +200,7 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
                 if of_public and by["2.1"][folder] > LARGE * of_public
             ],
             "other_public_datasets": provider.get("other_public_data_sets") or NOT_STATED,
+            "comments": provider.get("public_data_comments") or NOT_STATED,
         },
         "2.2.1": used("2.2.1") | {"comments": stated("licensed", "comments")},
         "2.2.2": used("2.2.2")
@@ -229,20 +236,20 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             "code_of_practice_signatory": stated("rights", "code_of_practice_signatory"),
             "measures": stated("rights", "measures"),
             "evidence_kept": statistics["consent"],
-            "links_dropped_by_rule": _dropped(statistics, *RESERVATIONS),
+            "links_dropped_by_rule": dropped_by(statistics, *RESERVATIONS),
             "legal_bases": statistics["legal_basis"],
             "copyright_policy": stated("rights", "policy"),
             "comments": stated("rights", "comments"),
         },
         "3.2": {
             "measures": stated("illegal_content", "measures"),
-            "samples_dropped_by_rule": _dropped(statistics, *ILLEGAL),
+            "samples_dropped_by_rule": dropped_by(statistics, *ILLEGAL),
         },
         "3.3": {
             "other": provider.get("further") or NOT_STATED,
             "withdrawn": statistics["accounting"]["withdrawn"],
             "duplicates_removed": statistics["duplicates_removed"],
-            "personal_data_dropped_by_rule": _dropped(statistics, *PERSONAL),
+            "personal_data_dropped_by_rule": dropped_by(statistics, *PERSONAL),
         },
     }
 
@@ -257,7 +264,7 @@ def _month(text: str) -> str:
     return f"{text[5:7]}/{text[:4]}"
 
 
-def _dropped(statistics: dict[str, Any], *words: str) -> dict[str, int]:
+def dropped_by(statistics: Mapping[str, Any], *words: str) -> dict[str, int]:
     """Return the drops of all rules whose names contain one of the words, over all stages."""
     found: Counter[str] = Counter()
     for stage in statistics["stages"]:
@@ -267,50 +274,6 @@ def _dropped(statistics: dict[str, Any], *words: str) -> dict[str, int]:
     return dict(found)
 
 
-TITLES = {
-    "1.3": "Modalities, overall size and characteristics",
-    "2.1": "Publicly available datasets",
-    "2.2.1": "Datasets commercially licensed by rightsholders or their representatives",
-    "2.2.2": "Private datasets obtained from other third parties",
-    "2.3": "Data crawled and scraped from online sources",
-    "2.4": "User data",
-    "2.5": "Synthetic data",
-    "2.6": "Other sources of data",
-    "3.1": "Respect of reservation of rights from text and data mining",
-    "3.2": "Removal of illegal content",
-    "3.3": "Other information",
-}
-
-
-def summary_text(summary: dict[str, Any]) -> str:
-    """Return the summary as Markdown."""
-    lines = ["# Public summary of training content: the data", "", summary["template"] + ".", ""]
-    lines += [f"- {entry['name']}: Merkle root `{entry['merkle_root']}`" for entry in summary["data"]]
-    for number, title in TITLES.items():
-        lines += ["", f"## {number} {title}", ""]
-        for name, value in summary[number].items():
-            lines += _lines(name.replace("_", " "), value)
-    return "\n".join(lines) + "\n"
-
-
-def _lines(name: str, value: Any) -> list[str]:
-    """Return one entry: a line, or a table for a list of objects."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        columns = list(value[0])
-        head = ["", f"**{name}**", "", f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
-        return [*head, *(f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in value), ""]
-    if isinstance(value, dict):
-        inner = "; ".join(f"{key.replace('_', ' ')}: {_cell(each)}" for key, each in value.items())
-        return [f"- **{name}**: {inner or 'none'}"]
-    return [f"- **{name}**: {_cell(value)}"]
-
-
-def _cell(value: Any) -> str:
-    """Return a value on one line, without anything that Markdown or HTML would interpret."""
-    if value is None:
-        return "not measured"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(each)}" for key, each in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_cell, value)) or "none"
-    return " ".join(escape(str(value), quote=False).replace("|", "\\|").split())
+def summary_text(summary: dict[str, Any], language: str = "en") -> str:
+    """Return the data sections as Markdown."""
+    return render("training_data", language, s=summary)

@@ -3,18 +3,39 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from leam_mm.documents.acceptable_use import acceptable_use_policy
+from leam_mm.documents.copyright_policy import copyright_policy
+from leam_mm.documents.data_table import data_table, data_table_csv
+from leam_mm.documents.document_index import document_index
+from leam_mm.documents.documentation_form import documentation_form
+from leam_mm.documents.ml_bom import ml_bom
 from leam_mm.documents.model_card import model_card
+from leam_mm.documents.openness import mof_file
+from leam_mm.documents.public_summary import public_summary
 from leam_mm.documents.publisher import DOCUMENT_LANGUAGES, PublisherFields
 from leam_mm.documents.publisher_file import dump_publisher
+from leam_mm.documents.release_croissant import release_croissant
 from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.files import write_text
 
 Document = Callable[[ReleaseFacts, PublisherFields, str], str]
 CARD, FIELDS = "README.md", "configs/release.yaml"
 # Documents in several languages: name of the file in documents/LANGUAGE/ to the function that writes it.
-BY_LANGUAGE: Mapping[str, Document] = {}
-# Documents in one form: path in the release to the function that writes it.
-MACHINE_READABLE: Mapping[str, Document] = {}
+BY_LANGUAGE: Mapping[str, Document] = {
+    "README.md": document_index,
+    "public_summary.md": public_summary,
+    "model_documentation_form.md": documentation_form,
+    "copyright_policy.md": copyright_policy,
+    "acceptable_use_policy.md": acceptable_use_policy,
+    "data_table.md": data_table,
+}
+# Documents in one form: path in the release to the function that writes it; an empty text is not written.
+MACHINE_READABLE: Mapping[str, Document] = {
+    "documents/data_table.csv": data_table_csv,
+    "documents/ml_bom.cdx.json": ml_bom,
+    "documents/croissant.json": release_croissant,
+    "documents/mof.yaml": mof_file,
+}
 
 
 def rendered_documents(facts: ReleaseFacts, publisher: PublisherFields) -> dict[str, str]:
@@ -24,7 +45,8 @@ def rendered_documents(facts: ReleaseFacts, publisher: PublisherFields) -> dict[
         for name, document in BY_LANGUAGE.items():
             found[f"documents/{language}/{name}"] = document(facts, publisher, language)
     for path, document in MACHINE_READABLE.items():
-        found[path] = document(facts, publisher, "en")
+        if text := document(facts, publisher, "en"):
+            found[path] = text
     return found
 
 

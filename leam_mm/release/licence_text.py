@@ -29,7 +29,8 @@ def check_licence(licence: str) -> None:
     """Raise UserError for an empty licence, or one that is no single printable line."""
     if not licence.strip() or not licence.isprintable() or len(licence) > 200:
         raise UserError(
-            f"--licence {licence[:80]!r} is no licence: give an SPDX identifier such as {OWN}, or LicenseRef- and a name"
+            f"--licence {licence[:80]!r} is no licence: give an SPDX identifier such as {OWN}, or LicenseRef- and "
+            "a name"
         )
 
 

@@ -4,6 +4,7 @@ The folder is flat, so that it is one repository of a hub for every library that
 temporary name and renamed at the end, so that a folder under the final name is complete.
 """
 
+import json
 import logging
 import platform
 from collections import Counter
@@ -27,10 +28,11 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.training_content import count_training_content
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
-from leam_mm.evaluators.results import read_results
-from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_json
+from leam_mm.evaluators.results import RESULTS, read_results
+from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_json, write_text
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
@@ -43,6 +45,7 @@ EVIDENCE_FILE = RELEASE
 FORMAT = "leam_mm release 2"
 LOW_RANK = "generator_lora"  # folder of the generator's low-rank additions
 MAX_CARD = 1 << 20  # bytes
+WEIGHTS = ".safetensors"
 LIBRARIES = ("torch", "open_clip_torch", "diffusers", "transformers", "safetensors", "lightning")
 
 
@@ -106,6 +109,8 @@ def write_release(
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
+        write_results(metrics, temporary)
+        write_licence(temporary, licence, publisher.licence_link)
         facts = ReleaseFacts(
             name,
             licence,
@@ -117,9 +122,10 @@ def write_release(
             generated_size=module.latent_size * module.codec.downscale if module is not None else None,
             low_rank=low_rank,
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
+            files={name: file_sha256(temporary / name) for name in released_names(temporary)},
+            content=count_training_content(shards),
         )
         write_documents(facts, publisher, temporary)
-        write_licence(temporary, licence, publisher.licence_link)
         give_default_permissions(temporary)
         write_evidence(facts, temporary)
     return facts
@@ -272,11 +278,25 @@ def released_metrics(path: Path, stages: Sequence[StageFacts]) -> list[dict[str,
     return metrics
 
 
+def write_results(metrics: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write the results that the documents quote into the release; nothing without results."""
+    if metrics:
+        write_text(folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in metrics))
+
+
+def released_names(folder: Path) -> list[str]:
+    """Return the paths of all files in a release folder, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
     """Write leam_mm_release.json: digests of all other files, and facts about data, energy and versions."""
-    files = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        files[file.relative_to(folder).as_posix()] = {"sha256": file_sha256(file), "bytes": file.stat().st_size}
+    files = {
+        # Weights are large; nothing has written to them since the documents named their digests.
+        name: {"sha256": (name.endswith(WEIGHTS) and facts.files.get(name)) or file_sha256(folder / name)}
+        | {"bytes": (folder / name).stat().st_size}
+        for name in released_names(folder)
+    }
     evidence = {
         "format": FORMAT,
         "name": facts.name,

@@ -1,0 +1,64 @@
+"""Floating-point operations of one use of the released networks, counted from the settings of their runs."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leam_mm.documents.release_facts import ReleaseFacts
+from leam_mm.errors import UserError
+from leam_mm.planning import counted_flops as counted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InferenceUse:
+    """One use of a network.
+
+    Args:
+        kind: ``embed_image``, ``embed_text``, ``denoise`` (one step for one latent) or ``decode``.
+        size: H = W in pixels or latent positions, or the number of tokens.
+        flops: FLOP of its matrix products and convolutions.
+    """
+
+    kind: str
+    size: int
+    flops: int
+
+
+def inference_flops(facts: ReleaseFacts) -> list[InferenceUse]:
+    """Count the uses of each part; a part whose settings are not recorded, or cannot be counted, is left out.
+
+    Args:
+        facts: The release.
+    """
+    found: list[InferenceUse] = []
+    for stage in facts.stages:
+        if not stage.recipe:
+            continue
+        try:
+            found += _uses(stage.recipe)
+        except (UserError, KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+            log.warning("the inference of %s is not counted: %s", stage.kind, str(error).splitlines()[0:1])
+    return found
+
+
+def _uses(recipe: Mapping[str, Any]) -> Iterator[InferenceUse]:
+    """Yield the uses of the network of one recipe, built without memory for its weights."""
+    model = dict(recipe["model"])
+    kind = str(model["class_path"]).rpartition(".")[2]
+    if kind == "LatentDiffusionModule":  # techniques of training, such as masking, change what a step computes
+        model["init_args"] = {**model["init_args"], "techniques": []}
+    module = counted.meta_module(model)
+    if kind == "ContrastiveModule":
+        encoder = module.encoder
+        yield InferenceUse("embed_image", encoder.image_size, counted.count_image(encoder, encoder.image_size, 0.0))
+        yield InferenceUse("embed_text", encoder.context_length, counted.count_text(encoder, encoder.context_length))
+    elif kind == "LatentDiffusionModule":
+        side = module.latent_size
+        flops = counted.count_denoiser(module, (side, side), counted.DEFAULT_CAPTION)
+        yield InferenceUse("denoise", side, flops)
+    elif kind == "LatentCodecModule":
+        size = int(((recipe["data"].get("init_args") or {}).get("image") or {}).get("init_args", {})["image_size"])
+        yield InferenceUse("decode", size, counted.count_codec(module, size)["decoder"])
