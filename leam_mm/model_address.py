@@ -24,7 +24,7 @@ from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.tokenizer import ENGLISH
-from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
+from leam_mm.denoisers.released_denoiser import load_released_denoiser
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
@@ -121,14 +121,14 @@ def load_generator(
         raise UserError(f"{address} is {_named(kind)}, but a generator is needed here: give its run, or a release")
     folder = released_part(address, "generator")
     index, scheduler = _json(folder / PIPELINE), _json(folder / "scheduler" / "scheduler_config.json")
-    denoiser = PretrainedDenoiser(str(folder))
+    denoiser, digest = load_released_denoiser(folder)
     frozen = FrozenParts(clip=str(clip or folder / "text_encoder"), codec=str(codec or folder / "vae"))
     size = index.get("default_sample_size")
     downscale = load_codec(frozen.paths["codec"] or "").downscale
     if not isinstance(size, int) or size < downscale or size % downscale:
         raise UserError(f"{folder / PIPELINE}: default_sample_size is {size!r}, not a multiple of {downscale} pixels")
     module = LatentDiffusionModule(denoiser, _process(scheduler, folder), size // downscale, frozen, ema=None)
-    return _with_evidence(module, address, str(denoiser.origin()["sha256"]))
+    return _with_evidence(module, address, digest)
 
 
 def load(address: Path | str, part: Part | None = None) -> LightningModule | LatentCodec:

@@ -15,9 +15,9 @@ from toys.encoders import tiny_clip
 from toys.generators import PROMPTS, tiny_generator
 from toys.runs import run_without_us
 
+from leam_mm.captions.caption_encoders import SeveralCaptionEncoders
 from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.data.sample_order import sample_noise
-from leam_mm.denoisers.denoiser import UNetDenoiser
 from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
@@ -119,10 +119,9 @@ def test_what_diffusers_cannot_sample_is_refused(toy_tokenizer: Path, tmp_path: 
         generator.process = process
         with pytest.raises(UserError, match=rf"{type(process).__name__} cannot.*train with .*{fix}"):
             write_diffusers_folder(generator, tmp_path / "out")
-    unet = UNetDenoiser(in_channels=4, context_dim=32, block_channels=[16, 16], num_heads=2, norm_groups=8)
-    generator = LatentDiffusionModule(unet, RectifiedFlow(), latent_size=8, ema=None)
-    generator.frozen.opened = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0).frozen.opened
-    with pytest.raises(UserError, match="padding of captions"):
+    generator = tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0)
+    generator.frozen.opened["clip"] = SeveralCaptionEncoders([generator.frozen.opened["clip"]])
+    with pytest.raises(UserError, match="several text encoders"):
         write_diffusers_folder(generator, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

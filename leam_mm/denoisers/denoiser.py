@@ -322,6 +322,13 @@ class UNetDenoiser(Denoiser):
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size=1)
 
+    @classmethod
+    def from_model(cls, model: Any) -> "UNetDenoiser":
+        """Return a denoiser around a trained UNet2DConditionModel that takes latents, time and captions alone."""
+        denoiser = cls.__new__(cls)
+        Denoiser.__init__(denoiser, model, model.config.in_channels, model.config.cross_attention_dim, patch_size=1)
+        return denoiser
+
     def forward(
         self,
         latent: Tensor,

@@ -27,10 +27,10 @@ from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256, files_sha256
+from leam_mm.json_text import parse_object
 from leam_mm.released_files import RELEASE, compare_released_files
 
 log = logging.getLogger(__name__)
-KIND = "PRXTransformer2DModel"
 MAX_CONFIG = 1 << 20  # bytes
 
 
@@ -77,9 +77,8 @@ def load_transformer(weights: Path) -> tuple[Any, dict[str, Any]]:
     candidates = (weights / "generator" / "transformer", weights / "transformer", weights)
     folder = next((candidate for candidate in candidates if (candidate / "config.json").is_file()), None)
     if folder is not None:
-        compare_released_files(folder)
         facts: dict[str, Any] = _released([weights, weights.parent, weights.parent.parent])
-        model, digest = _from_diffusers(folder), weights_sha256(folder)
+        model, digest = load_diffusers_model(folder), weights_sha256(folder)
     elif weights.exists():
         model, digest, facts = _from_run(weights)
     else:
@@ -112,27 +111,43 @@ def weights_sha256(folder: Path) -> str:
     return file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
 
 
-def _from_diffusers(folder: Path) -> Any:
+def model_class(folder: Path) -> str:
+    """Return the class of a network of diffusers, as its config.json states it."""
     config = folder / "config.json"
     try:
         if config.stat().st_size > MAX_CONFIG:
             raise ValueError(f"it is larger than {MAX_CONFIG} bytes")
-        kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{config} cannot be read ({error}): give the folder of a {KIND}") from None
-    if kind != KIND:
-        raise UserError(f"{config} describes {kind!r}: only a {KIND} can be fine-tuned; give the folder of one")
+        return str(parse_object(config.read_bytes()).get("_class_name"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{config} cannot be read ({error}): give the folder of a network of diffusers") from None
+
+
+def load_diffusers_model(folder: Path, kind: Any = PRXTransformer2DModel) -> Any:
+    """Load a network of diffusers; its files are compared with the release that they belong to.
+
+    Args:
+        folder: With config.json and safetensors.
+        kind: Its class.
+
+    Raises:
+        UserError: It is of another class, or its files are damaged.
+    """
+    if (found := model_class(folder)) != kind.__name__:
+        raise UserError(
+            f"{folder / 'config.json'} describes {found!r}: only a {kind.__name__} fits here; give the folder of one"
+        )
+    compare_released_files(folder)
     try:
-        model, loading = PRXTransformer2DModel.from_pretrained(
+        model, loading = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # diffusers, safetensors and torch raise many kinds for files that do not fit
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{folder} holds no loadable safetensors ({reason}): copy it again") from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers fills gaps with random weights
-        if loading.get(kind):
-            first = sorted(map(str, loading[kind]))[0]
-            raise UserError(f"{folder}: its weights are not those of its config.json ({kind}: {first}): copy it again")
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers fills gaps with random weights
+        if loading.get(fault):
+            first = sorted(map(str, loading[fault]))[0]
+            raise UserError(f"{folder}: its weights are not those of its config.json ({fault}: {first}): copy it again")
     return model
 
 

@@ -22,7 +22,8 @@ class SD3Denoiser(Denoiser):
     takes from CLIP, is the state of the last real token (CLIP's end token, before its projection). The gates of the
     blocks and the output layer start at zero, as in DiT (section 3.2 of 2212.09748); diffusers leaves them random.
 
-    It cannot be released: a StableDiffusion3Pipeline encodes captions with two CLIPs and a T5.
+    A StableDiffusion3Pipeline, which encodes captions with two CLIPs and a T5, cannot sample from it; a released one is
+    sampled by a PRXPipeline (release/diffusers_folder.py).
 
     Args:
         in_channels: C of the latents.
@@ -78,6 +79,21 @@ class SD3Denoiser(Denoiser):
             model.enable_gradient_checkpointing()
         super().__init__(model, in_channels, context_dim, patch_size)
         self.largest_size = largest_size
+
+    @classmethod
+    def from_model(cls, model: Any) -> "SD3Denoiser":
+        """Return a denoiser around a trained SD3Transformer2DModel, whose attention is replaced by a masked one."""
+        size = model.config
+        if size.pooled_projection_dim != size.joint_attention_dim:
+            raise UserError(
+                f"this SD3Transformer2DModel takes pooled captions of {size.pooled_projection_dim} channels and states "
+                f"of {size.joint_attention_dim}: give one that an SD3Denoiser trained, where both are equal"
+            )
+        denoiser = cls.__new__(cls)
+        Denoiser.__init__(denoiser, model, size.in_channels, size.joint_attention_dim, size.patch_size)
+        model.set_attn_processor(JointProcessor())
+        denoiser.largest_size = size.pos_embed_max_size * size.patch_size
+        return denoiser
 
     @property
     def depth(self) -> int:

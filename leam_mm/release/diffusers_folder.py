@@ -1,7 +1,12 @@
 """A generator as a folder that ``DiffusionPipeline.from_pretrained`` loads without leam_mm and without remote code.
 
-The pipeline is diffusers' PRXPipeline. Our text tower becomes a CLIPTextModel of transformers: the same weights under
-other names, so captions give the same hidden states. The scheduler takes the timesteps of our sampler.
+The pipeline is diffusers' PRXPipeline: it cleans captions as our training does, passes their mask to the network, and
+takes every codec and scheduler that we release. A PRX transformer needs nothing more. Those of other kinds lie in the
+same place, and the few lines of ``released_network.md.jinja`` on the card tell them what the pipeline passes: the
+pipelines that diffusers has for U-Nets and for Stable Diffusion 3 pass no mask, so their images would differ.
+
+Our text tower becomes a CLIPTextModel of transformers: the same weights under other names, so captions give the same
+hidden states. The scheduler takes the timesteps of our sampler.
 """
 
 import copy
@@ -16,8 +21,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.codecs.latent_codec import LatentCodec
-from leam_mm.denoisers.denoiser import Denoiser, PRXDenoiser
+from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import TRAINING_STEPS
@@ -26,6 +32,7 @@ from leam_mm.diffusion.variance_preserving import BETA_END, BETA_START, TABLE_ST
 from leam_mm.encoders.dual_encoder import DualEncoder, TextTower
 from leam_mm.errors import UserError
 from leam_mm.release.open_clip_folder import plain_weights
+from leam_mm.release.transformers_versions import make_loadable
 
 if TYPE_CHECKING:
     from leam_mm.diffusion_module import LatentDiffusionModule
@@ -47,7 +54,7 @@ def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> 
 
     Args:
         generator: The trained module, with its codec and caption encoder.
-        folder: A new or empty folder.
+        folder: Existing or new; files of other libraries in it stay.
     """
     codec = generator.codec
     size = generator.latent_size * codec.downscale
@@ -56,15 +63,20 @@ def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> 
         log.warning("the released denoiser is conditioned on images of %d pixels, and generates %d", sizes.side, size)
     pipeline = build_pipeline(generator.ema_denoiser(), generator.process, generator.caption_encoder, codec, size)
     pipeline.save_pretrained(folder, safe_serialization=True)
+    make_loadable(folder)
 
 
 def build_pipeline(
-    denoiser: Denoiser, process: DiffusionProcess, captions: CaptionEncoder, codec: LatentCodec, image_size: int
+    denoiser: Denoiser,
+    process: DiffusionProcess,
+    captions: CaptionEncoder | HuggingFaceCaptions,
+    codec: LatentCodec,
+    image_size: int,
 ) -> Any:
     """Build diffusers' PRXPipeline from copies of our parts, on the CPU.
 
     Args:
-        denoiser: A PRXDenoiser.
+        denoiser: Any Denoiser.
         process: A process that `released_scheduler` supports.
         captions: The frozen caption encoder that the denoiser was trained with.
         codec: The autoencoder; its statistics become scaling_factor and shift_factor.
@@ -76,33 +88,48 @@ def build_pipeline(
     Raises:
         UserError: No pipeline of diffusers samples this generator as it was trained.
     """
-    if not isinstance(denoiser, PRXDenoiser):
-        raise UserError(
-            f"a {type(denoiser).__name__} cannot be released for diffusers: its pipelines for U-Nets and for Stable "
-            "Diffusion 3 attend to the padding of captions, ours never does, so images would differ; train a "
-            "PRXDenoiser to release one"
-        )
-    if not isinstance(captions, CaptionEncoder):
-        raise UserError(
-            "a generator with several text encoders, or with one of transformers, cannot be released for diffusers: "
-            "PRXPipeline cleans and pads captions in another way; train with one of our own"
-        )
     scheduler = released_scheduler(process, (image_size // codec.downscale) ** 2)
-    for part, model in [("denoiser", denoiser), ("codec", codec), ("text tower", captions.encoder)]:
-        try:
-            plain_weights(model)
-        except UserError as error:
-            raise UserError(f"{part}: {error}") from None
+    text_encoder, tokenizer = released_captions(captions)
+    for part, model in [("denoiser", denoiser), ("codec", codec)]:
+        check_weights(part, model)
     autoencoder = copy.deepcopy(codec.autoencoder).to("cpu")
     autoencoder.register_to_config(**codec.export_config())
     return PRXPipeline(
         transformer=denoiser.plain_model().to("cpu"),
         scheduler=scheduler,
-        text_encoder=clip_text_model(captions.encoder, captions.tokenizer.path),
-        tokenizer=load_tokenizer(captions.tokenizer.path, captions.encoder.context_length),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
         vae=autoencoder,
         default_sample_size=image_size,
     )
+
+
+def check_weights(part: str, model: Any) -> None:
+    """Refuse weights that are not finite."""
+    try:
+        plain_weights(model)
+    except UserError as error:
+        raise UserError(f"{part}: {error}") from None
+
+
+def released_captions(captions: CaptionEncoder | HuggingFaceCaptions) -> tuple[Any, Any]:
+    """Return a copy of the text encoder as a model of transformers, and its tokenizer.
+
+    Raises:
+        UserError: The pipeline has no place for these captions.
+    """
+    if isinstance(captions, HuggingFaceCaptions):
+        model, tokenizer = copy.deepcopy(captions.model).to("cpu"), copy.deepcopy(captions.tokenizer)
+        tokenizer.model_max_length = captions.context_length
+        return model, tokenizer
+    if not isinstance(captions, CaptionEncoder):
+        raise UserError(
+            "a generator with several text encoders cannot be released for diffusers: a PRXPipeline has one; train the "
+            "generator with one"
+        )
+    check_weights("text tower", captions.encoder)
+    path = captions.tokenizer.path
+    return clip_text_model(captions.encoder, path), load_tokenizer(path, captions.encoder.context_length)
 
 
 def released_scheduler(process: DiffusionProcess, positions: int) -> Any:

@@ -113,11 +113,22 @@ PROMPTS = ["Ein rotes Quadrat", "a blue square [left of] l’oiseau", "Ένα κ
 
 
 def tiny_generator(
-    tokenizer: Path, codec: LatentCodec, shift: float, seed: int = 0, process: DiffusionProcess | None = None
+    tokenizer: Path,
+    codec: LatentCodec,
+    shift: float,
+    seed: int = 0,
+    process: DiffusionProcess | None = None,
+    network: str = "prx",
 ) -> LatentDiffusionModule:
     """A generator with random weights; its frozen parts are given directly, without checkpoints."""
     clip = tiny_clip(tokenizer, seed=seed)
-    denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
+    denoiser: Denoiser
+    if network == "unet":
+        denoiser = UNetDenoiser(codec.channels, 32, block_channels=[16, 32], num_heads=2, norm_groups=8)
+    elif network == "sd3":
+        denoiser = SD3Denoiser(codec.channels, 32, hidden_size=32, depth=2, num_heads=2, latent_size=8)
+    else:
+        denoiser = PRXDenoiser(in_channels=codec.channels, context_dim=32, hidden_size=32, depth=2, num_heads=2)
     for parameter in [*denoiser.parameters(), *codec.parameters()]:
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     codec.measure(codec.encode_raw(torch.rand(4, 3, 32, 32) * 2 - 1).detach())
