@@ -21,10 +21,10 @@ from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.model_card import generator_usage
 from leam_mm.errors import UserError
 from leam_mm.model_address import load_generator
 from leam_mm.release.diffusers_folder import write_diffusers_folder
-from leam_mm.release.model_card import TEMPLATES
 
 STEPS, GUIDANCE, SEED = 4, 3.0, 7
 ALONE = """
@@ -36,10 +36,11 @@ socket.socket.connect = socket.create_connection = refuse
 """
 
 
-def loading_lines(network: str, folder: str) -> str:
-    """The card's lines that load a generator."""
-    card = TEMPLATES.get_template("released_network.md.jinja").render(network=network, folder=folder)
-    return "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+def loading_lines(denoiser: str, folder: str) -> str:
+    """The card's lines that load a generator, which lies in a folder beside others here."""
+    first = re.findall(r"```python\n(.*?)```", generator_usage(True, False, denoiser), re.DOTALL)[0]
+    assert '"."' in first
+    return first.replace('"."', f'"{folder}"')
 
 
 @pytest.fixture(scope="module")

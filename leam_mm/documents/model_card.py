@@ -41,7 +41,7 @@ def model_card(facts: ReleaseFacts, publisher: PublisherFields | None = None, la
         front_matter=front_matter(facts),
         parts=[[stage.kind, f"{stage.parameters:,}", _count(stage.samples_seen)] for stage in facts.stages],
         bases=bases,
-        generator_usage=generator_usage(facts.straight_paths, facts.low_rank),
+        generator_usage=generator_usage(facts.straight_paths, facts.low_rank, facts.denoiser),
         data=_data(facts),
         counts=[("licence", _counts(facts, "licences")), ("legal basis", _counts(facts, "legal_bases"))],
         results=_results(facts),
@@ -52,9 +52,10 @@ def model_card(facts: ReleaseFacts, publisher: PublisherFields | None = None, la
     )
 
 
-def generator_usage(straight_paths: bool, low_rank: bool) -> str:
+def generator_usage(straight_paths: bool, low_rank: bool, denoiser: str = "PRXDenoiser") -> str:
     """Return the part of the card that shows how to use a generator; see ReleaseFacts for the arguments."""
-    return TEMPLATES.get_template("generator_usage.md.jinja").render(straight_paths=straight_paths, low_rank=low_rank)
+    usage = TEMPLATES.get_template("generator_usage.md.jinja")
+    return usage.render(straight_paths=straight_paths, low_rank=low_rank, denoiser=denoiser)
 
 
 def front_matter(facts: ReleaseFacts) -> str:

@@ -112,6 +112,7 @@ class ReleaseFacts:
         generated_size: H = W in pixels of generated images; None without a generator.
         low_rank: Whether the generator's low-rank additions are in the release, too.
         straight_paths: Whether the generator is a rectified flow, as the card's lines for editing images require.
+        denoiser: Kind of the generator's network: PRXDenoiser, UNetDenoiser or SD3Denoiser.
         formats: Folder inside the release that each library loads, by library: open_clip, transformers,
             sentence_transformers, diffusers, onnx.
         files: SHA-256 of each file of the release that its documents do not belong to, by path.
@@ -128,6 +129,7 @@ class ReleaseFacts:
     generated_size: int | None = None
     low_rank: bool = False
     straight_paths: bool = True
+    denoiser: str = "PRXDenoiser"
     formats: Mapping[str, str] = field(default_factory=lambda: {"open_clip": "clip", "diffusers": "generator"})
     files: Mapping[str, str] = field(default_factory=dict)
     content: TrainingContent | None = None

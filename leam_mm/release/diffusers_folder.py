@@ -2,8 +2,8 @@
 
 The pipeline is diffusers' PRXPipeline: it cleans captions as our training does, passes their mask to the network, and
 takes every codec and scheduler that we release. A PRX transformer needs nothing more. Those of other kinds lie in the
-same place, and the few lines of ``released_network.md.jinja`` on the card tell them what the pipeline passes: the
-pipelines that diffusers has for U-Nets and for Stable Diffusion 3 pass no mask, so their images would differ.
+same place, and a few lines on the card (loading_generator.md.jinja) tell them what it passes: the pipelines that
+diffusers has for U-Nets and for Stable Diffusion 3 pass no mask, so their images would differ.
 
 Our text tower becomes a CLIPTextModel of transformers: the same weights under other names, so captions give the same
 hidden states. The scheduler takes the timesteps of our sampler.

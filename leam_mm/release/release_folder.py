@@ -24,6 +24,8 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.parquet_file import open_parquet
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder, read_samples
+from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
+from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.publisher import PublisherFields
@@ -124,6 +126,7 @@ def write_release(
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
             files={name: file_sha256(temporary / name) for name in released_names(temporary)},
             content=count_training_content(shards),
+            denoiser=network_kind(module),
         )
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)
@@ -135,6 +138,13 @@ def captions_length(module: LatentDiffusionModule | None) -> int:
     """Return the most tokens of a caption that a generator reads, begin and end included."""
     assert module is not None
     return module.caption_encoder.encoder.context_length
+
+
+def network_kind(module: LatentDiffusionModule | None) -> str:
+    """Return the kind of a generator's network, on which the lines depend that load it in diffusers."""
+    kinds = (UNetDenoiser, SD3Denoiser)
+    found = [kind.__name__ for kind in kinds if module is not None and isinstance(module.denoiser, kind)]
+    return found[0] if found else PRXDenoiser.__name__
 
 
 def check_folder(folder: Path) -> None:
