@@ -143,12 +143,11 @@ def test_diffusers_edits_as_we_do_by_the_recipes_of_the_card(toy_tokenizer: Path
     generators = {
         "dc": tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0),
         "kl": tiny_generator(toy_tokenizer, tiny_kl(), shift=3.0, seed=1),
+        "unet": tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0, seed=2, network="unet"),
     }
     image, noise = pictures(1), sample_noise(SEED, torch.arange(1), "sample", (4, 8, 8))
     save_file({"noise": noise, "mask": half()}, tmp_path / "given.safetensors")
-    recipe = "\n".join(re.findall(r"```python\n(.*?)```", generator_usage(True, False), re.DOTALL))
     strengths = (0.0, 0.4, 1.0)
-    (tmp_path / "recipe.py").write_text(recipe)
     code = f"""
 import os
 from safetensors.torch import load_file, save_file
@@ -156,7 +155,7 @@ given, more = load_file("given.safetensors"), {{"steps": {STEPS}}}
 for name in {sorted(generators)}:
     os.chdir(name)
     card = {{}}
-    exec(open("../recipe.py").read(), card)
+    exec(open("recipe.py").read(), card)
     redraw, inpaint, source = card["redraw"], card["inpaint"], card["Image"].open("../given.png")
     found = {{f"redrawn_{{s}}": redraw({PROMPTS[0]!r}, source, s, given["noise"], **more) for s in {strengths}}}
     for s in {strengths[1:]}:
@@ -167,7 +166,10 @@ for name in {sorted(generators)}:
     levels = (image[0].permute(1, 2, 0) * 255).round().byte().numpy()
     Image.fromarray(np.ascontiguousarray(levels)).save(tmp_path / "given.png")
     for name, module in generators.items():
-        write_diffusers_folder(module, tmp_path / name / "generator")
+        write_diffusers_folder(module, tmp_path / name)
+        card = generator_usage(True, False, type(module.denoiser).__name__)
+        recipe = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+        (tmp_path / name / "recipe.py").write_text(recipe)
     run_without_us(code, tmp_path)
     for name, module in generators.items():
         assert {"redrawn.png", "inpainted.png"} <= {file.name for file in (tmp_path / name).iterdir()}

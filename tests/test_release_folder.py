@@ -100,7 +100,7 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     config = yaml.safe_load((output / "configs" / "generator.yaml").read_text())
     assert config["model"]["init_args"]["latent_size"] == 4
     blocks = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     printed = run_without_us("\n".join(blocks), output)
     assert "tensor(" in printed
     assert all((output / f"{name}.png").is_file() for name in ("image", "redrawn", "inpainted"))
