@@ -18,6 +18,7 @@ from toys.runs import run_without_us
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.data.sample_order import sample_noise
 from leam_mm.denoisers.denoiser import PRXDenoiser
+from leam_mm.denoisers.released_denoiser import load_released_denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -134,7 +135,7 @@ def test_other_unets_are_refused(released: Path, tmp_path: Path, part: str, chan
     config = tmp_path / "copy" / part / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     with pytest.raises(UserError, match=r"config\.json|loadable"):
-        load_generator(tmp_path / "copy")
+        load_released_denoiser(tmp_path / "copy")
 
 
 def test_no_file_names_a_path_of_this_machine(released: Path) -> None:
