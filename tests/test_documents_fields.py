@@ -1,16 +1,22 @@
 """Each field of the Commission's template and of the Model Documentation Form has a place, filled or open."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from toys.published import write_published
 from toys.releases import counted_content, publisher_fields, release_facts
 
 from leam_mm.documents.acceptable_use import acceptable_use_policy
 from leam_mm.documents.copyright_policy import PROTOCOLS, copyright_policy, evidence_of
+from leam_mm.documents.dataset_statistics import DomainCount
 from leam_mm.documents.document_index import document_index
 from leam_mm.documents.documentation_form import approximate, documentation_form, size_range, time_range
 from leam_mm.documents.public_summary import public_summary
 from leam_mm.documents.publisher import PublisherFields
+from leam_mm.documents.training_content import count_training_content
+from leam_mm.errors import UserError
 
 SUMMARY = (
     *("Version of this summary", "Last update", "Previous versions", "Name", "Contact", "Authorised representative"),
@@ -66,6 +72,55 @@ def test_a_data_set_that_was_not_counted_is_named(tmp_path: Path) -> None:
     text = public_summary(facts, publisher_fields(), "en")
     assert "were not counted" in text and "others" in text
     assert "- **Used:** no\n" not in text  # nobody knows what the others hold
+
+
+def section(text: str, number: str) -> str:
+    """The lines of a section of the summary."""
+    return text.partition(f"# {number} ")[2].partition("\n#")[0]
+
+
+def test_a_crawl_stays_a_crawl_when_its_data_are_published(tmp_path: Path) -> None:
+    facts, publisher = release_facts(counted_content(tmp_path / "shards")), publisher_fields()
+    assert publisher.data_sets
+    crawled = section(public_summary(facts, publisher, "en"), "2.3")
+    assert "**Used:** yes" in crawled and "**Samples:** 23" in crawled and "**Domains in total:** 5" in crawled
+    assert crawled.count(".example |") == 1  # 10 % of five domains
+    foreign = replace(publisher, public_data_sets={"shards": "https://others.example"})
+    text = public_summary(facts, foreign, "en")
+    assert "**Samples:** 23" in section(text, "2.1") and "| shards | https://others.example |" in section(text, "2.1")
+    assert "**Used:** no" in section(text, "2.3") and "robots.txt, captchas, paywalls):** not applicable" in text
+
+
+def test_small_enterprises_list_fewer_domains(tmp_path: Path) -> None:
+    content = counted_content(tmp_path / "shards")
+    for number in range(200):
+        content.tally.crawled["shards"][f"more{number}.example"] = DomainCount(1, 1)
+    for small, count in ((None, 21), (False, 21), (True, 11)):
+        text = public_summary(release_facts(content), replace(publisher_fields(), small_enterprise=small), "en")
+        assert section(text, "2.3").count(".example |") == count
+
+
+def test_what_was_dropped_is_unknown_without_a_ledger(tmp_path: Path) -> None:
+    content = counted_content(tmp_path / "shards")
+    line = "dropped because of a reservation (rule: links):** "
+    assert f"{line}none" in public_summary(release_facts(content), publisher_fields(), "en")
+    (tmp_path / "shards/ledger.parquet").unlink()
+    without = count_training_content([tmp_path / "shards"])
+    text = public_summary(release_facts(without), publisher_fields(), "en")
+    assert f"{line}*not measured*" in text and "withdrawn after publication:** *not measured*" in text
+
+
+def test_latents_are_not_counted_beside_their_source(tmp_path: Path) -> None:
+    content = counted_content(tmp_path / "shards")
+    latents = write_published(tmp_path / "latents" / "8x8", 7)
+    (tmp_path / "latents/encoding.json").write_text(json.dumps({"shards": content.merkle_roots[0]}))
+    both = count_training_content([tmp_path / "shards", latents])
+    assert both is not None and both.statistics["samples"] == 23
+    alone = count_training_content([latents])
+    assert alone is not None and alone.statistics["samples"] == 7
+    (tmp_path / "latents/encoding.json").write_text("{")
+    with pytest.raises(UserError, match="encoding"):
+        count_training_content([latents])
 
 
 def test_each_item_of_the_form_has_a_place(shards: Path) -> None:

@@ -12,7 +12,7 @@ from leam_mm.documents.document_text import NOT_MEASURED, NOT_STATED, measured, 
 from leam_mm.documents.public_summary import answer, trained_on
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import ReleaseFacts
-from leam_mm.documents.training_summary import RESERVATIONS, dropped_by
+from leam_mm.documents.training_summary import RESERVATIONS, recorded_drops
 
 SHOWN = 20  # licences
 EXTRACTION = ("extraction", "memor", "copies")  # parts of the names of results
@@ -69,11 +69,11 @@ def copyright_view(facts: ReleaseFacts, publisher: PublisherFields, language: st
     statistics = facts.content.statistics if facts.content is not None else None
     consent = statistics["consent"] if statistics else None
     counted = facts.content.merkle_roots if facts.content is not None else []
-    policy = answer(publisher, "complaint_address", language)
+    dropped = recorded_drops(statistics, *RESERVATIONS) if statistics else None
     return {
         "name": facts.name,
         "provider": answer(publisher, "provider_name", language),
-        "complaints": policy,
+        "complaints": answer(publisher, "complaint_address", language),
         "signatory": answer(publisher, "code_of_practice_signatory", language),
         "version": answer(publisher, "version", language),
         "date": stated(publisher.release_date, "release_date"),
@@ -92,8 +92,8 @@ def copyright_view(facts: ReleaseFacts, publisher: PublisherFields, language: st
             }
             for protocol in PROTOCOLS
         ],
-        "dropped": list(dropped_by(statistics, *RESERVATIONS).items()) if statistics else [],
-        "dropped_none": "none" if statistics and statistics["stages"] else NOT_MEASURED,
+        "dropped": list(dropped.items()) if dropped else [],
+        "dropped_none": measured(None if dropped is None else "none"),
         "uncounted": [root for root in trained_on(facts) if root not in counted],
         "measures": answer(publisher, "rights_measures", language),
         "extraction": [

@@ -32,6 +32,10 @@ class Entry:
     view: View | None = None
 
 
+# Fields that complete the components of the Model Openness Framework.
+OPENNESS_FIELDS = (
+    *("code_repository", "technical_report", "evaluation_data", "intermediate_checkpoints", "research_paper"),
+)
 ENTRIES = (
     Entry("public_summary", "public_summary.md", summary_view),
     Entry("documentation_form", "model_documentation_form.md", form_view),
@@ -55,7 +59,8 @@ def document_index(facts: ReleaseFacts, publisher: PublisherFields, language: st
     """
     reached, missing = openness_class(included_components(facts, publisher))
     rows = [_row(entry, facts, publisher, language) for entry in ENTRIES if entry.key != "croissant" or facts.content]
-    names = sorted({field.field for row in rows for field in row["open"] if field.kind == "open" and field.field})
+    asked = {field.field for row in rows for field in row["open"] if field.kind == "open" and field.field}
+    names = sorted(asked | {name for name in OPENNESS_FIELDS if getattr(publisher, name) is None})
     return render(
         "document_index",
         language,

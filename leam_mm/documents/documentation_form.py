@@ -11,17 +11,18 @@ from typing import Any
 
 from leam_mm.documents.document_text import NOT_MEASURED, Open, measured, render, stated
 from leam_mm.documents.inference_flops import inference_flops
-from leam_mm.documents.openness import OPEN_LICENCES
+from leam_mm.documents.openness import LICENCE_FILE, OPEN_LICENCES
 from leam_mm.documents.public_summary import answer, dependencies, summary_view
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import JOULES_PER_KWH, ReleaseFacts, StageFacts
-from leam_mm.documents.training_summary import ILLEGAL, PERSONAL, dropped_by
+from leam_mm.documents.training_summary import ILLEGAL, PERSONAL, recorded_drops
 
 # Ranges of the form for the number of parameters; the last has no upper end.
 SIZES = (
     *((5e8, "1-500M"), (5e9, "500M-5B"), (1.5e10, "5B-15B"), (5e10, "15B-50B"), (1e11, "50B-100B")),
     *((5e11, "100B-500B"), (1e12, "500B-1T"), (math.inf, ">1T")),
 )
+ASSETS = {"configs", "documents", "results.jsonl", "onnx"}  # of a release, beside the weights
 MONTH = 30.44 * 86400  # seconds
 TIMES = ((1, "less than 1 month"), (3, "1-3 months"), (6, "3-6 months"), (math.inf, "more than 6 months"))
 SOURCES = {  # section of the public summary -> category of the form
@@ -81,9 +82,10 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
         "channels": given("distribution"),
         "channels_downstream": given("distribution"),
         "licence": facts.licence,
-        "licence_link": given("licence_link"),
+        "licence_link": publisher.licence_link
+        or (LICENCE_FILE if LICENCE_FILE in facts.files else given("licence_link")),
         "licence_category": "free and open-source" if facts.licence in OPEN_LICENCES["data"] else Open(),
-        "assets": [*sorted({path.partition("/")[0] for path in facts.files if not _weights(path)}), facts.licence],
+        "assets": [*sorted({path.partition("/")[0] for path in facts.files} & ASSETS), facts.licence],
         "use_policy": publisher.acceptable_use_policy or "acceptable_use_policy.md",
         "intended_uses": given("intended_uses"),
         "prohibited_uses": given("out_of_scope_uses"),
@@ -105,8 +107,8 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
         else NOT_MEASURED,
         "data_curation": _curation(statistics),
         "data_testing": {"results": len(facts.metrics)} if facts.metrics else NOT_MEASURED,
-        "unsuitability": [given("illegal_content_measures"), given("personal_data_measures")]
-        + ([dropped_by(statistics, *ILLEGAL, *PERSONAL)] if statistics else [NOT_MEASURED]),
+        "unsuitability": [given("illegal_content_measures"), given("personal_data_measures")],
+        "unsuitable": measured(recorded_drops(statistics, *ILLEGAL, *PERSONAL) if statistics else None),
         "biases": [given("bias_measures"), *_audits(facts)],
     }
     cost = {
@@ -116,7 +118,9 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
         "training_hardware": given("hardware_used"),
         "compute": measured(compute),
         "compute_magnitude": 10.0 ** math.floor(math.log10(compute)) if compute else NOT_MEASURED,
-        "compute_notes": list(dict.fromkeys(note for stage in facts.stages for note in stage.flops_notes)),
+        "compute_notes": NOT_MEASURED
+        if compute is None
+        else list(dict.fromkeys(note for stage in facts.stages for note in stage.flops_notes)),
         "energy": facts.joules / JOULES_PER_KWH / 1000 if facts.joules is not None else NOT_MEASURED,
         "energy_coverage": {stage.kind: _coverage(stage) for stage in facts.stages if stage.trained},
         "energy_source": sorted(
@@ -143,7 +147,7 @@ def architecture(stage: StageFacts) -> Any:
     """Return the classes of a network, as its settings name them."""
     settings = _arguments(stage.recipe.get("model"))
     names = [_class(settings.get(part)) for part in ("encoder", "denoiser", "codec", "autoencoder")]
-    return [name for name in names if name] or stated(stage.base.get("name") or stage.base.get("weights"))
+    return [name for name in names if name] or measured(stage.base.get("name") or stage.base.get("weights"))
 
 
 def _arguments(section: Any) -> Mapping[str, Any]:
@@ -160,8 +164,8 @@ def _stage(stage: StageFacts) -> dict[str, Any]:
     settings = _arguments(stage.recipe.get("model"))
     return {
         "part": stage.kind,
-        "objective": stated(_class(settings.get("loss")) or _class(settings.get("process"))),
-        "optimizer": stated(_class(settings.get("optimizer"))),
+        "objective": measured(_class(settings.get("loss")) or _class(settings.get("process")) or None),
+        "optimizer": measured(_class(settings.get("optimizer")) or None),
         "samples_seen": stage.samples_seen,
         "changes": len(stage.changes),
     }
@@ -178,14 +182,10 @@ def _outputs(facts: ReleaseFacts) -> dict[str, Any]:
     stage = facts.stage("clip")
     if facts.embeds and stage is not None:
         encoder = _arguments(_arguments(stage.recipe.get("model")).get("encoder"))
-        found["other"] = {"embedding": stated(encoder.get("embed_dim"))}
+        found["other"] = {"embedding": measured(encoder.get("embed_dim"))}
     if facts.generates:
         found["image"] = {"pixels": f"{facts.generated_size} x {facts.generated_size}"}
     return found
-
-
-def _weights(path: str) -> bool:
-    return path.endswith((".safetensors", ".onnx", ".data"))
 
 
 def _versions(stages: Sequence[StageFacts]) -> Any:

@@ -76,12 +76,13 @@ def _part(stage: StageFacts, facts: ReleaseFacts, publisher: PublisherFields, la
     own = {path: digest for path, digest in files.items() if path.startswith(WEIGHTS.get(stage.kind, ()))}
     if stage.kind == "generator":
         own = {path: digest for path, digest in own.items() if not path.startswith(WEIGHTS["codec"])}
+    main = sorted(own, key=lambda path: path.startswith(("text_encoder", "generator_lora")))[:1]
     return {
         "type": "machine-learning-model",
         "bom-ref": f"part:{stage.kind}",
         "name": f"{facts.name} {stage.kind}",
         "version": publisher.version,
-        "hashes": [{"alg": "SHA-256", "content": digest} for digest in list(own.values())[:1]],
+        "hashes": [{"alg": "SHA-256", "content": digest} for digest in (own[path] for path in main)],
         "licenses": _licences(facts.licence),
         "pedigree": {"ancestors": [_ancestor(stage)]} if stage.base else None,
         "components": [

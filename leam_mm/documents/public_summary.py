@@ -51,6 +51,7 @@ COUNTED = (
     *("machine_translated_captions", "evidence_kept", "links_dropped_by_rule", "legal_bases"),
     *("samples_dropped_by_rule", "withdrawn", "duplicates_removed", "personal_data_dropped_by_rule"),
 )
+OPTIONAL = ("comments", "additional_comments", "other", "other_relevant_characteristics")
 EMPTY: dict[str, Any] = {  # statistics of no sample
     **{name: 0 for name in ("samples", "captions", "words", "text_bytes", "image_bytes", "duplicates_removed")},
     **{name: {} for name in ("months", "crawl_months", "languages", "machine_translated", "crawler", "consent")},
@@ -89,7 +90,7 @@ def provider_part(publisher: PublisherFields, language: str) -> dict[str, Any]:
         name: answer(publisher, f"types_of_{name}_content", language) for name in ("text", "image")
     }
     found["public_data_sets"] = [
-        {"name": folder, "link": link, "folder": folder} for folder, link in (publisher.data_sets or {}).items()
+        {"name": folder, "link": link, "folder": folder} for folder, link in (publisher.public_data_sets or {}).items()
     ]
     found["small_enterprise"] = publisher.small_enterprise
     assert found.keys() <= PROVIDER.keys()
@@ -107,7 +108,7 @@ def summary_view(facts: ReleaseFacts, publisher: PublisherFields, language: str)
     uncounted = [
         {"name": name, "merkle_root": root} for root, name in sorted(trained_on(facts).items()) if root not in counted
     ]
-    from_data = {name: _section(_settled(entry), bool(uncounted)) for name, entry in from_data.items()}
+    from_data = {name: _with_optional(_section(_settled(entry), bool(uncounted))) for name, entry in from_data.items()}
     return {
         "name": facts.name,
         "header": {
@@ -207,3 +208,10 @@ def _settled(value: Any) -> Any:
     if isinstance(value, list):
         return [_settled(each) for each in value]
     return Open() if value == NOT_STATED else value
+
+
+def _with_optional(section: Any) -> Any:
+    """Return a section whose remarks, which the template does not require, are "none" where nobody made one."""
+    if not isinstance(section, dict):
+        return section
+    return {name: "none" if name in OPTIONAL and isinstance(value, Open) else value for name, value in section.items()}

@@ -99,6 +99,7 @@ class PublisherFields:
         continuous_acquisition: Whether data are collected after that.
         data_description: How the data were obtained and selected.
         data_sets: Public address, or owner/name on the Hub, of each data set, by the name of its shard folder.
+        public_data_sets: Address of each data set that others published, by the name of its shard folder.
         crawler_names: Names of the provider's crawlers.
         crawl_purposes: Purposes of the crawlers.
         crawl_content: What kind of content was crawled.
@@ -289,9 +290,10 @@ class PublisherFields:
     )
     data_sets: Mapping[str, str] | None = field(
         default=None,
-        metadata=_about(
-            DATA, f"{SUMMARY} 2.1, datasets of the Hub: name of a shard folder to its address", "{train: lab/pairs}"
-        ),
+        metadata=_about(DATA, "datasets of the Hub: name of a shard folder to its address", "{train: lab/pairs}"),
+    )
+    public_data_sets: Mapping[str, str] | None = field(
+        default=None, metadata=_about(DATA, f"{SUMMARY} 2.1: published by others", "{train: https://example.org/d}")
     )
     crawler_names: tuple[str, ...] | None = field(default=None, metadata=_about(DATA, f"{SUMMARY} 2.3", "[ExampleBot]"))
     crawl_purposes: Text | None = field(

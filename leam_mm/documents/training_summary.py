@@ -236,20 +236,21 @@ def training_summary(statistics: dict[str, Any], tally: Tally, provider: dict[st
             "code_of_practice_signatory": stated("rights", "code_of_practice_signatory"),
             "measures": stated("rights", "measures"),
             "evidence_kept": statistics["consent"],
-            "links_dropped_by_rule": dropped_by(statistics, *RESERVATIONS),
+            "stages": [stage["stage"] for stage in statistics["stages"]],
+            "links_dropped_by_rule": recorded_drops(statistics, *RESERVATIONS),
             "legal_bases": statistics["legal_basis"],
             "copyright_policy": stated("rights", "policy"),
             "comments": stated("rights", "comments"),
         },
         "3.2": {
             "measures": stated("illegal_content", "measures"),
-            "samples_dropped_by_rule": dropped_by(statistics, *ILLEGAL),
+            "samples_dropped_by_rule": recorded_drops(statistics, *ILLEGAL),
         },
         "3.3": {
             "other": provider.get("further") or NOT_STATED,
             "withdrawn": statistics["accounting"]["withdrawn"],
             "duplicates_removed": statistics["duplicates_removed"],
-            "personal_data_dropped_by_rule": dropped_by(statistics, *PERSONAL),
+            "personal_data_dropped_by_rule": recorded_drops(statistics, *PERSONAL),
         },
     }
 
@@ -262,6 +263,11 @@ def _types(provider: dict[str, Any], modality: str) -> Any:
 def _month(text: str) -> str:
     """Return YYYY-MM as the template writes it."""
     return f"{text[5:7]}/{text[:4]}"
+
+
+def recorded_drops(statistics: Mapping[str, Any], *words: str) -> dict[str, int] | None:
+    """Return ``dropped_by``; None without a ledger, where nobody knows what was dropped."""
+    return dropped_by(statistics, *words) if statistics["stages"] else None
 
 
 def dropped_by(statistics: Mapping[str, Any], *words: str) -> dict[str, int]:
