@@ -136,7 +136,7 @@ def test_the_slurm_script_is_valid() -> None:
     assert empty.returncode == 2 and "how many jobs" in empty.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 @pytest.mark.timeout(1800)
 def test_an_array_of_slurm_jobs_gives_the_same_bytes(cluster: Cluster, server: Server, links: Path) -> None:
     log = links.parent / "job-%A-%a.out"

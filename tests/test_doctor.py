@@ -196,7 +196,7 @@ def on_two_nodes(cluster: Any, folder: Path, names: str, script: str = "DOCTOR")
     return json.loads((folder / "doctor.json").read_text()), done.returncode
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 def test_two_nodes_of_slurm(cluster: Any, tmp_path: Path) -> None:
     report, code = on_two_nodes(cluster, tmp_path, "affinity master clock shared all_reduce second_group")
     assert report["hosts"] == ["n1", "n2"] and report["ranks"] == 2
@@ -207,7 +207,7 @@ def test_two_nodes_of_slurm(cluster: Any, tmp_path: Path) -> None:
     assert named(report, "master address")["verdict"] == "fail" and code == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 def test_run_folder_of_one_node_only(cluster: Any, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     mounted = f"[ $SLURM_PROCID = 0 ] || mount -t tmpfs none {tmp_path}/run; DOCTOR; code=$?; "
@@ -217,7 +217,7 @@ def test_run_folder_of_one_node_only(cluster: Any, tmp_path: Path) -> None:
     assert found["verdict"] == "fail" and "n2" in found["reason"] and code == 1
 
 
-@pytest.mark.slow
+@pytest.mark.slurm
 def test_node_whose_task_is_missing(cluster: Any, tmp_path: Path) -> None:
     report, code = on_two_nodes(cluster, tmp_path, "affinity all_reduce --wait 5", "[ $SLURM_PROCID = 1 ] || DOCTOR")
     assert "did not join" in named(report, "answer", 1)["reason"] and code == 1
