@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,9 @@ from data_tools.links.link_table import read_links
 from data_tools.links.personal_data import find_personal_data
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.opt_out_registry import OptOutRegistry
+from data_tools.samples import svg_image
 from data_tools.samples.sample_record import KINDS, json_fault, sample_record
+from data_tools.samples.svg_image import SvgFault, is_svg, rasterise
 from data_tools.vetting.hash_lists import read_hashes
 from fuzz.hunt import Reader
 from fuzz.mutation import damage_bytes, damage_json, damage_table
@@ -68,6 +71,26 @@ ADDRESS_WORDS = (
         "*.",
         "!@",
     ),
+)
+SVG_WORDS = (
+    *(
+        b"<svg ",
+        b"</svg>",
+        b"<!DOCTYPE svg [",
+        b"<!ENTITY a 'b'>",
+        b"&a;",
+        b"xml:base='http://a.example/'",
+        b"href='file:///",
+    ),
+    *(
+        b"xlink:href='",
+        b"<use href='#a'/>",
+        b"<image ",
+        b"url(http://a.example)",
+        b"width='1e400'",
+        b"viewBox='0 0 nan 1'",
+    ),
+    *(b"encoding='utf-7'", b"<style>@import 'x'</style>", b"<script>", b"<filter id='a'>", b"stdDeviation='1e9'"),
 )
 WORDS = tuple(word if isinstance(word, bytes) else word.encode() for word in ADDRESS_WORDS)
 
@@ -241,6 +264,46 @@ def lists(folder: Path) -> Read:
     return read
 
 
+def nested_seeds(folder: Path) -> list[bytes]:
+    """Return tables with captions in lists, structs and maps."""
+    entries = [{"text": "ein See", "language": "de"}, {"text": "a lake", "language": "en"}]
+    columns: list[Any] = [
+        pa.array([entries, None]),
+        pa.array([["a lake", "ein See"], []]),
+        pa.array([{"de": ["ein See"], "en": None}, None]),
+        pa.array([[("de", "ein See")], None], pa.map_(pa.string(), pa.string())),
+    ]
+    contents = []
+    for column in columns:
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"url": [URL, URL], "captions": column}), buffer)
+        contents.append(buffer.getvalue())
+    return contents
+
+
+def drawing_seeds(folder: Path) -> list[bytes]:
+    """Return drawings in SVG."""
+    body = '<g transform="rotate(5)"><path d="M0 0L9 9" stroke="red"/><text x="1" y="5">ü</text></g>'
+    root = f'<svg xmlns="http://www.w3.org/2000/svg" width="9mm" height="8" viewBox="0 0 9 8">{body}</svg>'
+    linked = root.replace("<g", '<a href="http://a.example"/><image href="data:image/png;base64,iVBORw0KGgo="/><g')
+    declared = f'<?xml version="1.0" encoding="UTF-16"?>{root}'.encode("utf-16")
+    return [root.encode(), linked.encode(), declared, b"\xef\xbb\xbf<!-- x -->" + root.encode()]
+
+
+def drawing(folder: Path) -> Read:
+    """Check a drawing; every thirtieth is rendered, too, which takes a process."""
+
+    def read(data: bytes) -> None:
+        is_svg(data)
+        if zlib.crc32(data) % 30 == 0:
+            rasterise(data, 16, 10_000)
+        else:
+            svg_image._checked(data)
+            svg_image._utf8(data)
+
+    return read
+
+
 def registry_seeds(folder: Path) -> list[bytes]:
     """Return a registry as parquet."""
     buffer = io.BytesIO()
@@ -269,5 +332,7 @@ READERS = [
         "caption", text_seeds, caption, words=(b"+49", b"@", b"www.", b"DE89", "Straße".encode(), "русский".encode())
     ),
     Reader("lists", list_seeds, lists, words=WORDS),
+    Reader("table_nested", nested_seeds, table(".parquet"), (damage_table, damage_table, damage_bytes)),
+    Reader("svg", drawing_seeds, drawing, allowed=(SvgFault,), words=SVG_WORDS, seconds=5.0),
     Reader("registry", registry_seeds, registry, (damage_table, damage_bytes)),
 ]
