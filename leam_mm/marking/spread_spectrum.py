@@ -56,7 +56,7 @@ class Band:
 
     @property
     def scales(self) -> np.ndarray:
-        """Scales to try, close enough that the mark's finest waves shift by at most 3/16 of their length at the border."""
+        """Scales to try, so close that the finest waves shift by at most 3/16 of their length at the border."""
         step = 0.75 / self.high
         count = int(np.ceil(np.log(MOST / LEAST) / step))
         return np.geomspace(LEAST, MOST, count + 1)
