@@ -2,14 +2,20 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from toys.pages import ENERGY_RECORD, metric_row
 
 from leam_mm.callbacks.carbon import CarbonFactors
-from leam_mm.documents.model_card import energy_words, model_card
+from leam_mm.documents.model_card import model_card
+from leam_mm.documents.publisher_file import parse_publisher
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.words import energy
 from leam_mm.release.release_folder import base_facts
 from leam_mm.report.templates import markdown_cell
 
@@ -26,9 +32,77 @@ def test_front_matter_holds_what_was_measured() -> None:
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["license"] == "apache-2.0" and front["library_name"] == "open_clip"
     assert front["language"] == ["de"] and front["metrics"] == ["accuracy"]
-    assert "diffusers" not in front["tags"]
+    assert "diffusers" not in front["tags"] and "co2_eq_emissions" not in front
     other = yaml.safe_load(model_card(facts(licence="LicenseRef-House: rules")).split("---\n")[1])
     assert other["license"] == "other" and other["license_name"] == "LicenseRef-House: rules"
+
+
+def test_the_hub_reads_results_data_sets_and_grams(tmp_path: Path) -> None:
+    """What huggingface_hub checks without a network: the card is parsed, and its model index becomes results."""
+    metrics = [metric_row("scenes/top1/de", 0.5), metric_row("scenes/top1/fr", 0.25), metric_row("scenes/top1/mean")]
+    metrics += [metric_row("generation/frechet_distance/generated", 12.5, unit="distance")]
+    record = ENERGY_RECORD | CarbonFactors(79.2, 0.0, 1.04, "a table, 2023").emitted(7.2e6)
+    stage = replace(facts().stages[0], energy=record, base={"name": "lab/base", "sha256": "0" * 64})
+    publisher = parse_publisher(
+        "hardware_used: 2 CPU cores\ngeographical_location: Kajaani, Finland\nthumbnail: https://example.org/a.png\n"
+        "data_sets: {train: lab/pairs, other: https://example.org/data}\nversion: '1.0'",
+        "f",
+    )
+    (tmp_path / "README.md").write_text(model_card(facts(metrics=metrics, stages=[stage]), publisher))
+    data = ModelCard.load(tmp_path / "README.md").data
+    name, results = model_index_to_eval_results(metadata_load(tmp_path / "README.md")["model-index"])
+    assert name == "a name" and data.datasets == ["lab/pairs"] and data.base_model == ["lab/base"]
+    found = {
+        (result.dataset_type, result.metric_type, result.dataset_config): result.metric_value for result in results
+    }
+    assert found == {
+        ("scenes", "accuracy", "all"): 0.5,
+        ("scenes", "accuracy", "fr"): 0.25,
+        ("generation", "frechet_distance", None): 12.5,
+    }
+    assert {result.task_type for result in results} == {"zero-shot-image-classification", "text-to-image"}
+    assert data.co2_eq_emissions["emissions"] == pytest.approx(2 * 1.04 * 79.2)  # grams
+    assert data.co2_eq_emissions["source"] == "a counter; a table, 2023"
+    assert data.co2_eq_emissions["training_type"] == "fine-tuning"
+    assert data.co2_eq_emissions["hardware_used"] == "2 CPU cores"
+    assert data.thumbnail == "https://example.org/a.png" and data.version == "1.0"
+
+
+def test_results_come_first_as_one_line_a_test_and_whole_at_the_end() -> None:
+    metrics = [metric_row(f"scenes/top1/{code}", share) for code, share in (("de", 0.9), ("fr", 0.3), ("en", 0.5))]
+    metrics += [metric_row("scenes/top1/mean", 0.56), metric_row("scenes/top1/mt", None)]
+    card = model_card(facts(metrics=metrics))
+    body, appendix = card.split("# Appendix")
+    row = "| scenes: zero-shot classification, top-1 | 56.0 % | 40.0 % to 60.0 % | 90.0 % (German) | 30.0 % (French) |"
+    assert row in body and row not in appendix
+    assert "| French (fr) | 30.0 % |" in appendix and "| French (fr)" not in body
+    lines = body.splitlines()
+    before = lines[: lines.index("## Results")]
+    assert len(before) - before.index("# a name") < 40 and not any(line.startswith("| ") for line in before)
+
+
+def test_a_german_card_has_the_same_numbers() -> None:
+    metrics = [metric_row("scenes/top1/de", 0.917), metric_row("scenes/top1/mean", 0.917)]
+    english, german = (model_card(facts(metrics=metrics), None, code, metadata=False) for code in ("en", "de"))
+    assert "| scenes: Zero-Shot-Klassifikation, Top-1 | 91,7 % | 40,0 % bis 60,0 % | 91,7 % (Deutsch) |" in german
+    assert "1,234,567 parameters" in english and "1.234.567 Parameter" in german
+    assert english.count("\n| ") == german.count("\n| ")
+    words = "not measured", "estimate", " the ", "open: state"
+    assert not [line for line in german.splitlines() if any(word in line for word in words)]
+
+
+def test_the_publisher_s_fields_are_shown_and_open_ones_named() -> None:
+    card = model_card(facts())
+    assert "- Provider: *open: state* `provider_name` *in release.yaml*" in card
+    publisher = parse_publisher(
+        "provider_name: A lab | <b>\ncontact_email: a@example.org\nrelease_date: 2026-12-01\nversion: 1.0\n"
+        "intended_uses: {en: [Search], de: [Suche]}\ncitation_authors: ['Ada {B}', C & D]\nhomepage: https://e.org/a_b",
+        "f",
+    )
+    card, german = (model_card(facts(), publisher, code) for code in ("en", "de"))
+    assert "- Provider: A lab &#124; &lt;b&gt;" in card and "- Date of release: 2026-12-01" in card
+    assert "- Search\n" in card and "- Suche\n" in german
+    assert "author = {Ada B and C \\& D}," in card and "@misc{a-name," in card and "year = {2026}," in card
 
 
 def test_language_rows_carry_value_interval_and_samples() -> None:
@@ -40,7 +114,11 @@ def test_language_rows_carry_value_interval_and_samples() -> None:
 
 
 def test_lines_for_editing_are_shown_for_straight_paths_only() -> None:
-    flow, other = (model_card(facts(generated_size=32, straight_paths=straight)) for straight in (True, False))
+    stage = facts().stages[0]
+    stages = [stage, replace(stage, kind="generator")]
+    flow, other = (
+        model_card(facts(generated_size=32, straight_paths=straight, stages=stages)) for straight in (True, False)
+    )
     assert "image-to-image" in flow and "image-to-image" not in other
     assert "generator" in other and "num_inference_steps" in other  # how to generate is shown, too
 
@@ -48,9 +126,10 @@ def test_lines_for_editing_are_shown_for_straight_paths_only() -> None:
 def test_nothing_unknown_becomes_a_number() -> None:
     stage = StageFacts("clip", 10, None, "ab" * 32, {}, None, {})
     card = model_card(facts(stages=[stage]))
-    assert "| clip | 10 | not measured |" in card
-    assert "| clip | not measured | not measured | not measured | not measured |" in card
+    assert "| encoder | 10 | not measured | not trained here |" in card
+    assert "| encoder | not measured | not measured | not measured | not measured |" in card
     assert "## Results\n\nNot measured." in card
+    assert "The training compute was not counted." in card
     assert "1.00 h | 2.00 h" in model_card(facts())
 
 
@@ -64,18 +143,18 @@ def test_nothing_unknown_becomes_a_number() -> None:
     ],
 )
 def test_energy_words_name_gaps_and_estimates(change: dict, expected: str) -> None:
-    assert energy_words(ENERGY_RECORD | change) == expected
+    assert energy(ENERGY_RECORD | change, "en") == expected
 
 
 @pytest.mark.parametrize(
     ("change", "row"),
     [
-        ({}, "| clip | not given | not given | not given |"),  # a checkpoint of an earlier version
+        ({}, "| encoder | not given | not given | not given |"),  # a checkpoint of an earlier version
         (CarbonFactors(79.2, 0.0, 1.04, "a table, 2023").emitted(7.2e6),
-         "| clip | 165 g CO2e | 0 g CO2e | location-based 79.2 g/kWh; market-based 0 g/kWh; PUE 1.04; "
+         "| encoder | 165 g CO2e | 0 g CO2e | location-based 79.2 g/kWh; market-based 0 g/kWh; PUE 1.04; "
          "source: a table, 2023 |"),
-        (CarbonFactors(381.0).emitted(3.6e6), "| clip | 381 g CO2e, for 50% of the energy | not given |"),
-        ({"joules": None, **CarbonFactors(381.0).emitted(None)}, "| clip | not measured | not given | location"),
+        (CarbonFactors(381.0).emitted(3.6e6), "| encoder | 381 g CO2e, for 50% of the energy | not given |"),
+        ({"joules": None, **CarbonFactors(381.0).emitted(None)}, "| encoder | not measured | not given | location"),
     ],
 )  # fmt: skip
 def test_emissions_of_both_kinds_are_apart(change: dict, row: str) -> None:
@@ -88,14 +167,15 @@ def test_changes_of_a_resumed_run_are_named() -> None:
     change = {"key": "model.init_args.optimizer.init_args.lr", "from": "0.003", "to": "0.001", "samples": 12800}
     stage = replace(facts().stages[0], changes=[change])
     card = model_card(facts(stages=[stage]))
-    assert f"| clip | {markdown_cell(change['key'])} | 0.003 | 0.001 | 12,800 |" in card
+    assert f"| encoder | {markdown_cell(change['key'])} | 0.003 | 0.001 | 12,800 |" in card
 
 
 def test_strangers_strings_cannot_break_out() -> None:
     hostile = "x | <script>alert(1)</script> [a](http://b) `c`\n## heading"
     entry = DataFacts("train", "cd" * 32, 5, {hostile: 5}, {"synthetic": 5})
     card = model_card(facts(name=hostile, data=[entry], metrics=[metric_row("a/b", note=hostile)]))
-    assert "<script>" not in card.split("---\n", 2)[2] and "\n## heading" not in card and "](http" not in card
+    body = card.split("---\n", 2)[2]
+    assert "<script>" not in body and "](http" not in body and "\n## heading" not in card
     row = next(line for line in card.splitlines() if line.startswith("| train | x &#124; &lt;script"))
     assert len(re.findall(r"(?<!\\)\|", row)) == 4
     assert markdown_cell("ä ő α") == "ä ő α"
@@ -109,7 +189,7 @@ def test_weights_that_a_training_started_from_are_named_with_their_licence() -> 
     card = model_card(
         facts(stages=[stage, replace(stage, kind="generator", base=other)], generated_size=32, low_rank=True)
     )
-    assert f"| clip | ViT-B-32:x | not stated | {'ef' * 32} |" in card
+    assert f"| encoder | ViT-B-32:x | not stated | {'ef' * 32} |" in card
     assert f"| generator | lab/base | EUPL-1.2 &#124; &lt;b&gt; | {'12' * 32} |" in card
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["lab/base"]
     assert "peft.PeftModel.from_pretrained" in card

@@ -1,162 +1,226 @@
-"""The model card of a release: measured facts only, with the front matter that the Hugging Face Hub reads.
+"""The model card of a release: measured facts, and what the publisher states, with gaps named.
 
 What was not measured is called "not measured". Strings that come from data or from other people are escaped.
 """
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
-
+from leam_mm.documents.audits import audit_rows
+from leam_mm.documents.card_metadata import front_matter
+from leam_mm.documents.compute_thresholds import compute_statement
 from leam_mm.documents.publisher import PublisherFields
-from leam_mm.documents.release_facts import JOULES_PER_KWH, ReleaseFacts, StageFacts
-from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.report.report_number import carbon, carbon_factors, in_unit
+from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.result_summary import (
+    full_tables,
+    headline_metrics,
+    other_rows,
+    summary_rows,
+    unmeasured_languages,
+)
+from leam_mm.documents.words import (
+    count,
+    duration,
+    emission_factors,
+    emissions,
+    energy,
+    part_name,
+    scientific,
+    stated,
+    word,
+)
 from leam_mm.report.templates import environment
 
-# The Hub knows licences by these names; any other licence is given as license_name.
-HUB_LICENCES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "eupl-1.2", "openrail"}
-NOT_MEASURED, NOT_STATED = "not measured", "not stated"
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_METRICS = {"top1": "accuracy", "top5": "accuracy", "recall": "recall", "fid": "fid"}  # by part of our names
-TEMPLATES = environment(Path(__file__).parent / "templates" / "en")
+TEMPLATES = environment(Path(__file__).parent / "templates")
+LISTED = 5  # licences of a shard folder in the body of the card
+SUMMARISED = 12  # metrics without a language in the body of the card
+POLICY = "acceptable_use_policy.md"
 
 
-def model_card(facts: ReleaseFacts, publisher: PublisherFields | None = None, language: str = "en") -> str:
+def model_card(
+    facts: ReleaseFacts, publisher: PublisherFields | None = None, language: str = "en", metadata: bool = True
+) -> str:
     """Return the model card.
 
     Args:
         facts: What was measured and recorded.
         publisher: What the publisher states; None leaves all fields open.
         language: Of the card.
+        metadata: Whether it begins with the front matter of the Hub; the card is then the release's README.md.
     """
-    bases = [
-        [stage.kind, stage.base.get("name") or stage.base.get("weights", NOT_STATED),
-         stage.base.get("licence") or NOT_STATED, stage.base.get("sha256", NOT_STATED)]
-        for stage in facts.stages if stage.base
-    ]  # fmt: skip
-    return TEMPLATES.get_template("model_card.md.jinja").render(
+    publisher = publisher or PublisherFields()
+    up = "" if metadata else "../../"
+    titles = {"licences": ("licence", "Lizenz"), "legal_bases": ("legal basis", "Rechtsgrundlage")}
+    return TEMPLATES.get_template(f"{language}/model_card.md.jinja").render(
         facts=facts,
-        front_matter=front_matter(facts),
-        parts=[[stage.kind, f"{stage.parameters:,}", _count(stage.samples_seen)] for stage in facts.stages],
-        bases=bases,
-        generator_usage=generator_usage(facts.straight_paths, facts.low_rank, facts.denoiser),
-        data=_data(facts),
-        counts=[("licence", _counts(facts, "licences")), ("legal basis", _counts(facts, "legal_bases"))],
-        results=_results(facts),
-        unmeasured=[name for code, name in LANGUAGE_NAMES.items() if code not in facts.measured_languages],
-        costs=[_cost(stage) for stage in facts.stages],
-        emissions=[_emissions(stage) for stage in facts.stages],
-        changes=[row for stage in facts.stages for row in _changes(stage)],
-    )
+        publisher=publisher,
+        language=language,
+        up=up,
+        stated=lambda name: stated(publisher, name, language),
+        front_matter=front_matter(facts, publisher) if metadata else "",
+        parameters=count(facts.parameters, language),
+        parts=[_part(stage, language) for stage in facts.stages],
+        compute=compute_statement(facts, publisher, language),
+        summary=summary_rows(facts.metrics, language),
+        others=[row[:3] for row in other_rows(headline_metrics(facts.metrics), language)][:SUMMARISED],
+        audits=audit_rows(facts, publisher, language),
+        acceptable_use=publisher.acceptable_use_policy or f"[{POLICY}]({up}documents/{language}/{POLICY})",
+        unmeasured=unmeasured_languages(facts.measured_languages, language),
+        data=[_data_summary(entry, facts, language) for entry in facts.data] + _derived_data(facts, language),
+        bases=_bases(facts, language),
+        roots=_roots(facts, language),
+        counts=[(titles[name][language == "de"], _counts(facts, name, language)) for name in titles],
+        tables=_tables(facts, language),
+        costs=[_cost(stage, language) for stage in facts.stages],
+        emissions=[_emissions(stage, language) for stage in facts.stages],
+        changes=[row for stage in facts.stages for row in _changes(stage, language)],
+        citation=citation(facts, publisher),
+        editing=editing(facts.straight_paths, facts.low_rank) if facts.generates else "",
+    )  # fmt: skip
 
 
 def generator_usage(straight_paths: bool, low_rank: bool, denoiser: str = "PRXDenoiser") -> str:
-    """Return the part of the card that shows how to use a generator; see ReleaseFacts for the arguments."""
-    usage = TEMPLATES.get_template("generator_usage.md.jinja")
-    return usage.render(straight_paths=straight_paths, low_rank=low_rank, denoiser=denoiser)
+    """Return the parts of the card that show how to use a generator; see ReleaseFacts for the arguments."""
+    macros: Any = TEMPLATES.get_template("quick_start.md.jinja").module
+    return f"{macros.generator_code(denoiser)}\n{editing(straight_paths, low_rank)}"
 
 
-def front_matter(facts: ReleaseFacts) -> str:
-    """Return the YAML that the Hub reads."""
-    licence = facts.licence.lower()
-    names = " ".join(str(metric.get("name", "")).lower() for metric in facts.metrics)
-    # The Hub knows a base by owner/name only.
-    bases = sorted({name for stage in facts.stages if HUB_NAME.fullmatch(name := stage.base.get("name", ""))})
-    drawing = ["diffusers", "text-to-image"] if facts.generates else []
-    return ModelCardData(
-        license=licence if licence in HUB_LICENCES else "other",
-        license_name=None if licence in HUB_LICENCES else facts.licence,
-        language=facts.measured_languages or None,
-        tags=["leam_mm", "multilingual", *(["open_clip"] if facts.embeds else []), *drawing],
-        base_model=bases or None,
-        library_name="open_clip" if facts.embeds else "diffusers",
-        pipeline_tag="zero-shot-image-classification" if facts.embeds else "text-to-image",
-        metrics=sorted({kind for word, kind in HUB_METRICS.items() if word in names}) or None,
-    ).to_yaml()
+def editing(straight_paths: bool, low_rank: bool) -> str:
+    """Return how images are edited with diffusers alone."""
+    template = TEMPLATES.get_template("en/image_editing.md.jinja")
+    return template.render(straight_paths=straight_paths, low_rank=low_rank)
 
 
-def _data(facts: ReleaseFacts) -> list[list[object]]:
-    samples = {entry.merkle_root: f"{entry.samples:,}" for entry in facts.data}
-    rows: list[list[object]] = []
+def citation(facts: ReleaseFacts, publisher: PublisherFields) -> str:
+    """Return the BibTeX entry; empty without authors."""
+    if not publisher.citation_authors:
+        return ""
+    year = str(publisher.release_date.year) if publisher.release_date else None
+    entries = {
+        "title": publisher.citation_title or facts.name,
+        "author": " and ".join(publisher.citation_authors),
+        "year": year,
+        "version": publisher.version,
+        "publisher": publisher.provider_name,
+        "url": publisher.citation_url or publisher.homepage,
+    }
+    key = re.sub(r"[^a-z0-9]+", "-", facts.name.rpartition("/")[2].lower()).strip("-") or "release"
+    lines = [f"  {name} = {{{_bibtex(text)}}}," for name, text in entries.items() if text]
+    return "\n".join([f"@misc{{{key},", *lines, "}"])
+
+
+def _bibtex(text: str) -> str:
+    """Return a text without what BibTeX or Markdown would interpret."""
+    plain = "".join(f"\\{letter}" if letter in "&%$#_" else letter for letter in text if letter not in "{}\\`<>")
+    return " ".join(plain.split())
+
+
+def _part(stage: StageFacts, language: str) -> list[str]:
+    flops = scientific(stage.flops, language) if stage.trained else word("not trained here", language)
+    names = (part_name(stage.kind, language), count(stage.parameters, language), count(stage.samples_seen, language))
+    return [*names, flops]
+
+
+def _tables(facts: ReleaseFacts, language: str) -> list[tuple[str, list[list[str]]]]:
+    """Return the tables of all results."""
+    others = other_rows(facts.metrics, language)
+    title = "Metrik" if language == "de" else "metric"
+    return [*full_tables(facts.metrics, language), *([(title, others)] if others else [])]
+
+
+def _bases(facts: ReleaseFacts, language: str) -> list[list[str]]:
+    unknown = word("not stated", language)
+    return [
+        [part_name(stage.kind, language), stage.base.get("name") or stage.base.get("weights", unknown),
+         stage.base.get("licence") or unknown, stage.base.get("sha256", unknown)]
+        for stage in facts.stages if stage.base
+    ]  # fmt: skip
+
+
+def _data_summary(entry: DataFacts, facts: ReleaseFacts, language: str) -> list[str]:
+    readers = [part_name(stage.kind, language) for stage in facts.stages if entry.merkle_root in stage.origins]
+    licences, legal_bases = (_largest(counts, language) for counts in (entry.licences, entry.legal_bases))
+    return [entry.name, ", ".join(readers), count(entry.samples, language), licences, legal_bases]
+
+
+def _derived_data(facts: ReleaseFacts, language: str) -> list[list[str]]:
+    """Return the rows of folders that were made from others, such as latents; rights are those of their sources."""
+    known, rows = {entry.merkle_root: entry for entry in facts.data}, {}
     for stage in facts.stages:
-        rows += [[stage.kind, name, root, samples.get(root, NOT_MEASURED)] for root, name in stage.data.items()]
+        for root, name in stage.data.items():
+            origins = [known[one] for one in stage.sources.get(root, ()) if one in known]
+            if root in known or root in rows or not origins:
+                continue
+            merged = [_merged([getattr(one, field) for one in origins]) for field in ("licences", "legal_bases")]
+            number = count(stage.samples.get(root), language)
+            counts = [_largest(one, language) for one in merged]
+            label = f"{name} ({word('made from', language)} {', '.join(one.name for one in origins)})"
+            rows[root] = [label, part_name(stage.kind, language), number, *counts]
+    return list(rows.values())
+
+
+def _merged(counts: list[dict[str, int] | None]) -> dict[str, int] | None:
+    """Return the sum of counts; None if any is not known."""
+    total: Counter[str] = Counter()
+    for one in counts:
+        if one is None:
+            return None
+        total.update(one)
+    return dict(total)
+
+
+def _largest(counts: dict[str, int] | None, language: str) -> str:
+    if counts is None:
+        return word("not measured", language)
+    ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{name or word('(empty)', language)} {count(number, language)}" for name, number in ordered[:LISTED]]
+    return ", ".join([*shown, *(["..."] if len(ordered) > LISTED else [])])
+
+
+def _roots(facts: ReleaseFacts, language: str) -> list[list[str]]:
+    known = {entry.merkle_root: entry for entry in facts.data}
+    unknown, rows = word("not measured", language), []
+    for stage in facts.stages:
+        part = part_name(stage.kind, language)
+        for root, name in stage.data.items():
+            origins = [known[one].name if one in known else one[:12] for one in stage.sources.get(root, ())]
+            number = known[root].samples if root in known else stage.samples.get(root)
+            samples = count(number, language)
+            rows.append([part, name, root, samples, ", ".join(origins)])
         if not stage.data:
-            rows.append([stage.kind, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED])
+            rows.append([part, *[unknown] * 3, ""])
     return rows
 
 
-def _counts(facts: ReleaseFacts, field_name: str) -> list[list[object]]:
-    rows: list[list[object]] = []
+def _counts(facts: ReleaseFacts, name: str, language: str) -> list[list[str]]:
+    rows: list[list[str]] = []
     for entry in facts.data:
-        counts = getattr(entry, field_name)
+        counts = getattr(entry, name)
         if counts is None:
-            rows.append([entry.name, NOT_MEASURED, NOT_MEASURED])
-        else:
-            ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-            rows += [[entry.name, value or "(empty)", f"{count:,}"] for value, count in ordered]
+            rows.append([entry.name, *[word("not measured", language)] * 2])
+            continue
+        ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        rows += [[entry.name, text or word("(empty)", language), count(number, language)] for text, number in ordered]
     return rows
 
 
-def _results(facts: ReleaseFacts) -> list[tuple[str, list[list[object]]]]:
-    """One table for each group of languages, and one of all other metrics."""
-    groups: dict[str, list[list[object]]] = {}
-    for metric in facts.metrics:
-        start, _, code = str(metric["name"]).rpartition("/")
-        start = start if code in LANGUAGE_NAMES else ""
-        name = f"{LANGUAGE_NAMES[code]} ({code})" if start else metric["name"]
-        row = [name, _value(metric), _interval(metric), _count(metric.get("samples")), metric.get("note") or ""]
-        groups.setdefault(start, []).append(row)
-    return [(f"{start}, language" if start else "metric", groups[start]) for start in sorted(groups)]
+def _changes(stage: StageFacts, language: str) -> list[list[str]]:
+    part = part_name(stage.kind, language)
+    return [
+        [part, *(str(change.get(name)) for name in ("key", "from", "to")), count(change.get("samples"), language)]
+        for change in stage.changes
+    ]
 
 
-def _changes(stage: StageFacts) -> list[list[object]]:
-    names = ("key", "from", "to")
-    return [[stage.kind, *(str(one.get(name)) for name in names), _count(one.get("samples"))] for one in stage.changes]
-
-
-def _cost(stage: StageFacts) -> list[object]:
-    if not (record := stage.energy):
-        return [stage.kind, *[NOT_MEASURED] * 4]
-    times = [_time(record.get("seconds")), _time(record.get("cpu_seconds"))]
-    return [stage.kind, energy_words(record), record.get("source", NOT_MEASURED), *times]
-
-
-def _emissions(stage: StageFacts) -> list[object]:
+def _cost(stage: StageFacts, language: str) -> list[str]:
     record = stage.energy or {}
-    return [stage.kind, carbon(record, "location"), carbon(record, "market"), carbon_factors(record)]
+    source = word(str(record.get("source", "not measured")), language)
+    times = [duration(record.get(name), language) for name in ("seconds", "cpu_seconds")]
+    return [part_name(stage.kind, language), energy(record, language), source, *times]
 
 
-def energy_words(record: dict[str, Any]) -> str:
-    """Return the energy of a stage with what it covers; estimates and gaps are named."""
-    if record.get("joules") is not None:
-        words = f"{record['joules'] / JOULES_PER_KWH:.4g} kWh ({record.get('coverage', NOT_MEASURED)})"
-        measured, whole = record.get("measured_node_seconds", 0), record.get("node_seconds", 0)
-        if measured < 0.999 * whole:
-            words += f", measured in {measured / whole:.0%} of the time"
-        return words
-    if record.get("estimated_joules") is not None:
-        return f"{record['estimated_joules'] / JOULES_PER_KWH:.4g} kWh, estimated from processor time"
-    return NOT_MEASURED
-
-
-def _value(metric: dict[str, Any]) -> str:
-    return NOT_MEASURED if metric.get("value") is None else in_unit(float(metric["value"]), str(metric.get("unit", "")))
-
-
-def _interval(metric: dict[str, Any]) -> str:
-    if metric.get("low") is None or metric.get("high") is None:
-        return "none"
-    low, high = (in_unit(float(metric[end]), str(metric.get("unit", ""))) for end in ("low", "high"))
-    return f"{low} to {high}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return NOT_MEASURED
-    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 3600:.2f} h"
-
-
-def _count(number: object) -> str:
-    return f"{number:,}" if isinstance(number, int) else NOT_MEASURED
+def _emissions(stage: StageFacts, language: str) -> list[str]:
+    amounts = [emissions(stage.energy, kind, language) for kind in ("location", "market")]
+    return [part_name(stage.kind, language), *amounts, emission_factors(stage.energy, language)]

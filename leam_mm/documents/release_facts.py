@@ -32,6 +32,7 @@ class StageFacts:
         recipe: The resolved settings of the run, as in ``configs/KIND.yaml``; empty for a part that was taken over.
         sources: Merkle root of a folder in ``data`` to the roots of the folders that it was made from, such as the
             shards behind latents.
+        samples: Merkle root to number of samples of the folders in ``data`` that were found.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class StageFacts:
     flops_notes: Sequence[str] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    samples: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
@@ -85,7 +87,6 @@ class DataFacts:
         licences: Samples by licence, or None where the folder has no ledger.
         legal_bases: Samples by legal basis, or None.
         captions: Captions by language, or None where they were not counted.
-        sources: Roots of the folders that it was made from; empty for shards of images.
     """
 
     name: str
@@ -94,7 +95,6 @@ class DataFacts:
     licences: dict[str, int] | None = None
     legal_bases: dict[str, int] | None = None
     captions: dict[str, int] | None = None
-    sources: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ class ReleaseFacts:
             sentence_transformers, diffusers, onnx.
         files: SHA-256 of each file of the release that its documents do not belong to, by path.
         content: What the available shards hold; None where none were given.
+        images: Images of the release that show what the generator makes: path in the release to the text that
+            describes it.
     """
 
     name: str
@@ -130,9 +132,10 @@ class ReleaseFacts:
     low_rank: bool = False
     straight_paths: bool = True
     denoiser: str = "PRXDenoiser"
-    formats: Mapping[str, str] = field(default_factory=lambda: {"open_clip": "clip", "diffusers": "generator"})
+    formats: Mapping[str, str] = field(default_factory=lambda: {"open_clip": ".", "diffusers": "."})
     files: Mapping[str, str] = field(default_factory=dict)
     content: TrainingContent | None = None
+    images: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def embeds(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from leam_mm.documents.acceptable_use import acceptable_use_policy
+from leam_mm.documents.content_file import CONTENT, training_content_file
 from leam_mm.documents.copyright_policy import copyright_policy
 from leam_mm.documents.data_table import data_table, data_table_csv
 from leam_mm.documents.document_index import document_index
@@ -35,12 +36,16 @@ MACHINE_READABLE: Mapping[str, Document] = {
     "documents/ml_bom.cdx.json": ml_bom,
     "documents/croissant.json": release_croissant,
     "documents/mof.yaml": mof_file,
+    CONTENT: training_content_file,
 }
 
 
 def rendered_documents(facts: ReleaseFacts, publisher: PublisherFields) -> dict[str, str]:
     """Return the text of each document by its path in the release."""
-    found = {CARD: model_card(facts, publisher, "en")}
+    found = {
+        CARD: model_card(facts, publisher, "en"),
+        "documents/de/model_card.md": model_card(facts, publisher, "de", metadata=False),
+    }
     for language in DOCUMENT_LANGUAGES:
         for name, document in BY_LANGUAGE.items():
             found[f"documents/{language}/{name}"] = document(facts, publisher, language)

@@ -9,7 +9,6 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 import yaml
 from torch import nn
 
-from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, checkpoint_config, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.parquet_file import open_parquet
@@ -28,13 +27,17 @@ from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.facts_file import facts_record
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.training_content import count_training_content
+from leam_mm.documents.training_flops import training_flops
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import RESULTS, read_results
 from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_json, write_text
+from leam_mm.release.card_image import copy_card_image
+from leam_mm.release.data_sources import add_sources, data_folders
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
@@ -110,9 +113,11 @@ def write_release(
             ]  # unlike the encoder's
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
+        stages = [add_sources(stage, shards) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         write_results(metrics, temporary)
         write_licence(temporary, licence, publisher.licence_link)
+        images = copy_card_image(results, stages, temporary)
         facts = ReleaseFacts(
             name,
             licence,
@@ -124,6 +129,7 @@ def write_release(
             generated_size=module.latent_size * module.codec.downscale if module is not None else None,
             low_rank=low_rank,
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
+            images=images,
             files={name: file_sha256(temporary / name) for name in released_names(temporary)},
             content=count_training_content(shards),
             denoiser=network_kind(module),
@@ -175,17 +181,24 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
     checkpoint = read_checkpoint(path)
     evidence = checkpoint[EVIDENCE]
     (temporary / "configs" / f"{kind}.yaml").write_text(evidence["config"], encoding="utf-8")
-    return StageFacts(
+    recipe, seen = checkpoint_config(checkpoint), evidence.get("samples_seen")
+    changes = [one for one in evidence.get("changes", []) if isinstance(one, dict)]
+    flops, notes = training_flops(recipe, seen, changes)
+    stage = StageFacts(
         kind=kind,
         parameters=sum(parameter.numel() for parameter in released.parameters()),
-        samples_seen=evidence.get("samples_seen"),
+        samples_seen=seen,
         checkpoint_sha256=file_sha256(find_checkpoint(path)),
         data={root: Path(name).name for name, root in evidence.get("data", {}).items()},
         energy=checkpoint.get("callbacks", {}).get("EnergyRecord"),
         versions=evidence.get("versions", {}),
         base=base_facts(evidence),
-        changes=[one for one in evidence.get("changes", []) if isinstance(one, dict)],
+        changes=changes,
+        flops=flops,
+        flops_notes=notes,
+        recipe=recipe,
     )
+    return add_sources(stage, data_folders(evidence.get("data", {})))
 
 
 def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
@@ -231,7 +244,7 @@ def data_facts(path: Path, stages: Sequence[StageFacts]) -> DataFacts:
     """Count a shard folder, after a check that the release was trained on it."""
     folder = ShardFolder(path)
     root = folder.merkle_root
-    if not any(root in stage.data for stage in stages):
+    if not any(root in stage.origins for stage in stages):
         raise UserError(
             f"no part of this release was trained on {path} (Merkle root {root[:12]}): leave it out of --shards"
         )
@@ -309,16 +322,8 @@ def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
     }
     evidence = {
         "format": FORMAT,
-        "name": facts.name,
-        "licence": facts.licence,
+        **facts_record(facts),
         "files": files,
-        "stages": {stage.kind: _recorded(stage) for stage in facts.stages},
-        "data": [asdict(entry) for entry in facts.data],
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
     }
     write_json(folder / EVIDENCE_FILE, evidence, indent=2)
-
-
-def _recorded(stage: StageFacts) -> dict[str, Any]:
-    """Return the facts of a stage; its settings are in ``configs/``."""
-    return {name: value for name, value in asdict(stage).items() if name != "recipe"}
