@@ -1,6 +1,7 @@
 """The German documents have the structure and the numbers of the English ones."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.training_summary import IMAGE_BANDS, TEXT_BANDS
 from leam_mm.documents.write_documents import BY_LANGUAGE
 
-CASES = [(name, full) for name in BY_LANGUAGE for full in (True, False)]
+KINDS = ("full", "empty", "encoder")
+CASES = [(name, kind) for name in BY_LANGUAGE for kind in KINDS]
 
 
 def numbers(text: str, language: str) -> list[str]:
@@ -46,31 +48,36 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def documents(release: Path) -> dict[tuple[str, bool, str], str]:
-    cases = {True: (release_facts(counted_content(release)), publisher_fields()),
-             False: (release_facts(None), PublisherFields())}  # fmt: skip
+def documents(release: Path) -> dict[tuple[str, str, str], str]:
+    full = release_facts(counted_content(release))
+    encoder = replace(full, generated_size=None, stages=[replace(full.stages[0], base={"name": "org/clip"})])
+    cases = {
+        "full": (full, publisher_fields()),
+        "empty": (release_facts(None), PublisherFields()),
+        "encoder": (encoder, publisher_fields()),
+    }
     return {
-        (name, full, language): document(*cases[full], language)
+        (name, kind, language): document(*cases[kind], language)
         for name, document in BY_LANGUAGE.items()
-        for full in (True, False)
+        for kind in KINDS
         for language in ("en", "de")
     }
 
 
-@pytest.mark.parametrize(("name", "full"), CASES)
-def test_both_languages_have_the_same_numbers(documents: dict, name: str, full: bool) -> None:
-    english, german = (numbers(documents[name, full, language], language) for language in ("en", "de"))
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_both_languages_have_the_same_numbers(documents: dict, name: str, kind: str) -> None:
+    english, german = (numbers(documents[name, kind, language], language) for language in ("en", "de"))
     assert english == german
 
 
-@pytest.mark.parametrize(("name", "full"), CASES)
-def test_both_languages_have_the_same_structure(documents: dict, name: str, full: bool) -> None:
-    assert shape(documents[name, full, "en"]) == shape(documents[name, full, "de"])
+@pytest.mark.parametrize(("name", "kind"), CASES)
+def test_both_languages_have_the_same_structure(documents: dict, name: str, kind: str) -> None:
+    assert shape(documents[name, kind, "en"]) == shape(documents[name, kind, "de"])
 
 
 @pytest.mark.parametrize("name", BY_LANGUAGE)
 def test_german_documents_are_german(documents: dict, name: str) -> None:
-    text = documents[name, True, "de"]
+    text = documents[name, "full", "de"]
     assert not re.search(r"\b(the|and|with|which|not measured|open:|none)\b", text), name
     assert re.search(r"\b(und|der|die|nicht)\b", text), name
 
