@@ -10,10 +10,8 @@ from typing import Literal
 
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.json_text import parse_object
+from leam_mm.release_record import RELEASE, read_record
 
-RELEASE = "leam_mm_release.json"  # description of a release; release/release_folder.py writes it
-MAX_SIZE = 1 << 24  # bytes
 Part = Literal["encoder", "generator", "codec"]
 # A file of each part, and the folder of the part in releases of format 1.
 PLACES: dict[Part, tuple[str, str]] = {
@@ -69,17 +67,11 @@ def compare_released_files(folder: Path, patterns: Sequence[str] = ("*",)) -> No
     root = next((place for place in (folder, *folder.parents[:2]) if (place / RELEASE).is_file()), None)
     if root is None:
         return
-    try:
-        if (root / RELEASE).stat().st_size > MAX_SIZE:
-            raise ValueError(f"it is larger than {MAX_SIZE} bytes")
-        files = parse_object((root / RELEASE).read_bytes())["files"]
-        digests = {root / name: str(facts["sha256"]) for name, facts in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{root / RELEASE} cannot be read ({error!r:.200}): copy the release again") from None
-    for file, digest in digests.items():
+    for name, stated in read_record(root).files.items():
+        file = root / name
         if file.parent != folder or not any(fnmatch(file.name, pattern) for pattern in patterns):
             continue
-        if not file.is_file() or file_sha256(file) != digest:
+        if not file.is_file() or file_sha256(file) != stated.sha256:
             raise UserError(
                 f"{file} is damaged or missing: it is not the file that was released; copy the release again"
             )

@@ -188,7 +188,7 @@ def test_checkpoint_of_another_model_in_release(
 ) -> None:
     from leam_mm.release.__main__ import main
 
-    words = ["--clip", str(codec_run), "--name", "x", "--output", str(tmp_path / "release")]
+    words = ["build", "--clip", str(codec_run), "--name", "x", "--output", str(tmp_path / "release")]
     assert "holds a LatentCodecModule" in error_line(lambda: main(words), capsys)
     assert files(tmp_path) == set()
 

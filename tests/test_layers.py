@@ -11,7 +11,7 @@ LEAM_MM = [
     ["errors", "languages", "arithmetic", "json_text", "lifelines", "rank_errors", "rank_meeting", "early_signals"],
     ["lifeline_server"],
     ["files", "config_error", "config_defaults", "recipe_changes", "recorded_classes"],
-    ["run_lock", "command_line", "folder_server"],
+    ["run_lock", "command_line", "folder_server", "release_record"],
     ["checkpoint_file", "released_files"],
     ["checkpoint_shards"],
     ["checkpoint_generations"],

@@ -29,7 +29,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.files import file_sha256
 from leam_mm.model_address import address_kind, load_encoder, load_generator
 from leam_mm.release.__main__ import main as release
-from leam_mm.released_files import RELEASE
+from leam_mm.release_record import OWN, RELEASE
 
 CAPTIONS = ["ein roter Kreis", "two blue squares"]
 
@@ -77,7 +77,17 @@ def released(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Release of these runs."""
     folder = tmp_path_factory.mktemp("released") / "release"
     release(
-        ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "a", "--output", str(folder)]
+        [
+            "build",
+            "--clip",
+            str(runs / "clip"),
+            "--generator",
+            str(runs / "generator"),
+            "--name",
+            "a",
+            "--output",
+            str(folder),
+        ]
     )
     return folder
 
@@ -96,6 +106,7 @@ def older(released: Path) -> Path:
     description = json.loads((released / RELEASE).read_text())
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     description |= {"format": "leam_mm release 1", "files": {n: {"sha256": file_sha256(p)} for n, p in files.items()}}
+    description.pop(OWN)
     (folder / RELEASE).write_text(json.dumps(description))
     return folder
 

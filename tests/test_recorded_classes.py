@@ -100,7 +100,7 @@ def programs(folder: Path, shards: Path) -> dict[str, Callable[[], object]]:
     encoding = ["--shards", str(shards), "--output", out, "--clip", here, "--codec"]
     return {
         "evaluate": lambda: evaluate.main(["--config", "evaluate.yaml"]),
-        "release": lambda: release.main(["--clip", here, "--name", "x", "--output", out]),
+        "release": lambda: release.main(["build", "--clip", here, "--name", "x", "--output", out]),
         "reconstruct_ema": lambda: reconstruct_ema.main(["--run", here, "--widths", "0.1"]),
         "encode_latents": lambda: encode_latents.main([*encoding, here]),
         "embed_shards": lambda: embed_shards.main(["--shards", str(shards), "--teacher", here, "--output", out]),
@@ -256,7 +256,7 @@ def test_a_module_in_the_current_folder_stands_in_for_no_library(tmp_path: Path)
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(9)\n")
     # As if leam_mm were installed: its folder is on the path, but not the current one.
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "leam_mm.release", "--help"]
+    command = [sys.executable, "-m", "leam_mm.release", "build", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and "--trust" in done.stdout
     assert not (tmp_path / "ran").exists()

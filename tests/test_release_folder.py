@@ -75,7 +75,7 @@ def write_results(folder: Path, runs: Path, digest: str | None = None) -> Path:
 
 def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
-    arguments = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--output", str(output)]
+    arguments = ["build", "--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--output", str(output)]
     arguments += ["--name", "toy", "--results", str(write_results(tmp_path / "evaluation", runs))]
     main([*arguments, "--shards", str(runs / "shards")])
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
@@ -110,6 +110,7 @@ def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
     main(
         [
+            "build",
             "--generator",
             str(runs / "generator"),
             "--codec",
@@ -133,11 +134,11 @@ def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
     run_without_us("\n".join(blocks), output)
     assert (output / "image.png").is_file()
     with pytest.raises(UserError, match="give --clip, --generator or both"):
-        main(["--name", "toy", "--output", str(tmp_path / "nothing")])
+        main(["build", "--name", "toy", "--output", str(tmp_path / "nothing")])
 
 
 def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
-    arguments = ["--clip", str(runs / "clip"), "--name", "toy", "--output"]
+    arguments = ["build", "--clip", str(runs / "clip"), "--name", "toy", "--output"]
     foreign = tmp_path / "holiday"
     foreign.mkdir()
     (foreign / "picture.jpg").write_bytes(b"dear")
@@ -159,7 +160,7 @@ def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: P
 def test_files_and_folders_have_the_permissions_that_the_umask_gives(runs: Path, tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        words = ["--generator", str(runs / "generator"), "--clip", str(runs / "clip"), "--name", "toy"]
+        words = ["build", "--generator", str(runs / "generator"), "--clip", str(runs / "clip"), "--name", "toy"]
         main([*words, "--output", str(tmp_path / "release")])
     finally:
         os.umask(before)
@@ -171,8 +172,8 @@ def test_files_and_folders_have_the_permissions_that_the_umask_gives(runs: Path,
 def test_the_folder_loads_from_any_directory(runs: Path, tmp_path: Path) -> None:
     """One folder for both libraries, as one repository of a hub is."""
     output = tmp_path / "release"
-    main(["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "lab/toy", "--output",
-          str(output)])  # fmt: skip
+    words = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "lab/toy"]
+    main(["build", *words, "--output", str(output)])
     (tmp_path / "elsewhere").mkdir()
     code = f"""
 import open_clip
@@ -190,7 +191,19 @@ print(type(pipeline).__name__)
 @pytest.mark.parametrize("licence", ["", "  ", "a\nb", "x" * 300])
 def test_a_licence_must_be_named(runs: Path, tmp_path: Path, licence: str) -> None:
     with pytest.raises(UserError, match="is no licence: give an SPDX identifier"):
-        main(["--clip", str(runs / "clip"), "--name", "x", "--output", str(tmp_path / "r"), "--licence", licence])
+        main(
+            [
+                "build",
+                "--clip",
+                str(runs / "clip"),
+                "--name",
+                "x",
+                "--output",
+                str(tmp_path / "r"),
+                "--licence",
+                licence,
+            ]
+        )
     assert not (tmp_path / "r").exists()
 
 
@@ -205,7 +218,19 @@ def test_the_text_of_other_licences_is_not_invented(tmp_path: Path) -> None:
 def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> None:
     other = write_toy_shards(tmp_path / "other", samples=4)
     with pytest.raises(UserError, match="no part of this release was trained on"):
-        main(["--clip", str(runs / "clip"), "--name", "x", "--output", str(tmp_path / "r"), "--shards", str(other)])
+        main(
+            [
+                "build",
+                "--clip",
+                str(runs / "clip"),
+                "--name",
+                "x",
+                "--output",
+                str(tmp_path / "r"),
+                "--shards",
+                str(other),
+            ]
+        )
     assert not (tmp_path / "r").exists()
 
 
@@ -226,7 +251,7 @@ def test_a_codec_of_diffusers_is_released_with_its_stated_licence(runs: Path, tm
     (tmp_path / "generator").mkdir()
     torch.save(checkpoint, tmp_path / "generator/last.ckpt")
     output = tmp_path / "release"
-    main(["--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
+    main(["build", "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
           "--name", "toy"])  # fmt: skip
     card = (output / "README.md").read_text()
     assert f"| latent codec | private/vae | lab &#124; terms | {weights} |" in card
@@ -248,7 +273,7 @@ def test_a_tower_trained_with_the_generator_is_counted_and_released_with_it(runs
     frozen = records[1]["frozen"]
     write_checkpoint(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
     output = tmp_path / "release"
-    main(["--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
+    main(["build", "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
           "--name", "toy"])  # fmt: skip
     module = load_module(tmp_path / "generator", LatentDiffusionModule)
     tower = module.ema_denoiser().caption_tower

@@ -164,7 +164,8 @@ def test_evaluation_and_release(tmp_path: Path, toy_shards: Path) -> None:
     (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(recipe))
     refused(evaluate.main, ["--config", str(tmp_path / "evaluate.yaml")], output / "lock")
     release = tmp_path / "out" / "release"
-    refused(main, ["--clip", codec, "--name", "x", "--output", str(release)], release.with_name("release.lock"))
+    command = ["build", "--clip", codec, "--name", "x", "--output", str(release)]
+    refused(main, command, release.with_name("release.lock"))
 
 
 def test_pipeline(tmp_path: Path) -> None:

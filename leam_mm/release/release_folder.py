@@ -35,23 +35,22 @@ from leam_mm.documents.training_flops import training_flops
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import RESULTS, read_results
-from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_json, write_text
+from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_text
 from leam_mm.release.card_image import copy_card_image
 from leam_mm.release.data_sources import add_sources, data_folders
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.open_clip_folder import write_open_clip_folder
-from leam_mm.released_files import RELEASE
+from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
+from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
 
 log = logging.getLogger(__name__)
 EVIDENCE_FILE = RELEASE
-FORMAT = "leam_mm release 2"
 LOW_RANK = "generator_lora"  # folder of the generator's low-rank additions
 MAX_CARD = 1 << 20  # bytes
 WEIGHTS = ".safetensors"
-LIBRARIES = ("torch", "open_clip_torch", "diffusers", "transformers", "safetensors", "lightning")
 
 
 def write_release(
@@ -136,7 +135,7 @@ def write_release(
         )
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)
-        write_evidence(facts, temporary)
+        write_evidence(facts, temporary, publisher.version)
     return facts
 
 
@@ -312,18 +311,23 @@ def released_names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def write_evidence(facts: ReleaseFacts, folder: Path) -> None:
-    """Write leam_mm_release.json: digests of all other files, and facts about data, energy and versions."""
-    files = {
-        # Weights are large; nothing has written to them since the documents named their digests.
-        name: {"sha256": (name.endswith(WEIGHTS) and facts.files.get(name)) or file_sha256(folder / name)}
-        | {"bytes": (folder / name).stat().st_size}
-        for name in released_names(folder)
-    }
+def write_evidence(facts: ReleaseFacts, folder: Path, version_name: str | None = None) -> None:
+    """Write provenance.json and, last of all, leam_mm_release.json: digests, facts about data, energy and versions.
+
+    Args:
+        facts: The content of the documents.
+        folder: The release; all other files are complete.
+        version_name: Version of the release, if its publisher gave it one.
+    """
+    # Weights are large; nothing has written to them since the documents named their digests.
+    known = {name: digest for name, digest in facts.files.items() if name.endswith(WEIGHTS)}
+    digests = {name: known.get(name) or file_sha256(folder / name) for name in released_names(folder)}
+    parts = [stage.kind for stage in facts.stages]
+    options = {"name": facts.name, "licence": facts.licence, "parts": parts, "shards": [d.name for d in facts.data]}
+    digests |= write_provenance(folder, digests, options, release_ingredients(facts))
     evidence = {
-        "format": FORMAT,
         **facts_record(facts),
-        "files": files,
+        "version": version_name,
         "versions": {"python": platform.python_version(), **{library: version(library) for library in LIBRARIES}},
     }
-    write_json(folder / EVIDENCE_FILE, evidence, indent=2)
+    write_record(folder, digests, evidence)

@@ -1,0 +1,38 @@
+"""Sign a release folder with a key: ``release sign``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from leam_mm.release.model_signature import sign_release
+from leam_mm.release.verify_command import show
+from leam_mm.release.verify_release import verify_release
+from leam_mm.release_record import SIGNATURE
+
+
+@dataclass(frozen=True)
+class SignOptions:
+    """Sign all files of a release, offline: model.sig of OpenSSF model-signing. A release with a fault is not signed.
+
+    Args:
+        folder: The release folder.
+        private_key: Private key (PEM, ES256), such as one of ``python -m leam_mm.marking make-key``.
+    """
+
+    folder: Path
+    private_key: Path
+
+
+def sign(options: SignOptions) -> int:
+    """Check and sign a release, and return the exit code."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    found = verify_release(options.folder, signed=False)  # an older signature is replaced
+    if found.faults:
+        show(found, options.folder, console)
+        console.print("not signed: build the release again")
+        return 1
+    sign_release(options.folder, found.release, found.digests, options.private_key)
+    console.print(f"signed {len(found.digests)} files of {options.folder}: {SIGNATURE}")
+    console.print("give people the public key by another way than the release, such as your own site")
+    return 0
