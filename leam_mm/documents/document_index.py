@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leam_mm.documents.acceptable_use import use_view
+from leam_mm.documents.compute_thresholds import compute_statement
 from leam_mm.documents.copyright_policy import copyright_view
 from leam_mm.documents.data_table import data_rows
 from leam_mm.documents.document_text import Open, open_fields, render
@@ -57,6 +58,7 @@ def document_index(facts: ReleaseFacts, publisher: PublisherFields, language: st
         publisher: What the publisher states.
         language: en or de.
     """
+    compute = compute_statement(facts, publisher, language)
     reached, missing = openness_class(included_components(facts, publisher))
     rows = [_row(entry, facts, publisher, language) for entry in ENTRIES if entry.key != "croissant" or facts.content]
     asked = {field.field for row in rows for field in row["open"] if field.kind == "open" and field.field}
@@ -69,6 +71,7 @@ def document_index(facts: ReleaseFacts, publisher: PublisherFields, language: st
         fields=names,
         reached=reached,
         missing=missing,
+        compute=compute,
         generates=facts.generates,
     )
 

@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from leam_mm.documents.compute_thresholds import compute_statement
 from leam_mm.documents.document_text import NOT_MEASURED, Open, measured, render, stated
 from leam_mm.documents.inference_flops import inference_flops
 from leam_mm.documents.openness import LICENCE_FILE, OPEN_LICENCES
 from leam_mm.documents.public_summary import answer, dependencies, summary_view
 from leam_mm.documents.publisher import PublisherFields
-from leam_mm.documents.release_facts import JOULES_PER_KWH, ReleaseFacts, StageFacts
+from leam_mm.documents.release_facts import CODEC, JOULES_PER_KWH, ReleaseFacts, StageFacts
 from leam_mm.documents.training_summary import ILLEGAL, PERSONAL, recorded_drops
 
 # Ranges of the form for the number of parameters; the last has no upper end.
@@ -62,7 +63,7 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
     points: dict[str, int] = (
         {"images": statistics["samples"], "captions": statistics["captions"]} if statistics is not None else {}
     )
-    compute = None if facts.flops is None else facts.flops + (publisher.earlier_flops or 0.0)
+    compute = compute_statement(facts, publisher, language).total
     about = {
         "last_updated": stated(publisher.release_date, "release_date"),
         "document_version": given("version"),
@@ -162,9 +163,12 @@ def _class(section: Any) -> str:
 
 def _stage(stage: StageFacts) -> dict[str, Any]:
     settings = _arguments(stage.recipe.get("model"))
+    objective = _class(settings.get("loss")) or _class(settings.get("process"))
+    if not objective and stage.kind == CODEC and stage.recipe:
+        objective = "reconstruction"
     return {
         "part": stage.kind,
-        "objective": measured(_class(settings.get("loss")) or _class(settings.get("process")) or None),
+        "objective": measured(objective or None),
         "optimizer": measured(_class(settings.get("optimizer")) or None),
         "samples_seen": stage.samples_seen,
         "changes": len(stage.changes),
