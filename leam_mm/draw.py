@@ -5,8 +5,9 @@
     python -m leam_mm.draw --generator GENERATOR --prompt "a blue star" --edit photo.jpg --strength 0.7 --output edited
 
 Writes prompt0001_seed0.png and so on, and drawings.jsonl with prompt, seed, settings and digests of each. An image
-depends on the generator, the prompt, the seed and the settings alone; the same command gives the same bytes on one
-processor model. A second run keeps what is there and draws the rest. Each PNG says that a model generated it.
+depends on the generator, the prompt, the seed and the settings alone; the same command gives the same pixels on one
+processor model (the files differ: a signature holds random numbers and the time). A second run keeps what is there and
+draws the rest. Each image is marked as generated: docs/marking.md.
 """
 
 import re

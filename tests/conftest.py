@@ -1,7 +1,10 @@
 """Fixtures of all tests. What they build comes from tests/toys; test files import from there, never from each other."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +30,9 @@ from toys.slurm import cluster, two_nodes
 from leam_mm.callbacks.compilation import probe
 
 __all__ = ["cluster", "fetch_setting", "hosts", "mesh", "server", "two_nodes"]
+# The key that signs generated images is made there, not in the home of who runs the tests; programs inherit it.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="leam_mm_tests_")
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 
 

@@ -14,8 +14,10 @@ from toys.recipes import ROOT
 from leam_mm.checkpoint import load_module
 from leam_mm.draw import main, parse_size
 from leam_mm.errors import UserError
+from leam_mm.files import bytes_sha256
 from leam_mm.inference import drawing
-from leam_mm.marking.generated_image import SOURCE_TYPE
+from leam_mm.marking.content_credentials import read
+from leam_mm.marking.generated_image import SOURCE_TYPE, WATERMARK
 
 GERMAN = ["ein roter Kreis", "ein blaues Quadrat über einem gelben Stern", ""]
 
@@ -33,22 +35,30 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def pixels(folder: Path) -> dict[str, bytes]:
+    return {path.name: Image.open(path).tobytes() for path in sorted(folder.glob("*.png"))}
+
+
 def lines(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "drawings.jsonl").read_text().splitlines()]
 
 
-def test_the_same_command_gives_the_same_bytes_and_the_record_says_how(generator: Path, tmp_path: Path) -> None:
+def test_the_same_command_gives_the_same_pixels_and_the_record_says_how(generator: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         run_draw(generator, tmp_path / name, "--prompt", *GERMAN, "--images", 2, "--seed", 5, "--grid")
     first = content(tmp_path / "one")
-    assert first == content(tmp_path / "two")
+    assert pixels(tmp_path / "one") == pixels(tmp_path / "two")
+    records = [[{**row, "sha256": None} for row in lines(tmp_path / name)] for name in ("one", "two")]
+    assert records[0] == records[1]
     names = [f"prompt{number:04d}_seed{seed}.png" for number in (1, 2, 3) for seed in (5, 6)]
     assert sorted(first) == sorted([*names, "drawings.jsonl", "grid.png"])
-    assert len({first[name] for name in names}) == 6
+    assert len({pixels(tmp_path / "one")[name] for name in names}) == 6
     rows = lines(tmp_path / "one")
     assert [row["image"] for row in rows] == names and [row["prompt"] for row in rows[::2]] == GERMAN
     assert rows[0]["generator_sha256"] == load_module(generator).checkpoint_evidence["sha256"]
-    assert {"steps", "guidance", "width", "height", "edit", "seed", "sha256"} <= rows[0].keys()
+    assert {"steps", "guidance", "width", "height", "edit", "seed"} <= rows[0].keys()
+    assert rows[0]["sha256"] == bytes_sha256(first[names[0]])
+    assert rows[0]["pixels_sha256"] == bytes_sha256(pixels(tmp_path / "one")[names[0]])
 
 
 def test_images_are_those_of_the_module_whatever_the_batch(generator: Path, tmp_path: Path) -> None:
@@ -58,7 +68,9 @@ def test_images_are_those_of_the_module_whatever_the_batch(generator: Path, tmp_
         expected = module.sample([prompt], seed=7, steps=3, guidance=4.0)[0]  # type: ignore[operator]
         with Image.open(tmp_path / "out" / f"prompt{number:04d}_seed7.png") as image:
             found = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        assert (found - (expected * 255).round()).abs().max() <= 1
+        plain = (expected * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        marked = torch.from_numpy(WATERMARK.embed(plain)).permute(2, 0, 1)
+        assert (found.int() - marked.int()).abs().max() <= 2
 
 
 def test_generated_images_say_so(generator: Path, tmp_path: Path) -> None:
@@ -67,6 +79,9 @@ def test_generated_images_say_so(generator: Path, tmp_path: Path) -> None:
         with Image.open(tmp_path / "out" / name) as image:
             assert image.info["DigitalSourceType"] == SOURCE_TYPE and "generated" in image.info["Comment"]
             assert image.info["Model"].startswith("generator ")
+        credentials = read((tmp_path / "out" / name).read_bytes(), "PNG")
+        assert credentials is not None and credentials.state == "Valid" and credentials.generated
+        assert credentials.sha256 == load_module(generator).checkpoint_evidence["sha256"]
 
 
 def test_a_run_continues_and_never_overwrites_silently(
@@ -90,10 +105,12 @@ def test_a_run_continues_and_never_overwrites_silently(
     monkeypatch.undo()
     run_draw(generator, tmp_path / "cut", *words)
     assert "keeps 1 images" in capsys.readouterr().out
-    assert content(tmp_path / "cut") == content(tmp_path / "whole") and len(lines(tmp_path / "cut")) == 4
+    assert pixels(tmp_path / "cut") == pixels(tmp_path / "whole") and len(lines(tmp_path / "cut")) == 4
+    before = content(tmp_path / "cut")
     with pytest.raises(UserError, match="hold other images"):
         run_draw(generator, tmp_path / "cut", *words, "--guidance", "2")
-    assert content(tmp_path / "cut") == content(tmp_path / "whole")
+    run_draw(generator, tmp_path / "cut", *words)
+    assert content(tmp_path / "cut") == before
     run_draw(generator, tmp_path / "cut", *words, "--guidance", "2", "--overwrite")
     assert "replaces 4 images" in capsys.readouterr().out
     assert {row["guidance"] for row in lines(tmp_path / "cut")} == {2.0}
@@ -115,8 +132,8 @@ def test_editing_keeps_what_the_mask_keeps(generator: Path, tmp_path: Path) -> N
     kept, half = (
         np.array(Image.open(tmp_path / name / "prompt0001_seed0.png")).astype(int) for name in ("kept", "half")
     )
-    np.testing.assert_array_equal(kept[:, :8], half[:, :8])
-    assert np.abs(kept[:, 8:] - half[:, 8:]).max() > 5
+    assert np.abs(kept[:, :8] - half[:, :8]).max() <= 16  # the watermarks differ
+    assert np.abs(kept[:, 8:] - half[:, 8:]).max() > 32
     assert lines(tmp_path / "half")[0]["edit"]["strength"] == 1
 
 
@@ -152,7 +169,7 @@ def test_the_page_on_use_is_true(generator: Path, tmp_path: Path, monkeypatch: p
     exec(page.split("```python\n")[1].split("```")[0], names)
     with Image.open("drawings/prompt0001_seed0.png") as image:
         expected = (names["images"][0] * 255).round().permute(1, 2, 0).numpy()
-        assert np.abs(np.array(image) - expected).max() <= 1
+        assert np.abs(np.array(image) - WATERMARK.embed(expected.astype(np.uint8)).astype(int)).max() <= 2
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid, read_prompts, spread
-from leam_mm.marking.generated_image import generator_name, save_generated
+from leam_mm.marking.generated_image import generator_name, save_generated, signing_key
 
 
 class SampleGrid(Callback):
@@ -55,6 +55,7 @@ class SampleGrid(Callback):
             raise UserError(
                 f"SampleGrid: {type(pl_module).__name__} generates no images: remove SampleGrid from trainer.callbacks"
             )
+        signing_key()  # a broken one is reported before the first step
         self.chosen = spread(read_prompts(self.prompts), self.count)
 
     def on_train_batch_end(
@@ -74,7 +75,7 @@ class SampleGrid(Callback):
             return
         grid = draw_grid(images, self.chosen, self.columns, self.scale)
         path = Path(trainer.default_root_dir) / "samples" / f"step_{step:08d}.png"
-        save_generated(grid, path, generator_name(pl_module))
+        marked = save_generated(grid, path, generator_name(pl_module))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+                logger.experiment.add_image("samples", np.asarray(marked), step, dataformats="HWC")

@@ -33,7 +33,7 @@ from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.files import write_text
-from leam_mm.marking.generated_image import generator_name, save_generated
+from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
 FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
 FEWEST_OF_DISTRIBUTIONS = 100  # for Fréchet distance, precision and recall, whose bias depends on the number of images
@@ -231,7 +231,7 @@ class PromptGrid(Evaluator):
         entries = []
         for number, (row, code, text) in enumerate(chosen):
             image = Image.fromarray(images[number].permute(1, 2, 0).numpy())
-            save_generated(image, folder / f"{number:03d}.png", generator_name(module))
+            save_generated(image, folder / f"{number:03d}.png", generator_name(module), None, generator_sha256(module))
             entries.append({"row": row, "language": code, "text": text, "image": f"prompts/{number:03d}.png"})
         content = json.dumps({"languages": languages, "pictures": entries}, ensure_ascii=False, indent=1)
         write_text(context.output / "prompts.json", content)

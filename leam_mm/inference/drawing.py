@@ -23,9 +23,9 @@ from leam_mm.data.upright_image import read_upright
 from leam_mm.diffusion.editing import Edit
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid
-from leam_mm.files import file_sha256, write_text
+from leam_mm.files import bytes_sha256, file_sha256, write_text
 from leam_mm.json_text import parse_object
-from leam_mm.marking.generated_image import generator_name, save_generated
+from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
 RECORD, GRID = "drawings.jsonl", "grid.png"
 MAX_GRID = 100  # images
@@ -115,6 +115,8 @@ class Drawer:
         if settings.source is not None and settings.size is not None:
             raise UserError("--size does not go with --edit: an edited image has the generator's own size")
         self._edit = settings.source.edit(side) if settings.source is not None else None
+        self._source = settings.source.image.read_bytes() if settings.source is not None else None
+        self._sha256 = generator_sha256(module)
         self._facts = {
             "steps": settings.steps, "guidance": settings.guidance, "width": self.width, "height": self.height,
             "edit": settings.source.facts() if settings.source is not None else None,
@@ -142,12 +144,12 @@ class Drawer:
         done, _ = self.present(drawings)
         finished = set(done)
         for batch in self._batches(drawings):
-            # A batch is drawn whole, so that an interrupted run writes the bytes of one that was not.
+            # A batch is drawn whole, so that an interrupted run writes the pixels of one that was not.
             if not finished.issuperset(batch):
                 for drawing, pixels in zip(batch, self._sample(batch), strict=True):
                     if drawing not in finished:
                         image, marks = Image.fromarray(pixels), {DIGEST: self.digest(drawing)}
-                        save_generated(image, self.output / drawing.file, self.model, marks)
+                        save_generated(image, self.output / drawing.file, self.model, marks, self._sha256, self._source)
             advance(len(batch))
 
     def _batches(self, drawings: Sequence[Drawing]) -> Iterator[list[Drawing]]:
@@ -170,14 +172,15 @@ class Drawer:
 
     def record(self, drawings: Sequence[Drawing]) -> None:
         """Write ``drawings.jsonl``: these drawings, and earlier lines whose file is there and was not drawn again."""
-        path, names = self.output / RECORD, {drawing.file for drawing in drawings}
-        kept = [line for line in _read_lines(path) if line["image"] not in names] if path.exists() else []
+        record, names = self.output / RECORD, {drawing.file for drawing in drawings}
+        kept = [line for line in _read_lines(record) if line["image"] not in names] if record.exists() else []
         lines = [line for line in kept if (self.output / Path(str(line["image"])).name).is_file()]
         for drawing in drawings:
             about = {"image": drawing.file, "number": drawing.number, "prompt": drawing.prompt, "seed": drawing.seed}
-            digests = {"drawing": self.digest(drawing), "sha256": file_sha256(self.output / drawing.file)}
+            path = self.output / drawing.file
+            digests = {"drawing": self.digest(drawing), "sha256": file_sha256(path), "pixels_sha256": _pixels(path)}
             lines.append({**about, **self._facts, **digests})
-        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(record, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
     def grid(self, drawings: Sequence[Drawing]) -> int:
         """Write ``grid.png``, one row for each prompt if it has several seeds; return how many images it shows."""
@@ -188,7 +191,7 @@ class Drawer:
         labels = [each.prompt + (f" ({each.seed})" if seeds > 1 else "") for each in shown]
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         sheet = draw_grid(images, labels, columns, max(1, 96 // min(self.width, self.height)))
-        save_generated(sheet, self.output / GRID, self.model)
+        save_generated(sheet, self.output / GRID, self.model, None, self._sha256)
         return len(shown)
 
 
@@ -217,6 +220,11 @@ def _digest_in(path: Path) -> str | None:
         return str(open_image(path.read_bytes(), ("PNG",)).info.get(DIGEST))
     except Exception:  # Pillow raises many kinds on damaged files
         return None
+
+
+def _pixels(path: Path) -> str:
+    """Return the digest of a PNG's pixels, which a new signature of the same image leaves."""
+    return bytes_sha256(open_image(path.read_bytes(), ("PNG",)).tobytes())
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

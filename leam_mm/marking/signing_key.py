@@ -1,8 +1,8 @@
 """The key with which generated images are signed, and the certificates that c2pa asks for.
 
-A key file is PEM: the private key (PKCS 8), the certificate that signs, and the certificate that issued it. ``make_key``
-makes all three; the issuer is made for this one certificate and its key is thrown away. Readers show such a signature
-as valid and its signer as untrusted: it proves that the file did not change since it was signed, not who signed it. An
+A key file is PEM: the private key (PKCS 8), its certificate, and the certificate of the issuer. ``make_key`` makes all
+three; the issuer exists for this one certificate, and its key is thrown away. Readers show such a signature as valid
+and its signer as untrusted: it proves that the file did not change since it was signed, not who signed it. An
 organisation with a certificate of an issuer on C2PA's trust list puts its key and chain into a file of the same form.
 
 Requirements: C2PA Technical Specification 2.2, section 14.5.1 (X.509 version 3, key usage digitalSignature, an extended
@@ -77,10 +77,14 @@ def default_key() -> SigningKey:
     if not path.exists():
         if os.environ.get(VARIABLE):
             raise UserError(f"{VARIABLE}={path}: no such file; make it with python -m leam_mm.marking make-key")
-        with run_lock(path.with_name(f"{path.name}.lock"), path):  # of many processes that start at once, one makes it
+        try:
+            with run_lock(path.with_name(f"{path.name}.lock"), path):  # of processes that start at once, one makes it
+                if not path.exists():
+                    make_key(path)
+                    log.info("made %s, the key that signs generated images here; nobody else trusts it yet", path)
+        except UserError as error:  # the lock stays with another process
             if not path.exists():
-                make_key(path)
-                log.info("made %s, the key that signs generated images here; nobody else trusts it yet", path)
+                raise OSError(str(error)) from None
     return read_key(path)
 
 
