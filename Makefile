@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment test test-extras test-cluster check quickstart emoji finetune bench gpu fuzz clean
+.PHONY: help environment serve test test-extras test-cluster check quickstart emoji finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -40,12 +40,17 @@ finetune: environment ## A trained generator learns your pictures: make finetune
 	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }
 	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)" --set fit="$(or $(FIT),no)"
 
+PORT ?= 7860
+serve: environment ## A page to try the quickstart's release: make serve [RELEASE=DIR] [PORT=7860] (needs EXTRAS=dev,serve)
+	@$(RUN) -c 'import gradio' 2>/dev/null || { echo "error: the page needs gradio; run: make serve EXTRAS=dev,serve"; exit 2; }
+	$(RUN) -m leam_mm.release serve $(or $(RELEASE),runs/quickstart/release $(if $(wildcard runs/quickstart/scenes/classes.json),--classes runs/quickstart/scenes/classes.json)) --port $(PORT)
+
 test: environment ## All CPU tests
 	$(PYTEST)
 
 # Files with tests that skip without an extra.
-EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py)
-test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets
+EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py page.py page_browser.py serving.py)
+test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets,serve,peers
 	$(PYTEST) $(EXTRA_TESTS)
 
 # Slurm with two virtual nodes is started for the tests; they skip without it (Debian, Ubuntu: slurm-wlm, munge) and without root.

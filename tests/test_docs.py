@@ -99,7 +99,11 @@ def test_commands_name_programs_options_and_files_that_exist(page: Path) -> None
             continue
         if program[0].endswith(("sample_search.py", "signed_statement.py")):
             program = (*program, words[2])
-        if program[-1] in ("leam_mm.launch", "leam_mm.planning"):  # each of its commands has options of its own
+        if program[-1] in (
+            "leam_mm.launch",
+            "leam_mm.planning",
+            "leam_mm.release",
+        ):  # each of its commands has options of its own
             program = (*program, words[3])
         words = words[: words.index("--")] if "--" in words else words  # the rest is for another program
         options = {word.partition("=")[0] for word in words if word.startswith("--")}

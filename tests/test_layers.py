@@ -30,6 +30,7 @@ LEAM_MM = [
     ["report"],
     ["planning"],
     ["inference"],
+    ["serving"],
     ["launch"],
     ["documents"],
     ["release"],

@@ -1,4 +1,4 @@
-r"""Make, check and sign a release folder of trained models.
+r"""Make, check, sign and serve a release folder of trained models.
 
     python -m leam_mm.release init --output release.yaml
     python -m leam_mm.release build --publisher release.yaml --clip runs/quickstart/clip \
@@ -7,6 +7,7 @@ r"""Make, check and sign a release folder of trained models.
         --shards runs/quickstart/shards/train
     python -m leam_mm.release verify runs/quickstart/release
     python -m leam_mm.release sign runs/quickstart/release --private-key private_key.pem
+    python -m leam_mm.release serve runs/quickstart/release
 
 Each command is a dataclass of options and a function in a file of its own.
 """
@@ -20,8 +21,10 @@ from leam_mm.command_line import parse_commands
 from leam_mm.errors import run
 from leam_mm.release.build_command import BuildOptions, build
 from leam_mm.release.init_command import InitOptions, init
+from leam_mm.release.serve_verified import serve_verified
 from leam_mm.release.sign_command import SignOptions, sign
 from leam_mm.release.verify_command import VerifyOptions, verify
+from leam_mm.serving.serve_command import ServeOptions
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ COMMANDS = {
     "build": Command(BuildOptions, build),
     "verify": Command(VerifyOptions, verify, ("folder",)),
     "sign": Command(SignOptions, sign, ("folder",)),
+    "serve": Command(ServeOptions, serve_verified, ("folder",)),
 }
 
 
