@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment serve test test-extras test-cluster check quickstart emoji finetune bench gpu fuzz clean
+.PHONY: help environment serve test test-extras test-transformers4 test-cluster check quickstart emoji finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -49,9 +49,15 @@ test: environment ## All CPU tests
 	$(PYTEST)
 
 # Files with tests that skip without an extra.
-EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py page.py page_browser.py serving.py)
+EXTRA_TESTS = $(addprefix tests/test_,configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py nudity.py onnx_network.py page.py page_browser.py sentence_transformers_folder.py serving.py)
 test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets,serve,peers
 	$(PYTEST) $(EXTRA_TESTS)
+
+# The last version 4 of transformers, beside the environment: its files are read first.
+TRANSFORMERS4 = runs/transformers4
+test-transformers4: environment ## Releases load in transformers 4, too (needs a package index)
+	test -d $(TRANSFORMERS4) || $(RUN) -m pip install -q --no-deps --target $(TRANSFORMERS4) "transformers==4.57.*" "huggingface_hub<1" "tokenizers==0.22.*"
+	LEAM_MM_OTHER_TRANSFORMERS=$(abspath $(TRANSFORMERS4)) $(RUN) -m pytest tests/test_transformers_folder.py tests/test_sentence_transformers_folder.py
 
 # Slurm with two virtual nodes is started for the tests; they skip without it (Debian, Ubuntu: slurm-wlm, munge) and without root.
 CLUSTER_TESTS = $(shell grep -lE 'mark\.slurm' tests/test_*.py)

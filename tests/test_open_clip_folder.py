@@ -15,13 +15,13 @@ from toys.runs import run_without_us
 from transformers import BertConfig, BertModel
 
 from leam_mm.data.image_decoding import ImageDecoding
-from leam_mm.data.tokenizer import Tokenizer
+from leam_mm.data.tokenizer import TOKENIZER_FILES, Tokenizer
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.encoders.hugging_face_text import HuggingFaceText
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
 from leam_mm.errors import UserError
-from leam_mm.release.open_clip_folder import CONFIG, TOKENIZER_FILES, WEIGHTS, plain_weights, write_open_clip_folder
+from leam_mm.release.open_clip_folder import CONFIG, WEIGHTS, plain_weights, write_open_clip_folder
 
 CAPTIONS = ["Ein rotes Quadrat", "l’oiseau «bleu»", "Ένα κόκκινο τετράγωνο", "a " * 40, "", "Червен КВАДРАТ &amp; кръг"]
 

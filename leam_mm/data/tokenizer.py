@@ -36,6 +36,7 @@ class Tokenizer:
         self.has_files = hasattr(self._tokenize, "tokenizer")
         if not self.has_files:
             self.vocabulary, self.pad, self.end = self._tokenize.vocab_size, 0, self._tokenize.eot_token_id
+            self.begin: int | None = self._tokenize.sot_token_id
             return
         inner = self._tokenize.tokenizer
         # BERT calls its end token the separator.
@@ -45,6 +46,7 @@ class Tokenizer:
                 f"{path}: this tokenizer has no padding or no end token, or pads on the left; give that of an encoder"
             )
         self.vocabulary, self.pad, self.end = len(inner), int(inner.pad_token_id), int(end)
+        self.begin = inner.bos_token_id if inner.bos_token_id is not None else inner.cls_token_id
 
     def _open(self) -> Any:
         """Return the tokenizer that open_clip would open for this folder."""

@@ -119,6 +119,7 @@ class ReleaseFacts:
         content: What the available shards hold; None where none were given.
         images: Images of the release that show what the generator makes: path in the release to the text that
             describes it.
+        left_out: Reason why the release has no format for a library, by library.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ReleaseFacts:
     files: Mapping[str, str] = field(default_factory=dict)
     content: TrainingContent | None = None
     images: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def embeds(self) -> bool:

@@ -11,13 +11,11 @@ hidden states. The scheduler takes the timesteps of our sampler.
 
 import copy
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PRXPipeline
 from open_clip.model import CLIP
-from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from leam_mm.captions.caption_encoder import CaptionEncoder
@@ -31,6 +29,7 @@ from leam_mm.diffusion.time_shift import TimeShift
 from leam_mm.diffusion.variance_preserving import BETA_END, BETA_START, TABLE_STEPS, VariancePreserving
 from leam_mm.encoders.dual_encoder import DualEncoder, TextTower
 from leam_mm.errors import UserError
+from leam_mm.release.clip_weight_names import text_weights
 from leam_mm.release.open_clip_folder import plain_weights
 from leam_mm.release.transformers_versions import make_loadable
 
@@ -38,15 +37,6 @@ if TYPE_CHECKING:
     from leam_mm.diffusion_module import LatentDiffusionModule
 
 log = logging.getLogger(__name__)
-
-# open_clip's names inside a block of the text tower -> those of transformers; in_proj is split into q, k and v.
-BLOCK_NAMES = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
 
 
 def write_diffusers_folder(generator: "LatentDiffusionModule", folder: Path) -> None:
@@ -208,28 +198,3 @@ def clip_text_model(encoder: DualEncoder, tokenizer_path: Path) -> CLIPTextModel
     model = CLIPTextModel(config)
     model.load_state_dict(text_weights(weights))
     return model.eval()
-
-
-def text_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the text tower's weights from open_clip to transformers, without the projection.
-
-    Args:
-        weights: State of an open_clip CLIP; other entries are ignored.
-    """
-    renamed = {
-        "embeddings.token_embedding.weight": weights["token_embedding.weight"],
-        "embeddings.position_embedding.weight": weights["positional_embedding"],
-        "final_layer_norm.weight": weights["ln_final.weight"],
-        "final_layer_norm.bias": weights["ln_final.bias"],
-    }
-    for name, value in weights.items():
-        block = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)", name)
-        if block is None:
-            continue
-        layer, part, kind = f"encoder.layers.{block[1]}", block[2], block[3]
-        if part == "attn.in_proj":
-            for projection, piece in zip("qkv", value.chunk(3), strict=True):  # rows are in the order q, k, v
-                renamed[f"{layer}.self_attn.{projection}_proj.{kind}"] = piece.clone()
-        else:
-            renamed[f"{layer}.{BLOCK_NAMES[part]}.{kind}"] = value
-    return renamed

@@ -9,7 +9,6 @@ repository on the hub. Both are written: start open_clip inside FOLDER, with "lo
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.tokenizer import TOKENIZER_FILES
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.errors import UserError
 from leam_mm.files import write_json
+from leam_mm.release.tokenizer_files import copy_tokenizer
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"  # the first name that open_clip looks for
@@ -58,7 +57,7 @@ def write_open_clip_folder(module: ContrastiveModule, folder: Path, name: str) -
     write_json(folder / CONFIG, config, indent=2)
     save_file(plain_weights(encoder.plain_clip()), str(folder / WEIGHTS), metadata={"format": "pt"})
     if module.tokenizer.has_files:
-        copy_tokenizer(module.tokenizer.path, folder)
+        copy_tokenizer(module.tokenizer, folder)
 
 
 def open_clip_config(encoder: DualEncoder, name: str) -> dict[str, Any]:
@@ -85,16 +84,6 @@ def plain_weights(model: nn.Module) -> dict[str, Tensor]:
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"weight {name} is not finite: the run diverged, release an earlier checkpoint")
     return weights
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the files of a tokenizer, and nothing else of its folder."""
-    missing = [name for name in TOKENIZER_FILES[:2] if not (source / name).is_file()]
-    if missing:
-        raise UserError(f"{source} lacks {', '.join(missing)}: give the tokenizer of data_tools/train_tokenizer.py")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _decimals(values: Tensor) -> list[float]:

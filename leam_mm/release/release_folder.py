@@ -39,9 +39,9 @@ from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, 
 from leam_mm.release.card_image import copy_card_image
 from leam_mm.release.data_sources import add_sources, data_folders
 from leam_mm.release.diffusers_folder import write_diffusers_folder
+from leam_mm.release.encoder_folder import ROOT, Formats, write_encoder
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
-from leam_mm.release.open_clip_folder import write_open_clip_folder
 from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
 from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
@@ -94,22 +94,21 @@ def write_release(
     check_folder(folder)
     with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
-        stages, towers, low_rank = [], None, False
+        stages, towers, low_rank, formats = [], None, False, Formats()
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
-            write_open_clip_folder(encoder, temporary, name)
+            formats = write_encoder(encoder, temporary, name)
             towers = encoder.ema_encoder()
             stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and module is not None:
             write_diffusers_folder(module, temporary)
+            formats.folders["diffusers"] = ROOT
             denoiser = module.ema_denoiser()
             if low_rank := has_low_rank(denoiser):
                 write_low_rank_folder(denoiser, temporary / LOW_RANK)
-            own = [
-                denoiser.plain_model(),
-                *filter(None, [denoiser.caption_tower]),
-            ]  # unlike the encoder's
+            # A caption tower is another one than that of the encoder.
+            own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
         stages = [add_sources(stage, shards) for stage in stages]
@@ -132,6 +131,8 @@ def write_release(
             files={name: file_sha256(temporary / name) for name in released_names(temporary)},
             content=count_training_content(shards),
             denoiser=network_kind(module),
+            formats=formats.folders,
+            left_out=formats.left_out,
         )
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -164,14 +166,29 @@ class Blocker:
         if name.split(".")[0] in ("leam_mm", "data_tools"):
             raise ImportError(f"{name} must not be needed")
 sys.meta_path.insert(0, Blocker())
+
+import socket
+def refused(*_, **__):
+    raise OSError("this process has no network")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refused
 """
 
 
-def run_without_us(code: str, folder: Path) -> str:
-    """Run code in a process that cannot import our package, offline, in the given folder."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def run_without_us(code: str, folder: Path, *paths: str) -> str:
+    """Run code in the given folder, in a process that has no network, an empty cache, and cannot import our package.
+
+    Args:
+        code: Python code.
+        folder: The current directory of the process.
+        paths: Folders of packages that come before the installed ones.
+    """
+    extras = find_spec("sentence_transformers")  # may lie outside the environment
+    folders = [*paths, *([str(Path(str(extras.origin)).parents[1])] if extras is not None else [])]
     command = [sys.executable, "-c", WITHOUT_US + code]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    with tempfile.TemporaryDirectory() as cache:
+        changes = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": cache, "PYTHONPATH": ":".join(folders)}
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | changes, capture_output=True, text=True, timeout=240
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
