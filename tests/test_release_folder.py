@@ -257,7 +257,7 @@ def test_a_codec_of_diffusers_is_released_with_its_stated_licence(runs: Path, tm
           "--name", "toy"])  # fmt: skip
     card = (output / "README.md").read_text()
     assert f"| latent codec | private/vae | lab &#124; terms | {weights} |" in card
-    assert re.search(r"\| codec \| [\d,]+ \| not measured \|", card)
+    assert re.search(r"\| latent codec \| [\d,]+ \| not measured \|", card)
     stage = json.loads((output / EVIDENCE_FILE).read_text())["stages"]["codec"]
     assert stage["checkpoint_sha256"] == weights and stage["samples_seen"] is None and stage["energy"] is None
     kept = [file for file in output.rglob("*.json") if str(tmp_path) in file.read_text()]
