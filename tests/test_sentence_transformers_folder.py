@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_transformers_folder import OTHER, answer, write_inputs
 from toys.encoders import tiny_clip
+from toys.release_inputs import OTHER, answer, write_inputs
 from toys.runs import run_without_us
 
 from leam_mm.release.encoder_folder import write_encoder

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from toys.encoders import tiny_clip
+from toys.release_inputs import OTHER, answer, write_inputs
 from toys.runs import run_without_us
 from transformers import AutoTokenizer, CLIPImageProcessor
 
@@ -23,10 +24,6 @@ from leam_mm.encoders.pretrained_encoder import PretrainedEncoder
 from leam_mm.release.encoder_folder import write_encoder
 from leam_mm.release.transformers_folder import CONFIG, PROCESSOR, WEIGHTS, why_not
 
-CAPTIONS = [
-    "Ein rotes Quadrat", "l’oiseau «bleu»", "„Ένα κόκκινο“  τετράγωνο\n", "a " * 40, "", "een ĳzeren ﬁets <|x|>",
-]  # fmt: skip
-OTHER = "LEAM_MM_OTHER_TRANSFORMERS"  # folder with packages of another version: make test-transformers4
 EMBED = """
 import json, numpy, open_clip, torch, transformers
 from PIL import Image
@@ -57,15 +54,6 @@ print("ANSWER", transformers.__version__, words, pictures, logits.abs().max().it
 """
 
 
-def write_inputs(folder: Path) -> None:
-    """Write captions and images; one is turned upright by its aspect ratio alone, one has an odd remainder to crop."""
-    (folder / "captions.json").write_text(json.dumps(CAPTIONS))
-    generator = np.random.default_rng(0)
-    for number, (width, height) in enumerate([(33, 100), (64, 45), (20, 17)]):
-        pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-
-
 @pytest.fixture(scope="module")
 def folder(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A released encoder with inputs beside it."""
@@ -74,11 +62,6 @@ def folder(toy_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert formats.folders.keys() == {"open_clip", "transformers", "sentence_transformers"} and not formats.left_out
     write_inputs(folder)
     return folder
-
-
-def answer(printed: str) -> tuple[str, list[float]]:
-    version, *numbers = printed[printed.index("ANSWER") :].split()[1:5]
-    return version, [float(number) for number in numbers]
 
 
 def test_transformers_gives_the_embeddings_of_open_clip_without_us(folder: Path) -> None:
