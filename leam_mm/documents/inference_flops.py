@@ -1,13 +1,16 @@
 """Floating-point operations of one use of the released networks, counted from the settings of their runs."""
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.errors import UserError
 from leam_mm.planning import counted_flops as counted
+from leam_mm.planning.recipe_file import arguments
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +41,19 @@ def inference_flops(facts: ReleaseFacts) -> list[InferenceUse]:
         if not stage.recipe:
             continue
         try:
-            found += _uses(stage.recipe)
+            found += _uses(json.dumps(stage.recipe, sort_keys=True))
         except (UserError, KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
             log.warning("the inference of %s is not counted: %s", stage.kind, str(error).splitlines()[0:1])
     return found
 
 
-def _uses(recipe: Mapping[str, Any]) -> Iterator[InferenceUse]:
-    """Yield the uses of the network of one recipe, built without memory for its weights."""
+@lru_cache(maxsize=16)
+def _uses(recipe: str) -> tuple[InferenceUse, ...]:
+    """Return the uses of the network of one recipe (JSON), built without memory for its weights."""
+    return tuple(_counted(json.loads(recipe)))
+
+
+def _counted(recipe: Mapping[str, Any]) -> Iterator[InferenceUse]:
     model = dict(recipe["model"])
     kind = str(model["class_path"]).rpartition(".")[2]
     if kind == "LatentDiffusionModule":  # techniques of training, such as masking, change what a step computes
@@ -60,5 +68,5 @@ def _uses(recipe: Mapping[str, Any]) -> Iterator[InferenceUse]:
         flops = counted.count_denoiser(module, (side, side), counted.DEFAULT_CAPTION)
         yield InferenceUse("denoise", side, flops)
     elif kind == "LatentCodecModule":
-        size = int(((recipe["data"].get("init_args") or {}).get("image") or {}).get("init_args", {})["image_size"])
+        size = int(arguments(arguments(recipe["data"]).get("image"))["image_size"])
         yield InferenceUse("decode", size, counted.count_codec(module, size)["decoder"])

@@ -121,7 +121,9 @@ def _model_card(stage: StageFacts, facts: ReleaseFacts, publisher: PublisherFiel
             "outputs": outputs,
         },
         "quantitativeAnalysis": {
-            "performanceMetrics": [metric for row in facts.metrics if _concerns(row, stage) for metric in _metrics(row)]
+            "performanceMetrics": [
+                metric for row in facts.metrics if _concerns(row, stage, facts) for metric in _metrics(row)
+            ]
         },
         "considerations": {
             "useCases": publisher.text("intended_uses", language),
@@ -131,10 +133,10 @@ def _model_card(stage: StageFacts, facts: ReleaseFacts, publisher: PublisherFiel
     }
 
 
-def _concerns(row: Mapping[str, Any], stage: StageFacts) -> bool:
-    """Return whether a result was measured on a part; a result that names no part concerns the encoder."""
+def _concerns(row: Mapping[str, Any], stage: StageFacts, facts: ReleaseFacts) -> bool:
+    """Return whether a result was measured on a part; a result that names no part concerns the first one."""
     tested = {kind for kind, entry in (row.get("checkpoints") or {}).items() if entry}
-    return stage.kind in tested or (not tested and stage.kind == "clip")
+    return stage.kind in tested or (not tested and stage is facts.stages[0])
 
 
 def _metrics(row: Mapping[str, Any]) -> list[dict[str, Any]]:
