@@ -4,7 +4,8 @@
         --ledger shards/ledger.parquet --provider provider.yaml --output description
 
 OUTPUT gets croissant.json (Croissant 1.1 with RAI 1.0), training_summary.json and .md (the data half of the public
-summary of Art. 53(1)(d)), statistics.json and statistics.html. Ledgers in the shard folders are found; those of earlier
+summary of Art. 53(1)(d)), statistics.json, statistics.html, and training_content.json, whose counts ``release build
+--description OUTPUT`` takes over. Ledgers in the shard folders are found; those of earlier
 stages are named by --ledger. What no ledger can know comes from provider.yaml, where everything is optional, and is
 "not stated" otherwise:
 
@@ -25,8 +26,10 @@ import yaml
 
 from data_tools.description.statistics_page import page
 from leam_mm.command_line import parse_settings
+from leam_mm.documents.content_file import DESCRIBED, content_text
 from leam_mm.documents.croissant import croissant, missing
 from leam_mm.documents.dataset_statistics import statistics, thumbnails
+from leam_mm.documents.training_content import training_content
 from leam_mm.documents.training_summary import check_provider, summary_text, training_summary
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json, write_text
@@ -94,6 +97,7 @@ def describe(settings: DescribeSettings, provider: dict[str, Any]) -> list[str]:
     markdown = summary_text(summary)
     metadata = croissant(shards, counted, provider, settings.place or settings.output)
     write_json(settings.output / "statistics.json", counted)
+    write_text(settings.output / DESCRIBED, content_text(training_content(shards, counted, tally)))
     write_text(settings.output / "statistics.html", html)
     write_json(settings.output / "training_summary.json", summary)
     write_text(settings.output / "training_summary.md", markdown)

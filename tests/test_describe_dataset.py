@@ -21,7 +21,10 @@ from leam_mm.errors import UserError
 
 SECTIONS = ("1.3", "2.1", "2.2.1", "2.2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3")
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
-FILES = ("croissant.json", "statistics.html", "statistics.json", "training_summary.json", "training_summary.md")
+FILES = (
+    *("croissant.json", "statistics.html", "statistics.json", "training_content.json"),
+    *("training_summary.json", "training_summary.md"),
+)
 
 
 def screened(place: Path, dropped: int = 6) -> Path:

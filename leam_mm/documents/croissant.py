@@ -74,7 +74,7 @@ def croissant(
     inside = [{"@id": entry["@id"]} for entry in files if entry["encodingFormat"] == TAR]
     of_others = {entry["@id"].removesuffix(".records.jsonl") for entry in files if entry["encodingFormat"] == LINES}
     own = [entry for entry in inside if entry["@id"].removesuffix(".tar") not in of_others]
-    formats = [name for name in statistics["formats"] if name != "none"]
+    formats = [name for name in statistics["formats"] if name in MEDIA_TYPES]
     image_types = [MEDIA_TYPES[name] for name in formats]
     sets = [
         file_set("picture-files", inside, image_types, [f"*.{name}" for name in formats]),

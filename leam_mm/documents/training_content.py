@@ -102,8 +102,20 @@ def count_training_content(folders: Iterable[Path], ledgers: Sequence[Path] = ()
         return None
     found = [ledger for folder in own for ledger in usable_ledgers(folder)]
     counted, tally = statistics(list(own), [*ledgers, *found], own=False)
+    return training_content(own, counted, tally)
+
+
+def training_content(folders: Sequence[Path], counted: Mapping[str, Any], tally: Tally) -> TrainingContent:
+    """Return the counts of shard folders together with what the records of each folder show.
+
+    Args:
+        folders: The folders.
+        counted: Their statistics.
+        tally: The counts that these were made from.
+    """
     sets = {str(entry["name"]): entry for entry in counted["data_sets"]}
-    return TrainingContent(counted, tally, own, tuple(_evidence(folder, sets[folder.name], tally) for folder in own))
+    evidence = tuple(_evidence(folder, sets[folder.name], tally) for folder in folders)
+    return TrainingContent(counted, tally, tuple(folders), evidence)
 
 
 def usable_ledgers(folder: Path) -> list[Path]:

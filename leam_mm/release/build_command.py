@@ -27,6 +27,8 @@ class BuildOptions:
         codec: The generator's codec, if it was moved since training.
         results: results.jsonl files of evaluate.py.
         shards: Training shards, to count samples and licences.
+        description: Output folder of data_tools/describe_dataset.py with the counts of these shards, which are then not
+            read a second time.
         licence: Licence of the weights.
         publisher: File of ``init`` with what only the publisher knows, such as names and addresses.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
@@ -39,6 +41,7 @@ class BuildOptions:
     codec: Path | None = None
     results: list[Path] = field(default_factory=list, metadata={"nargs": "*"})
     shards: list[Path] = field(default_factory=list, metadata={"nargs": "*"})
+    description: Path | None = None
     licence: str = "Apache-2.0"
     publisher: Path | None = None
     trust: str = ""
@@ -70,7 +73,7 @@ def build(options: BuildOptions) -> int:
     with console.status("writing the release"):
         facts = write_release(
             options.output, options.name, options.licence, options.clip,
-            options.generator, options.codec, options.results, options.shards, publisher,
+            options.generator, options.codec, options.results, options.shards, publisher, options.description,
         )  # fmt: skip
     table = Table(title=f"wrote {options.output}")
     for column in ("part", "parameters", "samples seen"):

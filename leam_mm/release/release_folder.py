@@ -27,10 +27,11 @@ from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.content_file import described_content
 from leam_mm.documents.facts_file import facts_record
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
-from leam_mm.documents.training_content import count_training_content
+from leam_mm.documents.training_content import TrainingContent, count_training_content
 from leam_mm.documents.training_flops import training_flops
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
@@ -63,6 +64,7 @@ def write_release(
     results: Sequence[Path] = (),
     shards: Sequence[Path] = (),
     publisher: PublisherFields | None = None,
+    description: Path | None = None,
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -76,6 +78,8 @@ def write_release(
         results: results.jsonl files of evaluate.py, or their folders.
         shards: Shard folders of the training, to count samples and licences.
         publisher: What only the publisher knows, see ``read_publisher``; None leaves it open.
+        description: Output folder of data_tools/describe_dataset.py, whose counts of the shards are taken over; None
+            counts the shards.
 
     Returns:
         The content of the model card.
@@ -129,7 +133,7 @@ def write_release(
             straight_paths=module is None or isinstance(module.process, RectifiedFlow),
             images=images,
             files={name: file_sha256(temporary / name) for name in released_names(temporary)},
-            content=count_training_content(shards),
+            content=_content(shards, description, stages),
             denoiser=network_kind(module),
             formats=formats.folders,
             left_out=formats.left_out,
@@ -138,6 +142,13 @@ def write_release(
         give_default_permissions(temporary)
         write_evidence(facts, temporary, publisher.version)
     return facts
+
+
+def _content(shards: Sequence[Path], description: Path | None, stages: Sequence[StageFacts]) -> TrainingContent | None:
+    """Return the counts of the training data: taken over, or counted."""
+    if description is None:
+        return count_training_content(shards)
+    return described_content(shards, description, {root for stage in stages for root in stage.origins})
 
 
 def captions_length(module: LatentDiffusionModule | None) -> int:
