@@ -172,7 +172,9 @@ def _credentials(found: dict[str, Any]) -> Credentials:
     assertions = {str(each["label"]): each["data"] for each in manifest.get("assertions", [])}
     actions = [action for label, data in assertions.items() if label.startswith("c2pa.actions")
                for action in data["actions"]]  # fmt: skip
-    made = next((action for action in actions if action.get("digitalSourceType") in (GENERATED, EDITED)), {})
+    made: dict[str, Any] = next(
+        (action for action in actions if action.get("digitalSourceType") in (GENERATED, EDITED)), {}
+    )
     agent = made.get("softwareAgent") or {}
     agent = agent if isinstance(agent, dict) else {"name": agent}
     details = assertions.get(DETAILS) or {}
