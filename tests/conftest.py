@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import pytest
 import torch
+from toys.built_releases import built_release, release
 from toys.namespaces import hosts
 from toys.published import fetch_setting
 from toys.ranks import mesh
@@ -29,7 +30,7 @@ from toys.slurm import cluster, two_nodes
 
 from leam_mm.callbacks.compilation import probe
 
-__all__ = ["cluster", "fetch_setting", "hosts", "mesh", "server", "two_nodes"]
+__all__ = ["built_release", "cluster", "fetch_setting", "hosts", "mesh", "release", "server", "two_nodes"]
 # The key that signs generated images is made there, not in the home of who runs the tests; programs inherit it.
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="leam_mm_tests_")
 atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)

@@ -1,7 +1,7 @@
 """Signature over a whole release in OpenSSF's model-signing format: a Sigstore bundle, made with a key, offline.
 
 The bundle ``model.sig`` holds an in-toto statement with the SHA-256 of every other file in a DSSE envelope. Its own
-program checks it, too: ``python -m model_signing verify key DIR --signature DIR/model.sig --public-key KEY``.
+program checks it, too: ``python -m model_signing verify key DIR --signature DIR/model.sig --public_key KEY``.
 
 Format: https://github.com/sigstore/model-transparency, docs/model_signing_format.md; https://docs.sigstore.dev/about/bundle;
 https://github.com/secure-systems-lab/dsse.
@@ -45,9 +45,7 @@ def sign_release(folder: Path, name: str, digests: Mapping[str, str], private_ke
     Raises:
         UserError: The key is none, or the library is missing.
     """
-    check_private_key(private_key)
-    if private_key.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"{private_key} lies in the release that it signs: move the private key elsewhere")
+    check_private_key(private_key, folder)
     signing = _library().signing
     config = signing.Config().use_elliptic_key_signer(private_key=private_key)
     config.set_hashing_config(_known_digests(name, digests))
@@ -124,12 +122,18 @@ def signed_digests(path: Path) -> dict[str, str]:
     return found
 
 
-def check_private_key(file: Path) -> None:
+def check_private_key(file: Path, folder: Path) -> None:
     """Refuse a key that model-signing cannot sign with.
 
+    Args:
+        file: The key.
+        folder: The release, which would be published with a key that lies in it.
+
     Raises:
-        UserError: It is no unencrypted PEM file of an ECDSA key on P-256.
+        UserError: It is no unencrypted PEM file of an ECDSA key on P-256, or it lies in the release.
     """
+    if file.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{file} lies in the release that it signs: move the private key elsewhere")
     try:
         key = load_pem_private_key(_key_bytes(file), password=None)
     except TypeError:

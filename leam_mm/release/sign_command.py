@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from leam_mm.release.model_signature import sign_release
+from leam_mm.release.model_signature import check_private_key, sign_release
 from leam_mm.release.verify_command import show
 from leam_mm.release.verify_release import verify_release
 from leam_mm.release_record import SIGNATURE
@@ -27,6 +27,7 @@ class SignOptions:
 def sign(options: SignOptions) -> int:
     """Check and sign a release, and return the exit code."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    check_private_key(options.private_key, options.folder)
     found = verify_release(options.folder, signed=False)  # an older signature is replaced
     if found.faults:
         show(found, options.folder, console)
