@@ -160,5 +160,5 @@ def pool(state: Tensor, mask: Tensor) -> Tensor:
     """
     mask = mask.to(state.device)
     last = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
-    chosen = state[torch.arange(len(state), device=state.device), last.argmax(1)]
+    chosen = state[torch.arange(state.shape[0], device=state.device), last.argmax(1)]
     return torch.where(mask.any(1)[:, None], chosen, 0.0)

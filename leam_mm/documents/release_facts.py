@@ -112,6 +112,8 @@ class ReleaseFacts:
         generated_size: H = W in pixels of generated images; None without a generator.
         low_rank: Whether the generator's low-rank additions are in the release, too.
         straight_paths: Whether the generator is a rectified flow, as the card's lines for editing images require.
+        onnx: What became of each network in ONNX: name, files, opset, inputs, output, max_difference to torch, reason;
+            empty where ONNX was not asked for.
         denoiser: Kind of the generator's network: PRXDenoiser, UNetDenoiser or SD3Denoiser.
         formats: Folder inside the release that each library loads, by library: open_clip, transformers,
             sentence_transformers, diffusers, onnx.
@@ -133,6 +135,7 @@ class ReleaseFacts:
     low_rank: bool = False
     straight_paths: bool = True
     denoiser: str = "PRXDenoiser"
+    onnx: Sequence[Mapping[str, Any]] = ()
     formats: Mapping[str, str] = field(default_factory=lambda: {"open_clip": ".", "diffusers": "."})
     files: Mapping[str, str] = field(default_factory=dict)
     content: TrainingContent | None = None

@@ -31,6 +31,7 @@ class BuildOptions:
             read a second time.
         licence: Licence of the weights.
         publisher: File of ``init`` with what only the publisher knows, such as names and addresses.
+        onnx: Write each network as an ONNX file, too (needs the extra onnx, and minutes).
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
 
@@ -44,6 +45,7 @@ class BuildOptions:
     description: Path | None = None
     licence: str = "Apache-2.0"
     publisher: Path | None = None
+    onnx: bool = False
     trust: str = ""
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ def build(options: BuildOptions) -> int:
         facts = write_release(
             options.output, options.name, options.licence, options.clip,
             options.generator, options.codec, options.results, options.shards, publisher, options.description,
+            options.onnx,
         )  # fmt: skip
     table = Table(title=f"wrote {options.output}")
     for column in ("part", "parameters", "samples seen"):

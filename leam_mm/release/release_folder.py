@@ -17,6 +17,7 @@ import pyarrow as pa
 import yaml
 from torch import nn
 
+from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
 from leam_mm.checkpoint import EVIDENCE, checkpoint_config, find_checkpoint, load_module, read_checkpoint
 from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.contrastive_module import ContrastiveModule
@@ -43,12 +44,14 @@ from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.encoder_folder import ROOT, Formats, write_encoder
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
+from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
 from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
 from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
 
 log = logging.getLogger(__name__)
 EVIDENCE_FILE = RELEASE
+ONNX = "onnx"  # folder of the networks in ONNX
 LOW_RANK = "generator_lora"  # folder of the generator's low-rank additions
 MAX_CARD = 1 << 20  # bytes
 WEIGHTS = ".safetensors"
@@ -65,6 +68,7 @@ def write_release(
     shards: Sequence[Path] = (),
     publisher: PublisherFields | None = None,
     description: Path | None = None,
+    onnx: bool = False,
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -80,6 +84,7 @@ def write_release(
         publisher: What only the publisher knows, see ``read_publisher``; None leaves it open.
         description: Output folder of data_tools/describe_dataset.py, whose counts of the shards are taken over; None
             counts the shards.
+        onnx: Write the networks as ONNX files, too.
 
     Returns:
         The content of the model card.
@@ -96,9 +101,11 @@ def write_release(
             f"--licence {licence} and licence: {publisher.licence} of release.yaml contradict each other: drop one"
         )
     check_folder(folder)
+    if onnx:
+        check_libraries()
     with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
-        stages, towers, low_rank, formats = [], None, False, Formats()
+        stages, towers, low_rank, formats, encoder = [], None, False, Formats(), None
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
             formats = write_encoder(encoder, temporary, name)
@@ -115,6 +122,10 @@ def write_release(
             own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
+        exported = write_onnx_folder(temporary / ONNX, encoder, module) if onnx else []
+        if any(record.files for record in exported):
+            formats.folders["onnx"] = ONNX
+        formats.left_out |= {f"onnx/{record.name}": record.reason for record in exported if not record.files}
         stages = [add_sources(stage, shards) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         write_results(metrics, temporary)
@@ -137,6 +148,7 @@ def write_release(
             denoiser=network_kind(module),
             formats=formats.folders,
             left_out=formats.left_out,
+            onnx=[asdict(record) for record in exported],
         )
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)
@@ -154,7 +166,8 @@ def _content(shards: Sequence[Path], description: Path | None, stages: Sequence[
 def captions_length(module: LatentDiffusionModule | None) -> int:
     """Return the most tokens of a caption that a generator reads, begin and end included."""
     assert module is not None
-    return module.caption_encoder.encoder.context_length
+    captions: Any = module.caption_encoder
+    return captions.context_length if isinstance(captions, HuggingFaceCaptions) else captions.encoder.context_length
 
 
 def network_kind(module: LatentDiffusionModule | None) -> str:
