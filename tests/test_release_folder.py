@@ -108,6 +108,19 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     assert all((output / f"{name}.png").is_file() for name in ("image", "redrawn", "inpainted"))
 
 
+@pytest.mark.slow
+def test_the_networks_are_exported_and_their_differences_recorded(runs: Path, tmp_path: Path) -> None:
+    for library in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(library)
+    output = tmp_path / "release"
+    parts = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--codec", str(runs / "codec")]
+    main(["build", *parts, "--name", "toy", "--output", str(output), "--onnx"])
+    evidence = json.loads((output / EVIDENCE_FILE).read_text())
+    assert len(evidence["onnx"]) == 6 and evidence["formats"]["onnx"] == "onnx"
+    for record in evidence["onnx"]:
+        assert record["max_difference"] < 1e-4 and f"onnx/{record['files'][0]}" in evidence["files"]
+
+
 def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
     main(
