@@ -57,7 +57,7 @@ test-extras: environment ## The tests that need extras: make test-extras EXTRAS=
 TRANSFORMERS4 = runs/transformers4
 test-transformers4: environment ## Releases load in transformers 4, too (needs a package index)
 	test -d $(TRANSFORMERS4) || $(RUN) -m pip install -q --no-deps --target $(TRANSFORMERS4) "transformers==4.57.*" "huggingface_hub<1" "tokenizers==0.22.*"
-	LEAM_MM_OTHER_TRANSFORMERS=$(abspath $(TRANSFORMERS4)) $(RUN) -m pytest tests/test_transformers_folder.py tests/test_sentence_transformers_folder.py
+	LEAM_MM_OTHER_TRANSFORMERS=$(abspath $(TRANSFORMERS4)) $(RUN) -m pytest tests/test_released_networks.py tests/test_transformers_folder.py tests/test_sentence_transformers_folder.py
 
 # Slurm with two virtual nodes is started for the tests; they skip without it (Debian, Ubuntu: slurm-wlm, munge) and without root.
 CLUSTER_TESTS = $(shell grep -lE 'mark\.slurm' tests/test_*.py)

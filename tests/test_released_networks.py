@@ -146,9 +146,9 @@ def test_no_file_names_a_path_of_this_machine(released: Path) -> None:
 def test_an_older_transformers_loads_the_text_encoder(
     generators: dict[str, LatentDiffusionModule], released: Path
 ) -> None:
-    older = os.environ.get("OLDER_TRANSFORMERS")
+    older = os.environ.get("LEAM_MM_OTHER_TRANSFORMERS")
     if not older:
-        pytest.skip("set OLDER_TRANSFORMERS to a folder with transformers 4.57 and the libraries that it needs")
+        pytest.skip("set LEAM_MM_OTHER_TRANSFORMERS to a folder with transformers 4.57 and the libraries that it needs")
     code = f"""
 import json, sys
 sys.path.insert(0, {older!r})
