@@ -158,6 +158,8 @@ def _options(field: "dataclasses.Field[Any]", kind: Any, named: bool) -> dict[st
     if lists:
         kind = typing.get_args(lists[0])[0]
         kind = str if kind is Path else kind  # jsonargparse cannot print a list of paths; `_paths` makes them
+        if typing.get_origin(kind) is typing.Literal:  # jsonargparse reads a list of them as one value
+            options["choices"], kind = typing.get_args(kind), str
         options["nargs"] = field.metadata.get("nargs", "+")
         if named and not default:  # values of a default would stay in front of the given ones
             options["action"] = _Extend

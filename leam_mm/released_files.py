@@ -3,6 +3,7 @@
 A release is one flat folder. Older ones hold the encoder in ``clip/`` and the generator in ``generator/``.
 """
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,12 +14,18 @@ from leam_mm.files import file_sha256
 from leam_mm.release_record import RELEASE, read_record
 
 Part = Literal["encoder", "generator", "codec"]
+VARIANT = re.compile(r"\.(fp16|bf16)(-\d+-of-\d+)?\.safetensors$|\.index\.(fp16|bf16)\.json$")
 # A file of each part, and the folder of the part in releases of format 1.
 PLACES: dict[Part, tuple[str, str]] = {
     "encoder": ("open_clip_config.json", "clip"),
     "generator": ("model_index.json", "generator"),
     "codec": ("vae/config.json", "generator/vae"),
 }
+
+
+def is_variant(file: Path) -> bool:
+    """Return whether a file holds the weights of another file in 16 bits."""
+    return VARIANT.search(file.name) is not None
 
 
 def released_parts(folder: Path) -> list[Part]:

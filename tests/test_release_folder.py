@@ -188,19 +188,26 @@ def test_the_folder_loads_from_any_directory(runs: Path, tmp_path: Path) -> None
     """One folder for both libraries, as one repository of a hub is."""
     output = tmp_path / "release"
     words = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "lab/toy"]
-    main(["build", *words, "--output", str(output)])
+    main(["build", *words, "--output", str(output), "--variants", "float16", "bfloat16"])
     (tmp_path / "elsewhere").mkdir()
     code = f"""
 import open_clip
+import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{output}")
 tokenizer = open_clip.get_tokenizer("local-dir:{output}")
 model.encode_text(tokenizer(["ein Kreis"])), model.encode_image(preprocess(Image.new("RGB", (40, 32)))[None])
 pipeline = DiffusionPipeline.from_pretrained("{output}")
+half = DiffusionPipeline.from_pretrained("{output}", variant="fp16", torch_dtype=torch.float16)
+networks = [part for part in half.components.values() if isinstance(part, torch.nn.Module)]
+assert len(networks) == 3 and all(part.dtype == torch.float16 for part in networks)
 print(type(pipeline).__name__)
 """
     assert "PRXPipeline" in run_without_us(code, tmp_path / "elsewhere")
+    variants = json.loads((output / EVIDENCE_FILE).read_text())["variants"]
+    assert variants.keys() == {"float16", "bfloat16"} and variants["float16"]["image_largest_difference"] < 2e-3
+    assert (output / "transformer" / "diffusion_pytorch_model.bf16.safetensors").is_file()
 
 
 @pytest.mark.parametrize("licence", ["", "  ", "a\nb", "x" * 300])

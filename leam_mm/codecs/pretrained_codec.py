@@ -10,7 +10,7 @@ from leam_mm.checkpoint import find_checkpoint, load_part
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.released_files import compare_released_files, released_part
+from leam_mm.released_files import compare_released_files, is_variant, released_part
 
 MAX_CONFIG = 1 << 20  # bytes
 
@@ -81,7 +81,7 @@ def codec_file(path: Path | str) -> Path:
     folder = codec_folder(path)
     if not _is_diffusers_folder(folder):
         return find_checkpoint(folder)
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(file for file in folder.glob("*.safetensors") if not is_variant(file))
     if len(weights) != 1:
         raise UserError(f"{folder} holds {len(weights)} safetensors files: give a folder with one autoencoder")
     return weights[0]

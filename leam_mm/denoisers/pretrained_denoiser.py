@@ -28,7 +28,7 @@ from leam_mm.encoders.low_rank import LowRank
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256, files_sha256
 from leam_mm.json_text import parse_object
-from leam_mm.released_files import RELEASE, compare_released_files
+from leam_mm.released_files import RELEASE, compare_released_files, is_variant
 
 log = logging.getLogger(__name__)
 MAX_CONFIG = 1 << 20  # bytes
@@ -107,7 +107,7 @@ def shape(model: Any) -> dict[str, Any]:
 
 def weights_sha256(folder: Path) -> str:
     """Return the digest of the safetensors of a folder; of several files, that of their names and digests."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if not is_variant(file))
     return file_sha256(files[0]) if len(files) == 1 else files_sha256(files)
 
 

@@ -121,6 +121,7 @@ class ReleaseFacts:
         content: What the available shards hold; None where none were given.
         images: Images of the release that show what the generator makes: path in the release to the text that
             describes it.
+        variants: Precisions of further files of weights, with the measured differences of their embeddings to float32.
         left_out: Reason why the release has no format for a library, by library.
     """
 
@@ -141,6 +142,7 @@ class ReleaseFacts:
     content: TrainingContent | None = None
     images: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, float | str]] = field(default_factory=dict)
 
     @property
     def embeds(self) -> bool:

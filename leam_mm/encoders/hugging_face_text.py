@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from leam_mm.errors import UserError
 from leam_mm.files import files_sha256
+from leam_mm.released_files import is_variant
 
 
 @dataclass
@@ -126,4 +127,4 @@ def transformers_model(model: str, texts: bool) -> Any:
 def folder_sha256(folder: Path) -> str:
     """Return one SHA-256 over the files that determine a model's output: weights, settings, tokenizer."""
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")])
-    return files_sha256(files)
+    return files_sha256(file for file in files if not is_variant(file))

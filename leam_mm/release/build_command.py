@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ class BuildOptions:
         licence: Licence of the weights.
         publisher: File of ``init`` with what only the publisher knows, such as names and addresses.
         onnx: Write each network as an ONNX file, too (needs the extra onnx, and minutes).
+        variants: Further files of weights for transformers and diffusers in 16 bits: bfloat16, float16.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
 
@@ -46,6 +48,7 @@ class BuildOptions:
     licence: str = "Apache-2.0"
     publisher: Path | None = None
     onnx: bool = False
+    variants: list[Literal["bfloat16", "float16"]] = field(default_factory=list, metadata={"nargs": "*"})
     trust: str = ""
 
     def __post_init__(self) -> None:
@@ -77,6 +80,7 @@ def build(options: BuildOptions) -> int:
             options.output, options.name, options.licence, options.clip,
             options.generator, options.codec, options.results, options.shards, publisher, options.description,
             options.onnx,
+            variants=options.variants,
         )  # fmt: skip
     table = Table(title=f"wrote {options.output}")
     for column in ("part", "parameters", "samples seen"):

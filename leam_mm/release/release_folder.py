@@ -8,7 +8,7 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +43,7 @@ from leam_mm.release.card_image import copy_card_image
 from leam_mm.release.data_sources import add_sources, data_folders
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.encoder_folder import ROOT, Formats, write_encoder
+from leam_mm.release.half_precision import HalfPrecision, embedding_differences, write_variants
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
@@ -70,6 +71,7 @@ def write_release(
     publisher: PublisherFields | None = None,
     description: Path | None = None,
     onnx: bool = False,
+    variants: Sequence[HalfPrecision] = (),
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -86,6 +88,7 @@ def write_release(
         description: Output folder of data_tools/describe_dataset.py, whose counts of the shards are taken over; None
             counts the shards.
         onnx: Write the networks as ONNX files, too.
+        variants: Precisions of further files of weights, for transformers and diffusers.
 
     Returns:
         The content of the model card.
@@ -107,9 +110,11 @@ def write_release(
     with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
         stages, towers, low_rank, formats, encoder = [], None, False, Formats(), None
+        differences: Mapping[str, Mapping[str, float | str]] = {variant: {} for variant in variants}
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
             formats = write_encoder(encoder, temporary, name)
+            differences = embedding_differences(encoder, variants)
             towers = encoder.ema_encoder()
             stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
@@ -127,6 +132,7 @@ def write_release(
         if any(record.files for record in exported):
             formats.folders["onnx"] = ONNX
         formats.left_out |= {f"onnx/{record.name}": record.reason for record in exported if not record.files}
+        write_variants(temporary, variants)
         stages = [add_sources(stage, shards) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         write_results(metrics, temporary)
@@ -150,6 +156,7 @@ def write_release(
             formats=formats.folders,
             left_out=formats.left_out,
             onnx=[asdict(record) for record in exported],
+            variants=differences,
         )
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)
