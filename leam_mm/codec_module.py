@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from leam_mm.checkpoint import EVIDENCE, refuse_other_weights
 from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, merge_statistics
+from leam_mm.codecs.marked_codec import MARK
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.batch import samples_seen
 from leam_mm.data.image_range import signed
@@ -76,12 +77,16 @@ class LatentCodecModule(LightningModule):
                 f"model.losses.kl_weight is {self.losses.kl_weight}, but an AutoencoderDC has no posterior: set 0 or "
                 "use KLCodec"
             )
+        if self.losses.mark is not None and trained != "decoder":
+            raise UserError("model.losses.mark marks a trained codec: set model.trained to decoder, and model.weights")
         self.codec, self.adversarial = codec, adversarial
         self.discriminator = adversarial.discriminator if adversarial is not None else None
         self.weights, self.trained, self._origin = weights, trained, dict[str, Any]()
         if trained == "decoder":
             codec.freeze_encoder()
         self.reconstruction, self.perceptual = self.losses.reconstruction or L1Loss(), self.losses.perceptual
+        self.mark = self.losses.mark
+        self._unmarked: list[LatentCodec] = []  # a list keeps it out of state dicts and optimizers
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.ema = start_average(codec, ema)
         self.automatic_optimization = adversarial is None
@@ -115,6 +120,9 @@ class LatentCodecModule(LightningModule):
                     "they were trained with"
                 ) from None
         self._origin = {"weights": self.weights, "sha256": source.checkpoint_evidence["sha256"]}  # type: ignore[union-attr, index]
+        if self.mark is not None:
+            self._unmarked = [source.requires_grad_(False)]
+            self._origin[MARK] = f"{self.mark.extractor.bits} bits"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume if `weights` has changed."""
@@ -163,7 +171,10 @@ class LatentCodecModule(LightningModule):
                 divergence = nats.mean() / raw[0].numel()
         else:
             raw = self.codec.encode_raw(image)
-        reconstruction = widened(self.codec.decode_raw(raw))
+        reconstruction, original = widened(self.codec.decode_raw(raw)), image
+        if self._unmarked:
+            with torch.no_grad():
+                image = widened(self._unmarked[0].to(image.device).decode_raw(raw))
         loss = self.reconstruction(reconstruction, image).mean()
         self.log("train/reconstruction", loss, sync_dist=True)
         if self.perceptual is not None:
@@ -173,6 +184,12 @@ class LatentCodecModule(LightningModule):
         if divergence is not None:
             self.log("train/divergence", divergence, sync_dist=True)
             loss = loss + self.losses.kl_weight * divergence
+        if self.mark is not None:
+            error, agree = self.mark(reconstruction, image, original, batch["sample_index"])
+            self.log("train/mark", error, sync_dist=True)
+            self.log("train/mark_bits", agree, prog_bar=True, sync_dist=True)
+            progress = self.global_step / max(1, int(self.trainer.estimated_stepping_batches))
+            loss = loss + self.mark.weight_at(progress) * error
         return loss, reconstruction
 
     def _discriminator_joined(self, settings: Adversarial, batch_size: int) -> bool:
@@ -300,7 +317,8 @@ class LatentCodecModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizers with their schedules."""
         total = int(self.trainer.estimated_stepping_batches)
-        networks: list[tuple[OptimizerCallable, nn.Module]] = [(self.optimizer, self.codec)]
+        trained = self.codec if self.mark is None else nn.ModuleList([self.codec, self.mark])
+        networks: list[tuple[OptimizerCallable, nn.Module]] = [(self.optimizer, trained)]
         if self.adversarial is not None:
             networks.append((self.adversarial.optimizer or self.optimizer, self.adversarial.discriminator))
         optimizers = [build_optimizer(build, network) for build, network in networks]

@@ -21,6 +21,7 @@ from leam_mm.captions.caption_encoders import encoder_file
 from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.checkpoint import is_run, load_module
 from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.codecs.marked_codec import takes_place_of
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.tokenizer import ENGLISH
@@ -110,7 +111,8 @@ def load_generator(
         for name, path in (("clip", clip), ("codec", codec)):
             if path is not None:
                 recorded = module.frozen.record().get(name, {}).get("sha256")
-                if encoder_file(path)[1] != recorded:
+                marked = name == "codec" and takes_place_of(path, str(recorded), module.frozen.codec)
+                if not marked and encoder_file(path)[1] != recorded:
                     raise UserError(
                         f"{path} is not the {name} that {address} was trained with (sha256 {str(recorded)[:12]}): give "
                         f"that one, or leave --{name} out"

@@ -14,7 +14,7 @@ from leam_mm.errors import UserError
 
 PARTS = (
     *("captions", "codec_module", "codecs", "contrastive_module", "denoisers", "diffusion", "diffusion_module"),
-    *("encoders", "losses", "optim", "techniques"),
+    *("encoders", "losses", "marking.image_changes", "marking.mark_extractor", "optim", "techniques"),
 )
 MODEL_CLASSES = (*(f"leam_mm.{name}" for name in PARTS), "torch.optim")
 RULE_CLASSES = ("data_tools.vetting",)

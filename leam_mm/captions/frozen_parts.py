@@ -14,6 +14,7 @@ from leam_mm.captions.caption_encoders import SeveralCaptionEncoders, caption_wi
 from leam_mm.captions.moved_parts import find_part
 from leam_mm.checkpoint import REBUILDING
 from leam_mm.codecs.latent_codec import LatentCodec
+from leam_mm.codecs.marked_codec import takes_place_of
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -127,6 +128,9 @@ class FrozenParts:
         if path is None:
             raise UserError(f"this needs the {name}, but model.init_args.frozen.{name} is empty: name its checkpoint")
         recorded = str(self.record().get(name, {}).get("sha256"))
+        if given is not None and name == "codec" and takes_place_of(given, recorded, self.codec):
+            self.paths[name] = given
+            return given
         if given is not None and encoder_file(given)[1] == recorded:
             self.paths[name] = given
             return given
@@ -137,6 +141,8 @@ class FrozenParts:
                 raise
             self.paths[name] = str(find_part(name, path, recorded, Path(self.origin)))
             return str(self.paths[name])
+        if name == "codec" and found != recorded and takes_place_of(path, recorded, self.codec):
+            return path
         if found != recorded:
             raise UserError(
                 f"{path} has changed since this generator was trained with it (sha256 {found[:12]}, then "

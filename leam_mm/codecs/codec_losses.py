@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch.cli import OptimizerCallable
 
+from leam_mm.codecs.decoder_mark_loss import DecoderMarkLoss
 from leam_mm.losses.reconstruction import PatchDiscriminator, ReconstructionLoss
 
 
@@ -16,12 +17,15 @@ class CodecLosses:
         perceptual: Distance of features, or None.
         perceptual_weight: Weight of the perceptual loss; the reconstruction has 1.
         kl_weight: Weight of the KL divergence from the standard normal, per latent value; needs a KLCodec.
+        mark: Mark in every decoding, or None. The distances are then taken to the decodings of the codec that the run
+            starts from, whose decoder alone is trained.
     """
 
     reconstruction: ReconstructionLoss | None = None
     perceptual: ReconstructionLoss | None = None
     perceptual_weight: float = 1.0
     kl_weight: float = 0.0
+    mark: DecoderMarkLoss | None = None
 
 
 @dataclass

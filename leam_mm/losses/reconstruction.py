@@ -26,6 +26,14 @@ class L1Loss(ReconstructionLoss):
         return (reconstruction - image).abs().mean((1, 2, 3))
 
 
+class SquaredLoss(ReconstructionLoss):
+    """Mean squared difference of the pixels, which hardly weighs differences too small to be seen."""
+
+    def forward(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Return the distance of each sample (B,), in units of the square of half the range from black to white."""
+        return (reconstruction - image).square().mean((1, 2, 3))
+
+
 def widened(tensor: Tensor) -> Tensor:
     """Convert half precision to float32, in which losses are summed; leave float32 and float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

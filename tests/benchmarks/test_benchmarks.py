@@ -39,6 +39,7 @@ BENCHMARKS = (
     "personal_data_rates",
     "detectors",
     "weak_scaling",
+    "mark_robustness",
 )
 
 
@@ -66,6 +67,7 @@ def test_every_benchmark_is_run() -> None:
         "hostile_server",
         "open_clip_peer",
         "processes",
+        "mark_changes",
         "measure",
         "picture_copies",
         "published_loop",
