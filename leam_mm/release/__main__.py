@@ -7,6 +7,7 @@ r"""Make, check, sign and serve a release folder of trained models.
         --shards runs/quickstart/shards/train
     python -m leam_mm.release verify runs/quickstart/release
     python -m leam_mm.release sign runs/quickstart/release --private-key private_key.pem
+    python -m leam_mm.release publish runs/quickstart/release --to mirror --version 1.0
     python -m leam_mm.release serve runs/quickstart/release
 
 Each command is a dataclass of options and a function in a file of its own.
@@ -21,6 +22,7 @@ from leam_mm.command_line import parse_commands
 from leam_mm.errors import run
 from leam_mm.release.build_command import BuildOptions, build
 from leam_mm.release.init_command import InitOptions, init
+from leam_mm.release.publish_command import PublishOptions, publish
 from leam_mm.release.serve_verified import serve_verified
 from leam_mm.release.sign_command import SignOptions, sign
 from leam_mm.release.verify_command import VerifyOptions, verify
@@ -47,6 +49,7 @@ COMMANDS = {
     "build": Command(BuildOptions, build),
     "verify": Command(VerifyOptions, verify, ("folder",)),
     "sign": Command(SignOptions, sign, ("folder",)),
+    "publish": Command(PublishOptions, publish, ("folder",)),
     "serve": Command(ServeOptions, serve_verified, ("folder",)),
 }
 
