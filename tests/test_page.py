@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,15 +137,20 @@ def test_an_uploaded_address_is_not_fetched(page: Served, server) -> None:
     assert server.requests == []
 
 
-def test_a_request_of_a_gone_client_is_dropped(page: Served) -> None:
-    draw = event_with(page, 5)
-    for client in range(4):
-        page.join(f"gone{client}", draw, ["x", 1, 8, 100, 4.0])
+def test_requests_of_gone_clients_are_dropped(page: Served) -> None:
+    draw, large = event_with(page, 5), ["x", 1, 8, 100, 4.0]
+    start = time.monotonic()
+    page.ask("patient", draw, large)
+    alone = time.monotonic() - start
+    for client in range(6):
+        page.join(f"gone{client}", draw, large)
         stream = page.messages(f"gone{client}")
         next(stream)
         stream.close()
+    start = time.monotonic()
     states = page.ask("here", draw, ["x", 1, 1, 1, 4.0])
     assert "Finished." in states[-1][0]
+    assert time.monotonic() - start < 3 * alone + 2
 
 
 @pytest.mark.slow
@@ -152,6 +158,10 @@ def test_logs_name_no_prompt_and_ctrl_c_ends_it(release: Path) -> None:
     with served(release) as page:
         page.ask("s1", event_with(page, 5), ["my secret prompt", 7, 1, 1, 4.0])
         page.ask("s1", event_with(page, 5), ["my secret prompt", "my secret seed", 1, 1, 4.0])
+        page.join("gone", event_with(page, 5), ["my secret prompt", 7, 8, 100, 4.0])
+        stream = page.messages("gone")
+        next(stream)
+        stream.close()
     log = "".join(page.lines)
     assert page.process.returncode == 0 and "secret" not in log and "Traceback" not in log, log
     assert "the page is closed" in log

@@ -65,13 +65,22 @@ def draw(tab: Any, language: str, prompt: str) -> None:
     tab.get_by_role("status").filter(has_text=DONE[language]).wait_for(timeout=60_000)
 
 
+def upload(tab: Any, name: str, place: str, folder: Path) -> None:
+    Image.new("RGB", (40, 40), "red").save(folder / "photo.png")
+    tab.get_by_role("tab", name=name).click()
+    tab.locator(f"#{place} input[type=file]").set_input_files(folder / "photo.png")
+    tab.locator(f"#{place} img").wait_for()
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("language", ["en", "de"])
-def test_no_serious_violation_on_any_tab(browser: Any, page: Served, language: str, theme: str) -> None:
+def test_no_serious_violation_on_any_tab(browser: Any, page: Served, language: str, theme: str, tmp_path: Path) -> None:
     tab = open_page(browser, page, language, theme)
     assert tab.evaluate("document.documentElement.lang") == language
     assert tab.evaluate("document.body.classList.contains('dark')") == DARK[theme]
     draw(tab, language, "ein Kreis")
+    upload(tab, TABS[language][1], "edit-image", tmp_path)
+    upload(tab, TABS[language][2], "label-image", tmp_path)
     found = []
     for name in TABS[language]:
         tab.get_by_role("tab", name=name).click()
@@ -131,12 +140,9 @@ def test_a_saved_image_is_still_marked(browser: Any, page: Served, tmp_path: Pat
 
 
 def test_images_are_uploaded_edited_and_labelled(browser: Any, page: Served, tmp_path: Path) -> None:
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "photo.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     tab = open_page(browser, page, "en")
-    tab.get_by_role("tab", name="Edit").click()
-    tab.locator("#edit-image input[type=file]").set_input_files(tmp_path / "photo.png")
-    tab.locator("#edit-image img").wait_for()
+    upload(tab, "Edit", "edit-image", tmp_path)
     panel = tab.get_by_role("tabpanel").filter(has_text="Image to edit")
     panel.get_by_role("textbox").first.fill("a star")
     panel.get_by_role("button", name="Edit", exact=True).click()

@@ -1,6 +1,7 @@
 """leam_mm/serving/request_queue.py and answers.py: order, limits, dropped requests, and what a person is told."""
 
 import asyncio
+import gc
 import logging
 import threading
 from concurrent.futures import CancelledError
@@ -104,7 +105,33 @@ def test_a_person_is_told_the_position_and_the_end() -> None:
     queue.close()
 
 
-def test_a_closed_answer_drops_its_request() -> None:
+def test_a_closed_answer_drops_its_running_request(caplog: pytest.LogCaptureFixture) -> None:
+    queue, running, stopped = RequestQueue(), threading.Event(), threading.Event()
+
+    def work(ticket: Ticket) -> None:
+        running.set()
+        try:
+            while True:
+                ticket.check()
+        finally:
+            stopped.set()
+
+    async def leave() -> None:
+        found = answers(queue, "gone", ENGLISH, work)
+        await anext(found)
+        assert await asyncio.to_thread(running.wait, 10)
+        await found.aclose()
+        assert await asyncio.to_thread(stopped.wait, 10)
+        await asyncio.sleep(0.05)
+
+    with caplog.at_level(logging.DEBUG):
+        asyncio.run(leave())
+        gc.collect()
+    assert "never retrieved" not in caplog.text and len(queue) == 0
+    queue.close()
+
+
+def test_a_closed_answer_drops_its_waiting_request() -> None:
     """gradio closes the iterator when the browser is gone."""
     queue = RequestQueue()
     release, _ = held(queue)

@@ -238,6 +238,8 @@ def test_wrong_commands_are_one_line(tmp_path: Path) -> None:
         serve(ServeOptions(tmp_path, port=70_000))
     with pytest.raises(UserError, match="cannot be used"):
         serve(ServeOptions(tmp_path, port=0))
+    with pytest.raises(UserError, match="absent is not there"):
+        serve(ServeOptions(tmp_path, compare=tmp_path / "absent"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

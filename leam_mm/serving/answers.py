@@ -48,6 +48,7 @@ async def answers(
         yield _fault(refusal, texts)
         return
     finished = asyncio.wrap_future(ticket.done)
+    finished.add_done_callback(lambda end: end.cancelled() or end.exception())  # nobody reads that of a gone client
     try:
         while not finished.done():
             yield Answer(_state(queue, ticket, texts))

@@ -64,25 +64,33 @@ def serve(options: ServeOptions, check: Callable[[Path], object] | None = None) 
     # Function-local: seconds of imports, not needed for --help and for messages on the address.
     from leam_mm.serving.page_server import address, bind, is_loopback, local_hosts
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(markup=False, soft_wrap=True, highlight=False)
     local = is_loopback(options.host)
     if not local and not options.open_to_network:
         raise UserError(
             f"--host {options.host} is not this machine alone: add --open-to-network if everybody who reaches it may "
             "use the page, or leave --host out"
         )
+    for folder in filter(None, (options.folder, options.compare)):
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder} is not there: give the folder of a release; make quickstart writes runs/quickstart/release"
+            )
     if options.port > 65535:
         raise UserError(f"--port is {options.port}: give a number up to 65535")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with bind(options.host, options.port) as listening, tempfile.TemporaryDirectory(prefix="leam_mm_page_") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")  # deleted with the page
+    with (
+        bind(options.host, options.port) as listening,
+        tempfile.TemporaryDirectory(prefix="leam_mm_page_") as temporary,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(temporary) / "uploads")  # deleted with the page
         if not local:
             console.print(
-                f"[bold]warning:[/bold] the page is open to every machine that reaches {options.host}, without a "
+                f"warning: the page is open to every machine that reaches {options.host}, without a "
                 "password and without encryption"
             )
         with console.status("verifying and opening the release"):
-            app, queue = _application(options, Path(folder), check)
+            app, queue = _application(options, Path(temporary), check)
         from leam_mm.serving.page_server import run_server
 
         def ready() -> None:
