@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from toys.encoders import write_caption_encoder
 from toys.pages import ENERGY_RECORD, metric_row
 from toys.recipes import clip_recipe, codec_section, generator_section
 from toys.runs import run_without_us
@@ -26,6 +27,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.write_documents import BY_LANGUAGE
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
+from leam_mm.model_address import load_generator
 from leam_mm.release.__main__ import main
 from leam_mm.release.licence_text import write_licence
 from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
@@ -119,6 +121,25 @@ def test_the_networks_are_exported_and_their_differences_recorded(runs: Path, tm
     assert len(evidence["onnx"]) == 6 and evidence["formats"]["onnx"] == "onnx"
     for record in evidence["onnx"]:
         assert record["max_difference"] < 1e-4 and f"onnx/{record['files'][0]}" in evidence["files"]
+
+
+def test_a_text_encoder_of_transformers_is_released_with_its_stated_licence(runs: Path, tmp_path: Path) -> None:
+    folder = write_caption_encoder(tmp_path / "lab" / "t5")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# An encoder\n")
+    section = generator_section(folder, runs / "codec")
+    section["init_args"]["denoiser"]["init_args"]["context_dim"] = 24
+    frozen = {"clip": {"path": "gone", "sha256": encoder_file(folder)[1]}}
+    frozen["codec"] = {"path": "gone", "sha256": encoder_file(runs / "codec")[1]}
+    write_checkpoint(tmp_path / "generator", section, {"latents": "ef" * 32}, seed=2, frozen=frozen)
+    output = tmp_path / "release"
+    main(["build", "--generator", str(tmp_path / "generator"), "--output", str(output), "--name", "toy"])
+    evidence = json.loads((output / EVIDENCE_FILE).read_text())
+    stage = evidence["stages"]["text_encoder"]
+    assert stage["base"]["licence"] == "apache-2.0" and stage["base"]["weights"] == "lab/t5"
+    assert "| text encoder | lab/t5 | apache-2.0 |" in (output / "README.md").read_text()
+    main(["verify", str(output)])
+    expected = load_generator(tmp_path / "generator").sample(["ein Kreis"], seed=1, steps=2)
+    torch.testing.assert_close(load_generator(output).sample(["ein Kreis"], seed=1, steps=2), expected)
 
 
 def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:

@@ -22,7 +22,12 @@ WEIGHTS = {
     "codec": ("vae/", "generator/vae/"),
 }
 TASKS = {"clip": "image-text embedding", "generator": "text-to-image generation", "codec": "image compression"}
-FAMILIES = {"clip": "dual encoder", "generator": "latent diffusion", "codec": "autoencoder"}
+FAMILIES = {
+    "clip": "dual encoder",
+    "generator": "latent diffusion",
+    "codec": "autoencoder",
+    "text_encoder": "transformer",
+}
 SPDX = CODE | CONTENT
 NAMESPACE = uuid.UUID("6b1f0f4e-6f0b-5a3e-9f83-4a4d6f9d3c51")  # of the serial numbers, which follow from the content
 
@@ -112,9 +117,7 @@ def _model_card(stage: StageFacts, facts: ReleaseFacts, publisher: PublisherFiel
         "modelParameters": {
             "approach": {"type": "self-supervised"} if stage.trained else None,
             "task": TASKS.get(stage.kind, stage.kind),
-            "architectureFamily": {"clip": "dual encoder", "generator": "latent diffusion"}.get(
-                stage.kind, "autoencoder"
-            ),
+            "architectureFamily": FAMILIES.get(stage.kind, stage.kind),
             "modelArchitecture": ", ".join(names) if isinstance(names, list) else None,
             "datasets": [_data_set(stage.kind, root, name, facts, publisher) for root, name in stage.data.items()],
             "inputs": inputs,

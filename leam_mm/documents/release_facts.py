@@ -7,7 +7,8 @@ from typing import Any
 from leam_mm.documents.training_content import TrainingContent
 from leam_mm.languages import LANGUAGE_NAMES
 
-CONTRASTIVE, GENERATOR, CODEC = "clip", "generator", "codec"  # kinds of stages
+# Kinds of stages; the last is a generator's text encoder of transformers, which is taken over.
+CONTRASTIVE, GENERATOR, CODEC, TEXT_ENCODER = "clip", "generator", "codec", "text_encoder"
 JOULES_PER_KWH = 3.6e6
 
 
@@ -16,7 +17,7 @@ class StageFacts:
     """One training run of the release.
 
     Args:
-        kind: clip, generator or codec.
+        kind: clip, generator, codec or text_encoder.
         parameters: Number of released parameters.
         samples_seen: Samples it was trained on, repetitions counted; None where the checkpoint does not say.
         checkpoint_sha256: Digest of the checkpoint that the weights were taken from.

@@ -35,6 +35,7 @@ GERMAN = {
     "encoder": "Encoder",
     "generator": "Generator",
     "latent codec": "latenter Codec",
+    "text encoder": "Textencoder",
     "estimate": "Schätzung",
     "(empty)": "(leer)",
     "made from": "erzeugt aus",
@@ -47,7 +48,7 @@ GERMAN = {
     "not trained here": "hier nicht trainiert",
 }
 SMALLEST = 1e-5  # share
-PARTS = {"clip": "encoder", "generator": "generator", "codec": "latent codec"}
+PARTS = {"clip": "encoder", "generator": "generator", "codec": "latent codec", "text_encoder": "text encoder"}
 
 
 def word(text: str, language: str) -> str:

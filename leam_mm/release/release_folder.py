@@ -32,7 +32,7 @@ from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.content_file import described_content
 from leam_mm.documents.facts_file import facts_record
 from leam_mm.documents.publisher import PublisherFields
-from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.release_facts import TEXT_ENCODER, DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.training_content import TrainingContent, count_training_content
 from leam_mm.documents.training_flops import training_flops
 from leam_mm.documents.write_documents import write_documents
@@ -128,6 +128,10 @@ def write_release(
             own = [denoiser.plain_model(), *filter(None, [denoiser.caption_tower])]
             stages.append(stage_facts("generator", generator, nn.ModuleList(own), temporary))
             stages.append(codec_facts(Path(str(module.frozen.paths["codec"])), module.codec, temporary))
+            captions: Any = module.caption_encoder
+            if isinstance(captions, HuggingFaceCaptions):
+                folder_of_text = Path(str(module.frozen.paths["clip"]))
+                stages.append(taken_over(TEXT_ENCODER, folder_of_text, captions.model, captions.sha256))
         exported = write_onnx_folder(temporary / ONNX, encoder, module) if onnx else []
         if any(record.files for record in exported):
             formats.folders["onnx"] = ONNX
@@ -237,10 +241,14 @@ def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
     """Return the codec's run; for a folder of diffusers, the digest and the stated licence of its weights."""
     if not (path / "config.json").is_file():
         return stage_facts("codec", path, released, temporary)
-    digest = file_sha256(codec_file(path))
+    return taken_over("codec", path, released, file_sha256(codec_file(path)))
+
+
+def taken_over(kind: str, path: Path, released: nn.Module, digest: str) -> StageFacts:
+    """Return the facts of a part that no run of ours trained: its digest, and the licence that its folder states."""
     base = {"weights": "/".join(path.resolve().parts[-2:]), "sha256": digest, **stated_licence(path)}
     parameters = sum(parameter.numel() for parameter in released.parameters())
-    return StageFacts("codec", parameters, None, digest, {}, None, {}, base)
+    return StageFacts(kind, parameters, None, digest, {}, None, {}, base)
 
 
 def stated_licence(folder: Path) -> dict[str, str]:
