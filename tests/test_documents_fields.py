@@ -61,6 +61,9 @@ def test_each_field_of_the_summary_has_a_place(shards: Path) -> None:
     assert "| image | *not measured* | *not measured* |" in empty and ": 0\n" not in empty
     full = public_summary(release_facts(counted_content(shards)), publisher_fields(), "en")
     assert not [name for name in SUMMARY if name not in full]
+    assert "captions in each:** English: 23" in full
+    german = public_summary(release_facts(counted_content(shards.with_name("again"))), publisher_fields(), "de")
+    assert "Bildunterschriften:** Englisch: 23" in german and "Fehlende Amtssprachen der Union:** Bulgarisch" in german
     assert "<1 million images" in full.replace("&lt;", "<") and "A lake office" in full and "org/vae" in full
 
 

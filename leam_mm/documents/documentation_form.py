@@ -13,7 +13,7 @@ from leam_mm.documents.compute_thresholds import compute_statement
 from leam_mm.documents.document_text import NOT_MEASURED, Open, measured, render, stated
 from leam_mm.documents.inference_flops import inference_flops
 from leam_mm.documents.openness import LICENCE_FILE, OPEN_LICENCES
-from leam_mm.documents.public_summary import answer, dependencies, summary_view
+from leam_mm.documents.public_summary import answer, dependencies, named_languages, summary_view
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import CODEC, JOULES_PER_KWH, ReleaseFacts, StageFacts
 from leam_mm.documents.training_summary import ILLEGAL, PERSONAL, recorded_drops
@@ -103,9 +103,12 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
         "data_selection": given("data_description"),
         "data_points": points or NOT_MEASURED,
         "data_points_approximate": {name: approximate(count) for name, count in points.items()} or NOT_MEASURED,
-        "data_scope": {"captions": dict(statistics["languages"]), "licences": dict(statistics["licence"])}
-        if statistics
-        else NOT_MEASURED,
+        "data_scope": NOT_MEASURED
+        if statistics is None
+        else {
+            "captions": named_languages(statistics["languages"], language),
+            "licences": dict(statistics["licence"]),
+        },
         "data_curation": _curation(statistics),
         "data_testing": {"results": len(facts.metrics)} if facts.metrics else NOT_MEASURED,
         "unsuitability": [given("illegal_content_measures"), given("personal_data_measures")],

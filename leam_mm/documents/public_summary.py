@@ -12,6 +12,8 @@ from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.documents.training_content import empty_tally
 from leam_mm.documents.training_summary import PROVIDER, training_summary
+from leam_mm.documents.words import language_name
+from leam_mm.languages import LANGUAGE_NAMES
 
 # Fields of release.yaml behind the provider's part of training_summary.py, by section and name.
 FIELDS: dict[str, dict[str, str]] = {
@@ -51,7 +53,7 @@ COUNTED = (
     *("machine_translated_captions", "evidence_kept", "links_dropped_by_rule", "legal_bases"),
     *("samples_dropped_by_rule", "withdrawn", "duplicates_removed", "personal_data_dropped_by_rule"),
 )
-OPTIONAL = ("comments", "additional_comments", "other", "other_relevant_characteristics")
+OPTIONAL = ("comments", "additional_comments", "other")
 EMPTY: dict[str, Any] = {  # statistics of no sample
     **{name: 0 for name in ("samples", "captions", "words", "text_bytes", "image_bytes", "duplicates_removed")},
     **{name: {} for name in ("months", "crawl_months", "languages", "machine_translated", "crawler", "consent")},
@@ -104,6 +106,9 @@ def summary_view(facts: ReleaseFacts, publisher: PublisherFields, language: str)
         from_data = _unmeasured(training_summary(EMPTY, empty_tally(), provider))
     else:
         from_data = training_summary(dict(facts.content.statistics), facts.content.tally, provider)
+    spoken = from_data["1.3"]["linguistic_characteristics"]
+    for name in ("captions_by_language", "eu_languages_missing"):
+        spoken[name] = named_languages(spoken[name], language)
     counted = set(facts.content.merkle_roots if facts.content else ())
     uncounted = [
         {"name": name, "merkle_root": root} for root, name in sorted(trained_on(facts).items()) if root not in counted
@@ -151,6 +156,17 @@ def summary_gaps(facts: ReleaseFacts, publisher: PublisherFields, language: str)
 
 def _base_name(base: Mapping[str, str]) -> str:
     return base.get("name") or base.get("weights") or ""
+
+
+def named_languages(found: Any, language: str) -> Any:
+    """Return a mapping from or a list of language codes with the names of the official EU languages."""
+
+    def name(code: str) -> str:
+        return language_name(code, language) if code in LANGUAGE_NAMES else code
+
+    if isinstance(found, Mapping):
+        return {name(code): count for code, count in found.items()}
+    return [name(code) for code in found] if isinstance(found, list) else found
 
 
 def dependencies(facts: ReleaseFacts, publisher: PublisherFields) -> list[dict[str, Any]]:
