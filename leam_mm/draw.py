@@ -49,6 +49,7 @@ class DrawSettings:
         device: cpu or cuda.
         clip: The generator's text encoder, if it was moved since training.
         codec: The generator's codec, if it was moved since training.
+        deletion_list: File of hashes of images that are not returned; by default that of the release, if it has one.
         trust: Modules of your own, such as my_lab, whose classes the checkpoint may name; several between commas.
     """
 
@@ -70,6 +71,7 @@ class DrawSettings:
     device: str = "cpu"
     clip: str | None = None
     codec: str | None = None
+    deletion_list: Path | None = None
     trust: str = ""
 
 
@@ -90,6 +92,7 @@ def draw(settings: DrawSettings, console: Console) -> None:
 
     from leam_mm.evaluators.image_grid import read_prompts
     from leam_mm.inference.drawing import GRID, RECORD, Drawer, DrawingSettings, Source, plan_drawings
+    from leam_mm.marking.deletion_list import deletion_list_of
     from leam_mm.model_address import load_generator
 
     prompts = [*settings.prompt, *(read_prompts(settings.prompts) if settings.prompts is not None else [])]
@@ -105,7 +108,8 @@ def draw(settings: DrawSettings, console: Console) -> None:
     drawings = plan_drawings(prompts, settings.seed, settings.images)
     with console.status("opening the generator"):
         module = load_generator(settings.generator, settings.clip, settings.codec).to(settings.device)
-        drawer = Drawer(module, how, settings.output, settings.batch_size)
+        listed = deletion_list_of(settings.deletion_list, settings.generator)
+        drawer = Drawer(module, how, settings.output, settings.batch_size, listed)
     done, other = drawer.present(drawings)
     if other and not settings.overwrite:
         raise UserError(
@@ -121,9 +125,13 @@ def draw(settings: DrawSettings, console: Console) -> None:
             task = bar.add_task("draw", total=len(drawings))
             drawer.draw(drawings, lambda count: bar.advance(task, count))
         drawer.record(drawings)
-        console.print(f"drew {len(drawings) - len(done)} images to {settings.output}; {RECORD} says how")
+        console.print(
+            f"drew {len(drawings) - len(done) - len(drawer.refused)} images to {settings.output}; {RECORD} says how"
+        )
         if settings.grid:
             console.print(f"{GRID} shows {drawer.grid(drawings)} of them")
+    if drawer.refused:
+        raise UserError(f"{len(drawer.refused)} images are not returned; the first: {drawer.refused[0]}")
 
 
 def main(args: list[str] | None = None) -> None:

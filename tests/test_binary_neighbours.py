@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from data_tools.samples.perceptual_hash import hamming
 from data_tools.vetting import binary_neighbours
 from data_tools.vetting.binary_neighbours import compare_all, distinct, join_parts, pairs_within
+from leam_mm.data.perceptual_hash import hamming
 
 Found = list[tuple[int, int, int]]
 

@@ -101,6 +101,7 @@ def test_commands_name_programs_options_and_files_that_exist(page: Path) -> None
             program = (*program, words[2])
         if program[-1] in (
             "leam_mm.launch",
+            "leam_mm.marking",
             "leam_mm.planning",
             "leam_mm.release",
         ):  # each of its commands has options of its own

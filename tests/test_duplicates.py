@@ -10,10 +10,10 @@ from skimage import data
 from toys.images import encoded_image
 from toys.vetting import pixel_sample, resolve
 
-from data_tools.samples.perceptual_hash import TRANSFORMS, pdq, read_hash, transformed
 from data_tools.vetting.exact_duplicates import ExactDuplicates
 from data_tools.vetting.near_duplicates import NearDuplicates, colour_difference, pixel_difference, thumbnail
 from data_tools.vetting.vetting_rule import Finding, Sample
+from leam_mm.data.perceptual_hash import TRANSFORMS, pdq, read_hash, transformed
 from leam_mm.errors import UserError
 
 COFFEE, CAT, ROCKET = data.coffee()[:256, 100:356], data.chelsea()[20:276, 80:336], data.rocket()[60:316, 200:456]

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 from toys.images import soft_jpeg
 
-from data_tools.samples.hash_files import read_hashes
-from data_tools.samples.perceptual_hash import pdq
 from data_tools.vetting.hash_lists import HashLists
 from data_tools.vetting.vetting_rule import Sample
+from leam_mm.data.hash_files import read_hashes
+from leam_mm.data.perceptual_hash import pdq
 from leam_mm.errors import UserError
 
 

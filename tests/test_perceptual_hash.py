@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from data_tools.samples.perceptual_hash import (
+from leam_mm.data.perceptual_hash import (
     TRANSFORMS,
     hamming,
     hash_text,

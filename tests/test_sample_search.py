@@ -14,11 +14,11 @@ from toys.recipes import ROOT
 
 from data_tools import check_shards
 from data_tools.sample_search import main
-from data_tools.samples.perceptual_hash import hamming
 from data_tools.withdrawal.sample_lookup import build_index, look_up, parent_domains
 from data_tools.withdrawal.sample_selector import Selection, Selector
 from data_tools.withdrawal.search_index import SearchIndex, write_index
 from leam_mm.data.ledger import LEDGER, LedgerWriter
+from leam_mm.data.perceptual_hash import hamming
 from leam_mm.data.shard_index import read_samples
 from leam_mm.errors import UserError
 

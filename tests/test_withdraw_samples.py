@@ -18,10 +18,10 @@ from toys.published import derived_from, keys_of, withdraw, write_published
 from toys.recipes import ROOT
 
 from data_tools.links.blocklists import DigestList
-from data_tools.samples.hash_files import read_hashes
 from data_tools.samples.shard_check import check_folder
 from data_tools.withdrawal.shard_withdrawal import staging
 from data_tools.work.signature import make_key, read_private_key, sign_file
+from leam_mm.data.hash_files import read_hashes
 from leam_mm.data.ledger import LEDGER, read_ledger
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError

@@ -16,8 +16,8 @@ from toys.servers import Server
 from data_tools import gather_folder, vet_shards
 from data_tools.download_shards import main as download
 from data_tools.links.withdrawn_lists import LEAST_QUALITY, address_key, lists_beside, read_lists
-from data_tools.samples.perceptual_hash import pdq
 from data_tools.withdrawal.sample_selector import blocked_digests
+from leam_mm.data.perceptual_hash import pdq
 from leam_mm.data.shard_index import ShardWriter, read_samples
 from leam_mm.errors import UserError
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from data_tools.links.blocklists import Blocked, DigestList, DomainList
 from data_tools.network.link_address import host_of, normal_url
-from data_tools.samples.hash_files import read_hashes
-from data_tools.samples.perceptual_hash import hamming, pdq_transformed
+from leam_mm.data.hash_files import read_hashes
+from leam_mm.data.perceptual_hash import hamming, pdq_transformed
 from leam_mm.files import bytes_sha256, file_sha256
 
 SUFFIX = ".blocklists"

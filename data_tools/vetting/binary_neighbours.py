@@ -15,7 +15,7 @@ from itertools import combinations
 import faiss
 import numpy as np
 
-from data_tools.samples.perceptual_hash import BITS, BYTES, hamming
+from leam_mm.data.perceptual_hash import BITS, BYTES, hamming
 
 PARTS, PART_BITS = 16, 16
 LARGEST_JOINED = 3 * PARTS - 1  # two bits in a part; beyond it, comparing all pairs is cheaper

@@ -1,6 +1,6 @@
 """Vetting rule for images on shared hash lists (of illegal material, of withdrawn works): by digest or PDQ distance.
 
-The files are those of data_tools/samples/hash_files.py. The ledger records which list matched, and at what distance; no
+The files are those of leam_mm/data/hash_files.py. The ledger records which list matched, and at what distance; no
 hash of a list is ever written or printed.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.samples.hash_files import read_hashes
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.data.hash_files import read_hashes
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 
@@ -23,7 +23,7 @@ class HashLists(VettingRule):
     file, MD5 with that of the stored file, PDQ with the perceptual hash of the pixels.
 
     Args:
-        lists: Files, as described in data_tools/samples/hash_files.py.
+        lists: Files, as described in leam_mm/data/hash_files.py.
         max_distance: Largest number of the 256 bits in which an image's PDQ hash may differ from a listed one and still
             match; its authors recommend 31.
         min_quality: Smallest quality of an image's PDQ hash, in [0, 100]; the hash of a flatter image is not compared.

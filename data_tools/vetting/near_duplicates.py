@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_tools.samples.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_transformed, transformed
 from data_tools.vetting.binary_neighbours import distinct, pairs_within
 from data_tools.vetting.caption_words import WIDTH, caption_words, captions_differ
 from data_tools.vetting.duplicate_groups import Components, choose, preference
 from data_tools.vetting.vetting_rule import DatasetRule, Finding, Sample
+from leam_mm.data.perceptual_hash import BYTES, TRANSFORMS, hamming, hash_text, pdq, pdq_transformed, transformed
 from leam_mm.errors import UserError
 
 SIDE = 8  # side of the thumbnails whose colours are compared

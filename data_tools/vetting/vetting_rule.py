@@ -41,7 +41,7 @@ class Sample:
     @cached_property
     def pdq(self) -> tuple[np.ndarray, int]:
         """Perceptual hash of the pixels, (32,) uint8, and its quality in [0, 100]; cached, as several rules use it."""
-        from data_tools.samples.perceptual_hash import pdq
+        from leam_mm.data.perceptual_hash import pdq
 
         return pdq(self.pixels)
 

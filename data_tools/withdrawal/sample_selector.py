@@ -20,9 +20,9 @@ import numpy as np
 from data_tools.links.blocklists import ascii_domain
 from data_tools.links.withdrawn_lists import LEAST_QUALITY, RADIUS, address_key
 from data_tools.network.link_address import LinkRefused, check_link, host_of, normal_url
-from data_tools.samples.perceptual_hash import hamming, hash_text, pdq, read_hash
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS, WEB_FORMATS
+from leam_mm.data.perceptual_hash import hamming, hash_text, pdq, read_hash
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256

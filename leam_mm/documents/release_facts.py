@@ -34,7 +34,6 @@ class StageFacts:
         sources: Merkle root of a folder in ``data`` to the roots of the folders that it was made from, such as the
             shards behind latents.
         samples: Merkle root to number of samples of the folders in ``data`` that were found.
-        weights: Which weights are released: an average of the run, or its last ones; empty where nothing states it.
     """
 
     kind: str
@@ -51,7 +50,6 @@ class StageFacts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
     samples: Mapping[str, int] = field(default_factory=dict)
-    weights: str = ""
 
     @property
     def trained(self) -> bool:

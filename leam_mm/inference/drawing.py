@@ -25,6 +25,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid
 from leam_mm.files import bytes_sha256, file_sha256, write_text
 from leam_mm.json_text import parse_object
+from leam_mm.marking.deletion_list import DeletionList, ListedImage
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
 RECORD, GRID = "drawings.jsonl", "grid.png"
@@ -101,11 +102,21 @@ class Drawer:
         settings: How to draw.
         output: The folder.
         batch_size: Images at a time; it decides the memory.
+        deletion_list: Images that are not written; ``refused`` counts them.
     """
 
-    def __init__(self, module: Any, settings: DrawingSettings, output: Path, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        module: Any,
+        settings: DrawingSettings,
+        output: Path,
+        batch_size: int = 16,
+        deletion_list: DeletionList | None = None,
+    ) -> None:
         """Check the size; see the class for the arguments."""
         self.module, self.settings, self.output, self.batch_size = module, settings, output, batch_size
+        self.deletion_list = deletion_list
+        self.refused: list[str] = []  # one line an image
         self.model, side = generator_name(module), module.latent_size * module.codec.downscale
         size: tuple[int, int] = settings.size or (side, side)
         self.width, self.height = size
@@ -148,9 +159,16 @@ class Drawer:
             if not finished.issuperset(batch):
                 for drawing, pixels in zip(batch, self._sample(batch), strict=True):
                     if drawing not in finished:
-                        image, marks = Image.fromarray(pixels), {DIGEST: self.digest(drawing)}
-                        save_generated(image, self.output / drawing.file, self.model, marks, self._sha256, self._source)
+                        self._save(drawing, Image.fromarray(pixels))
             advance(len(batch))
+
+    def _save(self, drawing: Drawing, image: Image.Image) -> None:
+        path, marks = self.output / drawing.file, {DIGEST: self.digest(drawing)}
+        try:
+            save_generated(image, path, self.model, marks, self._sha256, self._source, self.deletion_list)
+        except ListedImage as error:
+            path.unlink(missing_ok=True)  # of another drawing, which this one would have replaced
+            self.refused.append(f"{drawing.file}: {error}")
 
     def _batches(self, drawings: Sequence[Drawing]) -> Iterator[list[Drawing]]:
         for seed in dict.fromkeys(drawing.seed for drawing in drawings):
@@ -175,16 +193,21 @@ class Drawer:
         record, names = self.output / RECORD, {drawing.file for drawing in drawings}
         kept = [line for line in _read_lines(record) if line["image"] not in names] if record.exists() else []
         lines = [line for line in kept if (self.output / Path(str(line["image"])).name).is_file()]
-        for drawing in drawings:
+        for drawing in self._written(drawings):
             about = {"image": drawing.file, "number": drawing.number, "prompt": drawing.prompt, "seed": drawing.seed}
             path = self.output / drawing.file
             digests = {"drawing": self.digest(drawing), "sha256": file_sha256(path), "pixels_sha256": _pixels(path)}
             lines.append({**about, **self._facts, **digests})
         write_text(record, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
+    def _written(self, drawings: Sequence[Drawing]) -> list[Drawing]:
+        return [drawing for drawing in drawings if (self.output / drawing.file).is_file()]
+
     def grid(self, drawings: Sequence[Drawing]) -> int:
         """Write ``grid.png``, one row for each prompt if it has several seeds; return how many images it shows."""
-        shown = list(drawings[:MAX_GRID])
+        shown = self._written(drawings)[:MAX_GRID]
+        if not shown:
+            return 0
         seeds = len({drawing.seed for drawing in shown})
         columns = seeds if seeds > 1 else min(8, math.ceil(len(shown) ** 0.5))
         pixels = [np.asarray(open_image((self.output / each.file).read_bytes(), ("PNG",))) for each in shown]

@@ -33,8 +33,6 @@ class BuildOptions:
         licence: Licence of the weights.
         publisher: File of ``init`` with what only the publisher knows, such as names and addresses.
         onnx: Write each network as an ONNX file, too (needs the extra onnx, and minutes).
-        average: Which weights to release: ``trained``, the average of each run; ``none``, the last weights; or a width
-            such as 0.1, an average that is put together from the snapshots of the generator's run.
         variants: Further files of weights for transformers and diffusers in 16 bits: bfloat16, float16.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
@@ -50,7 +48,6 @@ class BuildOptions:
     licence: str = "Apache-2.0"
     publisher: Path | None = None
     onnx: bool = False
-    average: str = "trained"
     variants: list[Literal["bfloat16", "float16"]] = field(default_factory=list, metadata={"nargs": "*"})
     trust: str = ""
 
@@ -83,7 +80,7 @@ def build(options: BuildOptions) -> int:
             options.output, options.name, options.licence, options.clip,
             options.generator, options.codec, options.results, options.shards, publisher, options.description,
             options.onnx,
-            variants=options.variants, average=options.average,
+            variants=options.variants,
         )  # fmt: skip
     table = Table(title=f"wrote {options.output}")
     for column in ("part", "parameters", "samples seen"):

@@ -9,7 +9,7 @@ import logging
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,6 @@ from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
 from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
-from leam_mm.release.released_average import averaged_generator, check_measured, release_average
 from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
 
@@ -73,7 +72,6 @@ def write_release(
     description: Path | None = None,
     onnx: bool = False,
     variants: Sequence[HalfPrecision] = (),
-    average: str = "trained",
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -91,7 +89,6 @@ def write_release(
             counts the shards.
         onnx: Write the networks as ONNX files, too.
         variants: Precisions of further files of weights, for transformers and diffusers.
-        average: Which weights to release, see ``BuildOptions``.
 
     Returns:
         The content of the model card.
@@ -110,25 +107,18 @@ def write_release(
     check_folder(folder)
     if onnx:
         check_libraries()
-    with (
-        run_lock(beside(folder), folder),
-        averaged_generator(generator, average, folder) as generator,
-        atomic_folder(folder) as temporary,
-    ):
+    with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
         (temporary / "configs").mkdir()
-        weights: dict[str, str] = {}
         stages, towers, low_rank, formats, encoder = [], None, False, Formats(), None
         differences: Mapping[str, Mapping[str, float | str]] = {variant: {} for variant in variants}
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
-            weights["clip"] = release_average(encoder, clip, average)
             formats = write_encoder(encoder, temporary, name)
             differences = embedding_differences(encoder, variants)
             towers = encoder.ema_encoder()
             stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and module is not None:
-            weights["generator"] = release_average(module, generator, average)
             write_diffusers_folder(module, temporary)
             formats.folders["diffusers"] = ROOT
             denoiser = module.ema_denoiser()
@@ -147,9 +137,8 @@ def write_release(
             formats.folders["onnx"] = ONNX
         formats.left_out |= {f"onnx/{record.name}": record.reason for record in exported if not record.files}
         write_variants(temporary, variants)
-        stages = [replace(add_sources(stage, shards), weights=weights.get(stage.kind, "")) for stage in stages]
+        stages = [add_sources(stage, shards) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
-        check_measured(weights, metrics)
         write_results(metrics, temporary)
         write_licence(temporary, licence, publisher.licence_link)
         images = copy_card_image(results, stages, temporary)

@@ -28,12 +28,12 @@ from scipy.stats import beta
 from toy_input import photo
 
 from data_tools.corpora.emoji_names import SKIN_TONES, base_of, group_of
-from data_tools.samples.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
 from data_tools.vetting.binary_neighbours import compare_all, join_parts
 from data_tools.vetting.exact_duplicates import ExactDuplicates
 from data_tools.vetting.near_duplicates import MeasuredImages, NearDuplicates
 from data_tools.vetting.semantic_duplicates import SemanticDuplicates, similar_pairs
 from data_tools.vetting.vetting_rule import Sample
+from leam_mm.data.perceptual_hash import BITS, TRANSFORMS, hamming, pdq
 from leam_mm.errors import run
 
 SIDE, SCENES, DRAWINGS = 160, 250, 300

@@ -25,10 +25,10 @@ import pyarrow as pa
 from PIL import Image
 from rich.table import Table
 
-from data_tools.samples.perceptual_hash import pdq
 from data_tools.withdrawal.sample_lookup import look_up
 from data_tools.withdrawal.sample_selector import normal_url, read_image
 from data_tools.withdrawal.search_index import BATCH, KINDS, ROW_SCHEMA, SearchIndex, digest_of, write_index
+from leam_mm.data.perceptual_hash import pdq
 from leam_mm.data.shard_index import ShardFolder, ShardWriter
 from leam_mm.errors import run
 

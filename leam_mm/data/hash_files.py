@@ -13,6 +13,7 @@ from pathlib import Path
 from leam_mm.errors import UserError
 
 DIGITS = {"sha256": 64, "md5": 32, "pdq": 64}
+MAX_BYTES = 1 << 28  # four million PDQ hashes
 BREAK = re.compile(r"[\s,;]")
 
 
@@ -23,7 +24,11 @@ def read_hashes(path: Path) -> dict[str, set[bytes]]:
         UserError: The file is missing, has another extension or no hash, or a line does not start with one.
     """
     try:
-        text = path.read_text("utf-8-sig")
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        text = content.decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"hash list {path} cannot be read ({error}): give a text file in UTF-8") from None
     kind = path.suffix.lower().lstrip(".")
