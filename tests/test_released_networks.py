@@ -26,6 +26,8 @@ from leam_mm.documents.model_card import generator_usage
 from leam_mm.errors import UserError
 from leam_mm.model_address import load_generator
 from leam_mm.release.diffusers_folder import write_diffusers_folder
+from leam_mm.release.half_precision import write_variants
+from leam_mm.release.half_precision_generator import generator_differences
 
 STEPS, GUIDANCE, SEED = 4, 3.0, 7
 ALONE = """
@@ -112,6 +114,42 @@ print(*stopped)
             assert float((theirs[kind] - ours).abs().max()) < 1e-4, (name, kind)
             assert (ours[0] - ours[1]).abs().max() > 1e-3 and ours.std() > 0.01
         assert (theirs["guided"] - theirs["plain"]).abs().max() > 1e-3  # the captions matter
+
+
+@pytest.mark.parametrize("name", ["unet_dc", "unet_kl", "sd3", "t5"])
+def test_predictions_and_images_in_16_bits_are_near(generators: dict[str, LatentDiffusionModule], name: str) -> None:
+    found = generator_differences(generators[name], ["float16", "bfloat16"])
+    half, brain = found["float16"], found["bfloat16"]
+    assert 0 < half["prediction_relative_difference"] < brain["prediction_relative_difference"] < 0.05  # type: ignore[operator]
+    assert 0 < half["image_largest_difference"] < brain["image_largest_difference"] < 0.05  # type: ignore[operator]
+
+
+def test_the_lines_of_the_card_draw_with_weights_in_16_bits(released: Path, tmp_path: Path) -> None:
+    lines = {}
+    for name, kind in (("unet_dc", "UNetDenoiser"), ("sd3", "SD3Denoiser")):
+        shutil.copytree(released / name, tmp_path / name)
+        write_variants(tmp_path / name, ["bfloat16"])
+        lines[name] = loading_lines(kind, name)
+        assert load_generator(tmp_path / name).denoiser.model.dtype == torch.float32
+    (tmp_path / "lines.json").write_text(json.dumps(lines))
+    code = (
+        ALONE
+        + """
+import json, torch
+for name, lines in json.load(open("lines.json")).items():
+    drawn = []
+    for more in ("", ', variant="bf16", torch_dtype=torch.bfloat16'):
+        names = {"torch": torch}
+        exec(lines.replace(f'from_pretrained("{name}")', f'from_pretrained("{name}"{more})'), names)
+        settings = dict(num_inference_steps=2, use_resolution_binning=False, output_type="pt")
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        latents = noise.to(names["pipeline"].transformer.dtype)
+        drawn.append(names["pipeline"]("ein kreis", latents=latents, **settings).images.float())
+    print(float((drawn[0] - drawn[1]).abs().max()))
+"""
+    )
+    differences = [float(line) for line in run_without_us(code, tmp_path).split()]
+    assert all(0 < difference < 0.1 for difference in differences), differences
 
 
 def test_they_are_read_back(generators: dict[str, LatentDiffusionModule], released: Path) -> None:

@@ -122,7 +122,8 @@ class ReleaseFacts:
         content: What the available shards hold; None where none were given.
         images: Images of the release that show what the generator makes: path in the release to the text that
             describes it.
-        variants: Precisions of further files of weights, with the measured differences of their embeddings to float32.
+        variants: Precisions of further files of weights, with the measured differences of their embeddings,
+            predictions and images to float32.
         left_out: Reason why the release has no format for a library, by library.
     """
 

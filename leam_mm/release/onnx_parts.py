@@ -127,21 +127,21 @@ class Prediction(nn.Module):
         """Take a copy of the network."""
         super().__init__()
         self.model: Any = denoiser.plain_model().to("cpu").eval()
+        self.kind = type(self.model)
         choose_attention(self.model, torch.device("cpu"), torch.float32, "sdpa")
 
     def forward(
         self, sample: Tensor, time: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor
     ) -> Tensor:
         """Predict: (B, C, h, w), (B,), (B, L, E), (B, L) bool -> (B, C, h, w)."""
-        states, mask = encoder_hidden_states, encoder_attention_mask
-        if isinstance(self.model, UNet2DConditionModel):
+        states, mask, model = encoder_hidden_states, encoder_attention_mask, self.model
+        if self.kind is UNet2DConditionModel:
             steps = time * SCHEDULER_STEPS
-            return self.model(sample, steps, states, encoder_attention_mask=mask, return_dict=False)[0]
-        if isinstance(self.model, SD3Transformer2DModel):
+            return model(sample, steps, states, encoder_attention_mask=mask, return_dict=False)[0]
+        if self.kind is SD3Transformer2DModel:
             inputs = states, pool(states, mask), time * SCHEDULER_STEPS
-            masking = {"attention_mask": mask}
-            return self.model(sample, *inputs, joint_attention_kwargs=masking, return_dict=False)[0]
-        return self.model(sample, time, states, attention_mask=mask, return_dict=False)[0]
+            return model(sample, *inputs, joint_attention_kwargs={"attention_mask": mask}, return_dict=False)[0]
+        return model(sample, time, states, attention_mask=mask, return_dict=False)[0]
 
 
 class Decoding(nn.Module):
@@ -168,7 +168,8 @@ class Encoding(Decoding):
 def encoder_parts(module: ContrastiveModule) -> Iterator[OnnxPart]:
     """Yield both towers of an encoder."""
     encoder = module.ema_encoder()
-    clip: Any = copy.deepcopy(encoder.plain_clip()).to("cpu", memory_format=torch.contiguous_format).float().eval()
+    clip: Any = copy.deepcopy(encoder.plain_clip())
+    clip = clip.to("cpu", memory_format=torch.contiguous_format).float().eval()
     side, batch = encoder.image_size, {0: "batch"}
     pixels = [torch.randn(count, 3, side, side) for count in (2, 3)]
     yield _part("vision_model", VisionModel(clip), "image_embeds", {"pixel_values": batch}, pixel_values=pixels)

@@ -44,6 +44,7 @@ from leam_mm.release.data_sources import add_sources, data_folders
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.encoder_folder import ROOT, Formats, write_encoder
 from leam_mm.release.half_precision import HalfPrecision, embedding_differences, write_variants
+from leam_mm.release.half_precision_generator import generator_differences
 from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
@@ -137,6 +138,9 @@ def write_release(
             formats.folders["onnx"] = ONNX
         formats.left_out |= {f"onnx/{record.name}": record.reason for record in exported if not record.files}
         write_variants(temporary, variants)
+        if module is not None:
+            drawn = generator_differences(module, variants)
+            differences = {variant: {**differences[variant], **drawn[variant]} for variant in variants}
         stages = [add_sources(stage, shards) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
         write_results(metrics, temporary)
