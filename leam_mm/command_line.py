@@ -121,7 +121,9 @@ def parse_commands(
         The settings; their class says which command was given.
     """
     words = list(sys.argv[1:] if args is None else args)
-    program = Path(sys.argv[0]).name
+    started = Path(sys.argv[0])
+    module = started.name == "__main__.py"  # then the folder is a package of ours
+    program = f"python -m leam_mm.{started.parent.name}" if module else started.name
     if words[:1] in (["-h"], ["--help"]):
         print(f"usage: {program} {{{','.join(kinds)}}} ...; each has its own --help\n\n{(description or '').strip()}")
         raise SystemExit(0)

@@ -122,6 +122,25 @@ class Ask:
     limit: PositiveInt = 3
 
 
+@pytest.mark.parametrize(
+    ("started", "named"),
+    [("x/leam_mm/release/__main__.py", "python -m leam_mm.release a"), ("x/program.py", "program.py a")],
+)
+def test_the_usage_line_names_the_program(
+    started: str, named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Empty:
+        """Nothing."""
+
+        number: int = 1
+
+    monkeypatch.setattr("sys.argv", [started])
+    with pytest.raises(SystemExit):
+        parse_commands({"a": Empty}, "", ["a", "--help"])
+    assert f"usage: {named} " in capsys.readouterr().out
+
+
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = {"build": Build, "ask": Ask}
     assert parse_commands(kinds, "Text.", ["build", "here"], {"build": ("shards",)}) == Build(Path("here"))
