@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from leam_mm.documents.content_file import read_training_content
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
+from leam_mm.files import files_sha256
 from leam_mm.json_text import parse_object
 
 EVIDENCE_FILE = "leam_mm_release.json"
@@ -31,7 +33,20 @@ def facts_record(facts: ReleaseFacts) -> dict[str, Any]:
     for name in ("metrics", "stages", "data", "files", "content"):
         record.pop(name)
     stages = {stage.kind: _without(asdict(stage), ELSEWHERE) for stage in facts.stages}
-    return {**record, "stages": stages, "data": [asdict(entry) for entry in facts.data]}
+    data = [asdict(entry) for entry in facts.data]
+    return {**record, "stages": stages, "data": data, "documents_sha256": documents_sha256()}
+
+
+@lru_cache
+def documents_sha256() -> str:
+    """Return the digest of the code and templates that write documents: the same facts then give the same words."""
+    folder = Path(__file__).parent
+    return files_sha256(sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".jinja", ".yaml")))
+
+
+def recorded_documents_sha256(folder: Path) -> object:
+    """Return the digest of the code that wrote the documents of a release; None where it is not recorded."""
+    return _read_object(folder / EVIDENCE_FILE).get("documents_sha256")
 
 
 def read_facts(folder: Path) -> ReleaseFacts:

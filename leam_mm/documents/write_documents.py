@@ -1,6 +1,6 @@
 """All documents of a release, written from what was measured and from the publisher's fields."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from leam_mm.documents.acceptable_use import acceptable_use_policy
@@ -40,8 +40,16 @@ MACHINE_READABLE: Mapping[str, Document] = {
 }
 
 
-def rendered_documents(facts: ReleaseFacts, publisher: PublisherFields) -> dict[str, str]:
-    """Return the text of each document by its path in the release."""
+def rendered_documents(
+    facts: ReleaseFacts, publisher: PublisherFields, left_out: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the text of each document by its path in the release.
+
+    Args:
+        facts: What was measured and recorded.
+        publisher: What the publisher states.
+        left_out: Paths of machine-readable documents that are not written.
+    """
     found = {
         CARD: model_card(facts, publisher, "en"),
         "documents/de/model_card.md": model_card(facts, publisher, "de", metadata=False),
@@ -50,7 +58,7 @@ def rendered_documents(facts: ReleaseFacts, publisher: PublisherFields) -> dict[
         for name, document in BY_LANGUAGE.items():
             found[f"documents/{language}/{name}"] = document(facts, publisher, language)
     for path, document in MACHINE_READABLE.items():
-        if text := document(facts, publisher, "en"):
+        if path not in left_out and (text := document(facts, publisher, "en")):
             found[path] = text
     return found
 
