@@ -45,14 +45,14 @@ def write_release_of(facts: ReleaseFacts, publisher: PublisherFields, folder: Pa
 def facts(tmp_path_factory: pytest.TempPathFactory) -> ReleaseFacts:
     plain = release_facts(counted_content(tmp_path_factory.mktemp("published") / "shards"))
     energy = ENERGY_RECORD | CarbonFactors(79.2, None, 1.04, "a table, 2023").emitted(7.2e6)
-    clip = replace(plain.stages[0], energy=energy, recipe=RECIPE)
+    clip = replace(plain.stages[0], energy=energy, recipe=RECIPE, inference=())
     base = {"weights": "org/vae", "sha256": "b" * 64, "licence": "MIT"}
     metrics = [
         metric_row(f"scenes/top1/{code}", 0.5, checkpoints=CHECKPOINT, time="2026-11-29T10:00:00+00:00")
         for code in ("de", "en", "fr")
     ]
     metrics += [metric_row("scenes/top1/mean", 0.51, checkpoints=CHECKPOINT, time="2026-11-29T10:00:00+00:00")]
-    stages = [clip, plain.stages[1], replace(plain.stages[2], base=base)]
+    stages = [clip, replace(plain.stages[1], inference=()), replace(plain.stages[2], base=base, inference=())]
     return replace(plain, stages=stages, metrics=metrics)
 
 

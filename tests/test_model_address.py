@@ -11,6 +11,7 @@ import torch
 import yaml
 from toys.command_line import encode_latents, fit_here
 from toys.recipes import clip_recipe, codec_section, generator_section, save_checkpoint
+from toys.releases import BUILD
 from toys.shards import write_toy_tokenizer
 
 import leam_mm
@@ -78,7 +79,7 @@ def released(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("released") / "release"
     release(
         [
-            "build",
+            *BUILD,
             "--clip",
             str(runs / "clip"),
             "--generator",

@@ -1,5 +1,6 @@
 """Averages of other widths, computed from a run's snapshots, as checkpoints for every program."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ import yaml
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from toys.generators import power_average
+from toys.pages import metric_row
 from toys.recipes import clip_recipe, codec_section, generator_section
+from toys.releases import BUILD
 
 from leam_mm.callbacks.ema_snapshots import FOLDER, read_snapshots
-from leam_mm.checkpoint import EVIDENCE, load_module, read_checkpoint
+from leam_mm.checkpoint import EVIDENCE, find_checkpoint, load_module, read_checkpoint
 from leam_mm.cli import main as train
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.release import reconstruct_ema
+from leam_mm.release.__main__ import main as release
 from leam_mm.release.release_folder import write_release
 
 SEEN: list[np.ndarray] = []
@@ -103,6 +108,45 @@ def test_it_can_be_released(run: Path, tmp_path: Path) -> None:
     assert torch.equal(released[WEIGHT.removeprefix("model.")], module.denoiser.get_parameter(WEIGHT))
     config = (tmp_path / "release" / "configs" / "generator.yaml").read_text(encoding="utf-8")
     assert "profile of width 0.07" in config
+
+
+def test_a_release_takes_an_average_of_another_width(run: Path, tmp_path: Path) -> None:
+    words = [*BUILD, "--clip", str(run.parent / "clip"), "--generator", str(run), "--name", "toy", "--output"]
+    release([*words, str(tmp_path / "other"), "--average", "0.07"])
+    (path,) = reconstruct_ema.main(["--run", str(run), "--widths", "0.07", "--output", str(tmp_path)])
+    stage = json.loads((tmp_path / "other" / "leam_mm_release.json").read_text())["stages"]["generator"]
+    assert stage["weights"] == "average with the power-function profile of width 0.07, from 16 snapshots"
+    assert stage["checkpoint_sha256"] == file_sha256(path)  # so that results of that checkpoint belong to the release
+    made = load_file(tmp_path / "other" / "transformer" / "diffusion_pytorch_model.safetensors")
+    same = load_module(path, LatentDiffusionModule).denoiser.get_parameter(WEIGHT)
+    assert torch.equal(made[WEIGHT.removeprefix("model.")], same)
+    assert not [left for left in tmp_path.iterdir() if ".tmp-" in left.name]
+
+
+def test_a_release_of_the_last_weights_refuses_results_of_the_average(run: Path, tmp_path: Path) -> None:
+    words = [*BUILD, "--generator", str(run), "--name", "toy", "--average", "none", "--output", str(tmp_path / "last")]
+    release(words)
+    stages = json.loads((tmp_path / "last" / "leam_mm_release.json").read_text())["stages"]
+    assert stages["generator"]["weights"] == "last weights; the average of the run is not released"
+    made = load_file(tmp_path / "last" / "transformer" / "diffusion_pytorch_model.safetensors")
+    module = load_module(run, LatentDiffusionModule)
+    assert torch.equal(made[WEIGHT.removeprefix("model.")], module.denoiser.get_parameter(WEIGHT))
+    assert not torch.equal(made[WEIGHT.removeprefix("model.")], module.ema_denoiser().get_parameter(WEIGHT))
+    digest = file_sha256(find_checkpoint(run))
+    row = metric_row("fid") | {"checkpoints": {"generator": {"sha256": digest}}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match="was measured on the average of generator, which is not released"):
+        release([*words, "--results", str(tmp_path / "results.jsonl")])
+
+
+@pytest.mark.parametrize(("average", "reason"), [("half", "give trained, none, or a width"), ("0.4", "not in")])
+def test_averages_that_do_not_exist_are_refused(run: Path, tmp_path: Path, average: str, reason: str) -> None:
+    words = ["build", "--generator", str(run), "--name", "toy", "--output", str(tmp_path / "r"), "--average", average]
+    with pytest.raises(UserError, match=reason):
+        release(words)
+    with pytest.raises(UserError, match="give its folder as --generator"):
+        release(["build", "--clip", str(run.parent / "clip"), *words[3:-1], "0.1"])
+    assert not (tmp_path / "r").exists()
 
 
 def test_an_earlier_end_takes_the_snapshots_until_then(run: Path) -> None:

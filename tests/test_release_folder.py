@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from toys.encoders import write_caption_encoder
 from toys.pages import ENERGY_RECORD, metric_row
 from toys.recipes import clip_recipe, codec_section, generator_section
+from toys.releases import BUILD
 from toys.runs import run_without_us
 from toys.shards import write_toy_shards
 
@@ -24,6 +25,7 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
+from leam_mm.documents.contradictions import contradictions
 from leam_mm.documents.write_documents import BY_LANGUAGE
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -78,7 +80,7 @@ def write_results(folder: Path, runs: Path, digest: str | None = None) -> Path:
 
 def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
-    arguments = ["build", "--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--output", str(output)]
+    arguments = [*BUILD, "--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--output", str(output)]
     arguments += ["--name", "toy", "--results", str(write_results(tmp_path / "evaluation", runs))]
     main([*arguments, "--shards", str(runs / "shards")])
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
@@ -96,6 +98,7 @@ def test_release_is_complete_and_the_code_of_its_card_runs_without_us(runs: Path
     assert all(file_sha256(output / name) == entry["sha256"] for name, entry in evidence["files"].items())
     assert evidence["stages"].keys() == {"clip", "generator", "codec"}
     card = (output / "README.md").read_text()
+    assert contradictions(output) == []
     assert ShardFolder(runs / "shards").merkle_root in card and "ef" * 32 in card
     assert "| shards | CC-BY-4.0 | 8 |" in card and "refused" not in card
     assert "| shards | synthetic | 8 |" in card  # not in the ledger, so counted in the samples
@@ -116,7 +119,7 @@ def test_the_networks_are_exported_and_their_differences_recorded(runs: Path, tm
         pytest.importorskip(library)
     output = tmp_path / "release"
     parts = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--codec", str(runs / "codec")]
-    main(["build", *parts, "--name", "toy", "--output", str(output), "--onnx"])
+    main([*BUILD, *parts, "--name", "toy", "--output", str(output), "--onnx"])
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
     assert len(evidence["onnx"]) == 6 and evidence["formats"]["onnx"] == "onnx"
     for record in evidence["onnx"]:
@@ -132,7 +135,7 @@ def test_a_text_encoder_of_transformers_is_released_with_its_stated_licence(runs
     frozen["codec"] = {"path": "gone", "sha256": encoder_file(runs / "codec")[1]}
     write_checkpoint(tmp_path / "generator", section, {"latents": "ef" * 32}, seed=2, frozen=frozen)
     output = tmp_path / "release"
-    main(["build", "--generator", str(tmp_path / "generator"), "--output", str(output), "--name", "toy"])
+    main([*BUILD, "--generator", str(tmp_path / "generator"), "--output", str(output), "--name", "toy"])
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
     stage = evidence["stages"]["text_encoder"]
     assert stage["base"]["licence"] == "apache-2.0" and stage["base"]["weights"] == "lab/t5"
@@ -146,7 +149,7 @@ def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
     output = tmp_path / "release"
     main(
         [
-            "build",
+            *BUILD,
             "--generator",
             str(runs / "generator"),
             "--codec",
@@ -170,11 +173,11 @@ def test_a_generator_is_released_alone(runs: Path, tmp_path: Path) -> None:
     run_without_us("\n".join(blocks), output)
     assert (output / "image.png").is_file()
     with pytest.raises(UserError, match="give --clip, --generator or both"):
-        main(["build", "--name", "toy", "--output", str(tmp_path / "nothing")])
+        main([*BUILD, "--name", "toy", "--output", str(tmp_path / "nothing")])
 
 
 def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: Path, tmp_path: Path) -> None:
-    arguments = ["build", "--clip", str(runs / "clip"), "--name", "toy", "--output"]
+    arguments = [*BUILD, "--clip", str(runs / "clip"), "--name", "toy", "--output"]
     foreign = tmp_path / "holiday"
     foreign.mkdir()
     (foreign / "picture.jpg").write_bytes(b"dear")
@@ -196,7 +199,7 @@ def test_release_replaces_only_a_release_and_leaves_nothing_half_written(runs: P
 def test_files_and_folders_have_the_permissions_that_the_umask_gives(runs: Path, tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        words = ["build", "--generator", str(runs / "generator"), "--clip", str(runs / "clip"), "--name", "toy"]
+        words = [*BUILD, "--generator", str(runs / "generator"), "--clip", str(runs / "clip"), "--name", "toy"]
         main([*words, "--output", str(tmp_path / "release")])
     finally:
         os.umask(before)
@@ -209,7 +212,7 @@ def test_the_folder_loads_from_any_directory(runs: Path, tmp_path: Path) -> None
     """One folder for both libraries, as one repository of a hub is."""
     output = tmp_path / "release"
     words = ["--clip", str(runs / "clip"), "--generator", str(runs / "generator"), "--name", "lab/toy"]
-    main(["build", *words, "--output", str(output), "--variants", "float16", "bfloat16"])
+    main([*BUILD, *words, "--output", str(output), "--variants", "float16", "bfloat16"])
     (tmp_path / "elsewhere").mkdir()
     code = f"""
 import open_clip
@@ -236,7 +239,7 @@ def test_a_licence_must_be_named(runs: Path, tmp_path: Path, licence: str) -> No
     with pytest.raises(UserError, match="is no licence: give an SPDX identifier"):
         main(
             [
-                "build",
+                *BUILD,
                 "--clip",
                 str(runs / "clip"),
                 "--name",
@@ -258,12 +261,28 @@ def test_the_text_of_other_licences_is_not_invented(tmp_path: Path) -> None:
     assert "https" not in (tmp_path / "LICENSE").read_text()
 
 
+def test_a_release_without_audits_is_refused_until_the_card_says_why(runs: Path, tmp_path: Path) -> None:
+    words = ["--clip", str(runs / "clip"), "--name", "toy", "--output", str(tmp_path / "release")]
+    with pytest.raises(
+        UserError, match=r"audit/provenance \(missing\).*write the reason of each into audit_except"
+    ) as caught:
+        main(["build", *words])
+    assert "\n" not in str(caught.value) and not (tmp_path / "release").exists()
+    fields = tmp_path / "release.yaml"
+    fields.write_text(Path(BUILD[2]).read_text() + "release_date: 2026-11-01\nlanguages: [fr]\n")
+    with pytest.raises(UserError, match=r"contradicts itself: release\.yaml: languages: names fr, without a meas"):
+        main(["build", "--publisher", str(fields), *words])
+    main([*BUILD, *words])
+    assert "| provenance | missing | a toy |" in (tmp_path / "release/README.md").read_text()
+    assert contradictions(tmp_path / "release") == []
+
+
 def test_shards_of_another_training_are_refused(runs: Path, tmp_path: Path) -> None:
     other = write_toy_shards(tmp_path / "other", samples=4)
     with pytest.raises(UserError, match="no part of this release was trained on"):
         main(
             [
-                "build",
+                *BUILD,
                 "--clip",
                 str(runs / "clip"),
                 "--name",
@@ -294,7 +313,7 @@ def test_a_codec_of_diffusers_is_released_with_its_stated_licence(runs: Path, tm
     (tmp_path / "generator").mkdir()
     torch.save(checkpoint, tmp_path / "generator/last.ckpt")
     output = tmp_path / "release"
-    main(["build", "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
+    main([*BUILD, "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
           "--name", "toy"])  # fmt: skip
     card = (output / "README.md").read_text()
     assert f"| latent codec | private/vae | lab &#124; terms | {weights} |" in card
@@ -316,7 +335,7 @@ def test_a_tower_trained_with_the_generator_is_counted_and_released_with_it(runs
     frozen = records[1]["frozen"]
     write_checkpoint(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
     output = tmp_path / "release"
-    main(["build", "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
+    main([*BUILD, "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
           "--name", "toy"])  # fmt: skip
     module = load_module(tmp_path / "generator", LatentDiffusionModule)
     tower = module.ema_denoiser().caption_tower

@@ -8,7 +8,7 @@ from typing import Any
 
 from leam_mm.documents.changed_statements import Contradiction, changed_statements
 from leam_mm.documents.fact_rules import fact_contradictions
-from leam_mm.documents.facts_file import documents_sha256, read_facts, recorded_documents_sha256
+from leam_mm.documents.facts_file import EVIDENCE_FILE, documents_sha256, read_facts, recorded_documents_sha256
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.publisher_file import read_publisher
 from leam_mm.documents.publisher_rules import publisher_contradictions
@@ -56,10 +56,17 @@ def contradictions(folder: Path) -> list[Contradiction]:
     fields = folder / FIELDS
     publisher = read_publisher(fields if fields.is_file() else None)
     facts = read_facts(folder)
-    found = [*publisher_contradictions(facts, publisher), *fact_contradictions(facts)]
-    if recorded_documents_sha256(folder) == documents_sha256():
-        found += _document_contradictions(folder, facts, publisher)
-    else:
+    same = recorded_documents_sha256(folder) == documents_sha256()
+    try:
+        found = [*publisher_contradictions(facts, publisher), *fact_contradictions(facts)]
+        found += _document_contradictions(folder, facts, publisher) if same else []
+    except UserError:
+        raise
+    except Exception as error:  # facts of a stranger may have any values
+        raise UserError(
+            f"{folder / EVIDENCE_FILE}: no documents follow from these facts ({type(error).__name__}): build it again"
+        ) from None
+    if not same:
         log.warning("%s: its documents were from another version of leam_mm: their words are not compared", folder)
     found += _config_contradictions(folder, facts)
     return [*dict.fromkeys(found)]

@@ -7,7 +7,7 @@
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,8 @@ def read_facts(folder: Path) -> ReleaseFacts:
     found = []
     for kind, stage in stages.items():
         recipe = _read_recipe(folder / "configs" / f"{Path(str(kind)).name}.yaml")
-        found.append(_filled(StageFacts, stage, f"{path}: stages.{kind}", recipe=recipe))
+        filled = _filled(StageFacts, stage, f"{path}: stages.{kind}", recipe=recipe)
+        found.append(replace(filled, inference=filled.inference or ()))  # a stranger's settings build no network
     data = [_filled(DataFacts, entry, f"{path}: data") for entry in record["data"]]
     given: dict[str, Any] = {"stages": found, "data": data, "metrics": list(read_results(folder).values())}
     given |= {"files": _model_files(record.get("files")), "content": read_training_content(folder)}

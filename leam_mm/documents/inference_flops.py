@@ -31,20 +31,32 @@ class InferenceUse:
 
 
 def inference_flops(facts: ReleaseFacts) -> list[InferenceUse]:
-    """Count the uses of each part; a part whose settings are not recorded, or cannot be counted, is left out.
+    """Return the uses of each part, as they were counted when the release was made.
 
     Args:
-        facts: The release.
+        facts: The release. A stage without recorded uses is counted from its settings.
     """
     found: list[InferenceUse] = []
     for stage in facts.stages:
-        if not stage.recipe:
-            continue
-        try:
-            found += _uses(json.dumps(stage.recipe, sort_keys=True))
-        except (UserError, KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
-            log.warning("the inference of %s is not counted: %s", stage.kind, str(error).splitlines()[0:1])
+        recorded = stage.inference
+        found += stage_uses(stage.kind, stage.recipe) if recorded is None else [InferenceUse(**use) for use in recorded]
     return found
+
+
+def stage_uses(kind: str, recipe: Mapping[str, Any]) -> list[InferenceUse]:
+    """Count the uses of the network of a run; empty where its settings are not recorded or cannot be counted.
+
+    Args:
+        kind: clip, generator or codec.
+        recipe: The resolved settings of a run of one's own: they name the files and classes that are opened.
+    """
+    if not recipe:
+        return []
+    try:
+        return list(_uses(json.dumps(recipe, sort_keys=True)))
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, NotImplementedError, RuntimeError) as error:
+        log.warning("the inference of %s is not counted: %s", kind, str(error).splitlines()[0:1])
+    return []
 
 
 @lru_cache(maxsize=16)

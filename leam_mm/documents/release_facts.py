@@ -34,6 +34,9 @@ class StageFacts:
         sources: Merkle root of a folder in ``data`` to the roots of the folders that it was made from, such as the
             shards behind latents.
         samples: Merkle root to number of samples of the folders in ``data`` that were found.
+        weights: Which weights are released: an average of the run, or its last ones; empty where nothing states it.
+        inference: FLOP of one use of the network: ``kind``, ``size`` and ``flops`` as in ``InferenceUse``; None where
+            they were not counted yet.
     """
 
     kind: str
@@ -50,6 +53,8 @@ class StageFacts:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
     samples: Mapping[str, int] = field(default_factory=dict)
+    weights: str = ""
+    inference: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def trained(self) -> bool:

@@ -18,7 +18,8 @@ from leam_mm.release.licence_text import check_licence
 class BuildOptions:
     """Write a release folder: weights for open_clip and diffusers, a model card, the configs, the digest of every file.
 
-    An older release in the same folder is replaced; any other folder is refused.
+    An older release in the same folder is replaced; any other folder is refused. A release whose audits failed or are
+    missing is refused, unless release.yaml gives the reason, which the model card then shows.
 
     Args:
         output: The release folder.
@@ -33,6 +34,8 @@ class BuildOptions:
         licence: Licence of the weights.
         publisher: File of ``init`` with what only the publisher knows, such as names and addresses.
         onnx: Write each network as an ONNX file, too (needs the extra onnx, and minutes).
+        average: Which weights to release: ``trained``, the average of each run; ``none``, the last weights; or a width
+            such as 0.1, an average that is put together from the snapshots of the generator's run.
         variants: Further files of weights for transformers and diffusers in 16 bits: bfloat16, float16.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
     """
@@ -48,6 +51,7 @@ class BuildOptions:
     licence: str = "Apache-2.0"
     publisher: Path | None = None
     onnx: bool = False
+    average: str = "trained"
     variants: list[Literal["bfloat16", "float16"]] = field(default_factory=list, metadata={"nargs": "*"})
     trust: str = ""
 
@@ -71,7 +75,9 @@ def build(options: BuildOptions) -> int:
     logging.getLogger("xformers").setLevel(logging.ERROR)  # no attention is computed here
     from transformers.utils import logging as transformers_logging
 
-    from leam_mm.release.release_folder import EVIDENCE_FILE, write_release  # seconds of imports, not needed for --help
+    from leam_mm.documents.contradictions import missing_fields  # seconds of imports, not needed for --help
+    from leam_mm.release.release_folder import EVIDENCE_FILE, write_release
+    from leam_mm.release.release_gate import check_release
 
     transformers_logging.disable_progress_bar()
     console = Console()
@@ -80,7 +86,8 @@ def build(options: BuildOptions) -> int:
             options.output, options.name, options.licence, options.clip,
             options.generator, options.codec, options.results, options.shards, publisher, options.description,
             options.onnx,
-            variants=options.variants,
+            variants=options.variants, average=options.average,
+            check=check_release,
         )  # fmt: skip
     table = Table(title=f"wrote {options.output}")
     for column in ("part", "parameters", "samples seen"):
@@ -89,5 +96,7 @@ def build(options: BuildOptions) -> int:
         seen = "not measured" if stage.samples_seen is None else f"{stage.samples_seen:,}"
         table.add_row(stage.kind, f"{stage.parameters:,}", seen)
     console.print(table)
+    for line in missing_fields(publisher):
+        console.print(f"release.yaml: {line}", soft_wrap=True)
     console.print(f"read {options.output / 'README.md'} before you publish; {EVIDENCE_FILE} holds the digests")
     return 0

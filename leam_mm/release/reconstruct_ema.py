@@ -8,8 +8,8 @@ It is computed from the snapshots of callbacks/ema_snapshots.py. The result is a
 evaluate.py and the release accept like any other.
 """
 
-import argparse
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from leam_mm.callbacks.ema_snapshots import Snapshot, read_snapshots
 from leam_mm.checkpoint import EVIDENCE, AtomicCheckpointIO, checkpoint_config, load_module, read_checkpoint
+from leam_mm.command_line import parse_settings
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256
@@ -119,37 +120,48 @@ def reconstruct(
     return {"state_dict": weights, EVIDENCE: evidence, "callbacks": energy, **kept}, error
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m leam_mm.release.reconstruct_ema", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--run", type=Path, required=True, help="run folder with checkpoint and ema_snapshots")
-    parser.add_argument("--widths", type=float, nargs="+", required=True, help="sigma_rel, each in (0, 0.2886]")
-    parser.add_argument("--output", type=Path, help="folder of the checkpoints; by default RUN/reconstructed")
-    parser.add_argument("--samples", type=int, help="end of the average; by default the last snapshot")
-    parser.add_argument("--trust", default="", help="modules of your own that the checkpoint may name, between commas")
-    return parser.parse_args(arguments)
+@dataclass(frozen=True)
+class AverageSettings:
+    """Settings of the program.
+
+    Args:
+        run: Run folder with checkpoint and ema_snapshots.
+        widths: sigma_rel of the averages, each in (0, 0.2886].
+        output: Folder of the checkpoints; by default RUN/reconstructed.
+        samples: End of the average in samples; by default the last snapshot.
+        trust: Modules of your own that the checkpoint may name, between commas.
+    """
+
+    run: Path
+    widths: list[float]
+    output: Path | None = None
+    samples: int | None = None
+    trust: str = ""
 
 
 def main(arguments: list[str] | None = None) -> list[Path]:
     """Run the program."""
-    options = parse(arguments)
-    trust_modules(options.trust)
+    settings = parse_settings(AverageSettings, __doc__, arguments, program="python -m leam_mm.release.reconstruct_ema")
+    trust_modules(settings.trust)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    checkpoint, module = read_checkpoint(options.run), load_module(options.run, LatentDiffusionModule)
+    return reconstruct_widths(settings)
+
+
+def reconstruct_widths(settings: AverageSettings) -> list[Path]:
+    """Write a checkpoint for each width, print a table, and return the files."""
+    checkpoint, module = read_checkpoint(settings.run), load_module(settings.run, LatentDiffusionModule)
     like = {name: value.detach() for name, value in module.denoiser.named_parameters()}
     seen = checkpoint[EVIDENCE].get("samples_seen")
-    end = options.samples if options.samples is not None else seen
+    end = settings.samples if settings.samples is not None else seen
     # A killed run may have written a snapshot after its last checkpoint.
-    snapshots = [(path, held) for path, held in read_snapshots(options.run) if end is None or held.samples <= end]
-    if not snapshots or (options.samples is not None and snapshots[-1][1].samples != options.samples):
-        found = [held.samples for _, held in read_snapshots(options.run)]
-        raise UserError(f"{options.run} has no snapshot at sample {end}: give one of {found} as --samples")
+    snapshots = [(path, held) for path, held in read_snapshots(settings.run) if end is None or held.samples <= end]
+    if not snapshots or (settings.samples is not None and snapshots[-1][1].samples != settings.samples):
+        found = [held.samples for _, held in read_snapshots(settings.run)]
+        raise UserError(f"{settings.run} has no snapshot at sample {end}: give one of {found} as --samples")
     check_names(snapshots, like)
-    output = options.output or options.run / "reconstructed"
+    output = settings.output or settings.run / "reconstructed"
     table, console, written = Table("width", "snapshots", "error of the profile", "checkpoint"), Console(), []
-    for width in options.widths:
+    for width in settings.widths:
         made, error = reconstruct(checkpoint, like, snapshots, width)
         path = output / f"width-{width:g}.ckpt"
         AtomicCheckpointIO().save_checkpoint(made, path)

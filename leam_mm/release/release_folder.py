@@ -8,8 +8,8 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.content_file import described_content
 from leam_mm.documents.facts_file import facts_record
+from leam_mm.documents.inference_flops import stage_uses
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import TEXT_ENCODER, DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.training_content import TrainingContent, count_training_content
@@ -49,6 +50,7 @@ from leam_mm.release.licence_text import check_licence, write_licence
 from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
 from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
+from leam_mm.release.released_average import averaged_generator, check_measured, release_average
 from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
 
@@ -73,6 +75,8 @@ def write_release(
     description: Path | None = None,
     onnx: bool = False,
     variants: Sequence[HalfPrecision] = (),
+    average: str = "trained",
+    check: Callable[[ReleaseFacts, PublisherFields], None] | None = None,
 ) -> ReleaseFacts:
     """Write a release folder; an older release under that name is replaced.
 
@@ -90,6 +94,8 @@ def write_release(
             counts the shards.
         onnx: Write the networks as ONNX files, too.
         variants: Precisions of further files of weights, for transformers and diffusers.
+        average: Which weights to release, see ``BuildOptions``.
+        check: Called with the content of the documents before they are written; raises to refuse the release.
 
     Returns:
         The content of the model card.
@@ -108,18 +114,25 @@ def write_release(
     check_folder(folder)
     if onnx:
         check_libraries()
-    with run_lock(beside(folder), folder), atomic_folder(folder) as temporary:
+    with (
+        run_lock(beside(folder), folder),
+        averaged_generator(generator, average, folder) as generator,
+        atomic_folder(folder) as temporary,
+    ):
         (temporary / "configs").mkdir()
+        weights: dict[str, str] = {}
         stages, towers, low_rank, formats, encoder = [], None, False, Formats(), None
         differences: Mapping[str, Mapping[str, float | str]] = {variant: {} for variant in variants}
         if clip is not None:
             encoder = load_module(clip, ContrastiveModule)
+            weights["clip"] = release_average(encoder, clip, average)
             formats = write_encoder(encoder, temporary, name)
             differences = embedding_differences(encoder, variants)
             towers = encoder.ema_encoder()
             stages.append(stage_facts("clip", clip, towers, temporary))
         module = load_generator(generator, clip, codec) if generator is not None else None
         if generator is not None and module is not None:
+            weights["generator"] = release_average(module, generator, average)
             write_diffusers_folder(module, temporary)
             formats.folders["diffusers"] = ROOT
             denoiser = module.ema_denoiser()
@@ -141,8 +154,9 @@ def write_release(
         if module is not None:
             drawn = generator_differences(module, variants)
             differences = {variant: {**differences[variant], **drawn[variant]} for variant in variants}
-        stages = [add_sources(stage, shards) for stage in stages]
+        stages = [replace(add_sources(stage, shards), weights=weights.get(stage.kind, "")) for stage in stages]
         metrics = [metric for file in results for metric in released_metrics(file, stages)]
+        check_measured(weights, metrics)
         write_results(metrics, temporary)
         write_licence(temporary, licence, publisher.licence_link)
         images = copy_card_image(results, stages, temporary)
@@ -166,6 +180,8 @@ def write_release(
             onnx=[asdict(record) for record in exported],
             variants=differences,
         )
+        if check is not None:
+            check(facts, publisher)
         write_documents(facts, publisher, temporary)
         give_default_permissions(temporary)
         write_evidence(facts, temporary, publisher.version)
@@ -237,6 +253,7 @@ def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> 
         flops=flops,
         flops_notes=notes,
         recipe=recipe,
+        inference=[asdict(use) for use in stage_uses(kind, recipe)],
     )
     return add_sources(stage, data_folders(evidence.get("data", {})))
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from leam_mm.documents.contradictions import contradictions as find_contradictions
+from leam_mm.errors import UserError, one_line
 from leam_mm.json_text import parse_lines, parse_object
 from leam_mm.release.folder_files import Fault
 from leam_mm.release.hostile_files import tensor_sizes
@@ -35,6 +37,21 @@ def contradictions(folder: Path, record: ReleaseRecord) -> Iterator[Fault]:
         except (OSError, ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError, RecursionError) as error:
             name = {_card: CARD, _results: RESULTS, _provenance: PROVENANCE}.get(check, RELEASE)
             yield Fault(name, f"cannot be compared with the other documents: {' '.join(str(error).split())[:200]}")
+
+
+def document_contradictions(folder: Path, record: ReleaseRecord) -> list[Fault]:
+    """Return what documents, results, configs and release.yaml state otherwise than the facts of the record.
+
+    Args:
+        folder: The release.
+        record: Its leam_mm_release.json; one of an older version, without all facts, is not compared.
+    """
+    if "documents_sha256" not in record.content:
+        return []
+    try:
+        return [Fault(one.document, f"{one.field}: {one.text}") for one in find_contradictions(folder)]
+    except UserError as error:
+        return [Fault(RELEASE, one_line(error).replace(f"{folder}/", ""))]
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ from leam_mm.release.digest_cache import DigestCache
 from leam_mm.release.folder_files import Fault, list_files
 from leam_mm.release.hostile_files import content_faults
 from leam_mm.release.model_signature import check_signature
-from leam_mm.release.stated_facts import contradictions
+from leam_mm.release.stated_facts import contradictions, document_contradictions
 from leam_mm.release_record import RELEASE, SIGNATURE, ReleaseRecord, read_record
 
 READERS = 4  # threads that read files
@@ -94,6 +94,7 @@ def verify_release(
             found.faults += [Fault(name, text) for text in content_faults(folder / name, name)]
     if not found.faults:  # documents that are damaged need not agree
         found.faults += contradictions(folder, record)
+        found.faults += document_contradictions(folder, record)
     if signed:
         _signature(folder, public_key, found)
     return found

@@ -16,6 +16,7 @@ from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
 from toys.pages import ENERGY_RECORD, metric_row
 from toys.recipes import clip_recipe, codec_section, generator_section
+from toys.releases import BUILD
 from toys.shards import write_toy_shards
 
 
@@ -51,7 +52,7 @@ def build_release(root: Path, tokenizer: Path, name: str = "lab/toy") -> Path:
     (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--clip", str(clip), "--generator", str(generator), "--codec", str(codec), "--name", name]
     words += ["--results", str(root / "results.jsonl"), "--shards", str(shards), "--output", str(root / "release")]
-    main(["build", *words])
+    main([*BUILD, *words])
     return root / "release"
 
 

@@ -11,6 +11,8 @@ from toys.pages import ENERGY_RECORD, metric_row
 from toys.published import write_published
 
 HOSTILE = '<script>alert(1)</script>|`x` ![a](http://b.example) "><img src=x>\n# heading ~~x~~\u202e'
+# The command ``release build`` with reasons for the audits that toys do not have.
+BUILD = ("build", "--publisher", str(Path(__file__).parent / "release.yaml"))
 FILES = {
     "open_clip_model.safetensors": "1" * 64,
     "model.safetensors": "2" * 64,
