@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from leam_mm.captions.caption_encoder import clean_caption
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_folder, transformers_model
 from leam_mm.errors import UserError
+from leam_mm.released_files import compare_released_files
 
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*")
 BATCH_SIZE = 64  # captions of similar length that are encoded together
@@ -34,6 +35,7 @@ class HuggingFaceCaptions(nn.Module):
             raise UserError(
                 f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): save the encoder's tokenizer there"
             )
+        compare_released_files(words)
         self.model: Any = transformers_model(folder, texts=True)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(words, local_files_only=True, trust_remote_code=False)

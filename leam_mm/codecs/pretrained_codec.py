@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderDC, AutoencoderKL
 
 from leam_mm.checkpoint import find_checkpoint, load_part
@@ -44,6 +45,8 @@ class PretrainedCodec(LatentCodec):
             gaps = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
             if gaps:  # diffusers fills them with random weights
                 raise ValueError(f"{len(gaps)} weights are missing or of another shape, first {gaps[0]}")
+            if not all(bool(torch.isfinite(value).all()) for value in loaded.state_dict().values()):
+                raise ValueError("some weights are NaN or infinite")
             loaded.register_to_config(_name_or_path="")  # a release must not reveal a path of this machine
             super().__init__(loaded)
         except Exception as error:  # diffusers, safetensors and torch raise many kinds for files that do not fit

@@ -11,9 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from leam_mm.errors import UserError
 from leam_mm.files import files_sha256
-from leam_mm.released_files import is_variant
+from leam_mm.released_files import compare_released_files, is_variant
 
 
 @dataclass
@@ -111,6 +113,7 @@ def transformers_model(model: str, texts: bool) -> Any:
     from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
     folder, config = transformers_folder(model), transformers_config(model)
+    compare_released_files(folder)
     kind = AutoModelForTextEncoding if texts and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else AutoModel
     try:
         loaded = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
@@ -121,6 +124,8 @@ def transformers_model(model: str, texts: bool) -> Any:
         ) from None
     if texts and config.is_encoder_decoder and kind is AutoModel:
         loaded = loaded.get_encoder()
+    if not all(bool(torch.isfinite(value).all()) for value in loaded.state_dict().values()):
+        raise UserError(f"{folder} holds weights that are NaN or infinite: give undamaged ones")
     return loaded.float().eval().requires_grad_(False)
 
 
