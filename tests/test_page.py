@@ -17,6 +17,9 @@ from toys.served_pages import Served, served
 from toys.served_releases import add_files, write_toy_release
 
 from leam_mm.errors import UserError
+from leam_mm.marking.detection import find_marks
+from leam_mm.marking.generated_image import SOURCE_TYPE
+from leam_mm.marking.spread_spectrum import SpreadSpectrum
 from leam_mm.release.serve_verified import check_verified, serve_verified
 from leam_mm.serving.serve_command import ServeOptions
 
@@ -77,6 +80,14 @@ def test_the_start_page_leads_to_the_language_of_the_browser(page: Served) -> No
         assert "script>alert" not in text and "og:image" not in head and "gradio.app" not in head
 
 
+def test_addresses_of_this_machine_only() -> None:
+    from leam_mm.serving.page_server import is_loopback, local_hosts
+
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example.org", "localhost.example.org", "")))
+    assert "0.0.0.0" not in local_hosts("127.0.0.1")
+
+
 def test_other_hosts_and_addresses_that_fetch_are_refused(page: Served) -> None:
     assert page.get("en/", Host="attacker.example")[0] == 421
     for path in ("en/gradio_api/proxy=http://example.org/", "en/gradio_api/file=http://example.org/x", "en/monitoring",
@@ -86,16 +97,16 @@ def test_other_hosts_and_addresses_that_fetch_are_refused(page: Served) -> None:
     assert page.get("files/documents/table.csv")[2] == b"a,b\n"
 
 
-def test_an_image_is_served_as_the_marked_file(page: Served, tmp_path: Path) -> None:
+def test_an_image_is_served_as_the_marked_file(page: Served) -> None:
     states = page.ask("s1", event_with(page, 5), [f"ein Kreis {HOSTILE}", 7, 2, 2, 4.0])
     assert "Finished." in states[-1][0] and HOSTILE not in str(states)
     sources = re.findall(r'<img src="\.\./(images/[^"]+)" alt="([^"]*)"', states[-1][1])
     assert len(sources) == 2 and "ein Kreis &lt;script&gt;" in sources[0][1]
     status, headers, content = page.get(sources[0][0])
     assert status == 200 and headers["content-type"] == "image/png" and "no-store" in headers["cache-control"]
-    (tmp_path / "saved.png").write_bytes(content)
-    with Image.open(tmp_path / "saved.png") as image:
-        assert image.info["DigitalSourceType"].endswith("trainedAlgorithmicMedia")
+    marks = find_marks(content, [SpreadSpectrum()], 1e-3)
+    assert marks.found and not marks.problem and marks.texts["DigitalSourceType"] == SOURCE_TYPE
+    assert marks.credentials is not None and marks.credentials.state == "Valid"
 
 
 def test_uploads_are_edited_and_labelled(page: Served, tmp_path: Path) -> None:
@@ -165,6 +176,14 @@ def test_logs_name_no_prompt_and_ctrl_c_ends_it(release: Path) -> None:
     log = "".join(page.lines)
     assert page.process.returncode == 0 and "secret" not in log and "Traceback" not in log, log
     assert "the page is closed" in log
+
+
+@pytest.mark.slow
+def test_other_machines_are_answered_only_if_asked_and_with_a_warning(release: Path) -> None:
+    with served(release, "--host", "0.0.0.0", "--open-to-network") as page:
+        assert "warning: the page is open to every machine" in "".join(page.lines)
+        page.url = page.url.replace("0.0.0.0", "127.0.0.1")
+        assert page.get("en/", Host="lab.example")[0] == 200
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leam_mm.inference.drawing import Drawer, DrawingSettings, Source, plan_drawings
+from leam_mm.serving.current_deletion_list import CurrentDeletionList
 from leam_mm.serving.refusal import Refusal
 from leam_mm.serving.uploaded_image import check_upload
 
@@ -75,7 +76,7 @@ class DrawnImage:
     """One image.
 
     Args:
-        name: Name under which the page serves the file.
+        name: Name under which the page serves the file; empty if it is on the publisher's deletion list.
         prompt: The prompt.
         seed: The seed.
         width: W in pixels.
@@ -128,14 +129,15 @@ class DrawingService:
     Args:
         module: A LatentDiffusionModule.
         store: Where the images are kept.
+        listed: Images that are not shown, or None.
 
     Raises:
         UserError: Text encoder or codec cannot be opened.
     """
 
-    def __init__(self, module: Any, store: ImageStore) -> None:
+    def __init__(self, module: Any, store: ImageStore, listed: CurrentDeletionList | None = None) -> None:
         """Open text encoder and codec; see the class for the arguments."""
-        self.module, self.store = module, store
+        self.module, self.store, self.listed = module, store, listed
         self.side = int(module.latent_size * module.codec.downscale)  # H = W in pixels of an image
         module.caption_encoder  # noqa: B018 - opened now, not by the first person
 
@@ -157,13 +159,18 @@ class DrawingService:
             check_upload(upload)
         source = Source(request.edit, request.strength, request.mask) if request.edit is not None else None
         folder = self.store.new_folder()
-        drawer = Drawer(self.module, DrawingSettings(request.steps, request.guidance, None, source), folder)
+        settings = DrawingSettings(request.steps, request.guidance, None, source)
+        listed = self.listed.read() if self.listed is not None else None
+        drawer = Drawer(self.module, settings, folder, deletion_list=listed)
         drawings = plan_drawings([request.prompt], request.seed, request.images)
         advance(0, len(drawings))
         for number, drawing in enumerate(drawings, 1):
             drawer.draw([drawing], lambda _: None)
             advance(number, len(drawings))
         return [
-            DrawnImage(f"{folder.name}/{drawing.file}", drawing.prompt, drawing.seed, drawer.width, drawer.height)
+            DrawnImage(
+                f"{folder.name}/{drawing.file}" if (folder / drawing.file).is_file() else "",
+                drawing.prompt, drawing.seed, drawer.width, drawer.height,
+            )
             for drawing in drawings
-        ]
+        ]  # fmt: skip

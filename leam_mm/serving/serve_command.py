@@ -29,6 +29,8 @@ class ServeOptions:
         compare: A second release, to draw with both side by side.
         captions: Text file with one caption a line; an uploaded image is shown with the nearest of them.
         classes: Class file with label texts in several languages, as of zero-shot evaluation.
+        deletion_list: File of hashes of images that are not shown; by default that of the release, if it has one. It is
+            read again whenever it changes.
         port: Port of the page; 0 takes a free one.
         host: Address on which the page is answered; any but loopback needs --open-to-network.
         open_to_network: Answer other machines, too; whoever reaches this machine can use the page, without a password.
@@ -39,6 +41,7 @@ class ServeOptions:
     compare: Path | None = None
     captions: Path | None = None
     classes: Path | None = None
+    deletion_list: Path | None = None
     port: NonNegativeInt = 7860
     host: str = "127.0.0.1"
     open_to_network: bool = False
@@ -120,8 +123,10 @@ def _application(options: ServeOptions, folder: Path, check: Callable[[Path], ob
     store = ImageStore(folder / "images")
     captions = options.captions or _present(options.folder / CAPTIONS)
     classes = options.classes or _present(options.folder / CLASSES)
-    release = open_release(options.folder, store, options.device, Sources(classes, captions))
-    other = open_release(options.compare, store, options.device) if options.compare is not None else None
+    listed, other = options.deletion_list, None
+    release = open_release(options.folder, store, options.device, Sources(classes, captions), listed)
+    if options.compare is not None:
+        other = open_release(options.compare, store, options.device, deletion_list=listed)
     queue = RequestQueue()
     app = build_app(store, release.documents)
     mount_pages(app, release, other, queue)

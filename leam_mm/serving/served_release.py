@@ -8,6 +8,7 @@ from leam_mm.files import file_sha256
 from leam_mm.inference.embedder import Embedder
 from leam_mm.model_address import load_generator
 from leam_mm.release_record import read_record
+from leam_mm.serving.current_deletion_list import CurrentDeletionList
 from leam_mm.serving.drawing_service import DrawingService, ImageStore
 from leam_mm.serving.encoder_service import EncoderService
 from leam_mm.serving.release_documents import ReleaseDocuments
@@ -60,7 +61,9 @@ def check_release(folder: Path) -> None:
             raise UserError(f"{path} is missing or differs from the released file: copy the release again")
 
 
-def open_release(folder: Path, store: ImageStore, device: str, sources: Sources | None = None) -> ServedRelease:
+def open_release(
+    folder: Path, store: ImageStore, device: str, sources: Sources | None = None, deletion_list: Path | None = None
+) -> ServedRelease:
     """Load a release that was checked.
 
     Args:
@@ -68,6 +71,7 @@ def open_release(folder: Path, store: ImageStore, device: str, sources: Sources 
         store: Where drawn images are kept.
         device: cpu or cuda.
         sources: Texts that images are compared with; None for a release that is only drawn with.
+        deletion_list: Hashes of images that are not shown; None takes those in the release, if it has some.
 
     Raises:
         UserError: It cannot be read, holds no model, or a text file cannot be read.
@@ -77,7 +81,7 @@ def open_release(folder: Path, store: ImageStore, device: str, sources: Sources 
     stages = stages if isinstance(stages, dict) else {}
     drawing = encoder = None
     if "generator" in stages:
-        drawing = DrawingService(load_generator(folder).to(device), store)
+        drawing = DrawingService(load_generator(folder).to(device), store, CurrentDeletionList(deletion_list, folder))
     if "clip" in stages and sources is not None:
         encoder = EncoderService(Embedder.open(folder, device), sources.classes, sources.captions)
     if drawing is None and encoder is None:
