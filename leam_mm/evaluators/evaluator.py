@@ -31,6 +31,7 @@ class Metric:
         samples: Number of samples.
         slices: Parts of the number by name, as values that JSON can hold.
         note: One sentence for the reader: chance level, protocol, reason for None.
+        outcomes: Outcome of each sample, see ``write_outcomes``; None where the number is no share of hits.
     """
 
     name: str
@@ -41,10 +42,14 @@ class Metric:
     samples: int
     slices: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    outcomes: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return a mapping for JSON; NaN and infinite numbers become None, since JSON cannot hold them."""
-        return {key: _finite(value) for key, value in asdict(self).items()}
+        found = {key: _finite(value) for key, value in asdict(self).items()}
+        if self.outcomes is None:
+            found.pop("outcomes")
+        return found
 
 
 @dataclass

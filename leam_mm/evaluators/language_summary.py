@@ -1,8 +1,11 @@
 """From hits per image and language to metrics: each language, their mean, the worst, and worst over mean."""
 
+from collections.abc import Sequence
+
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric, bootstrap_interval, wilson_interval
+from leam_mm.evaluators.outcomes import write_outcomes
 
 
 def language_metrics(
@@ -14,6 +17,7 @@ def language_metrics(
     slices: dict[str, dict] | None = None,
     seed: int = 0,
     repeats: int = 1000,
+    keys: Sequence[str] = (),
 ) -> list[Metric]:
     """Summarise hits over languages.
 
@@ -30,11 +34,12 @@ def language_metrics(
         slices: Language code to slices of its metric.
         seed: Seed of the bootstrap.
         repeats: Draws of the bootstrap.
+        keys: Names of the images; with them, each language keeps its outcomes for paired comparisons of models.
 
     Returns:
         `name/mean`, `name/min`, `name/min_over_mean`, then `name/<language>` for each.
     """
-    every = [_one_language(f"{name}/{code}", hits[:, i], note, (slices or {}).get(code, {}), seed, repeats)
+    every = [_one_language(f"{name}/{code}", hits[:, i], note, (slices or {}).get(code, {}), seed, repeats, keys)
              for i, code in enumerate(languages)]  # fmt: skip
     compared = hits if paired is None else paired
     # An image that some language cannot name would weigh languages differently, so it is skipped here.
@@ -63,15 +68,21 @@ def language_metrics(
     return metrics + every
 
 
-def _one_language(name: str, hits: numpy.ndarray, note: str, slices: dict, seed: int, repeats: int) -> Metric:
-    hits = hits[~numpy.isnan(hits)]
+def _one_language(
+    name: str, hits: numpy.ndarray, note: str, slices: dict, seed: int, repeats: int, keys: Sequence[str]
+) -> Metric:
+    measured = ~numpy.isnan(hits)
+    keys = [key for key, kept in zip(keys, measured, strict=True) if kept] if keys else []
+    hits = hits[measured]
     if not len(hits):
         return Metric(name, None, None, None, "fraction", 0, slices, "no picture has this language")
     if numpy.isin(hits, (0.0, 1.0)).all():
         low, high = wilson_interval(int(hits.sum()), len(hits))
+        outcomes = write_outcomes(hits, keys) if keys else None
     else:
+        outcomes = None
         low, high = bootstrap_interval(hits, _mean, seed, repeats)
-    return Metric(name, float(hits.mean()), low, high, "fraction", len(hits), slices, note)
+    return Metric(name, float(hits.mean()), low, high, "fraction", len(hits), slices, note, outcomes)
 
 
 def _mean(hits: numpy.ndarray) -> float:

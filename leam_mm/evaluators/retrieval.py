@@ -70,11 +70,11 @@ class Retrieval(Evaluator):
             for key, value in per_sample.items():
                 ranks[key].append(value)
         note = f"among {len(samples)} pictures and {min(candidates)} to {max(candidates)} different captions a language"
-        metrics = []
+        metrics, keys = [], [sample.key for sample in samples]
         for direction, by_language in ranks.items():
             for top in RECALLS:
                 hits = numpy.array([[_share(rank, top) for rank in column] for column in by_language]).T
-                metrics += language_metrics(f"{self.name}/{direction}/r{top}", hits, self.languages, note)
+                metrics += language_metrics(f"{self.name}/{direction}/r{top}", hits, self.languages, note, keys=keys)
         return metrics
 
     def _read(self) -> list[ImageSample]:

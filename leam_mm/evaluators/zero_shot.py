@@ -93,7 +93,13 @@ class ZeroShot(Evaluator):
                     note += f"; languages are compared over the {int(common.sum())} classes that all of them name"
                 hits, compared = (_hits(torch.stack(ranks, dim=1), top) for ranks in (rank, paired))
                 metrics += language_metrics(
-                    f"{self.name}/top{top}", hits, list(languages), note, compared, slices if top == 1 else None
+                    f"{self.name}/top{top}",
+                    hits,
+                    list(languages),
+                    note,
+                    compared,
+                    slices if top == 1 else None,
+                    keys=[sample.key for sample in samples],
                 )
         return metrics
 

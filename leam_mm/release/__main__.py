@@ -1,4 +1,4 @@
-r"""Make, check, sign and serve a release folder of trained models.
+r"""Make, check, sign, publish, compare and serve a release folder of trained models.
 
     python -m leam_mm.release init --output release.yaml
     python -m leam_mm.release build --publisher release.yaml --clip runs/quickstart/clip \
@@ -8,6 +8,7 @@ r"""Make, check, sign and serve a release folder of trained models.
     python -m leam_mm.release verify runs/quickstart/release
     python -m leam_mm.release sign runs/quickstart/release --private-key private_key.pem
     python -m leam_mm.release publish runs/quickstart/release --to mirror --version 1.0
+    python -m leam_mm.release compare mirror/0.9 mirror/1.0 --output comparison.html
     python -m leam_mm.release serve runs/quickstart/release
 
 Each command is a dataclass of options and a function in a file of its own.
@@ -21,6 +22,7 @@ from typing import Any
 from leam_mm.command_line import parse_commands
 from leam_mm.errors import run
 from leam_mm.release.build_command import BuildOptions, build
+from leam_mm.release.compare_command import CompareOptions, compare
 from leam_mm.release.init_command import InitOptions, init
 from leam_mm.release.publish_command import PublishOptions, publish
 from leam_mm.release.serve_verified import serve_verified
@@ -50,6 +52,7 @@ COMMANDS = {
     "verify": Command(VerifyOptions, verify, ("folder",)),
     "sign": Command(SignOptions, sign, ("folder",)),
     "publish": Command(PublishOptions, publish, ("folder",)),
+    "compare": Command(CompareOptions, compare, ("a", "b")),
     "serve": Command(ServeOptions, serve_verified, ("folder",)),
 }
 

@@ -15,10 +15,15 @@ from typing import Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from leam_mm.errors import UserError
-from leam_mm.files import atomic_write
+from leam_mm.files import atomic_write, write_bytes
 from leam_mm.json_text import parse_object
 from leam_mm.release.folder_files import Fault, printable
 from leam_mm.release_record import SIGNATURE
@@ -141,6 +146,12 @@ def check_private_key(file: Path, folder: Path) -> None:
     except (ValueError, UnsupportedAlgorithm):
         raise UserError(f"{file} is no private key in PEM: give one of `python -m leam_mm.marking make-key`") from None
     _check_curve(file, key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else type(key).__name__)
+
+
+def write_public_key(private_key: Path, file: Path) -> None:
+    """Write the public half of a private key that `check_private_key` accepts, as PEM."""
+    key = load_pem_private_key(_key_bytes(private_key), password=None)
+    write_bytes(file, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def check_public_key(file: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from leam_mm.release.model_signature import check_private_key, sign_release
+from leam_mm.release.model_signature import check_private_key, sign_release, write_public_key
 from leam_mm.release.verify_command import show
 from leam_mm.release.verify_release import verify_release
 from leam_mm.release_record import SIGNATURE
@@ -17,11 +17,13 @@ class SignOptions:
 
     Args:
         folder: The release folder.
-        private_key: Private key (PEM, ES256), such as one of ``python -m leam_mm.marking make-key``.
+        private_key: Private key (PEM, ES256), such as one of ``python -m leam_mm.marking make-key --algorithm es256``.
+        public_key: Write the public key to this file, too.
     """
 
     folder: Path
     private_key: Path
+    public_key: Path | None = None
 
 
 def sign(options: SignOptions) -> int:
@@ -35,5 +37,8 @@ def sign(options: SignOptions) -> int:
         return 1
     sign_release(options.folder, found.release, found.digests, options.private_key)
     console.print(f"signed {len(found.digests)} files of {options.folder}: {SIGNATURE}")
+    if options.public_key is not None:
+        write_public_key(options.private_key, options.public_key)
+        console.print(f"wrote {options.public_key}")
     console.print("give people the public key by another way than the release, such as your own site")
     return 0
