@@ -178,6 +178,14 @@ def test_a_planted_contradiction_is_reported(
     assert all("\n" not in str(one) and len(str(one)) < 600 for one in found)
 
 
+def test_text_between_the_marks_is_free_and_marks_elsewhere_are_not(release: Path) -> None:
+    change(CARD, "<!-- free text -->\n", "<!-- free text -->\n\nThanks to all, 77 tokens.\n")(release)
+    assert contradictions(release) == []
+    hidden = "<!-- free text -->\nVersion: 1.3\n<!-- end of free text -->"
+    change(CARD, "## Limits", f"{hidden}\n## Limits")(release)
+    assert any("free text" in one.text for one in contradictions(release))
+
+
 def test_a_missing_document_is_reported_and_damaged_facts_are_one_line(release: Path) -> None:
     (release / SUMMARY).unlink()
     assert [str(one) for one in contradictions(release)] == [

@@ -20,6 +20,12 @@ VERDICTS = {  # English and German
     "inconclusive": ("inconclusive", "nicht entschieden"),
     "missing": ("missing", "fehlt"),
 }
+GERMAN_NAMES = {  # of expected audits
+    "provenance": "Herkunft", "opt out": "Nutzungsvorbehalte", "personal data": "personenbezogene Daten",
+    "energy": "Energie", "language parity": "Gleichheit der Sprachen", "encoder bias": "Verzerrung des Encoders",
+    "membership inference": "Erkennen von Trainingsbeispielen", "memorization": "Auswendiglernen",
+    "generator bias": "Verzerrung des Generators",
+}  # fmt: skip
 PUBLISHABLE = ("passed",)
 
 
@@ -91,7 +97,13 @@ def audit_rows(facts: ReleaseFacts, publisher: PublisherFields, language: str) -
     """Return the rows of the card: name, verdict and reason for publishing."""
     reasons = publisher.audit_exceptions or {}
     return [
-        [state.name.removeprefix(PREFIX).replace("_", " "), VERDICTS[state.verdict][language == "de"],
+        [_title(state.name, language), VERDICTS[state.verdict][language == "de"],
          _reason(state.name, reasons) if state.verdict not in PUBLISHABLE else ""]
         for state in audit_states(facts)
     ]  # fmt: skip
+
+
+def _title(name: str, language: str) -> str:
+    """Return the name of an audit for readers."""
+    audit, slash, part = name.removeprefix(PREFIX).replace("_", " ").partition("/")
+    return (GERMAN_NAMES.get(audit, audit) if language == "de" else audit) + slash + part
