@@ -116,6 +116,8 @@ WRITERS = {
     "leam_mm/callbacks/sample_grid.py": "hands the marked grid to TensorBoard",
     "leam_mm/inference/result_page.py": "thumbnails of the user's own images",
     "leam_mm/documents/dataset_statistics.py": "thumbnails of the training data",
+    "leam_mm/marking/image_changes.py": "encodes in memory, as a change that a mark must survive",
+    "leam_mm/release/onnx_folder.py": "writes networks",
     "leam_mm/release/verify_release.py": "keeps digests, no images",
     "leam_mm/launch/node_checks.py": "noise, whose decoding the doctor times",
 }
@@ -123,12 +125,14 @@ FUNCTIONS = {"imwrite", "imsave", "write_png", "write_jpeg", "save_image", "add_
 
 
 def writes_images(file: Path) -> bool:
-    """Whether a file calls ``save`` of anything but numpy and torch, or a function of a library that writes images."""
+    """Whether a file calls ``save`` of an object, except of numpy, torch and onnx, or a function that writes images."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
-            owner = getattr(getattr(node.func, "value", None), "id", "")
-            if (name == "save" and owner not in ("np", "torch")) or name in FUNCTIONS:
+            owner = (
+                getattr(getattr(node.func, "value", None), "id", "") if isinstance(node.func, ast.Attribute) else "np"
+            )
+            if (name == "save" and owner not in ("np", "torch", "onnx")) or name in FUNCTIONS:
                 return True
     return False
 

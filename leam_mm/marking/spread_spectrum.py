@@ -22,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 from scipy.fft import irfft2, rfft2
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, grey_opening
 
 from leam_mm.marking.watermark import check_pixels
 
@@ -30,6 +30,8 @@ PUBLIC_KEY = b"leam_mm generated image"
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. ITU-R BT.601
 FLOOR = 4.0  # grey levels: contrast below which the mark does not get weaker with the image's
 CEILING = 12.0  # grey levels: contrast beyond which it does not get stronger
+TEXTURE = 2.0  # of the contrast to that at the finest scale
+LIMIT = 1.5  # of an image divided by its contrast
 NOISE = 0.6  # of an image's waves that re-encoding adds, as a share of the mark's in a flat image
 UNSCALED = 0.5  # share of the false positives that is left to images which were not cropped
 NEAR = 4  # shifts in each direction, in points of the grid, that an image which was not cropped may have
@@ -46,6 +48,7 @@ class Band:
         grid: Points along the side of the grid on which the mark is drawn and sought; more than twice ``high``.
         side: The band is used for images up to this geometric mean of width and height, in pixels.
         least: Smaller images are not searched for it.
+        flat: Root mean square of the change in flat areas, in grey levels: small images leave fewer waves.
     """
 
     low: int
@@ -53,6 +56,7 @@ class Band:
     grid: int
     side: float
     least: float
+    flat: float
 
     @property
     def scales(self) -> np.ndarray:
@@ -63,7 +67,7 @@ class Band:
 
 
 # A quarter of the smallest marked side: cropped to the half and resized to the half.
-BANDS = (Band(4, 20, 48, 96, 1), Band(10, 48, 120, 384, 24), Band(28, 96, 240, np.inf, 96))
+BANDS = (Band(4, 20, 48, 96, 1, 1.8), Band(10, 48, 120, 384, 24, 1.2), Band(28, 96, 240, np.inf, 96, 1.1))
 
 
 @lru_cache(maxsize=16)
@@ -88,7 +92,7 @@ class SpreadSpectrum:
 
     Args:
         key: Bytes that decide the phases.
-        strength: Root mean square of the change in an image of medium contrast, in grey levels.
+        strength: Largest root mean square of the change of an image, in grey levels.
     """
 
     name = "spread spectrum"
@@ -105,8 +109,8 @@ class SpreadSpectrum:
         band = next(band for band in BANDS if side <= band.side)
         plain = _resize(pixels @ LUMA, *_grid_size(band, width, height, 1.0))
         flat, contrast = _flatten(plain, band.grid)
-        pattern, inside = waves(self.key, band)
-        target = self._amplitudes(rfft2(_fold(flat, band.grid)), pattern, inside)
+        pattern, _ = waves(self.key, band)
+        target = self._amplitudes(rfft2(_fold(flat, band.grid)), band)
         tile = irfft2(target * pattern, s=(band.grid, band.grid))
         rows, columns = (np.arange(length) % band.grid for length in plain.shape)
         change = tile[np.ix_(rows, columns)] * np.minimum(contrast + FLOOR, CEILING)
@@ -114,16 +118,17 @@ class SpreadSpectrum:
         change = change * min(1.0, self.strength / max(float(np.sqrt(np.mean(change**2))), 1e-6))
         return np.clip(np.rint(pixels + change[:, :, None]), 0, 255).astype(np.uint8)
 
-    def _amplitudes(self, image: np.ndarray, pattern: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    def _amplitudes(self, image: np.ndarray, band: Band) -> np.ndarray:
         """Return the amplitude of each wave that aligns the sum with the pattern most, for a given mean square.
 
         The gain of amplitude d is the cosine of the sum's phase against the key's, with the noise of re-encoding
         added: (a + d) / sqrt((a + d)^2 + b^2 + noise^2), a and b being the image's parts along and across the key's.
         """
+        pattern, inside = waves(self.key, band)
         own = (image * pattern.conj())[inside]
         # Parseval: the mean square of the tile, two halves of the spectrum, divided by the points.
         points = image.shape[0] ** 2
-        medium = (self.strength / (2 * FLOOR)) * points / np.sqrt(2 * inside.sum())
+        medium = band.flat / FLOOR * points / np.sqrt(2 * inside.sum())
         options = np.linspace(0, 2.5, 51)[:, None] * medium
         along, noise = own.real + options, (NOISE * medium) ** 2
         gain = along / np.sqrt(along**2 + own.imag**2 + noise)
@@ -192,10 +197,19 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _flatten(image: np.ndarray, grid: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image without its local mean and divided by its local contrast, and the contrast in grey levels."""
+    """Return the image without its local mean and divided by its local contrast, and the contrast in grey levels.
+
+    The contrast is that of textures: lines and edges, beside which a mark is visible, are removed by an opening. Their
+    own large values are limited instead.
+    """
     rest = image - gaussian_filter(image, grid / 16, mode="reflect")
-    contrast = np.sqrt(np.maximum(gaussian_filter(rest**2, grid / 16, mode="reflect"), 0))
-    return rest / (contrast + FLOOR), contrast
+    fine = image - gaussian_filter(image, grid / 60, mode="reflect")
+    energy = np.sqrt(np.maximum(gaussian_filter(fine**2, grid / 80, mode="reflect"), 0))
+    contrast = gaussian_filter(
+        grey_opening(energy, size=2 * (grid // 14) + 1, mode="reflect"), grid / 60, mode="reflect"
+    )
+    contrast = TEXTURE * contrast
+    return np.clip(rest / (contrast + FLOOR), -LIMIT, LIMIT), contrast
 
 
 def _fold(image: np.ndarray, grid: int) -> np.ndarray:
