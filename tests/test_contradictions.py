@@ -231,3 +231,29 @@ def test_missing_fields_are_listed_with_who_asks() -> None:
     lines = missing_fields(PublisherFields(version="1", intended_uses=Text({"": ("x",)})))
     assert len(lines) == 4 and lines[0].startswith("provider_name is open: public summary")
     assert missing_fields(PUBLISHER) == []
+
+
+def test_facts_of_a_stranger_give_findings_or_one_line(release: Path) -> None:
+    """Every value of the record in turn becomes another kind of value."""
+    original = json.loads((release / EVIDENCE_FILE).read_text())
+    places: list[tuple[Any, ...]] = []
+
+    def walk(value: Any, path: tuple[Any, ...]) -> None:
+        for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+            places.append((*path, key))
+            walk(value[key], (*path, key))
+
+    walk({name: value for name, value in original.items() if name not in ("files", "documents_sha256")}, ())
+    assert len(places) > 80
+    for number, place in enumerate(places):
+        content = entry = json.loads(json.dumps(original))
+        for key in place[:-1]:
+            entry = entry[key]
+        entry[place[-1]] = (None, "<b>", -1, [], {}, [[1]], 1e300, True)[number % 8]
+        (release / EVIDENCE_FILE).write_text(json.dumps(content))
+        try:
+            found = contradictions(release)
+        except UserError as error:
+            assert "\n" not in str(error)
+            continue
+        assert all(isinstance(one.text, str) for one in found)
