@@ -164,6 +164,18 @@ def test_documents_of_a_stranger_are_harmless(tmp_path: Path) -> None:
     (tmp_path / "documents/link.md").symlink_to("/etc/passwd")
     documents = ReleaseDocuments(tmp_path)
     assert [one.title for one in documents.in_language("de")] == [f"Card {HOSTILE}", "Richtlinie"]
+    (tmp_path / "documents/images").mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "documents/images/a.png")
+    source = "![one](../images/a.png) ![two](../../secret.png) ![three](/etc/a.png)"
+    (tmp_path / "documents/de/model_card.md").write_text(f"# Karte: Name\n\n{source}")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    german = ReleaseDocuments(tmp_path)
+    assert [one.title for one in german.in_language("de")] == ["Karte", "Richtlinie"]
+    assert next(one.name for one in german.in_language("en")) == "README.md"
+    page = german.html("documents/de/model_card.md")
+    assert page.count("<img") == 1 and 'src="../pictures/documents/images/a.png" alt="one"' in page
+    assert "[two] [three]" in page and german.picture("secret.png") is None
+    assert german.picture("documents/images/a.png") is not None
     assert [one.name for one in documents.in_language("en")] == ["README.md", "documents/en/policy.md"]
     assert documents.files == ["documents/table.csv"] and documents.file("documents/table.csv") is not None
     for name in ("secret.txt", "documents/../secret.txt", "/etc/passwd", "documents/link.md", ""):

@@ -12,7 +12,7 @@ def add_documents_tab(context: TabContext) -> None:
         return
     first = next(iter(offered.values()))
     with gradio_parts.tab(texts.documents_tab, "documents"):
-        choices = [(document.title, name) for name, document in offered.items()]
+        choices = [(texts.card if one.is_card else one.title, name) for name, one in offered.items()]
         chosen = gradio_parts.choice(texts.document, choices, first.name, visible=len(choices) > 1)
         shown = gradio_parts.html(page_parts.document(documents, first))
         gradio_parts.html(page_parts.files(documents, texts))

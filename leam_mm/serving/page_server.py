@@ -122,6 +122,11 @@ def build_app(store: ImageStore, documents: ReleaseDocuments) -> FastAPI:
             return PlainTextResponse("not found", 404)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
+    @app.get("/pictures/{name:path}")
+    def picture(name: str) -> Response:
+        path = documents.picture(name)
+        return FileResponse(path, media_type="image/png") if path is not None else PlainTextResponse("not found", 404)
+
     @app.get("/favicon.ico")
     def icon() -> Response:
         return Response(status_code=204)

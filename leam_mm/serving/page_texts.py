@@ -65,6 +65,7 @@ class Texts:
     no_numbers: str
     interval_note: str
     document: str
+    card: str
     files: str
     images_heading: str
     ai_label: str
@@ -142,6 +143,7 @@ ENGLISH = Texts(
     no_numbers="Neither release states measured numbers.",
     interval_note="In brackets: the interval that the evaluation states.",
     document="Document",
+    card="Model card",
     files="Files for programs",
     images_heading="Images",
     ai_label="AI-generated",
@@ -234,6 +236,7 @@ GERMAN = Texts(
     no_numbers="Keines der beiden Modelle nennt gemessene Werte.",
     interval_note="In Klammern: das Intervall, das die Auswertung angibt.",
     document="Dokument",
+    card="Modellkarte",
     files="Dateien für Programme",
     images_heading="Bilder",
     ai_label="KI-generiert",
