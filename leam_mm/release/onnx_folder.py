@@ -55,7 +55,7 @@ class OnnxRecord:
 def write_onnx_folder(
     folder: Path, encoder: "ContrastiveModule | None" = None, generator: "LatentDiffusionModule | None" = None
 ) -> list[OnnxRecord]:
-    """Write the ONNX files, and onnx.json with the returned records.
+    """Write the ONNX files, and onnx.json with the returned records and the generator's own latent size.
 
     Args:
         folder: A new or empty folder.
@@ -72,7 +72,9 @@ def write_onnx_folder(
         records += export_parts(encoder_parts(encoder), folder)
     if generator is not None:
         records += export_parts(generator_parts(generator), folder)
-    write_json(folder / RECORD, {"opset": OPSET, "parts": [asdict(record) for record in records]}, indent=2)
+    side = {"latent_size": generator.latent_size} if generator is not None else {}
+    content = {"opset": OPSET, **side, "parts": [asdict(record) for record in records]}
+    write_json(folder / RECORD, content, indent=2)
     return records
 
 
