@@ -53,8 +53,8 @@ def test_transformers_loads_each_precision_and_the_differences_are_measured(
     measured = embedding_differences(module, ["float16", "bfloat16"])  # type: ignore[arg-type]
     for name, limit in (("float16", 2e-3), ("bfloat16", 2e-2)):
         for kind in ("image", "caption"):
-            assert 0 < float(measured[name][f"{kind}_largest_difference"]) < limit
-            assert 0.999 < float(measured[name][f"{kind}_smallest_cosine"]) < 1 + 1e-6
+            assert 0 < float(measured[name][f"{kind}_embedding_largest_difference"]) < limit
+            assert 0.999 < float(measured[name][f"{kind}_embedding_smallest_cosine"]) < 1 + 1e-6
     assert module.ema_encoder().clip.logit_scale.dtype == torch.float32  # the module itself stays as it was
 
 
@@ -91,3 +91,16 @@ def test_digests_and_readers_of_ours_see_the_weights_in_float32(tmp_path: Path) 
 def test_another_precision_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--variants.*'int8'"):
         main(["build", "--name", "a", "--output", str(tmp_path / "r"), "--variants", "int8"])
+
+
+def test_intermediate_results_that_overflow_are_no_number_but_a_reason(
+    toy_tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each weight fits into float16; their products do not."""
+    module = tiny_clip(toy_tokenizer)
+    with torch.no_grad():
+        module.ema_encoder().clip.visual.conv1.weight.fill_(6e4)
+        module.ema_encoder().clip.visual.ln_pre.weight.fill_(6e4)
+    measured = embedding_differences(module, ["float16"])["float16"]  # type: ignore[arg-type]
+    assert "embeddings of images are not finite in this precision" in str(measured["encoder_error"])
+    assert "not finite" in caplog.text and "image_embedding_largest_difference" not in measured

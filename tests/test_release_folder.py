@@ -230,7 +230,9 @@ print(type(pipeline).__name__)
 """
     assert "PRXPipeline" in run_without_us(code, tmp_path / "elsewhere")
     variants = json.loads((output / EVIDENCE_FILE).read_text())["variants"]
-    assert variants.keys() == {"float16", "bfloat16"} and variants["float16"]["image_largest_difference"] < 2e-3
+    assert (
+        variants.keys() == {"float16", "bfloat16"} and variants["float16"]["image_embedding_largest_difference"] < 2e-3
+    )
     assert (output / "transformer" / "diffusion_pytorch_model.bf16.safetensors").is_file()
 
 

@@ -7,6 +7,7 @@ open_clip knows one name for weights only: it rounds those in float32 itself, wi
 """
 
 import copy
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from leam_mm.json_text import parse_object
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.released_files import is_variant
 
+log = logging.getLogger(__name__)
 HalfPrecision = Literal["bfloat16", "float16"]
 VARIANTS: dict[HalfPrecision, tuple[str, torch.dtype]] = {
     "bfloat16": ("bf16", torch.bfloat16),
@@ -98,6 +100,12 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     return new
 
 
+def require_finite(values: Tensor, name: str) -> None:
+    """Raise ArithmeticError if intermediate results became too large for the precision of a computation."""
+    if not torch.isfinite(values).all():
+        raise ArithmeticError(f"{name} are not finite in this precision: compute them in float32")
+
+
 def embedding_differences(
     module: ContrastiveModule, variants: Sequence[HalfPrecision]
 ) -> Mapping[str, dict[str, float | str]]:
@@ -109,7 +117,7 @@ def embedding_differences(
 
     Returns:
         For each precision the largest absolute difference of an entry, and the smallest cosine of an embedding, of
-        images and of captions; or the ``error`` of an operation that has no implementation in it.
+        images and of captions; or the ``encoder_error`` where an operation has no implementation in it or overflows.
     """
     generator = torch.Generator().manual_seed(0)
     encoder = module.ema_encoder()
@@ -128,10 +136,12 @@ def embedding_differences(
             try:
                 new = {"image": half.encode_image(pixels.to(dtype), True), "caption": half.encode_text(text, True)}
                 for kind, embedding in new.items():
-                    found[f"{kind}_largest_difference"] = (embedding.float() - exact[kind]).abs().max().item()
+                    require_finite(embedding, f"embeddings of {kind}s")
+                    found[f"{kind}_embedding_largest_difference"] = (embedding - exact[kind]).abs().max().item()
                     cosines = torch.cosine_similarity(embedding.float(), exact[kind])
-                    found[f"{kind}_smallest_cosine"] = cosines.min().item()
-            except RuntimeError as error:  # some operations have no implementation in 16 bits on a CPU
-                found["error"] = str(error).splitlines()[0][:200]
+                    found[f"{kind}_embedding_smallest_cosine"] = cosines.min().item()
+            except (RuntimeError, ArithmeticError) as error:  # some operations have no implementation in 16 bits
+                found["encoder_error"] = str(error).splitlines()[0][:200]
+                log.warning("the encoder in %s: %s", variant, found["encoder_error"])
             differences[variant] = found
     return differences

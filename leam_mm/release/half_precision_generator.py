@@ -1,6 +1,7 @@
 """How far a generator in 16 bits is from the one in float32."""
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.release.half_precision import VARIANTS, HalfPrecision
+from leam_mm.release.half_precision import VARIANTS, HalfPrecision, require_finite
 from leam_mm.release.onnx_parts import Prediction
 
 if TYPE_CHECKING:
     from leam_mm.diffusion_module import LatentDiffusionModule
 
+log = logging.getLogger(__name__)
 PROBES = 4  # captions, each with latents and a time of its own
 
 
@@ -29,8 +31,8 @@ def generator_differences(
 
     Returns:
         For each precision ``prediction_relative_difference``, root mean square over that of the prediction, and
-        ``image_largest_difference`` of decoded colours in [0, 1]; or the ``error`` of an operation that has no
-        implementation in it.
+        ``image_largest_difference`` of decoded colours in [0, 1]; or the ``generator_error`` where an operation
+        has no implementation in it or overflows.
     """
     denoiser, side = module.ema_denoiser(), module.latent_size
     generator = torch.Generator().manual_seed(0)
@@ -46,8 +48,11 @@ def generator_differences(
         try:
             prediction = _half(network, dtype)(latent.to(dtype), time, state.to(dtype), mask)
             decoded = _half(codec, dtype).decode(latent.to(dtype))
-        except RuntimeError as error:  # some operations have no implementation in 16 bits on a CPU
-            found[variant] = {"error": str(error).splitlines()[0][:200]}
+            require_finite(prediction, "predictions of the denoiser")
+            require_finite(decoded, "images of the codec")
+        except (RuntimeError, ArithmeticError) as error:  # some operations have no implementation in 16 bits on a CPU
+            found[variant] = {"generator_error": str(error).splitlines()[0][:200]}
+            log.warning("the generator in %s: %s", variant, found[variant]["generator_error"])
             continue
         found[variant] = {
             "prediction_relative_difference": _root_mean_square(prediction.float() - exact) / _root_mean_square(exact),
