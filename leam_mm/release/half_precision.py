@@ -103,7 +103,7 @@ def rounded(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 def require_finite(values: Tensor, name: str) -> None:
     """Raise ArithmeticError if intermediate results became too large for the precision of a computation."""
     if not torch.isfinite(values).all():
-        raise ArithmeticError(f"{name} are not finite in this precision: compute them in float32")
+        raise ArithmeticError(f"{name} are not finite in this precision: use bfloat16 or float32")
 
 
 def embedding_differences(
