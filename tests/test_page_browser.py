@@ -29,11 +29,10 @@ def page(tmp_path_factory: pytest.TempPathFactory, toy_checkpoints: dict[str, Pa
     root = tmp_path_factory.mktemp("browser")
     for name in ("one", "two"):
         write_toy_release(root / name, toy_checkpoints, name)
-        row = '{"name": "top1", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction"}\n'
         text = "# Policy\n\n## Uses\n\n| use | allowed |\n|---|---|\n| art | yes |\n\n`code`\n\n```\nlong line\n```\n"
         texts = {f"documents/{code}/policy.md": text for code in ("en", "de")}
         captions = {"documents/captions.txt": "ein Kreis\na circle\n", "documents/facts.json": "{}"}
-        add_files(root / name, {**texts, **captions, "results.jsonl": row})
+        add_files(root / name, {**texts, **captions})
     with served(root / "one", "--compare", root / "two") as found:
         yield found
 

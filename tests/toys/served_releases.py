@@ -1,17 +1,22 @@
 """A small release with random weights, as a page serves it."""
 
+import json
 from pathlib import Path
 
 from leam_mm.files import file_sha256, write_text
 from leam_mm.release.release_folder import write_release
 from leam_mm.release_record import OWN, read_record, write_record
 from toys.generators import write_generator_run
+from toys.pages import metric_row
 
 
 def write_toy_release(folder: Path, checkpoints: dict[str, Path], name: str = "toy") -> Path:
-    """A release of an untrained encoder and generator."""
+    """A release of an untrained encoder and generator, with one result."""
     generator = write_generator_run(folder.with_name(folder.name + "_run"), **checkpoints)
-    write_release(folder, name, "Apache-2.0", checkpoints["clip"], generator)
+    results = folder.with_name(folder.name + "_evaluation") / "results.jsonl"
+    row = metric_row("toy/top1/de", 0.5) | {"checkpoints": {"clip": None, "generator": None}}
+    write_text(results, json.dumps(row) + "\n")
+    write_release(folder, name, "Apache-2.0", checkpoints["clip"], generator, results=[results])
     return folder
 
 
