@@ -114,23 +114,21 @@ def comparison_page(folder_a: Path, folder_b: Path) -> str:
 
 
 def _metric_table(metrics: Sequence[ComparedMetric]) -> Table | None:
-    columns = ["Metric", "A|number", "95 % interval|range wide-only", "B|number", "95 % interval|range wide-only"]
-    columns += ["B - A|number", "95 % interval|range", "Kind", "|note wrap"]
+    columns = ["Metric", "A|number", "B|number", "B - A|number", "95 % interval|range", "Kind"]
+    columns += ["A, 95 % interval|range wide-only", "B, 95 % interval|range wide-only", "|note wrap"]
     rows = []
     for metric in metrics:
         unit = str((metric.one or metric.other).get("unit", ""))
         change = metric.difference
         star = " *" if change.excludes_zero else ""
         value = MISSING if change.value is None else f"{_signed(change.value, unit)}{star}"
-        ends = (
-            ""
-            if change.low is None or change.high is None
-            else f"{_signed(change.low, unit)} to {_signed(change.high, unit)}"
-        )
+        ends = [_signed(end, unit) for end in (change.low, change.high) if end is not None]
+        if len(ends) == 2:
+            ends[0] = ends[0].removesuffix(" points")
         kind = change.kind if change.kind != "none" else ""
         name = " · ".join(plain(part) for part in metric.name.split("/"))
-        sides = (cell for row in (metric.one, metric.other) for cell in (number(row), interval(row)))
-        rows.append([name, *sides, value, ends, kind, metric.note])
+        numbers, intervals = ([show(row) for row in (metric.one, metric.other)] for show in (number, interval))
+        rows.append([name, *numbers, value, " to ".join(ends), kind, *intervals, metric.note])
     return Table(columns, rows) if rows else None
 
 
