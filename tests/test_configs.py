@@ -34,7 +34,7 @@ def kind(path: Path) -> str:
 
 
 FILES: dict[str, list[Path]] = {
-    name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources", "profile")
+    name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources", "profile", "release")
 }
 for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)
