@@ -360,3 +360,24 @@ def test_hostile_cards_state_no_licence(tmp_path: Path) -> None:
         assert stated_licence(tmp_path) == {}
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n---\nlicense: none\n")
     assert stated_licence(tmp_path) == {"licence": "mit"}
+
+
+def test_a_marked_codec_takes_the_place_of_the_generators_own(runs: Path, tmp_path: Path) -> None:
+    checkpoint = torch.load(runs / "codec/checkpoints/last.ckpt", weights_only=True)
+    digest = file_sha256(runs / "codec/checkpoints/last.ckpt")
+    name = "codec.autoencoder.decoder.conv_out.bias"
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name] + 0.25
+    checkpoint["leam_mm"]["pretrained"] = {"weights": "runs/codec", "sha256": digest, "decoder_mark": "32 bits"}
+    for folder, evidence in (("marked", {}), ("unmarked", {"decoder_mark": ""})):
+        checkpoint["leam_mm"]["pretrained"] |= evidence
+        (tmp_path / folder / "checkpoints").mkdir(parents=True)
+        torch.save(checkpoint, tmp_path / folder / "checkpoints/last.ckpt")
+    words = ["build", "--generator", str(runs / "generator"), "--name", "toy", "--output", str(tmp_path / "release")]
+    main([*words, "--codec", str(tmp_path / "marked")])
+    released, original = load_codec(tmp_path / "release"), load_codec(runs / "codec")
+    latent = torch.ones(1, 4, 2, 2)
+    assert torch.allclose(released.decode_raw(latent), original.decode_raw(latent) + 0.25, atol=1e-5)
+    base = json.loads((tmp_path / "release" / EVIDENCE_FILE).read_text())["stages"]["codec"]["base"]
+    assert base == {"weights": "runs/codec", "sha256": digest, "decoder_mark": "32 bits"}
+    with pytest.raises(UserError, match="has changed since this generator was trained with it"):
+        main([*words, "--codec", str(tmp_path / "unmarked")])
