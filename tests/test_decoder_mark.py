@@ -60,6 +60,15 @@ def test_whitened_bits_of_unmarked_images_are_fair_and_uncorrelated() -> None:
     correlation = np.corrcoef(bits, rowvar=False) - np.eye(16)
     assert np.abs((before > 0).numpy().mean(0) - 0.5).max() > 0.3
     assert np.abs(correlation).max() < 0.1 and np.abs(bits.mean(0) - 0.5).max() < 0.05
+    with torch.no_grad():
+        message = np.random.default_rng(1).integers(0, 2, 16).astype(bool)
+        shifted = images[1] + 0.2 * torch.cos(torch.arange(16) * 2.0)
+        extractor.whiten(extractor(images[0]), extractor(shifted[:2000]), message)
+        bits, marked = ((extractor(one) > 0).numpy() for one in (images[1], shifted[2000:]))
+    correlation = np.corrcoef(bits, rowvar=False) - np.eye(16)
+    assert np.abs(correlation).max() < 0.1 and np.abs(bits.mean(0) - 0.5).max() < 0.05  # rotated bits stay white
+    shares = (marked == message).mean(0)
+    assert shares.min() > 0.55 and np.ptp(shares) < 0.15  # every bit has an equal part of what marked images share
     with pytest.raises(UserError, match="10 images are too few"):
         extractor.whiten(before[:10])
 

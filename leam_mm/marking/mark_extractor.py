@@ -45,12 +45,15 @@ class MarkExtractor(nn.Module):
         return self.features(image).mean((2, 3))
 
     @torch.no_grad()
-    def whiten(self, outputs: Tensor) -> None:
+    def whiten(self, outputs: Tensor, marked: Tensor | None = None, message: np.ndarray | None = None) -> None:
         """Change the last layer so that the bits of unmarked images are fair and uncorrelated.
 
         Args:
             outputs: (N, k) of unmarked images. Their covariance becomes the identity, and each bit is 1 for half of
                 them (2303.15435, section 4.1).
+            marked: (M, k) of marked images. White bits stay white when they are rotated: the mean difference of marked
+                images is turned to the message, so that every bit gets an equal part of it. None does not rotate.
+            message: (k,) bool, for ``marked``.
 
         Raises:
             UserError: There are too few images.
@@ -62,7 +65,13 @@ class MarkExtractor(nn.Module):
         wide = outputs.double()
         values, vectors = torch.linalg.eigh(torch.cov(wide.T))
         inverse = vectors @ torch.diag(values.clamp(min=float(values.max()) * 1e-10).rsqrt()) @ vectors.T
-        middle = (wide @ inverse).median(0).values
+        if marked is not None and message is not None:
+            shift = (marked.double().mean(0) - wide.mean(0)) @ inverse
+            signs = torch.from_numpy(2.0 * message - 1)
+            mirror = shift / shift.norm() - signs / signs.norm()
+            mirror = mirror / mirror.norm().clamp(min=1e-12)
+            inverse = inverse - 2 * torch.outer(mirror, mirror @ inverse)  # a reflection (Householder 1958)
+        middle = (wide @ inverse.T).median(0).values
         weight, bias = self.read.weight.double(), self.read.bias.double()
         self.read.weight.copy_(inverse @ weight)
         self.read.bias.copy_(inverse @ bias - middle)

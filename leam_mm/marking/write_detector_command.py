@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,9 +67,11 @@ def write_detector(options: WriteDetectorOptions) -> int:
         for kind, image in unmarked_images(options, codec):
             features.append(extractor.average(image.to(options.device)).cpu())
             kinds += [kind] * len(image)
-    found, extractor = torch.cat(features), extractor.cpu()
+        codec = module.ema_codec().to(options.device)
+        parts = [extractor.average(image.to(options.device)).cpu() for image in marked_images(options, codec)]
+    found, marked, extractor = torch.cat(features), torch.cat(parts), extractor.cpu()
     half = np.arange(len(found)) // BATCH % 2 == 0
-    extractor.whiten(extractor.read(found[torch.from_numpy(half)]))
+    extractor.whiten(extractor.read(found[torch.from_numpy(half)]), extractor.read(marked), message)
     bits = (extractor.read(found[torch.from_numpy(~half)]) > 0).numpy()
     held_out, agreeing = np.array(kinds)[~half], (bits == message).sum(1)
     spread = {kind: measured_dispersion(agreeing[held_out == kind], extractor.bits) for kind in KINDS}
@@ -79,11 +81,13 @@ def write_detector(options: WriteDetectorOptions) -> int:
     return 0
 
 
-def unmarked_images(options: WriteDetectorOptions, codec: Any) -> Iterator[tuple[str, Tensor]]:
+def unmarked_images(
+    options: WriteDetectorOptions, codec: Any, kinds: tuple[str, ...] = KINDS
+) -> Iterator[tuple[str, Tensor]]:
     """Yield batches of unmarked images (B, 3, H, W) in [-1, 1], each of one size and kind, with their kind."""
     changes = ImageChanges()
     samples = itertools.chain.from_iterable(read_samples(options.shards) for _ in itertools.count())
-    turns = itertools.cycle(itertools.product(options.sizes, KINDS, range(2)))  # two batches, one for each half
+    turns = itertools.cycle(itertools.product(options.sizes, kinds, range(2)))  # two batches, one for each half
     for number in range(-(-options.samples // BATCH)):
         size, kind, _ = next(turns)
         generator = sample_generator(options.seed, number, "unmarked")
@@ -93,6 +97,14 @@ def unmarked_images(options: WriteDetectorOptions, codec: Any) -> Iterator[tuple
         if kind.startswith("decoded"):
             image = rounded(codec.decode(codec.encode(image.to(options.device))))
         yield kind, changes(image, generator) if kind.endswith("changed") else image
+
+
+def marked_images(options: WriteDetectorOptions, codec: Any) -> Iterator[Tensor]:
+    """Yield batches of decodings of the marked codec, an eighth as many as there are unmarked images."""
+    some = replace(options, samples=max(4 * len(options.sizes) * BATCH, options.samples // 8))
+    for kind, image in unmarked_images(some, codec, KINDS[2:]):
+        assert kind in KINDS[2:]
+        yield image
 
 
 def report(mark: DecoderMark, spread: dict[str, float], folder: Path) -> None:

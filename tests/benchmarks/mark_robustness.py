@@ -60,8 +60,10 @@ def photographs(count: int, side: int) -> Iterator[np.ndarray]:
         yield np.asarray(crop.resize((side, side), Image.Resampling.LANCZOS))
 
 
-def pictures(count: int, side: int) -> list[np.ndarray]:
-    """Scenes and photographs in turns, (side, side, 3) uint8."""
+def pictures(count: int, side: int, only_scenes: bool = False) -> list[np.ndarray]:
+    """Scenes and photographs in turns, or scenes alone, (side, side, 3) uint8."""
+    if only_scenes:
+        return [np.asarray(picture) for picture in scenes(count, side).values()]
     drawn = [np.asarray(picture) for picture in scenes(count - count // 2, side).values()]
     return [one for pair in zip(drawn, photographs(len(drawn), side), strict=True) for one in pair][:count]
 
@@ -174,7 +176,8 @@ def measured(subject: Subject, codec: LatentCodec | None) -> list[dict[str, Any]
 def subjects(settings: measure.Settings, codec: LatentCodec | None, missing: list[str]) -> Iterator[Subject]:
     """Every mark on images of every size; what is not there is named in `missing`."""
     for size in settings.sizes:
-        images, some = pictures(settings.images, size), settings.unmarked or settings.images
+        images = pictures(settings.images, size, settings.only_scenes)
+        some = settings.unmarked or settings.images
         if "spread" in settings.marks:
             spread = SpreadSpectrum()
             yield Subject(spread, size, [spread.embed(one) for one in images], images[:some])
@@ -211,6 +214,7 @@ def false_positives(rows: list[dict[str, Any]]) -> dict[str, Any]:
     images=(200, "images of each size"),
     sizes=([64, 256], "sides in pixels"),
     marks=(["spread", "decoder", "peer"], "marks that are measured"),
+    only_scenes=(False, "leave the photographs out, which the quickstart's codec was not trained on"),
     unmarked=(0, "unmarked images of each size that are scored; 0 for all"),
     codec=(Path("runs/quickstart/codec"), "codec before it was marked"),
     marked=(Path("runs/quickstart/decoder_mark/codec"), "marked codec"),
@@ -225,7 +229,13 @@ def main(settings: measure.Settings) -> list[Path]:
     missing: list[str] = []
     columns = ("mark", "px", "change", "detected", "95 %", "false positives")
     table = Table(*columns, title=f"{settings.images} images each")
-    content: dict[str, Any] = {"rate": RATE, "rows": [], "together": [], "not_measured": missing}
+    content: dict[str, Any] = {
+        "rate": RATE,
+        "only_scenes": settings.only_scenes,
+        "rows": [],
+        "together": [],
+        "not_measured": missing,
+    }
     for subject in subjects(settings, codec, missing):
         rows = measured(subject, codec)
         ratios = noise_ratio(subject)
