@@ -54,10 +54,9 @@ def generator_differences(
             found[variant] = {"generator_error": str(error).splitlines()[0][:200]}
             log.warning("the generator in %s: %s", variant, found[variant]["generator_error"])
             continue
-        found[variant] = {
-            "prediction_relative_difference": _root_mean_square(prediction.float() - exact) / _root_mean_square(exact),
-            "image_largest_difference": (decoded.float() - image).abs().max().item() / 2,
-        }
+        found[variant] = {"image_largest_difference": (decoded.float() - image).abs().max().item() / 2}
+        if size := _root_mean_square(exact):  # an untrained network predicts zeros
+            found[variant]["prediction_relative_difference"] = _root_mean_square(prediction.float() - exact) / size
     return found
 
 
