@@ -30,7 +30,7 @@ def kind(path: Path) -> str:
     if path.parent.name == "clusters":
         return "profile"  # see test_cluster_profiles.py
     first = path.stem.partition("_")[0]
-    return first if first in ("pipeline", "evaluate", "overlay", "vet", "sources") else "recipe"
+    return first if first in ("pipeline", "evaluate", "overlay", "vet", "sources", "release") else "recipe"
 
 
 FILES: dict[str, list[Path]] = {
