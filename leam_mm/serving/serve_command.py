@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +83,7 @@ def serve(options: ServeOptions, check: Callable[[Path], object] | None = None) 
     if options.port > 65535:
         raise UserError(f"--port is {options.port}: give a number up to 65535")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _exit)  # Python's default would leave uploads and images behind
     with (
         bind(options.host, options.port) as listening,
         tempfile.TemporaryDirectory(prefix="leam_mm_page_") as temporary,
@@ -106,6 +108,10 @@ def serve(options: ServeOptions, check: Callable[[Path], object] | None = None) 
             queue.close()
     console.print("the page is closed; its images and uploads are deleted")
     return 0
+
+
+def _exit(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _application(options: ServeOptions, folder: Path, check: Callable[[Path], object] | None):  # type: ignore[no-untyped-def]
