@@ -49,6 +49,12 @@ def test_only_named_formats_are_opened() -> None:
     assert set(SHARD_FORMATS) == {"JPEG", "PNG", "WEBP"}
 
 
+def test_a_small_limit_of_one_image_does_not_bind_others() -> None:
+    with pytest.raises(UserError, match="pixels"):
+        open_image(encoded_image(GREEN, "PNG"), max_pixels=1)
+    Image.new("RGB", (100, 100)).crop((0, 0, 90, 90))  # fails beyond Pillow's global limit
+
+
 def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program, trace = tmp_path / "gs", tmp_path / "started"
     program.write_text(f"#!/bin/sh\necho $@ >> {trace}\necho 10.0\n")

@@ -99,7 +99,7 @@ def older(released: Path) -> Path:
     folder = released.with_name("older")
     for part in ("clip", "generator"):
         (folder / part).mkdir(parents=True)
-    for path in released.iterdir():
+    for path in (each for each in released.iterdir() if each.name != RELEASE):
         of_clip = path.name.startswith(("open_clip", "tokenizer.", "tokenizer_", "special_"))
         of_generator = path.name in ("model_index.json", "transformer", "vae", "scheduler", "text_encoder", "tokenizer")
         target = folder / ("clip" if of_clip else "generator" if of_generator else "") / path.name

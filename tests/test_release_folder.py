@@ -372,7 +372,7 @@ def test_a_marked_codec_takes_the_place_of_the_generators_own(runs: Path, tmp_pa
         checkpoint["leam_mm"]["pretrained"] |= evidence
         (tmp_path / folder / "checkpoints").mkdir(parents=True)
         torch.save(checkpoint, tmp_path / folder / "checkpoints/last.ckpt")
-    words = ["build", "--generator", str(runs / "generator"), "--name", "toy", "--output", str(tmp_path / "release")]
+    words = [*BUILD, "--generator", str(runs / "generator"), "--name", "toy", "--output", str(tmp_path / "release")]
     main([*words, "--codec", str(tmp_path / "marked")])
     released, original = load_codec(tmp_path / "release"), load_codec(runs / "codec")
     latent = torch.ones(1, 4, 2, 2)

@@ -53,17 +53,31 @@ def open_image(content: bytes, formats: tuple[str, ...] = SHARD_FORMATS, max_pix
         ImageLimit: Decoding it would take too much memory or work.
         OSError: It has none of the formats. Pillow raises other types on hostile headers.
     """
+    check_canvas(content, max_pixels)
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses twice as many, before its plugins allocate them
     try:
         image = Image.open(io.BytesIO(content), formats=formats)
     except Image.DecompressionBombError as error:
         pixels = re.search(r"\d+", str(error))
         raise _too_many_pixels(pixels[0] if pixels else "too many", max_pixels) from None
+    finally:
+        # Pillow applies it to crops of other images, too.
+        Image.MAX_IMAGE_PIXELS = max(MAX_PIXELS, (max_pixels + 1) // 2)
     check_size(*image.size, max_pixels)
     if image.format in ("JPEG", "MPO"):
         check_scans(content)
     check_memory(decoding_bytes(image, content), max_pixels)
     return image
+
+
+def check_canvas(content: bytes, max_pixels: int) -> None:
+    """Refuse an extended WebP by the size of its canvas, which Pillow 12 allocates before it compares it.
+
+    Source: RFC 9649, section 2.7.1.
+    """
+    if content[:4] == b"RIFF" and content[8:16] == b"WEBPVP8X" and len(content) >= 30:
+        width, height = (int.from_bytes(content[at : at + 3], "little") + 1 for at in (24, 27))
+        check_size(width, height, max_pixels)
 
 
 def check_memory(needed: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -103,8 +103,8 @@ def _lines(expected: str, found: str) -> Iterator[tuple[str, str]]:
     if max(len(before), len(now)) > MAX_LINES:
         yield "whole file", f"has more than {MAX_LINES:,} lines"
         return
-    texts = [[line for _, _, line in one] for one in (before, now)]
-    matcher = difflib.SequenceMatcher(None, *texts, autojunk=False)
+    old, new = ([line for _, _, line in one] for one in (before, now))
+    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     for kind, a, b, c, d in matcher.get_opcodes():
         if kind == "equal":
             continue
@@ -131,7 +131,8 @@ def _line(expected: tuple[str, Sequence[str], str], found: tuple[str, Sequence[s
 def _labelled(text: str) -> list[tuple[str, Sequence[str], str]]:
     """Return label, table header and text of each line that is not empty or free."""
     rows: list[tuple[str, Sequence[str], str]] = []
-    heading, header, free = "top", (), False
+    heading, free = "top", False
+    header: tuple[str, ...] = ()
     lines = [" ".join(line.split()) if not line.startswith(" ") else line.rstrip() for line in text.splitlines()]
     for number, line in enumerate(lines):
         free = free and line != END_OF_FREE_TEXT

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 
 LEAST_SIDE = 16  # pixels; no change makes an image smaller
@@ -160,4 +161,4 @@ def reencoded(pixels: np.ndarray, kind: str, quality: int) -> np.ndarray:
     """Return the pixels (H, W, 3) uint8 of an image after a lossy file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind, quality=quality)
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(open_image(buffer.getvalue()).convert("RGB"))

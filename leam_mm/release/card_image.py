@@ -5,8 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from leam_mm.data.image_file import open_image
 from leam_mm.documents.release_facts import StageFacts
 from leam_mm.json_text import parse_object
 
@@ -53,10 +52,7 @@ def _drawn_by(sheet: Path, sha256: str) -> bool:
     try:
         if sheet.stat().st_size > MAX_SHEET:
             return False
-        with Image.open(sheet, formats=("PNG",)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return False
-            model = str(image.info.get("Model", ""))
+        model = str(open_image(sheet.read_bytes(), ("PNG",), MAX_PIXELS).info.get("Model", ""))
     except Exception:  # Pillow raises many kinds on hostile headers
         return False
     return model.rpartition(" ")[2] == sha256[:12]

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import textwrap
 from importlib.util import find_spec
@@ -183,7 +184,9 @@ def run_without_us(code: str, folder: Path, *paths: str) -> str:
         paths: Folders of packages that come before the installed ones.
     """
     extras = find_spec("sentence_transformers")  # may lie outside the environment
-    folders = [*paths, *([str(Path(str(extras.origin)).parents[1])] if extras is not None else [])]
+    place = str(Path(str(extras.origin)).parents[1]) if extras is not None else ""
+    # The environment's own folder stays behind the standard library: a package in it is named like a module of that.
+    folders = [*paths, *([place] if place and place != sysconfig.get_paths()["purelib"] else [])]
     command = [sys.executable, "-c", WITHOUT_US + code]
     with tempfile.TemporaryDirectory() as cache:
         changes = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": cache, "PYTHONPATH": ":".join(folders)}
