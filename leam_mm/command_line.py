@@ -11,7 +11,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -132,6 +132,30 @@ def parse_commands(
         raise UserError(f"unknown command {command!r}: the first word must be one of {', '.join(kinds)}")
     about, free = kinds[command].__doc__, (positional or {}).get(command, ())
     return parse_settings(kinds[command], about, words[1:], free, f"{program} {command}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a program.
+
+    Args:
+        options: Dataclass of its options.
+        function: Called with the options; returns the exit code.
+        positional: Options that are given without their name.
+    """
+
+    options: type[Any]
+    function: Callable[[Any], int]
+    positional: Sequence[str] = ()
+
+
+def run_command(commands: Mapping[str, Command], description: str | None, args: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names; ends the program if its exit code is not 0. See ``parse_commands``."""
+    kinds = {name: command.options for name, command in commands.items()}
+    options = parse_commands(kinds, description, args, {name: one.positional for name, one in commands.items()})
+    command = next(one for one in commands.values() if one.options is type(options))
+    if code := command.function(options):
+        raise SystemExit(code)
 
 
 class _Extend(argparse.Action):

@@ -7,3 +7,10 @@ LANGUAGE_NAMES = {
     "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "sk": "Slovak", "sl": "Slovenian", "sv": "Swedish",
 }  # fmt: skip
 LANGUAGES = tuple(LANGUAGE_NAMES)  # sorted by code
+GERMAN_LANGUAGE_NAMES = {
+    "bg": "Bulgarisch", "cs": "Tschechisch", "da": "Dänisch", "de": "Deutsch", "el": "Griechisch", "en": "Englisch",
+    "es": "Spanisch", "et": "Estnisch", "fi": "Finnisch", "fr": "Französisch", "ga": "Irisch", "hr": "Kroatisch",
+    "hu": "Ungarisch", "it": "Italienisch", "lt": "Litauisch", "lv": "Lettisch", "mt": "Maltesisch",
+    "nl": "Niederländisch", "pl": "Polnisch", "pt": "Portugiesisch", "ro": "Rumänisch", "sk": "Slowakisch",
+    "sl": "Slowenisch", "sv": "Schwedisch",
+}  # fmt: skip

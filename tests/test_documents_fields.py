@@ -22,7 +22,7 @@ SUMMARY = (
     *("Version of this summary", "Last update", "Previous versions", "Name", "Contact", "Authorised representative"),
     *("Versioned model name", "Link to the model", "Placed on the Union market", "Models that this one depends on"),
     *("| text |", "| image |", "| audio |", "| video |", "| other |", "Types of content", "Size"),
-    *("Latest date of data acquisition", "Data acquisition goes on", "Languages", "Official languages of the Union"),
+    *("Latest date of data acquisition", "Data acquisition continues", "Languages", "Official languages of the Union"),
     *("Other relevant characteristics", "Large datasets", "Other publicly available datasets, described"),
     *("Licensed by rightsholders", "Obtained from other third parties", "Publicly known datasets"),
     *("Datasets that are not publicly known", "Names of the crawlers", "Purposes of the crawlers"),

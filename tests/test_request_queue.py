@@ -1,4 +1,4 @@
-"""leam_mm/serving/request_queue.py and answers.py: order, limits, dropped requests, and what a person is told."""
+"""leam_mm/serving/request_queue.py and answers.py: order, limits, dropped requests, and messages to people."""
 
 import asyncio
 import gc

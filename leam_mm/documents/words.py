@@ -6,16 +6,9 @@ from typing import Any
 from leam_mm.documents.document_text import Open, plain_text, show
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import JOULES_PER_KWH
-from leam_mm.languages import LANGUAGE_NAMES
+from leam_mm.languages import GERMAN_LANGUAGE_NAMES, LANGUAGE_NAMES
 from leam_mm.report.report_number import in_unit
 
-GERMAN_LANGUAGE_NAMES = {
-    "bg": "Bulgarisch", "cs": "Tschechisch", "da": "Dänisch", "de": "Deutsch", "el": "Griechisch", "en": "Englisch",
-    "es": "Spanisch", "et": "Estnisch", "fi": "Finnisch", "fr": "Französisch", "ga": "Irisch", "hr": "Kroatisch",
-    "hu": "Ungarisch", "it": "Italienisch", "lt": "Litauisch", "lv": "Lettisch", "mt": "Maltesisch",
-    "nl": "Niederländisch", "pl": "Polnisch", "pt": "Portugiesisch", "ro": "Rumänisch", "sk": "Slowakisch",
-    "sl": "Slowenisch", "sv": "Schwedisch",
-}  # fmt: skip
 GERMAN = {
     "not measured": "nicht gemessen",
     "not stated": "nicht angegeben",

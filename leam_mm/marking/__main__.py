@@ -10,31 +10,13 @@ Each command is a dataclass of options and a function in a file of its own. Noth
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
-from leam_mm.command_line import parse_commands
+from leam_mm.command_line import Command, run_command
 from leam_mm.errors import run
 from leam_mm.marking.detect_command import DetectOptions, detect
 from leam_mm.marking.make_key_command import MakeKeyOptions, write_key
 from leam_mm.marking.mark_command import MarkOptions, mark_image
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Args:
-        options: Dataclass of its options.
-        function: Called with the options; returns the exit code.
-        positional: Options that are given without their name.
-    """
-
-    options: type[Any]
-    function: Callable[[Any], int]
-    positional: Sequence[str] = ()
-
 
 COMMANDS = {
     "detect": Command(DetectOptions, detect, ("files",)),
@@ -56,15 +38,7 @@ def main(args: list[str] | None = None) -> None:
     """Run a command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     commands = _with_training(sys.argv[1:] if args is None else args)
-    options = parse_commands(
-        {name: command.options for name, command in commands.items()},
-        __doc__,
-        args,
-        {name: command.positional for name, command in commands.items()},
-    )
-    command = next(one for one in commands.values() if one.options is type(options))
-    if code := command.function(options):
-        raise SystemExit(code)
+    run_command(commands, __doc__, args)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,8 @@ Each command is a dataclass of options and a function in a file of its own.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from leam_mm.command_line import parse_commands
+from leam_mm.command_line import Command, run_command
 from leam_mm.errors import run
 from leam_mm.release.build_command import BuildOptions, build
 from leam_mm.release.compare_command import CompareOptions, compare
@@ -29,22 +26,6 @@ from leam_mm.release.serve_verified import serve_verified
 from leam_mm.release.sign_command import SignOptions, sign
 from leam_mm.release.verify_command import VerifyOptions, verify
 from leam_mm.serving.serve_command import ServeOptions
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command.
-
-    Args:
-        options: Dataclass of its options.
-        function: Called with the options; returns the exit code.
-        positional: Options that are given without their name.
-    """
-
-    options: type[Any]
-    function: Callable[[Any], int]
-    positional: Sequence[str] = ()
-
 
 COMMANDS = {
     "init": Command(InitOptions, init),
@@ -60,15 +41,7 @@ COMMANDS = {
 def main(args: list[str] | None = None) -> None:
     """Run a command."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    options = parse_commands(
-        {name: command.options for name, command in COMMANDS.items()},
-        __doc__,
-        args,
-        {name: command.positional for name, command in COMMANDS.items()},
-    )
-    command = next(one for one in COMMANDS.values() if one.options is type(options))
-    if code := command.function(options):
-        raise SystemExit(code)
+    run_command(COMMANDS, __doc__, args)
 
 
 if __name__ == "__main__":

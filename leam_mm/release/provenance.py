@@ -112,7 +112,7 @@ def build_time() -> datetime:
     """Return the time of the build: that of SOURCE_DATE_EPOCH if it is set, so that a build can be repeated.
 
     Raises:
-        UserError: SOURCE_DATE_EPOCH is no number of seconds.
+        UserError: SOURCE_DATE_EPOCH is not a number of seconds.
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if epoch is None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from leam_mm.languages import LANGUAGE_NAMES
+from leam_mm.languages import GERMAN_LANGUAGE_NAMES, LANGUAGE_NAMES
 
 Language = Literal["en", "de"]
 LANGUAGES: tuple[Language, ...] = ("en", "de")
@@ -177,13 +177,6 @@ ENGLISH = Texts(
     },
     language_names=LANGUAGE_NAMES,
 )
-GERMAN_NAMES = {
-    "bg": "Bulgarisch", "cs": "Tschechisch", "da": "Dänisch", "de": "Deutsch", "el": "Griechisch", "en": "Englisch",
-    "es": "Spanisch", "et": "Estnisch", "fi": "Finnisch", "fr": "Französisch", "ga": "Irisch", "hr": "Kroatisch",
-    "hu": "Ungarisch", "it": "Italienisch", "lt": "Litauisch", "lv": "Lettisch", "mt": "Maltesisch",
-    "nl": "Niederländisch", "pl": "Polnisch", "pt": "Portugiesisch", "ro": "Rumänisch", "sk": "Slowakisch",
-    "sl": "Slowenisch", "sv": "Schwedisch",
-}  # fmt: skip
 GERMAN = Texts(
     language="de",
     notice="Die Bilder auf dieser Seite stammen von einem KI-Modell und sind entsprechend gekennzeichnet.",
@@ -269,7 +262,7 @@ GERMAN = Texts(
         "fault": "Das hat nicht geklappt. Bitte versuchen Sie es noch einmal, oder wenden Sie sich an den Betreiber "
         "dieser Seite; der Grund steht im Protokoll.",
     },
-    language_names=GERMAN_NAMES,
+    language_names=GERMAN_LANGUAGE_NAMES,
 )
 TEXTS: dict[Language, Texts] = {"en": ENGLISH, "de": GERMAN}
 

@@ -152,7 +152,7 @@ class RequestQueue:
             try:
                 ticket.check()
                 result = ticket.work(ticket)
-            except BaseException as error:  # of the request; the thread goes on with the next one
+            except BaseException as error:  # of the request; the thread continues with the next one
                 ticket.done.set_exception(error)
             else:
                 ticket.done.set_result(result)

@@ -55,7 +55,7 @@ def drawing_request(prompt: str, seed: Any, images: Any, steps: Any, guidance: A
     """Return a checked request of values that come from a browser.
 
     Raises:
-        Refusal: A value is outside its limits, or is no number.
+        Refusal: A value is outside its limits, or is not a number.
     """
     written = str(seed or "").strip()
     if written and not (written.isascii() and written.isdecimal() and len(written) <= 20):
