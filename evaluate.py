@@ -2,9 +2,14 @@
 
 python evaluate.py --config configs/evaluate_quickstart.yaml
 python evaluate.py --config configs/evaluate_emoji.yaml --clip runs/emoji/clip --output runs/emoji/evaluation
+python evaluate.py audit --config configs/audit_quickstart.yaml
+python evaluate.py selftest
+
+Each command has its own --help.
 """
 
 import logging
+import sys
 import time
 from argparse import ArgumentError
 from pathlib import Path
@@ -17,12 +22,15 @@ from rich.console import Console
 from leam_mm import errors
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
+from leam_mm.evaluate_commands import audit_command, selftest_command
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.model_address import address_kind
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
+
+COMMANDS = {"audit": audit_command.main, "selftest": selftest_command.main}
 
 
 def evaluate(
@@ -67,10 +75,16 @@ def evaluate(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Parse the command line and evaluate; an error of jsonargparse becomes one line."""
+    """Parse the command line and run the command; an error of jsonargparse becomes one line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    words = sys.argv[1:] if args is None else args
     try:
-        auto_cli(evaluate, args=args, as_positional=False, exit_on_error=False)
+        if words and not words[0].startswith("-"):
+            if words[0] not in COMMANDS:
+                raise UserError(f"unknown command {words[0]!r}: use one of {', '.join(COMMANDS)}, or options alone")
+            COMMANDS[words[0]](words[1:])
+        else:
+            auto_cli(evaluate, args=words, as_positional=False, exit_on_error=False)
     except ArgumentError as error:
         lines = [line.strip(" -") for line in str(error).splitlines()]
         raise UserError("; ".join(line for line in lines if line).replace(":;", ":")) from None

@@ -1,7 +1,8 @@
 """Audits of a release: what the results say of them, and the gate that refuses a release without them.
 
 An audit is a line of results.jsonl whose name begins with ``audit/`` and that has ``passed``: true, false, or null
-where the samples do not decide. Other fields are those of every result: value, interval, unit, samples, slices, note.
+where the samples do not decide. One whose ``verdict`` is ``not_run`` is missing. Other fields are those of every
+result: value, interval, unit, samples, slices, note.
 """
 
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ def audit_states(facts: ReleaseFacts) -> list[AuditState]:
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
+    if row.get("verdict") == "not_run":
+        return "missing"
     return {True: "passed", False: "failed"}.get(row.get("passed"), "inconclusive")  # type: ignore[arg-type]
 
 

@@ -2,15 +2,16 @@
 
 import json
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.files import write_text
 from leam_mm.json_text import parse_lines
 
@@ -25,7 +26,14 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-def evidence(context: EvaluationContext, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
+class Line(Protocol):
+    """What can be a line: a Metric, or the result of an audit."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a mapping for JSON."""
+
+
+def evidence(context: EvaluationContext, evaluator: object, seconds: float) -> dict[str, Any]:
     """Return what is needed to repeat a number: settings, digests of the checkpoints, versions, device, time."""
     modules = {"clip": context.clip, "generator": context.generator}
     modules |= {"codec": context.codec} if context.codec is not None else {}
@@ -45,7 +53,7 @@ def evidence(context: EvaluationContext, evaluator: Evaluator, seconds: float) -
     }
 
 
-def append_results(folder: Path, metrics: list[Metric], record: dict[str, Any]) -> None:
+def append_results(folder: Path, metrics: Sequence[Line], record: dict[str, Any]) -> None:
     """Append one line for each metric to the folder's file, atomically."""
     path = folder / RESULTS
     before = path.read_text(encoding="utf-8") if path.exists() else ""

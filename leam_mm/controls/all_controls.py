@@ -1,0 +1,8 @@
+"""All controls of the self-test."""
+
+from leam_mm.controls.control import Control
+
+
+def all_controls() -> list[Control]:
+    """Return the controls of every audit and metric, quick ones first."""
+    return []
