@@ -11,7 +11,6 @@ from leam_mm.evaluators.frechet import (
     frechet_distance,
     frechet_distance_of_features,
     gaussian_distance,
-    half_sample_interval,
     kernel_distance,
     polynomial_mmd,
     precision_recall,
@@ -115,20 +114,6 @@ def test_precision_of_a_point_on_the_line() -> None:
     assert precision_recall(real, inside, neighbours=2)[0] == 0.75
     with pytest.raises(ValueError, match="more than 3 samples"):
         precision_recall(real[:3], inside)
-
-
-def test_half_sample_interval_of_a_mean() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(400, 1).double(), torch.randn(400, 1).double()
-
-    def gap(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float(a.mean() - b.mean())
-
-    low, high = half_sample_interval(x, y, gap, gap(x, y), repeats=400)
-    assert (low + high) / 2 == pytest.approx(gap(x, y))
-    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.15)
-    with pytest.raises(ValueError, match="repeats"):
-        half_sample_interval(x, y, gap, 0.0, repeats=1)
 
 
 def test_gaussian_distance_is_its_formula_and_known_for_points() -> None:

@@ -42,7 +42,7 @@ def test_the_paired_interval_is_that_of_newcombes_table() -> None:
 
 def test_the_independent_interval_is_that_of_newcombes_table() -> None:
     """Newcombe 1998 (Statistics in Medicine 17, 873), table II, method 10: 56/70 - 48/80: 0.0524 to 0.3339."""
-    from leam_mm.evaluators.evaluator import wilson_interval
+    from leam_mm.evaluators.intervals import wilson_interval
 
     def row(hits: int, count: int) -> dict:
         low, high = wilson_interval(hits, count)

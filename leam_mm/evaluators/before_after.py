@@ -29,9 +29,10 @@ from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, read_image_samples
-from leam_mm.evaluators.evaluator import FEWEST, EvaluationContext, Evaluator, Metric, bootstrap_interval
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, save_grid, spread
+from leam_mm.evaluators.intervals import FEWEST, bootstrap_interval
 from leam_mm.marking.generated_image import generator_name
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,9 @@ from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import draw_verdicts
-from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, wilson_interval
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.intervals import wilson_interval
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
 from leam_mm.marking.generated_image import generator_name

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
+from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.frechet import (
     frechet_distance_of_features,
     gaussian_distance,
-    half_sample_interval,
     kernel_distance,
     precision_recall,
 )

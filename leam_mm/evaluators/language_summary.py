@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy
 
-from leam_mm.evaluators.evaluator import Metric, bootstrap_interval, wilson_interval
+from leam_mm.evaluators.evaluator import Metric
+from leam_mm.evaluators.intervals import bootstrap_interval, wilson_interval
 from leam_mm.evaluators.outcomes import write_outcomes
 
 

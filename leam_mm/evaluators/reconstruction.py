@@ -17,11 +17,13 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError
+from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
-from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric, bootstrap_interval
-from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample_interval
+from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
 from leam_mm.evaluators.image_grid import save_grid
+from leam_mm.evaluators.intervals import bootstrap_interval
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window

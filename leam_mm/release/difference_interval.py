@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy
 
-from leam_mm.evaluators.evaluator import wilson_interval
+from leam_mm.evaluators.intervals import wilson_interval
 from leam_mm.evaluators.outcomes import read_outcomes
 
 Kind = Literal["paired", "independent", "none"]

@@ -20,8 +20,9 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
+from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import read_image_samples
-from leam_mm.evaluators.frechet import frechet_distance_of_features, half_sample_interval
+from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.evaluators.scene_reader import SceneReader, score
