@@ -13,7 +13,7 @@ from toys.images import encoded_image
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.zero_shot import ZeroShot, rank_of_target, read_classes
+from leam_mm.evaluators.zero_shot import MOST_CLASSES, ZeroShot, confusion_table, rank_of_target, read_classes
 
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10), (10, 250, 250), (250, 10, 250), (90, 90, 90)]
 NAMES = {
@@ -96,6 +96,19 @@ def test_ambiguous_classes_are_right_for_one_another(world: tuple[Path, Path]) -
     assert languages["en"].group[2] == languages["en"].group[3] != languages["en"].group[0]
     # Green images score 0 for "rot" and for all others: a tie, so not right; red ones are.
     assert measure(world, ["de"], ["de"])["colour/top1/de"].value == pytest.approx(6 / 7)
+
+
+def test_confusion_table_counts_every_measured_image(world: tuple[Path, Path]) -> None:
+    table = measure(world, ["en"], ["en", "mt"])["colour/top1/mt"].slices["confusion_table"]
+    counts = numpy.array(table["counts"])
+    assert table["classes"] == [f"c{number}" for number in range(7)]
+    # Maltese is not spoken and has no name for c4: its three images are not measured, and none is right.
+    assert counts.sum(axis=1).tolist() == [3, 3, 3, 3, 0, 3, 3]
+    assert counts.trace() == 0 and counts[:, 4].sum() == 0
+    right = measure(world, ["en"], ["en"])["colour/top1/en"].slices["confusion_table"]["counts"]
+    assert right == (3 * numpy.eye(7, dtype=int)).tolist()
+    many = [str(number) for number in range(MOST_CLASSES + 1)]
+    assert confusion_table(torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), many) == {}
 
 
 def test_rank_is_pessimistic_and_respects_groups() -> None:

@@ -1,6 +1,7 @@
 """Retrieval in both directions and many languages: recall at 1, 5 and 10 (Karpathy and Fei-Fei 1412.2306)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -51,6 +52,18 @@ class Retrieval(Evaluator):
         samples = agree(self._read, context.device)
         module = context.require_clip()
         image = embed_images(module, samples, self.batch_size, context.device)
+        return self.measure(module, image, samples, context.device)
+
+    @torch.no_grad()
+    def measure(self, module: Any, image: Tensor, samples: list[ImageSample], device: torch.device) -> list[Metric]:
+        """Measure both directions, from embeddings of the images.
+
+        Args:
+            module: The contrastive module, on the device.
+            image: (B, D) normalised embeddings.
+            samples: The images; at least one has a caption in one of the languages.
+            device: Device of the networks.
+        """
         ranks: dict[str, list[list[Tensor]]] = {"image_to_text": [], "text_to_image": []}
         candidates = []
         for language in self.languages:
@@ -59,10 +72,10 @@ class Retrieval(Evaluator):
             if rows:
                 captions = [samples[row].captions(language) for row in rows]
                 unique = sorted({text for texts in captions for text in texts})
-                text = embed_texts(module, unique, self.batch_size, context.device)
+                text = embed_texts(module, unique, self.batch_size, device)
                 index = {caption: number for number, caption in enumerate(unique)}
                 owned = [torch.tensor([index[caption] for caption in texts]) for texts in captions]
-                forward, backward = ranks_both_ways(image[rows], text, owned, context.device)
+                forward, backward = ranks_both_ways(image[rows], text, owned, device)
                 for number, row in enumerate(rows):
                     per_sample["image_to_text"][row] = forward[number][None]
                     per_sample["text_to_image"][row] = backward[owned[number]]

@@ -21,6 +21,7 @@ from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.ranks import agree, over_ranks
 
 CHUNK = 1024
+MOST_CLASSES = 50  # of a confusion table
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,44 @@ class ZeroShot(Evaluator):
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure top-1 and top-5 in each language."""
         class_ids, languages, samples = agree(self._read, context.device)
-        index = {class_id: number for number, class_id in enumerate(class_ids)}
-        target = torch.tensor([index[str(sample.class_id)] for sample in samples])
         module = context.require_clip()
         image = embed_images(module, samples, self.batch_size, context.device)
+        return self.measure(module, image, samples, class_ids, languages, context.device)
+
+    @torch.no_grad()
+    def measure(
+        self,
+        module: Any,
+        image: Tensor,
+        samples: list[ImageSample],
+        class_ids: list[str],
+        languages: dict[str, LanguageClasses],
+        device: torch.device,
+    ) -> list[Metric]:
+        """Measure top-1 and top-5 in each language, from embeddings of the images.
+
+        Args:
+            module: The contrastive module, on the device.
+            image: (B, D) normalised embeddings.
+            samples: The images; each has one of the classes.
+            class_ids: The classes.
+            languages: For each language its texts and groups.
+            device: Device of the networks.
+        """
+        index = {class_id: number for number, class_id in enumerate(class_ids)}
+        target = torch.tensor([index[str(sample.class_id)] for sample in samples])
         named = torch.tensor([[bool(texts) for texts in entry.prompts] for entry in languages.values()])
         common = named.all(dim=0)
         rank, paired, slices = [], [], {}
         for code, known in zip(languages, named, strict=True):
-            text = self._class_embedding(module, languages[code], context.device)
+            text = self._class_embedding(module, languages[code], device)
             group = torch.tensor(languages[code].group)
-            ranks, predicted = self._ranks(image, text, target, group, known, context.device)
+            ranks, predicted = self._ranks(image, text, target, group, known, device)
             rank.append(ranks)
             same = bool(torch.equal(known, common))
-            paired.append(ranks if same else self._ranks(image, text, target, group, common, context.device)[0])
+            paired.append(ranks if same else self._ranks(image, text, target, group, common, device)[0])
             slices[code] = {"confusions": confusions(target, predicted, ranks, class_ids), "classes": int(known.sum())}
+            slices[code] |= confusion_table(target, predicted, ranks, class_ids)
         metrics = []
         for top in (1, 5):
             if len(class_ids) > top:
@@ -151,7 +175,7 @@ def read_classes(path: Path, languages: list[str] | None) -> tuple[list[str], di
         missing = sorted(set(languages or []) - set(found))
         if missing:
             raise UserError(f"{path}: has no language {', '.join(missing)}; it has {', '.join(sorted(found))}")
-        return class_ids, {code: _language(class_ids, found[code]) for code in (languages or sorted(found))}
+        return class_ids, {code: language_classes(class_ids, found[code]) for code in (languages or sorted(found))}
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); write it with the program that made the links"
@@ -160,7 +184,8 @@ def read_classes(path: Path, languages: list[str] | None) -> tuple[list[str], di
         raise UserError(f"{path}: is not a class file ({type(error).__name__}: {error}); write it again") from None
 
 
-def _language(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
+def language_classes(class_ids: list[str], entry: dict[str, Any]) -> LanguageClasses:
+    """Return the classes of one language from its entry of a class file: names, templates, ambiguous."""
     names = [[str(name) for name in entry["names"].get(class_id) or []] for class_id in class_ids]
     # format() would let a name or a template reach attributes; replacing braces cannot.
     prompts = [[t.replace("{}", name) for name in own for t in entry.get("templates") or ["{}"]] for own in names]
@@ -218,6 +243,26 @@ def confusions(target: Tensor, predicted: Tensor, rank: Tensor, class_ids: list[
     )
     ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:most]
     return [{"true": class_ids[t], "predicted": class_ids[p], "count": count} for (t, p), count in ordered]
+
+
+def confusion_table(target: Tensor, predicted: Tensor, rank: Tensor, class_ids: list[str]) -> dict[str, Any]:
+    """Return how many images of each class are taken for each class, for a metric's slices.
+
+    Args:
+        target: (B,) right class.
+        predicted: (B,) class chosen.
+        rank: (B,) rank of the right class; negative for images that are not measured.
+        class_ids: The classes.
+
+    Returns:
+        {"confusion_table": {"classes": ids, "counts": rows of right classes}}; empty for more than ``MOST_CLASSES``.
+    """
+    size = len(class_ids)
+    if size > MOST_CLASSES:
+        return {}
+    measured = rank >= 0
+    counts = torch.bincount(target[measured] * size + predicted[measured], minlength=size * size)
+    return {"confusion_table": {"classes": class_ids, "counts": counts.view(size, size).tolist()}}
 
 
 def _hits(rank: Tensor, top: int) -> numpy.ndarray:
