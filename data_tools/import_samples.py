@@ -27,10 +27,10 @@ from data_tools.importing.mds_folder import INDEX, MdsFolder
 from data_tools.importing.parquet_samples import ParquetSamples
 from data_tools.importing.sample_import import import_samples
 from data_tools.importing.sample_source import SampleSource
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
 from leam_mm.command_line import NonNegativeInt, PositiveInt, parse_settings
 from leam_mm.data.ledger import LEDGER, read_ledger
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError, run
 
 UNKNOWN = "unknown"

@@ -30,8 +30,8 @@ from data_tools.indexing.shard_adoption import WORK, Adopted, adopt, look_at, ma
 from data_tools.indexing.tar_index import IndexRule
 from data_tools.indexing.tar_patterns import Tar, find_tars
 from data_tools.links.withdrawn_lists import lists_beside
-from data_tools.rights.legal_basis import LegalBasis
 from leam_mm.command_line import PositiveInt, parse_settings
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.errors import UserError, run
 

@@ -41,7 +41,6 @@ from data_tools.links.link_columns import TableColumns
 from data_tools.links.link_rules import LinkRules, LinkRuleSettings
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import describe_table, link_batches, table_parts
-from data_tools.links.personal_data import KINDS
 from data_tools.links.robots_screen import RobotsScreen
 from data_tools.links.row_filters import chunk_cost, filter_rows
 from data_tools.links.screen_stages import find_duplicates, group_by_origin, group_by_row, origin_hosts
@@ -55,6 +54,7 @@ from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import NonNegativeFloat, PositiveFloat, PositiveInt, parse_settings
 from leam_mm.data.ledger import LEDGER, read_ledger
+from leam_mm.data.personal_data import KINDS
 from leam_mm.errors import UserError, run
 from leam_mm.files import file_sha256, replace_folder, write_text
 

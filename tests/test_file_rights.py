@@ -20,12 +20,12 @@ from data_tools.download.download_worker import FETCHED, part_file
 from data_tools.download.image_repair_pool import repaired_rows
 from data_tools.rights.file_rights import rights_in_file
 from data_tools.rights.iptc_rights import metadata_signals
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import decide
 from data_tools.rights.training_mining import mining_signals
 from data_tools.samples.image_repair import ImageRule
 from data_tools.vetting.file_rights_rule import FileRights
 from data_tools.vetting.vetting_rule import Sample
+from leam_mm.data.legal_basis import LegalBasis
 
 RDF = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
 PLUS = 'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'

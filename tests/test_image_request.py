@@ -10,8 +10,8 @@ from toys.servers import Server
 from data_tools.download.image_request import Answer, ImageRequest
 from data_tools.network.http_body import retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, TooManyBytesError
-from data_tools.rights.legal_basis import LegalBasis, basis_of
 from data_tools.rights.reservations import Signal
+from leam_mm.data.legal_basis import LegalBasis, basis_of
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 

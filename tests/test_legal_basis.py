@@ -1,9 +1,9 @@
-"""data_tools/rights/legal_basis.py and licence_address.py."""
+"""leam_mm/data/legal_basis.py and data_tools/rights/licence_address.py."""
 
 import pytest
 
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.licence_address import read_licence, strictest
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 

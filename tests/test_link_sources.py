@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.links.link_sources import LinkSources, Standing
-from data_tools.rights.legal_basis import LegalBasis
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 SOURCES = """

@@ -10,7 +10,8 @@ from phonenumbers import PhoneNumberFormat, PhoneNumberType
 
 from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
-from data_tools.links.personal_data import KINDS, MAX_CHARACTERS, REGIONS, PersonalDataRule, find_personal_data
+from data_tools.links.personal_data_rule import PersonalDataRule
+from leam_mm.data.personal_data import KINDS, MAX_CHARACTERS, REGIONS, find_personal_data
 from leam_mm.errors import UserError
 
 CASES = yaml.safe_load(Path(__file__).with_name("personal_data_cases.yaml").read_text("utf-8"))

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import yaml
 
-from data_tools.links import personal_numbers
-from data_tools.links.personal_numbers import TABLE, find_numbers
+from leam_mm.data import personal_numbers
+from leam_mm.data.personal_numbers import TABLE, find_numbers
 
 TABLED: dict[str, Any] = yaml.safe_load(TABLE.read_text("utf-8"))
 

@@ -15,8 +15,8 @@ from data_tools.download.image_download import DownloadSettings, download_images
 from data_tools.download.image_request import ImageRequest
 from data_tools.network.image_fetch import FetchSetting, build_opener
 from data_tools.network.proxies import Proxy, allowed_proxies
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.screen_links import ScreenSettings, require_contact
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 

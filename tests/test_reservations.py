@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservation_grammar import path_matches, tdm_rules, usage_refusals
 from data_tools.rights.reservations import (
     Signal,
@@ -17,6 +16,7 @@ from data_tools.rights.reservations import (
     robots_signals,
     tdmrep_signals,
 )
+from leam_mm.data.legal_basis import LegalBasis
 
 URL, AGENT = "https://site.example/a/b.jpg?x=1", "LeamBot"
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

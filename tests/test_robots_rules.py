@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_tools.network.image_fetch import FetchSetting
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import AI_TXT, MOST_BYTES, ROBOTS, TDMREP, TRUST_TXT, RobotsRules
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))

@@ -10,7 +10,7 @@ from toys.images import encoded_image, two_coloured_image
 
 from data_tools.rights.file_rights import rights_in_file
 from data_tools.samples.private_metadata import strip_private
-from data_tools.samples.xmp_positions import without_positions
+from leam_mm.data.xmp_positions import without_positions
 
 PACKET = (
     b'<?xpacket begin="" id="W5M0"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from data_tools.links.image_folder import REFUSED, Fault, FolderColumns, ImageFolder
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.work.text_tables import TOO_LONG
 from leam_mm.data.ledger import link_uid
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 

@@ -25,10 +25,10 @@ from data_tools.download.image_request import AGAIN, Answer, ImageRequest
 from data_tools.network.host_budget import Connection, HostBudget, HostQueue
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.network.link_address import host_of
-from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.workers import end_with_parent
+from leam_mm.data.legal_basis import basis_of
 from leam_mm.files import bytes_sha256
 
 LINKS = pa.schema(

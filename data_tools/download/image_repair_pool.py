@@ -19,13 +19,13 @@ from data_tools.download.fetched_part import part_progress
 from data_tools.links.withdrawn_lists import RULE as WITHDRAWN
 from data_tools.links.withdrawn_lists import WithdrawnLists, read_lists
 from data_tools.rights.file_rights import rights_in_file
-from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
 from data_tools.samples.image_repair import ImageFault, ImageRule, RepairedImage, repair_image
 from data_tools.work.foreign_error import first_line
 from data_tools.work.time_limit import TimeLimit, TookTooLong
 from data_tools.work.workers import WorkerPool, begin_sample
 from leam_mm.data.image_file import open_image
+from leam_mm.data.legal_basis import basis_of
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.errors import UserError

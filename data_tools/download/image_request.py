@@ -22,10 +22,10 @@ from data_tools.links.blocklists import same_site
 from data_tools.network.http_body import BACK_OFF, REDIRECTS, TEMPORARY, retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.network.link_address import LinkRefused, check_link, host_of
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import ACCESS, Signal, decide, header_signals, origin_of
 from data_tools.rights.rsl_terms import header_links
 from data_tools.work.foreign_error import first_line
+from leam_mm.data.legal_basis import LegalBasis
 
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")

@@ -18,11 +18,11 @@ from data_tools.links.link_sources import LinkSources
 from data_tools.links.link_table import describe_table, link_batches
 from data_tools.links.withdrawn_lists import WithdrawnLists
 from data_tools.network.link_address import LinkRefused, check_link
-from data_tools.rights.legal_basis import basis_of
 from data_tools.rights.reservations import decide
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.text_tables import TOO_LONG
 from leam_mm.data.ledger import link_uid
+from leam_mm.data.legal_basis import basis_of
 from leam_mm.errors import UserError
 
 BATCH = 5000  # rows in memory at a time

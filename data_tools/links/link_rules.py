@@ -21,16 +21,16 @@ from data_tools.links import language_vote
 from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseList, text_words
 from data_tools.links.link_columns import OPTIONAL, REQUIRED
 from data_tools.links.link_sources import LinkSources
-from data_tools.links.personal_data import PersonalDataRule
+from data_tools.links.personal_data_rule import PersonalDataRule
 from data_tools.links.withdrawn_lists import address_key
 from data_tools.network.link_address import LinkRefused, check_link, normal_url
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
 from data_tools.work.foreign_error import first_line
 from data_tools.work.text_tables import TOO_LONG
 from leam_mm.data.ledger import evidence_text, link_uid
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
 

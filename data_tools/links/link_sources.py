@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from data_tools.links.blocklists import ascii_domain
-from data_tools.rights.legal_basis import LegalBasis
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError
 
 KEYS = {"domain", "source", "basis", "licence"}

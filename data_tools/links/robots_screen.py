@@ -19,10 +19,10 @@ from data_tools.links.disk_buckets import append_stream, read_bucket, read_strea
 from data_tools.links.host_shuffle import even_positions
 from data_tools.links.link_sources import LinkSources
 from data_tools.network.link_address import host_of
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.robots_rules import RobotsRules
 from leam_mm.data.ledger import evidence_text
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.files import write_text
 
 ROWS = 400_000  # links decided at a time

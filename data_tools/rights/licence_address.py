@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from data_tools.rights.legal_basis import LegalBasis
+from leam_mm.data.legal_basis import LegalBasis
 
 MAX_LENGTH = 500
 _DEED = re.compile(

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from protego import Protego
 
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservation_grammar import (
     WORDS,
     agent_names,
@@ -27,6 +26,7 @@ from data_tools.rights.reservation_grammar import (
     trust_refusals,
     usage_refusals,
 )
+from leam_mm.data.legal_basis import LegalBasis
 
 ACCESS = "robots.txt"  # the only kind of signal that controls fetching and not the use of what was fetched
 PARSED = 128  # parsed files of origins in the cache, of each kind

@@ -24,7 +24,6 @@ from urllib.parse import urljoin, urlsplit
 from data_tools.network.http_body import REDIRECTS, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, build_opener
 from data_tools.network.link_address import LinkRefused, check_link, host_of
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservation_grammar import origin_of, rules_text
 from data_tools.rights.reservations import (
     PARSED,
@@ -40,6 +39,7 @@ from data_tools.rights.reservations import (
 )
 from data_tools.rights.rsl_terms import file_signals, robots_links
 from data_tools.work.foreign_error import first_line
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.files import bytes_sha256
 from leam_mm.json_text import parse_object
 

@@ -11,8 +11,8 @@ import zlib
 from PIL import ExifTags, Image
 
 from data_tools.samples.image_segments import Segment, segments
-from data_tools.samples.xmp_positions import without_positions
 from leam_mm.data.exif_size import exif_is_small
+from leam_mm.data.xmp_positions import without_positions
 
 EXIF, JFIF_THUMBNAIL, RAW_PROFILE = b"Exif\0\0", b"JFXX\0", b"Raw profile type exif\0"
 XMP_MARKS = (b"http://ns.adobe.com/xap/1.0/\0", b"http://ns.adobe.com/xmp/extension/\0")  # in a JPEG

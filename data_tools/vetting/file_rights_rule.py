@@ -1,9 +1,9 @@
 """Vetting rule for rights that the stored image file itself states (data_tools/rights/file_rights.py)."""
 
 from data_tools.rights.file_rights import rights_in_file
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.reservations import decide
 from data_tools.vetting.vetting_rule import Finding, Sample, VettingRule
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.files import bytes_sha256
 
 

@@ -31,6 +31,7 @@ class Control:
         positive: Whether it has a planted fault.
         expected: What must be found, in a few words.
         run: Builds the input in an empty folder, measures, and returns the outcome.
+        slow: Whether it takes more than a few seconds on one core; the tests run it with ``-m slow`` only.
     """
 
     subject: str
@@ -38,3 +39,4 @@ class Control:
     positive: bool
     expected: str
     run: Callable[[Path], Outcome]
+    slow: bool = False

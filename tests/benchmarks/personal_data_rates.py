@@ -27,7 +27,7 @@ from rich.table import Table
 
 from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
-from data_tools.links.personal_data import KINDS, REGIONS, find_personal_data
+from leam_mm.data.personal_data import KINDS, REGIONS, find_personal_data
 from leam_mm.errors import run
 
 CASES = Path(__file__).resolve().parents[1] / "personal_data_cases.yaml"

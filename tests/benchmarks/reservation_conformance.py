@@ -28,11 +28,11 @@ from data_tools.download.image_request import ImageRequest
 from data_tools.network.image_fetch import FetchSetting
 from data_tools.pages.page_links import PageLimits, link_evidence, read_page
 from data_tools.pages.warc_pages import Page
-from data_tools.rights.legal_basis import LegalBasis
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.reservation_grammar import WORDS
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.robots_rules import RobotsRules
+from leam_mm.data.legal_basis import LegalBasis
 from leam_mm.errors import UserError, run
 
 AGENT, CONTACT = "LeamBot", "https://lab.example/bot"

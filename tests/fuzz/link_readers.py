@@ -17,7 +17,6 @@ from data_tools.links.image_folder import folder_links
 from data_tools.links.language_vote import vote
 from data_tools.links.link_rows import LinkRows
 from data_tools.links.link_table import read_links
-from data_tools.links.personal_data import find_personal_data
 from data_tools.network.link_address import LinkRefused, check_link
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.samples import svg_image
@@ -26,6 +25,7 @@ from data_tools.samples.svg_image import SvgFault, is_svg, rasterise
 from data_tools.vetting.hash_lists import read_hashes
 from fuzz.hunt import Reader
 from fuzz.mutation import damage_bytes, damage_json, damage_table
+from leam_mm.data.personal_data import find_personal_data
 from leam_mm.errors import UserError
 
 Read = Callable[[bytes], object]

@@ -160,7 +160,7 @@ def visit_seeds(folder: Path) -> list[bytes]:
 
 def visits(folder: Path) -> Read:
     """Read the evidence of visits that lies beside a table."""
-    from data_tools.rights.legal_basis import LegalBasis
+    from leam_mm.data.legal_basis import LegalBasis
 
     basis = next(iter(LegalBasis))
 

@@ -2,24 +2,22 @@
 
 Each finding has a kind and a span, and is either validated (a known top-level domain, a number of a European numbering
 plan, a checksum) or only has the form. By default only validated findings are acted on, so dates, sizes, prices and
-article numbers stay. The rule replaces a finding by a placeholder or drops the link. Numbers with checksums are in
-data_tools/links/personal_numbers.py. Nothing here uses the network.
+article numbers stay. Numbers with checksums are in leam_mm/data/personal_numbers.py. The rule that redacts captions
+(data_tools/links/personal_data_rule.py) and the audit of personal data use this finder. Nothing here uses the network.
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import phonenumbers
 from publicsuffixlist import PublicSuffixList
 
-from data_tools.links.personal_numbers import POSSIBLE, find_numbers
-from leam_mm.errors import UserError
+from leam_mm.data.personal_numbers import POSSIBLE, find_numbers
 
 KINDS = ("email", "phone", "iban", "national_id", "tax_id", "card", "handle", "ip_address", "user_url")
-ACTIONS = ("redact", "drop", "keep")
 MAX_CHARACTERS = 20_000  # of one text; the rest is not searched, so longer captions must be refused
 # The EU, the EEA, and neighbours whose numbers occur on European pages.
 # fmt: off
@@ -122,36 +120,6 @@ def find_personal_data(text: str, shaped: bool = False) -> list[PersonalData]:
         if all(item.end <= other.start or item.start >= other.end for other in chosen):
             chosen.append(item)
     return sorted(chosen, key=lambda item: item.start)
-
-
-class PersonalDataRule:
-    """Action for each kind of personal data in captions.
-
-    Args:
-        actions: Kind -> ``redact`` (a placeholder such as ``<email>``), ``drop`` (the link) or ``keep``. Kinds that are
-            not given are redacted.
-        shaped: Also act on findings that only have the form; affects captions with article numbers.
-    """
-
-    def __init__(self, actions: dict[str, str] | None = None, shaped: bool = False) -> None:
-        """Check the kinds and actions; see the class for the arguments."""
-        self.actions = dict.fromkeys(KINDS, "redact") | (actions or {})
-        self.shaped = shaped
-        for kind, action in self.actions.items():
-            if kind not in KINDS or action not in ACTIONS:
-                choices = f"{', '.join(KINDS)} and {', '.join(ACTIONS)}"
-                raise UserError(f"personal data '{kind}={action}': give KIND=ACTION of {choices}")
-
-    def clean(self, text: str) -> tuple[str, list[PersonalData]]:
-        """Return the text with placeholders, and the findings with spans in the original text."""
-        found = [item for item in find_personal_data(text, self.shaped) if self.actions[item.kind] != "keep"]
-        for item in reversed(found):
-            text = f"{text[: item.start]}<{item.kind}>{text[item.end :]}"
-        return text, found
-
-    def dropping(self, found: Iterable[PersonalData]) -> PersonalData | None:
-        """Return the first finding for which the link is dropped, or None."""
-        return next((item for item in found if self.actions[item.kind] == "drop"), None)
 
 
 def _mail_and_web(text: str) -> Iterator[PersonalData]:

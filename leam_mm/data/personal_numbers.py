@@ -2,7 +2,7 @@
 
 A checksum alone proves little: one in ten article numbers of the right length passes. A number therefore counts as
 validated by its checksum together with either a form that hardly anything else has, or a word beside it that names it.
-The countries, forms and words are in links/personal_numbers.yaml; python-stdnum computes the checksums offline.
+The countries, forms and words are in leam_mm/data/personal_numbers.yaml; python-stdnum computes the checksums offline.
 """
 
 import importlib
