@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from markupsafe import Markup
+from PIL import Image
 from torch import Tensor
 from toys.shards import latent_members, write_toy_shards
 
@@ -88,10 +89,17 @@ def test_both_are_measured_and_named(results: dict[str, dict[str, Any]], tmp_pat
         error = results[name]  # 0.2 of a range of 2; white pixels cannot get whiter
         assert 0 < error["value"] < 0.1 and error["samples"] == 12
     assert change["high"] - change["low"] < (after["high"] - after["low"]) + (before["high"] - before["low"])
-    assert {path.name for path in (tmp_path / "evaluation").glob("*.png")} == {
-        "before_after.png",
-        "before_after_old_prompts.png",
-    }
+    for name, labels in (
+        ("before_after", ["image", "codec", "before", "after"]),
+        ("before_after_old_prompts", ["before", "after"]),
+    ):
+        sheet = json.loads((tmp_path / "evaluation" / f"{name}.json").read_text())
+        assert [entry["label"] for entry in sheet["images"][: len(labels)]] == labels
+        marked = []
+        for entry in sheet["images"][: len(labels)]:
+            with Image.open(tmp_path / "evaluation" / entry["image"]) as image:
+                marked.append("DigitalSourceType" in image.info)
+        assert marked == [label in ("before", "after") for label in labels]
 
 
 def test_the_loss_is_the_error_at_fixed_times_and_noises(tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], 
     write_report(tmp_path / "evaluation", tmp_path / "report.html", "Toy")
     page = (tmp_path / "report.html").read_text()
     assert "Before and after the fine-tuning" in page and "codec error" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 3 * 4 + 2 * 2
     assert changes({}) is None and (tmp_path / "evaluation" / RESULTS).is_file()
 
 

@@ -113,6 +113,7 @@ def test_names_of_generators() -> None:
 WRITERS = {
     "leam_mm/marking/generated_image.py": "writes the marks",
     "leam_mm/evaluators/image_grid.py": "real images and reconstructions, see save_image",
+    "leam_mm/evaluators/contact_sheet.py": "calls save_image for real images and reconstructions",
     "leam_mm/callbacks/sample_grid.py": "hands the marked grid to TensorBoard",
     "leam_mm/inference/result_page.py": "thumbnails of the user's own images",
     "leam_mm/documents/dataset_statistics.py": "thumbnails of the training data",

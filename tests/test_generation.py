@@ -76,7 +76,8 @@ def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
         assert metric.low <= metric.value <= metric.high
         assert "mean colour" in metric.note
     assert "indicative" not in good["generation/frechet_distance/generated"].note
-    assert Image.open(shards.parent / "out" / "generated.png").size[0] > 8
+    shown = json.loads((shards.parent / "out" / "generated.json").read_text())["images"]
+    assert len(shown) == 36 and {entry["language"] for entry in shown} == {"en"}
 
 
 class Wide(MeanColour):

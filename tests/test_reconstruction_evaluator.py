@@ -134,8 +134,10 @@ def test_perfect_codec_and_constant_error_in_closed_form(shards: Path, tmp_path:
     assert found["l1"].value == pytest.approx(20 / 255, rel=1e-9)
     assert rigged.tiles == [64, None] and "tiles of 64" in found["l1"].note
     assert {metric.samples for metric in found.values()} == {COUNT}
-    with Image.open(tmp_path / "reconstructions.png") as grid:
-        assert grid.width > 8 * SIZE
+    shown = json.loads((tmp_path / "reconstructions.json").read_text())["images"]
+    assert [entry["label"] for entry in shown[:2]] == ["image", "codec, 22.1 dB"]
+    with Image.open(tmp_path / shown[0]["image"]) as image:
+        assert image.size == (SIZE, SIZE) and "DigitalSourceType" not in image.info
 
 
 def test_numbers_are_those_of_a_direct_computation(shards: Path, tmp_path: Path) -> None:

@@ -28,12 +28,12 @@ from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
+from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
-from leam_mm.evaluators.image_grid import read_prompts, save_grid, spread
+from leam_mm.evaluators.image_grid import read_prompts, spread
 from leam_mm.evaluators.intervals import FEWEST, bootstrap_interval
-from leam_mm.marking.generated_image import generator_name
 
 log = logging.getLogger(__name__)
 TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
@@ -45,8 +45,9 @@ class BeforeAfter(Evaluator):
     With few images, `held_out` may be those of the training: `seen` then names the results `trained_images_loss` and
     says so in their notes. Fewer than six images give no interval.
 
-    Writes `before_after.png` (a held-out image, its reconstruction by the codec, and the images that base and tuned
-    generator make of its caption) and, with prompts from before the fine-tuning, `before_after_old_prompts.png`.
+    Writes the contact sheet `before_after.json` (a held-out image, its reconstruction by the codec, and the images that
+    base and tuned generator make of its caption) and, with prompts from before the fine-tuning,
+    `before_after_old_prompts.json`.
 
     Args:
         base: Checkpoint or run folder of the generator before the fine-tuning.
@@ -108,24 +109,29 @@ class BeforeAfter(Evaluator):
     def _draw(self, base: Any, tuned: Any, output: Path) -> None:
         """Write the grids; the codec's reconstruction is the best that a generator could reach."""
         samples = list(read_image_samples(self.held_out, self.count))
-        texts = [_caption(sample) for sample in samples]
+        captions = [_caption(sample) for sample in samples]
+        texts = [text for _, text in captions]
         made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
         real = torch.stack([sample.pixels(made[0].shape[-1]) for sample in samples])
         decoded = (_reconstruct(tuned, real) * 255).round().to(torch.uint8)
-        labels = [f"{kind}: {text}" for text in texts for kind in ("picture", "codec", "before", "after")]
-        save_grid(
-            output / "before_after.png",
-            torch.stack([real, decoded, *made], 1).flatten(0, 1),
-            labels,
-            8,
-            generator_name(tuned),
-        )
+        shown = [
+            ShownImage(
+                images[row].permute(1, 2, 0).numpy(), text, language, label, generated=label in ("before", "after")
+            )
+            for row, (language, text) in enumerate(captions)
+            for label, images in zip(("image", "codec", "before", "after"), (real, decoded, *made), strict=True)
+        ]
+        write_contact_sheet(output, "before_after", "Before and after the fine-tuning", shown, tuned, columns=4)
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
             made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
-            labels = [f"{kind}: {text}" for text in texts for kind in ("before", "after")]
-            sheet = torch.stack(made, 1).flatten(0, 1)
-            save_grid(output / "before_after_old_prompts.png", sheet, labels, 4, generator_name(tuned))
+            shown = [
+                ShownImage(images[row].permute(1, 2, 0).numpy(), text, label=label)
+                for row, text in enumerate(texts)
+                for label, images in zip(("before", "after"), made, strict=True)
+            ]
+            title = "Prompts from before the fine-tuning"
+            write_contact_sheet(output, "before_after_old_prompts", title, shown, tuned, columns=2)
 
     @torch.no_grad()
     def _codec_error(self, name: str, module: Any) -> Metric:
@@ -210,8 +216,12 @@ def _batches(latents: Path, size: int) -> Iterator[dict[str, Any]]:
         yield decode.collate(part)
 
 
-def _caption(sample: ImageSample) -> str:
-    found = [str(caption.get("text", "")) for caption in sample.record.get("captions", [])]
+def _caption(sample: ImageSample) -> tuple[str, str]:
+    """Return language and text of the first caption."""
+    found = [
+        (str(caption.get("language", "")), str(caption.get("text", "")))
+        for caption in sample.record.get("captions", [])
+    ]
     if not found:
         raise UserError(f"sample {sample.key} has no caption to use as a prompt: give held_out other shards")
     return found[0]

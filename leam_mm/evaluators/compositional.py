@@ -21,13 +21,12 @@ from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
-from leam_mm.evaluators.contact_sheet import draw_verdicts
+from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.intervals import wilson_interval
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
-from leam_mm.marking.generated_image import generator_name
 
 log = logging.getLogger(__name__)
 # Keys of a verdict that are measured for each kind of prompt; other keys are meaningless there.
@@ -77,7 +76,7 @@ class Compositional(Evaluator):
         """Measure the reader on real scenes and, where there is a generator, the generator.
 
         Args:
-            context: Gives the generator and the output folder for compositional.png.
+            context: Gives the generator and the output folder for the contact sheet compositional.json.
 
         Returns:
             Fractions with Wilson intervals, those of the generator first.
@@ -138,11 +137,13 @@ class Compositional(Evaluator):
             for key, right in asked.items():
                 slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
                 tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
-            shown.append((image, prompt, asked))
+            shown.append(ShownImage(image, prompt["text"], prompt["language"], verdict=asked))
         if rank() == 0:
-            path = context.output / f"{self.name}.png"
-            draw_verdicts(shown, path, generator_name(generator))
-            log.info("compositional: %d generated images judged, see %s", len(shown), path)
+            chosen = [shown[number] for number in spread_evenly(len(shown))]
+            write_contact_sheet(
+                context.output, self.name, "Generated images and what was read in them", chosen, generator
+            )
+            log.info("compositional: %d generated images judged, %d in compositional.json", len(shown), len(chosen))
         return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
 
     def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:

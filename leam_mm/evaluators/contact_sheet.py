@@ -1,45 +1,74 @@
-"""A sheet of generated images with prompt and verdict below each, to check the numbers by eye."""
+"""Single images with their texts and verdicts, and a JSON index of them, which the report shows as figures."""
 
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from leam_mm.evaluators.image_grid import label_font
-from leam_mm.marking.generated_image import save_generated
+from leam_mm.evaluators.image_grid import save_image
+from leam_mm.files import write_text
+from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
+
+FORMAT = "leam_mm contact sheet 1"
+MOST = 36  # images of a sheet; each is embedded in the report
 
 
-def draw_verdicts(
-    shown: list[tuple[np.ndarray, dict[str, Any], dict[str, bool]]], path: Path, model: str, limit: int = 48
-) -> None:
-    """Write a sheet of images with prompt and verdict below each.
+@dataclass(frozen=True)
+class ShownImage:
+    """An image of a contact sheet.
 
     Args:
-        shown: Image (H, W, 3) uint8, prompt, verdict by key.
-        path: PNG to write.
-        model: Name of the generator, see ``generator_name``.
-        limit: Maximum number of images, spread evenly.
+        pixels: (H, W, 3) uint8.
+        text: Its caption or prompt.
+        language: Code of the text's language, or empty.
+        label: What distinguishes it from its neighbours, such as `before`, or empty.
+        verdict: Whether each asked property is right, by name.
+        generated: Whether a generator made it; such images are marked.
     """
-    chosen = [shown[k] for k in np.linspace(0, len(shown) - 1, min(limit, len(shown))).round().astype(int)]
-    columns, cell, text, gap = 6, 192, 74, 12
-    rows = -(-len(chosen) // columns)
-    sheet = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + text) + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    font = label_font()
-    for k, (image, prompt, verdict) in enumerate(chosen):
-        x, y = gap + k % columns * (cell + gap), gap + k // columns * (cell + text)
-        wrong = [key for key, right in verdict.items() if not right]
-        answer, colour = ("wrong: " + ", ".join(wrong), (190, 30, 30)) if wrong else ("right", (20, 130, 50))
-        sheet.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.NEAREST), (x, y))
-        draw.rectangle((x - 2, y - 2, x + cell + 1, y + cell + 1), outline=colour, width=2)
-        words, lines = f"{prompt['language']}: {prompt['text']}".split(), [""]
-        for word in words:
-            longer = f"{lines[-1]} {word}".strip()
-            if draw.textlength(longer, font=font) <= cell or not lines[-1]:
-                lines[-1] = longer
-            else:
-                lines.append(word)
-        draw.text((x, y + cell + 4), answer.replace("_", " "), fill=colour, font=font)
-        draw.multiline_text((x, y + cell + 19), "\n".join(lines[:3]), fill="black", font=font, spacing=2)
-    save_generated(sheet, path, model)
+
+    pixels: np.ndarray
+    text: str
+    language: str = ""
+    label: str = ""
+    verdict: Mapping[str, bool] = field(default_factory=dict)
+    generated: bool = True
+
+
+def spread_evenly(count: int, most: int = MOST) -> list[int]:
+    """Return at most `most` of the numbers 0 to count - 1, spread evenly."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def write_contact_sheet(
+    output: Path, name: str, title: str, shown: Sequence[ShownImage], module: Any = None, columns: int = 0
+) -> None:
+    """Write NAME.json and the images NAME/000.png, NAME/001.png and so on.
+
+    Args:
+        output: Folder of the evaluation.
+        name: Name of the index and of the folder of images.
+        title: Heading of the sheet.
+        shown: The images in their order.
+        module: The generator, which marks its images; may be None where none is generated.
+        columns: Images that belong together in a row; 0 if all stand alone.
+    """
+    folder = output / name
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, entry in enumerate(shown):
+        image, file = Image.fromarray(entry.pixels), f"{number:03d}.png"
+        if entry.generated:
+            save_generated(image, folder / file, generator_name(module), None, generator_sha256(module))
+        else:
+            save_image(image, folder / file)
+        sides: dict[str, list[str]] = {"right": [], "wrong": []}
+        for key, right in entry.verdict.items():
+            sides["right" if right else "wrong"].append(key)
+        texts = {"text": entry.text, "language": entry.language, "label": entry.label}
+        entries.append({"image": f"{name}/{file}", **texts, **sides})
+    content = {"format": FORMAT, "title": title, "columns": columns, "images": entries}
+    write_text(output / f"{name}.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
+from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
@@ -87,7 +88,8 @@ class Generation(Evaluator):
         count = min(self.samples, len(real) // 2)
         if count < FEWEST:
             return [self._not_measured(count, FEWEST, "distances to real images are")]
-        texts = self._prompts(count)
+        prompts = self._prompts(count)
+        texts = [text for _, text in prompts]
         module = context.require_generator()
 
         def make(part: slice) -> Tensor:
@@ -95,7 +97,11 @@ class Generation(Evaluator):
 
         generated = self._each(count, lambda part: part, make, context, "generating")
         if rank() == 0:
-            save_grid(context.output / "generated.png", generated[:64], texts[:64], 8, generator_name(module))
+            pixels = generated.permute(0, 2, 3, 1).numpy()
+            shown = [ShownImage(pixels[n], prompts[n][1], prompts[n][0]) for n in spread_evenly(count)]
+            write_contact_sheet(
+                context.output, "generated", "Images generated for captions of the test set", shown, module
+            )
         size = generated.shape[-1]
         # Every other image, since neighbours in a folder often have one source.
         halves = [self._extract_real(real[half : 2 * count : 2], size, context) for half in (0, 1)]
@@ -120,13 +126,13 @@ class Generation(Evaluator):
 
             return over_ranks(rows, self.batch_size, advance, compute, context.device)
 
-    def _prompts(self, count: int) -> list[str]:
-        found: list[str] = []
+    def _prompts(self, count: int) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
         for sample in read_image_samples(self.prompts_from, count):
             turn = len(found) % len(self.languages)
             for language in self.languages[turn:] + self.languages[:turn]:
                 if captions := sample.captions(language):
-                    found.append(captions[0])
+                    found.append((language, captions[0]))
                     break
         if not found:
             raise UserError(f"{self.prompts_from}: no sample has a caption in {', '.join(self.languages)}")

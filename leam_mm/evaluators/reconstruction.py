@@ -17,12 +17,12 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError
+from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
-from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.intervals import bootstrap_interval
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
 
@@ -45,7 +45,7 @@ class Reconstruction(Evaluator):
         samples: Number of images, spread evenly over the folder; None takes all.
         batch_size: Images in one forward pass.
         tile: Side of the tiles in which a large image is processed, or None; see LatentCodec.set_tile.
-        shown: Images in `reconstructions.png`, above their reconstructions.
+        shown: Images in the contact sheet `reconstructions.json`, each before its reconstruction.
         seed: Seed of the intervals' draws.
         name: Prefix of the metrics' names.
     """
@@ -133,8 +133,12 @@ class Reconstruction(Evaluator):
         shown = samples[: min(self.shown, self.batch_size)]
         original = torch.stack([sample.pixels(self.image_size) for sample in shown])
         made = reconstruct(codec, original.to(context.device)).cpu()
-        labels = [sample.key for sample in shown] + [f"{float(row[0]):.1f} dB" for row in rows[: len(shown)]]
-        save_grid(context.output / "reconstructions.png", torch.cat([original, made]), labels, columns=len(shown))
+        pairs = [
+            ShownImage(images[number].permute(1, 2, 0).numpy(), sample.key, label=label, generated=False)
+            for number, sample in enumerate(shown)
+            for label, images in (("image", original), (f"codec, {float(rows[number][0]):.1f} dB", made))
+        ]
+        write_contact_sheet(context.output, "reconstructions", "Images and their reconstructions", pairs, columns=2)
 
 
 def reconstruct(codec: LatentCodec, image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
 from leam_mm.files import write_text
 from leam_mm.json_text import parse_json
-from leam_mm.report import report_run, report_section
+from leam_mm.report import report_images, report_run, report_section
 from leam_mm.report.templates import Section, render_page
 
 INTRODUCTION = (
@@ -41,7 +41,7 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     found, stages = read_results(evaluation), read_stages(folder)
     results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     sections = [
-        Section("images", "Images", report_run.images(evaluation)),
+        Section("images", "Images", report_images.images(evaluation)),
         Section("change", "Before and after the fine-tuning", report_section.changes(found)),
         Section("classification", "Naming what is in an image", report_section.classification(results)),
         Section("retrieval", "Finding images and captions", report_section.retrieval(results)),

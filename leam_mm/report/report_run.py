@@ -1,6 +1,5 @@
-"""What the report shows of the run itself: generated images, training curves, energy and time, how to repeat it."""
+"""What the report shows of the run itself: training curves, energy and time, how to repeat it."""
 
-import base64
 import csv
 import json
 from collections.abc import Callable, Mapping
@@ -10,14 +9,11 @@ from typing import Any
 import numpy
 from markupsafe import Markup
 
-from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
-from leam_mm.json_text import parse_object
 from leam_mm.report.chart import line_chart
-from leam_mm.report.report_number import Row, carbon, carbon_factors, duration, energy, language, plain
+from leam_mm.report.report_number import Row, carbon, carbon_factors, duration, energy, plain
 from leam_mm.report.templates import Table
 
-MAX_IMAGE_BYTES = 8_000_000
 # The losses themselves, and top-1 measured during training; losses at single timesteps would crowd the chart.
 CURVES: dict[str, Callable[[str], bool]] = {
     "loss": lambda column: column.rpartition("/")[2] == "loss",
@@ -25,51 +21,6 @@ CURVES: dict[str, Callable[[str], bool]] = {
     "top-1 during training": lambda column: "/top1/" in column and "min_over" not in column,
 }
 STAGES = {"clip": "Encoder", "codec": "Latent codec", "generator": "Generator"}
-
-
-def images(evaluation: Path) -> dict[str, Any] | None:
-    """Return generated images by concept and language, then every other PNG of the evaluation folder."""
-    index = evaluation / "prompts.json"
-    languages, rows = _prompt_table(evaluation, index) if index.is_file() else ([], [])
-    sheets = [
-        (
-            "Images generated for captions of the test set" if path.stem == "generated" else plain(path.stem),
-            _image(path),
-        )
-        for path in sorted(evaluation.glob("*.png"))
-        if not (path.name == "prompts.png" and index.is_file())
-    ]
-    return {"languages": languages, "rows": rows, "sheets": sheets} if languages or sheets else None
-
-
-def _prompt_table(evaluation: Path, index: Path) -> tuple[list[str], list[list[Row | None]]]:
-    try:
-        content = parse_object(index.read_bytes())
-        codes = [str(code) for code in content["languages"]]
-        cells: dict[int, dict[str, Row]] = {}
-        for entry in content["pictures"]:
-            code, text = str(entry["language"]), str(entry["text"])
-            # Only the file's own name is used: a path from inside a file is not trusted.
-            file = _image(evaluation / "prompts" / Path(str(entry["image"])).name)
-            cells.setdefault(int(entry["row"]), {})[code] = {"language": code, "text": text, "file": file}
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"{index}: is damaged ({type(error).__name__}); run the evaluator PromptGrid again") from None
-    return [language(code) for code in codes], [[row.get(code) for code in codes] for _, row in sorted(cells.items())]
-
-
-def _image(path: Path) -> Row:
-    try:
-        content = path.read_bytes() if path.is_file() and path.stat().st_size <= MAX_IMAGE_BYTES else b""
-    except OSError:  # a name that no file system takes
-        content = b""
-    if not content:
-        return {"name": path.name, "data": ""}
-    try:
-        width, height = open_image(content, ("PNG",)).size
-    except Exception:  # Pillow raises many kinds on hostile headers
-        raise UserError(f"{path}: is not a PNG image; remove it or run the evaluation again") from None
-    data = base64.b64encode(content).decode("ascii")
-    return {"data": data, "width": width, "height": height, "small": max(width, height) <= 96}
 
 
 def curves(folder: Path) -> list[tuple[str, Markup]]:
