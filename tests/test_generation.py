@@ -77,7 +77,8 @@ def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
         assert "mean colour" in metric.note
     assert "indicative" not in good["generation/frechet_distance/generated"].note
     shown = json.loads((shards.parent / "out" / "generated.json").read_text())["images"]
-    assert len(shown) == 36 and {entry["language"] for entry in shown} == {"en"}
+    assert len(shown) == 36 and {entry["language"] for entry in shown} == {"de", "en"}
+    assert all(entry["text"].startswith(f"{entry['language']}:") for entry in shown)
 
 
 class Wide(MeanColour):
