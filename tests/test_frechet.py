@@ -1,20 +1,13 @@
-"""Distances: closed forms, oracles, merging in any order, identical sets."""
+"""Fréchet distance: closed forms, scipy's matrix root, singular covariances, identical sets."""
 
-import math
+import logging
 
 import numpy
 import pytest
 import torch
 
-from leam_mm.evaluators.frechet import (
-    FeatureMoments,
-    frechet_distance,
-    frechet_distance_of_features,
-    gaussian_distance,
-    kernel_distance,
-    polynomial_mmd,
-    precision_recall,
-)
+from leam_mm.evaluators.feature_statistics import FeatureMoments
+from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -51,18 +44,6 @@ def test_identical_sets_have_distance_zero() -> None:
         assert frechet_distance_of_features(x, x + 2) == pytest.approx(64, rel=1e-9)
 
 
-def test_moments_merge_in_any_grouping() -> None:
-    x = features(97, 8, 4, shift=1e4)
-    whole = FeatureMoments.of(x)
-    parts = [FeatureMoments.of(part) for part in (x[:1], x[1:40], x[40:41], x[41:])]
-    left = parts[0].merge(parts[1]).merge(parts[2]).merge(parts[3])
-    right = parts[0].merge(parts[1].merge(parts[2].merge(parts[3])))
-    for merged in (left, right, parts[3].merge(parts[2]).merge(parts[1].merge(parts[0]))):
-        assert merged.count == 97
-        torch.testing.assert_close(merged.mean, whole.mean, rtol=1e-13, atol=0)
-        torch.testing.assert_close(merged.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-9)
-
-
 def test_one_sample_has_no_covariance() -> None:
     with pytest.raises(ValueError, match="two samples"):
         FeatureMoments.of(torch.ones(1, 3)).covariance.sum()
@@ -70,64 +51,35 @@ def test_one_sample_has_no_covariance() -> None:
         frechet_distance_of_features(torch.ones(1, 3), torch.ones(5, 3))
 
 
-def test_polynomial_mmd_against_loops() -> None:
-    x, y = features(5, 3, 5), features(4, 3, 6)
-
-    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
-        return (float(a @ b) / 3 + 1) ** 3
-
-    xx = sum(kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j) / 20
-    yy = sum(kernel(y[i], y[j]) for i in range(4) for j in range(4) if i != j) / 12
-    xy = sum(kernel(a, b) for a in x for b in y) / 20
-    assert polynomial_mmd(x, y) == pytest.approx(xx + yy - 2 * xy, rel=1e-10)
-
-
-def test_kernel_distance_is_unbiased_and_sees_a_shift() -> None:
-    draws = [
-        kernel_distance(torch.randn(60, 4).double(), torch.randn(60, 4).double(), 1, 60)
-        for _ in (torch.manual_seed(seed) for seed in range(200))
-    ]
-    assert abs(numpy.mean(draws)) < 4 * numpy.std(draws) / math.sqrt(200)
-    assert min(draws) < 0
-    x = features(80, 4, 7)
-    assert kernel_distance(x, x + 3, 10, 40) > 10 * abs(kernel_distance(x[:40], x[40:], 10, 40))
-    assert kernel_distance(x, x + 1, 5, 20, seed=1) == kernel_distance(x, x + 1, 5, 20, seed=1)
+@pytest.mark.parametrize("singular", [0, 1])
+def test_a_constant_or_repeated_feature_is_no_obstacle(singular: int, caplog: pytest.LogCaptureFixture) -> None:
+    sets = [features(100, 12, 1), features(120, 12, 2, shift=0.3)]
+    exact = frechet_distance_of_features(*sets)
+    # A repeated feature adds nothing new to a covariance: it counts as one of root-two times the scale.
+    doubled = [torch.cat([part, part[:, :1]], dim=1) for part in sets]
+    scaled = [part * torch.cat([torch.tensor([2.0]).double().sqrt(), torch.ones(11)]) for part in sets]
+    with caplog.at_level(logging.INFO):
+        found = frechet_distance_of_features(*doubled)
+    assert found == pytest.approx(frechet_distance_of_features(*scaled), rel=1e-9)
+    assert "singular" in caplog.text
+    # Constant in one set only, in either place.
+    constant = [torch.cat([part, torch.zeros(len(part), 1)], dim=1) for part in sets]
+    constant[singular][:, -1] = torch.arange(len(constant[singular])) % 2
+    variance = float(constant[singular][:, -1].var())
+    gap = float(constant[singular][:, -1].mean())
+    assert frechet_distance_of_features(*constant) == pytest.approx(exact + variance + gap**2, rel=1e-9)
 
 
-def test_precision_and_recall_of_modes() -> None:
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(60, 2, generator=generator)
-    right = torch.randn(60, 2, generator=generator) + 100
-    assert precision_recall(left, left) == (1.0, 1.0)
-    assert precision_recall(left, right) == (0.0, 0.0)
-    # A generator that draws one of two modes is precise and forgets half.
-    precision, recall = precision_recall(torch.cat([left, right]), left + 1e-6)
-    assert precision == 1.0
-    assert recall == pytest.approx(0.5, abs=0.02)
-    assert precision_recall(left, right, chunk=7) == precision_recall(left, right)
-
-
-def test_precision_of_a_point_on_the_line() -> None:
-    real = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
-    # Second neighbour's distance: 2, 1, 1, 2, so the balls cover -2 to 5.
-    inside = torch.tensor([[-2.0], [5.0], [1.5], [5.1]])
-    assert precision_recall(real, inside, neighbours=2)[0] == 0.75
-    with pytest.raises(ValueError, match="more than 3 samples"):
-        precision_recall(real[:3], inside)
-
-
-def test_gaussian_distance_is_its_formula_and_known_for_points() -> None:
-    one, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 0.0]])
-    assert gaussian_distance(one, other) == pytest.approx(2000 * (1 - math.exp(-25 / 200)), rel=1e-12)
-    assert gaussian_distance(one, one) == 0
-    generator = torch.Generator().manual_seed(0)
-    first = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator, dtype=torch.float64), dim=1)
-    second = torch.nn.functional.normalize(torch.randn(30, 8, generator=generator, dtype=torch.float64) + 0.5, dim=1)
-
-    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return torch.exp(-(a[:, None] - b[None]).square().sum(2) / 200).mean()
-
-    expected = 1000 * (kernel(first, first) + kernel(second, second) - 2 * kernel(first, second))
-    assert gaussian_distance(first, second, chunk=7) == pytest.approx(float(expected), rel=1e-9)
-    with pytest.raises(ValueError, match="samples in both sets"):
-        gaussian_distance(first[:0], second)
+def test_features_of_very_different_scales_keep_their_digits() -> None:
+    scale = torch.logspace(-6, 6, 10, dtype=torch.float64)
+    first, second = features(300, 10, 5), features(300, 10, 6)
+    # Both sets in the same basis of scales: rotations mix the scales and change no distance.
+    turn = torch.linalg.qr(features(10, 10, 7)).Q
+    plain, turned = (
+        [FeatureMoments.of(part * scale @ basis) for part in (first, second)]
+        for basis in (torch.eye(10).double(), turn)
+    )
+    exact = frechet_distance_of_features(first[:, -1:] * 1e6, second[:, -1:] * 1e6)  # the largest scale alone
+    assert frechet_distance(*plain) == pytest.approx(frechet_distance(*turned), rel=1e-9)
+    assert frechet_distance(*plain) == pytest.approx(frechet_distance(*plain[::-1]), rel=1e-9)
+    assert frechet_distance(*plain) > exact

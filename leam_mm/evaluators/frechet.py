@@ -1,61 +1,24 @@
-"""Distances between two sets of features: Fréchet, kernel (KID, CMMD), precision and recall. Pure maths in float64.
+"""Fréchet distance of two sets of features (FID with Inception's), exact and fast, in float64.
 
-Fréchet distance (Heusel et al. 1706.08500, eq. 6), kernel distance (Bińkowski et al. 1801.01401, section 4), CMMD
-(Jayasumana et al. 2401.09603, section 4), improved precision and recall (Kynkäänniemi et al. 1904.06991, eq. 1 and 2).
-tr sqrt(S1 S2) is computed as the nuclear norm of F1' F2 with S = F F': real, never negative, and exact where there are
-fewer samples than features, unlike a matrix root.
+|m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^1/2 (Heusel et al. 1706.08500, eq. 6). No matrix root is computed:
+
+- Both covariances are regular: with S1 = L L' (Cholesky), the last trace is the sum of the roots of the eigenvalues of
+  L' S2 L, which is symmetric.
+- One is singular, as with fewer samples than features: it is the nuclear norm of F1' F2 with S = F F', where F is the
+  Cholesky factor, the centred samples, or the eigenvectors times the roots of the eigenvalues. The root of an
+  eigenvalue that is only round-off would be wrong by half its digits; singular values are not.
 """
 
-from dataclasses import dataclass
+import logging
 
-import numpy
 import torch
 from torch import Tensor
 
+from leam_mm.evaluators.feature_statistics import BLOCK, FeatureMoments
 
-@dataclass(frozen=True)
-class FeatureMoments:
-    """Count, mean and centred second moment of features; can be merged in any order (Chan et al. 1979).
+log = logging.getLogger(__name__)
 
-    Args:
-        count: Number of samples.
-        mean: (D,) float64.
-        moment: (D, D) float64, sum of the outer products of the centred samples.
-    """
-
-    count: int
-    mean: Tensor
-    moment: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor) -> "FeatureMoments":
-        """Return the moments of (B, D) features, B >= 1."""
-        features = features.double()
-        mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
-
-    def merge(self, other: "FeatureMoments") -> "FeatureMoments":
-        """Return the moments of both sets together."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        mean = self.mean + shift * (other.count / count)
-        moment = self.moment + other.moment + torch.outer(shift, shift) * (self.count * other.count / count)
-        return FeatureMoments(count, mean, moment)
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased covariance (D, D); needs two samples."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs two samples, there is {self.count}")
-        return self.moment / (self.count - 1)
-
-    def factor(self) -> Tensor:
-        """Return a matrix F (D, R) with F F' = covariance."""
-        value, vector = torch.linalg.eigh(self.covariance)
-        # The square root would enlarge eigenvalues that are only round-off by a factor of 1e8.
-        value = torch.where(value > value[-1] * len(value) * torch.finfo(value.dtype).eps, value, 0.0)
-        return vector * value.sqrt()
+ROUND_OFF = 1e-10  # largest error of the Cholesky form, as a share of both traces, before the exact form replaces it
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
@@ -65,124 +28,87 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
         first: Moments of one set of at least two samples.
         second: Moments of the other set.
     """
-    return _distance(first.mean, first.factor(), second.mean, second.factor())
+    covariances = first.covariance, second.covariance
+    factors = [_cholesky(covariance) for covariance in covariances]
+    traces = [covariance.trace() for covariance in covariances]
+    root, error = None, 0.0
+    if factors[0] is not None and factors[1] is not None:
+        root, error = _root_trace(factors[0], covariances[1])
+    if root is None or error > ROUND_OFF * float(traces[0] + traces[1]):
+        log.info(
+            "Fréchet distance: a covariance of %d features is singular or nearly so, singular values replace the "
+            "eigenvalues of a product",
+            len(first.mean),
+        )
+        parts = [
+            _spectral_factor(covariance) if factor is None else factor
+            for covariance, factor in zip(covariances, factors, strict=True)
+        ]
+        root = torch.linalg.svdvals(parts[0].T @ parts[1]).sum()
+    return _distance(first.mean, traces[0], second.mean, traces[1], root)
 
 
 def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
     """Return the squared Fréchet distance of two feature sets (B, D); exact also for fewer samples than features."""
     first, second = first.double(), second.double()
-    return _distance(first.mean(dim=0), _sample_factor(first), second.mean(dim=0), _sample_factor(second))
+    if min(len(first), len(second)) > first.shape[1]:
+        return frechet_distance(FeatureMoments.of(first), FeatureMoments.of(second))
+    factors = [_sample_factor(features) for features in (first, second)]
+    root = torch.linalg.svdvals(factors[0].T @ factors[1]).sum()
+    traces = [factor.square().sum() for factor in factors]
+    return _distance(first.mean(dim=0), traces[0], second.mean(dim=0), traces[1], root)
+
+
+def _distance(mean1: Tensor, trace1: Tensor, mean2: Tensor, trace2: Tensor, root: Tensor) -> float:
+    return max(0.0, float((mean1 - mean2).square().sum() + trace1 + trace2 - 2 * root))
+
+
+def _cholesky(covariance: Tensor) -> Tensor | None:
+    """Return the lower factor L (D, D) with L L' = covariance, or None where it is singular."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    return None if failed else factor
+
+
+def _spectral_factor(covariance: Tensor) -> Tensor:
+    """Return F (D, D) with F F' = covariance, from eigenvectors; eigenvalues that are only round-off count as zero."""
+    value, vector = torch.linalg.eigh(covariance)
+    value = torch.where(value > value[-1] * len(value) * torch.finfo(value.dtype).eps, value, 0.0)
+    return vector * value.sqrt()
 
 
 def _sample_factor(features: Tensor) -> Tensor:
+    """Return F (D, R) with F F' = covariance of (B, D) features, R = min(B, D)."""
     count, size = features.shape
     if count < 2:
         raise ValueError(f"a covariance needs two samples, there is {count}")
     if count > size:
-        return FeatureMoments.of(features).factor()
+        covariance = FeatureMoments.of(features).covariance
+        factor = _cholesky(covariance)
+        return _spectral_factor(covariance) if factor is None else factor
     return (features - features.mean(dim=0)).T / (count - 1) ** 0.5
 
 
-def _distance(mean1: Tensor, factor1: Tensor, mean2: Tensor, factor2: Tensor) -> float:
-    root = torch.linalg.svdvals(factor1.T @ factor2).sum()
-    value = (mean1 - mean2).square().sum() + factor1.square().sum() + factor2.square().sum() - 2 * root
-    return max(0.0, float(value))
+def _root_trace(factor: Tensor, covariance: Tensor) -> tuple[Tensor, float]:
+    """Return the sum of the roots of the eigenvalues of L' S L, and a bound of its error.
 
-
-def kernel_distance(
-    first: Tensor, second: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
-) -> float:
-    """Return the kernel distance: unbiased squared MMD with kernel (x'y / D + 1)^3, mean over random subsets.
+    Only the lower half of the product is computed. Eigenvalues have an error of round-off times the largest one, which
+    the root enlarges for small ones.
 
     Args:
-        first: (B, D) features.
-        second: (B', D) features.
-        subsets: Number of subsets.
-        subset_size: Samples in each, at most all.
-        seed: Seed of the choice; generator and order of draws are those of torch-fidelity, so equal seeds choose alike.
-
-    Returns:
-        The distance; it may be a little below 0, since it is unbiased.
+        factor: L (D, D), lower triangle.
+        covariance: S (D, D).
     """
-    size = min(subset_size, len(first), len(second))
-    if size < 2:
-        raise ValueError(f"a kernel distance needs two samples, there are {size}")
-    chosen = numpy.random.RandomState(seed)
-    values = []
-    for _ in range(subsets):
-        rows1 = chosen.choice(len(first), size, replace=False)
-        rows2 = chosen.choice(len(second), size, replace=False)
-        values.append(polynomial_mmd(first[rows1], second[rows2]))
-    return float(numpy.mean(values))
-
-
-def polynomial_mmd(first: Tensor, second: Tensor) -> float:
-    """Return the unbiased squared MMD of (B, D) and (B', D) features, kernel (x'y / D + 1)^3 (1801.01401, eq. 4)."""
-    first, second = first.double(), second.double()
-    size = first.shape[1]
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / size + 1) ** 3
-
-    within = [
-        (k.sum() - k.diagonal().sum()) / (len(k) * (len(k) - 1)) for k in (kernel(first, first), kernel(second, second))
-    ]
-    return float(within[0] + within[1] - 2 * kernel(first, second).mean())
-
-
-def gaussian_distance(
-    first: Tensor, second: Tensor, width: float = 10.0, scale: float = 1000.0, chunk: int = 1024
-) -> float:
-    """Return the squared MMD with kernel exp(-|x - y|^2 / 2 width^2), times ``scale``: CMMD, for unit embeddings.
-
-    The published estimator includes the kernel of each sample with itself: it is biased upwards by about 1 / count.
-
-    Args:
-        first: (B, D) features.
-        second: (B', D) features.
-        width: sigma of the kernel.
-        scale: Makes the number readable.
-        chunk: Rows of a kernel matrix held at once.
-    """
-    if not len(first) or not len(second):
-        raise ValueError(f"a distance needs samples in both sets, there are {len(first)} and {len(second)}")
-    first, second = first.double(), second.double()
-
-    def mean(a: Tensor, b: Tensor) -> float:
-        # expm1, since at this width all kernels are near 1 and the result is made of their differences.
-        parts = [torch.expm1(-torch.cdist(part, b).square() / (2 * width**2)).sum() for part in a.split(chunk)]
-        return float(torch.stack(parts).sum()) / (len(a) * len(b))
-
-    return scale * (mean(first, first) + mean(second, second) - 2 * mean(first, second))
-
-
-def precision_recall(real: Tensor, generated: Tensor, neighbours: int = 3, chunk: int = 1024) -> tuple[float, float]:
-    """Return the share of generated samples near real ones, and of real samples near generated ones.
-
-    Near means inside the ball around a sample of the other set whose radius is the distance to its k-th neighbour.
-
-    Args:
-        real: (B, D) features.
-        generated: (B', D) features.
-        neighbours: k; each set needs more than k samples.
-        chunk: Rows of the distance matrix held at once.
-
-    Returns:
-        Precision and recall, in [0, 1].
-    """
-    if min(len(real), len(generated)) <= neighbours:
-        raise ValueError(f"precision needs more than {neighbours} samples, there are {len(real)} and {len(generated)}")
-    real, generated = real.double(), generated.double()
-    return _covered(generated, real, neighbours, chunk), _covered(real, generated, neighbours, chunk)
-
-
-def _covered(query: Tensor, centre: Tensor, neighbours: int, chunk: int) -> float:
-    # The smallest distance is that to itself, so the (k + 1)-th smallest is the k-th neighbour. Distances are computed
-    # exactly and not by matrix products, since duplicates must have distance zero.
-    radius = torch.cat([_distances(part, centre).kthvalue(neighbours + 1).values for part in centre.split(chunk)])
-    inside = [(_distances(part, centre) <= radius).any(dim=1) for part in query.split(chunk)]
-    return float(torch.cat(inside).double().mean())
-
-
-def _distances(first: Tensor, second: Tensor) -> Tensor:
-    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+    size = len(factor)
+    starts = range(0, size, BLOCK)
+    product = torch.empty_like(covariance)
+    for start in starts:  # S L: columns of L are zero above the diagonal
+        end = start + BLOCK
+        product[:, start:end] = covariance[:, start:] @ factor[start:, start:end]
+    whole = torch.zeros_like(covariance)
+    for start in starts:
+        end = start + BLOCK
+        whole[start:end, :end] = factor[start:, start:end].T @ product[start:, :end]
+    value = torch.linalg.eigvalsh(whole)
+    noise = torch.finfo(value.dtype).eps * value[-1]
+    root = value.clamp(min=0).sqrt()
+    return root.sum(), float((noise / (2 * root).clamp(min=noise.sqrt())).sum())

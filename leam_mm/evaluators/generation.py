@@ -24,14 +24,11 @@ from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_co
 from leam_mm.evaluators.distance_interval import half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.frechet import (
-    frechet_distance_of_features,
-    gaussian_distance,
-    kernel_distance,
-    precision_recall,
-)
+from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
+from leam_mm.evaluators.kernel_distance import gaussian_distance, kernel_distance
+from leam_mm.evaluators.precision_recall import precision_recall
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.files import write_text
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
@@ -167,8 +164,8 @@ class Generation(Evaluator):
         statistics: list[tuple[str, str, Any, str]] = [
             ("frechet_distance", "distance", frechet_distance_of_features, frechet_note),
             ("kernel_distance", "distance", kernel, note),
-            ("precision", "fraction", lambda a, b: precision_recall(a, b)[0], note),
-            ("recall", "fraction", lambda a, b: precision_recall(a, b)[1], note),
+            ("precision", "fraction", lambda a, b: precision_recall(a, b).precision, note),
+            ("recall", "fraction", lambda a, b: precision_recall(a, b).recall, note),
         ]
         metrics = []
         if count < FEWEST_OF_DISTRIBUTIONS:

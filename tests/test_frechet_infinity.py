@@ -1,0 +1,31 @@
+"""FID-infinity: the bias of a finite number of images is removed."""
+
+import pytest
+import torch
+
+from leam_mm.evaluators.feature_statistics import FeatureMoments
+from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.evaluators.frechet_infinity import frechet_infinity
+
+
+def features(count: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(count, 20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_value_lies_nearer_to_the_truth_than_any_finite_one() -> None:
+    real = FeatureMoments(10**6, torch.zeros(20).double(), torch.eye(20).double() * (10**6 - 1))
+    for scale, truth in ((1.0, 0.0), (1.3, 20 * 0.3**2)):
+        sets = [features(400, seed, scale) for seed in range(30)]
+        found = sum(frechet_infinity(real, made, least=100, seed=seed) for seed, made in enumerate(sets)) / 30
+        biased = sum(frechet_distance(real, FeatureMoments.of(made)) for made in sets) / 30
+        assert abs(found - truth) < 0.2 * (biased - truth)
+
+
+def test_features_and_moments_agree_and_small_sets_are_refused() -> None:
+    real, made = features(300, 1), features(300, 2, 1.2)
+    assert frechet_infinity(real, made, points=4) == pytest.approx(
+        frechet_infinity(FeatureMoments.of(real), made, points=4), rel=1e-6
+    )
+    assert frechet_infinity(real, made) < frechet_distance_of_features(real, made)
+    with pytest.raises(ValueError, match="parts of 300 images"):
+        frechet_infinity(real, made, least=300)
