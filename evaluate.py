@@ -22,7 +22,7 @@ from rich.console import Console
 from leam_mm import errors
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
-from leam_mm.evaluate_commands import audit_command, selftest_command
+from leam_mm.evaluate_commands import audit_command, selftest_command, text_to_image_command
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.model_address import address_kind
@@ -30,7 +30,7 @@ from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 
-COMMANDS = {"audit": audit_command.main, "selftest": selftest_command.main}
+COMMANDS = {"audit": audit_command.main, "selftest": selftest_command.main, "text_to_image": text_to_image_command.main}
 
 
 def evaluate(

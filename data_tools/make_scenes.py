@@ -114,7 +114,7 @@ def main(args: list[str] | None = None) -> None:
     make_scenes(settings)
     print(
         f"wrote {settings.train} training and {settings.test} test scenes, captions in {len(LANGUAGES)} languages, "
-        f"classes.json, scenes.json and shapes.npz to {settings.output}"
+        f"classes.json, scenes.json, prompt_set.json and shapes.npz to {settings.output}"
     )
 
 

@@ -34,7 +34,7 @@ def rows(corpus: Path, split: str) -> list[dict]:
 def test_the_same_arguments_give_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
     make_scenes(SceneSettings(tmp_path / "again", train=60, test=30, seed=3))
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
-    assert len(files) == 60 + 30 + 5
+    assert len(files) == 60 + 30 + 6
     assert files == sorted(
         path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file()
     )

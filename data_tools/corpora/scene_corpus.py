@@ -9,6 +9,7 @@ import numpy as np
 
 from data_tools.corpora.scene_drawing import BACKGROUND, PALETTE, SceneObject, draw_scene, shape_masks
 from data_tools.corpora.scene_language import COLOURS, RELATIONS, SHAPES
+from data_tools.corpora.scene_prompt_set import prompt_set
 from data_tools.corpora.scene_prompts import Scene, Thing, classes_table, prompts
 
 # One combination for each colour and each shape (3 and 8 are coprime), and a second one for every other colour.
@@ -104,7 +105,7 @@ def render(scene: Scene, seed: int, split: str, number: int, size: int) -> bytes
 
 
 def write_descriptions(folder: Path, size: int, seed: int) -> None:
-    """Write classes.json, scenes.json and shapes.npz, which the evaluators read."""
+    """Write classes.json, scenes.json, prompt_set.json and shapes.npz, which the evaluators read."""
     description = {
         "size": size,
         "background": BACKGROUND,
@@ -113,7 +114,8 @@ def write_descriptions(folder: Path, size: int, seed: int) -> None:
         "held_out": [list(thing) for thing in UNSEEN],
         "prompts": prompts(SEEN, UNSEEN, seed),
     }
-    for name, content in (("classes.json", classes_table()), ("scenes.json", description)):
+    written = {"classes.json": classes_table(), "scenes.json": description, "prompt_set.json": prompt_set(SEEN)}
+    for name, content in written.items():
         (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     masks: dict[str, Any] = dict(shape_masks())
     np.savez_compressed(folder / "shapes.npz", **masks)

@@ -9,22 +9,19 @@ enough to be read by arithmetic, and the accuracy of the reader on real scenes i
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from leam_mm.data.image_file import open_image
-from leam_mm.data.sample_json import read_sample_json
-from leam_mm.data.shard_index import read_samples
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.evaluators.known_images import shard_scenes
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
 
@@ -95,30 +92,11 @@ class Compositional(Evaluator):
 
     def _real(self, reader: SceneReader) -> list[Metric]:
         tally = _Tally()
-        for prompt, image in self._real_scenes():
+        for image, prompt in shard_scenes(Path(self.real_shards or ""), self.real_limit):
             verdict = score(reader.read(image), prompt)
             for key in ASKED[prompt["kind"]]:
                 tally.add(f"{self.name}/real/{key}", verdict[key], {"kind": prompt["kind"]})
         return tally.metrics("reader against the drawn truth; an upper bound for what follows from pixels")
-
-    def _real_scenes(self) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-        found = 0
-        for key, members in read_samples(Path(self.real_shards or "")):
-            metadata = read_sample_json({"json": b"{}"} | members).get("metadata", {})
-            raw = next((members[suffix] for suffix in ("png", "webp", "jpg") if suffix in members), None)
-            if raw is None or not isinstance(metadata, dict) or metadata.get("kind") not in ASKED:
-                continue
-            try:
-                image = np.asarray(open_image(raw).convert("RGB"))
-            except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
-                log.warning("%s: sample %s is left out: unreadable image (%s)", self.real_shards, key, error)
-                continue
-            yield metadata, image
-            found += 1
-            if found == self.real_limit:
-                return
-        if not found:
-            raise UserError(f"{self.real_shards} holds no scenes of make_scenes: no sample has a known metadata.kind")
 
     def _generated(self, reader: SceneReader, context: EvaluationContext) -> list[Metric]:
         prompts = self._choose(reader.prompts)

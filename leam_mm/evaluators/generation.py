@@ -278,7 +278,15 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
     return [code for code in found if any(code in texts for texts in complete)], complete
 
 
-def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int, guidance: float | Guidance) -> Tensor:
+def generate(
+    module: Any,
+    prompts: list[str],
+    seed: int,
+    first: int,
+    steps: int,
+    guidance: float | Guidance,
+    numbers: list[int] | None = None,
+) -> Tensor:
     """Generate the images of one batch of prompts.
 
     Args:
@@ -288,12 +296,14 @@ def generate(module: Any, prompts: list[str], seed: int, first: int, steps: int,
         first: Number of the first prompt.
         steps: Sampler steps.
         guidance: Strength of classifier-free guidance, or a Guidance.
+        numbers: Number of each prompt, which names its noise; None counts from `first`.
 
     Returns:
         (B, 3, H, W) uint8 on the CPU; rounded, not truncated, as in the PIL images of diffusers.
     """
+    named: dict[str, Any] = {"first_index": first} if numbers is None else {"numbers": numbers}
     with torch.inference_mode():
-        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance, first_index=first)
+        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance, **named)
     if not torch.isfinite(images).all():
         raise UserError("the generator gives pixels that are not finite: the checkpoint diverged; take an earlier one")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

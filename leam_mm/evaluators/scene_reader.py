@@ -235,7 +235,7 @@ def score(reading: list[ReadObject], prompt: dict[str, Any]) -> dict[str, bool]:
     if prompt["kind"] == "pair":
         verdict["both_objects"] = verdict["colour_shape"]
         verdict["relation"] = any(
-            _matches(first, wanted[0]) and _matches(second, wanted[1]) and _lies(first, second, prompt["relation"])
+            _matches(first, wanted[0]) and _matches(second, wanted[1]) and lies(first, second, prompt["relation"])
             for first in reading
             for second in reading
             if first is not second
@@ -247,7 +247,8 @@ def _matches(item: ReadObject, wanted: dict[str, Any]) -> bool:
     return item.colour == wanted["colour"] and item.shape == wanted["shape"]
 
 
-def _lies(first: ReadObject, second: ReadObject, relation: str) -> bool:
+def lies(first: ReadObject, second: ReadObject, relation: str) -> bool:
+    """Return whether the first object is `left_of`, `right_of`, `above` or `below` the second one."""
     across, down = second.x - first.x, second.y - first.y
     # The named direction must dominate: an object is not "above" another if it is further to its side.
     sides = {

@@ -158,6 +158,12 @@ class RiggedEncoder:
     def ema_encoder(self) -> "RiggedEncoder":
         return self
 
+    def to(self, device: torch.device) -> "RiggedEncoder":
+        return self
+
+    def eval(self) -> "RiggedEncoder":
+        return self
+
     def normalise(self, image: torch.Tensor) -> torch.Tensor:
         return image.float()
 

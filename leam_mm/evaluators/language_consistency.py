@@ -1,0 +1,125 @@
+"""How far a generator does the same in all languages: ratio of scores, likeness of images, agreement of atoms.
+
+All three compare a language with an anchor language (English), for the same concept and the same noise.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy
+
+from leam_mm.evaluators.evaluator import Metric
+from leam_mm.evaluators.intervals import bootstrap_interval
+
+Statistic = Callable[[numpy.ndarray], float]
+
+
+def image_likeness(features: numpy.ndarray, anchor: int) -> numpy.ndarray:
+    """Return the likeness of each image to that of the anchor language, corrected for chance.
+
+    (cos - chance) / (1 - chance), where chance is the mean cosine to the anchor's images of all other concepts: 1 for
+    equal images, 0 for images that are as alike as those of other concepts.
+
+    Args:
+        features: (concepts, seeds, languages, D) of at least two concepts, none zero.
+        anchor: Number of the anchor language.
+
+    Returns:
+        (concepts, languages), averaged over seeds.
+    """
+    unit = features / numpy.linalg.norm(features, axis=-1, keepdims=True)
+    count = len(unit)
+    # Cosine of (concept, language) and the anchor's image of another concept, both with the same seed.
+    cosine = numpy.einsum("csld,ksd->cksl", unit, unit[:, :, anchor]).mean(axis=2)
+    own = numpy.einsum("ccl->cl", cosine)
+    chance = (cosine.sum(axis=1) - own) / (count - 1)
+    return (own - chance) / numpy.maximum(1 - chance, 1e-12)
+
+
+def atom_agreement(yes: numpy.ndarray, anchor: int) -> numpy.ndarray:
+    """Return the share of atoms to which the judge gives the same answer as for the anchor language.
+
+    Args:
+        yes: (concepts, seeds, languages, A) probability of "yes"; NaN where a concept has fewer atoms.
+        anchor: Number of the anchor language.
+
+    Returns:
+        (concepts, languages), averaged over seeds.
+    """
+    same = ((yes > 0.5) == (yes[:, :, [anchor]] > 0.5)).astype(float)
+    return numpy.nanmean(numpy.where(numpy.isnan(yes), numpy.nan, same), axis=(1, 3))
+
+
+def against_anchor(
+    name: str, values: numpy.ndarray, languages: Sequence[str], anchor: int, unit: str, note: str
+) -> Metric:
+    """Return the mean over all other languages of values that compare them with the anchor.
+
+    Args:
+        name: Name of the metric.
+        values: (concepts, languages).
+        languages: Codes of the columns.
+        anchor: Number of the anchor language, which is left out.
+        unit: Unit of the values.
+        note: Note of the metric.
+
+    Returns:
+        Its interval is that of a bootstrap over concepts, each with its languages; each language is a slice.
+    """
+    others = [number for number in range(len(languages)) if number != anchor]
+    return _summary(name, values, languages, others, _mean, unit, note)
+
+
+def score_parity(name: str, scores: numpy.ndarray, languages: Sequence[str], anchor: int, note: str) -> Metric:
+    """Return the ratio of the score in other languages to that in the anchor language.
+
+    Args:
+        name: Name of the metric.
+        scores: (concepts, languages).
+        languages: Codes of the columns.
+        anchor: Number of the anchor language.
+        note: Note of the metric.
+    """
+    others = [number for number in range(len(languages)) if number != anchor]
+    if not scores[:, anchor].any():
+        text = f"not measured: no score in {languages[anchor]}; {note}"
+        return Metric(name, None, None, None, "ratio", len(scores), note=text)
+    # The anchor's score rides in the first column, so that a draw of concepts draws both parts of the ratio.
+    joined = numpy.concatenate([scores[:, [anchor]], scores], axis=1)
+
+    def ratio(values: numpy.ndarray) -> float:
+        below = float(values[:, 0].mean())
+        return float(values[:, 1:].mean()) / below if below else float("nan")
+
+    return _summary(name, joined, languages, others, ratio, "ratio", note, first=True)
+
+
+def _summary(
+    name: str,
+    values: numpy.ndarray,
+    languages: Sequence[str],
+    others: Sequence[int],
+    statistic: Statistic,
+    unit: str,
+    note: str,
+    first: bool = False,
+) -> Metric:
+    """Return a metric over the other languages; with ``first``, column 0 goes along with every language."""
+    shift = int(first)
+
+    def columns(numbers: Sequence[int]) -> numpy.ndarray:
+        return values[:, [*range(shift), *(number + shift for number in numbers)]]
+
+    if not others or not len(values):
+        return Metric(name, None, None, None, unit, 0, note=f"not measured: there is no second language; {note}")
+    slices = {}
+    for number in others:
+        low, high = bootstrap_interval(columns([number]), statistic)
+        slices[f"language={languages[number]}"] = {
+            "value": statistic(columns([number])), "low": low, "high": high, "samples": len(values),
+        }  # fmt: skip
+    low, high = bootstrap_interval(columns(others), statistic)
+    return Metric(name, statistic(columns(others)), low, high, unit, len(values), slices, note)
+
+
+def _mean(values: numpy.ndarray) -> float:
+    return float(values.mean())
