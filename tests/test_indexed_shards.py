@@ -34,7 +34,7 @@ from leam_mm.cli import main as train
 from leam_mm.data.remote_shards import ShardCache, open_folder
 from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.errors import UserError
-from leam_mm.release.release_folder import count_column
+from leam_mm.release.shard_counts import count_column
 
 
 @pytest.mark.parametrize("where", ["beside", "elsewhere"])

@@ -16,7 +16,7 @@ from leam_mm.documents.model_card import model_card
 from leam_mm.documents.publisher_file import parse_publisher
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.words import energy
-from leam_mm.release.release_folder import base_facts
+from leam_mm.release.stage_facts import base_facts
 from leam_mm.report.templates import markdown_cell
 
 

@@ -57,7 +57,7 @@ def read_bombs(folder: Path) -> None:
     """Read each file with its own reader; print the message of each, and the most memory that pyarrow asked for."""
     from data_tools.withdrawal.shard_withdrawal import write_ledger
     from data_tools.work.text_tables import text_batches
-    from leam_mm.release.release_folder import count_column
+    from leam_mm.release.shard_counts import count_column
 
     shards, ledger = ShardFolder(folder / "shards"), folder / "ledger.parquet"
     for read in (

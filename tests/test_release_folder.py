@@ -13,15 +13,16 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from toys.built_releases import toy_run
 from toys.encoders import write_caption_encoder
-from toys.pages import ENERGY_RECORD, metric_row
+from toys.pages import metric_row
 from toys.recipes import clip_recipe, codec_section, generator_section
 from toys.releases import BUILD
 from toys.runs import run_without_us
 from toys.shards import write_toy_shards
 
 from leam_mm.captions.caption_encoders import encoder_file
-from leam_mm.checkpoint import build_module, load_module
+from leam_mm.checkpoint import load_module
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.diffusion_module import LatentDiffusionModule
@@ -32,23 +33,8 @@ from leam_mm.files import file_sha256
 from leam_mm.model_address import load_generator
 from leam_mm.release.__main__ import main
 from leam_mm.release.licence_text import write_licence
-from leam_mm.release.release_folder import EVIDENCE_FILE, stated_licence
-
-
-def write_checkpoint(folder: Path, section: dict, data: dict[str, str], seed: int, **extra: object) -> Path:
-    """Write a checkpoint as train.py does, with fresh weights."""
-    torch.manual_seed(seed)
-    module = build_module(section)
-    for name, value in module.state_dict().items():
-        if name.endswith("latent_count"):
-            value.fill_(16)
-    evidence = {"config": yaml.safe_dump({"model": section}), "data": data, "samples_seen": 640, "versions": {}}
-    evidence |= {"model_class": section["class_path"], **extra}
-    path = folder / "checkpoints" / "last.ckpt"
-    path.parent.mkdir(parents=True)
-    state = {"state_dict": module.state_dict(), "leam_mm": evidence, "callbacks": {"EnergyRecord": ENERGY_RECORD}}
-    torch.save(state, path)
-    return folder
+from leam_mm.release.release_folder import EVIDENCE_FILE
+from leam_mm.release.stage_facts import stated_licence
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +44,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, toy_tokenizer: Path) -> Path:
     ledger = pa.table({"licence": ["CC-BY-4.0"] * 8 + ["refused"], "kept": [True] * 8 + [False]})
     pq.write_table(ledger, shards / "ledger.parquet")
     data = {str(shards): ShardFolder(shards).merkle_root}
-    clip = write_checkpoint(root / "clip", clip_recipe(root, shards, toy_tokenizer)["model"], data, seed=0)
-    codec = write_checkpoint(root / "codec", codec_section(), data, seed=1)
+    clip = toy_run(root / "clip", clip_recipe(root, shards, toy_tokenizer)["model"], data, seed=0)
+    codec = toy_run(root / "codec", codec_section(), data, seed=1)
     generator = generator_section(clip, codec)
     frozen = {
         name: {"path": "gone", "sha256": file_sha256(root / name / "checkpoints" / "last.ckpt")}
         for name in ("clip", "codec")
     }
-    write_checkpoint(root / "generator", generator, {"latents": "ef" * 32}, seed=2, frozen=frozen)
+    toy_run(root / "generator", generator, {"latents": "ef" * 32}, seed=2, frozen=frozen)
     return root
 
 
@@ -133,7 +119,7 @@ def test_a_text_encoder_of_transformers_is_released_with_its_stated_licence(runs
     section["init_args"]["denoiser"]["init_args"]["context_dim"] = 24
     frozen = {"clip": {"path": "gone", "sha256": encoder_file(folder)[1]}}
     frozen["codec"] = {"path": "gone", "sha256": encoder_file(runs / "codec")[1]}
-    write_checkpoint(tmp_path / "generator", section, {"latents": "ef" * 32}, seed=2, frozen=frozen)
+    toy_run(tmp_path / "generator", section, {"latents": "ef" * 32}, seed=2, frozen=frozen)
     output = tmp_path / "release"
     main([*BUILD, "--generator", str(tmp_path / "generator"), "--output", str(output), "--name", "toy"])
     evidence = json.loads((output / EVIDENCE_FILE).read_text())
@@ -335,7 +321,7 @@ def test_a_tower_trained_with_the_generator_is_counted_and_released_with_it(runs
     of_clip, of_generator = (yaml.safe_load(evidence["config"])["model"] for evidence in records)
     of_generator["init_args"]["caption_tower"] = {"text": of_clip["init_args"]["encoder"]["text"]}
     frozen = records[1]["frozen"]
-    write_checkpoint(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
+    toy_run(tmp_path / "generator", of_generator, {"latents": "ef" * 32}, seed=3, frozen=frozen)
     output = tmp_path / "release"
     main([*BUILD, "--clip", str(runs / "clip"), "--generator", str(tmp_path / "generator"), "--output", str(output),
           "--name", "toy"])  # fmt: skip

@@ -4,44 +4,33 @@ The folder is flat, so that it is one repository of a hub for every library that
 temporary name and renamed at the end, so that a folder under the final name is complete.
 """
 
-import json
 import logging
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import yaml
 from torch import nn
 
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.checkpoint import EVIDENCE, checkpoint_config, find_checkpoint, load_module, read_checkpoint
-from leam_mm.codecs.pretrained_codec import codec_file
+from leam_mm.checkpoint import find_checkpoint, load_module
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.parquet_file import open_parquet
-from leam_mm.data.sample_json import read_sample_json
-from leam_mm.data.shard_index import ShardFolder, read_samples
 from leam_mm.denoisers.denoiser import PRXDenoiser, UNetDenoiser
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.documents.content_file import described_content
 from leam_mm.documents.facts_file import facts_record
-from leam_mm.documents.inference_flops import stage_uses
 from leam_mm.documents.publisher import PublisherFields
-from leam_mm.documents.release_facts import TEXT_ENCODER, DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.release_facts import TEXT_ENCODER, ReleaseFacts, StageFacts
 from leam_mm.documents.training_content import TrainingContent, count_training_content
-from leam_mm.documents.training_flops import training_flops
 from leam_mm.documents.write_documents import write_documents
 from leam_mm.errors import UserError
-from leam_mm.evaluators.results import RESULTS, read_results
-from leam_mm.files import atomic_folder, file_sha256, give_default_permissions, write_text
+from leam_mm.files import atomic_folder, file_sha256, give_default_permissions
 from leam_mm.release.card_image import copy_card_image
-from leam_mm.release.data_sources import add_sources, data_folders
+from leam_mm.release.data_sources import add_sources
 from leam_mm.release.diffusers_folder import write_diffusers_folder
 from leam_mm.release.encoder_folder import ROOT, Formats, write_encoder
 from leam_mm.release.half_precision import HalfPrecision, embedding_differences, write_variants
@@ -51,6 +40,9 @@ from leam_mm.release.low_rank_folder import has_low_rank, write_low_rank_folder
 from leam_mm.release.onnx_folder import check_libraries, write_onnx_folder
 from leam_mm.release.provenance import LIBRARIES, release_ingredients, write_provenance
 from leam_mm.release.released_average import averaged_generator, check_measured, release_average
+from leam_mm.release.released_results import released_metrics, write_results
+from leam_mm.release.shard_counts import data_facts
+from leam_mm.release.stage_facts import codec_facts, stage_facts, taken_over
 from leam_mm.release_record import RELEASE, write_record
 from leam_mm.run_lock import beside, run_lock
 
@@ -230,142 +222,6 @@ def load_generator(path: Path, clip: Path | None, codec: Path | None) -> LatentD
     else:
         log.warning("the generator was trained with another encoder than --clip; text_encoder/ is its own")
     return module
-
-
-def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> StageFacts:
-    """Return what the checkpoint records about its run; copy its config unchanged into the release."""
-    checkpoint = read_checkpoint(path)
-    evidence = checkpoint[EVIDENCE]
-    (temporary / "configs" / f"{kind}.yaml").write_text(evidence["config"], encoding="utf-8")
-    recipe, seen = checkpoint_config(checkpoint), evidence.get("samples_seen")
-    changes = [one for one in evidence.get("changes", []) if isinstance(one, dict)]
-    flops, notes = training_flops(recipe, seen, changes)
-    stage = StageFacts(
-        kind=kind,
-        parameters=sum(parameter.numel() for parameter in released.parameters()),
-        samples_seen=seen,
-        checkpoint_sha256=file_sha256(find_checkpoint(path)),
-        data={root: Path(name).name for name, root in evidence.get("data", {}).items()},
-        energy=checkpoint.get("callbacks", {}).get("EnergyRecord"),
-        versions=evidence.get("versions", {}),
-        base=base_facts(evidence),
-        changes=changes,
-        flops=flops,
-        flops_notes=notes,
-        recipe=recipe,
-        inference=[asdict(use) for use in stage_uses(kind, recipe)],
-    )
-    return add_sources(stage, data_folders(evidence.get("data", {})))
-
-
-def codec_facts(path: Path, released: nn.Module, temporary: Path) -> StageFacts:
-    """Return the codec's run; for a folder of diffusers, the digest and the stated licence of its weights."""
-    if not (path / "config.json").is_file():
-        return stage_facts("codec", path, released, temporary)
-    return taken_over("codec", path, released, file_sha256(codec_file(path)))
-
-
-def taken_over(kind: str, path: Path, released: nn.Module, digest: str) -> StageFacts:
-    """Return the facts of a part that no run of ours trained: its digest, and the licence that its folder states."""
-    base = {"weights": "/".join(path.resolve().parts[-2:]), "sha256": digest, **stated_licence(path)}
-    parameters = sum(parameter.numel() for parameter in released.parameters())
-    return StageFacts(kind, parameters, None, digest, {}, None, {}, base)
-
-
-def stated_licence(folder: Path) -> dict[str, str]:
-    """Return the licence in the front matter of a folder's model card, or of the card of the pipeline around it."""
-    pipeline = [folder.parent] if (folder.parent / "model_index.json").is_file() else []
-    for card in (path / "README.md" for path in (folder, *pipeline)):
-        if not card.is_file() or card.stat().st_size > MAX_CARD:
-            continue
-        begin, _, rest = card.read_text(encoding="utf-8", errors="replace").partition("---")
-        try:
-            front = yaml.safe_load(rest.partition("\n---")[0]) if not begin.strip() else None
-        except (yaml.YAMLError, ValueError, RecursionError):
-            log.warning("the front matter of %s cannot be read: the licence of these weights is not stated", card)
-            continue
-        if not isinstance(front, dict):
-            continue
-        for licence in (front.get("license_name") if front.get("license") == "other" else None, front.get("license")):
-            if isinstance(licence, str):
-                return {"licence": licence[:200]}
-    return {}
-
-
-def base_facts(evidence: dict[str, Any]) -> dict[str, str]:
-    """Return what a run started from, without paths of this machine."""
-    recorded = evidence.get("pretrained") or {}
-    base = {key: str(value) for key, value in recorded.items() if key not in ("config", "caption_tower")}
-    if "weights" in base and Path(base["weights"]).is_absolute():
-        base["weights"] = "/".join(Path(base["weights"]).parts[-2:])
-    return base
-
-
-def data_facts(path: Path, stages: Sequence[StageFacts]) -> DataFacts:
-    """Count a shard folder, after a check that the release was trained on it."""
-    folder = ShardFolder(path)
-    root = folder.merkle_root
-    if not any(root in stage.origins for stage in stages):
-        raise UserError(
-            f"no part of this release was trained on {path} (Merkle root {root[:12]}): leave it out of --shards"
-        )
-    licences, legal_bases = (count_column(folder, column) for column in ("licence", "legal_basis"))
-    return DataFacts(path.name, root, folder.samples, licences, legal_bases)
-
-
-def count_column(folder: ShardFolder, column: str) -> dict[str, int]:
-    """Count samples by one field: from the ledger if it has the field of every sample, else from the samples."""
-    ledger = folder.path / "ledger.parquet"
-    try:
-        if ledger.is_file():
-            with open_parquet(ledger) as file:
-                names = set(file.schema.names)
-                table = file.read(sorted({column, "kept"} & names)) if column in names else None
-            # A ledger holds dropped links, too.
-            kept = table if table is None or "kept" not in names else table.filter(table["kept"])
-            if kept is not None and kept.num_rows == folder.samples and not kept[column].null_count:
-                return dict(Counter(str(value) for value in kept[column].to_pylist()))
-        records = (read_sample_json(members) for _, members in read_samples(folder.path))
-        return dict(Counter(str(record.get(column) or "") for record in records))
-    except (pa.ArrowInvalid, OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{folder.path}: {column} cannot be counted ({error!r}): copy the folder again") from None
-
-
-def released_metrics(path: Path, stages: Sequence[StageFacts]) -> list[dict[str, Any]]:
-    """Return the newest line of each metric of a results.jsonl that was measured on these checkpoints.
-
-    Args:
-        path: The file, or its folder.
-        stages: Runs of the release; metrics of a network that is not released are skipped.
-    """
-    digests = {stage.kind: stage.checkpoint_sha256 for stage in stages}
-    metrics, skipped = [], 0
-    if not path.exists():
-        raise UserError(f"{path} is missing: give the results.jsonl of evaluate.py, or leave out --results")
-    for name, row in read_results(path if path.is_dir() else path.parent).items():
-        for key in ("value", "low", "high"):
-            if not isinstance(row.get(key), int | float | None):
-                raise UserError(f"{path}: {key} of {name!r} is {row[key]!r}, not a number: evaluate again")
-        tested = {kind: entry["sha256"] for kind, entry in (row.get("checkpoints") or {}).items() if entry}
-        if not tested.keys() <= digests.keys():
-            skipped += 1
-            continue
-        for kind, digest in tested.items():
-            if digest != digests[kind]:
-                raise UserError(
-                    f"{path}: {name!r} was measured on another {kind} checkpoint (sha256 {digest[:12]}, released "
-                    f"{digests[kind][:12]}): evaluate the released one"
-                )
-        metrics.append(row)
-    if skipped:
-        log.warning("%d metrics of %s belong to networks that are not released; they are skipped", skipped, path)
-    return metrics
-
-
-def write_results(metrics: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write the results that the documents quote into the release; nothing without results."""
-    if metrics:
-        write_text(folder / RESULTS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in metrics))
 
 
 def released_names(folder: Path) -> list[str]:
