@@ -56,6 +56,7 @@ ENERGY_FORM: dict[str, Any] = {
     **dict.fromkeys(("joules", "estimated_joules", "location_grams", "location_joules"), int | float | None),
     **dict.fromkeys(("market_grams", "market_joules", "grams_per_kwh", "market_grams_per_kwh"), int | float | None),
     **{"pue": int | float | None, "carbon_source": str | None},
+    **dict.fromkeys(("began_at", "ended_at", "hardware"), str | None),
     **dict.fromkeys(("seconds", "cpu_seconds", "node_seconds", "measured_node_seconds", "samples"), int | float),
     **dict.fromkeys(("source", "coverage"), str),
 }

@@ -1,7 +1,9 @@
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning.pytorch as pl
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -150,8 +152,12 @@ def test_record_adds_up_over_a_restart(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved == first.record
     assert saved["samples"] == 6 and saved["joules"] > 0
     assert saved["measured_node_seconds"] == saved["node_seconds"]
+    assert datetime.fromisoformat(saved["began_at"]) <= datetime.fromisoformat(saved["ended_at"]) <= datetime.now(UTC)
+    assert saved["hardware"].endswith(f"{psutil.cpu_count()} cores")
+    monkeypatch.setattr(energy_meter, "_now", lambda: "2031-01-01T00:00:00+00:00")
     second, _ = train(tmp_path, 4, checkpoint)
     assert second.record["samples"] == 12
+    assert (second.record["began_at"], second.record["ended_at"]) == (saved["began_at"], "2031-01-01T00:00:00+00:00")
     assert second.record["joules"] > saved["joules"]
     monkeypatch.setattr(energy_meter, "COUNTERS", ())
     third, _ = train(tmp_path, 5, tmp_path / "4.ckpt")

@@ -66,6 +66,9 @@ def test_the_hub_reads_results_data_sets_and_grams(tmp_path: Path) -> None:
     assert data.co2_eq_emissions["training_type"] == "fine-tuning"
     assert data.co2_eq_emissions["hardware_used"] == "2 CPU cores"
     assert data.thumbnail == "https://example.org/a.png" and data.version == "1.0"
+    recorded = replace(stage, energy=record | {"hardware": "4 x a device"})
+    card = model_card(facts(metrics=metrics, stages=[recorded]))
+    assert "Hardware: 4 x a device." in card and "hardware_used: 4 x a device" in card
 
 
 def test_results_come_first_as_one_line_a_test_and_whole_at_the_end() -> None:

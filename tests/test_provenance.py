@@ -32,7 +32,10 @@ def test_the_statement_names_every_file_and_what_it_was_made_of(built_release: P
     record = json.loads((built_release / RELEASE).read_text())
     clip = record["stages"]["clip"]
     assert materials["checkpoint of clip"]["digest"]["sha256"] == clip["checkpoint_sha256"]
-    assert materials["checkpoint of clip"]["annotations"] == {"samples_seen": 640, "training_seconds": 3600.0}
+    assert materials["checkpoint of clip"]["annotations"] == {
+        "samples_seen": 640, "training_seconds": 3600.0, "hardware": "2 x a device",
+        "began_at": "2026-01-02T03:04:05+00:00", "ended_at": "2026-01-02T04:04:05+00:00",
+    }  # fmt: skip
     assert materials["data of clip: shards"]["digest"]["merkleRoot"] in clip["data"]
     assert materials["data of generator: l"]["annotations"]["samples"] == "not known"
     assert materials["torch"]["uri"].startswith("pkg:pypi/torch@2.")

@@ -97,6 +97,14 @@ def test_the_default_processor_of_transformers_5_differs_by_its_rounding(folder:
     assert difference < 1.01 / 255 / 0.2  # one of 256 levels, over the smallest standard deviation
 
 
+def test_a_logit_bias_that_clip_model_lacks_is_stated(
+    toy_tokenizer: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_encoder(tiny_clip(toy_tokenizer, init_bias=-10.0), tmp_path, "lab/model")  # type: ignore[arg-type]
+    assert json.loads((tmp_path / CONFIG).read_text())["logit_bias"] == pytest.approx(-10.0, abs=0.1)
+    assert any("CLIPModel adds no logit bias: add -" in record.getMessage() for record in caplog.records)
+
+
 def release(encoder: DualEncoder, tokenizer: Tokenizer, folder: Path) -> Any:
     module: Any = SimpleNamespace(ema_encoder=lambda: encoder, tokenizer=tokenizer)
     return write_encoder(module, folder, "model")

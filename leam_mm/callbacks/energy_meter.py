@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
@@ -28,6 +29,7 @@ from leam_mm.callbacks.energy_counter import (
     RaplCounter,
 )
 from leam_mm.callbacks.gpu_energy import AmdGpuCounter, NvmlCounter
+from leam_mm.callbacks.hardware_name import hardware_name
 from leam_mm.callbacks.throughput import batch_size
 from leam_mm.data.batch import samples_seen
 
@@ -228,7 +230,8 @@ class EnergyRecord(pl.Callback):
     (``callbacks -> EnergyRecord``) holds joules (None if nothing was measured), estimated_joules (None without
     ``watts_per_core``), seconds, node_seconds, measured_node_seconds (less than node_seconds if part of the run was
     not measured), cpu_seconds, samples, source, coverage, and what ``CarbonFactors.emitted`` returns. Emissions are of
-    measured energy only.
+    measured energy only. began_at and ended_at are times of first start and latest save (UTC); hardware names the
+    devices of the latest start.
 
     Args:
         watts_per_core: Power of a busy core in watts, for an estimate in addition to the measurement; None disables it.
@@ -259,6 +262,9 @@ class EnergyRecord(pl.Callback):
         self.meter = EnergyMeter(counters=COUNTERS if trainer.local_rank == 0 else (), gpus=used_gpus(trainer)).start()
         self._before, self._samples, self._logged = self.record, 0, trainer.global_step
         self._began_at = samples_seen(trainer)
+        devices = hardware_name(trainer.strategy.root_device, trainer.world_size)
+        self.record |= {"began_at": self.record["began_at"] or _now(), "hardware": devices}
+        self._before = self.record
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -301,7 +307,7 @@ class EnergyRecord(pl.Callback):
         if trainer.world_size > 1:
             parts = trainer.strategy.reduce(parts.to(trainer.strategy.root_device), reduce_op="sum")
         joules, node, measured, cpu = parts.tolist()
-        record = dict(self._before)
+        record = self._before | {"ended_at": _now()}
         record["seconds"] += now.seconds
         record["node_seconds"] += node
         record["measured_node_seconds"] += measured
@@ -337,6 +343,10 @@ class EnergyRecord(pl.Callback):
         self.record = {**_empty_record(), **state_dict}
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _empty_record() -> dict[str, Any]:
     zero = {"seconds": 0.0, "node_seconds": 0.0, "measured_node_seconds": 0.0, "cpu_seconds": 0.0, "samples": 0}
     carbon = CarbonFactors().emitted(None)
@@ -345,6 +355,7 @@ def _empty_record() -> dict[str, Any]:
         "estimated_joules": None,
         "source": NOT_MEASURED,
         "coverage": NOT_MEASURED,
+        **dict.fromkeys(("began_at", "ended_at", "hardware")),
         **zero,
         **carbon,
     }

@@ -73,7 +73,7 @@ def co2_entry(facts: ReleaseFacts, publisher: PublisherFields) -> dict[str, Any]
         "source": _line("; ".join(origins)),
         "training_type": kind,
         "geographical_location": publisher.geographical_location,
-        "hardware_used": publisher.hardware_used,
+        "hardware_used": publisher.hardware_used or (facts.hardware and _line(facts.hardware)),
     }
     return {name: value for name, value in entry.items() if value is not None}
 

@@ -119,7 +119,7 @@ def form_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) ->
         "training_time": {"hours": facts.seconds / 3600} if facts.seconds is not None else NOT_MEASURED,
         "hardware_time": _hardware_days(facts.stages),
         "training_time_range": time_range(facts.seconds),
-        "training_hardware": given("hardware_used"),
+        "training_hardware": publisher.hardware_used or facts.hardware or given("hardware_used"),
         "compute": measured(compute),
         "compute_magnitude": 10.0 ** math.floor(math.log10(compute)) if compute else NOT_MEASURED,
         "compute_notes": NOT_MEASURED

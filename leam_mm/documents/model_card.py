@@ -11,6 +11,7 @@ from typing import Any
 from leam_mm.documents.audits import audit_rows
 from leam_mm.documents.card_metadata import front_matter
 from leam_mm.documents.compute_thresholds import compute_statement
+from leam_mm.documents.document_text import plain_text
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.result_summary import (
@@ -59,6 +60,7 @@ def model_card(
         language=language,
         up=up,
         stated=lambda name: stated(publisher, name, language),
+        hardware=plain_text(facts.hardware) if facts.hardware and not publisher.hardware_used else "",
         front_matter=front_matter(facts, publisher) if metadata else "",
         parameters=count(facts.parameters, language),
         parts=[_part(stage, language) for stage in facts.stages],

@@ -188,6 +188,12 @@ class ReleaseFacts:
         return _sum([stage.seconds for stage in self.stages if stage.trained])
 
     @property
+    def hardware(self) -> str | None:
+        """Devices of the training runs as they were recorded; None if any part's are not known."""
+        named = [(stage.energy or {}).get("hardware") for stage in self.stages if stage.trained]
+        return None if not named or None in named else "; ".join(dict.fromkeys(str(name) for name in named))
+
+    @property
     def measured_languages(self) -> list[str]:
         """Official EU languages with a measured result, by code."""
         found = {str(m["name"]).rpartition("/")[2] for m in self.metrics if m.get("value") is not None}

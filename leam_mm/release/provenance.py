@@ -61,7 +61,14 @@ def release_ingredients(facts: ReleaseFacts) -> list[Ingredient]:
     """Return what a release was made of: checkpoints, their data, and the weights that they started from."""
     found, samples = [], {entry.merkle_root: entry.samples for entry in facts.data}
     for stage in facts.stages:
-        seen = {"samples_seen": stage.samples_seen, "training_seconds": stage.seconds}
+        record = stage.energy or {}
+        times = {"began_at": record.get("began_at"), "ended_at": record.get("ended_at")}
+        seen = {
+            "samples_seen": stage.samples_seen,
+            "training_seconds": stage.seconds,
+            **times,
+            "hardware": record.get("hardware"),
+        }
         found.append(Ingredient(f"checkpoint of {stage.kind}", {"sha256": stage.checkpoint_sha256}, seen))
         for root, name in stage.data.items():
             counted = {"samples": samples.get(root)}

@@ -55,7 +55,9 @@ def write_transformers_folder(module: ContrastiveModule, folder: Path) -> str | 
         return reason
     if encoder.clip.logit_bias is not None:
         bias = encoder.clip.logit_bias.item()
-        log.warning("CLIPModel adds no logit bias: add %.4f to its logits before a sigmoid (%s: logit_bias)", bias, CONFIG)
+        log.warning(
+            "CLIPModel adds no logit bias: add %.4f to its logits before a sigmoid (%s: logit_bias)", bias, CONFIG
+        )
     write_json(folder / CONFIG, clip_config(encoder, module.tokenizer), indent=2)
     write_json(folder / PROCESSOR, processor_config(encoder), indent=2)
     save_file(clip_weights(encoder), str(folder / WEIGHTS), metadata={"format": "pt"})
@@ -99,7 +101,9 @@ def clip_config(encoder: DualEncoder, tokenizer: Tokenizer) -> dict[str, Any]:
         "torch_dtype": "float32",
         "projection_dim": encoder.embed_dim,
         "logit_scale_init_value": clip.logit_scale.item(),
-        **({} if clip.logit_bias is None else {"logit_bias": clip.logit_bias.item()}),  # for readers; CLIPModel has none
+        **(
+            {} if clip.logit_bias is None else {"logit_bias": clip.logit_bias.item()}
+        ),  # for readers; CLIPModel has none
         **ids,
         "vision_config": {
             "model_type": "clip_vision_model",

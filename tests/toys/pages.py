@@ -48,6 +48,7 @@ def shown_in_browser(page: Path, profile: Path) -> str:
 ENERGY_RECORD = {
     "joules": 7.2e6, "estimated_joules": None, "seconds": 3600.0, "node_seconds": 3600.0,
     "measured_node_seconds": 3600.0, "cpu_seconds": 7200.0, "samples": 640, "source": "a counter", "coverage": "node",
+    "began_at": "2026-01-02T03:04:05+00:00", "ended_at": "2026-01-02T04:04:05+00:00", "hardware": "2 x a device",
 }  # fmt: skip
 
 
