@@ -142,3 +142,29 @@ def test_batch_norm_eps_and_shape(network: InceptionNetwork) -> None:
     assert all(m.eps == 1e-3 for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
     with torch.inference_mode():
         assert network(torch.rand(1, 3, 80, 80)).shape == (1, 2048)
+
+
+def test_images_of_different_sizes_are_resized_alone(network: InceptionNetwork, tmp_path: Path) -> None:
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    features = Inception(tmp_path / "weights.pth", "clean")
+    small, large = images(1, 20), images(1, 31, seed=1)
+    found = features.extract_each([small[0], large[0]])
+    assert {name: tuple(part.shape) for name, part in found.items()} == {
+        "features": (2, 2048),
+        "spatial": (2, 2023),
+        "logits": (2, 1008),
+    }
+    torch.testing.assert_close(found["features"][1:], features.extract(large), rtol=1e-4, atol=1e-5)
+    weight = network.fc.weight.detach().double()
+    torch.testing.assert_close(found["logits"], found["features"] @ weight.T, rtol=1e-3, atol=1e-4)
+    assert features.weights_sha256.startswith(features.protocol.split()[2])
+
+
+def test_spatial_features_are_the_first_channels_of_the_1x1_branch(network: InceptionNetwork) -> None:
+    seen = []
+    hook = network.Mixed_6d.branch1x1.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.inference_mode():
+        spatial = network.outputs(torch.rand(2, 3, 299, 299) * 2 - 1)["spatial"]
+    hook.remove()
+    assert seen[0].shape == (2, 192, 17, 17)
+    assert torch.equal(spatial, seen[0][:, :7].flatten(1))

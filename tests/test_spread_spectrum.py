@@ -15,7 +15,7 @@ MARK = SpreadSpectrum()
 def photographs(side: int, count: int) -> Iterator[np.ndarray]:
     """Squares of the photographs of scikit-image, at random places and magnifications."""
     pytest.importorskip("skimage")
-    from tests.toys.face_images import PHOTOGRAPHS, read_picture
+    from toys.face_images import PHOTOGRAPHS, read_picture
 
     generator = np.random.default_rng(side)
     pictures = [read_picture(name) for name in PHOTOGRAPHS if name not in ("page.png", "text.png")]

