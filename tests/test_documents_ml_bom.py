@@ -82,3 +82,27 @@ def test_the_same_release_gives_the_same_bytes() -> None:
         json.loads(first)["serialNumber"]
         != json.loads(ml_bom(release_facts(None, name="b"), publisher_fields()))["serialNumber"]
     )
+
+
+def test_audits_are_declared_with_their_conformance() -> None:
+    rows = [
+        metric_row("audit/energy", passed=True), metric_row("audit/opt_out", passed=False),
+        metric_row("audit/provenance", passed=None), metric_row("audit/personal_data", None, verdict="not_run"),
+    ]  # fmt: skip
+    publisher = PublisherFields(audit_exceptions={"audit/opt_out": "the two links were withdrawn"})
+    found = json.loads(ml_bom(release_facts(None, metrics=rows), publisher))
+    stated = {one["requirement"].removeprefix("requirement:"): one for one in
+              found["declarations"]["attestations"][0]["map"]}  # fmt: skip
+    assert stated["audit/energy"]["conformance"] == {"score": 1.0, "rationale": "passed"}
+    assert stated["audit/energy"]["claims"] == ["claim:audit/energy"]
+    assert stated["audit/opt_out"]["conformance"]["score"] == 0.0
+    assert "the two links were withdrawn" in stated["audit/opt_out"]["conformance"]["rationale"]
+    assert stated["audit/opt_out"]["counterClaims"] == ["claim:audit/opt_out"]
+    assert "score" not in stated["audit/provenance"]["conformance"]
+    assert stated["audit/personal_data"]["conformance"] == {"rationale": "missing"}
+    assert stated["audit/memorization"]["conformance"] == {"rationale": "missing"}  # expected, and in no line
+    assert "counterClaims" not in stated["audit/personal_data"]
+    evidence = {one["bom-ref"]: one["description"] for one in found["declarations"]["evidence"]}
+    assert evidence["evidence:audit/energy"].startswith("0.5 fraction (0.4 to 0.6), 96 samples")
+    assert {one["target"] for one in found["declarations"]["claims"]} == {"release"}
+    assert not faults(json.dumps(found))

@@ -72,7 +72,9 @@ def check_gate(facts: ReleaseFacts, publisher: PublisherFields) -> None:
         UserError: An audit has no reason, or a reason names an audit that passed or is not known.
     """
     states, reasons = audit_states(facts), publisher.audit_exceptions or {}
-    without = [state for state in states if state.verdict not in PUBLISHABLE and not _reason(state.name, reasons)]
+    without = [
+        state for state in states if state.verdict not in PUBLISHABLE and not exception_reason(state.name, reasons)
+    ]
     if without:
         listed = ", ".join(f"{state.name} ({state.verdict})" for state in without)
         lines = "; ".join(f"{state.name}: REASON" for state in without[:2]) + ("; ..." if len(without) > 2 else "")
@@ -91,7 +93,7 @@ def check_gate(facts: ReleaseFacts, publisher: PublisherFields) -> None:
             raise UserError(f"audit_exceptions.{name} of release.yaml excuses an audit that passed: drop it")
 
 
-def _reason(name: str, reasons: Mapping[str, str]) -> str:
+def exception_reason(name: str, reasons: Mapping[str, str]) -> str:
     """Return the reason for an audit, or for the one that it belongs to; empty without one."""
     return next((text for given, text in reasons.items() if name == given or name.startswith(f"{given}/")), "")
 
@@ -101,7 +103,7 @@ def audit_rows(facts: ReleaseFacts, publisher: PublisherFields, language: str) -
     reasons = publisher.audit_exceptions or {}
     return [
         [_title(state.name, language), VERDICTS[state.verdict][language == "de"],
-         _reason(state.name, reasons) if state.verdict not in PUBLISHABLE else ""]
+         exception_reason(state.name, reasons) if state.verdict not in PUBLISHABLE else ""]
         for state in audit_states(facts)
     ]  # fmt: skip
 

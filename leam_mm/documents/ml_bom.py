@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from leam_mm.documents.bom_declarations import declarations
 from leam_mm.documents.documentation_form import architecture
 from leam_mm.documents.openness import CODE, CONTENT
 from leam_mm.documents.publisher import PublisherFields
@@ -63,6 +64,7 @@ def ml_bom(facts: ReleaseFacts, publisher: PublisherFields, language: str = "en"
             "component": component,
         },
         "components": [*parts, *(_library(name, numbers) for name, numbers in sorted(_libraries(facts).items()))],
+        **declarations(facts, publisher, main),
         "dependencies": [
             {"ref": main, "dependsOn": [part["bom-ref"] for part in parts]},
             *({"ref": part["bom-ref"]} for part in parts),
