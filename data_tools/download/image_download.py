@@ -30,11 +30,11 @@ from data_tools.network.link_address import host_of, trusted_hosts
 from data_tools.network.proxies import allowed_proxies
 from data_tools.samples.image_repair import ImageFormat, ImageRule, ResizeMode
 from data_tools.samples.sample_record import sample_record
-from data_tools.samples.tombstones import copy_evidence
 from data_tools.work.work_folder import open_work_folder
 from leam_mm.command_line import NonNegativeFloat, NonNegativeInt, PositiveInt, Range, Share
 from leam_mm.data.ledger import LEDGER, LedgerWriter, evidence_text
 from leam_mm.data.shard_index import ShardWriter, merkle_root, read_samples
+from leam_mm.data.tombstones import copy_evidence
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)

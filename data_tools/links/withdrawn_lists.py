@@ -107,3 +107,12 @@ def lists_beside(output: Path) -> tuple[Path, ...]:
 def read_lists(folders: tuple[Path, ...]) -> WithdrawnLists:
     """Return the lists of some folders, read once per process."""
     return WithdrawnLists(folders)
+
+
+def lists_of_shards(shards: Path) -> WithdrawnLists:
+    """Return the lists beside a shard folder, as leam_mm/audits/opt_out.py compares them.
+
+    Args:
+        shards: The shard folder.
+    """
+    return read_lists(lists_beside(shards))

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from rich.progress import track
 
-from data_tools.samples.tombstones import withdrawn_keys
 from data_tools.withdrawal.sample_selector import copies_hash, stored_image
 from data_tools.withdrawal.shard_withdrawal import (
     Withdrawn,
@@ -29,6 +28,7 @@ from leam_mm.data.keep_list import KEEP, PLACE, kept_keys, read_keep_list, write
 from leam_mm.data.ledger import LEDGER
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder
+from leam_mm.data.tombstones import withdrawn_keys
 from leam_mm.errors import UserError
 from leam_mm.files import bytes_sha256
 

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.samples.tombstones import STATEMENTS, TOMBSTONES
 from data_tools.withdrawal.sample_selector import published_hash
 from leam_mm.data.folder_card import CARD, write_card
 from leam_mm.data.index_file import ShardIndex, index_name, records_name
@@ -28,6 +27,7 @@ from leam_mm.data.ledger import LEDGER, SCHEMA, WITHDRAWAL, WITHDRAWN
 from leam_mm.data.parquet_file import error_reason, open_parquet
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry, merkle_root
+from leam_mm.data.tombstones import STATEMENTS, TOMBSTONES
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, bytes_sha256
 

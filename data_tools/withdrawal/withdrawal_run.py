@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from data_tools.links.withdrawn_lists import DIGESTS, DOMAINS, PDQ, SUFFIX, URLS
-from data_tools.samples.tombstones import STATEMENTS
 from data_tools.withdrawal.derived_withdrawal import Origin, find, is_keep_list, origin_of, stage_keep_list
 from data_tools.withdrawal.sample_selector import Selection, blocked_digests
 from data_tools.withdrawal.shard_withdrawal import (
@@ -29,6 +28,7 @@ from data_tools.withdrawal.shard_withdrawal import (
 from data_tools.withdrawal.withdrawal_statement import statement, tombstones
 from data_tools.work.signature import sign_file
 from leam_mm.data.sample_json import read_sample_json
+from leam_mm.data.tombstones import STATEMENTS
 from leam_mm.errors import UserError
 from leam_mm.files import write_text
 from leam_mm.run_lock import beside, run_lock

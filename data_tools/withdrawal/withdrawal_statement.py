@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_tools.samples.tombstones import TOMBSTONES
 from data_tools.withdrawal.sample_selector import Selection, published_hash, url_digest
 from data_tools.withdrawal.shard_withdrawal import Withdrawn, shard_folders
 from data_tools.work.signature import read_public_key, verify_file
 from leam_mm.data.shard_index import merkle_root, parse_manifest
+from leam_mm.data.tombstones import TOMBSTONES
 from leam_mm.errors import UserError
 
 FORMAT = "leam_mm withdrawal 1"

@@ -11,7 +11,6 @@ import pyarrow as pa
 from toys.shards import complete_sample, latent_members, npy_bytes, small_sample, write_samples, write_toy_buckets
 
 from data_tools.samples.shard_check import Finding, check_folder, keep_list_faults, sample_fault
-from data_tools.samples.tombstones import TOMBSTONES, withdrawn_keys
 from data_tools.vetting.read_samples import SampleFault, open_sample
 from data_tools.withdrawal.sample_lookup import build_index
 from fuzz.hunt import Reader
@@ -25,6 +24,7 @@ from leam_mm.data.ledger import LedgerWriter
 from leam_mm.data.pairs_module import PairDecoding
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.shard_index import MANIFEST, ShardFolder, parse_sample, read_samples, walk_sample
+from leam_mm.data.tombstones import TOMBSTONES, withdrawn_keys
 from leam_mm.documents.dataset_statistics import Tally
 from leam_mm.documents.decision_flow import account, numbers, read_flow
 
