@@ -70,10 +70,10 @@ class OptOut(Audit):
         asked: dict[str, datetime | None] = {}
         hits = 0
         for sample in read_stored(folder, self.samples, self.seed):
-            found, words = ("unknown", sample.fault) if sample.fault else self._status(sample)
+            found, kind = ("unknown", "") if sample.fault else self._status(sample)
             status[found] += 1
             if found == "violated":
-                reasons[words.partition(":")[0]] += 1
+                reasons[kind] += 1
             elif found == "asked":
                 asked[sample.key] = collection_date(sample.record, None)
             hits += lists is not None and listed(sample, lists)

@@ -46,7 +46,7 @@ class RecordedSignal:
 
 
 def opt_out_status(record: Mapping[str, Any], in_file: Iterable[RecordedSignal] = ()) -> tuple[Status, str]:
-    """Return the status of a sample and the deciding words.
+    """Return the status of a sample, and the kind of the refusing signal or the legal basis that covers it.
 
     Args:
         record: Its json.
@@ -56,7 +56,7 @@ def opt_out_status(record: Mapping[str, Any], in_file: Iterable[RecordedSignal] 
     signals = [*recorded_signals(record), *in_file]
     for signal in signals:
         if signal.reserved and _binds(signal, signals, record, basis):
-            return "violated", f"{signal.kind}: {signal.value}"[:SHOWN]
+            return "violated", signal.kind[:SHOWN]
     final = _final_basis(record) or basis
     if final is LegalBasis.synthetic:
         return "synthetic", ""

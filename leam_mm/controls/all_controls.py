@@ -2,8 +2,18 @@
 
 from leam_mm.controls.control import Control
 from leam_mm.controls.judge_controls import judge_controls
+from leam_mm.controls.personal_data_controls import personal_data_controls
+from leam_mm.controls.provenance_controls import provenance_controls
+from leam_mm.controls.release_controls import release_controls
+from leam_mm.controls.rights_controls import rights_controls
 
 
 def all_controls() -> list[Control]:
     """Return the controls of every audit and metric, quick ones first."""
-    return [*judge_controls()]
+    return [
+        *judge_controls(),
+        *rights_controls(),
+        *provenance_controls(),
+        *personal_data_controls(),
+        *release_controls(),
+    ]
