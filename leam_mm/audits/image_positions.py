@@ -16,6 +16,8 @@ def has_position(content: bytes) -> bool | None:
     """
     try:
         with open_image(content, WEB_FORMATS) as image:
+            if image.format == "PNG":
+                image.load()  # chunks with EXIF or XMP may follow the pixels
             packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b""
             block = exif_block(image)
         packet = packet.encode() if isinstance(packet, str) else bytes(packet)
