@@ -69,12 +69,12 @@ class GeneratedText(Audit):
             text = "\n".join(self.detector(image))
             with_text += bool(text.strip())
             counts.add(text, str(number), find)
-        value = float(counts.hits)
+        value, reader = float(counts.hits), type(self.detector).__name__
         return [
             AuditResult(
                 self.name, value, value, value, "count", counts.texts, Threshold(most=0),
                 counts.slices() | {"images with any text": rate_slice(with_text, counts.texts)},
-                f"{counts.told('generated images')}; text was read in {with_text:,} by {type(self.detector).__name__}",
+                f"{counts.summary('generated images')}; text was read in {with_text:,} by {reader}",
                 fewest=0 if counts.hits else FEWEST, maps_to=MAPS_TO,
             )
         ]  # fmt: skip

@@ -59,7 +59,7 @@ class IdentifierCounts:
             {"examples": self.examples} if self.examples else {}
         )
 
-    def told(self, what: str) -> str:
+    def summary(self, what: str) -> str:
         """Return the counts in words.
 
         Args:

@@ -103,7 +103,7 @@ class PersonalData(Audit):
         value = float(captions.hits) if captions.texts else None
         return AuditResult(
             self.name, value, value, value, "count", captions.texts, Threshold(most=0), captions.slices(),
-            captions.told("captions"), maps_to=MAPS_TO,
+            captions.summary("captions"), maps_to=MAPS_TO,
             undecided=f"the captions of {unread:,} samples cannot be read" if unread and not captions.hits else "",
         )  # fmt: skip
 

@@ -120,7 +120,7 @@ class Provenance(Audit):
         said = f"{shards:,} shards and {recomputed:,} images recomputed; Merkle root {folders[0].merkle_root[:12]}"
         return AuditResult(
             f"{self.name}/integrity", value, value, value, "count", shards + recomputed, Threshold(most=0),
-            {"merkle roots": roots, "images recomputed": recomputed}, _told(said, faults), maps_to=MAPS_TO,
+            {"merkle roots": roots, "images recomputed": recomputed}, _with_faults(said, faults), maps_to=MAPS_TO,
         )  # fmt: skip
 
     def _lineage(self, models: list[Lineage], folders: list[ShardFolder]) -> AuditResult:
@@ -131,7 +131,7 @@ class Provenance(Audit):
         said += f"; no commit of the code is recorded for {', '.join(bare)}" if bare else ""
         return AuditResult(
             f"{self.name}/lineage", value, value, value, "count", len(models), Threshold(most=0),
-            {model.kind: model.as_dict() for model in models}, _told(said, faults), maps_to=MAPS_TO,
+            {model.kind: model.as_dict() for model in models}, _with_faults(said, faults), maps_to=MAPS_TO,
         )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def _as_fetched(sample: StoredSample) -> bool:
     return has and sample.record.get("transforms") == []
 
 
-def _told(said: str, faults: list[str]) -> str:
+def _with_faults(said: str, faults: list[str]) -> str:
     """Return a note with the first faults."""
     more = f"; and {len(faults) - SHOWN:,} more" if len(faults) > SHOWN else ""
     return f"{said}; {'; '.join(faults[:SHOWN])}{more}" if faults else said
