@@ -3,6 +3,7 @@
 python evaluate.py --config configs/evaluate_quickstart.yaml
 python evaluate.py --config configs/evaluate_emoji.yaml --clip runs/emoji/clip --output runs/emoji/evaluation
 python evaluate.py audit --config configs/audit_quickstart.yaml
+python evaluate.py encoder --model runs/quickstart/clip --images photos --output runs/photos
 python evaluate.py selftest
 
 Each command has its own --help.
@@ -22,7 +23,13 @@ from rich.console import Console
 from leam_mm import errors
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
-from leam_mm.evaluate_commands import audit_command, selftest_command, text_to_image_command
+from leam_mm.evaluate_commands import (
+    audit_command,
+    benchmark_folder_command,
+    encoder_command,
+    selftest_command,
+    text_to_image_command,
+)
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.model_address import address_kind
@@ -30,7 +37,13 @@ from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 
-COMMANDS = {"audit": audit_command.main, "selftest": selftest_command.main, "text_to_image": text_to_image_command.main}
+COMMANDS = {
+    "audit": audit_command.main,
+    "benchmark_folder": benchmark_folder_command.main,
+    "encoder": encoder_command.main,
+    "selftest": selftest_command.main,
+    "text_to_image": text_to_image_command.main,
+}
 
 
 def evaluate(
