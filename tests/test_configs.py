@@ -30,11 +30,11 @@ def kind(path: Path) -> str:
     if path.parent.name == "clusters":
         return "profile"  # see test_cluster_profiles.py
     first = path.stem.partition("_")[0]
-    return first if first in ("pipeline", "evaluate", "overlay", "vet", "sources", "release") else "recipe"
+    return first if first in ("pipeline", "evaluate", "audit", "overlay", "vet", "sources", "release") else "recipe"
 
 
 FILES: dict[str, list[Path]] = {
-    name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "vet", "sources", "profile", "release")
+    name: [] for name in ("recipe", "overlay", "pipeline", "evaluate", "audit", "vet", "sources", "profile", "release")
 }
 for _path in sorted(CONFIGS.rglob("*.yaml")):
     FILES[kind(_path)].append(_path)

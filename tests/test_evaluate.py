@@ -1,6 +1,7 @@
 """The program: results and report are written, mistakes are one line, nothing is measured before paths are checked."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from jsonargparse import ArgumentParser
 
 import evaluate
 from leam_mm import errors
+from leam_mm.audits.audit import Audit
 from leam_mm.errors import UserError
+from leam_mm.evaluate_commands.audit_command import audit
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 
 
@@ -74,14 +77,18 @@ def test_program_exits_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 
-def test_recipes_parse_and_name_what_exists() -> None:
+@pytest.mark.parametrize(
+    ("command", "files", "part", "kind"),
+    [(evaluate.evaluate, "evaluate_*.yaml", "evaluators", Evaluator), (audit, "audit_*.yaml", "audits", Audit)],
+)
+def test_recipes_parse_and_name_what_exists(command: Callable, files: str, part: str, kind: type) -> None:
     root = Path(evaluate.__file__).parent
-    found = sorted((root / "configs").glob("evaluate_*.yaml"))
+    found = sorted((root / "configs").glob(files))
     assert found
     for path in found:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--config", action="config")
-        parser.add_function_arguments(evaluate.evaluate, as_group=False)
+        parser.add_function_arguments(command, as_group=False)
         parsed = parser.parse_args(["--config", str(path)])
         built = parser.instantiate_classes(parsed)
-        assert all(isinstance(evaluator, Evaluator) for evaluator in built.evaluators)
+        assert all(isinstance(entry, kind) for entry in built[part])

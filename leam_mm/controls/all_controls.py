@@ -1,7 +1,10 @@
 """All controls of the self-test."""
 
+from leam_mm.controls.bias_controls import bias_controls
 from leam_mm.controls.control import Control
+from leam_mm.controls.energy_controls import energy_controls
 from leam_mm.controls.judge_controls import judge_controls
+from leam_mm.controls.language_controls import language_controls
 from leam_mm.controls.personal_data_controls import personal_data_controls
 from leam_mm.controls.provenance_controls import provenance_controls
 from leam_mm.controls.release_controls import release_controls
@@ -11,6 +14,9 @@ from leam_mm.controls.rights_controls import rights_controls
 def all_controls() -> list[Control]:
     """Return the controls of every audit and metric, quick ones first."""
     return [
+        *energy_controls(),
+        *language_controls(),
+        *bias_controls(),
         *judge_controls(),
         *rights_controls(),
         *provenance_controls(),

@@ -12,6 +12,8 @@ from leam_mm.errors import UserError
 
 CONFIG = "open_clip_config.json"
 OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}  # a config may set; others name files
+MOST_TOKENS = 4096  # that are counted for a caption
+COUNTED_AT_ONCE = 256
 ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
 
 
@@ -74,17 +76,33 @@ class Tokenizer:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise UserError(f"{self.path} holds no usable tokenizer ({reason}): copy its folder again") from None
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], context_length: int | None = None) -> tuple[Tensor, Tensor]:
         """Tokenize captions.
+
+        Args:
+            captions: B texts.
+            context_length: L, at which they are cut; None takes that of the encoder.
 
         Returns:
             text (B, L) int64 padded after the end token, and text_length (B,) int64 with begin and end token counted.
         """
-        text = self._tokenize(list(captions))
+        text = self._tokenize(list(captions), context_length)
         if self.pad == self.end:  # then the first one is the end
             return text, self._first(text == self.end) + 1
         # Up to the last token that is no padding: open_clip's English vocabulary pads with the id of "!".
         return text, text.shape[1] - self._first((text != self.pad).flip(1))
+
+    def full_lengths(self, captions: Sequence[str]) -> Tensor:
+        """Return the number of tokens (B,) that each caption needs, begin and end counted; ``MOST_TOKENS`` at most."""
+        order = sorted(range(len(captions)), key=lambda number: len(captions[number]))
+        lengths = torch.zeros(len(captions), dtype=torch.int64)
+        for start in range(0, len(order), COUNTED_AT_ONCE):
+            part = order[start : start + COUNTED_AT_ONCE]
+            texts = [captions[number] for number in part]
+            most = max(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+            # A token is at least a byte; normalisation may make a character longer.
+            lengths[part] = self.encode(texts, min(MOST_TOKENS, 2 * most + 8))[1]
+        return lengths
 
     @staticmethod
     def _first(found: Tensor) -> Tensor:
