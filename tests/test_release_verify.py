@@ -11,6 +11,7 @@ import pytest
 from toys.built_releases import write_keys
 
 from leam_mm.errors import UserError
+from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
 from leam_mm.release.digest_cache import DigestCache
 from leam_mm.release.verify_release import verify_release
@@ -253,6 +254,21 @@ def test_what_a_hub_adds_is_a_note(release: Path) -> None:
     (release / ".cache/huggingface/x.metadata").write_text("x")
     found = verify_release(release)
     assert found.faults == [] and ".gitattributes" in found.notes[0]
+
+
+def test_a_refreshed_deletion_list_is_named_and_keeps_the_release_valid(release: Path) -> None:
+    for hashes in ("0" * 64, "0" * 64 + "\n" + "f" * 64):
+        (release / "deletion_list.pdq").write_text(hashes + "\n")
+        found = verify_release(release)
+        assert found.faults == []
+        assert found.notes[0].startswith(f"deletion_list.pdq: {len(hashes.split())} hashes, not part of the release")
+        assert file_sha256(release / "deletion_list.pdq") in found.notes[0]
+    (release / "deletion_list.pdq").write_text("not a hash\n")
+    (fault,) = verify_release(release).faults
+    assert fault.file == "deletion_list.pdq" and "hash" in fault.text
+    (release / "deletion_list.pdq").unlink()
+    (release / "deletion_list.pdq").symlink_to("/etc/hostname")
+    assert [fault.file for fault in verify_release(release).faults] == ["deletion_list.pdq"]
 
 
 def test_cached_digests_are_of_this_content(tmp_path: Path) -> None:

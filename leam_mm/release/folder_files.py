@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from leam_mm.marking.deletion_list import FILE as DELETION_LIST
 from leam_mm.release_record import name_fault
 
 MAX_FILES, MAX_DEPTH = 10_000, 6
-OF_THE_HUB = re.compile(r"\.gitattributes|\.cache/huggingface(/.*)?")  # written by a hub or its client
+# Written by a hub or its client, and the list that the publisher refreshes after the release was signed.
+OUTSIDE = re.compile(rf"\.gitattributes|\.cache/huggingface(/.*)?|{re.escape(DELETION_LIST)}")
 CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".js", ".ipynb", ".whl", ".jar")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack", ".dill")
 
@@ -40,7 +42,7 @@ class Listing:
     Args:
         files: Size in bytes of each regular file, by path inside the release.
         faults: Links, special files, names and kinds of files that no release has.
-        ignored: Files that a hub adds to its copies.
+        ignored: Files that a hub adds to its copies, and the deletion list.
     """
 
     files: dict[str, int] = field(default_factory=dict)
@@ -62,7 +64,7 @@ def list_files(folder: Path) -> Listing:
     """
     listing = Listing()
     for name, entry in _walk(folder, ""):
-        if OF_THE_HUB.fullmatch(name) and not entry.is_symlink():
+        if OUTSIDE.fullmatch(name) and not entry.is_symlink():
             listing.ignored.append(name)
         elif fault := _fault(name, entry):
             listing.faults.append(Fault(name, fault))

@@ -25,11 +25,13 @@ from cryptography.hazmat.primitives.serialization import (
 from leam_mm.errors import UserError
 from leam_mm.files import atomic_write, write_bytes
 from leam_mm.json_text import parse_object
+from leam_mm.marking.deletion_list import FILE as DELETION_LIST
 from leam_mm.release.folder_files import Fault, printable
 from leam_mm.release_record import SIGNATURE
 
 MAX_SIGNATURE, MAX_KEY = 1 << 24, 1 << 16  # bytes
-IGNORED = [SIGNATURE, ".gitattributes", ".cache/huggingface"]  # what a hub adds to its copies
+# What a hub adds to its copies, and the list that the publisher refreshes later.
+IGNORED = [SIGNATURE, ".gitattributes", ".cache/huggingface", DELETION_LIST]
 MISSING = "model-signing is not installed: pip install 'leam_mm[sign]'"
 # Fields of a bundle that a key made; all others are refused, for no signature protects them.
 BUNDLE = {"mediaType", "verificationMaterial", "dsseEnvelope"}

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from leam_mm.data.hash_files import read_hashes
 from leam_mm.errors import UserError, one_line
+from leam_mm.files import file_sha256
+from leam_mm.marking.deletion_list import FILE as DELETION_LIST
 from leam_mm.release.digest_cache import DigestCache
 from leam_mm.release.folder_files import Fault, list_files
 from leam_mm.release.hostile_files import content_faults
@@ -77,8 +80,10 @@ def verify_release(
         raise UserError(f"{folder} is no folder: give the folder of a release")
     listing = list_files(folder)
     found = Verification(files=len(listing.files), bytes=sum(listing.files.values()), faults=listing.faults)
-    if listing.ignored:
-        found.notes.append(f"not part of the release, added by a hub: {', '.join(listing.ignored)}")
+    if of_the_hub := [name for name in listing.ignored if name != DELETION_LIST]:
+        found.notes.append(f"not part of the release, added by a hub: {', '.join(of_the_hub)}")
+    if DELETION_LIST in listing.ignored:
+        _deletion_list(folder / DELETION_LIST, found)
     try:
         record = read_record(folder)
     except UserError as error:
@@ -140,6 +145,16 @@ def _compare_files(
                 found.faults.append(Fault(name, f"changed: its SHA-256 is not the one that {RELEASE} states"))
     cache.save()
     found.faults.sort(key=lambda fault: fault.file)
+
+
+def _deletion_list(path: Path, found: Verification) -> None:
+    """Check the list of images that the publisher wants to be refused; it is newer than the release."""
+    try:
+        count = len(read_hashes(path)["pdq"])
+        digest = file_sha256(path)
+        found.notes.append(f"{path.name}: {count} hashes, not part of the release and not signed; sha256 {digest}")
+    except UserError as error:
+        found.faults.append(Fault(path.name, one_line(error)))
 
 
 def _signature(folder: Path, public_key: Path | None, found: Verification) -> None:
