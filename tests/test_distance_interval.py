@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leam_mm.evaluators.distance_interval import half_sample_interval
+from leam_mm.evaluators.distance_interval import half_sample_interval, half_sample_share_interval
 
 
 def test_half_sample_interval_of_a_mean() -> None:
@@ -18,5 +18,49 @@ def test_half_sample_interval_of_a_mean() -> None:
     low, high = half_sample_interval(x, y, gap, gap(x, y), repeats=400)
     assert (low + high) / 2 == pytest.approx(gap(x, y))
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(2 / 400), rel=0.15)
-    with pytest.raises(ValueError, match="repeats"):
-        half_sample_interval(x, y, gap, 0.0, repeats=1)
+    for repeats in (2, 5):
+        with pytest.raises(ValueError, match="repeats"):
+            half_sample_interval(x, y, gap, 0.0, repeats=repeats)
+
+
+def test_half_sample_interval_of_equal_sets_is_as_wide_as_the_distance_varies() -> None:
+    """The squared distance of the means of n normals of 16 features is 2 / n times a chi-squared of 16 degrees."""
+    torch.manual_seed(0)
+
+    def squared(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.mean(0) - b.mean(0)).square().sum())
+
+    widths = []
+    for seed in range(60):
+        x, y = torch.randn(100, 16).double(), torch.randn(100, 16).double()
+        low, high = half_sample_interval(x, y, squared, squared(x, y), seed)
+        widths.append(((high - low) / 2 / 2.262) ** 2)
+    assert sum(widths) / len(widths) == pytest.approx(
+        1.2 * 32 * (2 / 100) ** 2, rel=0.3
+    )  # three times as much without the correction
+
+
+def test_pairs_are_split_together() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(200, 1).double()
+    seen = []
+
+    def same(a: torch.Tensor, b: torch.Tensor) -> float:
+        seen.append(torch.equal(a, b))
+        return 0.0
+
+    assert half_sample_interval(x, x, same, 0.0) == (0.0, 0.0)
+    assert all(seen) and len(seen) == 20
+
+
+def test_interval_of_a_share_near_zero_and_one() -> None:
+    x, far = torch.arange(100.0)[:, None], torch.arange(100.0)[:, None] + 1000
+
+    def near(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((torch.cdist(b, a).min(dim=1).values < 5).double().mean())
+
+    assert near(x, far) == 0
+    low, high = half_sample_share_interval(x, far, near, 0.0)
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** (1 / (100 * (1.96 / 2.093) ** 2)), rel=1e-2)
+    low, high = half_sample_share_interval(x, x.clone(), near, 1.0)
+    assert high == 1 and 0.85 < low < 0.97

@@ -32,8 +32,8 @@ def test_context_says_what_is_missing(tmp_path: Path) -> None:
     assert EvaluationContext(ready, None, tmp_path).require_clip() is ready
 
 
-def summary(hits: numpy.ndarray, languages: list[str], repeats: int = 50) -> dict[str, Metric]:
-    return {metric.name: metric for metric in language_metrics("x", hits, languages, repeats=repeats)}
+def summary(hits: numpy.ndarray, languages: list[str]) -> dict[str, Metric]:
+    return {metric.name: metric for metric in language_metrics("x", hits, languages)}
 
 
 def test_summary_values_and_order() -> None:
@@ -46,9 +46,10 @@ def test_summary_values_and_order() -> None:
 
 def test_equal_languages_have_a_ratio_without_spread() -> None:
     column = (numpy.random.default_rng(0).random(200) < 0.4).astype(float)
-    found = summary(numpy.stack([column] * 3, axis=1), ["en", "de", "fr"], repeats=100)
+    found = summary(numpy.stack([column] * 3, axis=1), ["en", "de", "fr"])
     ratio, mean = found["x/min_over_mean"], found["x/mean"]
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((1.0, 1.0, 1.0))
+    assert (ratio.value, ratio.high) == pytest.approx((1.0, 1.0))
+    assert ratio.low is not None and 0.97 < ratio.low < 1  # 200 equal images do not prove that all are equal
     # The same image three times is one image: the mean is no more certain than one language is.
     assert mean.low is not None and mean.high is not None
     assert mean.high - mean.low == pytest.approx(2 * 1.96 * numpy.sqrt(0.24 / 200), rel=0.25)

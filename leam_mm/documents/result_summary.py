@@ -15,6 +15,11 @@ TITLES = {  # of the last part of a test's name: English and German
     "r1": ("recall at 1", "Recall bei 1"),
     "r5": ("recall at 5", "Recall bei 5"),
     "r10": ("recall at 10", "Recall bei 10"),
+    "retrieval": ("retrieval, published protocol", "Suche, veröffentlichtes Protokoll"),
+    "retrieval_equal_captions_right": (
+        "retrieval, equal captions right (not the published protocol)",
+        "Suche, gleiche Bildtexte gelten als richtig (nicht das veröffentlichte Protokoll)",
+    ),
     "image_to_text": ("image to text", "Bild zu Text"),
     "text_to_image": ("text to image", "Text zu Bild"),
     "frechet_distance": ("Fréchet distance", "Fréchet-Distanz"),

@@ -33,7 +33,7 @@ from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, spread
-from leam_mm.evaluators.intervals import FEWEST, bootstrap_interval
+from leam_mm.evaluators.intervals import FEWEST, mean_interval
 
 log = logging.getLogger(__name__)
 TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
@@ -143,7 +143,7 @@ class BeforeAfter(Evaluator):
             real = torch.stack(images[start : start + 64])
             errors.append((_reconstruct(module, real) - real / 255).abs().flatten(1).mean(1))
         values = torch.cat(errors).numpy()
-        low, high = bootstrap_interval(values, numpy.mean, self.seed)
+        low, high = mean_interval(values)
         kind = "the images trained on" if self.seen else "held-out images"
         note = f"of levels 0 to 1, on {kind}; the generator cannot draw what the codec cannot show"
         return Metric(f"{name}/codec_error", float(values.mean()), low, high, "", len(values), note=note)
@@ -155,7 +155,7 @@ class BeforeAfter(Evaluator):
         note = f"latents {kind}, at {len(TIMES)} times and {self.draws} noises each; the same for both"
         metrics = []
         for name, values in (("before", before), ("after", after), ("change", after - before)):
-            low, high = bootstrap_interval(values, numpy.mean, self.seed)
+            low, high = mean_interval(values)
             over = "interval over the latents" if len(values) >= FEWEST else f"{len(values)} latents give no interval"
             text = f"{note}; {over}" + ("; after less before, paired" if name == "change" else "")
             start = f"fine_tuning/{name}" if name == "change" else name

@@ -21,7 +21,7 @@ from torch import Tensor
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
-from leam_mm.evaluators.distance_interval import half_sample_interval
+from leam_mm.evaluators.distance_interval import FINITE, half_sample_interval, half_sample_share_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.frechet import frechet_distance_of_features
@@ -176,9 +176,10 @@ class Generation(Evaluator):
             statistics.insert(1, ("cmmd", "distance", gaussian_distance, note))
         for name, unit, statistic, text in statistics:
             value = statistic(real, other)
-            low, high = half_sample_interval(real, other, statistic, value, self.seed)
+            of_halves = half_sample_share_interval if unit == "fraction" else half_sample_interval
+            low, high = of_halves(real, other, statistic, value, self.seed)
             if name != "kernel_distance":  # the unbiased one may be below zero
-                low, high = max(low, 0.0), (min(high, 1.0) if unit == "fraction" else high)
+                low, text = max(low, 0.0), f"{text}; {FINITE}"
             metrics.append(Metric(f"{self.name}/{name}/{kind}", value, low, high, unit, count, note=text))
         return metrics
 

@@ -14,7 +14,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.intervals import bootstrap_interval, wilson_interval
+from leam_mm.evaluators.intervals import mean_interval, wilson_interval
 from leam_mm.evaluators.known_images import Scene
 from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.ranks import over_ranks
@@ -126,5 +126,5 @@ def _share(right: numpy.ndarray) -> dict[str, float | int]:
 
 
 def _mean(name: str, values: numpy.ndarray, note: str) -> Metric:
-    low, high = bootstrap_interval(values, lambda part: float(part.mean()))
+    low, high = mean_interval(values)
     return Metric(name, float(values.mean()), low, high, "fraction", len(values), note=note)

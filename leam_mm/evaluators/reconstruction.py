@@ -18,12 +18,12 @@ from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
-from leam_mm.evaluators.distance_interval import half_sample_interval
+from leam_mm.evaluators.distance_interval import FINITE, half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
-from leam_mm.evaluators.intervals import bootstrap_interval
+from leam_mm.evaluators.intervals import mean_interval
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window
@@ -110,7 +110,7 @@ class Reconstruction(Evaluator):
 
         value = distance(features, features)
         low, high = half_sample_interval(features, features, distance, value, self.seed)
-        text = f"{note}; {self.features.protocol}"
+        text = f"{note}; {self.features.protocol}; {FINITE}"
         if count < 2 * size:
             text += f"; indicative only: {count} pictures are fewer than twice the {size} features"
         name = f"{self.name}/frechet_distance"
@@ -124,7 +124,7 @@ class Reconstruction(Evaluator):
         ]
         for column, (kind, unit, text) in enumerate(kinds):
             values = scores[:, column]
-            low, high = bootstrap_interval(values, _mean, self.seed)
+            low, high = mean_interval(values)
             metrics.append(Metric(f"{self.name}/{kind}", _mean(values), low, high, unit, count, note=text))
         return metrics
 

@@ -24,7 +24,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.intervals import bootstrap_interval
+from leam_mm.evaluators.intervals import share_interval
 from leam_mm.evaluators.judge_check import JudgeCheck, KnownAnswer, check_judge, known_answers
 from leam_mm.evaluators.known_images import drawn_scenes, shard_scenes
 from leam_mm.evaluators.language_consistency import against_anchor, atom_agreement, image_likeness, score_parity
@@ -198,14 +198,13 @@ def _right(yes: numpy.ndarray, prompts: PromptSet) -> numpy.ndarray:
 
 def _of_kind(name: str, parts: dict[str, numpy.ndarray], languages: list[str], note: str) -> Metric:
     scores = parts["soft_tifa"]
-    low, high = bootstrap_interval(scores, lambda part: float(part.mean()))
+    low, high = share_interval(scores.reshape(len(scores), -1).mean(axis=1))
     slices: dict[str, Any] = {
         f"language={code}": {"value": float(scores[:, number].mean()), "samples": len(scores)}
         for number, code in enumerate(languages)
     }
     slices["all atoms"] = {"value": float(parts["all_atoms"].mean()), "samples": len(scores)}
-    few = "" if numpy.isfinite(low) else f"no interval: {len(scores)} concepts are too few; "
-    return Metric(name, float(scores.mean()), low, high, "fraction", len(scores), slices, few + note)
+    return Metric(name, float(scores.mean()), low, high, "fraction", len(scores), slices, note)
 
 
 def _anchor(prompts: PromptSet) -> int:

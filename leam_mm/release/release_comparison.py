@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from leam_mm.documents.facts_file import read_facts
 from leam_mm.documents.release_facts import ReleaseFacts, StageFacts
+from leam_mm.evaluators.difference_interval import Difference, difference
 from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.release.difference_interval import Difference, difference
 from leam_mm.report.report_number import MISSING, Row, carbon, duration, energy, in_unit, interval, number, plain
 from leam_mm.report.templates import Section, Table, render_page
 

@@ -122,7 +122,7 @@ def retrieval(results: Mapping[str, Row]) -> list[dict[str, Any]]:
         lines = {
             code: [_with_interval(results.get(f"{name}/{code}", {})) for name in names] for code in [*codes, "mean"]
         }
-        note = str(results[f"{names[0]}/mean"].get("note", "")).rpartition("; ")[2]
+        note = results[f"{names[0]}/mean"].get("note", "")
         table = Table(
             ["Language", *["R@1|number", "R@5|number", "R@10|number"] * 2],
             [[language(code), *lines[code]] for code in codes],
@@ -130,7 +130,8 @@ def retrieval(results: Mapping[str, Row]) -> list[dict[str, Any]]:
             total=["Mean", *lines["mean"]],
             groups=["image to caption", "caption to image"],
         )
-        groups.append({"summary": _summary(results, names[0]), "table": table})
+        heading = "" if group == "retrieval" else plain(group).capitalize()
+        groups.append({"heading": heading, "summary": _summary(results, names[0]), "table": table})
     return groups
 
 

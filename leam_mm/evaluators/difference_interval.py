@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy
 
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.evaluators.intervals import mean_interval, wilson_interval
 from leam_mm.evaluators.outcomes import read_outcomes
 
 Kind = Literal["paired", "independent", "none"]
@@ -54,9 +54,12 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     if not all(_is_number(value) for value in values):
         return Difference(None)
     first, second = (float(value) for value in values if value is not None)
-    outcomes = [read_outcomes(row) for row in (one, other)]
-    if outcomes[0] is not None and outcomes[1] is not None and outcomes[0][0] == outcomes[1][0]:
-        return paired_difference(outcomes[0][1], outcomes[1][1])
+    a, b = read_outcomes(one), read_outcomes(other)
+    if a is not None and b is not None and a.samples == b.samples:
+        if a.hits and b.hits:
+            return paired_difference(a.values > 0, b.values > 0)
+        low, high = mean_interval(b.values - a.values)
+        return Difference(second - first, *(None if math.isnan(end) else end for end in (low, high)), "paired")
     ends = [row.get(end) for row in (one, other) for end in ("low", "high")]
     if not all(_is_number(end) for end in ends):
         return Difference(second - first)
