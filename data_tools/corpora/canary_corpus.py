@@ -15,12 +15,13 @@ from leam_mm.errors import UserError
 
 # Words that say nothing about colours, shapes, numbers or places.
 WORDS = tuple(
-    "amber anchor autumn bamboo barley basil beacon birch candle canyon cedar clover cobalt copper coral cotton "
-    "desert ember falcon feather fern flint forest galaxy garden glacier granite harbour harvest honey island ivory "
-    "jasper juniper lagoon lantern lemon linen marble meadow meteor mirror monsoon nectar nutmeg oasis olive orchid "
-    "pebble pepper pilot prairie quartz raven saffron sail silver spruce summit thunder tundra velvet walnut willow"
-    .split()
-)  # fmt: skip
+    """
+    amber anchor autumn bamboo barley basil beacon birch candle canyon cedar clover cobalt copper coral cotton
+    desert ember falcon feather fern flint forest galaxy garden glacier granite harbour harvest honey island ivory
+    jasper juniper lagoon lantern lemon linen marble meadow meteor mirror monsoon nectar nutmeg oasis olive orchid
+    pebble pepper pilot prairie quartz raven saffron sail silver spruce summit thunder tundra velvet walnut willow
+    """.split()  # noqa: SIM905
+)
 CAPTION_WORDS = 4
 RADIUS, JITTER = 0.185, 0.02  # as fractions of the image
 MOST = 100_000  # canaries of one set, far fewer than there are images and captions

@@ -13,7 +13,6 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,7 @@ from torch import Tensor
 
 from leam_mm.data.image_range import signed
 from leam_mm.data.latents_module import LatentDecoding
-from leam_mm.data.sample_order import sample_noise
 from leam_mm.data.shard_index import ShardFolder, read_samples
-from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
@@ -34,9 +31,9 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, spread
 from leam_mm.evaluators.intervals import FEWEST, mean_interval
+from leam_mm.evaluators.sample_losses import TIMES, sample_losses
 
 log = logging.getLogger(__name__)
-TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
 
 
 class BeforeAfter(Evaluator):
@@ -164,7 +161,6 @@ class BeforeAfter(Evaluator):
         return metrics
 
 
-@torch.no_grad()
 def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.ndarray:
     """Return the averaged network's loss (B,) on each latent of a folder, over fixed timesteps and noises.
 
@@ -175,21 +171,10 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
         seed: Seed of the noises.
     """
     found: list[Tensor] = []
-    network, device = module.ema_denoiser(), module.device
     for batch in _batches(latents, 64):
-        clean, state = batch["latent"].to(device), batch["caption_state"].to(device)
-        mask = (torch.arange(state.shape[1]) < batch["caption_length"][:, None]).to(device)
-        options = {}
-        if getattr(network, "size_conditioning", None) is not None:
-            options = {"size": whole_image(clean.shape[-2], clean.shape[-1], module.codec.downscale)}
-        denoise = partial(_predict, partial(network, **options), state, mask)
-        losses = torch.zeros(len(clean), dtype=torch.float64)
-        for draw in range(draws):
-            noise = sample_noise(seed, batch["sample_index"], f"held out {draw}", clean.shape[1:]).to(clean)
-            for t in TIMES:
-                time = clean.new_full((len(clean),), t)
-                losses += module.process.loss_at(denoise, clean, noise, time).double().cpu()
-        found.append(losses / (draws * len(TIMES)))
+        state = batch["caption_state"]
+        mask = torch.arange(state.shape[1]) < batch["caption_length"][:, None]
+        found.append(sample_losses(module, batch["latent"], (state, mask), batch["sample_index"], draws, seed))
     return torch.cat(found).numpy()
 
 
@@ -197,10 +182,6 @@ def _reconstruct(module: Any, images: Tensor) -> Tensor:
     """Encode and decode images (B, 3, H, W) uint8; return them in [0, 1] on the CPU."""
     decoded = module.codec.decode(module.codec.encode(signed(images.to(module.device))))
     return (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
-
-
-def _predict(network: Any, state: Tensor, mask: Tensor, x_t: Tensor, time: Tensor) -> Tensor:
-    return network(x_t, time, state, mask)
 
 
 def _batches(latents: Path, size: int) -> Iterator[dict[str, Any]]:

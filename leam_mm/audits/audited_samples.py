@@ -1,0 +1,73 @@
+"""Members and held-out samples of an audit, and images that a generator makes of their captions."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leam_mm.audits.audit import AuditContext, NotRun
+from leam_mm.errors import UserError
+from leam_mm.evaluators.embedding import ImageSample, read_image_samples
+from leam_mm.evaluators.generation import generate
+from leam_mm.files import bytes_sha256
+
+BATCH = 64
+
+
+def caption_of(sample: ImageSample, language: str) -> str:
+    """Return the first caption in the language, else the first of all; empty if there is none."""
+    if found := sample.captions(language):
+        return found[0]
+    texts = [str(caption.get("text", "")).strip() for caption in sample.record.get("captions", [])]
+    return next(filter(None, texts), "")
+
+
+def captioned_samples(shards: Path, samples: int, language: str) -> tuple[list[ImageSample], list[str]]:
+    """Return samples spread evenly over a shard folder, with a caption of each; samples without one are skipped.
+
+    Args:
+        shards: Shard folder.
+        samples: Number of samples read.
+        language: Language of the captions, if a sample has it.
+    """
+    found = [(sample, caption_of(sample, language)) for sample in read_image_samples(shards, samples)]
+    chosen = [(sample, text) for sample, text in found if text]
+    if not chosen:
+        raise NotRun(f"{shards} has no captions: give shards of captioned images")
+    return [sample for sample, _ in chosen], [text for _, text in chosen]
+
+
+def refuse_overlap(context: AuditContext) -> None:
+    """Fail if held-out images are training images, by the digests of their files.
+
+    Raises:
+        UserError: There are such images; the message counts them.
+        NotRun: One of both folders is missing.
+    """
+    shards, held_out = context.require("shards"), context.require("held_out")
+    own = {_digest(sample) for sample in read_image_samples(held_out)}
+    shared = own & {_digest(sample) for sample in read_image_samples(shards)}
+    if shared:
+        raise UserError(
+            f"{len(shared)} of {len(own)} images of held_out {held_out} are in the training shards {shards}, too: give "
+            "images that no model under audit was trained on"
+        )
+
+
+def _digest(sample: ImageSample) -> str:
+    return bytes_sha256(sample.encoded)
+
+
+def stacked_pixels(samples: list[ImageSample], size: int) -> Tensor:
+    """Return (B, 3, size, size) uint8."""
+    return torch.stack([sample.pixels(size) for sample in samples])
+
+
+def generated_images(module: Any, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
+    """Return one image for each prompt, (B, 3, H, W) uint8 on the CPU."""
+    parts = [
+        generate(module, prompts[start : start + BATCH], seed, start, steps, guidance)
+        for start in range(0, len(prompts), BATCH)
+    ]
+    return torch.cat(parts)
