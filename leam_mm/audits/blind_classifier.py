@@ -33,7 +33,7 @@ def blind_area(
         seed: Seed of the folds.
 
     Returns:
-        Area and its 95 % interval; 0.5 means that the sets cannot be told apart.
+        Area and its 95 % interval; 0.5 means that nothing distinguishes the sets.
     """
     rows = numpy.concatenate([blind_features(*members), blind_features(*others)])
     labels = numpy.repeat([1.0, 0.0], [len(members[1]), len(others[1])])

@@ -21,7 +21,7 @@ from leam_mm.audits.canary_exposure import loss_ranks
 from leam_mm.audits.canary_list import PlantedCanary, canary_pixels, read_canaries
 from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
-from leam_mm.audits.rates import rate_slice
+from leam_mm.audits.stored_samples import rate_slice
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.evaluators.intervals import bootstrap_interval
 

@@ -13,7 +13,7 @@ from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.near_copies import LEAST_FOUND
 from leam_mm.audits.nearest_training import nearest_training
-from leam_mm.audits.rates import rate_interval, rate_slice
+from leam_mm.audits.stored_samples import rate_interval, rate_slice
 from leam_mm.evaluators.embedding import read_image_samples
 
 DISTANCE = 0.15  # of levels 0 to 1

@@ -13,8 +13,8 @@ from leam_mm.audits.audited_samples import captioned_samples, generated_images, 
 from leam_mm.audits.copy_distance import CopyDistance, LowFrequencies, Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.nearest_training import nearest_training, relative_distance
-from leam_mm.audits.rates import rate_interval, rate_slice
 from leam_mm.audits.receiver_operating import area_under_curve
+from leam_mm.audits.stored_samples import rate_interval, rate_slice
 from leam_mm.evaluators.embedding import read_image_samples
 
 REACH = 2.0  # the largest threshold, in scores of altered copies

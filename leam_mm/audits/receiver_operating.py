@@ -3,7 +3,7 @@
 import numpy
 from scipy.stats import norm, rankdata
 
-from leam_mm.audits.rates import rate_interval
+from leam_mm.audits.stored_samples import rate_interval
 
 REPEATS = 1000
 

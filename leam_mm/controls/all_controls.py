@@ -5,6 +5,8 @@ from leam_mm.controls.control import Control
 from leam_mm.controls.energy_controls import energy_controls
 from leam_mm.controls.judge_controls import judge_controls
 from leam_mm.controls.language_controls import language_controls
+from leam_mm.controls.membership_controls import membership_controls
+from leam_mm.controls.memorization_controls import memorization_controls
 from leam_mm.controls.personal_data_controls import personal_data_controls
 from leam_mm.controls.provenance_controls import provenance_controls
 from leam_mm.controls.release_controls import release_controls
@@ -22,4 +24,6 @@ def all_controls() -> list[Control]:
         *provenance_controls(),
         *personal_data_controls(),
         *release_controls(),
+        *membership_controls(),
+        *memorization_controls(),
     ]

@@ -69,6 +69,6 @@ def membership_controls() -> list[Control]:
                 partial(_audit, partial(_encoder, 0.5), 0, {encoder: "fail"})),
         Control(SUBJECT, "encoder that fits all pairs alike", False, "not fail",
                 partial(_audit, partial(_encoder, 0.0), 0, {encoder: "inconclusive"})),
-        Control(SUBJECT, "brighter held-out images, which need no model to be told apart", True, "inconclusive",
+        Control(SUBJECT, "brighter held-out images, which any classifier recognises", True, "inconclusive",
                 partial(_audit, partial(_generator, True), 40, {generator: "inconclusive"})),
     ]  # fmt: skip
