@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from PIL import Image
-from toys.image_text_models import WORDS, write_llava
+from toys.image_text_models import WORDS, write_blip2, write_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from leam_mm.errors import UserError
@@ -58,6 +58,20 @@ def test_a_model_without_chat_template_gets_the_image_before_the_question(tmp_pa
     found = ask(opened(folder), images[:1], QUESTION)
     text = "<image>Is there a red circle? Answer with yes or no."
     assert found[0] == pytest.approx(by_hand(folder, images[0], text, ["yes", "Yes"], ["no", "No"]), abs=1e-5)
+
+
+def test_a_model_whose_decoder_is_separate(tmp_path: Path, images: torch.Tensor) -> None:
+    folder = write_blip2(tmp_path / "blip2")
+    found = ask(opened(folder, batch_size=5), images, QUESTION)
+    processor, model = AutoProcessor.from_pretrained(folder), AutoModelForImageTextToText.from_pretrained(folder).eval()
+    for image, answer in zip(images[:2], found, strict=False):
+        shown = Image.fromarray(image.permute(1, 2, 0).numpy())
+        inputs = processor(images=shown, text="Is there a red circle? Answer with yes or no.", return_tensors="pt")
+        with torch.no_grad():
+            logit = model(**inputs, decoder_input_ids=torch.zeros(1, 1, dtype=torch.long)).logits[0, 0].double()
+        chance = logit.softmax(0)
+        first, second = (sum(chance[WORDS.index(word)] for word in words) for words in (("yes", "Yes"), ("no", "No")))
+        assert answer == pytest.approx(float(first / (first + second)), abs=1e-5)
 
 
 def test_exchanged_answers_give_the_rest(folder: Path, images: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
-"""Judge by an image-text model of transformers (LLaVA, SmolVLM, Qwen-VL, PaliGemma, ...) from a local folder.
+"""Judge by an image-text model of transformers (LLaVA, Idefics, Qwen-VL, BLIP-2, ...) from a local folder.
 
 - class_path: leam_mm.evaluators.image_text_judge.ImageTextJudge
-  init_args: {model: models/SmolVLM-256M-Instruct}
+  init_args: {model: models/Idefics3-8B-Llama3}
 
 The answer is the probability of "yes" against "no" as the first token that the model writes, as in VQAScore (Lin et
 al. 2404.01291, section 3). Nothing is downloaded, and no code in the folder is run.
@@ -80,6 +80,7 @@ class ImageTextJudge(ImageJudge):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         self._yes, self._no = first_tokens(tokenizer, self.yes, self.no)
+        self._image_token = "" if getattr(self._processor, "chat_template", None) else image_token(self._processor)
         self.protocol = f"{folder.name} {folder_sha256(folder)[:12]}, {self.yes} against {self.no} as the first token"
 
     @torch.no_grad()
@@ -106,7 +107,23 @@ class ImageTextJudge(ImageJudge):
             content = [{"type": "image"}, {"type": "text", "text": words}]
             said = [{"role": "user", "content": content}]
             return str(self._processor.apply_chat_template(said, add_generation_prompt=True))
-        return f"{getattr(self._processor, 'image_token', None) or ''}{words}"
+        return f"{self._image_token}{words}"
+
+
+def image_token(processor: Any) -> str:
+    """Return what stands for the image in the text of a processor; "" if the processor inserts it.
+
+    Args:
+        processor: Processor of transformers, for a model without chat template.
+    """
+    token = str(getattr(processor, "image_token", None) or "")
+    number = getattr(processor, "image_token_id", None)
+    try:
+        found = processor(images=[[Image.new("RGB", (64, 64))]], text=["yes"], return_tensors="pt")["input_ids"]
+    except Exception:  # processors raise many kinds if an image has no place in the text
+        return token
+    number = processor.tokenizer.convert_tokens_to_ids(token) if number is None and token else number
+    return "" if number is not None and bool((found == number).any()) else token
 
 
 def first_tokens(tokenizer: Any, yes: str, no: str) -> tuple[list[int], list[int]]:
