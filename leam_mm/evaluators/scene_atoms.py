@@ -1,7 +1,8 @@
 """Atoms of a scene of coloured shapes, in English: its colour, shape and number, or both objects and their relation.
 
 An atom comes from a family of questions of which one is right, such as those for all colours: the statements of the
-others are its foils, and a wrong one is a question whose answer is "no".
+others are its foils, and a wrong one is a question whose answer is "no". A statement describes the whole scene, so that
+it differs from its foils in one thing only.
 """
 
 from collections.abc import Sequence
@@ -52,8 +53,8 @@ class SceneWords:
                 raise ValueError(f"a scene with relation {relation!r:.40} and {number} objects; give two objects")
             placed = [relation, *(name for name in RELATIONS if name != relation)]
             return {
-                "first object": self._things(colour, shape),
-                "second object": self._things(*things[1]),
+                "first object": [_object(t, _pair(t, things[1], relation)) for t in self._things(*things[0])],
+                "second object": [_object(t, _pair(things[0], t, relation)) for t in self._things(*things[1])],
                 "relation": [_related(things[0], things[1], name) for name in placed],
             }
         if not 1 <= number <= len(NUMBERS) or len(set(things)) != 1:
@@ -79,12 +80,10 @@ class SceneWords:
         """
         return tuple(atom_of(choices, 0) for choices in self.families(scene).values())
 
-    def _things(self, colour: str, shape: str) -> list[Choice]:
+    def _things(self, colour: str, shape: str) -> list[tuple[str, str]]:
+        """Return a thing, and those that differ from it in colour or shape."""
         others = [(c, shape) for c in self.colours if c != colour] + [(colour, s) for s in self.shapes if s != shape]
-        return [
-            Choice(f"Is there {_phrase(c, s, 1)}?", _phrase(c, s, 1), SceneFact(c, s))
-            for c, s in [(colour, shape), *others]
-        ]
+        return [(colour, shape), *others]
 
 
 def atom_of(choices: Sequence[Choice], chosen: int) -> Atom:
@@ -116,11 +115,17 @@ def _number(colour: str, shape: str, number: int) -> Choice:
     return Choice(asked, _phrase(colour, shape, number), SceneFact(count=number))
 
 
+def _object(thing: tuple[str, str], statement: str) -> Choice:
+    return Choice(f"Is there {_phrase(*thing, 1)}?", statement, SceneFact(*thing))
+
+
 def _related(first: tuple[str, str], second: tuple[str, str], relation: str) -> Choice:
-    words = RELATIONS[relation]
-    question = f"Is the {' '.join(first)} {words} the {' '.join(second)}?"
-    statement = f"{_phrase(*first, 1)} {words} {_phrase(*second, 1)}"
-    return Choice(question, statement, SceneFact(*first, relation=relation, other=second))
+    question = f"Is the {' '.join(first)} {RELATIONS[relation]} the {' '.join(second)}?"
+    return Choice(question, _pair(first, second, relation), SceneFact(*first, relation=relation, other=second))
+
+
+def _pair(first: tuple[str, str], second: tuple[str, str], relation: str) -> str:
+    return f"{_phrase(*first, 1)} {RELATIONS[relation]} {_phrase(*second, 1)}"
 
 
 def _first(own: str, words: tuple[str, ...]) -> list[str]:
