@@ -3,14 +3,14 @@
 All three compare a language with an anchor language (English), for the same concept and the same noise.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import bootstrap_interval
+from leam_mm.evaluators.intervals import FEWEST
 
-Statistic = Callable[[numpy.ndarray], float]
+DRAWS = 1000  # of the bootstrap
 
 
 def image_likeness(features: numpy.ndarray, anchor: int) -> numpy.ndarray:
@@ -65,8 +65,8 @@ def against_anchor(
     Returns:
         Its interval is that of a bootstrap over concepts, each with its languages; each language is a slice.
     """
-    others = [number for number in range(len(languages)) if number != anchor]
-    return _summary(name, values, languages, others, _mean, unit, note)
+    ones = numpy.ones(len(values))
+    return _summary(name, values, ones, languages, anchor, unit, note)
 
 
 def score_parity(name: str, scores: numpy.ndarray, languages: Sequence[str], anchor: int, note: str) -> Metric:
@@ -79,47 +79,39 @@ def score_parity(name: str, scores: numpy.ndarray, languages: Sequence[str], anc
         anchor: Number of the anchor language.
         note: Note of the metric.
     """
-    others = [number for number in range(len(languages)) if number != anchor]
     if not scores[:, anchor].any():
         text = f"not measured: no score in {languages[anchor]}; {note}"
         return Metric(name, None, None, None, "ratio", len(scores), note=text)
-    # The anchor's score rides in the first column, so that a draw of concepts draws both parts of the ratio.
-    joined = numpy.concatenate([scores[:, [anchor]], scores], axis=1)
-
-    def ratio(values: numpy.ndarray) -> float:
-        below = float(values[:, 0].mean())
-        return float(values[:, 1:].mean()) / below if below else float("nan")
-
-    return _summary(name, joined, languages, others, ratio, "ratio", note, first=True)
+    return _summary(name, scores, scores[:, anchor], languages, anchor, "ratio", note)
 
 
 def _summary(
     name: str,
     values: numpy.ndarray,
+    below: numpy.ndarray,
     languages: Sequence[str],
-    others: Sequence[int],
-    statistic: Statistic,
+    anchor: int,
     unit: str,
     note: str,
-    first: bool = False,
 ) -> Metric:
-    """Return a metric over the other languages; with ``first``, column 0 goes along with every language."""
-    shift = int(first)
-
-    def columns(numbers: Sequence[int]) -> numpy.ndarray:
-        return values[:, [*range(shift), *(number + shift for number in numbers)]]
-
-    if not others or not len(values):
+    """Return the mean of the other languages' values over that of ``below`` (concepts); both are drawn together."""
+    others = [number for number in range(len(languages)) if number != anchor]
+    count = len(values)
+    if not others or not count:
         return Metric(name, None, None, None, unit, 0, note=f"not measured: there is no second language; {note}")
-    slices = {}
-    for number in others:
-        low, high = bootstrap_interval(columns([number]), statistic)
-        slices[f"language={languages[number]}"] = {
-            "value": statistic(columns([number])), "low": low, "high": high, "samples": len(values),
-        }  # fmt: skip
-    low, high = bootstrap_interval(columns(others), statistic)
-    return Metric(name, statistic(columns(others)), low, high, unit, len(values), slices, note)
-
-
-def _mean(values: numpy.ndarray) -> float:
-    return float(values.mean())
+    columns = numpy.concatenate([values[:, others].mean(axis=1, keepdims=True), values[:, others]], axis=1)
+    found = columns.mean(axis=0) / below.mean()
+    rows = numpy.random.default_rng(0).integers(0, count, (DRAWS, count))
+    weights = numpy.stack([numpy.bincount(row, minlength=count) for row in rows]) / count
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        # A draw without any score in the anchor language has no ratio.
+        draws = (weights @ columns) / (weights @ below)[:, None]
+    ends = numpy.nanquantile(draws, (0.025, 0.975), axis=0)
+    low, high = ends if count >= FEWEST else numpy.full_like(ends, numpy.nan)
+    slices = {
+        f"language={languages[number]}": {
+            "value": float(found[column]), "low": float(low[column]), "high": float(high[column]), "samples": count,
+        }
+        for column, number in enumerate(others, start=1)
+    }  # fmt: skip
+    return Metric(name, float(found[0]), float(low[0]), float(high[0]), unit, count, slices, note)
