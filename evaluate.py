@@ -27,6 +27,7 @@ from leam_mm.evaluate_commands import (
     audit_command,
     benchmark_folder_command,
     encoder_command,
+    images_command,
     selftest_command,
     text_to_image_command,
 )
@@ -41,6 +42,7 @@ COMMANDS = {
     "audit": audit_command.main,
     "benchmark_folder": benchmark_folder_command.main,
     "encoder": encoder_command.main,
+    "images": images_command.main,
     "selftest": selftest_command.main,
     "text_to_image": text_to_image_command.main,
 }

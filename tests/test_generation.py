@@ -72,6 +72,9 @@ def test_perfect_generator_scores_like_real_images(shards: Path) -> None:
     assert bad["generation/kernel_distance/generated"].value > good["generation/kernel_distance/generated"].value
     assert good["generation/recall/generated"].value > 0.6
     assert bad["generation/recall/generated"].value < 0.1
+    assert bad["generation/coverage/generated"].value < 0.1 < good["generation/coverage/generated"].value
+    assert bad["generation/mind/generated"].value > 10 * good["generation/mind/real"].value
+    assert good["generation/density/real"].value == pytest.approx(1, abs=0.3)
     for metric in good.values():
         assert metric.low <= metric.value <= metric.high
         assert "mean colour" in metric.note
@@ -91,7 +94,7 @@ class Wide(MeanColour):
 def test_few_images_are_marked_indicative(shards: Path) -> None:
     context = EvaluationContext(None, Generator(), shards.parent / "out")
     metrics = Generation(shards, shards, Wide(), samples=110).run(context)
-    assert "indicative only: 110 pictures" in metrics[0].note and "indicative" not in metrics[1].note
+    assert "indicative only: 110 images" in metrics[0].note and "indicative" not in metrics[1].note
     with pytest.raises(UserError, match="no sample has a caption in mt"):
         Generation(shards, shards, Wide(), samples=20, languages=["mt"]).run(context)
 
@@ -107,7 +110,7 @@ def test_numbers_that_need_more_images_are_not_measured(shards: Path, tmp_path: 
     }
     missing = few["generation/frechet_distance/generated"]
     assert missing.value is None and missing.low is None and missing.samples == 24
-    assert missing.note.startswith("Fréchet distance, precision and recall are not measured: 24 images in each set")
+    assert missing.note.startswith("all but the kernel distance are not measured: 24 images in each set")
     assert few["generation/kernel_distance/generated"].value is not None
     generator.calls.clear()
     (nothing,) = Generation(shards, shards, MeanColour(), samples=2).run(context)

@@ -14,7 +14,7 @@ SKIPPED = ("__MACOSX",)
 
 def class_names_of(folder: Path) -> list[str]:
     """Return the names of the sub-folders that hold images, also in folders of theirs, sorted."""
-    return [name for name in _folders(folder) if next(_image_files(folder / name), None) is not None]
+    return [name for name in _folders(folder) if next(image_files(folder / name), None) is not None]
 
 
 def read_class_folder(folder: Path, preparation: ImagePreparation) -> tuple[list[str], list[StoredImage]]:
@@ -32,7 +32,7 @@ def read_class_folder(folder: Path, preparation: ImagePreparation) -> tuple[list
     """
     classes, samples = _folders(folder), []
     for name in classes:
-        files = sorted(_image_files(folder / name))
+        files = sorted(image_files(folder / name))
         if not files:
             raise UserError(
                 f"{folder / name} holds no image ({', '.join(IMAGE_SUFFIXES)}): add images of this class, or remove it"
@@ -53,7 +53,8 @@ def _folders(folder: Path) -> list[str]:
     return sorted(name for name in found if not name.startswith(".") and name not in SKIPPED)
 
 
-def _image_files(folder: Path) -> Iterator[Path]:
+def image_files(folder: Path) -> Iterator[Path]:
+    """Yield the image files of a folder and its sub-folders, without hidden ones, in no particular order."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in SKIPPED]
         yield from (Path(place, name) for name in names if _is_image(Path(place), name))

@@ -37,20 +37,10 @@ class FeatureMoments:
     @classmethod
     def of_batches(cls, batches: Iterable[Tensor]) -> "FeatureMoments":
         """Return the moments of all batches (B, D) together; only one of them is in memory at a time."""
-        count = 0
+        stream = MomentStream()
         for features in batches:
-            features = features.double()
-            own = features.mean(dim=0)
-            if not count:
-                mean, moment = torch.zeros_like(own), features.new_zeros(len(own), len(own))
-            shift, whole = own - mean, count + len(features)
-            add_gram(moment, features - own)
-            moment.addr_(shift, shift, alpha=count * len(features) / whole)
-            mean += shift * (len(features) / whole)
-            count = whole
-        if not count:
-            raise ValueError("there are no features")
-        return cls(count, mean, moment)
+            stream.add(features)
+        return stream.moments()
 
     def merge(self, other: "FeatureMoments") -> "FeatureMoments":
         """Return the moments of both sets together."""
@@ -66,6 +56,33 @@ class FeatureMoments:
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples, there is {self.count}")
         return self.moment / (self.count - 1)
+
+
+class MomentStream:
+    """Moments of features that arrive in batches: memory for one covariance, however many samples there are."""
+
+    def __init__(self) -> None:
+        """Start without any sample."""
+        self.count = 0
+        self.mean, self.moment = torch.empty(0), torch.empty(0, 0)
+
+    def add(self, features: Tensor) -> None:
+        """Include a batch (B, D), B >= 1, of the same D each time."""
+        features = features.double()
+        own = features.mean(dim=0)
+        if not self.count:
+            self.mean, self.moment = torch.zeros_like(own), features.new_zeros(len(own), len(own))
+        shift, whole = own - self.mean, self.count + len(features)
+        add_gram(self.moment, features - own)
+        self.moment.addr_(shift, shift, alpha=self.count * len(features) / whole)
+        self.mean += shift * (len(features) / whole)
+        self.count = whole
+
+    def moments(self) -> FeatureMoments:
+        """Return the moments of all batches; the stream must not be used after it."""
+        if not self.count:
+            raise ValueError("there are no features")
+        return FeatureMoments(self.count, self.mean, self.moment)
 
 
 def gram(features: Tensor) -> Tensor:

@@ -10,6 +10,7 @@
 """
 
 import logging
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,11 +36,7 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
     if factors[0] is not None and factors[1] is not None:
         root, error = _root_trace(factors[0], covariances[1])
     if root is None or error > ROUND_OFF * float(traces[0] + traces[1]):
-        log.info(
-            "Fréchet distance: a covariance of %d features is singular or nearly so, singular values replace the "
-            "eigenvalues of a product",
-            len(first.mean),
-        )
+        _log_singular(len(first.mean))
         parts = [
             _spectral_factor(covariance) if factor is None else factor
             for covariance, factor in zip(covariances, factors, strict=True)
@@ -61,6 +58,16 @@ def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
 
 def _distance(mean1: Tensor, trace1: Tensor, mean2: Tensor, trace2: Tensor, root: Tensor) -> float:
     return max(0.0, float((mean1 - mean2).square().sum() + trace1 + trace2 - 2 * root))
+
+
+@cache
+def _log_singular(size: int) -> None:
+    """Log once for each number of features."""
+    log.info(
+        "Fréchet distance: a covariance of %d features is nearly singular, singular values replace the eigenvalues "
+        "of a product",
+        size,
+    )
 
 
 def _cholesky(covariance: Tensor) -> Tensor | None:

@@ -24,12 +24,14 @@ def frechet_infinity(
     Args:
         real: (B, D) features, or their moments.
         generated: (B', D) features.
-        least: Size of the smallest part, at least 2; if None a tenth of the images, at most the published 5,000.
+        least: Size of the smallest part, at least 2. If None, a tenth of the images, at most the published 5,000, but
+            at least two for each feature or half of all.
         points: Number of sizes.
         seed: Seed of the choice.
     """
     count = len(generated)
-    least = max(2, min(5000, count // 10)) if least is None else least
+    if least is None:
+        least = max(2, min(5000, count // 10), min(2 * generated.shape[1], count // 2))
     if not 2 <= least < count:
         raise ValueError(f"parts of {least} images cannot be taken from {count}")
     generator = torch.Generator().manual_seed(seed)

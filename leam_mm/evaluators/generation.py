@@ -21,31 +21,31 @@ from torch import Tensor
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
-from leam_mm.evaluators.distance_interval import FINITE, half_sample_interval, half_sample_share_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
-from leam_mm.evaluators.kernel_distance import gaussian_distance, kernel_distance
-from leam_mm.evaluators.precision_recall import precision_recall
 from leam_mm.evaluators.ranks import over_ranks, rank
+from leam_mm.evaluators.set_distances import (
+    FEWEST,
+    FEWEST_OF_DISTRIBUTIONS,
+    compare_features,
+    set_distances,
+)
 from leam_mm.files import write_text
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
-FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
-FEWEST_OF_DISTRIBUTIONS = 100  # for Fréchet distance, precision and recall, whose bias depends on the number of images
-
 
 class Generation(Evaluator):
-    """Fréchet and kernel distance, precision and recall of generated against real images; all ranks share the work.
+    """Distances of generated to real images, and precision and recall; all ranks share the work.
 
-    With features of length 1 (ClipFeatures), CMMD, the distance of 2401.09603, is measured too.
+    Measured are the Fréchet distance, the kernel distance, MIND, precision, recall, density and coverage; with features
+    of length 1 (ClipFeatures) CMMD, too.
 
     The real images are split into two halves. Generated images are compared with the first half. The second half,
     compared with the first in the same way, shows what a perfect generator would reach: names that end in `real`. All
-    three sets have the same size, since these numbers depend on it. With fewer than 100 images in each set, Fréchet
-    distance, precision and recall are not measured; with fewer than 8, nothing is. The result names the reason.
+    three sets have the same size, since these numbers depend on it. With fewer than 100 images in each set only the
+    kernel distance is measured; with fewer than 8, nothing is. The result names the reason.
 
     Args:
         reference: Shard folder of real images.
@@ -149,39 +149,26 @@ class Generation(Evaluator):
         return Metric(f"{self.name}/frechet_distance/generated", None, None, None, "distance", count, note=note)
 
     def _compare(self, kind: str, real: Tensor, other: Tensor) -> list[Metric]:
-        count, size = other.shape
-        against = "generated against real" if kind == "generated" else "real against other real pictures: the floor"
-        note = f"{against}; {count} pictures each; {self.features.protocol}"
+        count = len(other)
+        against = "generated against real" if kind == "generated" else "real against other real images: the floor"
+        note = f"{against}; {count} images each; {self.features.protocol}"
         if kind == "generated":
             note += f"; {self.steps} steps, guidance {self.guidance}, seed {self.seed}"
-        frechet_note = note
-        if count < 2 * size:
-            frechet_note += f"; indicative only: {count} pictures are fewer than twice the {size} features"
-
-        def kernel(a: Tensor, b: Tensor) -> float:
-            return kernel_distance(a, b, subsets=1, subset_size=min(len(a), len(b)))
-
-        statistics: list[tuple[str, str, Any, str]] = [
-            ("frechet_distance", "distance", frechet_distance_of_features, frechet_note),
-            ("kernel_distance", "distance", kernel, note),
-            ("precision", "fraction", lambda a, b: precision_recall(a, b).precision, note),
-            ("recall", "fraction", lambda a, b: precision_recall(a, b).recall, note),
-        ]
-        metrics = []
+        distances = set_distances(self.features.unit_length)
+        names = [name for name in distances if name != "frechet_distance_infinity"]  # its halves take too long here
+        missing = []
         if count < FEWEST_OF_DISTRIBUTIONS:
-            what = "Fréchet distance, precision and recall are"
-            metrics += [self._not_measured(count, FEWEST_OF_DISTRIBUTIONS, what)] if kind == "generated" else []
-            statistics = [entry for entry in statistics if entry[0] == "kernel_distance"]
-        elif self.features.unit_length:
-            statistics.insert(1, ("cmmd", "distance", gaussian_distance, note))
-        for name, unit, statistic, text in statistics:
-            value = statistic(real, other)
-            of_halves = half_sample_share_interval if unit == "fraction" else half_sample_interval
-            low, high = of_halves(real, other, statistic, value, self.seed)
-            if name != "kernel_distance":  # the unbiased one may be below zero
-                low, text = max(low, 0.0), f"{text}; {FINITE}"
-            metrics.append(Metric(f"{self.name}/{name}/{kind}", value, low, high, unit, count, note=text))
-        return metrics
+            names = [name for name in names if distances[name].fewest <= count]
+            what = "all but the kernel distance are"
+            missing = [self._not_measured(count, FEWEST_OF_DISTRIBUTIONS, what)] if kind == "generated" else []
+        found = [
+            Metric(
+                f"{self.name}/{each.name}/{kind}", each.value, each.low, each.high, each.unit, count,
+                note="; ".join(part for part in (note, each.remark) if part),
+            )
+            for each in compare_features(real, other, distances, names, self.seed)
+        ]  # fmt: skip
+        return missing + found
 
 
 class PromptGrid(Evaluator):
