@@ -36,7 +36,8 @@ def test_worst_language_over_the_mean_is_corrected_for_chance(shards: Path) -> N
     context = AuditContext(encoder("en", "de"), None, shards.parent, held_out=shards, shards=shards)
     parity, fertility, cut = LanguageParity(["de", "en", "fi"]).run(context)
     # A Finnish caption scores 0 for its image; the chance of a random order is 1 of 40.
-    assert parity.slices["fi"]["value"] == pytest.approx(-(1 / COUNT) / (1 - 1 / COUNT))
+    assert parity.slices["fi"]["value"] == 0.0
+    assert parity.value == pytest.approx((0 - 1 / COUNT) / (2 / 3 - 1 / COUNT))
     assert parity.slices["en"]["value"] == 1.0
     assert parity.slices["en"]["pairs"] == COUNT
     assert parity.slices["en"]["chance"] == pytest.approx(1 / COUNT)
@@ -100,9 +101,42 @@ def test_spread_has_closed_forms() -> None:
     pairs = {"a": 10, "b": 100, "c": 1000, "d": 10_000}
     result = parity_result("x", hits, numpy.zeros(4), ["a", "b", "c", "d"], 0.8, "", pairs)
     assert result.value == pytest.approx(0.4)
+    assert result.low is not None and result.high is not None and 0.2 < result.low < 0.4 < result.high < 0.6
     assert result.slices["coefficient of variation"]["value"] == pytest.approx(numpy.std(share) / 0.5)
     assert result.slices["Gini coefficient"]["value"] == pytest.approx(0.25)  # sum of |x - y| is 4 over 2 x 16 x 0.5
     slope = result.slices["slope per tenfold pairs"]
     assert slope["value"] == pytest.approx(0.2) and slope["low"] == pytest.approx(0.2)
     even = parity_result("x", hits, numpy.zeros(4), ["a", "b", "c", "d"], 0.8, "", dict.fromkeys(pairs, 7))
     assert even.slices["slope per tenfold pairs"]["value"] is None
+
+
+def row(name: str, value: float, **more: object) -> dict[str, object]:
+    return {"name": name, "value": value, "low": value - 0.02, "high": value + 0.02, "samples": 99, "slices": {}} | more
+
+
+def test_earlier_results_are_audited_too(shards: Path, tmp_path: Path) -> None:
+    classes = {"slices": {"classes": 10}}
+    rows = [
+        row("zero_shot/top1/mean", 0.7), row("zero_shot/top1/min_over_mean", 0.9, note="worst language: fi; x"),
+        row("zero_shot/top1/en", 0.8, **classes), row("zero_shot/top1/fi", 0.63, **classes),
+        row("text_to_image/scene/soft_tifa/mean", 0.5), row("text_to_image/scene/soft_tifa/min_over_mean", 0.6),
+        row("text_to_image/own/soft_tifa/mean", 0.5),
+        row("text_to_image/own/soft_tifa/min_over_mean", 0.6, note="worst language: fi; indicative only: x"),
+    ]  # fmt: skip
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
+    context = AuditContext(encoder("en", "de", "fi"), None, tmp_path, held_out=shards, results=tmp_path)
+    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"]).run(context)[3:]}
+    assert list(found) == ["language_parity/zero_shot"]  # no generator is audited
+    zero_shot = found["language_parity/zero_shot"]
+    assert zero_shot.value == pytest.approx((0.63 - 0.1) / (0.7 - 0.1)) and zero_shot.verdict == "pass"
+    assert zero_shot.slices["fi"]["value"] == 0.63
+    context.generator, context.results = object(), tmp_path / "results.jsonl"
+    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"]).run(context)[3:]}
+    assert found["language_parity/text_to_image/scene"].verdict == "fail"
+    assert found["language_parity/text_to_image/own"].verdict == "inconclusive"
+    context.results = None
+    (missing,) = LanguageParity(["de", "en", "fi"]).run(context)[3:]
+    assert (missing.audit, missing.verdict) == ("language_parity/text_to_image", "not_run")
+    context.results = tmp_path / "none"
+    with pytest.raises(UserError, match="there is no results"):
+        LanguageParity(["de", "en", "fi"]).run(context)

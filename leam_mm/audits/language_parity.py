@@ -6,18 +6,20 @@ text-to-image recall at 1.
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor
 
 from leam_mm.audits.audit import Audit, AuditContext, AuditResult, NotRun
-from leam_mm.audits.language_spread import parity_result
+from leam_mm.audits.language_spread import parity_result, results_of_evaluations
 from leam_mm.audits.tokenizer_fertility import tokenizer_results
 from leam_mm.data.sample_json import sample_captions
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, embed_images, embed_texts, read_image_samples
+from leam_mm.evaluators.results import RESULTS, read_results
 from leam_mm.evaluators.retrieval import ranks_both_ways
 from leam_mm.languages import LANGUAGES
 
@@ -27,7 +29,7 @@ class LanguageParity(Audit):
 
     Equal captions are one candidate, right for each image that has it. Ranks are pessimistic. Scores are corrected for
     the chance of a random order. Results: `language_parity` (worst over mean), its tokenizer's `fertility` and
-    `truncation`.
+    `truncation`, and the same ratio of what `results` hold: zero-shot classification and text to image.
 
     Args:
         languages: Codes to compare.
@@ -86,7 +88,12 @@ class LanguageParity(Audit):
         for code in languages:
             parity.slices[code]["machine_translated"] = translated[code]
         limits = (self.most_fertility, self.most_truncation)
-        return [parity, *tokenizer_results(self.name, module.tokenizer, samples, languages, *limits)]
+        found = _earlier_results(context.results)
+        return [
+            parity,
+            *tokenizer_results(self.name, module.tokenizer, samples, languages, *limits),
+            *results_of_evaluations(self.name, found, context.generator is not None, self.least_parity),
+        ]
 
 
 def parallel_samples(shards: Path, wanted: list[str], limit: int | None) -> tuple[list[ImageSample], list[str]]:
@@ -115,13 +122,21 @@ def recall_at_one(
         owned: For each image the numbers of its captions.
         device: Device for communication between ranks.
     """
-    forward, backward = ranks_both_ways(image, text, owned, device)
+    _, (forward, backward) = ranks_both_ways(image, text, owned, device)  # equal captions are right
     owners = torch.bincount(torch.cat(owned), minlength=len(text)).double()
-    to_text = (forward < 1).double()
-    to_image = torch.stack([(backward[numbers] < 1).double().mean() for numbers in owned])
+    first = [torch.stack([(ranks < 1).double().mean() for ranks in found]) for found in (forward, backward)]
     # In a random order, the first candidate is one of m right ones among n with probability m / n.
     by_chance = torch.stack([(len(numbers) / len(text) + owners[numbers].mean() / len(image)) / 2 for numbers in owned])
-    return ((to_text + to_image) / 2).numpy(), float(by_chance.mean())
+    return torch.stack(first).mean(dim=0).numpy(), float(by_chance.mean())
+
+
+def _earlier_results(path: Path | None) -> dict[str, dict[str, Any]]:
+    if path is None:
+        return {}
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
+    if not (folder / RESULTS).is_file():
+        raise UserError(f"--results {path}: there is no {RESULTS}; evaluate first, or leave it out")
+    return read_results(folder)
 
 
 def _translated(samples: list[ImageSample], languages: list[str]) -> dict[str, float]:
