@@ -1,28 +1,29 @@
-"""Detectors that audits take by path: of text in images, and of faces."""
+"""Detectors that audits take by path: of text in images, and of faces.
+
+Annotations are Any and parameters have no names: jsonargparse accepts a class by path only if those of its methods are
+equal to those here.
+"""
 
 from typing import Any, Protocol
-
-import numpy as np
-from PIL import Image
 
 
 class TextDetector(Protocol):
     """Reads text in images (OCR)."""
 
-    def __call__(self, image: Image.Image) -> list[str]:
-        """Return the texts in an image, one entry a line.
+    def __call__(self, image: Any, /) -> Any:
+        """Return the texts in an image, a list with one entry a line.
 
         Args:
-            image: In RGB, upright.
+            image: A PIL image in RGB, upright.
         """
 
 
 class FaceDetector(Protocol):
     """Finds faces, as data_tools/vetting/face_cascade.py does."""
 
-    def find(self, images: list[np.ndarray]) -> list[list[Any]]:
-        """Return one entry for each face, for each image.
+    def find(self, images: Any, /) -> Any:
+        """Return for each image a list with one entry for each face.
 
         Args:
-            images: (H, W, 3) uint8 in RGB; sizes may differ.
+            images: List of (H, W, 3) uint8 in RGB; sizes may differ.
         """

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from leam_mm.audits.audit import Audit, AuditContext, AuditResult, Threshold
 from leam_mm.audits.collection_dates import collection_date, ledger_dates
 from leam_mm.audits.opt_out_status import MEANINGS, RecordedSignal, opt_out_status
 from leam_mm.audits.stored_samples import StoredSample, rate_slice, read_stored
-from leam_mm.audits.withdrawn_items import WithdrawnLists, has_lists, keys_of, listed
+from leam_mm.audits.withdrawn_items import has_lists, keys_of, listed
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.tombstones import withdrawn_keys
 from leam_mm.errors import UserError
@@ -38,7 +38,7 @@ class OptOut(Audit):
         oldest_days: Largest age in days of the check of an origin, for a pass; origins change their mind.
         file_rights: Function of the bytes of an image file that returns the rights signals in it (attributes kind,
             value, source and reserved); None reads the recorded signals only.
-        withdrawn: Function of the path of the shards that returns the withdrawal lists beside them.
+        withdrawn: Function of the path of the shards that returns the withdrawal lists beside them (WithdrawnLists).
         today: Day from which ages are counted; None takes the current one.
         seed: Seed of the draw.
     """
@@ -50,8 +50,8 @@ class OptOut(Audit):
         samples: int | None = None,
         least_coverage: float = 0.95,
         oldest_days: float = 365,
-        file_rights: Callable[[bytes], Iterable[Any]] | None = None,
-        withdrawn: Callable[[Path], WithdrawnLists] | None = None,
+        file_rights: Callable[[bytes], Any] | None = None,
+        withdrawn: Callable[[Path], Any] | None = None,
         today: date | None = None,
         seed: int = 0,
     ) -> None:
