@@ -2,7 +2,10 @@
 
 from leam_mm.controls.bias_controls import bias_controls
 from leam_mm.controls.control import Control
+from leam_mm.controls.distance_controls import distance_controls
+from leam_mm.controls.encoder_controls import encoder_controls
 from leam_mm.controls.energy_controls import energy_controls
+from leam_mm.controls.image_controls import image_controls
 from leam_mm.controls.judge_controls import judge_controls
 from leam_mm.controls.language_controls import language_controls
 from leam_mm.controls.membership_controls import membership_controls
@@ -26,4 +29,7 @@ def all_controls() -> list[Control]:
         *release_controls(),
         *membership_controls(),
         *memorization_controls(),
+        *distance_controls(),
+        *encoder_controls(),
+        *image_controls(),
     ]
