@@ -49,7 +49,8 @@ def _retrieval(change: Callable[[Tensor], Tensor], direction: int) -> float:
     text = functional.normalize(torch.randn(COUNT, SIZE, generator=generator), dim=1)
     image = functional.normalize(text + 0.01 * torch.randn(COUNT, SIZE, generator=generator), dim=1)
     owned = [torch.tensor([number]) for number in range(COUNT)]
-    return float((ranks_both_ways(change(image), text, owned)[direction] == 0).float().mean())
+    published, _ = ranks_both_ways(change(image), text, owned)
+    return float((torch.cat(published[direction]) == 0).float().mean())
 
 
 def _probe_data(noise: float) -> ProbeData:
