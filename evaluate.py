@@ -5,6 +5,7 @@ python evaluate.py --config configs/evaluate_emoji.yaml --clip runs/emoji/clip -
 python evaluate.py audit --config configs/audit_quickstart.yaml
 python evaluate.py encoder --model runs/quickstart/clip --images photos --output runs/photos
 python evaluate.py selftest
+python evaluate.py compare runs/a/evaluation runs/b/evaluation
 
 Each command has its own --help.
 """
@@ -26,13 +27,15 @@ from leam_mm.errors import UserError
 from leam_mm.evaluate_commands import (
     audit_command,
     benchmark_folder_command,
+    compare_command,
     encoder_command,
     images_command,
     selftest_command,
     text_to_image_command,
 )
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
-from leam_mm.evaluators.results import RESULTS, append_results, evidence
+from leam_mm.evaluators.finished_evaluators import input_digests, is_finished, model_digests
+from leam_mm.evaluators.results import RESULTS, append_results, evidence, read_lines
 from leam_mm.model_address import address_kind
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
@@ -41,6 +44,7 @@ from leam_mm.run_lock import LOCK, run_lock
 COMMANDS = {
     "audit": audit_command.main,
     "benchmark_folder": benchmark_folder_command.main,
+    "compare": compare_command.main,
     "encoder": encoder_command.main,
     "images": images_command.main,
     "selftest": selftest_command.main,
@@ -56,6 +60,7 @@ def evaluate(
     codec: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     trust: str = "",
+    resume: bool = False,
 ) -> None:
     """Run evaluators one after the other; the results of each are written before the next one starts.
 
@@ -67,6 +72,7 @@ def evaluate(
         codec: Codec: checkpoint, run, release, or an autoencoder of diffusers.
         device: Device; auto uses the GPU if there is one.
         trust: Modules of your own, such as my_lab, whose classes the checkpoints may name; several between commas.
+        resume: Skip evaluators whose results the output folder holds, with equal settings, inputs, models and versions.
     """
     trust_modules(trust)
     if not evaluators:
@@ -80,11 +86,17 @@ def evaluate(
     context = EvaluationContext(clip, generator, output, torch.device(name), codec)
     with run_lock(output / LOCK):
         console = Console(stderr=True, highlight=False)
+        models = model_digests(context)
         for number, evaluator in enumerate(evaluators, start=1):
-            console.print(f"{number}/{len(evaluators)} {type(evaluator).__name__} on {name}")
+            label, inputs = f"{number}/{len(evaluators)} {type(evaluator).__name__}", input_digests(evaluator)
+            if resume and is_finished(read_lines(output / RESULTS), evaluator, inputs, models):
+                console.print(f"{label}: skipped, measured before with equal settings, inputs, models and versions")
+                continue
+            console.print(f"{label} on {name}")
             start = time.monotonic()
             metrics = evaluator.run(context)
-            append_results(output, metrics, evidence(context, evaluator, time.monotonic() - start))
+            record = evidence(context, evaluator, time.monotonic() - start, inputs | models)
+            append_results(output, metrics, record)
         write_report(output, output / "report.html", title=f"Evaluation {output.name}")
     print(f"wrote {output / RESULTS} and {output / 'report.html'}")
 

@@ -46,7 +46,7 @@ def test_the_page_says_which_interval_each_difference_has(release: Path, tmp_pat
     page = comparison_page(release, other)
     assert "<script" not in page and "&lt;script&gt;" in page and "only A was measured" in page
     assert "1 paired, 1 independent" in page and "+20.8 points *" in page
-    assert "passed" in page and "failed" in page and "measured with other samples" in page
+    assert "passed" in page and "failed" in page and "measured with another number of samples" in page
     assert "2 kWh" in page and "640" in page and "not measured" in page
     root = next(iter(read_record(release).content["stages"]["clip"]["data"]))
     assert root in page and "A and B" in page

@@ -3,7 +3,8 @@
 Both are the square-and-add method: Newcombe, "Interval estimation for the difference between independent proportions"
 (Statistics in Medicine 17, 1998, 873-890, method 10) and "Improved confidence intervals for the difference between
 binomial proportions based on paired data" (17, 1998, 2635-2650, method 10). For other statistics than proportions:
-Zou and Donner (27, 2008, 1693-1702).
+Zou and Donner (27, 2008, 1693-1702). Paired hits are tested by the exact test of McNemar, paired scores by Student's
+test with a correction for skewness, others by where their interval excludes zero.
 """
 
 import math
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy
+from scipy.stats import binomtest, norm
 
-from leam_mm.evaluators.intervals import mean_interval, wilson_interval
+from leam_mm.evaluators.intervals import FEWEST, mean_interval, mean_test, wilson_interval
 from leam_mm.evaluators.outcomes import read_outcomes
 
 Kind = Literal["paired", "independent", "none"]
@@ -30,12 +32,14 @@ class Difference:
         high: Upper end, or None.
         kind: ``paired`` from the outcomes of the same samples, ``independent`` from both intervals as if the samples
             were different ones, ``none``.
+        p_value: Probability of a difference at least as large if there were none, or None.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     kind: Kind = "none"
+    p_value: float | None = None
 
     @property
     def excludes_zero(self) -> bool:
@@ -58,8 +62,7 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     if a is not None and b is not None and a.samples == b.samples:
         if a.hits and b.hits:
             return paired_difference(a.values > 0, b.values > 0)
-        low, high = mean_interval(b.values - a.values)
-        return Difference(second - first, *(None if math.isnan(end) else end for end in (low, high)), "paired")
+        return _of_scores(a.values, b.values, second - first)
     ends = [row.get(end) for row in (one, other) for end in ("low", "high")]
     if not all(_is_number(end) for end in ends):
         return Difference(second - first)
@@ -67,7 +70,15 @@ def difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     value = second - first
     low = value - math.hypot(second - low_b, high_a - first)
     high = value + math.hypot(high_b - second, first - low_a)
-    return Difference(value, low, high, "independent")
+    toward_zero = value - low if value > 0 else high - value
+    p_value = float(2 * norm.sf(norm.ppf(0.975) * abs(value) / toward_zero)) if toward_zero > 0 else float(value == 0)
+    return Difference(value, low, high, "independent", p_value)
+
+
+def _of_scores(one: numpy.ndarray, other: numpy.ndarray, value: float) -> Difference:
+    if len(one) < FEWEST:
+        return Difference(value, kind="paired")
+    return Difference(value, *mean_interval(other - one), "paired", mean_test(other - one))
 
 
 def paired_difference(one: numpy.ndarray, other: numpy.ndarray) -> Difference:
@@ -95,7 +106,8 @@ def paired_difference(one: numpy.ndarray, other: numpy.ndarray) -> Difference:
     value = share_b - share_a
     low = value - width(share_b - low_b, high_a - share_a)
     high = value + width(high_b - share_b, share_a - low_a)
-    return Difference(value, low, high, "paired")
+    p_value = float(binomtest(only_b, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Difference(value, low, high, "paired", p_value)
 
 
 def _is_number(value: object) -> bool:

@@ -76,6 +76,22 @@ def mean_interval(values: numpy.ndarray, confidence: float = 0.95) -> tuple[floa
     return mean - error * inverse(quantile), mean - error * inverse(-quantile)
 
 
+def mean_test(values: numpy.ndarray) -> float:
+    """Return the two-sided p value of a mean of zero: the one at which `mean_interval` begins to exclude zero.
+
+    Args:
+        values: (B,) independent samples, at least two.
+    """
+    values = numpy.asarray(values, dtype=float)
+    mean, deviation, count = float(values.mean()), float(values.std()), len(values)
+    if deviation <= 1e-12 * abs(mean) or deviation == 0:
+        return 0.0 if mean else 1.0
+    skewness = float(((values - mean) ** 3).mean()) / deviation**3 / math.sqrt(count)
+    ratio = mean * math.sqrt(count - 1) / deviation
+    ratio += skewness * ratio**2 / 3 + skewness**2 * ratio**3 / 27 + skewness / 6
+    return float(2 * t.sf(abs(ratio), count - 1))
+
+
 def share_interval(values: numpy.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of a mean of values in [0, 1], such as an image's share of hits over languages.
 

@@ -1,5 +1,6 @@
 """results.jsonl: one JSON object per line, each metric with what is needed to repeat it."""
 
+import inspect
 import json
 import platform
 from collections.abc import Sequence
@@ -33,24 +34,49 @@ class Line(Protocol):
         """Return a mapping for JSON."""
 
 
-def evidence(context: EvaluationContext, evaluator: object, seconds: float) -> dict[str, Any]:
-    """Return what is needed to repeat a number: settings, digests of the checkpoints, versions, device, time."""
+def evidence(
+    context: EvaluationContext, evaluator: object, seconds: float, inputs: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what is needed to repeat a number: settings, digests of inputs and checkpoints, versions, device, time.
+
+    Args:
+        context: The networks that were measured.
+        evaluator: What measured them.
+        seconds: Duration.
+        inputs: Digests of the files and folders that the settings name, see ``input_digests``.
+    """
     modules = {"clip": context.clip, "generator": context.generator}
     modules |= {"codec": context.codec} if context.codec is not None else {}
-    try:
-        own = version("leam_mm")
-    except PackageNotFoundError:
-        own = "not installed"
     return {
-        "evaluator": f"{type(evaluator).__module__}.{type(evaluator).__name__}",
-        "settings": {key: _plain(value) for key, value in vars(evaluator).items()},
+        "evaluator": class_name(evaluator),
+        "settings": settings(evaluator),
         # A checkpoint that is still a path was not loaded: no metric depends on it.
         "checkpoints": {key: getattr(module, "checkpoint_evidence", None) for key, module in modules.items()},
-        "versions": {"leam_mm": own, "torch": torch.__version__, "python": platform.python_version()},
+        "inputs": inputs or {},
+        "versions": versions(),
         "device": str(context.device),
         "seconds": round(seconds, 1),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def class_name(value: object) -> str:
+    """Return the dotted path of an object's class."""
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that numbers may depend on."""
+    try:
+        own = version("leam_mm")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {"leam_mm": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def settings(evaluator: object) -> dict[str, Any]:
+    """Return the settings of an evaluator or an audit as values that JSON can hold."""
+    return {key: _plain(value) for key, value in vars(evaluator).items()}
 
 
 def append_results(folder: Path, metrics: Sequence[Line], record: dict[str, Any]) -> None:
@@ -63,15 +89,23 @@ def append_results(folder: Path, metrics: Sequence[Line], record: dict[str, Any]
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the newest line of each metric by name, in order of first appearance; empty without a file."""
-    path = folder / RESULTS
+    return {row["name"]: row for row in read_lines(folder / RESULTS)}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return all lines of a results.jsonl; none without a file.
+
+    Raises:
+        UserError: A line holds something else.
+    """
     if not path.exists():
-        return {}
-    found: dict[str, dict[str, Any]] = {}
+        return []
+    found = []
     try:
         for number, row in parse_lines(path.read_bytes()):
             if wrong := [name for name, kinds in COLUMNS.items() if not isinstance(row.get(name), kinds)]:
                 raise ValueError(f"line {number}: {wrong[0]} is of type {type(row.get(wrong[0])).__name__}")
-            found[row["name"]] = row | {name: row.get(name) for name in ("value", "low", "high", "samples")}
+            found.append(row | {name: row.get(name) for name in ("value", "low", "high", "samples")})
     except ValueError as error:
         raise UserError(f"{path} holds something that is not a result ({error}): remove that line") from None
     return found
@@ -84,4 +118,9 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return f"{type(value).__module__}.{type(value).__name__}"
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    # Of a nested object, what its constructor takes; networks and what was loaded later are no settings.
+    taken = () if isinstance(value, torch.nn.Module) else inspect.signature(type(value).__init__).parameters
+    own = {key: _plain(vars(value)[key]) for key in taken if key in getattr(value, "__dict__", {})}
+    return {"class": class_name(value)} | own if own else class_name(value)

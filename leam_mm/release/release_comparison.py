@@ -1,14 +1,13 @@
 """Two releases side by side: metrics with intervals of their differences, audits, models, data, energy and CO2."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 from leam_mm.documents.facts_file import read_facts
 from leam_mm.documents.release_facts import ReleaseFacts, StageFacts
-from leam_mm.evaluators.difference_interval import Difference, difference
+from leam_mm.evaluators.compared_results import ComparedMetric, compare_rows
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.report_number import MISSING, Row, carbon, duration, energy, in_unit, interval, number, plain
 from leam_mm.report.templates import Section, Table, render_page
@@ -17,63 +16,9 @@ INTRODUCTION = (
     "B minus A. A difference is marked with * where its 95 % interval excludes zero. Paired: both were measured on the "
     "same samples, and their outcomes were compared one by one. Independent: only the interval of each is known, and "
     "the difference is treated as one of different samples; for the same samples this interval is usually too wide. "
-    "With many metrics, one in twenty such intervals excludes zero by chance."
+    "With many metrics, one in twenty such intervals excludes zero by chance; p values are "
+    "corrected for their number (Holm)."
 )
-SETTINGS_THAT_COUNT = ("evaluator", "settings", "unit", "samples")
-OF_MACHINES = ("batch_size", "workers", "device")
-
-
-@dataclass(frozen=True)
-class ComparedMetric:
-    """A metric of two releases.
-
-    Args:
-        name: Its name.
-        one: Line of A; empty if A was not measured.
-        other: Line of B; empty if B was not measured.
-        difference: B - A.
-        note: Why both cannot be compared; empty if they can.
-    """
-
-    name: str
-    one: Row
-    other: Row
-    difference: Difference
-    note: str
-
-
-def compare_metrics(one: ReleaseFacts, other: ReleaseFacts) -> list[ComparedMetric]:
-    """Return every metric of either release; audits are left out.
-
-    Args:
-        one: Release A.
-        other: Release B.
-    """
-    rows_a, rows_b = ({str(row["name"]): row for row in facts.metrics} for facts in (one, other))
-    found = []
-    for name in dict.fromkeys([*rows_a, *rows_b]):
-        if name.startswith("audit/"):
-            continue
-        a, b = dict(rows_a.get(name, {})), dict(rows_b.get(name, {}))
-        note = _why_not(a, b)
-        found.append(ComparedMetric(name, a, b, difference(a, b) if not note else Difference(None), note))
-    return found
-
-
-def _why_not(one: Row, other: Row) -> str:
-    """Return why two lines of one metric are no comparison."""
-    if not one or not other:
-        return f"only {'A' if one else 'B'} was measured"
-    for key in SETTINGS_THAT_COUNT:
-        first, second = one.get(key), other.get(key)
-        if key == "settings":
-            first, second = (value if isinstance(value, dict) else {} for value in (first, second))
-            names = [n for n in {**first, **second} if n not in OF_MACHINES and first.get(n) != second.get(n)]
-            if names:
-                return f"measured with other settings: {', '.join(names)}"
-        elif first != second:
-            return "measured with other samples" if key == "samples" else f"measured with another {key}"
-    return ""
 
 
 def comparison_page(folder_a: Path, folder_b: Path) -> str:
@@ -87,7 +32,7 @@ def comparison_page(folder_a: Path, folder_b: Path) -> str:
         UserError: One of them is no release.
     """
     one, other = read_facts(folder_a), read_facts(folder_b)
-    metrics = compare_metrics(one, other)
+    metrics = compare_rows(one.metrics, other.metrics)
     of_languages = [metric for metric in metrics if metric.name.rpartition("/")[2] in LANGUAGE_NAMES]
     general = [metric for metric in metrics if metric not in of_languages]
     sections = [
@@ -115,7 +60,7 @@ def comparison_page(folder_a: Path, folder_b: Path) -> str:
 
 def _metric_table(metrics: Sequence[ComparedMetric]) -> Table | None:
     columns = ["Metric", "A|number", "B|number", "B - A|number", "95 % interval|range", "Kind"]
-    columns += ["A, 95 % interval|range wide-only", "B, 95 % interval|range wide-only", "|note wrap"]
+    columns += ["p, Holm|number", "A, 95 % interval|range wide-only", "B, 95 % interval|range wide-only", "|note wrap"]
     rows = []
     for metric in metrics:
         unit = str((metric.one or metric.other).get("unit", ""))
@@ -128,8 +73,12 @@ def _metric_table(metrics: Sequence[ComparedMetric]) -> Table | None:
         kind = change.kind if change.kind != "none" else ""
         name = " · ".join(plain(part) for part in metric.name.split("/"))
         numbers, intervals = ([show(row) for row in (metric.one, metric.other)] for show in (number, interval))
-        rows.append([name, *numbers, value, " to ".join(ends), kind, *intervals, metric.note])
+        rows.append([name, *numbers, value, " to ".join(ends), kind, _p(metric.adjusted), *intervals, metric.note])
     return Table(columns, rows) if rows else None
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "below 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _signed(value: float, unit: str) -> str:

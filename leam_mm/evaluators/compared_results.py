@@ -1,0 +1,86 @@
+"""Results of two models side by side: differences with intervals, tests, and a correction for many tests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from leam_mm.evaluators.difference_interval import Difference, difference
+
+Row = Mapping[str, Any]  # one line of results.jsonl
+SAME = ("evaluator", "unit", "samples")  # of two lines that can be compared
+OF_MACHINES = ("batch_size", "workers", "device")
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """A metric of two models.
+
+    Args:
+        name: Its name.
+        one: Line of A; empty if A was not measured.
+        other: Line of B; empty if B was not measured.
+        difference: B - A.
+        note: Why both cannot be compared, or what differs besides the model; empty if nothing does.
+        adjusted: p value with Holm's correction over all compared metrics, or None.
+    """
+
+    name: str
+    one: Row
+    other: Row
+    difference: Difference
+    note: str
+    adjusted: float | None = None
+
+
+def compare_rows(one: Sequence[Row], other: Sequence[Row], any_settings: bool = False) -> list[ComparedMetric]:
+    """Return every metric of either side; audits are left out.
+
+    Args:
+        one: Lines of A, the last of each name counts.
+        other: Lines of B.
+        any_settings: Whether numbers that were measured with other settings are compared, too; their note says so.
+    """
+    rows_a, rows_b = ({str(row["name"]): row for row in rows} for rows in (one, other))
+    found = []
+    for name in dict.fromkeys([*rows_a, *rows_b]):
+        if name.startswith("audit/"):
+            continue
+        a, b = rows_a.get(name, {}), rows_b.get(name, {})
+        note, changed = _obstacle(a, b), other_settings(a, b)
+        comparable = not note and (any_settings or not changed)
+        if not note and changed:
+            note = f"measured with other settings: {', '.join(changed)}"
+        found.append(ComparedMetric(name, a, b, difference(a, b) if comparable else Difference(None), note))
+    values = [metric.difference.p_value for metric in found]
+    return [replace(metric, adjusted=p) for metric, p in zip(found, holm(values), strict=True)]
+
+
+def other_settings(one: Row, other: Row) -> list[str]:
+    """Return the names of the settings in which two lines differ, without those of the machine."""
+    first, second = (value if isinstance(value := row.get("settings"), dict) else {} for row in (one, other))
+    return [n for n in {**first, **second} if n not in OF_MACHINES and first.get(n) != second.get(n)]
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p values corrected for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    Args:
+        p_values: None where there was no test.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, place) in enumerate(order):
+        largest = min(1.0, max(largest, p * (len(order) - rank)))
+        adjusted[place] = largest
+    return adjusted
+
+
+def _obstacle(one: Row, other: Row) -> str:
+    """Return why two lines of one metric are no comparison."""
+    if not one or not other:
+        return f"only {'A' if one else 'B'} was measured"
+    for key in SAME:
+        if one.get(key) != other.get(key):
+            return "measured with another number of samples" if key == "samples" else f"measured with another {key}"
+    return ""
