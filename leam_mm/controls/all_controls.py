@@ -1,6 +1,7 @@
 """All controls of the self-test."""
 
 from leam_mm.controls.bias_controls import bias_controls
+from leam_mm.controls.changed_image_controls import changed_image_controls
 from leam_mm.controls.control import Control
 from leam_mm.controls.distance_controls import distance_controls
 from leam_mm.controls.encoder_controls import encoder_controls
@@ -30,6 +31,7 @@ def all_controls() -> list[Control]:
         *membership_controls(),
         *memorization_controls(),
         *distance_controls(),
+        *changed_image_controls(),
         *encoder_controls(),
         *image_controls(),
     ]
