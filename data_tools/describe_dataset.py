@@ -4,8 +4,8 @@
         --ledger shards/ledger.parquet --provider provider.yaml --output description
 
 OUTPUT gets croissant.json (Croissant 1.1 with RAI 1.0), training_summary.json and .md (the data half of the public
-summary of Art. 53(1)(d)), statistics.json, statistics.html, and training_content.json, whose counts ``release build
---description OUTPUT`` takes over. Ledgers in the shard folders are found; those of earlier
+summary of Art. 53(1)(d)), statistics.json, statistics.html (in German statistics.de.html), and training_content.json,
+whose counts ``release build --description OUTPUT`` takes over. Ledgers in the shard folders are found; those of earlier
 stages are named by --ledger. What no ledger can know comes from provider.yaml, where everything is optional, and is
 "not stated" otherwise:
 
@@ -36,6 +36,7 @@ from leam_mm.files import write_json, write_text
 from leam_mm.run_lock import beside, run_lock
 
 MAX_PROVIDER = 1_000_000  # bytes
+PAGES = {"en": "statistics.html", "de": "statistics.de.html"}
 
 
 @dataclass
@@ -93,12 +94,14 @@ def describe(settings: DescribeSettings, provider: dict[str, Any]) -> list[str]:
         raise UserError(f"public_data_sets names the folder {min(unknown)!r}, which is none of --shards")
     counted, tally = statistics(shards, settings.ledger)
     summary = training_summary(counted, tally, provider)
-    html = page(counted, thumbnails(tally), settings.title or f"Data set {shards[0].name}")
+    images, title = thumbnails(tally), settings.title or f"Data set {shards[0].name}"
+    pages = {code: page(counted, images, title, code, [(c, PAGES[c]) for c in PAGES if c != code]) for code in PAGES}
     markdown = summary_text(summary)
     metadata = croissant(shards, counted, provider, settings.place or settings.output)
     write_json(settings.output / "statistics.json", counted)
     write_text(settings.output / DESCRIBED, content_text(training_content(shards, counted, tally)))
-    write_text(settings.output / "statistics.html", html)
+    for code, html in pages.items():
+        write_text(settings.output / PAGES[code], html)
     write_json(settings.output / "training_summary.json", summary)
     write_text(settings.output / "training_summary.md", markdown)
     write_json(settings.output / "croissant.json", metadata)

@@ -47,6 +47,11 @@ class _FolderHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+def server_command(folder: str, port: int) -> list[str]:
+    """Return the words of a command that serves a folder on loopback."""
+    return ["python", "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(folder)]
+
+
 @contextmanager
 def serving(folder: str, port: int) -> Iterator[None]:
     """Serve a folder over HTTP on loopback with Python's own server.
@@ -54,8 +59,7 @@ def serving(folder: str, port: int) -> Iterator[None]:
     Raises:
         UserError: Another program listens on the port, so that a stage would read its content.
     """
-    command = ["-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", folder]
-    console.print(f"[dim]$ python {shlex.join(command)} &[/dim]", soft_wrap=True)
+    console.print(f"[dim]$ {shlex.join(server_command(folder, port))} &[/dim]", soft_wrap=True)
     try:
         server = _FolderServer(folder, port)
     except OSError as error:

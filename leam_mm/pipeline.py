@@ -29,13 +29,14 @@ from rich.console import Console
 
 from leam_mm.errors import UserError, run
 from leam_mm.files import write_json
-from leam_mm.folder_server import serving
+from leam_mm.folder_server import server_command, serving
 from leam_mm.run_lock import LOCK, run_lock
 
 if TYPE_CHECKING:
     from leam_mm.callbacks.energy_meter import EnergyReading
 
 HEARTBEAT = 5.0  # seconds between two records of the cost of a running stage
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no network access
 ENERGY_KEYS = {"grams_per_kwh", "market_grams_per_kwh", "pue", "source"}
 console = Console(highlight=False)
 
@@ -200,7 +201,7 @@ def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
     words = shlex.split(stage.command)
     words = [sys.executable, *words[1:]] if words[0] == "python" else words
     console.print(f"[bold]$ {stage.command}[/bold]", soft_wrap=True)  # one line, to be copied
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}  # no network access
+    environment = {**os.environ, **ENVIRONMENT}
     meter, stolen = EnergyMeter().start(), stolen_seconds()
 
     def note(reading: "EnergyReading") -> dict[str, Any]:
@@ -276,6 +277,24 @@ def run_stages(pipeline: Pipeline) -> list[dict[str, Any]]:
     return records
 
 
+def commands(pipeline: Pipeline, records: list[dict[str, Any]], command: list[str]) -> dict[str, Any]:
+    """Return how to repeat a pipeline: its own command, and those of its stages in their order, with their servers.
+
+    Args:
+        pipeline: The pipeline.
+        records: Records of the stages that ran or are finished; others are left out.
+        command: Words of the command that runs it.
+    """
+    ran = {record["name"] for record in records}
+    stages = [
+        {"name": stage.name, "command": stage.command, "server": server_command(**stage.serve) if stage.serve else []}
+        for stage in pipeline.stages
+        if stage.name in ran
+    ]
+    environment = " ".join(f"{name}={value}" for name, value in ENVIRONMENT.items())
+    return {"command": command, "environment": environment, "stages": stages}
+
+
 def summarise(pipeline: Pipeline, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of the report as one JSON object; null means not measured."""
     from leam_mm.evaluators.results import read_results
@@ -325,7 +344,10 @@ def main(args: list[str] | None = None) -> None:
     began = time.monotonic()
     with run_lock(pipeline.run / LOCK):
         records = run_stages(pipeline)
-        write_json(pipeline.run / "summary.json", summarise(pipeline, records))
+        changes = [word for pair in options.set for word in ("--set", pair)]
+        command = ["python", "-m", "leam_mm.pipeline", str(options.pipeline), *changes]
+        summary = summarise(pipeline, records) | {"pipeline": commands(pipeline, records, command)}
+        write_json(pipeline.run / "summary.json", summary)
         from leam_mm.report.report_page import write_report
 
         write_report(pipeline.run, pipeline.run / "report.html", title=pipeline.title)

@@ -121,11 +121,11 @@ def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], 
             any(str(cell).startswith(value) for row in table.rows for cell in row) for value in ("25.0 %<", "75.0 %<")
         )
     )
-    row = next(row for row in table.rows if row[0].startswith("held out loss<small>"))
+    row = next(row for row in table.rows if row[0].startswith("Held out loss<small>"))
     assert str(row[3]).count("<small>") == 1
     write_report(tmp_path / "evaluation", tmp_path / "report.html", "Toy")
     page = (tmp_path / "report.html").read_text()
-    assert "Before and after the fine-tuning" in page and "codec error" in page
+    assert "Before and after the fine-tuning" in page and "Codec error" in page
     assert page.count("data:image/png") == 3 * 4 + 2 * 2
     assert changes({}) is None and (tmp_path / "evaluation" / RESULTS).is_file()
 
@@ -136,7 +136,7 @@ def test_a_number_that_is_missing_on_one_side_is_not_measured() -> None:
     assert table is not None
     title, before, after, change, samples = table.rows[0]
     assert before == MISSING + Markup("<small></small>") and change == ""
-    assert after == "50.0 %<small>40.0 to 60.0 %</small>" and title == "a<small>&lt;b&gt;</small>" and samples == 3
+    assert after == "50.0 %<small>40.0 to 60.0 %</small>" and title == "A<small>&lt;b&gt;</small>" and samples == "3"
 
 
 def test_images_that_were_trained_on_are_not_called_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

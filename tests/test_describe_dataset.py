@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from leam_mm.errors import UserError
 SECTIONS = ("1.3", "2.1", "2.2.1", "2.2.2", "2.3", "2.4", "2.5", "2.6", "3.1", "3.2", "3.3")
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>'
 FILES = (
-    *("croissant.json", "statistics.html", "statistics.json", "training_content.json"),
+    *("croissant.json", "statistics.html", "statistics.de.html", "statistics.json", "training_content.json"),
     *("training_summary.json", "training_summary.md"),
 )
 
@@ -177,9 +178,28 @@ def test_the_page_is_whole_and_escapes_what_strangers_wrote(hostile: Path) -> No
     assert len(images) == 9 and all((each["src"] or "").startswith("data:image/jpeg;base64,") for each in images)
     assert not any("onerror" in attributes for _, attributes in balance.seen)
     outside = [value for _, each in balance.seen for name, value in each.items() if name in ("src", "href") and value]
-    assert all(value.startswith(("data:", "#")) for value in outside)
+    assert all(value.startswith(("data:", "#", "statistics.de.html")) for value in outside)
     assert "No ledger" not in text.replace("No ledger was given: what was left out is not known", "")
     assert "not measured" in text  # duplicates and withdrawals, of which no ledger tells
+
+
+def test_captions_are_in_the_language_of_the_page_and_the_others_are_folded(tmp_path: Path) -> None:
+    texts = {"bg": "червен кръг", "de": "roter Kreis", "en": "red circle"}
+    with ShardWriter(tmp_path / "three", 9) as writer:
+        for number, codes in enumerate((["bg", "de", "en"], ["bg", "en"], ["bg"])):
+            content = encoded_image(soft_image(number))
+            captions = [{"text": texts[code], "language": code, "source": "own"} for code in codes]
+            record = record_of(number, content) | {"captions": captions}
+            writer.write(f"{number}", {"png": content, "json": json.dumps(record).encode()})
+    describe(tmp_path / "out", "--shards", tmp_path / "three")
+    shown = {}
+    for name in ("statistics.html", "statistics.de.html"):
+        text = (tmp_path / "out" / name).read_text()
+        shown[name] = sorted(re.findall(r'<figcaption><span class="code">(..)</span>', text))
+        assert text.count("<details>") == 2 and '<span lang="bg">червен кръг</span>' in text
+    assert shown == {"statistics.html": ["bg", "en", "en"], "statistics.de.html": ["bg", "de", "en"]}
+    assert "Alle 3 Bildtexte" in text and '<html lang="de">' in text and 'href="statistics.html"' in text
+    assert 'Bulgarisch<span class="code">bg</span>' in text
 
 
 def test_a_browser_has_no_complaint(hostile: Path, tmp_path: Path) -> None:

@@ -53,7 +53,11 @@ def test_results_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFi
     assert lines[0]["versions"]["torch"]
     assert "<b>note" not in (tmp_path / "out" / "report.html").read_text()
     assert "results.jsonl" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "results.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "report.de.html",
+        "report.html",
+        "results.jsonl",
+    ]
 
 
 def test_unknown_keys_are_one_line(tmp_path: Path) -> None:

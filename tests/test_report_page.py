@@ -85,7 +85,7 @@ def test_every_part_is_there(page: str) -> None:
         assert f'<section id="{name}">' in page and f'href="#{name}"' in page
     assert '<span lang="mt">' in page
     assert "Latent codec: mean absolute error of held-out images" in page
-    assert "language=de" in page
+    assert "language: German" in page
 
 
 def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
@@ -96,7 +96,7 @@ def test_page_is_well_formed_escaped_and_asks_for_nothing(page: str) -> None:
     for tag, attributes in parser.seen:
         assert not any(name.startswith("on") for name in attributes), tag
         for name in ("src", "href"):
-            assert (attributes.get(name) or "#").startswith(("data:", "#")), attributes
+            assert (attributes.get(name) or "#").startswith(("data:", "#", "report.de.html")), attributes
     assert "default-src 'none'" in page
     assert not re.search(r"url\(|@import|https?:", page)
 
@@ -126,12 +126,13 @@ def test_no_field_of_a_result_becomes_markup(run: Path) -> None:
 
 def test_loss_is_placed_by_samples_seen(page: str) -> None:
     assert "samples seen" in page
-    curves = [points.split() for points in re.findall(r'points="([^"]+)"', page)]
-    assert [len(points) for points in curves] == [2, 1, 2]  # training, validation, codec
+    charts = re.findall(r'<svg class="chart".*?</svg>', page[page.index('<section id="training">') :], re.DOTALL)
+    places = [[float(x) for x in re.findall(r'<circle class="dot dot-\d" cx="([\d.]+)"', chart)] for chart in charts]
+    assert [len(found) for found in places] == [3, 2]  # two of the training loss and one of validation; the codec's
     # Steps 1 and 2 of 64 samples: at half and at the end of the frame.
-    first, second = (float(point.split(",")[0]) for point in curves[0])
-    assert first == pytest.approx((46 + second) / 2, abs=0.2)
-    assert float(curves[1][0].split(",")[0]) == second
+    first, second, validation = places[0]
+    assert first == pytest.approx((46 + second) / 2, abs=0.2) and validation == second
+    assert "<polyline" not in page  # two points are no curve
 
 
 def test_path_from_inside_a_file_is_not_followed(page: str, run: Path) -> None:
@@ -174,7 +175,7 @@ def test_summary_gives_the_stages_where_there_is_no_folder(run: Path) -> None:
 def test_command_line(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["report", "--run", str(run)])
     errors.run(main)
-    assert capsys.readouterr().out == f"wrote {run / 'report.html'}\n"
+    assert capsys.readouterr().out == f"wrote {run / 'report.html'} and, in German, {run / 'report.de.html'}\n"
     assert "<h1>Run run</h1>" in (run / "report.html").read_text()
     monkeypatch.setattr(sys, "argv", ["report", "--run", str(run / "no")])
     with pytest.raises(SystemExit) as caught:
@@ -209,6 +210,7 @@ def test_thin_keeps_means_and_drops_what_is_not_finite() -> None:
 
 def test_curve_stays_inside_the_frame_and_escapes_names() -> None:
     svg = line_chart({"<b>": [(x, math.sin(x)) for x in range(50)], "one": [(3, 0.2)]}, "x", "t & t")
+    assert svg.count("<polyline") == 1 and svg.count("<circle") == 1
     assert "<b>" not in svg.replace("<b>0", "").replace("<b>-0", "") and "&lt;b&gt;" in svg
     assert "t &amp; t" in svg
     for points in re.findall(r'points="([^"]+)"', svg):

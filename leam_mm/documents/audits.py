@@ -13,6 +13,7 @@ from leam_mm.documents.expected_audits import expected_audits
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.errors import UserError
+from leam_mm.report.report_words import audit_title
 
 PREFIX = "audit/"
 VERDICTS = {  # English and German
@@ -21,12 +22,6 @@ VERDICTS = {  # English and German
     "inconclusive": ("inconclusive", "nicht entschieden"),
     "missing": ("missing", "fehlt"),
 }
-GERMAN_NAMES = {  # of expected audits
-    "provenance": "Herkunft", "opt out": "Nutzungsvorbehalte", "personal data": "personenbezogene Daten",
-    "energy": "Energie", "language parity": "Gleichheit der Sprachen", "encoder bias": "Verzerrung des Encoders",
-    "membership inference": "Erkennen von Trainingsbeispielen", "memorization": "Auswendiglernen",
-    "generator bias": "Verzerrung des Generators",
-}  # fmt: skip
 PUBLISHABLE = ("passed",)
 
 
@@ -110,5 +105,4 @@ def audit_rows(facts: ReleaseFacts, publisher: PublisherFields, language: str) -
 
 def _title(name: str, language: str) -> str:
     """Return the name of an audit for readers."""
-    audit, slash, part = name.removeprefix(PREFIX).replace("_", " ").partition("/")
-    return (GERMAN_NAMES.get(audit, audit) if language == "de" else audit) + slash + part
+    return audit_title(name.removeprefix(PREFIX), language)

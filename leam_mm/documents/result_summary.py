@@ -6,39 +6,10 @@ from typing import Any
 
 from leam_mm.documents.words import count, interval, language_name, value, word
 from leam_mm.languages import LANGUAGE_NAMES
+from leam_mm.report.report_words import METRIC_TITLES
 
 Row = Mapping[str, Any]
 SUMMARIES = ("mean", "min", "min_over_mean")
-TITLES = {  # of the last part of a test's name: English and German
-    "top1": ("zero-shot classification, top-1", "Zero-Shot-Klassifikation, Top-1"),
-    "top5": ("zero-shot classification, top-5", "Zero-Shot-Klassifikation, Top-5"),
-    "r1": ("recall at 1", "Recall bei 1"),
-    "r5": ("recall at 5", "Recall bei 5"),
-    "r10": ("recall at 10", "Recall bei 10"),
-    "retrieval": ("retrieval, published protocol", "Suche, veröffentlichtes Protokoll"),
-    "retrieval_equal_captions_right": (
-        "retrieval, equal captions right (not the published protocol)",
-        "Suche, gleiche Bildtexte gelten als richtig (nicht das veröffentlichte Protokoll)",
-    ),
-    "image_to_text": ("image to text", "Bild zu Text"),
-    "text_to_image": ("text to image", "Text zu Bild"),
-    "frechet_distance": ("Fréchet distance", "Fréchet-Distanz"),
-    "kernel_distance": ("kernel distance", "Kernel-Distanz"),
-    "precision": ("precision", "Precision"),
-    "recall": ("recall", "Recall"),
-    "compositional": ("compositional", "Komposition"),
-    "single": ("single objects", "einzelne Objekte"),
-    "pair": ("pairs", "Paare"),
-    "count": ("count", "Anzahl"),
-    "colour": ("colour", "Farbe"),
-    "shape": ("shape", "Form"),
-    "colour_shape": ("colour and shape", "Farbe und Form"),
-    "both_objects": ("both objects", "beide Objekte"),
-    "relation": ("relation", "Lage"),
-    "generation": ("generation", "Generierung"),
-    "generated": ("generated images", "generierte Bilder"),
-    "real": ("real images", "echte Bilder"),
-}
 
 
 @dataclass(frozen=True)
@@ -101,7 +72,9 @@ def other_metrics(metrics: Sequence[Row]) -> list[Row]:
 def test_title(name: str, language: str) -> str:
     """Return the name of a test for readers, such as "scenes: zero-shot classification, top-1"."""
     parts = name.split("/")
-    known = [TITLES[part][language == "de"] if part in TITLES else part.replace("_", " ") for part in parts]
+    known = [
+        METRIC_TITLES[part][language == "de"] if part in METRIC_TITLES else part.replace("_", " ") for part in parts
+    ]
     return f"{known[0]}: {', '.join(known[1:])}" if len(known) > 1 else known[0]
 
 

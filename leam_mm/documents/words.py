@@ -7,7 +7,7 @@ from leam_mm.documents.document_text import Open, plain_text, show
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import JOULES_PER_KWH
 from leam_mm.languages import GERMAN_LANGUAGE_NAMES, LANGUAGE_NAMES
-from leam_mm.report.report_number import in_unit
+from leam_mm.report.report_number import figures, in_unit
 
 GERMAN = {
     "not measured": "nicht gemessen",
@@ -57,11 +57,6 @@ def part_name(kind: str, language: str) -> str:
 def language_name(code: str, language: str) -> str:
     """Return the name of an official EU language in a language."""
     return (GERMAN_LANGUAGE_NAMES if language == "de" else LANGUAGE_NAMES)[code]
-
-
-def figures(text: str, language: str) -> str:
-    """Return digits that are written in English with the separators of a language."""
-    return text.translate(str.maketrans(",.", ".,")) if language == "de" else text
 
 
 def count(number: object, language: str) -> str:

@@ -9,8 +9,9 @@ from leam_mm.documents.facts_file import read_facts
 from leam_mm.documents.release_facts import ReleaseFacts, StageFacts
 from leam_mm.evaluators.compared_results import ComparedMetric, compare_rows
 from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.report.report_number import MISSING, Row, carbon, duration, energy, in_unit, interval, number, plain
-from leam_mm.report.templates import Section, Table, render_page
+from leam_mm.report.report_number import MISSING, Row, carbon, duration, energy, in_unit, interval, number
+from leam_mm.report.report_words import plain
+from leam_mm.report.templates import Figure, Section, Table, render_page
 
 INTRODUCTION = (
     "B minus A. A difference is marked with * where its 95 % interval excludes zero. Paired: both were measured on the "
@@ -46,10 +47,10 @@ def comparison_page(folder_a: Path, folder_b: Path) -> str:
     clear = [metric for metric in metrics if metric.difference.excludes_zero]
     kinds = {kind: sum(metric.difference.kind == kind for metric in metrics) for kind in ("paired", "independent")}
     figures = [
-        ("A", one.name, one.licence),
-        ("B", other.name, other.licence),
-        ("Compared", str(sum(kinds.values())), f"{kinds['paired']} paired, {kinds['independent']} independent"),
-        ("Interval excludes zero", str(len(clear)), f"of {sum(kinds.values())}"),
+        Figure("A", one.name, one.licence),
+        Figure("B", other.name, other.licence),
+        Figure("Compared", str(sum(kinds.values())), f"{kinds['paired']} paired, {kinds['independent']} independent"),
+        Figure("Interval excludes zero", str(len(clear)), f"of {sum(kinds.values())}"),
     ]
     parts = Path(__file__).with_name("release_comparison.html.jinja")
     title = f"{one.name} and {other.name}"

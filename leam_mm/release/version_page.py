@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from leam_mm.report.templates import Section, Table, render_page
+from leam_mm.report.templates import Figure, Section, Table, render_page
 
 INTRODUCTION = (
     "Each version is a folder that is never changed. Check a copy with the command below; it recomputes every digest."
@@ -50,7 +50,7 @@ def version_page(versions: list[Version], latest: str | None) -> str:
         Section("versions", "Versions", [_version(one, one.version == latest) for one in versions]),
         Section("check", "How to check a copy", COMMAND),
     ]
-    figures = [("Latest", latest or "none", ""), ("Versions", str(len(versions)), "")]
+    figures = [Figure("Latest", latest or "none"), Figure("Versions", str(len(versions)))]
     parts = Path(__file__).with_name("version_page.html.jinja")
     return render_page(
         parts, title, INTRODUCTION, figures, sections, "Written by leam_mm. It loads nothing from elsewhere."

@@ -9,6 +9,7 @@ from leam_mm.data.image_file import open_image
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_object
 from leam_mm.report.report_number import Row
+from leam_mm.report.report_words import metric_words, plain
 
 MAX_INDEX_BYTES, MAX_IMAGE_BYTES = 4_000_000, 8_000_000
 MAX_EMBEDDED_BYTES = 12_000_000  # of all images of a page; the others are named
@@ -18,11 +19,12 @@ PROMPTS, PROMPT_SHEET = "prompts.json", "prompts.png"  # of evaluators/generatio
 SHEET_FORMAT = "leam_mm contact sheet 1"  # of evaluators/contact_sheet
 
 
-def images(evaluation: Path) -> dict[str, Any] | None:
+def images(evaluation: Path, language: str) -> dict[str, Any] | None:
     """Return the images of an evaluation folder: concepts by language, contact sheets, and every other PNG.
 
     Args:
         evaluation: The folder.
+        language: Of the page.
 
     Returns:
         `rows` (lists of figures, a concept each), `sheets` (title, columns, figures) and `files` (name and image).
@@ -36,9 +38,9 @@ def images(evaluation: Path) -> dict[str, Any] | None:
     sheets = []
     for path in sorted(evaluation.glob("*.json")):
         if path.is_file() and path.stat().st_size <= MAX_INDEX_BYTES and SHEET_FORMAT.encode() in path.read_bytes():
-            sheets.append(_read(path, lambda content: _sheet(content, evaluation, reader)))
+            sheets.append(_read(path, lambda content: _sheet(content, evaluation, reader, language)))
     files = [
-        (path.stem.replace("_", " "), reader.read(path))
+        (plain(path.stem), reader.read(path))
         for path in sorted(evaluation.glob("*.png"))
         if not (path.name == PROMPT_SHEET and rows)
     ]
@@ -68,14 +70,14 @@ def _rows(content: Row, evaluation: Path, reader: "_ImageReader") -> list[list[R
     ]
 
 
-def _sheet(content: Row, evaluation: Path, reader: "_ImageReader") -> Row:
+def _sheet(content: Row, evaluation: Path, reader: "_ImageReader", language: str) -> Row:
     entries = content["images"][:MAX_PER_SHEET]
     figures = []
     for entry in entries:
         # Only two names are used: a path from inside a file is not trusted.
         file = Path(str(entry["image"]))
-        figure = {key: str(entry.get(key) or "") for key in ("text", "language", "label")}
-        figure |= {key: _names(entry.get(key)) for key in ("right", "wrong")}
+        figure: Row = {key: str(entry.get(key) or "") for key in ("text", "language", "label")}
+        figure |= {key: _names(entry.get(key), language) for key in ("right", "wrong")}
         figures.append(figure | {"file": reader.read(evaluation / file.parent.name / file.name)})
     left_out = len(content["images"]) - len(entries)
     return {
@@ -84,8 +86,8 @@ def _sheet(content: Row, evaluation: Path, reader: "_ImageReader") -> Row:
     }  # fmt: skip
 
 
-def _names(value: Any) -> Sequence[str]:
-    return [str(name).replace("_", " ") for name in value] if isinstance(value, list) else []
+def _names(value: Any, language: str) -> Sequence[str]:
+    return [metric_words(str(name), language) for name in value] if isinstance(value, list) else []
 
 
 class _ImageReader:

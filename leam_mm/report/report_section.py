@@ -1,49 +1,26 @@
-"""The sections of the report that show results: each function returns what its macro in report.html.jinja renders."""
+"""Sections of the report that show results without languages: each function returns what its macro renders."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
-from leam_mm.languages import LANGUAGE_NAMES
-from leam_mm.report.chart import interval_bar, short
-from leam_mm.report.report_number import Row, duration, energy, interval, language, number, plain
+from leam_mm.report.language_section import Results, groups, score_groups
+from leam_mm.report.report_number import Row, count, is_number, measured, remark, stacked
+from leam_mm.report.report_words import METRIC_TITLES, language_name, metric_title, plain, word
 from leam_mm.report.templates import Table
 
-DISTANCES = {
-    "frechet_distance": "Fréchet distance, less is better",
-    "kernel_distance": "Kernel distance, less is better",
-    "precision": "Precision: looks like a real image",
-    "recall": "Recall: covers the variety of real ones",
+DISTANCES = {  # of a measure: English and German
+    "frechet_distance": ("Fréchet distance, less is better", "Fréchet-Distanz, weniger ist besser"),
+    "kernel_distance": ("Kernel distance, less is better", "Kernel-Distanz, weniger ist besser"),
+    "cmmd": ("CMMD, less is better", "CMMD, weniger ist besser"),
+    "precision": ("Precision: looks like a real image", "Precision: sieht aus wie ein echtes Bild"),
+    "recall": ("Recall: covers the variety of real ones", "Recall: deckt die Vielfalt der echten ab"),
 }
-BEFORE, AFTER, CHANGE = "before/", "after/", "fine_tuning/change/"
-
-
-def key_figures(results: Mapping[str, Row], stages: list[Row]) -> list[tuple[str, str, str]]:
-    """Return label, value and note of each number below the heading."""
-    figures = []
-    for group in _groups(results, "/top1/mean"):
-        worst = results.get(f"{group}/top1/min", {})
-        count = len(_by_language(results, f"{group}/top1/"))
-        label = "Classification" if group == "zero_shot" else f"Classification, {plain(group)}"
-        figures.append((label, number(results[f"{group}/top1/mean"]), f"top 1, mean of {count} languages"))
-        figures.append(("Worst language", number(worst), _worst(worst)))
-    for group in _groups(results, "/frechet_distance/generated"):
-        floor = results.get(f"{group}/frechet_distance/real", {}).get("value")
-        note = "" if floor is None else f"real against real: {short(floor)}"
-        figures.append(("Fréchet distance", number(results[f"{group}/frechet_distance/generated"]), note))
-    if stages:
-        seconds = [s["seconds"] for s in stages if isinstance(s.get("seconds"), int | float)]
-        joules = [(stage.get("energy") or {}).get("joules") for stage in stages]
-        measured = [j for j in joules if isinstance(j, int | float)]
-        estimated = any("estimated" in str((stage.get("energy") or {}).get("source")) for stage in stages)
-        note = ("estimated" if estimated else "measured") if measured else ""
-        if measured and len(measured) < len(joules):  # a sum over some of the stages is a lower bound
-            note += f", only {len(measured)} of {len(joules)} stages"
-        figures.append(("Energy", energy(sum(measured) if measured else None), note))
-        figures.append(("Time", duration(sum(seconds) if seconds else None), f"{len(stages)} stages"))
-    return figures
+BEFORE, AFTER, CHANGE, AUDIT = "before/", "after/", "fine_tuning/change/", "audit/"
+PAIR = re.compile(r"/(generated|real)$")
+SHOWN_ELSEWHERE = re.compile(r"/top[15]/|/(image_to_text|text_to_image)/r\d+/|/(generated|real)$|^prompts/")
+COMPOSITION = ("compositional", "composition")
 
 
 def is_change(name: str) -> bool:
@@ -51,153 +28,114 @@ def is_change(name: str) -> bool:
     return name.startswith((BEFORE, AFTER, CHANGE))
 
 
-def changes(results: Mapping[str, Row]) -> Table | None:
+def changes(results: Results, language: str = "en") -> Table | None:
     """Return each metric before and after the fine-tuning, and the paired change where it was measured."""
     rows = []
     for name in dict.fromkeys(name.partition("/")[2] for name in results if name.startswith((BEFORE, AFTER))):
         before, after = results.get(BEFORE + name, {}), results.get(AFTER + name, {})
         change = results.get(CHANGE + name)
-        cells = [_stacked(number(row), interval(row)) for row in (before, after)]
-        paired = _stacked(number(change), interval(change)) if change else ""
+        cells = [measured(row, language) for row in (before, after)]
+        paired = measured(change, language) if change else ""
         samples = after.get("samples", before.get("samples", ""))
-        rows.append([_stacked(_title(name), str(after.get("note") or "")), *cells, paired, samples])
-    columns = ["What|what", "Before|number", "After|number", "Paired change|number", "Samples|number wide-only"]
+        title = stacked(metric_title(name, language), remark(after.get("note"), language))
+        rows.append([title, *cells, paired, count(samples, language)])
+    names = ("What|what", "Before|number", "After|number", "Paired change|number", "Samples|number")
     caption = (
         "The same prompts, noise and images for the generator before and after its fine-tuning. Where the "
         "intervals of a row overlap, the difference may be chance; a paired change whose interval excludes zero is "
         "hardly chance."
     )
-    return Table(columns, rows, caption) if rows else None
+    return Table(columns_of(names, language), rows, word(caption, language)) if rows else None
 
 
-def _stacked(value: object, below: str) -> Markup:
-    """Return a cell of a value with a smaller line below it, which keeps wide tables within the page."""
-    return Markup("{}<small>{}</small>").format(value, below)
-
-
-def classification(results: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Return a table of languages for each classification set, best first."""
-    groups = []
-    for group in _groups(results, "/top1/mean"):
-        rows = _by_language(results, f"{group}/top1/")
-        top5 = _by_language(results, f"{group}/top5/")
-        note = str(results[f"{group}/top1/mean"].get("note", ""))
-        chance = re.search(r"chance ([\d.]+)%", note)
-        mark = float(chance.group(1)) / 100 if chance else None
-        ends = [row[key] for row in rows.values() for key in ("value", "high") if row.get(key) is not None]
-        upper = min(1.0, max([*ends, 0.01]) * 1.05)
-        lines = []
-        for code, row in sorted(rows.items(), key=lambda item: (item[1]["value"] is None, -(item[1]["value"] or 0))):
-            bar = "" if row["value"] is None else interval_bar(row["value"], row["low"], row["high"], upper, mark)
-            second = [number(top5[code]) if code in top5 else ""] if top5 else []
-            lines.append([language(code), number(row), bar, interval(row), *second, row["samples"]])
-        columns = ["Language", "Top 1|number", "|drawn", "95 % interval|range wide-only"]
-        columns += [*(["Top 5|number"] if top5 else []), "Images|number wide-only"]
-        caption = f"{note}.{' The orange tick is chance.' if mark is not None else ''}"
-        heading = "" if group == "zero_shot" else plain(group).capitalize()
-        summary, table = _summary(results, f"{group}/top1"), Table(columns, lines, caption)
-        groups.append({"heading": heading, "summary": summary, "table": table, "confusions": _confusions(rows)})
-    return groups
-
-
-def _confusions(rows: Mapping[str, Row]) -> Table:
-    lines = []
-    for code, row in rows.items():
-        pairs = _parts(row).get("confusions")
-        if isinstance(pairs, list) and pairs:
-            mistakes = [
-                f"{p.get('true')} → {p.get('predicted')} ({p.get('count')})" for p in pairs[:5] if isinstance(p, dict)
-            ]
-            lines.append([language(code), "; ".join(mistakes)])
-    return Table(["Language", "Right class → class chosen instead (how often)|wrap"], lines)
-
-
-def retrieval(results: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """Return recall in both directions for each language."""
-    groups = []
-    for group in _groups(results, "/image_to_text/r1/mean"):
-        names = [f"{group}/{way}/r{top}" for way in ("image_to_text", "text_to_image") for top in (1, 5, 10)]
-        codes = list(_by_language(results, names[0] + "/"))
-        codes.sort(key=lambda code: -(results[f"{names[0]}/{code}"]["value"] or 0))
-        lines = {
-            code: [_with_interval(results.get(f"{name}/{code}", {})) for name in names] for code in [*codes, "mean"]
-        }
-        note = results[f"{names[0]}/mean"].get("note", "")
-        table = Table(
-            ["Language", *["R@1|number", "R@5|number", "R@10|number"] * 2],
-            [[language(code), *lines[code]] for code in codes],
-            caption=f"{note}. R@k: the right one is among the first k.",
-            total=["Mean", *lines["mean"]],
-            groups=["image to caption", "caption to image"],
-        )
-        heading = "" if group == "retrieval" else plain(group).capitalize()
-        groups.append({"heading": heading, "summary": _summary(results, names[0]), "table": table})
-    return groups
-
-
-def _with_interval(row: Row) -> str:
-    return Markup('<span title="{}">{}</span>').format(interval(row), number(row))
-
-
-def distances(results: Mapping[str, Row]) -> list[Table]:
+def distances(results: Results, language: str) -> list[dict[str, Any]]:
     """Return distances of generated images to real ones, beside those of real images to real ones."""
-    columns = ["", "generated|number", "95 % interval|range", "real, the floor|number", "95 % interval|range"]
-    tables = []
-    for group in _groups(results, "/frechet_distance/generated"):
+    found = []
+    for group in groups(results, "/frechet_distance/generated"):
+        names = dict.fromkeys(
+            PAIR.sub("", name).removeprefix(f"{group}/")
+            for name in results
+            if name.startswith(f"{group}/") and PAIR.search(name)
+        )
         lines = []
-        for name, label in DISTANCES.items():
+        for name in names:
             pair = [results.get(f"{group}/{name}/{kind}", {}) for kind in ("generated", "real")]
-            lines.append([label, *(cell for row in pair for cell in (number(row), interval(row)))])
-        note = results[f"{group}/frechet_distance/generated"].get("note", "")
-        tables.append(Table(columns, lines, f"{note}."))
-    return tables
+            label = DISTANCES[name][language == "de"] if name in DISTANCES else metric_title(name, language)
+            lines.append([label, *(measured(row, language) for row in pair)])
+        row = results[f"{group}/frechet_distance/generated"]
+        columns = columns_of(("What", "generated|number", "real, the floor|number"), language)
+        note = f"{row['note']}." if row.get("note") else ""
+        found.append({"table": Table(columns, lines, remark(note, language)), "record": record(row, language)})
+    return found
 
 
-def others(results: Mapping[str, Row], prefixes: tuple[str, ...] | None) -> dict[str, Table] | None:
-    """Return metrics as they are: those whose name starts with a prefix; with None those that no section shows."""
-    shown = re.compile(r"/top[15]/|/(image_to_text|text_to_image)/r\d+/|/(generated|real)$|^prompts/|^composition")
-    chosen = [
-        row for name, row in results.items() if (name.startswith(prefixes) if prefixes else not shown.search(name))
+def record(row: Row, language: str) -> Table:
+    """Return what must be equal before a number is compared with another: all that its line records."""
+    lines: dict[str, Any] = {key: row.get(key) for key in ("evaluator", "samples", "device")}
+    for key in ("record", "settings", "versions"):
+        if isinstance(row.get(key), dict):
+            lines |= {f"{key} {plain(str(name))}": value for name, value in row[key].items()}
+    shown = [
+        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)]
+        for name, value in lines.items()
+        if value is not None
     ]
-    lines, parts = [], []
-    for row in chosen:
-        name = row["name"]
-        title = _title(name.partition("/")[2] if prefixes and "/" in name else name)
-        lines.append([title, number(row), interval(row), row.get("samples", ""), row.get("note") or ""])
-        for part, entry in _parts(row).items():
-            if isinstance(entry, dict) and "value" in entry:
-                entry = {"unit": row.get("unit", "")} | entry
-                parts.append([title, plain(part), number(entry), interval(entry), entry.get("samples", "")])
-    columns = ["What", "Value|number", "95 % interval|range", "Samples|number wide-only", "|note wrap"]
-    columns_of_parts = ["What", "Part", "Value|number", "95 % interval|range", "Samples|number"]
-    return {"table": Table(columns, lines), "parts": Table(columns_of_parts, parts)} if lines else None
+    return Table([f"{word('What', language)}|wrap", f"{word('Value', language)}|wrap digest"], shown)
 
 
-def _summary(results: Mapping[str, Row], name: str) -> dict[str, str]:
-    mean, worst, ratio = (results.get(f"{name}/{kind}", {}) for kind in ("mean", "min", "min_over_mean"))
-    return {
-        "mean": number(mean), "mean_interval": interval(mean), "worst": number(worst), "worst_language": _worst(worst),
-        "ratio": number(ratio), "ratio_interval": interval(ratio),
+def composition(results: Results, language: str) -> dict[str, Table] | None:
+    """Return the metrics about following a description."""
+    return _listed({name: row for name, row in results.items() if name.startswith(COMPOSITION)}, True, language)
+
+
+def others(results: Results, language: str) -> dict[str, Table] | None:
+    """Return the metrics that no section shows."""
+    languages = tuple(f"{group}/" for group in score_groups(results))
+    chosen = {
+        name: row for name, row in results.items()
+        if not name.startswith((*COMPOSITION, AUDIT, *languages)) and not SHOWN_ELSEWHERE.search(name)
     }  # fmt: skip
+    return _listed(chosen, False, language)
 
 
-def _groups(results: Mapping[str, Row], ending: str) -> list[str]:
-    return [name.removesuffix(ending) for name in results if name.endswith(ending)]
+def _listed(rows: Mapping[str, Row], shorten: bool, language: str) -> dict[str, Table] | None:
+    lines, parts = [], []
+    for name, row in rows.items():
+        title = metric_title(name.partition("/")[2] if shorten and "/" in name else name, language)
+        note = remark(row.get("note"), language)
+        lines.append([title, measured(row, language), count(row.get("samples", ""), language), note])
+        parts += slice_rows(title, row, language)
+    columns = columns_of(("What|what", "Value|number", "Samples|number", "Note|note wrap"), language)
+    return {"table": Table(columns, lines), "parts": parts_table(parts, language)} if lines else None
 
 
-def _by_language(results: Mapping[str, Row], start: str) -> dict[str, Row]:
-    rest = {name.removeprefix(start): row for name, row in results.items() if name.startswith(start)}
-    return {code: row for code, row in rest.items() if code not in ("mean", "min", "min_over_mean")}
+def parts_table(parts: list[list[object]], language: str) -> Table:
+    """Return a table of the rows of ``slice_rows``."""
+    return Table(columns_of(("What|what", "Part|what", "Value|number", "Samples|number"), language), parts)
 
 
-def _parts(row: Row) -> dict[str, Any]:
-    return row["slices"] if isinstance(row.get("slices"), dict) else {}
+def slice_rows(title: str, row: Row, language: str) -> list[list[object]]:
+    """Return title, part, value with interval, and samples for each slice of a row that is a number."""
+    slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
+    lines: list[list[object]] = []
+    for part, entry in slices.items():
+        if is_number(entry):
+            entry = {"value": entry}
+        if isinstance(entry, dict) and "value" in entry:
+            entry = {"unit": row.get("unit", "")} | entry
+            samples = entry.get("samples", "")
+            lines.append([title, part_title(str(part), language), measured(entry, language), count(samples, language)])
+    return lines
 
 
-def _title(name: str) -> str:
-    return " · ".join(plain(part) for part in name.split("/"))
+def part_title(part: str, language: str) -> str:
+    """Return the name of a slice, such as `language=de`, for readers."""
+    kind, sign, value = part.partition("=")
+    known = METRIC_TITLES[kind][language == "de"] if kind in METRIC_TITLES else word(plain(kind), language)
+    shown = language_name(value, language) if kind == "language" else word(plain(value), language)
+    return f"{known}: {shown}" if sign else known
 
 
-def _worst(row: Row) -> str:
-    code = re.search(r"worst language: (\w+)", str(row.get("note", "")))
-    return LANGUAGE_NAMES.get(code.group(1), code.group(1)) if code else ""
+def columns_of(names: tuple[str, ...], language: str) -> list[str]:
+    """Return headings in a language, each with the class of its cells."""
+    return [f"{word(name, language)}{bar}{style}" for name, bar, style in (text.partition("|") for text in names)]

@@ -1,0 +1,163 @@
+"""Sections of the report about audits and about the controls of the self-test."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from leam_mm.errors import UserError
+from leam_mm.json_text import parse_object
+from leam_mm.report.chart import Point, interval_chart
+from leam_mm.report.report_number import Row, count, exact, is_number, measured, remark, stacked
+from leam_mm.report.report_section import AUDIT, columns_of, parts_table, slice_rows
+from leam_mm.report.report_words import audit_title, capital, word
+from leam_mm.report.templates import Figure, Table
+
+SELFTEST = "selftest.json"  # of evaluate.py selftest
+MAX_SELFTEST_BYTES = 4_000_000
+SYMBOLS = {"fail": "✗", "inconclusive": "?", "pass": "✓", "not_run": "–"}  # in the order of the table
+CLASSES = {"fail": "fail", "inconclusive": "open", "pass": "pass", "not_run": "quiet"}
+DUPLICATION = "duplication "  # start of a slice's name; a number of copies follows
+
+
+def audit_rows(results: Mapping[str, Row]) -> list[tuple[str, str, Row]]:
+    """Return name, verdict and line of each audit: failed ones first, those that were not run last."""
+    rows = [(name.removeprefix(AUDIT), _verdict(row), row) for name, row in results.items() if name.startswith(AUDIT)]
+    return sorted(rows, key=lambda entry: list(SYMBOLS).index(entry[1]))
+
+
+def _verdict(row: Row) -> str:
+    """Return the verdict; one of an older line follows from `passed`."""
+    verdict = row.get("verdict")
+    if isinstance(verdict, str) and verdict in SYMBOLS:
+        return verdict
+    return "pass" if row.get("passed") is True else "fail" if row.get("passed") is False else "inconclusive"
+
+
+def audits(results: Mapping[str, Row], language: str) -> dict[str, Any] | None:
+    """Return the table of verdicts, the slices of each audit, and the curves over duplication."""
+    rows, parts, curves = [], [], []
+    for name, verdict, row in audit_rows(results):
+        title = capital(audit_title(name, language))
+        answers = ", ".join(map(str, row["maps_to"])) if isinstance(row.get("maps_to"), list) else ""
+        below = word("answers {}", language).format(answers) if answers else ""
+        samples = count(row["samples"], language) if is_number(row.get("samples")) else ""
+        rows.append([
+            stacked(title, below), verdict_cell(verdict, language), measured(row, language),
+            threshold(row, language), samples, remark(row.get("note"), language),
+        ])  # fmt: skip
+        lines = slice_rows(title, row, language)
+        if lines:
+            parts.append((word("Parts of {}", language).format(title), parts_table(lines, language)))
+        if chart := duplication_chart(title, row, language):
+            curves.append((title, chart))
+    heads = ("Audit|what", "Verdict", "Value|number", "Threshold|number", "Samples|number", "Reason|note wrap")
+    columns = columns_of(heads, language)
+    caption = word(
+        "A pass needs the whole 95 % interval inside the threshold, a fail all of it outside; otherwise the samples do "
+        "not decide.", language
+    )  # fmt: skip
+    return {"table": Table(columns, rows, caption), "parts": parts, "curves": curves} if rows else None
+
+
+def verdict_cell(verdict: str, language: str) -> Markup:
+    """Return symbol and word of a verdict in its colour."""
+    text = word(verdict.replace("_", " "), language)
+    return Markup('<span class="verdict {}"><span aria-hidden="true">{}</span> {}</span>').format(
+        CLASSES[verdict], SYMBOLS[verdict], text
+    )
+
+
+def threshold(row: Row, language: str) -> str:
+    """Return the range that passes."""
+    limits, unit = row.get("threshold"), str(row.get("unit") or "")
+    least, most = (limits.get(key) if isinstance(limits, dict) else None for key in ("least", "most"))
+    least, most = (exact(float(end), unit, language) if is_number(end) else "" for end in (least, most))
+    if least and most:
+        return word("{} to {}", language).format(least, most)
+    if least or most:
+        return word("at least {}" if least else "at most {}", language).format(least or most)
+    return word("none", language)
+
+
+def duplication_chart(title: str, row: Row, language: str) -> Markup:
+    """Return a chart of the slices `duplication 1`, `duplication 4` and so on; empty for other audits."""
+    slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
+    points = {}
+    for name, entry in slices.items():
+        copies = str(name).removeprefix(DUPLICATION)
+        if str(name).startswith(DUPLICATION) and copies.isascii() and copies.isdigit() and len(copies) < 10:
+            value, low, high = (entry.get(key) if isinstance(entry, dict) else None for key in ("value", "low", "high"))
+            if is_number(value):
+                ends = [float(end) if is_number(end) else None for end in (low, high)]
+                points[int(copies)] = Point(copies, float(value), ends[0], ends[1])
+    label = f"{title}: {word('By duplication in the training data', language)}"
+    return interval_chart([points[copies] for copies in sorted(points)][:64], label, language)
+
+
+def audit_counts(results: Mapping[str, Row], selftest: Row, language: str) -> list[Figure]:
+    """Return key figures: audits passed of those that ran, with the names of failed ones, and controls caught."""
+    rows, found = audit_rows(results), []
+    if rows:
+        by_verdict = {verdict: [name for name, own, _ in rows if own == verdict] for verdict in SYMBOLS}
+        ran = len(rows) - len(by_verdict["not_run"])
+        notes = []
+        if by_verdict["fail"]:
+            names = ", ".join(audit_title(name, language) for name in by_verdict["fail"][:4])
+            more = " ..." if len(by_verdict["fail"]) > 4 else ""
+            notes.append(word("{} failed: {}", language).format(len(by_verdict["fail"]), names + more))
+        for verdict, text in (("inconclusive", "{} inconclusive"), ("not_run", "{} not run")):
+            if by_verdict[verdict]:
+                notes.append(word(text, language).format(len(by_verdict[verdict])))
+        value = word("{} of {}", language).format(len(by_verdict["pass"]), ran)
+        found.append(Figure(word("Audits passed", language), value, "; ".join(notes), "", "audits"))
+    controls = _controls(selftest)
+    if controls:
+        missed = [str(row.get("control")) for row in controls if row.get("caught") is not True]
+        value = word("{} of {}", language).format(len(controls) - len(missed), len(controls))
+        note = word("missed: {}", language).format(", ".join(missed[:4])) if missed else ""
+        found.append(Figure(word("Controls caught", language), value, note, "", "selftest"))
+    return found
+
+
+def read_selftest(folder: Path) -> Row:
+    """Return the content of selftest.json in a folder; empty without one.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    path = folder / SELFTEST
+    if not path.is_file():
+        return {}
+    try:
+        if path.stat().st_size > MAX_SELFTEST_BYTES:
+            raise ValueError(f"more than {MAX_SELFTEST_BYTES} bytes")
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run evaluate.py selftest again") from None
+
+
+def _controls(selftest: Row) -> list[Row]:
+    rows = selftest.get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def selftest(content: Row, language: str) -> Table | None:
+    """Return the table of controls: missed ones first."""
+    controls = sorted(_controls(content), key=lambda row: row.get("caught") is True)
+    rows = []
+    for row in controls:
+        caught = row.get("caught") is True
+        sign, style, text = ("✓", "pass", "caught") if caught else ("✗", "fail", "missed")
+        cell = Markup('<span class="verdict {}"><span aria-hidden="true">{}</span> {}</span>')
+        subject, name, expected, found = (
+            remark(str(row.get(key) or ""), language) for key in ("subject", "control", "expected", "found")
+        )
+        kind = word(str(row.get("kind") or ""), language)
+        rows.append([subject, name, kind, expected, found, cell.format(style, sign, word(text, language))])
+    heads = ("Subject|what", "Control|wrap", "Kind", "Expected|wrap", "Found|wrap", "Caught")
+    columns = columns_of(heads, language)
+    text = "{} of {} controls are on the right side. A positive control has a planted fault, a negative one is clean."
+    right = sum(row.get("caught") is True for row in controls)
+    return Table(columns, rows, word(text, language).format(right, len(controls))) if rows else None
