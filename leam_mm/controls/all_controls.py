@@ -15,6 +15,7 @@ from leam_mm.controls.personal_data_controls import personal_data_controls
 from leam_mm.controls.provenance_controls import provenance_controls
 from leam_mm.controls.release_controls import release_controls
 from leam_mm.controls.rights_controls import rights_controls
+from leam_mm.controls.score_controls import score_controls
 
 
 def all_controls() -> list[Control]:
@@ -24,6 +25,7 @@ def all_controls() -> list[Control]:
         *language_controls(),
         *bias_controls(),
         *judge_controls(),
+        *score_controls(),
         *rights_controls(),
         *provenance_controls(),
         *personal_data_controls(),

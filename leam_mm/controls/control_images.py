@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +25,15 @@ def numbered_png(number: int) -> bytes:
     pixels = numpy.full((SIDE, SIDE, 3), (number % 256, number // 256, 0), numpy.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def numbered_image(number: int) -> Tensor:
+    """Return the pixels (3, H, W) in [0, 1] of ``numbered_png``, as a generator gives them.
+
+    Args:
+        number: Below 65,536.
+    """
+    return torch.tensor([number % 256, number // 256, 0])[:, None, None].expand(3, SIDE, SIDE) / 255
 
 
 def image_numbers(image: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.intervals import wilson_interval
 from leam_mm.evaluators.known_images import shard_scenes
+from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.scene_reader import SceneReader, score
 
@@ -92,10 +93,10 @@ class Compositional(Evaluator):
 
     def _real(self, reader: SceneReader) -> list[Metric]:
         tally = _Tally()
-        for image, prompt in shard_scenes(Path(self.real_shards or ""), self.real_limit):
+        for number, (image, prompt) in enumerate(shard_scenes(Path(self.real_shards or ""), self.real_limit)):
             verdict = score(reader.read(image), prompt)
             for key in ASKED[prompt["kind"]]:
-                tally.add(f"{self.name}/real/{key}", verdict[key], {"kind": prompt["kind"]})
+                tally.add(f"{self.name}/real/{key}", f"{number} {prompt}", verdict[key], {"kind": prompt["kind"]})
         return tally.metrics("reader against the drawn truth; an upper bound for what follows from pixels")
 
     def _generated(self, reader: SceneReader, context: EvaluationContext) -> list[Metric]:
@@ -109,12 +110,13 @@ class Compositional(Evaluator):
 
         # Ranks share the batches; image n is the same for any number of ranks.
         sampled = over_ranks(len(texts), self.batch_size, lambda part: part, make, context.device)
-        for prompt, image in zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True):
+        for number, (prompt, image) in enumerate(zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True)):
             verdict = score(reader.read(image), prompt)
             asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
             for key, right in asked.items():
                 slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
-                tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", right, slices)
+                sample = f"{number} {self.seed} {prompt['language']} {prompt['text']}"
+                tally.add(f"{self.name}/generated/{prompt['kind']}/{key}", sample, right, slices)
             shown.append(ShownImage(image, prompt["text"], prompt["language"], verdict=asked))
         if rank() == 0:
             chosen = [shown[number] for number in spread_evenly(len(shown))]
@@ -142,10 +144,12 @@ class _Tally:
 
     def __init__(self) -> None:
         self.hits: dict[str, list[bool]] = defaultdict(list)
+        self.keys: dict[str, list[str]] = defaultdict(list)
         self.slices: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
 
-    def add(self, name: str, right: bool, slices: dict[str, str]) -> None:
+    def add(self, name: str, key: str, right: bool, slices: dict[str, str]) -> None:
         self.hits[name].append(right)
+        self.keys[name].append(key)
         for dimension, value in slices.items():
             self.slices[name][f"{dimension}={value}"].append(right)
 
@@ -162,6 +166,7 @@ class _Tally:
                     for key, part in sorted(self.slices[name].items())
                 },
                 note=note,
+                outcomes=write_outcomes(np.array(hits), self.keys[name]),
             )
             for name, hits in self.hits.items()
         ]

@@ -40,6 +40,7 @@ BENCHMARKS = (
     "detectors",
     "weak_scaling",
     "mark_robustness",
+    "interval_coverage",
 )
 
 
