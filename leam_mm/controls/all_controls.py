@@ -2,6 +2,7 @@
 
 from leam_mm.controls.bias_controls import bias_controls
 from leam_mm.controls.changed_image_controls import changed_image_controls
+from leam_mm.controls.class_folder_controls import class_folder_controls
 from leam_mm.controls.control import Control
 from leam_mm.controls.distance_controls import distance_controls
 from leam_mm.controls.encoder_controls import encoder_controls
@@ -35,5 +36,6 @@ def all_controls() -> list[Control]:
         *distance_controls(),
         *changed_image_controls(),
         *encoder_controls(),
+        *class_folder_controls(),
         *image_controls(),
     ]
