@@ -138,7 +138,7 @@ class EncoderMeasures:
             hits = read_outcomes(metric.as_dict()) if prefix == f"{title}/top1" else None
             if hits is not None and code in names.languages:
                 named = numpy.array([bool(texts) for texts in names.languages[code].prompts])
-                value, low, high = mean_of_classes(hits[1].astype(float), label[named[label]])
+                value, low, high = mean_of_classes(hits.values, label[named[label]])
                 note = f"mean over classes of top-1; chance {1 / int(named.sum()):.2%} with {int(named.sum())} classes"
                 if alike := len(named) - len(set(names.languages[code].group)):
                     note += f"; {alike} classes share their name with another class and are right for it"

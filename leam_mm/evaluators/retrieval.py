@@ -1,6 +1,7 @@
 """Retrieval in both directions and many languages: recall at 1, 5 and 10 (Karpathy and Fei-Fei 1412.2306)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -61,6 +62,18 @@ class Retrieval(Evaluator):
         samples = agree(self._read, context.device)
         module = context.require_clip()
         image = embed_images(module, samples, self.batch_size, context.device)
+        return self.measure(module, image, samples, context.device)
+
+    @torch.no_grad()
+    def measure(self, module: Any, image: Tensor, samples: list[ImageSample], device: torch.device) -> list[Metric]:
+        """Measure both directions, from embeddings of the images.
+
+        Args:
+            module: The contrastive module, on the device.
+            image: (B, D) normalised embeddings.
+            samples: The images; at least one has a caption in one of the languages.
+            device: Device of the networks.
+        """
         # Per protocol and direction, for each language the ranks of each sample.
         ranks: dict[str, list[list[Tensor]]] = {f"{p}{d}": [] for p in PROTOCOLS for d in DIRECTIONS}
         candidates: dict[str, list[int]] = {protocol: [] for protocol in PROTOCOLS}
@@ -70,12 +83,10 @@ class Retrieval(Evaluator):
             if rows:
                 captions = [samples[row].captions(language) for row in rows]
                 unique = sorted({text for texts in captions for text in texts})
-                text = embed_texts(module, unique, self.batch_size, context.device)
+                text = embed_texts(module, unique, self.batch_size, device)
                 index = {caption: number for number, caption in enumerate(unique)}
                 owned = [torch.tensor([index[caption] for caption in texts]) for texts in captions]
-                for protocol, both in zip(
-                    PROTOCOLS, ranks_both_ways(image[rows], text, owned, context.device), strict=True
-                ):
+                for protocol, both in zip(PROTOCOLS, ranks_both_ways(image[rows], text, owned, device), strict=True):
                     for direction, values in zip(DIRECTIONS, both, strict=True):
                         for row, value in zip(rows, values, strict=True):
                             found[f"{protocol}{direction}"][row] = value
