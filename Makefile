@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment serve test test-extras test-transformers4 test-cluster check quickstart emoji finetune bench gpu fuzz clean
+.PHONY: help environment serve test test-extras test-transformers4 test-cluster check quickstart audit emoji finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ environment: $(READY) ## Build the environment with the pinned versions
 
 quickstart: environment ## The whole way, from scenes to a release, on two CPU cores without network
 	$(RUN) -m leam_mm.pipeline configs/pipeline_quickstart.yaml
+
+audit: environment ## All audits of the quickstart and its release, the long ones too
+	$(RUN) evaluate.py audit --config configs/audit_full.yaml
 
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
 	$(RUN) -m leam_mm.pipeline configs/pipeline_emoji.yaml

@@ -5,6 +5,7 @@ where the samples do not decide. One whose ``verdict`` is ``not_run`` is missing
 result: value, interval, unit, samples, slices, note.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.errors import UserError
 from leam_mm.report.report_words import audit_title
 
+log = logging.getLogger(__name__)
 PREFIX = "audit/"
 VERDICTS = {  # English and German
     "passed": ("passed", "bestanden"),
@@ -64,7 +66,7 @@ def check_gate(facts: ReleaseFacts, publisher: PublisherFields) -> None:
     """Refuse a release whose audits failed or are missing, unless the publisher gives the reason.
 
     Raises:
-        UserError: An audit has no reason, or a reason names an audit that passed or is not known.
+        UserError: An audit has no reason, or a reason names an audit that is not known.
     """
     states, reasons = audit_states(facts), publisher.audit_exceptions or {}
     without = [
@@ -84,8 +86,10 @@ def check_gate(facts: ReleaseFacts, publisher: PublisherFields) -> None:
                 f"audit_exceptions.{name} of release.yaml names no audit: use one of {', '.join(sorted(known))}"
             )
         verdicts = {state.verdict for state in states if state.name == name or state.name.startswith(f"{name}/")}
-        if verdicts and verdicts <= set(PUBLISHABLE):
-            raise UserError(f"audit_exceptions.{name} of release.yaml excuses an audit that passed: drop it")
+        if verdicts and verdicts <= set(PUBLISHABLE):  # verdicts differ between machines: one has an energy counter
+            log.warning(
+                "audit_exceptions.%s of release.yaml excuses an audit that passed; the card does not show it", name
+            )
 
 
 def exception_reason(name: str, reasons: Mapping[str, str]) -> str:
