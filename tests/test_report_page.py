@@ -146,6 +146,15 @@ def test_evaluation_folder_alone_is_enough(run: Path) -> None:
     assert "Maltese" in page and '<section id="training">' not in page
 
 
+def test_audits_have_a_folder_of_their_own(run: Path) -> None:
+    (run / "audits").mkdir()
+    line = {"name": "audit/energy/images", "value": 0.25, "unit": "kWh per 1,000", "samples": 9, "verdict": "pass"}
+    (run / "audits/results.jsonl").write_text(json.dumps(line) + "\n")
+    write_report(run, run / "report.html", title="Run")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert 'id="audits"' in text and "Energy" in text and "kWh per 1,000" in text
+
+
 def test_errors_are_one_line(tmp_path: Path, run: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing to report"):

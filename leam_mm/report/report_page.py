@@ -33,8 +33,8 @@ def write_report(folder: Path, output: Path, title: str) -> None:
     """Write the report of a run or of an evaluation in English, and beside it in German.
 
     Args:
-        folder: A run folder (with any of evaluation/, clip/, codec/, generator/, stages/), or an evaluation folder with
-            results.jsonl.
+        folder: A run folder (with any of evaluation/, audits/, clip/, codec/, generator/, stages/), or an evaluation
+            folder with results.jsonl.
         output: The English HTML file, written atomically; the German one is named like report.de.html.
         title: Heading of the page.
 
@@ -61,7 +61,7 @@ def report_page(folder: Path, title: str, language: str, others: Sequence[tuple[
         others: The same page in other languages: code and file name of each.
     """
     evaluation = folder / "evaluation" if (folder / "evaluation").is_dir() else folder
-    found, pipeline = read_results(evaluation), read_pipeline(folder)
+    found, pipeline = read_results(evaluation) | read_results(folder / "audits"), read_pipeline(folder)
     stages, controls = read_stages(folder, pipeline), audit_section.read_selftest(evaluation)
     results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     content: dict[str, tuple[str, Any]] = {
