@@ -14,16 +14,20 @@ from toys.shards import write_toy_shards, write_toy_tokenizer
 
 from data_tools.corpora.scene_corpus import write_descriptions
 from data_tools.corpora.scene_drawing import SceneObject, draw_scene
+from data_tools.corpora.scene_language import COLOURS
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional
 from leam_mm.evaluators.embedding import embed_texts, keep_own_bytes, read_image_samples
+from leam_mm.evaluators.encoder_judge import EncoderJudge
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator
 from leam_mm.evaluators.generation import Generation
 from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.evaluators.ranks import agree, over_ranks
 from leam_mm.evaluators.retrieval import Retrieval
+from leam_mm.evaluators.scene_judge import SceneJudge
+from leam_mm.evaluators.text_to_image import TextToImage
 from leam_mm.evaluators.zero_shot import ZeroShot
 from leam_mm.losses.contrastive import InfoNCE
 from leam_mm.optim.sharding import shard_blocks
@@ -86,6 +90,23 @@ def composed(folder: Path, output: Path) -> list[dict[str, Any]]:
     return [dataclasses.asdict(metric) for metric in metrics]
 
 
+class NumberedGenerator:
+    """Draws one shape, whose colour is a function of the concept and of the length of the prompt."""
+
+    def sample(self, prompts: list[str], numbers: list[int], **settings: Any) -> torch.Tensor:
+        colours = [COLOURS[(number + len(text)) % 8] for number, text in zip(numbers, prompts, strict=True)]
+        images = [draw_scene([SceneObject(colour, "circle", 0.5, 0.5, 0.3)], 32) for colour in colours]
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 255
+
+
+def parallel(folder: Path, made: ContrastiveModule, output: Path) -> list[dict[str, Any]]:
+    """Three concepts, so that two ranks have two and one, judged by a reader and by the module."""
+    judges = [SceneJudge(folder), EncoderJudge()]
+    prompts, features = folder / "prompt_set.json", Embedding(made)
+    measured = TextToImage(judges, prompts, known_limit=21, known_size=32, features=features, per_kind=1)
+    return [dataclasses.asdict(m) for m in measured.run(EvaluationContext(made, NumberedGenerator(), output))]
+
+
 def measure(folder: Path, made: ContrastiveModule) -> list[dict[str, Any]]:
     context = EvaluationContext(made, PromptGenerator(), folder)
     return [dataclasses.asdict(metric) for evaluator in evaluators(folder, made) for metric in evaluator.run(context)]
@@ -114,6 +135,7 @@ def one_rank(rank: int, world: int, folder: Path) -> None:
         mesh = init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
         shard_blocks(sharded.encoder, mesh, methods=("encode_image", "encode_text"))
         found["sharded"] = measure(folder, sharded)
+        found["parallel"] = parallel(folder, sharded, folder / "ranks")
 
         def read(part: slice) -> torch.Tensor:
             if rank == 1 and part.start:
@@ -136,10 +158,12 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
     prepare(tmp_path)
     expected = json.loads(json.dumps(measure(tmp_path, module(tmp_path))))
     # 14 images are too few for Fréchet distance, precision and recall: one line says so, beside two kernel distances.
-    assert len(expected) == 3 * 5 + 6 * 5 + 3 and any(0 < (metric["value"] or 0) < 1 for metric in expected)
+    assert len(expected) == 3 * 5 + 12 * 5 + 3 and any(0 < (metric["value"] or 0) < 1 for metric in expected)
     pictured = json.loads(json.dumps(composed(tmp_path, tmp_path / "sheet")))
     values = {metric["name"]: metric["value"] for metric in pictured}
     assert 0.2 < values["compositional/generated/single/colour_shape"] < 0.8
+    drawn = json.loads(json.dumps(parallel(tmp_path, module(tmp_path), tmp_path / "alone")))
+    assert any("scene_reader/soft_tifa" in metric["name"] and 0 < metric["value"] < 1 for metric in drawn)
     # Spawned: earlier tests leave threads in this process, whose locks a fork would copy and never release.
     torch.multiprocessing.start_processes(one_rank, args=(world, tmp_path), nprocs=world, start_method="spawn")
     for rank in range(world):
@@ -147,6 +171,7 @@ def test_ranks_measure_what_one_process_measures(world: int, tmp_path: Path) -> 
         assert found["plain"] == expected
         assert found["sharded"] == expected
         assert found["composed"] == pictured
+        assert found["parallel"] == drawn
         # No rank waits for one that failed, and later calls find the ranks in step.
         assert found["fails"] == ("the disk of rank 1" if rank == 1 else found["fails"])
         assert "another rank" in found["fails"] or rank == 1

@@ -54,6 +54,15 @@ def test_parity_is_the_ratio_of_means() -> None:
     assert (equal.low, equal.value, equal.high) == pytest.approx((1, 1, 1))
 
 
+def test_the_interval_of_parity_covers_the_ratio() -> None:
+    random, covered = numpy.random.default_rng(1), 0
+    for _ in range(300):
+        score = random.beta(1.2, 0.8, size=(24, 1)) * [1, 0.9, 0.8] + random.normal(0, 0.12, size=(24, 3))
+        found = score_parity("parity", score, ["en", "de", "fi"], 0, "")
+        covered += found.low <= 0.85 <= found.high
+    assert 0.91 <= covered / 300 <= 0.99
+
+
 def test_what_cannot_be_compared_is_not_measured() -> None:
     assert score_parity("parity", numpy.zeros((9, 2)), ["en", "de"], 0, "").value is None
     alone = against_anchor("likeness", numpy.ones((9, 1)), ["en"], 0, "ratio", "")

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import FEWEST
-
-DRAWS = 1000  # of the bootstrap
+from leam_mm.evaluators.intervals import mean_interval
 
 
 def image_likeness(features: numpy.ndarray, anchor: int) -> numpy.ndarray:
@@ -63,7 +61,7 @@ def against_anchor(
         note: Note of the metric.
 
     Returns:
-        Its interval is that of a bootstrap over concepts, each with its languages; each language is a slice.
+        Its interval is one over concepts, each with its languages; each language is a slice.
     """
     ones = numpy.ones(len(values))
     return _summary(name, values, ones, languages, anchor, unit, note)
@@ -94,24 +92,17 @@ def _summary(
     unit: str,
     note: str,
 ) -> Metric:
-    """Return the mean of the other languages' values over that of ``below`` (concepts); both are drawn together."""
+    """Return the mean of the other languages over that of ``below`` (concepts), with an interval over concepts."""
     others = [number for number in range(len(languages)) if number != anchor]
     count = len(values)
     if not others or not count:
         return Metric(name, None, None, None, unit, 0, note=f"not measured: there is no second language; {note}")
-    columns = numpy.concatenate([values[:, others].mean(axis=1, keepdims=True), values[:, others]], axis=1)
-    found = columns.mean(axis=0) / below.mean()
-    rows = numpy.random.default_rng(0).integers(0, count, (DRAWS, count))
-    weights = numpy.stack([numpy.bincount(row, minlength=count) for row in rows]) / count
-    with numpy.errstate(divide="ignore", invalid="ignore"):
-        # A draw without any score in the anchor language has no ratio.
-        draws = (weights @ columns) / (weights @ below)[:, None]
-    ends = numpy.nanquantile(draws, (0.025, 0.975), axis=0)
-    low, high = ends if count >= FEWEST else numpy.full_like(ends, numpy.nan)
-    slices = {
-        f"language={languages[number]}": {
-            "value": float(found[column]), "low": float(low[column]), "high": float(high[column]), "samples": count,
-        }
-        for column, number in enumerate(others, start=1)
-    }  # fmt: skip
-    return Metric(name, float(found[0]), float(low[0]), float(high[0]), unit, count, slices, note)
+    columns = [values[:, others].mean(axis=1), *values[:, others].T]
+    found = []
+    for column in columns:
+        ratio = float(column.mean() / below.mean())
+        # Linear part of the ratio's error (delta method); for a plain mean it is the error itself.
+        low, high = mean_interval((column - ratio * below) / below.mean())
+        found.append({"value": ratio, "low": ratio + low, "high": ratio + high, "samples": count})
+    slices = {f"language={languages[number]}": entry for number, entry in zip(others, found[1:], strict=True)}
+    return Metric(name, found[0]["value"], found[0]["low"], found[0]["high"], unit, count, slices, note)
