@@ -110,12 +110,13 @@ class MembershipInference(Audit):
             )
         areas = ", ".join(f"{name} {slices[f'{name}/area']['value']:.3f}" for name in scores)
         reason = (
-            f"area under the curve: {areas}; of a classifier that sees no model {guard[0]:.3f} (up to {guard[2]:.3f})"
+            f"members found at {self.false_positives:.1%} false positives; area under the curve: {areas}; of a "
+            f"classifier that sees no model {guard[0]:.3f} (up to {guard[2]:.3f})"
         )
         value, low, high = (max(row[key] for row in found) for key in ("value", "low", "high"))
         fewer = min(count, len(next(iter(scores.values()))) - count)
         return AuditResult(
-            f"{self.name}/{part}", value, low, high, f"members found at {self.false_positives:g} false positives",
+            f"{self.name}/{part}", value, low, high, "fraction",
             fewer, Threshold(most=self.most), slices, reason, fewest=self.fewest, undecided=undecided, maps_to=MAPS_TO,
         )  # fmt: skip
 
