@@ -1,6 +1,7 @@
 """Fréchet distance: closed forms, scipy's matrix root, singular covariances, identical sets."""
 
 import logging
+from functools import reduce
 
 import numpy
 import pytest
@@ -43,6 +44,16 @@ def test_identical_sets_have_distance_zero() -> None:
         x = features(count, 16, 3)
         assert frechet_distance_of_features(x, x) == pytest.approx(0, abs=1e-9)
         assert frechet_distance_of_features(x, x + 2) == pytest.approx(64, rel=1e-9)
+
+
+@pytest.mark.parametrize("parts", [2, 7])
+def test_merged_parts_give_the_distance_of_one_pass(parts: int) -> None:
+    sets = [features(500, 16, 1, shift=3), features(400, 16, 2, shift=4)]
+    merged = [reduce(FeatureMoments.merge, map(FeatureMoments.of, part.chunk(parts))) for part in sets]
+    batches = [FeatureMoments.of_batches(part.chunk(parts)) for part in sets]
+    exact = frechet_distance_of_features(*sets)
+    assert frechet_distance(*merged) == pytest.approx(exact, rel=1e-12)
+    assert frechet_distance(*batches) == pytest.approx(exact, rel=1e-12)
 
 
 def test_one_sample_has_no_covariance() -> None:

@@ -200,7 +200,7 @@ class ClipFeatures(NetworkFeatures):
             self.weights_sha256 = str((getattr(module, "checkpoint_evidence", None) or {}).get("sha256", ""))
         if not self.protocol:
             origin: dict[str, str] = self.encoder.origin()
-            name = f"own encoder {self.checkpoint} {self.weights_sha256[:12]}".rstrip()
+            name = f"own encoder {self.weights_sha256[:12] or self.checkpoint}"
             if self.checkpoint is None:
                 self.weights_sha256 = origin.get("sha256", "")
                 name = f"{origin.get('weights', 'encoder')} {self.weights_sha256[:12]}"

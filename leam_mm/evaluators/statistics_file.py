@@ -80,8 +80,9 @@ def read_statistics(path: Path) -> FeatureStatistics:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing .npz file") from None
     except KeyError as error:
         raise UserError(f"{path}: has no {error.args[0]}; statistics of pytorch-fid hold mu and sigma") from None
-    except (ValueError, TypeError, zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path}: holds no mean and covariance ({error}); write the statistics again") from None
+    except Exception as error:  # zipfile raises many kinds on damaged files
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{path}: holds no mean and covariance ({reason}); write the statistics again") from None
     symmetric = torch.from_numpy((covariance + covariance.T) / 2)
     moments = FeatureMoments(count or 2, torch.from_numpy(mean), symmetric * ((count or 2) - 1))
     return FeatureStatistics(moments, count, record)
@@ -90,6 +91,8 @@ def read_statistics(path: Path) -> FeatureStatistics:
 def _member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> numpy.ndarray:
     if info.file_size > MAX_BYTES:
         raise ValueError(f"{info.filename} has {info.file_size} bytes, more than {MAX_FEATURES} features need")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # what numpy writes
+        raise ValueError(f"{info.filename} has an unknown compression")
     with file.open(info) as member:
         content = member.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

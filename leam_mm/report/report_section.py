@@ -60,6 +60,8 @@ def distances(results: Results, language: str) -> list[dict[str, Any]]:
         lines = []
         for name in names:
             pair = [results.get(f"{group}/{name}/{kind}", {}) for kind in ("generated", "real")]
+            if not any(pair):
+                continue
             label = DISTANCES[name][language == "de"] if name in DISTANCES else metric_title(name, language)
             lines.append([label, *(measured(row, language) for row in pair)])
         row = results[f"{group}/frechet_distance/generated"]

@@ -4,17 +4,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import torch
+from toys.images import encoded_image, soft_image
 from toys.pages import metric_row
 from toys.recipes import CODEC_SECTION, save_checkpoint
 
 from data_tools.withdrawal.withdrawal_statement import verify_statement
 from data_tools.work.signature import sign_file, verify_file
 from fuzz.hunt import Reader
-from fuzz.mutation import damage_bytes, damage_json, wrapped
+from fuzz.mutation import damage_bytes, damage_json, damage_png, wrapped
 from leam_mm.callbacks.ema_snapshots import FOLDER, Snapshot, read_snapshots, write_snapshot
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
+from leam_mm.evaluators.compared_images import read_rgb
+from leam_mm.evaluators.feature_statistics import FeatureMoments
 from leam_mm.evaluators.results import RESULTS, read_results
+from leam_mm.evaluators.statistics_file import read_statistics, write_statistics
 from leam_mm.release.reconstruct_ema import check_names
 from leam_mm.report.report_page import write_report
 
@@ -198,6 +203,35 @@ def signature(folder: Path) -> Read:
     return read
 
 
+def statistics_seeds(folder: Path) -> list[bytes]:
+    """Return statistics of features, with a number of images and without."""
+    folder.mkdir(exist_ok=True)
+    write_statistics(folder / "a.npz", FeatureMoments.of(torch.arange(12.0).reshape(4, 3).square()), {"features": "x"})
+    numpy.savez(folder / "b.npz", mu=numpy.zeros(2), sigma=numpy.eye(2))
+    return [(folder / name).read_bytes() for name in ("a.npz", "b.npz")]
+
+
+def statistics(folder: Path) -> Read:
+    """Read statistics of features."""
+
+    def read(data: bytes) -> None:
+        (folder / "a.npz").write_bytes(data)
+        read_statistics(folder / "a.npz")
+
+    return read
+
+
+def image_seeds(folder: Path) -> list[bytes]:
+    """Return images with transparency, a palette and grey."""
+    image = soft_image(0, 24)
+    return [encoded_image(image.convert(mode)) for mode in ("RGB", "RGBA", "LA", "P")] + [encoded_image(image, "GIF")]
+
+
+def compared_image(folder: Path) -> Read:
+    """Decode an image of a set that is compared."""
+    return lambda data: read_rgb(data, (255, 255, 255))
+
+
 JSON = (damage_json, damage_json, damage_bytes)
 HEADER = (wrapped(_tensor_header, _with_tensor_header, damage_json), damage_bytes)
 READERS = [
@@ -222,4 +256,6 @@ READERS = [
     ),
     Reader("statement", statement_seeds, statement, JSON),
     Reader("signature", signature_seeds, signature, JSON),
+    Reader("statistics", statistics_seeds, statistics),
+    Reader("compared_image", image_seeds, compared_image, (damage_bytes, damage_png)),
 ]
