@@ -1,7 +1,6 @@
 """Opt-out compliance: reading of recorded signals, counts, withdrawn items and age, on shards with known answers."""
 
 import json
-from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def test_damaged_evidence_counts_as_refusing_and_none_as_unknown() -> None:
 def test_counts_coverage_and_age(tmp_path: Path) -> None:
     refused = {"consent": {"origin": [SIGNALS[0], SIGNALS[5]]}}
     shards = write_control_shards(tmp_path / "shards", every(8, refused, ({}, {"consent": {}}, {})))
-    found = audited(shards, OptOut(today=date(2026, 11, 11)))
+    found = audited(shards, OptOut(today="2026-11-11"))
     slices = found["audit/opt_out"]["slices"]
     # Numbers 0, 8 and 16 are refused; of the others 1, 4, 7, 10, 13, 19 and 22 have no evidence.
     assert (slices["status=violated"], slices["status=unknown"], slices["status=asked"]) == (3, 7, 14)
@@ -144,6 +143,8 @@ def test_damaged_shards_give_one_line(tmp_path: Path) -> None:
         audited(shards, OptOut())
     with pytest.raises(UserError, match="samples is 0: give at least 1"):
         OptOut(samples=0)
+    with pytest.raises(UserError, match=r"today is 'x': write it as YYYY-MM-DD"):
+        OptOut(today="x")
 
 
 def test_rule_of_three_is_the_exact_bound_to_two_percent() -> None:

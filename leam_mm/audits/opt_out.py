@@ -39,7 +39,7 @@ class OptOut(Audit):
         file_rights: Function of the bytes of an image file that returns the rights signals in it (attributes kind,
             value, source and reserved); None reads the recorded signals only.
         withdrawn: Function of the path of the shards that returns the withdrawal lists beside them (WithdrawnLists).
-        today: Day from which ages are counted; None takes the current one.
+        today: Day from which ages are counted, as YYYY-MM-DD; None takes the current one.
         seed: Seed of the draw.
     """
 
@@ -52,12 +52,16 @@ class OptOut(Audit):
         oldest_days: float = 365,
         file_rights: Callable[[bytes], Any] | None = None,
         withdrawn: Callable[[Path], Any] | None = None,
-        today: date | None = None,
+        today: str | None = None,
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         if samples is not None and samples < 1:
             raise UserError(f"OptOut: samples is {samples}: give at least 1, or null for all")
+        try:
+            date.fromisoformat(today or "2026-01-01")
+        except ValueError:
+            raise UserError(f"OptOut: today is {today!r}: write it as YYYY-MM-DD") from None
         self.samples, self.least_coverage, self.oldest_days = samples, least_coverage, oldest_days
         self.file_rights, self.withdrawn, self.today, self.seed = file_rights, withdrawn, today, seed
 
@@ -141,7 +145,7 @@ class OptOut(Audit):
             return []
         missing = {key for key, time in asked.items() if time is None}
         ledger = ledger_dates(folder, missing) if missing else {}
-        now = datetime.combine(self.today, time(), UTC) if self.today else datetime.now(UTC)
+        now = datetime.combine(date.fromisoformat(self.today), time(), UTC) if self.today else datetime.now(UTC)
         dates = [time or collection_date({}, ledger.get(key)) for key, time in asked.items()]
         ages = [max(0.0, (now - one).total_seconds() / DAY) for one in dates if one is not None]
         undated = len(dates) - len(ages)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterable
-from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from leam_mm.controls.judged_results import judged
 from leam_mm.data.tombstones import TOMBSTONES
 from leam_mm.files import bytes_sha256, write_text
 
-SUBJECT, TODAY = "audit/opt_out", date(2026, 11, 29)
+SUBJECT, TODAY = "audit/opt_out", "2026-11-29"
 ASKED = signal("robots.txt", "allowed", False)
 FORBIDDEN = signal("robots.txt", "Disallow: /", True)
 RESERVED = signal("tdmrep.json", "/: 1", True, "/.well-known/tdmrep.json")
