@@ -7,7 +7,7 @@ transparency of generated content (10 June 2026) asks for.
 
 from typing import Any
 
-from leam_mm.documents.document_text import Open, render, stated
+from leam_mm.documents.document_text import NOT_APPLICABLE, Open, render, stated
 from leam_mm.documents.public_summary import answer
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import ReleaseFacts
@@ -25,9 +25,9 @@ def use_view(facts: ReleaseFacts, publisher: PublisherFields, language: str) -> 
         "version": answer(publisher, "version", language),
         "date": stated(publisher.release_date, "release_date"),
         "intended": intended,
-        "intended_open": None if intended else Open("open", "intended_uses"),
+        "intended_open": NOT_APPLICABLE if intended else Open("open", "intended_uses"),
         "unintended": unintended,
-        "unintended_open": None if unintended else Open("open", "out_of_scope_uses"),
+        "unintended_open": NOT_APPLICABLE if unintended else Open("open", "out_of_scope_uses"),
     }
 
 
