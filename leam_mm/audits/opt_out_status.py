@@ -85,9 +85,9 @@ def recorded_signals(record: Mapping[str, Any]) -> list[RecordedSignal]:
     found = []
     for rows, answered in ((consent.get("origin"), False), (consent.get("page_rights"), False), (answers, True)):
         for row in rows if isinstance(rows, list) else []:
-            texts = [str(row.get(name)) for name in ("kind", "value", "source")] if isinstance(row, dict) else ["?"] * 3
-            reserved = not isinstance(row, dict) or row.get("reserved") is not False
-            found.append(RecordedSignal(*texts, reserved, answered))
+            fields = row if isinstance(row, dict) else {}
+            kind, value, source = (str(fields.get(name)) for name in ("kind", "value", "source"))
+            found.append(RecordedSignal(kind, value, source, fields.get("reserved") is not False, answered))
     return found
 
 
