@@ -90,7 +90,10 @@ def evaluate(
         for number, evaluator in enumerate(evaluators, start=1):
             label, inputs = f"{number}/{len(evaluators)} {type(evaluator).__name__}", input_digests(evaluator)
             if resume and is_finished(read_lines(output / RESULTS), evaluator, inputs, models):
-                console.print(f"{label}: skipped, measured before with equal settings, inputs, models and versions")
+                console.print(
+                    f"{label}: skipped, measured before with equal settings, inputs, models and versions",
+                    soft_wrap=True,
+                )
                 continue
             console.print(f"{label} on {name}")
             start = time.monotonic()

@@ -1,5 +1,6 @@
 """CLIPScore against its formula, chance and real images beside it, and outcomes that can be paired."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from leam_mm.controls.coded_models import CodedEncoder, CodedGenerator
-from leam_mm.controls.control_images import image_numbers, numbered_image, write_numbered_shards
+from leam_mm.controls.control_images import image_numbers, numbered_image, numbered_png, write_numbered_shards
+from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.clip_score import ClipScore, clip_score, reference_clip_score
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
@@ -49,6 +51,21 @@ def test_generated_shuffled_and_real(tmp_path: Path) -> None:
     assert found["clip_score/real"].value == pytest.approx(2.5, abs=1e-5)
     assert "clip_score/references/mean" not in found
     assert found["clip_score/generated/min"].low is not None
+
+
+def test_further_captions_are_references(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "shards", 8) as writer:
+        for number in range(6):
+            texts = [f"de {number}", f"de {(number + 1) % 6}"]
+            record = {"captions": [{"text": text, "language": "de"} for text in texts]}
+            writer.write(f"{number:02d}", {"png": numbered_png(number), "json": json.dumps(record).encode()})
+    encoder = CodedEncoder(lambda x: CODES[image_numbers(x)], read)
+    right = CodedGenerator(lambda prompt, number: numbered_image(number))
+    found = ClipScore(tmp_path / "shards", ["de"]).run(EvaluationContext(encoder, right, tmp_path))
+    near = [max(0.0, float(CODES[k] @ CODES[(k + 1) % 6])) for k in range(6)]
+    expected = [2 * 2.5 * value / (2.5 + value) for value in near]
+    metric = next(metric for metric in found if metric.name == "clip_score/references/de")
+    assert metric.value == pytest.approx(sum(expected) / 6, abs=1e-5)
 
 
 def test_a_language_that_the_generator_does_not_read_is_the_worst(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.intervals import mean_interval, share_interval
 from leam_mm.evaluators.outcomes import write_outcomes
-from leam_mm.evaluators.worst_language import worst_interval, worst_mean_interval, worst_ratio_interval
+from leam_mm.evaluators.worst_language import DRAWS, worst_interval, worst_mean_interval, worst_ratio_interval
 
 
 def language_metrics(
@@ -18,6 +18,7 @@ def language_metrics(
     paired: numpy.ndarray | None = None,
     slices: dict[str, dict] | None = None,
     seed: int = 0,
+    repeats: int = DRAWS,
     keys: Sequence[str] = (),
 ) -> list[Metric]:
     """Summarise hits over languages.
@@ -35,6 +36,7 @@ def language_metrics(
         paired: Like `hits`, for the comparison of languages if it uses fewer classes; None uses `hits`.
         slices: Language code to slices of its metric.
         seed: Seed of the draws that the intervals of the worst language need.
+        repeats: Number of these draws.
         keys: Names of the images; with them, each metric but min and min over mean keeps its outcomes for paired
             comparisons of models.
 
@@ -56,12 +58,12 @@ def language_metrics(
     summary = [Metric(f"{name}/mean", float(mean.mean()), *share_interval(mean), "fraction", count, note=note,
                       outcomes=outcomes)]  # fmt: skip
     text = "; ".join(filter(None, (f"worst language: {languages[int(share.argmin())]}", note)))
-    ends = worst_interval(compared, seed)
+    ends = worst_interval(compared, seed, repeats)
     summary.append(Metric(f"{name}/min", float(share.min()), *ends, "fraction", count, note=text))
     ratio = f"{name}/min_over_mean"
     if share.any():
         value = float(share.min() / share.mean())
-        summary.append(Metric(ratio, value, *worst_ratio_interval(compared, seed), "ratio", count, note=text))
+        summary.append(Metric(ratio, value, *worst_ratio_interval(compared, seed, repeats), "ratio", count, note=text))
     else:
         summary.append(Metric(ratio, None, None, None, "ratio", count, note="no hit in any language"))
     return summary + every

@@ -43,7 +43,7 @@ class Simulation:
     most: float = 0.97
 
 
-def coverage(simulation: Simulation, repeats: int, values: int = 400) -> dict[str, float | str | int]:
+def coverage(simulation: Simulation, repeats: int, values: int = 300) -> dict[str, float | str | int]:
     """Return how often the interval holds the true value, how often that is below or above, and the mean width."""
     start = zlib.crc32(simulation.name.encode()) % 10**6 * 1000
     truth = simulation.truth
@@ -91,8 +91,11 @@ def means() -> list[Simulation]:
     def ends(kind: str, count: int, seed: int) -> Interval:
         return mean_interval(drawn(kind, count, seed))
 
-    old = Simulation("mean of normal scores, percentile bootstrap", 100, 0.0, partial(bootstrap, "normal", 100))
-    return [*(Simulation(f"mean of {k} scores", n, truth[k], partial(ends, k, n)) for k, n in plans), old]
+    drawn_again = [
+        Simulation("mean of normal scores, bootstrap", count, 0.0, partial(bootstrap, "normal", count))
+        for count in (12, 100)
+    ]
+    return [*(Simulation(f"mean of {k} scores", n, truth[k], partial(ends, k, n)) for k, n in plans), *drawn_again]
 
 
 def languages() -> list[Simulation]:
