@@ -1,50 +1,30 @@
-"""CPU time of the Fréchet distance at 2048 features: ours, torch-fidelity's and scipy's matrix root, interleaved.
+"""The Fréchet distance at 2048 features: ours against torch-fidelity's and against scipy's matrix root.
 
-OMP_NUM_THREADS=1 python tests/benchmarks/distance_time.py
+    python tests/benchmarks/distance_time.py --repeats 3
 
-Prints medians of CPU seconds, their ratios, and the relative difference of the values, first from means and
-covariances, then from features. It needs torch-fidelity (extra `peers`).
+From means and covariances to the number, and end to end from features to the number. It needs torch-fidelity (extra
+`peers`).
 """
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
 
+import measure
 import numpy
 import torch
 from scipy.linalg import sqrtm
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-from leam_mm.command_line import PositiveInt, parse_settings
+from leam_mm.errors import run
 from leam_mm.evaluators.feature_statistics import FeatureMoments
 from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
 
-
-@dataclass(frozen=True)
-class Options:
-    """Settings.
-
-    Args:
-        samples: Images in each set.
-        features: Features of an image.
-        repeats: Measurements of each, taken in turn.
-    """
-
-    samples: PositiveInt = 5000
-    features: PositiveInt = 2048
-    repeats: PositiveInt = 3
+TITLE = "ours: Cholesky and eigenvalues of a symmetric product"
 
 
-def features(count: int, size: int, shift: float, seed: int) -> torch.Tensor:
+def features(count: int, size: int, number: int) -> torch.Tensor:
     """Correlated features that are never negative, as pooled ones are: (B, D) float32."""
     mix = torch.randn(size, size, generator=torch.Generator().manual_seed(99)) / size**0.5
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(count, size, generator=generator) @ mix + shift).relu()
-
-
-def torch_fidelity(first: dict, second: dict) -> float:
-    """Return the distance of two statistics."""
-    return fid_statistics_to_metric(first, second, False)["frechet_inception_distance"]
+    generator = torch.Generator().manual_seed(number)
+    return (torch.randn(count, size, generator=generator) @ mix + 0.1 * number).relu()
 
 
 def matrix_root(first: dict, second: dict) -> float:
@@ -54,49 +34,54 @@ def matrix_root(first: dict, second: dict) -> float:
     return float(((first["mu"] - second["mu"]) ** 2).sum() + traces - 2 * numpy.trace(root).real)
 
 
-def compare(title: str, ways: dict[str, Callable[[], float]], repeats: int) -> None:
-    """Measure all ways in turn and print a table; the first one is ours."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    values = {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.process_time()
-            values[name] = way()
-            seconds[name].append(time.process_time() - start)
-    medians = {name: float(numpy.median(found)) for name, found in seconds.items()}
-    ours = next(iter(ways))
-    print(f"{title}; median of {repeats}")
-    for name, median in medians.items():
-        difference = abs(values[name] - values[ours]) / values[ours]
-        print(f"  {name:28} {median:7.2f} s  {median / medians[ours]:5.2f} x  relative difference {difference:.1e}")
+@measure.benchmark(repeats=3, samples=(5000, "images in each set"), features=(2048, "features of an image"))
+def main(settings: measure.Settings) -> list[Path]:
+    """Compare from statistics with both, and from features with torch-fidelity."""
+    try:
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    except ModuleNotFoundError:
+        print("torch-fidelity is missing: install the extra peers")
+        return []
 
+    def torch_fidelity(first: dict, second: dict) -> float:
+        return float(fid_statistics_to_metric(first, second, False)["frechet_inception_distance"])
 
-def main() -> None:
-    """Measure and print."""
-    options = parse_settings(Options, __doc__)
-    torch.set_num_threads(1)
-    sets = [features(options.samples, options.features, 0.1 * number, number) for number in (1, 2)]
+    sets = [features(settings.samples, settings.features, number) for number in (1, 2)]
     moments = [FeatureMoments.of(part) for part in sets]
     statistics = [{"mu": each.mean.numpy(), "sigma": each.covariance.numpy()} for each in moments]
-    size = f"{options.features} features, {options.samples} images each"
-    compare(
-        f"From means and covariances, {size}",
-        {
-            "ours": lambda: frechet_distance(*moments),
-            "torch-fidelity": lambda: torch_fidelity(*statistics),
-            "scipy.linalg.sqrtm": lambda: matrix_root(*statistics),
-        },
-        options.repeats,
-    )
-    compare(
-        f"From features, {size}",
-        {
-            "ours": lambda: frechet_distance_of_features(*sets),
-            "torch-fidelity": lambda: torch_fidelity(*(fid_features_to_statistics(part) for part in sets)),
-        },
-        options.repeats,
-    )
+    cases = {
+        "distance_time": (
+            "torch-fidelity 0.4.0: eigenvalues of the product",
+            lambda: frechet_distance(*moments),
+            lambda: torch_fidelity(*statistics),
+            1e-9,
+        ),
+        "distance_time_sqrtm": (
+            "scipy.linalg.sqrtm",
+            lambda: frechet_distance(*moments),
+            lambda: matrix_root(*statistics),
+            1e-9,
+        ),
+        "distance_time_from_features": (
+            "torch-fidelity 0.4.0, its mean in float32",
+            lambda: frechet_distance_of_features(*sets),
+            lambda: torch_fidelity(*(fid_features_to_statistics(part) for part in sets)),
+            1e-5,
+        ),
+    }
+    written = []
+    for name, (label, ours, theirs, limit) in cases.items():
+        value = ours()
+        same = [measure.require_same("distance, relative", abs(theirs() / value - 1), limit)]
+        found = measure.time_pairs(ours, theirs, settings.repeats, warmup=0)
+        written.append(
+            measure.write_comparison(
+                name, (TITLE, label), found, (1, "distances"), same, settings,
+                f"{settings.features} features, {settings.samples} images in each set",
+            )
+        )  # fmt: skip
+    return written
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -41,6 +41,7 @@ BENCHMARKS = (
     "weak_scaling",
     "mark_robustness",
     "interval_coverage",
+    "distance_time",
 )
 
 
