@@ -94,7 +94,8 @@ def test_the_protocol_stands_beside_every_number(model: Path, tmp_path: Path) ->
     assert changed["templates_sha256"] != protocol["templates_sha256"]
     assert changed["images_sha256"] == protocol["images_sha256"]
     assert {name.partition("/")[0] for name in other} == {"zero_shot"}
-    assert "linear probe" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Linear probe · top-1" in page and "Confusion matrix" in page
 
 
 def rigged(spoken: dict[str, str]) -> RiggedEncoder:

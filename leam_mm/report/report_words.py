@@ -271,6 +271,9 @@ GERMAN |= {  # sentences
 METRIC_TITLES = {  # of a part of a metric's name: English and German
     "top1": ("zero-shot classification, top-1", "Zero-Shot-Klassifikation, Top-1"),
     "top5": ("zero-shot classification, top-5", "Zero-Shot-Klassifikation, Top-5"),
+    "mean_per_class": ("mean over classes of top-1", "Mittel von Top-1 über die Klassen"),
+    "linear_probe": ("linear probe", "Linear Probe"),
+    "few_shot": ("few-shot classification", "Few-Shot-Klassifikation"),
     "r1": ("recall at 1", "Recall bei 1"),
     "r5": ("recall at 5", "Recall bei 5"),
     "r10": ("recall at 10", "Recall bei 10"),
@@ -329,9 +332,9 @@ def metric_title(name: str, language: str) -> str:
 def metric_words(name: str, language: str) -> str:
     """Return a path-like name of a metric inside a sentence, such as "pairs · relation"."""
     name = name.removeprefix("zero_shot/")  # the evaluator's own name says what its parts say
-    parts = [
-        METRIC_TITLES[part][language == "de"] if part in METRIC_TITLES else plain(part) for part in name.split("/")
-    ]
+    trained = "linear_probe/" in name or "few_shot/" in name
+    titles = METRIC_TITLES | {"top1": ("top-1", "Top-1"), "top5": ("top-5", "Top-5")} if trained else METRIC_TITLES
+    parts = [titles[part][language == "de"] if part in titles else plain(part) for part in name.split("/")]
     return " · ".join(parts)
 
 
