@@ -119,10 +119,14 @@ def find_images(table: Path, labels: dict[str, str], images: Path | None, shards
 def _in_folder(table: Path, labels: dict[str, str], images: Path) -> Iterable[LabelledImage]:
     root = images.resolve()
     for key, label in labels.items():
-        file = (root / key).resolve()
+        try:
+            file = (root / key).resolve()
+            found = file.is_file()
+        except (OSError, ValueError):  # longer than a name may be, or with a null byte: no file has it
+            continue
         if not file.is_relative_to(root):
             raise UserError(f"{table}: {key[:80]!r} leads out of {images}; give names inside it")
-        if file.is_file():
+        if found:
             yield LabelledImage(key, label, file)
 
 

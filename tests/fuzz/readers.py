@@ -1,6 +1,6 @@
 """All readers of foreign bytes."""
 
-from fuzz import foreign_readers, link_readers, model_readers, rights_readers, shard_readers
+from fuzz import audit_readers, foreign_readers, link_readers, model_readers, rights_readers, shard_readers
 
 READERS = [
     *shard_readers.READERS,
@@ -8,4 +8,5 @@ READERS = [
     *rights_readers.READERS,
     *model_readers.READERS,
     *foreign_readers.READERS,
+    *audit_readers.READERS,
 ]
