@@ -60,9 +60,12 @@ def parse_atom(entry: Any) -> Atom:
     if bool(statement) != bool(foils) or statement in foils:
         raise ValueError(f"the atom {question!r:.80} needs a statement and foils that differ from it, or neither")
     translations = entry.get("translations", {})
-    if not isinstance(translations, dict) or not all(re.fullmatch("[a-z]{2,3}", code) for code in translations):
-        raise ValueError(f"the translations of the atom {question!r:.80} are not given by language code")
-    others = {code: parse_atom({"answer": entry["answer"], **other}) for code, other in translations.items()}
+    if not isinstance(translations, dict) or not all(
+        re.fullmatch("[a-z]{2,3}", code) and isinstance(other, dict) and "translations" not in other
+        for code, other in translations.items()
+    ):
+        raise ValueError(f"the translations of the atom {question!r:.80} are not atoms by language code")
+    others = {code: parse_atom({**other, "answer": entry["answer"]}) for code, other in translations.items()}
     return Atom(question, entry["answer"], statement, tuple(foils), others)
 
 

@@ -49,7 +49,7 @@ class SceneWords:
             raise ValueError(f"not a scene ({type(error).__name__}: {error})") from None
         (colour, shape), number = things[0] if things else ("", ""), len(things)
         if relation is not None:
-            if number != 2 or relation not in RELATIONS:
+            if number != 2 or not isinstance(relation, str) or relation not in RELATIONS:
                 raise ValueError(f"a scene with relation {relation!r:.40} and {number} objects; give two objects")
             placed = [relation, *(name for name in RELATIONS if name != relation)]
             return {

@@ -1,4 +1,4 @@
-"""Readers of checkpoints, snapshots of averages, results, reports, and statements of withdrawals."""
+"""Readers of checkpoints, snapshots of averages, results, reports, prompts, and statements of withdrawals."""
 
 import json
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from leam_mm.callbacks.ema_snapshots import FOLDER, Snapshot, read_snapshots, wr
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
 from leam_mm.evaluators.compared_images import read_rgb
 from leam_mm.evaluators.feature_statistics import FeatureMoments
+from leam_mm.evaluators.prompt_set import read_prompt_set
 from leam_mm.evaluators.results import RESULTS, read_results
 from leam_mm.evaluators.statistics_file import read_statistics, write_statistics
 from leam_mm.release.reconstruct_ema import check_names
@@ -115,6 +116,29 @@ def results(folder: Path) -> Read:
     def read(data: bytes) -> None:
         (folder / RESULTS).write_bytes(data)
         read_results(folder)
+
+    return read
+
+
+def prompt_set_seeds(folder: Path) -> list[bytes]:
+    """Return parallel prompts with atoms of their own, and about a scene."""
+    texts = {"de": "eine Tasse", "en": "a cup"}
+    german = {"question": "Ist da eine Tasse?", "statement": "eine Tasse", "foils": ["ein Teller"]}
+    atom = {"question": "Is there a cup?", "answer": True, "statement": "a cup", "foils": ["a plate"]}
+    scene = {"objects": [{"colour": "red", "shape": "ring"}, {"colour": "blue", "shape": "star"}], "relation": "above"}
+    concepts = [
+        {"id": "cup", "kind": "objects", "texts": texts, "atoms": [{**atom, "translations": {"de": german}}]},
+        {"id": "pair", "kind": "pairs", "texts": texts, "scene": scene},
+    ]
+    return [json.dumps({"name": "a", "languages": ["de", "en"], "concepts": concepts}).encode()]
+
+
+def prompt_set(folder: Path) -> Read:
+    """Read parallel prompts."""
+
+    def read(data: bytes) -> None:
+        (folder / "prompts.json").write_bytes(data)
+        read_prompt_set(folder / "prompts.json")
 
     return read
 
@@ -254,6 +278,7 @@ READERS = [
             ("summary.json", JSON),
         )
     ),
+    Reader("prompt_set", prompt_set_seeds, prompt_set, JSON),
     Reader("statement", statement_seeds, statement, JSON),
     Reader("signature", signature_seeds, signature, JSON),
     Reader("statistics", statistics_seeds, statistics),
