@@ -28,12 +28,13 @@ METRICS: dict[str, tuple[str, ...]] = {
     "Reconstruction": ("reconstruction", "frechet_distance"),
     "Compositional": ("compositional",),
     "Generation": DISTANCES,
-    "TextToImage": ("text_to_image",),
+    "TextToImage": ("text_to_image", "text_to_image/judge"),
+    "ClipScore": ("clip_score",),
 }
 # Metrics that commands measure without an evaluator.
 OTHERS = (
     *("frechet_infinity", "mind", "wavelet_distance", "inception_score", "density", "coverage"),
-    *("linear_probe", "few_shot"),
+    *("linear_probe", "few_shot", "intervals", "compare"),
 )
 EXCEPTIONS = {
     "PromptGrid": "draws images and measures nothing",
