@@ -58,7 +58,7 @@ def draw_canaries(count: int, seed: int) -> list[Canary]:
     generator = np.random.default_rng([seed, 0xCA])
     captions: set[str] = set()
     contents: set[tuple[tuple[str, str], ...]] = set()
-    found = []
+    found: list[Canary] = []
     while len(found) < count:
         caption = " ".join(WORDS[number] for number in generator.permutation(len(WORDS))[:CAPTION_WORDS])
         content = tuple((COLOURS[c], SHAPES[s]) for c, s in generator.integers(0, 8, (4, 2)))

@@ -23,7 +23,7 @@ from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.stored_samples import rate_slice
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
-from leam_mm.evaluators.intervals import bootstrap_interval
+from leam_mm.evaluators.intervals import mean_interval
 
 LEAST_FOUND = 0.9  # share of canaries that the codec must be able to draw within the distance
 SHOWN = 6  # canaries of each duplication on the sheet
@@ -61,7 +61,7 @@ class Canaries(MemorizationPart):
         distance: float = 0.15,
         most_held_out: int = 64,
         candidates: int = 63,
-        draws: int = 2,
+        draws: int = 1,
         steps: int = 20,
         guidance: float = 3.0,
         seed: int = 0,
@@ -94,8 +94,8 @@ class Canaries(MemorizationPart):
             exposures, gaps = loss_ranks(module, chosen, others, size, self.draws, self.seed)
             for copies in sorted(set(duplication.tolist())):
                 own = slices[f"duplication_{copies}"]
-                own["exposure_bits"] = _mean(exposures[duplication == copies], self.seed)
-                own["loss_gap"] = _mean(gaps[duplication == copies], self.seed)
+                own["exposure_bits"] = _mean(exposures[duplication == copies])
+                own["loss_gap"] = _mean(gaps[duplication == copies])
         through_codec = altered_copies(images, module, self.seed).get("codec", images)
         reachable = float((tile_distances(through_codec, images) <= self.distance).float().mean())
         return self._result(slices, distances, duplication, reachable)
@@ -158,6 +158,6 @@ def tile_distances(images: Tensor, others: Tensor) -> Tensor:
     return (tiles.parts(images) - tiles.parts(others)).norm(dim=2).amax(0)
 
 
-def _mean(values: numpy.ndarray, seed: int) -> dict[str, Any]:
-    low, high = bootstrap_interval(values, numpy.mean, seed)
+def _mean(values: numpy.ndarray) -> dict[str, Any]:
+    low, high = mean_interval(values)
     return {"value": float(values.mean()), "low": low, "high": high, "samples": len(values)}
