@@ -1,5 +1,6 @@
 """Members and held-out samples of an audit, and images that a generator makes of their captions."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def refuse_overlap(context: AuditContext) -> None:
         UserError: There are such images; the message counts them.
         NotRun: One of both folders is missing.
     """
-    shards, held_out = context.require("shards"), context.require("held_out")
+    _refuse_shared(Path(context.require("shards")), Path(context.require("held_out")))
+
+
+@lru_cache(maxsize=1)  # two audits ask for it
+def _refuse_shared(shards: Path, held_out: Path) -> None:
     own = {_digest(sample) for sample in read_image_samples(held_out)}
     shared = own & {_digest(sample) for sample in read_image_samples(shards)}
     if shared:

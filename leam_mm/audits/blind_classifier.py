@@ -19,6 +19,7 @@ from leam_mm.audits.receiver_operating import area_under_curve
 SIDE = 8  # pixels of the reduced image
 SLOTS = 256  # of hashed words and pairs of words
 FOLDS = 5
+MOST_AREA = 0.55  # of two sets that count as comparable
 PENALTY = 30.0  # of the squared weights of standardised features
 
 
@@ -39,6 +40,20 @@ def blind_area(
     labels = numpy.repeat([1.0, 0.0], [len(members[1]), len(others[1])])
     scores = cross_validated_scores(rows, labels, seed)
     return area_under_curve(scores[labels == 1], scores[labels == 0])
+
+
+def refuse_shift(area: tuple[float, float, float]) -> str:
+    """Return why held-out images cannot calibrate a threshold; empty if the classifier gives no reason.
+
+    Args:
+        area: Of ``blind_area`` on training and held-out images. Only a lower end above ``MOST_AREA`` is a reason.
+    """
+    if area[1] <= MOST_AREA:
+        return ""
+    return (
+        f"held-out and training images differ (a classifier that sees no model: area {area[0]:.3f}, {area[1]:.3f} to "
+        f"{area[2]:.3f}): hold out a random part of the same source"
+    )
 
 
 def blind_features(images: Tensor, texts: Sequence[str]) -> numpy.ndarray:

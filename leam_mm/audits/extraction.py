@@ -1,6 +1,7 @@
 """Extraction of training images from their captions (Carlini et al. 2023, 2301.13188, section 4)."""
 
 from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 
 from leam_mm.audits.altered_copies import DECIDING, altered_copies
 from leam_mm.audits.audit import AuditContext, AuditResult, NotRun, Threshold
-from leam_mm.audits.audited_samples import caption_of, generated_images, stacked_pixels
+from leam_mm.audits.audited_samples import caption_of, captioned_samples, generated_images, stacked_pixels
+from leam_mm.audits.blind_classifier import blind_area, refuse_shift
 from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.near_copies import LEAST_FOUND
@@ -82,17 +84,20 @@ class Extraction(MemorizationPart):
             parts = tiles.parts(images)
             members.append(largest_clique(tiles.between(parts, parts) <= self.distance))
         repeated = [row for row, found in enumerate(members) if len(found) >= self.clique]
-        real = stacked_pixels(list(read_image_samples(held_out, self.held_out)), size)
-        altered = altered_copies(stacked_pixels(list(read_image_samples(shards, self.copies)), size), module, self.seed)
+        sources, texts = captioned_samples(shards, self.held_out, self.language)
+        others, other_texts = captioned_samples(held_out, self.held_out, self.language)
+        training, real = stacked_pixels(sources, size), stacked_pixels(others, size)
+        shift = blind_area((training, texts), (real, other_texts), self.seed)
+        altered = altered_copies(training[:: max(1, len(training) // self.copies)][: self.copies], module, self.seed)
         sets = {"held_out": real, **altered} | {str(row): drawn[row][members[row]] for row in repeated}
         nearest = nearest_training(shards, size, [tiles], torch.cat(list(sets.values())))[0][:, 0]
         scores = dict(zip(sets, nearest.split([len(images) for images in sets.values()]), strict=True))
         limit = float(scores["held_out"].sort().values[min(int(self.false_positives * len(real)), len(real) - 1)])
         threshold = min(self.distance, limit)
         extracted = [row for row in repeated if bool((scores[str(row)] < threshold).any())]
-        found = {name: float((scores[name] < threshold).float().mean()) for name in altered}
+        found = {name: round(float((scores[name] < threshold).float().mean()), 4) for name in altered}
         published = int((scores["held_out"] <= self.distance).sum())
-        return self._result(counted, repeated, extracted, threshold, found, published, len(real))
+        return self._result(counted, repeated, extracted, threshold, found, published, len(real), shift)
 
     def _result(
         self,
@@ -103,15 +108,17 @@ class Extraction(MemorizationPart):
         found: dict[str, float],
         published: int,
         real: int,
+        shift: tuple[float, float, float],
     ) -> AuditResult:
         low, high = rate_interval(len(extracted), len(counted))
         weakest = min(share for name, share in found.items() if name in DECIDING)
-        undecided = ""
+        undecided = refuse_shift(shift)
         if real * self.false_positives < 1:
             undecided = f"{real} held-out images cannot calibrate {self.false_positives:g} false positives"
         elif weakest < LEAST_FOUND and not extracted:
             undecided = f"at distance {threshold:.3f} only {weakest:.0%} of altered copies are found"
         slices = {
+            "blind_classifier": {"value": shift[0], "low": shift[1], "high": shift[2], "samples": 2 * real},
             "repeated": rate_slice(len(repeated), len(counted)),
             "distance": threshold,
             "copies_found": found,
@@ -130,11 +137,16 @@ class Extraction(MemorizationPart):
 
 def most_frequent_captions(shards: Path, count: int, language: str) -> list[tuple[str, int]]:
     """Return the most frequent captions of a shard folder with their counts, one caption counted for each sample."""
+    return list(_counted_captions(Path(shards), language)[:count])
+
+
+@lru_cache(maxsize=1)  # two parts of the audit ask for them
+def _counted_captions(shards: Path, language: str) -> list[tuple[str, int]]:
     counts = Counter(caption_of(sample, language) for sample in read_image_samples(shards))
     counts.pop("", None)
     if not counts:
         raise NotRun(f"{shards} has no captions: give shards of captioned images")
-    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:count]
+    return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
 def largest_clique(near: Tensor) -> list[int]:

@@ -14,7 +14,7 @@ import numpy
 
 from leam_mm.audits.audit import Audit, AuditContext, AuditResult, NotRun, Threshold
 from leam_mm.audits.audited_samples import captioned_samples, refuse_overlap, stacked_pixels
-from leam_mm.audits.blind_classifier import blind_area
+from leam_mm.audits.blind_classifier import MOST_AREA, blind_area
 from leam_mm.audits.combined_result import combined_result
 from leam_mm.audits.membership_scores import encoder_scores, generator_scores
 from leam_mm.audits.receiver_operating import area_under_curve, hits_at, hits_interval
@@ -48,7 +48,7 @@ class MembershipInference(Audit):
         samples: int = 1000,
         false_positives: float = 0.01,
         most: float = 0.02,
-        most_blind: float = 0.55,
+        most_blind: float = MOST_AREA,
         fewest: int = 500,
         draws: int = 2,
         language: str = "en",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from leam_mm.audits.altered_copies import DECIDING, altered_copies
 from leam_mm.audits.audit import AuditContext, AuditResult, Threshold
-from leam_mm.audits.audited_samples import captioned_samples, generated_images, stacked_pixels
+from leam_mm.audits.audited_samples import caption_of, captioned_samples, generated_images, stacked_pixels
+from leam_mm.audits.blind_classifier import blind_area, refuse_shift
 from leam_mm.audits.copy_distance import CopyDistance, LowFrequencies, Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.nearest_training import nearest_training, relative_distance
@@ -50,7 +51,7 @@ class NearCopies(MemorizationPart):
     nearest. The threshold is the score below which a share of ``false_positives`` of held-out real images lies, or less
     where copies are much nearer. Altered copies of training images show what each score finds. The score whose weakest
     deciding control is strongest is used; the choice does not see the generated images. If it finds less than 90 % of
-    them, only a fail is decided.
+    them, only a fail is decided. If a classifier tells held-out from training images, nothing is.
 
     Args:
         samples: Number of generated images, from captions of the training data.
@@ -96,12 +97,14 @@ class NearCopies(MemorizationPart):
         prompts = [texts[number % len(texts)] for number in range(self.samples)]
         generated = generated_images(module, prompts, self.seed, self.steps, self.guidance)
         size = generated.shape[-1]
-        real = stacked_pixels(list(read_image_samples(held_out, self.held_out)), size)
+        others = list(read_image_samples(held_out, self.held_out))
+        real, real_texts = stacked_pixels(others, size), [caption_of(sample, self.language) for sample in others]
+        shift = blind_area((stacked_pixels(sources, size), texts), (real, real_texts), self.seed)
         copied = stacked_pixels(sources[:: max(1, len(sources) // self.copies)][: self.copies], size)
         sets = {"generated": generated, "held_out": real, **altered_copies(copied, module, self.seed)}
         searches, scores = self._searches(shards, size, sets)
         best = max(searches, key=lambda name: searches[name].weakest)
-        return self._result(searches, best, scores[best], len(real))
+        return self._result(searches, best, scores[best], len(real), shift)
 
     def _searches(self, shards: Any, size: int, sets: dict[str, Tensor]) -> tuple[dict[str, Search], dict[str, Any]]:
         """Return each score's search, and its scores of all sets."""
@@ -115,11 +118,18 @@ class NearCopies(MemorizationPart):
                 all_scores[name] = scores
         return searches, all_scores
 
-    def _result(self, searches: dict[str, Search], best: str, scores: dict[str, Tensor], real: int) -> AuditResult:
+    def _result(
+        self,
+        searches: dict[str, Search],
+        best: str,
+        scores: dict[str, Tensor],
+        real: int,
+        shift: tuple[float, float, float],
+    ) -> AuditResult:
         chosen = searches[best]
         count, hits = len(chosen.flagged), int(chosen.flagged.sum())
         low, high = rate_interval(hits, count)
-        undecided = ""
+        undecided = refuse_shift(shift)
         if real * self.false_positives < 1:
             undecided = f"{real} held-out images cannot calibrate {self.false_positives:g} false positives"
         elif chosen.weakest < LEAST_FOUND and low <= self.most:
@@ -135,6 +145,7 @@ class NearCopies(MemorizationPart):
             for name, search in searches.items()
         }
         # The statistic of Meehan, Chaudhuri and Dasgupta 2020 (2004.05675), as an area: above 0.5 is copying.
+        slices["blind_classifier"] = {"value": shift[0], "low": shift[1], "high": shift[2], "samples": real + count}
         slices["closer_than_held_out"] = {"value": closer[0], "low": closer[1], "high": closer[2], "samples": count}
         shares = ", ".join(f"{name} {share:.0%}" for name, share in chosen.found.items())
         reason = (
@@ -162,5 +173,5 @@ def calibrated(scores: dict[str, Tensor], false_positives: float) -> Search:
     allowed = float(real[min(int(false_positives * len(real) + 1e-9), len(real) - 1)])
     threshold = min(allowed, REACH * farthest)
     below = {name: values < threshold for name, values in scores.items()}
-    found = {name: float(below[name].float().mean()) for name in altered}
+    found = {name: round(float(below[name].float().mean()), 4) for name in altered}
     return Search(threshold, found, below["generated"], int(below["held_out"].sum()))

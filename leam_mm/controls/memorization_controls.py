@@ -29,7 +29,7 @@ Change = Callable[[Tensor], Tensor]
 
 def _shards(folder: Path) -> tuple[Path, Path]:
     training = write_image_shards(folder / "train", smooth_images(TRAINING, 1), [f"image {n}" for n in range(TRAINING)])
-    held_out = write_image_shards(folder / "held", smooth_images(HELD_OUT, 2), [f"other {n}" for n in range(HELD_OUT)])
+    held_out = write_image_shards(folder / "held", smooth_images(HELD_OUT, 2), [f"image {n}" for n in range(HELD_OUT)])
     return training, held_out
 
 
