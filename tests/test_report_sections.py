@@ -44,7 +44,7 @@ AUDITS = {
     for row in (
         AuditResult("energy", 0.2, 0.19, 0.21, "kWh", 9, Threshold(most=0.5), maps_to=["AI Act Annex XI"]).as_dict(),
         AuditResult("memorization/canaries", 0.2, 0.1, 0.3, "fraction", 40, Threshold(most=0.0001), {
-            f"duplication {copies}": {"value": copies / 100, "low": 0.0, "high": copies / 80, "samples": 10}
+            f"duplication_{copies}": {"value": copies / 100, "low": 0.0, "high": copies / 80, "samples": 10}
             for copies in (64, 1, 16, 4)
         }).as_dict(),
         AuditResult("opt_out", None, None, None, "", 0, None, reason="no shards was given", not_run=True).as_dict(),
@@ -94,7 +94,7 @@ def test_audits_name_the_verdict_by_word_and_symbol_failed_ones_first() -> None:
 
 def test_a_hostile_audit_is_inconclusive_and_never_markup() -> None:
     row = metric_row("audit/x", 0.5, verdict=["pass"], threshold={"least": HOSTILE, "most": True}, maps_to=HOSTILE)
-    row["slices"] = {"duplication 4": HOSTILE, f"duplication {9**99}": {"value": 1}, "duplication ٤": {"value": 1}}
+    row["slices"] = {"duplication_4": HOSTILE, f"duplication_{9**99}": {"value": 1}, "duplication_٤": {"value": 1}}
     found = audits({"audit/x": row}, "en")
     assert found is not None and "inconclusive" in str(found["table"].rows[0][1]) and found["curves"] == []
     assert threshold(row, "en") == "none" and duplication_chart("x", {"slices": []}, "en") == ""
@@ -164,6 +164,29 @@ def test_distances_show_what_must_be_equal() -> None:
     (found,) = distances(results, "en")
     assert [row[0] for row in found["table"].rows] == ["Fréchet distance, less is better", "Density"]
     assert ["settings samples", "256"] in found["record"].rows and ["evaluator", "a.B"] in found["record"].rows
+
+
+def test_compared_sets_have_their_own_table_and_record() -> None:
+    compared = {"features": "a network", "real": {"images": 300}, HOSTILE: HOSTILE}
+    results = rows(*(metric_row(f"images/{name}", 3.0, compared=compared, note="a note", unit="distance")
+                     for name in ("frechet_distance", "mind")), metric_row("linear_probe/top1", 0.5, slices={
+                         "confusion_table": {"classes": ["a", "b"], "counts": [[1, 2], [3, 4]]}}))  # fmt: skip
+    (found,) = distances(results, "de")
+    assert [row[0] for row in found["table"].rows] == ["Fréchet-Distanz, weniger ist besser", "Mind"]
+    assert ["compared features", "a network"] in found["record"].rows
+    listed = others(results, "en")
+    title = "Linear probe · zero-shot classification, top-1"
+    assert listed is not None and [row[0] for row in listed["table"].rows] == [title]
+    assert [entry["title"] for entry in listed["matrices"]] == [f"Confusion matrix: {title}"]
+
+
+def test_slices_by_language_and_texts_are_shown() -> None:
+    parts = {code: {"value": 0.5, "low": 0.4, "high": 0.6, "samples": 9} for code in ("de", "mt", "fr")}
+    found = audits({"audit/x": metric_row("audit/x", slices=parts | {"near_copies": "inconclusive"})}, "de")
+    assert found is not None and "mt 50,0 %" in found["charts"][0][1] and found["curves"] == []
+    ((_, table),) = found["parts"]
+    assert [row[1] for row in table.rows] == ["Deutsch", "Maltesisch", "Französisch", "near copies"]
+    assert table.rows[3][2] == "nicht entschieden"
 
 
 def test_an_interval_chart_stays_inside_its_frame() -> None:

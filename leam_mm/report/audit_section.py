@@ -1,5 +1,6 @@
 """Sections of the report about audits and about the controls of the self-test."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from markupsafe import Markup
 
 from leam_mm.errors import UserError
 from leam_mm.json_text import parse_object
+from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.chart import Point, interval_chart
 from leam_mm.report.report_number import Row, count, exact, is_number, measured, remark, stacked
 from leam_mm.report.report_section import AUDIT, columns_of, parts_table, slice_rows
@@ -18,7 +20,7 @@ SELFTEST = "selftest.json"  # of evaluate.py selftest
 MAX_SELFTEST_BYTES = 4_000_000
 SYMBOLS = {"fail": "✗", "inconclusive": "?", "pass": "✓", "not_run": "–"}  # in the order of the table
 CLASSES = {"fail": "fail", "inconclusive": "open", "pass": "pass", "not_run": "quiet"}
-DUPLICATION = "duplication "  # start of a slice's name; a number of copies follows
+DUPLICATION = re.compile(r"duplication[ _=]([0-9]{1,9})")  # name of a slice: copies in the training data
 
 
 def audit_rows(results: Mapping[str, Row]) -> list[tuple[str, str, Row]]:
@@ -36,8 +38,8 @@ def _verdict(row: Row) -> str:
 
 
 def audits(results: Mapping[str, Row], language: str) -> dict[str, Any] | None:
-    """Return the table of verdicts, the slices of each audit, and the curves over duplication."""
-    rows, parts, curves = [], [], []
+    """Return the table of verdicts, the slices of each audit, and charts by language and over duplication."""
+    rows, parts, charts, curves = [], [], [], []
     for name, verdict, row in audit_rows(results):
         title = capital(audit_title(name, language))
         answers = ", ".join(map(str, row["maps_to"])) if isinstance(row.get("maps_to"), list) else ""
@@ -52,13 +54,17 @@ def audits(results: Mapping[str, Row], language: str) -> dict[str, Any] | None:
             parts.append((word("Parts of {}", language).format(title), parts_table(lines, language)))
         if chart := duplication_chart(title, row, language):
             curves.append((title, chart))
+        elif chart := language_chart(title, row, language):
+            charts.append((title, chart))
     heads = ("Audit|what", "Verdict", "Value|number", "Threshold|number", "Samples|number", "Reason|note wrap")
     columns = columns_of(heads, language)
     caption = word(
         "A pass needs the whole 95 % interval inside the threshold, a fail all of it outside; otherwise the samples do "
         "not decide.", language
     )  # fmt: skip
-    return {"table": Table(columns, rows, caption), "parts": parts, "curves": curves} if rows else None
+    return (
+        {"table": Table(columns, rows, caption), "parts": parts, "charts": charts, "curves": curves} if rows else None
+    )
 
 
 def verdict_cell(verdict: str, language: str) -> Markup:
@@ -82,18 +88,34 @@ def threshold(row: Row, language: str) -> str:
 
 
 def duplication_chart(title: str, row: Row, language: str) -> Markup:
-    """Return a chart of the slices `duplication 1`, `duplication 4` and so on; empty for other audits."""
+    """Return a chart of the slices `duplication_1`, `duplication_4` and so on; empty for other audits."""
     slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
     points = {}
     for name, entry in slices.items():
-        copies = str(name).removeprefix(DUPLICATION)
-        if str(name).startswith(DUPLICATION) and copies.isascii() and copies.isdigit() and len(copies) < 10:
-            value, low, high = (entry.get(key) if isinstance(entry, dict) else None for key in ("value", "low", "high"))
-            if is_number(value):
-                ends = [float(end) if is_number(end) else None for end in (low, high)]
-                points[int(copies)] = Point(copies, float(value), ends[0], ends[1])
+        found = DUPLICATION.fullmatch(str(name))
+        if found and (point := slice_point(found.group(1), entry)):
+            points[int(found.group(1))] = point
     label = f"{title}: {word('By duplication in the training data', language)}"
     return interval_chart([points[copies] for copies in sorted(points)][:64], label, language)
+
+
+def language_chart(title: str, row: Row, language: str) -> Markup:
+    """Return a chart of the slices that are named by the code of a language, best first; empty for fewer than three."""
+    slices = row["slices"] if isinstance(row.get("slices"), dict) else {}
+    codes = {str(name).removeprefix("language="): entry for name, entry in slices.items()}
+    points = [point for code in LANGUAGE_NAMES if code in codes and (point := slice_point(code, codes[code]))]
+    label = word("{} and 95 % interval of each language", language).format(title)
+    points.sort(key=lambda point: -point.value)
+    return interval_chart(points, label, language) if len(points) > 2 else Markup()
+
+
+def slice_point(label: str, entry: Any) -> Point | None:
+    """Return the point of a slice that is a share; None for anything else."""
+    value, low, high = (entry.get(key) if isinstance(entry, dict) else None for key in ("value", "low", "high"))
+    if not is_number(value) or not 0 <= value <= 1:
+        return None
+    ends = [float(end) if is_number(end) else None for end in (low, high)]
+    return Point(label, float(value), ends[0], ends[1])
 
 
 def audit_counts(results: Mapping[str, Row], selftest: Row, language: str) -> list[Figure]:

@@ -138,7 +138,7 @@ def retrieval(results: Results, language: str) -> list[dict[str, Any]]:
 
 
 def confusion_matrices(rows: Results, language: str) -> list[dict[str, Any]]:
-    """Return the confusion matrices of at most three languages: the worst, that of the page, and English.
+    """Return the confusion matrices of at most three rows, of languages the worst, that of the page, and English.
 
     A matrix is the slice `confusion_table` of a row: {"classes": [...], "counts": [[...]]} with at most 50 classes.
     """

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from leam_mm.report.language_section import Results, groups, score_groups
+from leam_mm.languages import LANGUAGE_NAMES
+from leam_mm.report.language_section import Results, confusion_matrices, groups, score_groups
 from leam_mm.report.report_number import Row, count, is_number, measured, remark, stacked
 from leam_mm.report.report_words import METRIC_TITLES, language_name, metric_title, plain, word
 from leam_mm.report.templates import Table
@@ -68,13 +69,27 @@ def distances(results: Results, language: str) -> list[dict[str, Any]]:
         columns = columns_of(("What", "generated|number", "real, the floor|number"), language)
         note = f"{row['note']}." if row.get("note") else ""
         found.append({"table": Table(columns, lines, remark(note, language)), "record": record(row, language)})
+    for group in dict.fromkeys(name.rpartition("/")[0] for name, row in results.items() if is_compared(row)):
+        rows = {name: row for name, row in results.items() if name.rpartition("/")[0] == group and is_compared(row)}
+        lines = []
+        for name, row in rows.items():
+            last = name.rpartition("/")[2]
+            label = DISTANCES[last][language == "de"] if last in DISTANCES else metric_title(last, language)
+            lines.append([label, measured(row, language), remark(row.get("note"), language)])
+        columns = columns_of(("What", "Value|number", "Note|note wrap"), language)
+        found.append({"table": Table(columns, lines), "record": record(next(iter(rows.values())), language)})
     return found
+
+
+def is_compared(row: Row) -> bool:
+    """Return whether a line is of two sets of images that `evaluate.py images` compared."""
+    return isinstance(row.get("compared"), dict)
 
 
 def record(row: Row, language: str) -> Table:
     """Return what must be equal before a number is compared with another: all that its line records."""
     lines: dict[str, Any] = {key: row.get(key) for key in ("evaluator", "samples", "device")}
-    for key in ("record", "settings", "versions"):
+    for key in ("compared", "protocol", "settings", "versions"):
         if isinstance(row.get(key), dict):
             lines |= {f"{key} {plain(str(name))}": value for name, value in row[key].items()}
     shown = [
@@ -85,30 +100,34 @@ def record(row: Row, language: str) -> Table:
     return Table([f"{word('What', language)}|wrap", f"{word('Value', language)}|wrap digest"], shown)
 
 
-def composition(results: Results, language: str) -> dict[str, Table] | None:
+def composition(results: Results, language: str) -> dict[str, Any] | None:
     """Return the metrics about following a description."""
     return _listed({name: row for name, row in results.items() if name.startswith(COMPOSITION)}, True, language)
 
 
-def others(results: Results, language: str) -> dict[str, Table] | None:
+def others(results: Results, language: str) -> dict[str, Any] | None:
     """Return the metrics that no section shows."""
     languages = tuple(f"{group}/" for group in score_groups(results))
     chosen = {
         name: row for name, row in results.items()
         if not name.startswith((*COMPOSITION, AUDIT, *languages)) and not SHOWN_ELSEWHERE.search(name)
+        and not is_compared(row)
     }  # fmt: skip
     return _listed(chosen, False, language)
 
 
-def _listed(rows: Mapping[str, Row], shorten: bool, language: str) -> dict[str, Table] | None:
-    lines, parts = [], []
+def _listed(rows: Mapping[str, Row], shorten: bool, language: str) -> dict[str, Any] | None:
+    lines, parts, titles = [], [], {}
     for name, row in rows.items():
         title = metric_title(name.partition("/")[2] if shorten and "/" in name else name, language)
         note = remark(row.get("note"), language)
         lines.append([title, measured(row, language), count(row.get("samples", ""), language), note])
         parts += slice_rows(title, row, language)
+        titles[title] = row
     columns = columns_of(("What|what", "Value|number", "Samples|number", "Note|note wrap"), language)
-    return {"table": Table(columns, lines), "parts": parts_table(parts, language)} if lines else None
+    matrices = confusion_matrices(titles, language)
+    content = {"table": Table(columns, lines), "parts": parts_table(parts, language), "matrices": matrices}
+    return content if lines else None
 
 
 def parts_table(parts: list[list[object]], language: str) -> Table:
@@ -123,6 +142,8 @@ def slice_rows(title: str, row: Row, language: str) -> list[list[object]]:
     for part, entry in slices.items():
         if is_number(entry):
             entry = {"value": entry}
+        if isinstance(entry, str):
+            lines.append([title, part_title(str(part), language), word(entry, language), ""])
         if isinstance(entry, dict) and "value" in entry:
             entry = {"unit": row.get("unit", "")} | entry
             samples = entry.get("samples", "")
@@ -132,6 +153,8 @@ def slice_rows(title: str, row: Row, language: str) -> list[list[object]]:
 
 def part_title(part: str, language: str) -> str:
     """Return the name of a slice, such as `language=de`, for readers."""
+    if part in LANGUAGE_NAMES:
+        return language_name(part, language)
     kind, sign, value = part.partition("=")
     known = METRIC_TITLES[kind][language == "de"] if kind in METRIC_TITLES else word(plain(kind), language)
     shown = language_name(value, language) if kind == "language" else word(plain(value), language)
