@@ -112,10 +112,10 @@ def test_selftest_shows_missed_controls_first(tmp_path: Path) -> None:
     table = selftest({"rows": [row, row | {"control": "b", "caught": "yes"}, 3]}, "en")
     assert table is not None and [row[1] for row in table.rows] == ["b", HOSTILE]
     assert "1 of 2 controls" in str(table.caption) and "missed" in str(table.rows[0][-1])
-    assert selftest({"rows": 3}, "en") is None and read_selftest(tmp_path) == {}
+    assert selftest({"rows": 3}, "en") is None and read_selftest([tmp_path / "no", tmp_path]) == {}
     (tmp_path / "selftest.json").write_text("[")
     with pytest.raises(UserError, match=r"selftest\.json"):
-        read_selftest(tmp_path)
+        read_selftest([tmp_path / "no", tmp_path])
 
 
 def test_scores_by_language_are_found_whatever_their_name() -> None:
@@ -257,21 +257,21 @@ def sheet(folder: Path, **changes: Any) -> None:
 def test_contact_sheets_are_read_and_damaged_ones_named(tmp_path: Path) -> None:
     assert SHEET_FORMAT == FORMAT
     (tmp_path / "other.json").write_text("[1, 2")  # a file of somebody else
-    assert images(tmp_path, "en") is None
+    assert images([tmp_path], "en") is None
     sheet(tmp_path)
-    found = images(tmp_path, "de")
+    found = images([tmp_path], "de")
     assert found is not None
     (figure,) = found["sheets"][0]["figures"]
     assert figure["right"] == ["Farbe"] and figure["wrong"] == ["Anzahl"] and figure["file"]["data"] == ""
     page = report_page(tmp_path, "t", "de")
     assert "falsch: Anzahl" in page and "000.png fehlt" in page and HOSTILE not in page
     sheet(tmp_path, images=[{"image": "../../a/b.png"}] * (MAX_PER_SHEET + 2))
-    found = images(tmp_path, "de")
+    found = images([tmp_path], "de")
     assert found is not None and found["sheets"][0]["left_out"] == 2
     for wrong in ({"images": {}}, {"images": [3]}, {"images": [{}]}, {"columns": "x"}, {"images": None}):
         sheet(tmp_path, **wrong)
         with pytest.raises(UserError, match=r"s\.json: is damaged"):
-            images(tmp_path, "de")
+            images([tmp_path], "de")
 
 
 def test_commands_stand_in_the_order_of_the_pipeline_with_the_server() -> None:

@@ -1,7 +1,7 @@
 """Sections of the report about audits and about the controls of the self-test."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,14 +143,14 @@ def audit_counts(results: Mapping[str, Row], selftest: Row, language: str) -> li
     return found
 
 
-def read_selftest(folder: Path) -> Row:
-    """Return the content of selftest.json in a folder; empty without one.
+def read_selftest(folders: Sequence[Path]) -> Row:
+    """Return the content of the first selftest.json in folders; empty without one.
 
     Raises:
         UserError: It is damaged.
     """
-    path = folder / SELFTEST
-    if not path.is_file():
+    path = next((folder / SELFTEST for folder in folders if (folder / SELFTEST).is_file()), None)
+    if path is None:
         return {}
     try:
         if path.stat().st_size > MAX_SELFTEST_BYTES:

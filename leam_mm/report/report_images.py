@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ PROMPTS, PROMPT_SHEET = "prompts.json", "prompts.png"  # of evaluators/generatio
 SHEET_FORMAT = "leam_mm contact sheet 1"  # of evaluators/contact_sheet
 
 
-def images(evaluation: Path, language: str) -> dict[str, Any] | None:
-    """Return the images of an evaluation folder: concepts by language, contact sheets, and every other PNG.
+def images(folders: Sequence[Path], language: str) -> dict[str, Any] | None:
+    """Return the images of evaluation folders: concepts by language, contact sheets, and every other PNG.
 
     Args:
-        evaluation: The folder.
+        folders: The folders; one that does not exist has none.
         language: Of the page.
 
     Returns:
@@ -33,18 +34,20 @@ def images(evaluation: Path, language: str) -> dict[str, Any] | None:
         UserError: An index or an image is damaged.
     """
     reader = _ImageReader()
-    prompts = evaluation / PROMPTS
-    rows = _read(prompts, lambda content: _rows(content, evaluation, reader)) if prompts.is_file() else []
-    sheets = []
-    for path in sorted(evaluation.glob("*.json")):
-        if path.is_file() and path.stat().st_size <= MAX_INDEX_BYTES and SHEET_FORMAT.encode() in path.read_bytes():
-            sheets.append(_read(path, lambda content: _sheet(content, evaluation, reader, language)))
-    files = [
-        (plain(path.stem), reader.read(path))
-        for path in sorted(evaluation.glob("*.png"))
-        if not (path.name == PROMPT_SHEET and rows)
-    ]
-    return {"rows": rows, "sheets": sheets, "files": files} if rows or sheets or files else None
+    found: dict[str, list[Any]] = {"rows": [], "sheets": [], "files": []}
+    for folder in folders:
+        prompts = folder / PROMPTS
+        rows = _read(prompts, partial(_rows, folder, reader)) if prompts.is_file() else []
+        found["rows"] += rows
+        for path in sorted(folder.glob("*.json")):
+            if path.is_file() and path.stat().st_size <= MAX_INDEX_BYTES and SHEET_FORMAT.encode() in path.read_bytes():
+                found["sheets"].append(_read(path, partial(_sheet, folder, reader, language)))
+        found["files"] += [
+            (plain(path.stem), reader.read(path))
+            for path in sorted(folder.glob("*.png"))
+            if not (path.name == PROMPT_SHEET and rows)
+        ]
+    return found if any(found.values()) else None
 
 
 def _read(path: Path, parse: Callable[[Row], Any]) -> Any:
@@ -56,12 +59,12 @@ def _read(path: Path, parse: Callable[[Row], Any]) -> Any:
         raise UserError(f"{path}: is damaged ({type(error).__name__}); run the evaluation again") from None
 
 
-def _rows(content: Row, evaluation: Path, reader: "_ImageReader") -> list[list[Row]]:
+def _rows(folder: Path, reader: "_ImageReader", content: Row) -> list[list[Row]]:
     order = {str(code): number for number, code in enumerate(content["languages"])}
     rows: dict[int, dict[str, Row]] = {}
     for entry in content["pictures"]:
         code, text = str(entry["language"]), str(entry["text"])
-        file = reader.read(evaluation / "prompts" / Path(str(entry["image"])).name)
+        file = reader.read(folder / "prompts" / Path(str(entry["image"])).name)
         figure = {"language": code, "text": text, "label": "", "right": [], "wrong": [], "file": file}
         rows.setdefault(int(entry["row"]), {})[code] = figure
     return [
@@ -70,7 +73,7 @@ def _rows(content: Row, evaluation: Path, reader: "_ImageReader") -> list[list[R
     ]
 
 
-def _sheet(content: Row, evaluation: Path, reader: "_ImageReader", language: str) -> Row:
+def _sheet(folder: Path, reader: "_ImageReader", language: str, content: Row) -> Row:
     entries = content["images"][:MAX_PER_SHEET]
     figures = []
     for entry in entries:
@@ -78,7 +81,7 @@ def _sheet(content: Row, evaluation: Path, reader: "_ImageReader", language: str
         file = Path(str(entry["image"]))
         figure: Row = {key: str(entry.get(key) or "") for key in ("text", "language", "label")}
         figure |= {key: _names(entry.get(key), language) for key in ("right", "wrong")}
-        figures.append(figure | {"file": reader.read(evaluation / file.parent.name / file.name)})
+        figures.append(figure | {"file": reader.read(folder / file.parent.name / file.name)})
     left_out = len(content["images"]) - len(entries)
     return {
         "title": str(content["title"]), "columns": max(0, int(content.get("columns") or 0)), "figures": figures,

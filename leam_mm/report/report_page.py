@@ -60,12 +60,13 @@ def report_page(folder: Path, title: str, language: str, others: Sequence[tuple[
         language: en or de.
         others: The same page in other languages: code and file name of each.
     """
-    evaluation = folder / "evaluation" if (folder / "evaluation").is_dir() else folder
-    found, pipeline = read_results(evaluation) | read_results(folder / "audits"), read_pipeline(folder)
-    stages, controls = read_stages(folder, pipeline), audit_section.read_selftest(evaluation)
+    sources = [folder / "evaluation" if (folder / "evaluation").is_dir() else folder, folder / "audits"]
+    found = {name: row for source in sources for name, row in read_results(source).items()}
+    pipeline = read_pipeline(folder)
+    stages, controls = read_stages(folder, pipeline), audit_section.read_selftest(sources)
     results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     content: dict[str, tuple[str, Any]] = {
-        "images": ("Images", report_images.images(evaluation, language)),
+        "images": ("Images", report_images.images(sources, language)),
         "audits": ("Audits", audit_section.audits(results, language)),
         "selftest": ("Self-test", audit_section.selftest(controls, language)),
         "change": ("Before and after the fine-tuning", report_section.changes(found, language)),

@@ -165,6 +165,7 @@ def run_seeds(name: str) -> Callable[[Path], list[bytes]]:
     stage = {"name": "clip", "command": ["python"], "seconds": 100, "energy": {"joules": 3.6e6, "source": "RAPL"}}
     prompt = {"row": 0, "language": "de", "text": "a", "image": "000.png"}
     order = {"name": "clip", "command": "python", "server": ["python", "-m", "http.server"]}
+    pipeline = {"command": ["python"], "stages": [order]}
     shown = {"image": "sheet/000.png", "text": "a", "language": "de", "right": ["colour"], "wrong": ["count"]}
     sheet = {"format": "leam_mm contact sheet 1", "title": "a", "columns": 2, "images": [shown]}
     control = {"subject": "audit/a", "control": "b", "kind": "positive", "found": "fail", "caught": True}
@@ -172,7 +173,7 @@ def run_seeds(name: str) -> Callable[[Path], list[bytes]]:
         "evaluation/prompts.json": json.dumps({"languages": ["de"], "pictures": [prompt]}).encode(),
         "clip/metrics.csv": b"step,train/loss,samples_seen,val/loss\n1,3.5,,\n1,,64,\n2,2.5,,\n2,,128,\n3,nan,,\n",
         "stages/0.json": json.dumps(stage | {"cpu_seconds": 3.5, "stolen_cpu_seconds": 0}).encode(),
-        "summary.json": json.dumps({"stages": [stage], "pipeline": {"command": ["python"], "stages": [order]}}).encode(),
+        "summary.json": json.dumps({"stages": [stage], "pipeline": pipeline}).encode(),
         "evaluation/sheet.json": json.dumps(sheet).encode(),
         "evaluation/selftest.json": json.dumps({"rows": [control]}).encode(),
     }
