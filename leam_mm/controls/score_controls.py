@@ -144,7 +144,7 @@ def _compared(gain: float) -> tuple[float, str]:
     for limit in (0.4, 0.4 - gain):
         hits = (hard + rng.normal(0, 0.02 if gain else 0.0, count) > limit).astype(float)[:, None]
         rows.append([metric.as_dict() for metric in language_metrics("x", hits, ["de"], keys=keys)])
-    found = {metric.name: metric for metric in compare_rows(*rows)}["x/de"]
+    found = {metric.name: metric for metric in compare_rows(rows[0], rows[1])}["x/de"]
     return 1.0 if found.adjusted is None else found.adjusted, found.difference.kind
 
 

@@ -42,10 +42,10 @@ def compare(options: CompareOptions) -> list[ComparedMetric]:
     Raises:
         UserError: A file is missing, or no name begins with `only`.
     """
-    sides = [[row for row in _read(path) if row["name"].startswith(options.only)] for path in (options.a, options.b)]
-    if not any(sides):
+    a, b = ([row for row in _read(path) if row["name"].startswith(options.only)] for path in (options.a, options.b))
+    if not a and not b:
         raise UserError(f"--only {options.only}: no result has such a name; run the comparison without it")
-    found = compare_rows(*sides, any_settings=True)
+    found = compare_rows(a, b, any_settings=True)
     compared = [metric for metric in found if metric.difference.value is not None]
     if compared:
         _print([COLUMNS, *(_cells(metric) for metric in compared)])

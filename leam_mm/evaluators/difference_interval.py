@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy
 from scipy.stats import binomtest, norm
 
-from leam_mm.evaluators.intervals import FEWEST, mean_interval, mean_test, wilson_interval
+from leam_mm.evaluators.intervals import FEWEST, mean_interval, mean_test, wilson_ends
 from leam_mm.evaluators.outcomes import read_outcomes
 
 Kind = Literal["paired", "independent", "none"]
@@ -91,9 +91,9 @@ def paired_difference(one: numpy.ndarray, other: numpy.ndarray) -> Difference:
     count = len(one)
     both, neither = int((one & other).sum()), int((~one & ~other).sum())
     only_b, only_a = int((~one & other).sum()), int((one & ~other).sum())
-    low_b, high_b = wilson_interval(both + only_b, count)
-    low_a, high_a = wilson_interval(both + only_a, count)
     share_b, share_a = (both + only_b) / count, (both + only_a) / count
+    lows, highs = wilson_ends(numpy.array([share_a, share_b]), numpy.array(count), float(norm.ppf(0.975)))
+    (low_a, low_b), (high_a, high_b) = (float(x) for x in lows), (float(x) for x in highs)
     product = float(both * neither - only_b * only_a)
     if product > 0:  # continuity correction of the correlation, Newcombe's method 10
         product = max(product - count / 2, 0.0)

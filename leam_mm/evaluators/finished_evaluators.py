@@ -53,19 +53,22 @@ def is_finished(
     def stands(line: Mapping[str, Any]) -> bool:
         if any(line.get(key) != value for key, value in wanted.items()):
             return False
-        noted, used = (line.get(key) if isinstance(line.get(key), dict) else {} for key in ("inputs", "checkpoints"))
-        if {path: digest for path, digest in noted.items() if path not in ROLES} != inputs:  # type: ignore[union-attr]
+        noted, used = _part(line, "inputs"), _part(line, "checkpoints")
+        if {path: digest for path, digest in noted.items() if path not in ROLES} != inputs:
             return False
         # Another model that no result depends on does not matter; one that was not given does.
         return all(
-            noted.get(role) == models.get(role)  # type: ignore[union-attr]
-            or (role in models and role in noted and used.get(role) is None)  # type: ignore[operator, union-attr]
+            noted.get(role) == models.get(role) or (role in models and role in noted and used.get(role) is None)
             for role in ROLES
         )
 
     newest = {line["name"]: line for line in lines}
     found = {line["name"] for line in lines if stands(line)}
     return bool(found) and all(stands(newest[name]) for name in found)
+
+
+def _part(line: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    return found if isinstance(found := line.get(key), dict) else {}
 
 
 def _paths(value: Any) -> set[Path]:

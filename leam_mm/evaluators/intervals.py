@@ -7,13 +7,17 @@ import math
 from collections.abc import Callable
 
 import numpy
-from scipy.stats import beta, binomtest, norm, t
+from scipy.stats import beta, binomtest, chi2, norm, t
 
 FEWEST = 6  # values: with fewer, even the whole range of the sample covers the median with less than 95 %
 
 
 def wilson_interval(successes: int, samples: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the interval of a proportion (Wilson 1927), valid also near 0 and 1 and for few samples.
+
+    With one to three hits or misses the end near 0 or 1 is that of a Poisson number, where Wilson's covers too little
+    (Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion", Statistical Science 16, 101-133,
+    section 4.1.1).
 
     Args:
         successes: Number of hits, 0 <= successes <= samples.
@@ -26,7 +30,13 @@ def wilson_interval(successes: int, samples: int, confidence: float = 0.95) -> t
     if samples == 0:
         return 0.0, 1.0
     interval = binomtest(successes, samples).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    few, tail, misses = 3 if samples > 50 else 2, 1 - confidence, samples - successes
+    low, high = float(interval.low), float(interval.high)
+    if misses and 0 < successes <= few:
+        low = min(low, float(chi2.ppf(tail, 2 * successes)) / 2 / samples)
+    if successes and 0 < misses <= few:
+        high = max(high, 1 - float(chi2.ppf(tail, 2 * misses)) / 2 / samples)
+    return low, high
 
 
 def wilson_ends(share: numpy.ndarray, samples: numpy.ndarray, z: float) -> tuple[numpy.ndarray, numpy.ndarray]:

@@ -87,12 +87,12 @@ def language_scores(
         `name/mean`, `name/min`, then `name/<language>` for each.
     """
     mean, worst = scores.mean(axis=1), scores.mean(axis=0)
-    ends = worst_mean_interval(scores, seed) if len(scores) > 1 else (None, None)
+    low, high = worst_mean_interval(scores, seed) if len(scores) > 1 else (None, None)
     text = "; ".join(filter(None, (f"worst language: {languages[int(worst.argmin())]}", note)))
     return [
         Metric(f"{name}/mean", float(mean.mean()), *mean_interval(mean), unit, len(scores), note=note,
                outcomes=write_outcomes(mean, keys)),
-        Metric(f"{name}/min", float(worst.min()), *ends, unit, len(scores), note=text),
+        Metric(f"{name}/min", float(worst.min()), low, high, unit, len(scores), note=text),
         *(Metric(f"{name}/{code}", float(column.mean()), *mean_interval(column), unit, len(column), note=note,
                  outcomes=write_outcomes(column, keys))
           for code, column in zip(languages, scores.T, strict=True)),

@@ -88,8 +88,8 @@ class Retrieval(Evaluator):
                 owned = [torch.tensor([index[caption] for caption in texts]) for texts in captions]
                 for protocol, both in zip(PROTOCOLS, ranks_both_ways(image[rows], text, owned, device), strict=True):
                     for direction, values in zip(DIRECTIONS, both, strict=True):
-                        for row, value in zip(rows, values, strict=True):
-                            found[f"{protocol}{direction}"][row] = value
+                        for row, rank in zip(rows, values, strict=True):
+                            found[f"{protocol}{direction}"][row] = rank
                 candidates[""].append(sum(len(texts) for texts in captions))
                 candidates[EQUAL].append(len(unique))
             for key, value in found.items():

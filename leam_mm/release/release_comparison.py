@@ -73,7 +73,7 @@ def _metric_table(metrics: Sequence[ComparedMetric]) -> Table | None:
             ends[0] = ends[0].removesuffix(" points")
         kind = change.kind if change.kind != "none" else ""
         name = " · ".join(plain(part) for part in metric.name.split("/"))
-        numbers, intervals = ([show(row) for row in (metric.one, metric.other)] for show in (number, interval))
+        numbers, intervals = ([show(dict(row)) for row in (metric.one, metric.other)] for show in (number, interval))
         rows.append([name, *numbers, value, " to ".join(ends), kind, _p(metric.adjusted), *intervals, metric.note])
     return Table(columns, rows) if rows else None
 
