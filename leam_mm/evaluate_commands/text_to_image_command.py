@@ -146,7 +146,7 @@ def text_to_image(options: TextToImageOptions) -> None:
     for metric in metrics:
         if metric.name.rpartition("/")[2] in ("mean", "min_over_mean", "accuracy", "parity", "image_likeness"):
             value = "not measured" if metric.value is None else f"{metric.value:.4f}"
-            print(f"{metric.name:48} {value:>12}  {_interval(metric.low, metric.high)}")
+            print(f"{metric.name:52} {value:>12}  {_interval(metric.low, metric.high)}")
     print(f"wrote {options.output / RESULTS} and {options.output / 'report.html'}")
 
 
