@@ -28,6 +28,15 @@ def test_one_distribution_is_not_told_apart() -> None:
     assert 0.42 < area < 0.58 and low < 0.5 and high < 0.6
 
 
+def test_the_interval_covers_chance_on_one_distribution() -> None:
+    inside = []
+    for seed in range(20):
+        one, other = ((smooth_images(60, 2 * seed + each), captions(60, 2 * seed + each, WORDS)) for each in (0, 1))
+        _, low, high = blind_area(one, other, seed)
+        inside.append(low <= 0.5 <= high)
+    assert np.mean(inside) >= 0.85
+
+
 def test_other_pixels_or_other_words_are_told_apart() -> None:
     images, texts = smooth_images(200, 1), captions(200, 1, WORDS)
     darker = (smooth_images(200, 2).float() * 0.8).to(torch.uint8)

@@ -4,6 +4,7 @@ If it does, the two sets differ in their data, and a score of the model may show
 (Duan et al. 2024, 2402.07841; Das, Zhang and Tramèr 2024, 2406.16201).
 """
 
+import math
 import zlib
 from collections.abc import Sequence
 from itertools import pairwise
@@ -34,12 +35,15 @@ def blind_area(
         seed: Seed of the folds.
 
     Returns:
-        Area and its 95 % interval; 0.5 means that nothing distinguishes the sets.
+        Area and its 95 % interval; 0.5 means that nothing distinguishes the sets. The interval is that of independent
+        scores, widened as Nadeau and Bengio (2003) do, since the fits of the folds share most of their rows.
     """
     rows = numpy.concatenate([blind_features(*members), blind_features(*others)])
     labels = numpy.repeat([1.0, 0.0], [len(members[1]), len(others[1])])
     scores = cross_validated_scores(rows, labels, seed)
-    return area_under_curve(scores[labels == 1], scores[labels == 0])
+    area, low, high = area_under_curve(scores[labels == 1], scores[labels == 0])
+    widening = math.sqrt(1 + FOLDS / (FOLDS - 1))
+    return area, max(0.0, area - widening * (area - low)), min(1.0, area + widening * (high - area))
 
 
 def refuse_shift(area: tuple[float, float, float]) -> str:
