@@ -175,7 +175,7 @@ def test_compared_sets_have_their_own_table_and_record() -> None:
     assert [row[0] for row in found["table"].rows] == ["Fréchet-Distanz, weniger ist besser", "Mind"]
     assert ["compared features", "a network"] in found["record"].rows
     listed = others(results, "en")
-    title = "Linear probe · zero-shot classification, top-1"
+    title = "Linear probe · top-1"
     assert listed is not None and [row[0] for row in listed["table"].rows] == [title]
     assert [entry["title"] for entry in listed["matrices"]] == [f"Confusion matrix: {title}"]
 

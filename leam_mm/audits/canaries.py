@@ -103,7 +103,11 @@ class Canaries(MemorizationPart):
     def _slice(self, distances: Tensor) -> dict[str, Any]:
         near = distances <= self.distance
         share = rate_slice(int(near.any(1).sum()), len(near))
-        return share | {"images": float(near.float().mean()), "median_distance": float(distances.amin(1).median())}
+        return share | {
+            "unit": "fraction",
+            "images": float(near.float().mean()),
+            "median_distance": float(distances.amin(1).median()),
+        }
 
     def _result(
         self, slices: dict[str, Any], distances: Tensor, duplication: numpy.ndarray, reachable: float
@@ -142,11 +146,11 @@ class Canaries(MemorizationPart):
             rows = [row for row, canary in enumerate(chosen) if canary.duplication == copies][:SHOWN]
             for row in rows:
                 least = float(distances[row].min())
-                text, verdict = chosen[row].caption, {"extracted": least <= self.distance}
+                text, found = chosen[row].caption, ", extracted" if least <= self.distance else ""
                 planted = f"canary, planted {copies} times"
                 shown += [
                     ShownImage(images[row].permute(1, 2, 0).numpy(), text, "en", planted, generated=False),
-                    ShownImage(nearest[row].permute(1, 2, 0).numpy(), text, "en", f"drawn, {least:.2f} away", verdict),
+                    ShownImage(nearest[row].permute(1, 2, 0).numpy(), text, "en", f"drawn, {least:.2f} away{found}"),
                 ]
         title = f"Canaries and the nearest of {self.samples} images drawn from their captions"
         write_contact_sheet(context.output, "canaries", title, shown, module, columns=2)

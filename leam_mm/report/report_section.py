@@ -58,7 +58,7 @@ def distances(results: Results, language: str) -> list[dict[str, Any]]:
             for name in results
             if name.startswith(f"{group}/") and PAIR.search(name)
         )
-        lines = []
+        lines: list[list[object]] = []
         for name in names:
             pair = [results.get(f"{group}/{name}/{kind}", {}) for kind in ("generated", "real")]
             if not any(pair):
