@@ -210,6 +210,19 @@ def test_features_made_in_two_ways_are_not_compared(folders: Path, tmp_path: Pat
         Thumbnail.protocol = "thumbnail of 2 x 2"
 
 
+def test_features_of_length_1_have_cmmd(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unit(Thumbnail):
+        unit_length = True
+
+        def compute(self, prepared: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"features": nn.functional.normalize(prepared.flatten(1).double(), dim=1)}
+
+    monkeypatch.setattr(images_command, "ClipFeatures", lambda weights: Unit())
+    settings = ("--features", "clip", "--weights", str(tmp_path), "--wavelet-size", "0")
+    found = run(tmp_path / "out", folders / "a", folders / "b", *settings)
+    assert found["images/cmmd"]["value"] > 0 and "images/spatial_frechet_distance" not in found
+
+
 def test_images_in_both_sets_are_counted(folders: Path, tmp_path: Path) -> None:
     shutil.copytree(folders / "b", tmp_path / "mixed")
     for number in range(4):
