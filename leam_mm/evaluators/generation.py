@@ -155,9 +155,7 @@ class Generation(Evaluator):
         if kind == "generated":
             note += f"; {self.steps} steps, guidance {self.guidance}, seed {self.seed}"
         distances = set_distances(self.features.unit_length)
-        names = [
-            name for name in distances if name != "frechet_distance_infinity"
-        ]  # for more images than are usually generated
+        names = [name for name in distances if name != "frechet_distance_infinity"]  # needs more images
         missing = []
         if count < FEWEST_OF_DISTRIBUTIONS:
             names = [name for name in names if distances[name].fewest <= count]
