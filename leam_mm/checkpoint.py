@@ -48,7 +48,9 @@ FORM: dict[str, Any] = {
     **{"optimizer_states": list, "lr_schedulers": list, "epoch": int, "global_step": int},
 }
 EVIDENCE_FORM: dict[str, Any] = {
-    **dict.fromkeys(("data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed", "tokenizer"), dict),
+    **dict.fromkeys(
+        ("code", "data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed", "tokenizer"), dict
+    ),
     **{"config": str, "model_class": str, "samples_seen": int | None},
     **{"steps": int, "schedule": dict | None, "changes": list, "data_now": list},
 }

@@ -8,6 +8,7 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ from leam_mm.checkpoint import (
     sound_checkpoint,
 )
 from leam_mm.checkpoint_generations import LAST
+from leam_mm.code_commit import code_commit
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
@@ -76,7 +78,15 @@ class ConfigInCheckpoint(SaveConfigCallback):
                 "lightning": lightning.__version__,
                 "python": platform.python_version(),
             },
+            "code": _code() if trainer.is_global_zero else {},  # the checkpoint is that of the first rank
         }
+
+
+@lru_cache
+def _code() -> dict[str, Any]:
+    """Return commit and state of the working tree when the run first saved; empty outside a working tree."""
+    commit, changed = code_commit()
+    return {} if commit is None else {"commit": commit, "modified": changed}
 
 
 def _recipe_change(trainer: Trainer) -> RecipeChange:

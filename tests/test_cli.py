@@ -12,6 +12,7 @@ from toys.recipes import clip_recipe
 
 from leam_mm.checkpoint import build_module, checkpoint_config, load_module, read_checkpoint
 from leam_mm.cli import main
+from leam_mm.code_commit import code_commit
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 
@@ -61,6 +62,7 @@ def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_toke
     assert not list(run.rglob("*.tmp*"))
     checkpoint = read_checkpoint(run)
     assert checkpoint["leam_mm"]["samples_seen"] == 24 and checkpoint["global_step"] == 3
+    assert checkpoint["leam_mm"]["code"].get("commit") == code_commit()[0]
     assert list(checkpoint["leam_mm"]["data"]) == [str(toy_shards)]
     assert checkpoint_config(checkpoint)["model"] == yaml.safe_load((run / "config.yaml").read_text())["model"]
 

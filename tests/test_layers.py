@@ -8,7 +8,17 @@ ROOT = Path(__file__).parent.parent
 # An entry may import any entry above it in the list, and itself. Names on one line are independent of each other.
 LEAM_MM = [
     ["system_fault"],
-    ["errors", "languages", "arithmetic", "json_text", "lifelines", "rank_errors", "rank_meeting", "early_signals"],
+    [
+        "errors",
+        "languages",
+        "arithmetic",
+        "code_commit",
+        "json_text",
+        "lifelines",
+        "rank_errors",
+        "rank_meeting",
+        "early_signals",
+    ],
     ["lifeline_server"],
     ["files", "config_error", "config_defaults", "recipe_changes", "recorded_classes"],
     ["run_lock", "command_line", "folder_server", "release_record"],

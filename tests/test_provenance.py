@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from leam_mm.code_commit import code_commit
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
-from leam_mm.release.provenance import Ingredient, build_time, code_commit, statement
+from leam_mm.release.provenance import Ingredient, build_time, statement
 from leam_mm.release_record import RELEASE
 
 DIGESTS = {"README.md": "ab" * 32, "configs/clip.yaml": "cd" * 32}

@@ -7,7 +7,6 @@ Specification: https://slsa.dev/spec/v1.0/provenance, https://github.com/in-toto
 
 import os
 import platform
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import leam_mm
+from leam_mm.code_commit import code_commit
 from leam_mm.documents.release_facts import ReleaseFacts
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256, write_json
@@ -23,7 +22,6 @@ from leam_mm.files import file_sha256, write_json
 PROVENANCE = "provenance.json"
 BUILD_TYPE, BUILDER = "urn:leam_mm:release:2", "urn:leam_mm:release:build"
 NOT_KNOWN = "not known"
-GIT_SECONDS = 20
 LIBRARIES = ("torch", "open_clip_torch", "diffusers", "transformers", "safetensors", "lightning")
 
 
@@ -128,29 +126,6 @@ def build_time() -> datetime:
         return datetime.fromtimestamp(int(epoch), UTC)
     except (ValueError, OverflowError, OSError):
         raise UserError(f"SOURCE_DATE_EPOCH is {epoch!r}: give seconds since 1970, or unset it") from None
-
-
-def code_commit(folder: Path | None = None) -> tuple[str | None, bool | None]:
-    """Return the git commit of the running code and whether its files were changed since; None where not known.
-
-    Args:
-        folder: Root of the working tree; None takes the one that leam_mm lies in.
-    """
-    root = folder or Path(leam_mm.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None, None
-    commit, state = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain", "--untracked-files=no")
-    return commit, None if state is None else bool(state)
-
-
-def _git(root: Path, *words: str) -> str | None:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    command = ["git", "-C", str(root), *words]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, env=environment)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _software() -> Iterator[dict[str, Any]]:
