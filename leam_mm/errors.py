@@ -21,14 +21,18 @@ def without_addresses(text: str) -> str:
     return MEMORY_ADDRESS.sub("", text)
 
 
+def printable(text: str) -> str:
+    """Return a stranger's text for a terminal: control characters, line ends too, as their escapes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def one_line(error: UserError) -> str:
     """Return the message in one line, without the traceback that wraps an error of a loader's worker process."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.rpartition(f"{UserError.__name__}: ")[2]
-    line = " ".join(without_addresses(text).split())
     # A message may quote a stranger's text: no control sequence reaches the terminal, and no line fills it.
-    line = line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    line = printable(" ".join(without_addresses(text).split()))
     return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 

@@ -28,7 +28,12 @@ def temporary_path(path: Path) -> Path:
     """Return a new name under which this process writes ``path`` before it is complete.
 
     No other writer takes it: processes of two hosts, which share a disk, may have the same number.
+
+    Raises:
+        UserError: The path is that of the current folder or of the root, which cannot be written as a file.
     """
+    if not path.name:
+        raise UserError(f"{str(path)!r} is a folder without a name of its own: give another path")
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}")
 
 

@@ -177,3 +177,9 @@ audits:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"^[^\n]*leam_mm_release\.json cannot be read [^\n]*give a release folder$"):
         main(["--config", str(config), "--release", str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_value_that_is_not_finite_decides_nothing(value: float) -> None:
+    for threshold in (Threshold(least=0.8), Threshold(most=0.8)):
+        assert AuditResult("x", value, value, value, "ratio", 9, threshold).verdict == "inconclusive"

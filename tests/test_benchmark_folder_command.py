@@ -56,3 +56,26 @@ def test_what_has_no_names_or_captions_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason):
             write(folder, tmp_path / "tars", *words)
     assert not (tmp_path / "tars").exists()
+
+
+def test_nothing_but_a_split_of_tars_is_replaced(tmp_path: Path) -> None:
+    images = write_class_folder(tmp_path / "images" / "test").parent
+    before = sorted(images.rglob("*"))
+    with pytest.raises(UserError, match="is no split of tars"):
+        write(images, images)
+    assert sorted(images.rglob("*")) == before
+    for split in ("..", "../other", "", "/etc"):
+        with pytest.raises(UserError, match="is no name of a folder"):
+            write(images / "test", tmp_path / "tars", "--split", split)
+    write(images, tmp_path / "tars")
+    with pytest.raises(UserError, match="holds the images that are read"):
+        write(tmp_path / "tars", tmp_path / "tars", "--limit", "4")
+    assert len(read_image_set(tmp_path / "tars", "test", ImagePreparation()).samples) > 4
+
+
+def test_an_unreadable_image_leaves_no_file(tmp_path: Path) -> None:
+    images = write_class_folder(tmp_path / "images")
+    next(images.rglob("*.png")).write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be decoded"):
+        write(images, tmp_path / "tars")
+    assert not list((tmp_path / "tars").rglob("*"))

@@ -88,3 +88,20 @@ def test_the_test_of_a_mean_agrees_with_its_interval() -> None:
     symmetric = numpy.concatenate([0.3 + half, 0.3 - half])
     assert mean_test(symmetric) == pytest.approx(ttest_1samp(symmetric, 0).pvalue, rel=1e-6)
     assert mean_test(numpy.zeros(9)) == 1 and mean_test(numpy.ones(9)) == 0
+
+
+def test_a_strangers_names_do_not_reach_the_terminal_and_inputs_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"name": "\x1b[31mred\nline", "value": 0.5, "low": 0.4, "high": 0.6, "samples": 9, "settings": {"\x1b[2J": 1}}
+    for name, line in (("a", row | {"settings": {}}), ("b", row), ("c", row | {"name": "\x1b[0m"})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    a, b, c = (str(tmp_path / f"{name}.jsonl") for name in "abc")
+    evaluate.main(["compare", a, b])
+    evaluate.main(["compare", a, c])
+    assert "\x1b" not in capsys.readouterr().out
+    before = Path(a).read_bytes()
+    for output, message in ((a, "one of the files"), (str(tmp_path), "is a folder"), (".", "is a folder")):
+        with pytest.raises(UserError, match=message):
+            evaluate.main(["compare", a, b, "--output", output])
+    assert Path(a).read_bytes() == before

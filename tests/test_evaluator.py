@@ -10,7 +10,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.evaluators.language_summary import language_metrics
-from leam_mm.evaluators.results import append_results, evidence, read_results
+from leam_mm.evaluators.results import append_results, evidence, read_lines, read_results
 
 
 def test_metric_becomes_json_without_nan() -> None:
@@ -110,3 +110,16 @@ def test_evidence_is_plain_and_names_used_checkpoints_only(tmp_path: Path) -> No
         "limit": None,
     }
     assert found["seconds"] == 1.3
+
+
+def test_one_language_is_compared_with_none() -> None:
+    found = summary(numpy.array([[1.0], [0.0], [1.0]]), ["en"])["x/min_over_mean"]
+    assert found.value is None and found.low is None and "nothing to compare" in found.note
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e300", "9" * 400, "true", '"1"'])
+def test_lines_with_numbers_that_are_none_are_named(tmp_path: Path, value: str) -> None:
+    for key in ("value", "low", "samples"):
+        (tmp_path / "results.jsonl").write_text(f'\n{{"name": "x", "{key}": {value}}}\n')
+        with pytest.raises(UserError, match=f"line 2: {key}"):
+            read_lines(tmp_path / "results.jsonl")

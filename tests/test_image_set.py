@@ -1,5 +1,6 @@
 """The layout of a folder of images is detected; what cannot be measured is refused with the fix."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,16 @@ def test_folders_that_cannot_be_measured(tmp_path: Path) -> None:
     write_tars(tmp_path / "tars", "test", [[{"png": coloured_square("red", 1), "cls": b"0"}]])
     with pytest.raises(UserError, match="holds 1 images: give at least 2"):
         read_image_set(tmp_path / "tars", "test", PLAIN)
+
+
+def test_numbers_of_thousands_of_digits_and_names_that_are_not_unicode(tmp_path: Path) -> None:
+    write_tars(tmp_path / "tars", "test", [[]])
+    (tmp_path / "tars" / "test" / "nshards.txt").write_text("9" * 5000)
+    with pytest.raises(UserError, match="write the number of tars"):
+        read_image_set(tmp_path / "tars", "test", ImagePreparation())
+    images = write_class_folder(tmp_path / "images")
+    os.rename(next(path for path in images.iterdir()), os.fsencode(images) + b"/\xff")
+    with pytest.raises(UserError, match="not in UTF-8; rename"):
+        read_image_set(images, "test", ImagePreparation())
+    with pytest.raises(UserError, match="is no name of a folder"):
+        find_layout(images, "../images")

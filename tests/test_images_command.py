@@ -154,6 +154,13 @@ def npz(path: Path, **arrays: Any) -> Path:
         ({"mu": numpy.zeros(12)}, "has no sigma"),
         ({"mu": numpy.array([{}], object), "sigma": numpy.eye(1)}, "holds no mean and covariance"),
         ({"mu": numpy.zeros(12), "sigma": numpy.eye(12), "n": numpy.int64(-3)}, "n is -3"),
+        ({"mu": numpy.zeros(12), "sigma": numpy.eye(12), "n": numpy.float64(1e300)}, "n is 1"),
+        ({"mu": numpy.full(12, 1e300), "sigma": numpy.eye(12)}, "values above 1e"),
+        ({"mu": numpy.zeros(12), "sigma": 2 - numpy.eye(12)}, "negative eigenvalues"),
+        (
+            {"mu": numpy.zeros(12), "sigma": numpy.eye(12), "record": numpy.frombuffer(b'{"features": {}}', "u1")},
+            "features of its record",
+        ),
     ],
 )
 def test_wrong_statistics_are_one_line(folders: Path, tmp_path: Path, arrays: dict, message: str) -> None:
@@ -230,3 +237,11 @@ def test_images_in_both_sets_are_counted(folders: Path, tmp_path: Path) -> None:
     found = run(tmp_path / "out", folders / "a", tmp_path / "mixed", "--features", "none", "--wavelet-size", "16")
     line = found["images/wavelet_distance"]
     assert line["compared"]["images_in_both_sets"] == 4 and "4 images are in both sets" in line["note"]
+
+
+def test_results_are_appended_to_a_file_of_anyone(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.jsonl").write_bytes(b"\xff\xfe cut off")
+    with pytest.raises(UserError, match="line 1"):  # of the report, after the numbers were saved
+        run(tmp_path, folders / "a", folders / "b")
+    first, *found = (tmp_path / "results.jsonl").read_bytes().splitlines()
+    assert first == b"\xff\xfe cut off" and all(json.loads(line)["name"].startswith("images/") for line in found)

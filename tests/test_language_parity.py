@@ -119,6 +119,7 @@ def test_earlier_results_are_audited_too(shards: Path, tmp_path: Path) -> None:
     rows = [
         row("zero_shot/top1/mean", 0.7), row("zero_shot/top1/min_over_mean", 0.9, note="worst language: fi; x"),
         row("zero_shot/top1/en", 0.8, **classes), row("zero_shot/top1/fi", 0.63, **classes),
+        row("zero_shot/top1/de", 0.67, **classes),
         row("text_to_image/scene/soft_tifa/mean", 0.5), row("text_to_image/scene/soft_tifa/min_over_mean", 0.6),
         row("text_to_image/own/soft_tifa/mean", 0.5),
         row("text_to_image/own/soft_tifa/min_over_mean", 0.6, note="worst language: fi; indicative only: x"),
@@ -140,3 +141,20 @@ def test_earlier_results_are_audited_too(shards: Path, tmp_path: Path) -> None:
     context.results = tmp_path / "none"
     with pytest.raises(UserError, match="there is no results"):
         LanguageParity(["de", "en", "fi"]).run(context)
+
+
+def test_a_ratio_over_one_language_or_without_samples_does_not_pass(shards: Path, tmp_path: Path) -> None:
+    classes = {"slices": {"classes": 10}}
+    english = [row("zero_shot/top1/mean", 0.9), row("zero_shot/top1/min_over_mean", 0.97)]
+    english += [row("zero_shot/top1/en", 0.9, **classes)]
+    every = [*english, row("zero_shot/top1/fi", 0.9, **classes), row("zero_shot/top1/de", 0.9, **classes)]
+    nobody = [entry | {"samples": None} for entry in every]
+    without_mean = [every[0] | {"value": None}, *every[1:]]
+    for rows, verdict in ((english, "inconclusive"), (every, "pass"), (nobody, "inconclusive"),
+                          (without_mean, "inconclusive")):  # fmt: skip
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
+        context = AuditContext(encoder("en", "de", "fi"), None, tmp_path, held_out=shards, results=tmp_path)
+        (found,) = LanguageParity(["de", "en", "fi"]).run(context)[3:]
+        assert found.verdict == verdict, rows
+    with pytest.raises(UserError, match="limit is 0"):
+        LanguageParity(limit=0)

@@ -153,3 +153,11 @@ def test_rule_of_three_is_the_exact_bound_to_two_percent() -> None:
     assert rate_interval(0, 0) == (0.0, 1.0) and rate_interval(0, 2) == (0.0, 1.0)
     low, high = rate_interval(1, 100)  # Clopper and Pearson, as tables of the binomial distribution give it
     assert (low, high) == pytest.approx((0.000253, 0.0545), rel=2e-3)
+
+
+def test_few_samples_drawn_from_many_do_not_pass(tmp_path: Path) -> None:
+    shards = write_control_shards(tmp_path / "shards", samples=40)
+    verdicts = {
+        number: audited(shards, OptOut(samples=number))["audit/opt_out"]["verdict"] for number in (1, 29, 30, None)
+    }
+    assert verdicts == {1: "inconclusive", 29: "inconclusive", 30: "pass", None: "pass"}

@@ -37,7 +37,7 @@ def test_scores_are_rounded_to_a_part_of_their_range_and_small() -> None:
 def test_a_strangers_entry_is_ignored() -> None:
     of = {"of": "x", "count": 9}
     wrong_bits = [{}, {"of": "x", "count": 10**12, "bits": ""}, of | {"bits": "zz"}, of | {"bits": 3}, 3, None]
-    texts = ((1.0, "A" * 23), (1.0, "?" * 24), ("1", "A" * 24), (1e308, "/" * 24), (None, ""))
+    texts = ((1.0, "A" * 23), (1.0, "?" * 24), ("1", "A" * 24), (1e308, "/" * 24), (None, ""), (10**400, "A" * 24))
     wrong_values = [of | {"low": 0.0, "step": step, "values": text} for step, text in texts]
     for wrong in wrong_bits + wrong_values:
         assert read_outcomes({"value": 0.5, "outcomes": wrong}) is None

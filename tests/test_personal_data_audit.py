@@ -187,3 +187,11 @@ def test_folders_of_images_and_what_is_missing(tmp_path: Path) -> None:
     for wrong in (lambda: PersonalData(samples=0), lambda: GeneratedText(Constant(""), images=0)):
         with pytest.raises(UserError, match="is 0: give at least 1"):
             wrong()
+
+
+def test_few_samples_drawn_from_many_do_not_pass(tmp_path: Path) -> None:
+    shards = write_control_shards(tmp_path / "shards", samples=40)
+    for number, verdict in ((1, "inconclusive"), (29, "inconclusive"), (30, "pass"), (None, "pass")):
+        context = AuditContext(None, None, tmp_path, shards=shards)
+        found = PersonalData(samples=number).run(context)
+        assert {result.verdict for result in found} == {verdict}, number

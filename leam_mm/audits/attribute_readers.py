@@ -226,4 +226,7 @@ class LabelsOfPeople(AttributeReader):
             NotRun: There are no labels yet.
         """
         if self.table is None:
-            raise NotRun(f"people must label the images in {self.folder} first: write {self.labels} (image, value)")
+            raise NotRun(
+                f"people must label the images in the folder {self.folder.name} of the output first: write "
+                f"{self.labels.name} (image, value)"
+            )

@@ -1,5 +1,6 @@
 """Base class of audits: a criterion with a threshold, measured with an interval, and a verdict."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -81,7 +82,9 @@ class AuditResult:
         """Pass only if the whole interval meets the threshold, fail only if all of it misses it."""
         if self.not_run:
             return "not_run"
-        if self.undecided or self.threshold is None or self.value is None or self.samples < self.fewest:
+        if self.undecided or self.threshold is None or self.samples < self.fewest:
+            return "inconclusive"
+        if self.value is None or not math.isfinite(self.value):  # not finite is not measured
             return "inconclusive"
         low = float("-inf") if self.low is None else self.low
         high = float("inf") if self.high is None else self.high

@@ -35,7 +35,7 @@ def captioned_samples(shards: Path, samples: int, language: str) -> tuple[list[I
     found = [(sample, caption_of(sample, language)) for sample in read_image_samples(shards, samples)]
     chosen = [(sample, text) for sample, text in found if text]
     if not chosen:
-        raise NotRun(f"{shards} has no captions: give shards of captioned images")
+        raise NotRun("the shards have no captions: give shards of captioned images")
     return [sample for sample, _ in chosen], [text for _, text in chosen]
 
 

@@ -145,7 +145,7 @@ def _counted_captions(shards: Path, language: str) -> list[tuple[str, int]]:
     counts = Counter(caption_of(sample, language) for sample in read_image_samples(shards))
     counts.pop("", None)
     if not counts:
-        raise NotRun(f"{shards} has no captions: give shards of captioned images")
+        raise NotRun("the shards have no captions: give shards of captioned images")
     return sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
 
 

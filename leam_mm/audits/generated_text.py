@@ -9,7 +9,7 @@ from leam_mm.audits.audit import Audit, AuditContext, AuditResult, Threshold
 from leam_mm.audits.detectors import TextDetector
 from leam_mm.audits.identifiers import IdentifierCounts, load_finder
 from leam_mm.audits.personal_data import MAPS_TO
-from leam_mm.audits.stored_samples import rate_slice
+from leam_mm.audits.stored_samples import FEWEST, rate_slice
 from leam_mm.data.image_limits import IMAGE_SUFFIXES
 from leam_mm.data.upright_image import read_upright
 from leam_mm.errors import UserError
@@ -17,7 +17,6 @@ from leam_mm.evaluators.embedding import read_image_samples
 from leam_mm.evaluators.generation import generate
 
 MAX_FILE = 1 << 28  # bytes of an image file
-FEWEST = 30  # images that may decide: the rule of three then bounds the rate by a tenth
 BATCH = 16  # images
 
 

@@ -67,7 +67,7 @@ class IdentifierCounts:
         """
         said = f"{self.hits:,} of {self.texts:,} {what} hold a validated identifier"
         if self.texts and not self.hits:
-            said += f"; 95 % upper bound {3 * PER / self.texts:.2g} per {PER:,} (rule of three)"
+            said += f"; 95 % upper bound {min(PER, 3 * PER / self.texts):.2g} per {PER:,} (rule of three)"
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.found.most_common())
         return f"{said}: {kinds}" if kinds else said
 

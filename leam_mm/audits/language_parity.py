@@ -56,6 +56,8 @@ class LanguageParity(Audit):
         """See the class for the arguments."""
         if len(set(languages)) < 2:
             raise UserError(f"LanguageParity: languages is {languages}; give at least two to compare")
+        if limit is not None and limit < 1:
+            raise UserError(f"LanguageParity: limit is {limit}; give at least 1, or null for all")
         self.languages, self.limit, self.batch_size = list(dict.fromkeys(languages)), limit, batch_size
         self.least_parity, self.most_fertility = least_parity, most_fertility
         self.most_truncation, self.counted = most_truncation, counted
@@ -92,7 +94,7 @@ class LanguageParity(Audit):
         return [
             parity,
             *tokenizer_results(self.name, module.tokenizer, samples, languages, *limits),
-            *results_of_evaluations(self.name, found, context.generator is not None, self.least_parity),
+            *results_of_evaluations(self.name, found, self.languages, context.generator is not None, self.least_parity),
         ]
 
 
@@ -107,7 +109,7 @@ def parallel_samples(shards: Path, wanted: list[str], limit: int | None) -> tupl
     complete = [sample for sample in found if all(sample.captions(code) for code in languages)]
     if len(languages) < 2 or not complete:
         what = f"no image has captions in all of {', '.join(languages)}" if len(languages) > 1 else "one language only"
-        raise NotRun(f"{shards}: {what}: give parallel captions with --held_out, or fewer `languages`")
+        raise NotRun(f"{what}: give parallel captions with --held_out, or fewer `languages`")
     return complete, languages
 
 

@@ -1,6 +1,7 @@
 """How evenly a score is spread over languages: worst over mean, coefficient of variation, Gini, and use of data."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -79,7 +80,7 @@ def ratio_result(
     """
     value, low, high = (ratio[key] for key in ("value", "low", "high"))
     samples, note = int(ratio["samples"] or 0), str(ratio.get("note") or "").partition("; ")[0]
-    if mean["low"] is None or mean["low"] <= chance or value is None:
+    if mean["value"] is None or mean["low"] is None or mean["low"] <= chance or value is None:
         undecided = undecided or "the mean of the languages is not above chance: their ratio has no meaning"
         value = low = high = None
     else:
@@ -88,18 +89,21 @@ def ratio_result(
             None if end is None else (end * centre - chance) / (centre - chance) for end in (value, low, high)
         )
     text = "; ".join(part for part in (note, f"corrected for chance, {chance:.2%}", reason) if part)
-    return AuditResult(name, value, low, high, "ratio", samples, Threshold(least=least), slices, text,
+    return AuditResult(name, value, low, high, "ratio", samples, Threshold(least=least), slices, text, fewest=1,
                        undecided=undecided)  # fmt: skip
 
 
 def results_of_evaluations(
-    name: str, found: Mapping[str, Mapping[str, Any]], generates: bool, least: float
+    name: str, found: Mapping[str, Mapping[str, Any]], wanted: Sequence[str], generates: bool, least: float
 ) -> list[AuditResult]:
     """Return the audits of ratios that evaluate.py has measured: zero-shot top 1, and scores of text to image.
+
+    A ratio over fewer languages than wanted cannot pass: one language alone is as good as the mean of one.
 
     Args:
         name: Start of the results' names.
         found: Lines of results.jsonl by name.
+        wanted: Codes that the ratio must be over to pass.
         generates: Whether scores of a generator are audited, too.
         least: Smallest ratio that passes.
     """
@@ -123,7 +127,11 @@ def results_of_evaluations(
         chance = 1 / min(counts) if top1 and counts else 0.0
         reason = f"{family} of earlier results; {note.partition('; ')[2]}".rstrip("; ")
         own = f"{name}/{family.removesuffix('/top1').removesuffix('/soft_tifa')}"
-        results.append(ratio_result(own, ratio, found[f"{family}/mean"], chance, least, reason, slices, undecided))
+        result = ratio_result(own, ratio, found[f"{family}/mean"], chance, least, reason, slices, undecided)
+        missing = [code for code in wanted if languages.get(code, {}).get("value") is None]
+        if missing and result.verdict == "pass":
+            result = replace(result, undecided=f"not measured in {', '.join(missing)}")
+        results.append(result)
     if generates and not any(key.endswith(f"/soft_tifa{RATIO}") for key in found):
         why = "no scores of text to image were given: evaluate with TextToImage first, and add --results"
         results.append(

@@ -10,7 +10,7 @@ from leam_mm.audits.audit import Audit, AuditContext, AuditResult, Threshold
 from leam_mm.audits.detectors import FaceDetector
 from leam_mm.audits.identifiers import PER, IdentifierCounts, load_finder
 from leam_mm.audits.image_positions import has_position
-from leam_mm.audits.stored_samples import StoredSample, rate_slice, read_stored
+from leam_mm.audits.stored_samples import FEWEST, StoredSample, rate_slice, read_stored
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.upright_image import read_upright
 from leam_mm.errors import UserError
@@ -96,25 +96,31 @@ class PersonalData(Audit):
                 _add_image(sample.image, counts, batch)
         if batch is not None:
             batch.search(counts)
-        results = [self._identifiers(captions, unread), self._positions(counts)]
+        drawn = folder.samples if self.samples is None else min(self.samples, folder.samples)
+        few = ""
+        if drawn < min(FEWEST, folder.samples):
+            few = f"{drawn} samples drawn from {folder.samples:,}, at least {FEWEST} are needed"
+        results = [self._identifiers(captions, unread, few), self._positions(counts, few)]
         return results + ([self._faces(counts)] if batch is not None else [])
 
-    def _identifiers(self, captions: IdentifierCounts, unread: int) -> AuditResult:
+    def _identifiers(self, captions: IdentifierCounts, unread: int, few: str) -> AuditResult:
         value = float(captions.hits) if captions.texts else None
+        few = f"the captions of {unread:,} samples cannot be read" if unread else few
         return AuditResult(
             self.name, value, value, value, "count", captions.texts, Threshold(most=0), captions.slices(),
             captions.summary("captions"), maps_to=MAPS_TO,
-            undecided=f"the captions of {unread:,} samples cannot be read" if unread and not captions.hits else "",
+            undecided=few if not captions.hits else "",
         )  # fmt: skip
 
-    def _positions(self, counts: ImageCounts) -> AuditResult:
+    def _positions(self, counts: ImageCounts, few: str) -> AuditResult:
         value = float(counts.positions) if counts.images else None
+        few = f"{counts.unreadable:,} images cannot be read" if counts.unreadable else few
         said = f"{counts.positions:,} of {counts.images:,} image files say where they were taken (EXIF, XMP)"
         return AuditResult(
             f"{self.name}/positions", value, value, value, "count", counts.images, Threshold(most=0),
             {f"images with one per {PER:,}": rate_slice(counts.positions, counts.images, PER)},
             said if counts.images else "the shards hold no image that can be read", maps_to=MAPS_TO,
-            undecided=f"{counts.unreadable:,} images cannot be read" if counts.unreadable and not value else "",
+            undecided=few if not value else "",
         )  # fmt: skip
 
     def _faces(self, counts: ImageCounts) -> AuditResult:

@@ -15,6 +15,8 @@ from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
 
+FEWEST = 30  # samples drawn that may decide: the rule of three then bounds the rate by a tenth
+
 
 @dataclass(frozen=True)
 class StoredSample:

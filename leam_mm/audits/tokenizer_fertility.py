@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from leam_mm.audits.audit import AuditResult, Threshold
+from leam_mm.audits.stored_samples import FEWEST
 from leam_mm.evaluators.embedding import ImageSample
 from leam_mm.evaluators.intervals import wilson_interval
 
@@ -57,7 +58,7 @@ def tokenizer_results(
         AuditResult(
             f"{name}/fertility", ratios[worst]["value"], max(row["low"] for row in ratios.values()),
             max(row["high"] for row in ratios.values()), "ratio", len(samples), Threshold(most=most_fertility), ratios,
-            f"tokens per word over those of English; worst language: {worst}",
+            f"tokens per word over those of English; worst language: {worst}", fewest=FEWEST,
         ),
         cut,
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from leam_mm.audits.audit import Audit, AuditContext
 from leam_mm.audits.run_audits import run_audits
-from leam_mm.errors import UserError
+from leam_mm.errors import UserError, printable
 from leam_mm.evaluators.results import RESULTS
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
@@ -60,7 +60,7 @@ def audit(
         write_report(output, output / "report.html", title=f"Audits {output.name}")
     width = max(len(result.audit) for result in found)
     for result in found:
-        print(f"{result.audit:{width}}  {result.verdict:12}  {result.as_dict()['note']}".rstrip())
+        print(printable(f"{result.audit:{width}}  {result.verdict:12}  {result.as_dict()['note']}".rstrip()))
     print(f"wrote {output / RESULTS} and {output / 'report.html'}")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leam_mm.command_line import parse_settings
-from leam_mm.errors import UserError
+from leam_mm.errors import UserError, printable
 from leam_mm.evaluators.compared_results import ComparedMetric, Row, compare_rows
 from leam_mm.evaluators.results import RESULTS, read_lines
 from leam_mm.files import write_text
@@ -40,8 +40,9 @@ def compare(options: CompareOptions) -> list[ComparedMetric]:
     """Print the table, and write the lines.
 
     Raises:
-        UserError: A file is missing, or no name begins with `only`.
+        UserError: A file is missing, no name begins with `only`, or `output` is one of the files that are compared.
     """
+    _check_output(options)
     a, b = ([row for row in _read(path) if row["name"].startswith(options.only)] for path in (options.a, options.b))
     if not a and not b:
         raise UserError(f"--only {options.only}: no result has such a name; run the comparison without it")
@@ -50,7 +51,7 @@ def compare(options: CompareOptions) -> list[ComparedMetric]:
     if compared:
         _print([COLUMNS, *(_cells(metric) for metric in compared)])
     for note, count in Counter(metric.note or "not measured" for metric in found if metric not in compared).items():
-        print(f"{count} not compared: {note}")
+        print(f"{count} not compared: {printable(note)}")
     kinds = Counter(metric.difference.kind for metric in compared)
     clear = sum(metric.adjusted is not None and metric.adjusted < LEVEL for metric in compared)
     print(
@@ -63,8 +64,22 @@ def compare(options: CompareOptions) -> list[ComparedMetric]:
     return found
 
 
+def _file(path: Path) -> Path:
+    return path / RESULTS if path.is_dir() else path
+
+
+def _check_output(options: CompareOptions) -> None:
+    output = options.output
+    if output is None:
+        return
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give the name of a file in it")
+    if output.resolve() in (_file(options.a).resolve(), _file(options.b).resolve()):
+        raise UserError(f"--output {output} is one of the files that are compared: give another one")
+
+
 def _read(path: Path) -> list[Row]:
-    file = path / RESULTS if path.is_dir() else path
+    file = _file(path)
     if not file.is_file():
         raise UserError(f"{file} is missing: give a {RESULTS} of evaluate.py, or its folder")
     if not (rows := read_lines(file)):
@@ -79,7 +94,8 @@ def _cells(metric: ComparedMetric) -> tuple[str, ...]:
     star = "*" if metric.adjusted is not None and metric.adjusted < LEVEL else ""
     values = [f"{row['value']:.4g}" for row in (metric.one, metric.other)]
     kind = change.kind if change.kind != "none" else "no interval"
-    return (metric.name, *values, f"{change.value:+.4g}", ends, kind, p, " ".join(filter(None, (star, metric.note))))
+    notes = " ".join(filter(None, (star, printable(metric.note))))
+    return (printable(metric.name), *values, f"{change.value:+.4g}", ends, kind, p, notes)
 
 
 def _print(rows: Sequence[Sequence[str]]) -> None:

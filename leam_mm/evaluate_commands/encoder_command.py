@@ -18,7 +18,7 @@ import numpy
 import torch
 
 from leam_mm.command_line import PositiveInt, Range, parse_settings
-from leam_mm.errors import UserError
+from leam_mm.errors import UserError, printable
 from leam_mm.evaluators.class_names import ClassNames, name_classes
 from leam_mm.evaluators.effective_interval import mean_of_classes
 from leam_mm.evaluators.embedded_images import EmbeddedImages, embed, labels, probe_data
@@ -112,6 +112,8 @@ class EncoderMeasures:
             return self._retrieval(title)
         if not self.test.images.classes:
             return [_missing(title, "the images have no classes")]
+        if len(self.test.images.classes) < 2:
+            return [_missing(title, "the images have one class")]
         if kind == "zero_shot":
             return self._zero_shot(title)
         if isinstance(self._probe_data, str):
@@ -237,13 +239,14 @@ def _print(found: Sequence[Metric], options: EncoderOptions, names: ClassNames |
     width = max(len(metric.name) for metric in found)
     for metric in found:
         if metric.value is None:
-            print(f"{metric.name:{width}}  not measured: {metric.note}")
+            print(printable(f"{metric.name:{width}}  not measured: {metric.note}"))
         else:
             low, high = (f"{end:.4f}" if end is not None else "?" for end in (metric.low, metric.high))
-            print(f"{metric.name:{width}}  {metric.value:.4f}  [{low}, {high}]  n = {metric.samples}")
+            print(printable(f"{metric.name:{width}}  {metric.value:.4f}  [{low}, {high}]  n = {metric.samples}"))
     if names is not None and len(names.languages) < len(LANGUAGE_NAMES) and "zero_shot" in options.measure:
+        there = ", ".join(names.languages) or "none of these languages"
         print(
-            f"class names are in {', '.join(names.languages)} ({names.source}): zero-shot in other languages is not "
+            f"class names are in {there} ({names.source}): zero-shot in other languages is not "
             "measured; give their names with --classes"
         )
     print(f"wrote {options.output / RESULTS} and {options.output / 'report.html'}")

@@ -11,7 +11,7 @@ missing. The second form scores images of any program, drawn/CONCEPT/LANGUAGE_0.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
@@ -51,7 +51,7 @@ class TextToImageOptions:
         seed: First seed of the noise.
         clip: The generator's text encoder, if it was moved since training.
         codec: The generator's codec, if it was moved since training.
-        device: cpu or cuda.
+        device: Device; auto uses the GPU if there is one.
         trust: Modules of your own, such as my_lab, whose classes the checkpoint may name; several between commas.
     """
 
@@ -71,7 +71,7 @@ class TextToImageOptions:
     seed: NonNegativeInt = 0
     clip: Path | None = None
     codec: Path | None = None
-    device: str = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     trust: str = ""
 
 
@@ -122,8 +122,8 @@ def text_to_image(options: TextToImageOptions) -> None:
         raise UserError("give at least one --judge: an image-text model, an encoder, or a folder of scenes")
     if (options.generator is None) == (options.images is None):
         raise UserError("give either --generator, which draws the images, or --images with those of another program")
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {options.device}: no GPU is visible here; give --device cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU here; use --device cpu")
     trust_modules(options.trust)
     kinds = [judge_kind(address) for address in options.judge]
     judges = [open_judge(address, kinds[:n].count(kinds[n])) for n, address in enumerate(options.judge)]
@@ -133,9 +133,8 @@ def text_to_image(options: TextToImageOptions) -> None:
         features=features, images=options.images, per_kind=options.per_kind, steps=options.steps,
         guidance=options.guidance, seed=options.seed, images_per_prompt=options.images_per_prompt,
     )  # fmt: skip
-    context = EvaluationContext(
-        options.clip, options.generator, options.output, torch.device(options.device), options.codec
-    )
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    context = EvaluationContext(options.clip, options.generator, options.output, device, options.codec)
     from time import monotonic
 
     with run_lock(options.output / LOCK):

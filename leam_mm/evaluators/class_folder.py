@@ -28,10 +28,12 @@ def read_class_folder(folder: Path, preparation: ImagePreparation) -> tuple[list
         Sorted names of the sub-folders, and the images in order of class and path; their `class_id` is the name.
 
     Raises:
-        UserError: A sub-folder holds no image.
+        UserError: A sub-folder holds no image, or its name is not in UTF-8.
     """
     classes, samples = _folders(folder), []
     for name in classes:
+        if not is_unicode(name):
+            raise UserError(f"{folder / name}: its name is not in UTF-8; rename the folder")
         files = sorted(image_files(folder / name))
         if not files:
             raise UserError(
@@ -41,6 +43,11 @@ def read_class_folder(folder: Path, preparation: ImagePreparation) -> tuple[list
             key = file.relative_to(folder).as_posix().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
             samples.append(StoredImage(key, b"", {"metadata": {"class_id": name}}, file, preparation=preparation))
     return classes, samples
+
+
+def is_unicode(name: str) -> bool:
+    """Return whether a text can be written in UTF-8; names of files that are not hold halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def has_images(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """Class names by language for zero-shot classification, from a file or from the folder of the images."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,8 @@ def _read(file: Path, images: ImageSet, languages: Sequence[str]) -> tuple[list[
         raise UserError(f"{file} holds no class names ({error}): give a list of names for each language") from None
     if not entries or len(set(classes)) < len(classes) or len(classes) < 2:
         raise UserError(f"{file} names no language, fewer than two classes, or a class twice: correct it")
+    if wrong := [code for code in entries if not re.fullmatch("[A-Za-z][A-Za-z0-9-]{1,34}", code)]:
+        raise UserError(f"{file}: {wrong[0][:40]!r} is no language code, such as de: correct it")
     return classes, entries
 
 

@@ -90,7 +90,7 @@ def read_samples(
 
 def _shards(folder: Path) -> int:
     text = (read_texts(folder / SHARDS) or [""])[0]
-    if not (text.isascii() and text.isdigit()) or not 0 < int(text) <= MAX_SHARDS:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9) or not 0 < int(text) <= MAX_SHARDS:
         raise UserError(f"{folder / SHARDS} is {text[:40]!r}: write the number of tars into it")
     return int(text)
 

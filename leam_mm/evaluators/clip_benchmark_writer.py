@@ -38,7 +38,8 @@ def write_classes(
         templates: Templates with {} in place of the name.
 
     Raises:
-        UserError: A text cannot be written in clip-benchmark's form, or the folder holds another data set.
+        UserError: A text cannot be written in clip-benchmark's form, or the folder holds another data set or the images
+            themselves.
     """
     if wrong := next(
         (text for text in templates if text.count("{}") != 1 or set("{}") & set(text.replace("{}", ""))), None
@@ -78,14 +79,20 @@ def _write(
 ) -> None:
     if not samples:
         raise UserError(f"there is no image to write to {folder / split}: give a folder that has what is to be written")
+    target = folder / split
+    if Path(split).name != split or split in ("", ".."):
+        raise UserError(f"--split {split!r} is no name of a folder: give one such as test")
+    if target.exists() and not (target / SHARDS).is_file():
+        raise UserError(f"{target} exists and is no split of tars: give another folder with --output")
+    places = {sample.file.parent.resolve() for sample in samples if sample.file.name}
+    if any(place.is_relative_to(target.resolve()) for place in places):
+        raise UserError(f"{target} holds the images that are read: give another folder with --output")
     contents = {name: "".join(f"{line}\n" for line in lines) for name, lines in texts.items()}
     for name in (NAMES, TEMPLATES, TYPE):
         file = folder / name
         if file.is_file() and (name not in contents or file.read_text(encoding="utf-8") != contents[name]):
             raise UserError(f"{file} belongs to another data set: give an empty folder with --output")
-    for name, content in contents.items():
-        write_text(folder / name, content)
-    partial = temporary_path(folder / split)
+    partial = temporary_path(target)
     partial.mkdir(parents=True)
     try:
         starts = range(0, len(samples), PER_TAR)
@@ -97,7 +104,9 @@ def _write(
                         tar.write(tar_member(f"s{row:07d}.{extension}", member))
                 tar.write(b"\0" * (2 * BLOCK))
         write_text(partial / SHARDS, f"{len(starts)}\n")
-        replace_folder(partial, folder / split)
+        for name, content in contents.items():  # after the images: none is left where one cannot be read
+            write_text(folder / name, content)
+        replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

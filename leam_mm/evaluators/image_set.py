@@ -67,6 +67,8 @@ def find_layout(folder: Path, split: str) -> tuple[Layout, Path, str]:
     """
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder: give a folder of class sub-folders, of tars, or of shards")
+    if Path(split).name != split or split == "..":
+        raise UserError(f"--split {split!r} is no name of a folder in {folder}: give one such as test")
     for place, name in ((folder / split, split), (folder, "")):
         if any((place / file).is_file() for file in ("manifest.jsonl", "keep.parquet")):
             return "shards", place, name

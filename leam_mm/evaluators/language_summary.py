@@ -61,7 +61,11 @@ def language_metrics(
     ends = worst_interval(compared, seed, repeats)
     summary.append(Metric(f"{name}/min", float(share.min()), *ends, "fraction", count, note=text))
     ratio = f"{name}/min_over_mean"
-    if share.any():
+    if len(languages) < 2:
+        summary.append(
+            Metric(ratio, None, None, None, "ratio", count, note="one language: there is nothing to compare")
+        )
+    elif share.any():
         value = float(share.min() / share.mean())
         summary.append(Metric(ratio, value, *worst_ratio_interval(compared, seed, repeats), "ratio", count, note=text))
     else:

@@ -86,10 +86,11 @@ def _values(entry: Mapping[str, Any], count: int) -> numpy.ndarray | None:
         return None
     try:
         raw = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        smallest, size = float(low), float(step)  # type: ignore[arg-type]
+    except (binascii.Error, ValueError, OverflowError):  # the last: a whole number of hundreds of digits
         return None
     if len(raw) != 2 * count:
         return None
     with numpy.errstate(over="ignore", invalid="ignore"):
-        values = float(low) + float(step) * numpy.frombuffer(raw, "<u2").astype(float)  # type: ignore[arg-type]
+        values = smallest + size * numpy.frombuffer(raw, "<u2").astype(float)
     return values if numpy.isfinite(values).all() else None

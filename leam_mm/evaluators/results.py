@@ -13,15 +13,17 @@ import torch
 
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext
-from leam_mm.files import write_text
+from leam_mm.files import write_bytes
 from leam_mm.json_text import parse_lines
 
 RESULTS = "results.jsonl"
 NUMBER = int | float | None
+NUMBERS = ("value", "low", "high", "samples")
+LARGEST = 1e100  # of a number, so that sums and squares are finite
 # Types of what other programs read of a line.
 COLUMNS: dict[str, Any] = {
     "name": str,
-    **dict.fromkeys(("value", "low", "high", "samples"), NUMBER),
+    **dict.fromkeys(NUMBERS, NUMBER),
     **dict.fromkeys(("unit", "note"), str | None),
     **dict.fromkeys(("slices", "checkpoints", "versions", "settings"), dict | None),
 }
@@ -82,9 +84,10 @@ def settings(evaluator: object) -> dict[str, Any]:
 def append_results(folder: Path, metrics: Sequence[Line], record: dict[str, Any]) -> None:
     """Append one line for each metric to the folder's file, atomically."""
     path = folder / RESULTS
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_bytes() if path.exists() else b""  # of anyone: it may be no UTF-8, or end within a line
     lines = [json.dumps(metric.as_dict() | record, ensure_ascii=False, default=str) + "\n" for metric in metrics]
-    write_text(path, before + "".join(lines))
+    end = b"\n" if before and not before.endswith(b"\n") else b""
+    write_bytes(path, before + end + "".join(lines).encode())
 
 
 def read_results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -105,10 +108,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         for number, row in parse_lines(path.read_bytes()):
             if wrong := [name for name, kinds in COLUMNS.items() if not isinstance(row.get(name), kinds)]:
                 raise ValueError(f"line {number}: {wrong[0]} is of type {type(row.get(wrong[0])).__name__}")
-            found.append(row | {name: row.get(name) for name in ("value", "low", "high", "samples")})
+            if wrong := [name for name in NUMBERS if not _in_range(row.get(name))]:
+                raise ValueError(f"line {number}: {wrong[0]} is no finite number below {LARGEST:g}")
+            found.append(row | {name: row.get(name) for name in NUMBERS})
     except ValueError as error:
         raise UserError(f"{path} holds something that is not a result ({error}): remove that line") from None
     return found
+
+
+def _in_range(value: int | float | None) -> bool:
+    return value is None or (not isinstance(value, bool) and abs(value) < LARGEST)  # false for NaN
 
 
 def _plain(value: Any) -> Any:

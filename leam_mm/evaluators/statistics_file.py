@@ -22,6 +22,9 @@ from leam_mm.json_text import parse_object
 
 MAX_FEATURES = 8192
 MAX_BYTES = 8 * MAX_FEATURES**2 + 4096  # of one array
+MAX_COUNT = 10**12  # images
+LARGEST = 1e100  # of a value, whose square is finite
+ROUNDING = 1e-3  # of the mean variance, by which eigenvalues of a covariance in float32 may be below 0
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,17 @@ def read_statistics(path: Path) -> FeatureStatistics:
             raise ValueError("it has values that are not finite")
         if not numpy.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8) or (covariance.diagonal() < 0).any():
             raise ValueError("sigma is no covariance")
+        if max(numpy.abs(mean).max(), covariance.diagonal().max()) > LARGEST:
+            raise ValueError(f"it has values above {LARGEST:g}")
+        symmetric = torch.from_numpy((covariance + covariance.T) / 2)
+        if not _is_covariance(symmetric):
+            raise ValueError("sigma is no covariance: it has negative eigenvalues")
         count = int(arrays["n"]) if "n" in arrays else None
-        if count is not None and count < 2:
+        if count is not None and not 2 <= count <= MAX_COUNT:
             raise ValueError(f"n is {count}")
         record = parse_object(arrays["record"].astype(numpy.uint8).tobytes()) if "record" in arrays else {}
+        if not isinstance(record.get("features", ""), str | None):
+            raise ValueError("the features of its record are no text")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing .npz file") from None
     except KeyError as error:
@@ -83,9 +93,15 @@ def read_statistics(path: Path) -> FeatureStatistics:
     except Exception as error:  # zipfile raises many kinds on damaged files
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path}: holds no mean and covariance ({reason}); write the statistics again") from None
-    symmetric = torch.from_numpy((covariance + covariance.T) / 2)
     moments = FeatureMoments(count or 2, torch.from_numpy(mean), symmetric * ((count or 2) - 1))
     return FeatureStatistics(moments, count, record)
+
+
+def _is_covariance(symmetric: torch.Tensor) -> bool:
+    """Return whether no eigenvalue is below zero by more than rounding explains."""
+    shift = ROUNDING * symmetric.diagonal().mean() + torch.finfo(torch.float64).tiny
+    _, info = torch.linalg.cholesky_ex(symmetric + shift * torch.eye(len(symmetric), dtype=torch.float64))
+    return not int(info)
 
 
 def _member(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> numpy.ndarray:
