@@ -31,8 +31,8 @@ from leam_mm.diffusion.process import DiffusionProcess
 from leam_mm.encoders.dual_encoder import TextTower
 from leam_mm.errors import UserError, run
 from leam_mm.evaluators.generation import FEWEST, FEWEST_OF_DISTRIBUTIONS
-from leam_mm.evaluators.intervals import FEWEST as VALUES
 from leam_mm.files import file_sha256, write_json, write_text
+from leam_mm.intervals.intervals import FEWEST as VALUES
 from leam_mm.json_text import parse_object
 from leam_mm.recorded_classes import MODEL_CLASSES, check_recorded, trust_modules
 

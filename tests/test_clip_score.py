@@ -13,7 +13,7 @@ from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.clip_score import ClipScore, clip_score, reference_clip_score
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.outcomes import read_outcomes
+from leam_mm.intervals.outcomes import read_outcomes
 
 COUNT, LANGUAGES = 12, ["de", "fi"]
 CODES = torch.nn.functional.normalize(torch.randn(COUNT, 8, generator=torch.Generator().manual_seed(0)), dim=1)

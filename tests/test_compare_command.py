@@ -9,11 +9,11 @@ from scipy.stats import binomtest, ttest_1samp
 
 import evaluate
 from leam_mm.errors import UserError
-from leam_mm.evaluators.compared_results import holm
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import mean_interval, mean_test, wilson_interval
-from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.results import append_results
+from leam_mm.intervals.compared_results import holm
+from leam_mm.intervals.intervals import mean_interval, mean_test, wilson_interval
+from leam_mm.intervals.outcomes import write_outcomes
 
 KEYS = [f"image {number}" for number in range(200)]
 

@@ -15,7 +15,7 @@ from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional
 from leam_mm.evaluators.evaluator import EvaluationContext
-from leam_mm.evaluators.scene_reader import ReadObject, SceneReader, rgb_to_lab, score
+from leam_mm.prompts.scene_reader import ReadObject, SceneReader, rgb_to_lab, score
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy
 import pytest
 from toys.pages import metric_row
 
-from leam_mm.evaluators.difference_interval import difference, paired_difference
-from leam_mm.evaluators.intervals import wilson_interval
-from leam_mm.evaluators.outcomes import write_outcomes
+from leam_mm.intervals.difference_interval import difference, paired_difference
+from leam_mm.intervals.intervals import wilson_interval
+from leam_mm.intervals.outcomes import write_outcomes
 
 
 def test_the_paired_interval_is_that_of_newcombes_table() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leam_mm.evaluators.distance_interval import half_sample_interval, half_sample_share_interval
+from leam_mm.intervals.distance_interval import half_sample_interval, half_sample_share_interval
 
 
 def test_half_sample_interval_of_a_mean() -> None:

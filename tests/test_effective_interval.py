@@ -3,8 +3,8 @@
 import numpy
 import pytest
 
-from leam_mm.evaluators.effective_interval import effective_interval, mean_of_classes, mean_of_draws
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.effective_interval import effective_interval, mean_of_classes, mean_of_draws
+from leam_mm.intervals.intervals import wilson_interval
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 20), (7, 20), (20, 20), (500, 1000)])

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from leam_mm.evaluators.feature_statistics import BLOCK, FeatureMoments, gram
+from leam_mm.distances.feature_statistics import BLOCK, FeatureMoments, gram
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:
@@ -48,7 +48,7 @@ def test_batches_are_one_pass_to_12_digits() -> None:
 STREAM = """
 import resource
 import torch
-from leam_mm.evaluators.feature_statistics import FeatureMoments
+from leam_mm.distances.feature_statistics import FeatureMoments
 
 def batches(count):
     generator = torch.Generator().manual_seed(0)

@@ -7,9 +7,9 @@ import numpy
 import pytest
 import torch
 
-from leam_mm.evaluators import frechet
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.distances import frechet
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
-from leam_mm.evaluators.frechet_infinity import frechet_infinity
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.distances.frechet_infinity import frechet_infinity
 
 
 def features(count: int, seed: int, scale: float = 1.0) -> torch.Tensor:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.errors import UserError
-from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import (
     EfficientNetLite0,
     ImageFeatures,

@@ -8,10 +8,10 @@ from toys.image_text_models import WORDS, write_blip2, write_llava
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_judge import ask
 from leam_mm.evaluators.image_text_judge import ImageTextJudge, first_tokens
+from leam_mm.prompts.atoms import Atom
 
 QUESTION = Atom("Is there a red circle?", translations={"de": Atom("ist da ein roter Kreis?")})
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leam_mm.evaluators.inception_score import inception_score
+from leam_mm.distances.inception_score import inception_score
 
 
 def test_closed_forms() -> None:

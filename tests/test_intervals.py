@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import bootstrap_interval, wilson_interval
+from leam_mm.intervals.intervals import bootstrap_interval, wilson_interval
 
 
 def test_wilson_interval_known_values() -> None:

@@ -10,15 +10,15 @@ from toys.encoders import RiggedEncoder
 
 from data_tools.corpora.scene_corpus import make_scene, write_descriptions
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.encoder_judge import EncoderJudge
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_judge import ImageJudge, ask
 from leam_mm.evaluators.judge_check import check_judge, known_answers
-from leam_mm.evaluators.known_images import drawn_scenes
-from leam_mm.evaluators.scene_atoms import SceneWords, atom_of
-from leam_mm.evaluators.scene_facts import SceneFact, placed_objects
 from leam_mm.evaluators.scene_judge import SceneJudge
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.known_images import drawn_scenes
+from leam_mm.prompts.scene_atoms import SceneWords, atom_of
+from leam_mm.prompts.scene_facts import SceneFact, placed_objects
 
 CPU = torch.device("cpu")
 CONTEXT = EvaluationContext(None, None, Path())

@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from leam_mm.evaluators.kernel_distance import gaussian_distance, kernel_distance, polynomial_mmd
+from leam_mm.distances.kernel_distance import gaussian_distance, kernel_distance, polynomial_mmd
 
 
 def features(count: int, size: int, seed: int, shift: float = 0.0) -> torch.Tensor:

@@ -35,6 +35,8 @@ LEAM_MM = [
     ["techniques"],
     ["contrastive_module", "codec_module", "diffusion_module"],
     ["model_address"],
+    ["intervals"],
+    ["distances", "prompts"],
     ["evaluators"],
     ["callbacks"],
     ["report"],

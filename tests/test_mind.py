@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from leam_mm.evaluators.mind import mind
+from leam_mm.distances.mind import mind
 
 
 def features(count: int, size: int, seed: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy
 import pytest
 
 from leam_mm.evaluators.language_summary import language_metrics
-from leam_mm.evaluators.outcomes import read_outcomes, write_outcomes
+from leam_mm.intervals.outcomes import read_outcomes, write_outcomes
 
 
 def test_outcomes_are_written_by_the_evaluators_and_read_back() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from leam_mm.evaluators.precision_recall import NeighbourShares, precision_recall
+from leam_mm.distances.precision_recall import NeighbourShares, precision_recall
 
 
 def test_precision_and_recall_of_modes() -> None:

@@ -12,8 +12,8 @@ from data_tools.corpora.scene_corpus import SEEN
 from data_tools.corpora.scene_language import COLOURS, RELATIONS, SHAPES, scene_languages
 from data_tools.corpora.scene_prompt_set import prompt_set
 from leam_mm.errors import UserError
-from leam_mm.evaluators.prompt_set import PROMPTS_24, read_prompt_set
 from leam_mm.languages import LANGUAGES
+from leam_mm.prompts.prompt_set import PROMPTS_24, read_prompt_set
 
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 # Letters of each language beside those of the Latin alphabet (bg and el have alphabets of their own).

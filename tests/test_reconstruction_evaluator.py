@@ -20,9 +20,9 @@ from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.latent_codec import DCCodec, KLCodec
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.reconstruction import EXACT, WINDOW, Reconstruction, image_scores, reconstruct
 

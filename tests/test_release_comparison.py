@@ -8,8 +8,8 @@ import numpy
 import pytest
 from toys.pages import metric_row
 
-from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.files import file_sha256
+from leam_mm.intervals.outcomes import write_outcomes
 from leam_mm.release.__main__ import main
 from leam_mm.release.release_comparison import comparison_page
 from leam_mm.release_record import read_record, write_record

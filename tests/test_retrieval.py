@@ -13,9 +13,9 @@ from toys.images import encoded_image
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.intervals import wilson_interval
-from leam_mm.evaluators.outcomes import read_outcomes
 from leam_mm.evaluators.retrieval import Retrieval, ranks_both_ways
+from leam_mm.intervals.intervals import wilson_interval
+from leam_mm.intervals.outcomes import read_outcomes
 
 EQUAL = "retrieval_equal_captions_right"
 

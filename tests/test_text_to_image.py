@@ -22,13 +22,13 @@ from leam_mm.controls.judge_controls import (
 )
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.known_images import draw
 from leam_mm.evaluators.prompt_images import DIGEST, PromptImages, Sampling
-from leam_mm.evaluators.prompt_set import read_prompt_set
 from leam_mm.evaluators.results import read_results
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.evaluators.text_to_image import IMAGES, SCORES, TextToImage
 from leam_mm.marking.generated_image import SOURCE_TYPE
+from leam_mm.prompts.known_images import draw
+from leam_mm.prompts.prompt_set import read_prompt_set
 
 CPU = torch.device("cpu")
 

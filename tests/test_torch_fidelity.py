@@ -10,13 +10,13 @@ from PIL import Image
 from torch import nn
 from toys.images import soft_image
 
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.distances.inception_score import inception_score
+from leam_mm.distances.kernel_distance import kernel_distance
+from leam_mm.distances.precision_recall import precision_recall
 from leam_mm.evaluators.image_features import Inception
 from leam_mm.evaluators.inception import InceptionNetwork
-from leam_mm.evaluators.inception_score import inception_score
-from leam_mm.evaluators.kernel_distance import kernel_distance
-from leam_mm.evaluators.precision_recall import precision_recall
 
 fidelity = pytest.importorskip("torch_fidelity", reason="torch-fidelity is in the extra `peers`")
 

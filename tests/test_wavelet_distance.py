@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from leam_mm.errors import UserError
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.wavelet_distance import (
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.wavelet_distance import (
     WaveletPackets,
     haar_packets,
     wavelet_distance,
     wavelet_distance_of_moments,
 )
+from leam_mm.errors import UserError
 
 
 def images(count: int, size: int = 16, seed: int = 0) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Parallel prompts about scenes in all 24 languages, in the form that leam_mm/evaluators/prompt_set.py reads."""
+"""Parallel prompts about scenes in all 24 languages, in the form that leam_mm/prompts/prompt_set.py reads."""
 
 from typing import Any
 

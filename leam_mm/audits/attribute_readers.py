@@ -16,8 +16,8 @@ from leam_mm.audits.prompt_table import PEOPLE, read_prompts
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import embed_texts, read_image_samples
 from leam_mm.evaluators.image_features import ClipFeatures
-from leam_mm.evaluators.scene_reader import SceneReader
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
+from leam_mm.prompts.scene_reader import SceneReader
 
 ABSTAINS = -1
 AT_ONCE = 64

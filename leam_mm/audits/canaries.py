@@ -23,7 +23,7 @@ from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.stored_samples import rate_slice
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
-from leam_mm.evaluators.intervals import mean_interval
+from leam_mm.intervals.intervals import mean_interval
 
 LEAST_FOUND = 0.9  # share of canaries that the codec must be able to draw within the distance
 SHOWN = 6  # canaries of each duplication on the sheet

@@ -6,7 +6,7 @@ from itertools import permutations
 
 import numpy
 
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.intervals import wilson_interval
 
 
 def largest_difference(

@@ -15,7 +15,7 @@ from leam_mm.audits.withdrawn_items import has_lists, keys_of, listed
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.data.tombstones import withdrawn_keys
 from leam_mm.errors import UserError
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.intervals import wilson_interval
 
 MAPS_TO = ("AI Act Art. 53(1)(c)", "Directive (EU) 2019/790 Art. 4(3)", "public summary 3.1")
 DAY = 24 * 3600

@@ -14,8 +14,8 @@ from leam_mm.audits.provenance_fields import field_states
 from leam_mm.audits.stored_samples import StoredSample, read_stored
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError
-from leam_mm.evaluators.intervals import wilson_interval
 from leam_mm.files import bytes_sha256
+from leam_mm.intervals.intervals import wilson_interval
 
 MAPS_TO = ("AI Act Art. 53(1)(d)", "AI Act Annex XI 1(2)(c)", "public summary 2", "Croissant")
 MODELS = ("clip", "codec", "generator")

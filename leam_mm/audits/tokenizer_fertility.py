@@ -13,7 +13,7 @@ import numpy
 from leam_mm.audits.audit import AuditResult, Threshold
 from leam_mm.audits.stored_samples import FEWEST
 from leam_mm.evaluators.embedding import ImageSample
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.intervals import wilson_interval
 
 BASE = "en"
 REPEATS = 500

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from leam_mm.controls.control import Control, Outcome
-from leam_mm.evaluators.set_distances import SetDistance, set_distances
-from leam_mm.evaluators.wavelet_distance import WaveletPackets, wavelet_distance
+from leam_mm.distances.set_distances import SetDistance, set_distances
+from leam_mm.distances.wavelet_distance import WaveletPackets, wavelet_distance
 
 COUNT, SIZE, MODES, FEATURES = 240, 32, 8, 16
 STRENGTHS = (0.25, 0.5, 1.0)  # of noise and blur, which must raise a distance step by step

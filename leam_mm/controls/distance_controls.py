@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from leam_mm.controls.control import Control, Outcome
-from leam_mm.evaluators.frechet import frechet_distance_of_features
-from leam_mm.evaluators.frechet_infinity import frechet_infinity
-from leam_mm.evaluators.inception_score import inception_score
-from leam_mm.evaluators.kernel_distance import gaussian_distance, kernel_distance
-from leam_mm.evaluators.mind import mind
-from leam_mm.evaluators.precision_recall import precision_recall
-from leam_mm.evaluators.wavelet_distance import haar_packets, wavelet_distance
+from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_infinity import frechet_infinity
+from leam_mm.distances.inception_score import inception_score
+from leam_mm.distances.kernel_distance import gaussian_distance, kernel_distance
+from leam_mm.distances.mind import mind
+from leam_mm.distances.precision_recall import precision_recall
+from leam_mm.distances.wavelet_distance import haar_packets, wavelet_distance
 
 COUNT, SIZE = 1000, 8  # samples of a set and features
 SHIFT = 2.0  # of every feature, in standard deviations

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from leam_mm.controls.control import Control, Outcome
 from leam_mm.controls.judge_controls import write_scenes
-from leam_mm.evaluators.known_images import draw
 from leam_mm.evaluators.reconstruction import EXACT, image_scores
-from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.prompts.known_images import draw
+from leam_mm.prompts.scene_reader import SceneReader, score
 
 SIDE, SCENE_SIDE = 32, 48
 NOISE = 16  # levels of 255

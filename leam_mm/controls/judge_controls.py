@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor
 
 from leam_mm.controls.control import Control, Outcome
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_judge import ImageJudge
-from leam_mm.evaluators.known_images import COLOURS, SHAPES, Scene, draw, make_scene, shape_masks
-from leam_mm.evaluators.prompt_set import PromptSet, read_prompt_set
-from leam_mm.evaluators.scene_facts import placed_objects
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.evaluators.text_to_image import IMAGES, TextToImage
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.known_images import COLOURS, SHAPES, Scene, draw, make_scene, shape_masks
+from leam_mm.prompts.prompt_set import PromptSet, read_prompt_set
+from leam_mm.prompts.scene_facts import placed_objects
 
 SIZE, CONCEPTS, KNOWN = 48, 12, 80
 LANGUAGES = ("de", "en", "fi", "mt")

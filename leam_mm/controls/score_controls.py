@@ -11,12 +11,12 @@ from leam_mm.controls.coded_models import CodedEncoder, CodedGenerator
 from leam_mm.controls.control import Control, Outcome
 from leam_mm.controls.control_images import image_numbers, numbered_image, write_numbered_shards
 from leam_mm.evaluators.clip_score import WEIGHT, ClipScore
-from leam_mm.evaluators.compared_results import compare_rows
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.intervals import bootstrap_interval, share_interval
 from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.retrieval import Retrieval
-from leam_mm.evaluators.worst_language import worst_interval
+from leam_mm.intervals.compared_results import compare_rows
+from leam_mm.intervals.intervals import bootstrap_interval, share_interval
+from leam_mm.intervals.worst_language import worst_interval
 
 IMAGES, LANGUAGES, REPEATS = 96, ["de", "fi"], 100
 RETRIEVAL, SCORE, INTERVAL, COMPARE = "metric/retrieval", "metric/clip_score", "metric/intervals", "metric/compare"

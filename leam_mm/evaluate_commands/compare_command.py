@@ -11,9 +11,9 @@ from pathlib import Path
 
 from leam_mm.command_line import parse_settings
 from leam_mm.errors import UserError, printable
-from leam_mm.evaluators.compared_results import ComparedMetric, Row, compare_rows
 from leam_mm.evaluators.results import RESULTS, read_lines
 from leam_mm.files import write_text
+from leam_mm.intervals.compared_results import ComparedMetric, Row, compare_rows
 
 LEVEL = 0.05  # of corrected p values
 COLUMNS = ("metric", "A", "B", "B - A", "95 % interval", "kind", "p, Holm", "")

@@ -20,7 +20,6 @@ import torch
 from leam_mm.command_line import PositiveInt, Range, parse_settings
 from leam_mm.errors import UserError, printable
 from leam_mm.evaluators.class_names import ClassNames, name_classes
-from leam_mm.evaluators.effective_interval import mean_of_classes
 from leam_mm.evaluators.embedded_images import EmbeddedImages, embed, labels, probe_data
 from leam_mm.evaluators.embedding import ImageSample
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
@@ -28,11 +27,12 @@ from leam_mm.evaluators.few_shot import few_shot
 from leam_mm.evaluators.image_preparation import preparation_of
 from leam_mm.evaluators.image_set import ImageSet, find_layout, read_image_set
 from leam_mm.evaluators.linear_probe import linear_probe
-from leam_mm.evaluators.outcomes import read_outcomes
 from leam_mm.evaluators.probe_data import ProbeData
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.evaluators.retrieval import Retrieval
 from leam_mm.evaluators.zero_shot import ZeroShot
+from leam_mm.intervals.effective_interval import mean_of_classes
+from leam_mm.intervals.outcomes import read_outcomes
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report

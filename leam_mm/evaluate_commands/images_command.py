@@ -20,14 +20,14 @@ from typing import Any, Literal
 import torch
 
 from leam_mm.command_line import NonNegativeInt, PositiveInt, parse_settings
+from leam_mm.distances.statistics_file import read_statistics, write_statistics
+from leam_mm.distances.wavelet_distance import WaveletPackets
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compare_image_sets import MeasuredSet, as_metrics, compare_sets, measure_set
 from leam_mm.evaluators.compared_images import ComparedImages, read_background
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
 from leam_mm.evaluators.image_features import ClipFeatures, EfficientNetLite0, ImageFeatures, Inception
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
-from leam_mm.evaluators.statistics_file import read_statistics, write_statistics
-from leam_mm.evaluators.wavelet_distance import WaveletPackets
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 

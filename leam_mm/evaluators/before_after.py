@@ -30,8 +30,8 @@ from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_grid import read_prompts, spread
-from leam_mm.evaluators.intervals import FEWEST, mean_interval
 from leam_mm.evaluators.sample_losses import TIMES, sample_losses
+from leam_mm.intervals.intervals import FEWEST, mean_interval
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from leam_mm.evaluators.embedding import ImageSample, embed_texts, keep_own_byte
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import ClipFeatures
-from leam_mm.evaluators.intervals import mean_interval
 from leam_mm.evaluators.language_summary import language_scores
 from leam_mm.evaluators.ranks import agree, over_ranks
+from leam_mm.intervals.intervals import mean_interval
 
 WEIGHT = 2.5  # w of the paper
 

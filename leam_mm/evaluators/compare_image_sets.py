@@ -9,15 +9,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from leam_mm.errors import UserError
-from leam_mm.evaluators.compared_images import ComparedImages
-from leam_mm.evaluators.distance_interval import half_sample_interval
-from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.feature_statistics import FeatureMoments, MomentStream
-from leam_mm.evaluators.frechet import frechet_distance
-from leam_mm.evaluators.image_features import ImageFeatures
-from leam_mm.evaluators.inception_score import inception_score
-from leam_mm.evaluators.set_distances import (
+from leam_mm.distances.feature_statistics import FeatureMoments, MomentStream
+from leam_mm.distances.frechet import frechet_distance
+from leam_mm.distances.inception_score import inception_score
+from leam_mm.distances.set_distances import (
     FEWEST,
     FEWEST_OF_DISTRIBUTIONS,
     Compared,
@@ -25,8 +20,13 @@ from leam_mm.evaluators.set_distances import (
     compare_features,
     set_distances,
 )
-from leam_mm.evaluators.statistics_file import FeatureStatistics
-from leam_mm.evaluators.wavelet_distance import WaveletPackets, wavelet_distance, wavelet_distance_of_moments
+from leam_mm.distances.statistics_file import FeatureStatistics
+from leam_mm.distances.wavelet_distance import WaveletPackets, wavelet_distance, wavelet_distance_of_moments
+from leam_mm.errors import UserError
+from leam_mm.evaluators.compared_images import ComparedImages
+from leam_mm.evaluators.evaluator import Metric
+from leam_mm.evaluators.image_features import ImageFeatures
+from leam_mm.intervals.distance_interval import half_sample_interval
 
 NO_INTERVAL = "no interval: features of single images were not kept"
 MOMENT_OUTPUTS = ("features", "spatial")  # whose Fréchet distances need no features of single images

@@ -20,11 +20,11 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.generation import generate
-from leam_mm.evaluators.intervals import wilson_interval
-from leam_mm.evaluators.known_images import shard_scenes
-from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.ranks import over_ranks, rank
-from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.intervals.intervals import wilson_interval
+from leam_mm.intervals.outcomes import write_outcomes
+from leam_mm.prompts.known_images import shard_scenes
+from leam_mm.prompts.scene_reader import SceneReader, score
 
 log = logging.getLogger(__name__)
 # Keys of a verdict that are measured for each kind of prompt; other keys are meaningless there.

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.embedding import embed_texts
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.evaluators.image_judge import ImageJudge
+from leam_mm.prompts.atoms import Atom
 
 BATCH = 256  # texts in one forward pass
 

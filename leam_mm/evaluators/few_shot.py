@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy
 import torch
 
-from leam_mm.evaluators.effective_interval import mean_of_draws
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.linear_probe import UNCHOSEN, fit_probe, ranks
 from leam_mm.evaluators.probe_data import ProbeData
+from leam_mm.intervals.effective_interval import mean_of_draws
 
 
 def draw_shots(data: ProbeData, shots: int, seed: int) -> numpy.ndarray | None:

@@ -19,6 +19,12 @@ from rich.progress import Progress, track
 from torch import Tensor
 
 from leam_mm.diffusion.guidance import Guidance
+from leam_mm.distances.set_distances import (
+    FEWEST,
+    FEWEST_OF_DISTRIBUTIONS,
+    compare_features,
+    set_distances,
+)
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
@@ -26,12 +32,6 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
-from leam_mm.evaluators.set_distances import (
-    FEWEST,
-    FEWEST_OF_DISTRIBUTIONS,
-    compare_features,
-    set_distances,
-)
 from leam_mm.files import write_text
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 

@@ -6,8 +6,8 @@ import numpy
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import EvaluationContext
+from leam_mm.prompts.atoms import Atom
 
 
 class ImageJudge:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from leam_mm.encoders.hugging_face_text import folder_sha256, transformers_config, transformers_folder
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_judge import ImageJudge
+from leam_mm.prompts.atoms import Atom
 from leam_mm.released_files import compare_released_files
 
 

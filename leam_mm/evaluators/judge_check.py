@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.intervals import mean_interval, wilson_interval
-from leam_mm.evaluators.known_images import Scene
-from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.ranks import over_ranks
-from leam_mm.evaluators.scene_atoms import atom_of, scene_words
-from leam_mm.evaluators.scene_facts import placed_objects
+from leam_mm.intervals.intervals import mean_interval, wilson_interval
+from leam_mm.intervals.outcomes import write_outcomes
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.known_images import Scene
+from leam_mm.prompts.scene_atoms import atom_of, scene_words
+from leam_mm.prompts.scene_facts import placed_objects
 
 FEWEST_KNOWN = 20  # images
 

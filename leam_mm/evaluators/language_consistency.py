@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import mean_interval
+from leam_mm.intervals.intervals import mean_interval
 
 
 def image_likeness(features: numpy.ndarray, anchor: int) -> numpy.ndarray:

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import mean_interval, share_interval
-from leam_mm.evaluators.outcomes import write_outcomes
-from leam_mm.evaluators.worst_language import DRAWS, worst_interval, worst_mean_interval, worst_ratio_interval
+from leam_mm.intervals.intervals import mean_interval, share_interval
+from leam_mm.intervals.outcomes import write_outcomes
+from leam_mm.intervals.worst_language import DRAWS, worst_interval, worst_mean_interval, worst_ratio_interval
 
 
 def language_metrics(
@@ -25,7 +25,7 @@ def language_metrics(
 
     Languages have Wilson intervals if all hits are 0 or 1. The interval of their mean is one over images, each with its
     hits in all languages, since the same image is hard in all of them. Those of min and min over mean are conservative,
-    see leam_mm/evaluators/worst_language.py. The minimum of many noisy shares is slightly below the share of the truly
+    see leam_mm/intervals/worst_language.py. The minimum of many noisy shares is slightly below the share of the truly
     worst language.
 
     Args:

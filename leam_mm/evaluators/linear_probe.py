@@ -12,12 +12,12 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from leam_mm.evaluators.effective_interval import mean_of_classes
 from leam_mm.evaluators.evaluator import Metric
-from leam_mm.evaluators.intervals import wilson_interval
-from leam_mm.evaluators.outcomes import write_outcomes
 from leam_mm.evaluators.probe_data import ProbeData, validation_rows
 from leam_mm.evaluators.zero_shot import confusion_table, confusions
+from leam_mm.intervals.effective_interval import mean_of_classes
+from leam_mm.intervals.intervals import wilson_interval
+from leam_mm.intervals.outcomes import write_outcomes
 
 log = logging.getLogger(__name__)
 

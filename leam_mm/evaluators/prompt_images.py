@@ -20,8 +20,8 @@ from leam_mm.diffusion.guidance import Guidance
 from leam_mm.distributed import any_rank
 from leam_mm.errors import UserError
 from leam_mm.evaluators.generation import generate
-from leam_mm.evaluators.prompt_set import PromptSet
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
+from leam_mm.prompts.prompt_set import PromptSet
 
 DIGEST = "PromptImage"  # keyword of the PNG's text
 

@@ -16,15 +16,15 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
+from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
-from leam_mm.evaluators.distance_interval import FINITE, half_sample_interval
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
-from leam_mm.evaluators.intervals import mean_interval
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
+from leam_mm.intervals.distance_interval import FINITE, half_sample_interval
+from leam_mm.intervals.intervals import mean_interval
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window
 EXACT = 100.0  # decibels of an image that is reconstructed without any error

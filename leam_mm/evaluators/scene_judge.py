@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_judge import ImageJudge
-from leam_mm.evaluators.scene_reader import ReadObject, SceneReader
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.scene_reader import ReadObject, SceneReader
 
 
 class SceneJudge(ImageJudge):

@@ -24,16 +24,16 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.intervals import share_interval
 from leam_mm.evaluators.judge_check import JudgeCheck, KnownAnswer, check_judge, known_answers
-from leam_mm.evaluators.known_images import drawn_scenes, shard_scenes
 from leam_mm.evaluators.language_consistency import against_anchor, atom_agreement, image_likeness, score_parity
 from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.prompt_images import PromptImages, Sampling
-from leam_mm.evaluators.prompt_set import ENGLISH, PROMPTS_24, PromptSet, read_prompt_set
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.soft_tifa import arithmetic_mean, geometric_mean, right_probability
 from leam_mm.files import write_text
+from leam_mm.intervals.intervals import share_interval
+from leam_mm.prompts.known_images import drawn_scenes, shard_scenes
+from leam_mm.prompts.prompt_set import ENGLISH, PROMPTS_24, PromptSet, read_prompt_set
 
 log = logging.getLogger(__name__)
 SCORES = "text_to_image_scores.jsonl"

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from leam_mm.documents.facts_file import read_facts
 from leam_mm.documents.release_facts import ReleaseFacts, StageFacts
-from leam_mm.evaluators.compared_results import ComparedMetric, compare_rows
+from leam_mm.intervals.compared_results import ComparedMetric, compare_rows
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.report_number import MISSING, Row, carbon, duration, energy, in_unit, interval, number
 from leam_mm.report.report_words import plain

@@ -31,7 +31,7 @@ from data_tools.vetting.face_detection import FaceDetection
 from data_tools.vetting.nudity import EXPOSED, Nudity
 from data_tools.vetting.vetting_rule import Sample, VettingRule
 from leam_mm.errors import UserError, run
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.intervals import wilson_interval
 
 HEIGHTS = [16, 20, 24, 32, 48, 80]
 Box = tuple[float, float, float, float]

@@ -13,9 +13,9 @@ import numpy
 import torch
 from scipy.linalg import sqrtm
 
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
 from leam_mm.errors import run
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
 
 TITLE = "ours: Cholesky and eigenvalues of a symmetric product"
 

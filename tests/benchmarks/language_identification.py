@@ -26,7 +26,7 @@ from data_tools.corpora.scene_corpus import make_scene
 from data_tools.corpora.scene_prompts import captions
 from data_tools.links.language_vote import EU_LANGUAGES, EUROPEAN, SAME, UNDETERMINED, clean_text, vote
 from leam_mm.errors import UserError, run
-from leam_mm.evaluators.intervals import wilson_interval
+from leam_mm.intervals.intervals import wilson_interval
 
 PACKAGES = Path("runs/emoji/drawings/packages")
 SEED = 5

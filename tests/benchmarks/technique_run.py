@@ -20,14 +20,14 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
-from leam_mm.evaluators.distance_interval import half_sample_interval
+from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.evaluators.embedding import read_image_samples
-from leam_mm.evaluators.frechet import frechet_distance_of_features
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
-from leam_mm.evaluators.scene_reader import SceneReader, score
+from leam_mm.intervals.distance_interval import half_sample_interval
 from leam_mm.optim.optimizer import build_optimizer
 from leam_mm.optim.schedule import Schedule
+from leam_mm.prompts.scene_reader import SceneReader, score
 
 STEPS, GUIDANCE = 20, 3.0  # of the sampler
 CLIPPED = 1.0

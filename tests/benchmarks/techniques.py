@@ -31,7 +31,7 @@ from rich.table import Table
 from scipy import stats
 
 from leam_mm.errors import run
-from leam_mm.evaluators.intervals import bootstrap_interval
+from leam_mm.intervals.intervals import bootstrap_interval
 
 RUN = Path(__file__).with_name("technique_run.py")
 OVERLAYS = {"repa": "overlay_repa.yaml", "tread": "overlay_tread.yaml", "contrastive": "overlay_contrastive_flow.yaml"}

@@ -16,11 +16,11 @@ from fuzz.hunt import Reader
 from fuzz.mutation import damage_bytes, damage_json, damage_png, wrapped
 from leam_mm.callbacks.ema_snapshots import FOLDER, Snapshot, read_snapshots, write_snapshot
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.statistics_file import read_statistics, write_statistics
 from leam_mm.evaluators.compared_images import read_rgb
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.prompt_set import read_prompt_set
 from leam_mm.evaluators.results import RESULTS, read_results
-from leam_mm.evaluators.statistics_file import read_statistics, write_statistics
+from leam_mm.prompts.prompt_set import read_prompt_set
 from leam_mm.release.reconstruct_ema import check_names
 from leam_mm.report.report_page import write_report
 

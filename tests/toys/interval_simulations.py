@@ -10,13 +10,13 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from leam_mm.evaluators.difference_interval import difference, paired_difference
-from leam_mm.evaluators.distance_interval import half_sample_interval, half_sample_share_interval
-from leam_mm.evaluators.frechet import frechet_distance_of_features
-from leam_mm.evaluators.intervals import bootstrap_interval, mean_interval, share_interval, wilson_interval
-from leam_mm.evaluators.kernel_distance import gaussian_distance, polynomial_mmd
-from leam_mm.evaluators.precision_recall import precision_recall
-from leam_mm.evaluators.worst_language import worst_interval, worst_mean_interval, worst_ratio_interval
+from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.kernel_distance import gaussian_distance, polynomial_mmd
+from leam_mm.distances.precision_recall import precision_recall
+from leam_mm.intervals.difference_interval import difference, paired_difference
+from leam_mm.intervals.distance_interval import half_sample_interval, half_sample_share_interval
+from leam_mm.intervals.intervals import bootstrap_interval, mean_interval, share_interval, wilson_interval
+from leam_mm.intervals.worst_language import worst_interval, worst_mean_interval, worst_ratio_interval
 
 LANGUAGES, SHARED = 24, 0.6  # of the variance of a hit's score, by the image
 Interval = tuple[float, float]

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy
 from scipy.stats import binomtest, norm
 
-from leam_mm.evaluators.intervals import FEWEST, mean_interval, mean_test, wilson_ends
-from leam_mm.evaluators.outcomes import read_outcomes
+from leam_mm.intervals.intervals import FEWEST, mean_interval, mean_test, wilson_ends
+from leam_mm.intervals.outcomes import read_outcomes
 
 Kind = Literal["paired", "independent", "none"]
 LARGEST = 1e100

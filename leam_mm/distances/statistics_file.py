@@ -15,8 +15,8 @@ import numpy
 import torch
 
 from leam_mm.data.array_format import parse_array
+from leam_mm.distances.feature_statistics import FeatureMoments
 from leam_mm.errors import UserError
-from leam_mm.evaluators.feature_statistics import FeatureMoments
 from leam_mm.files import write_bytes
 from leam_mm.json_text import parse_object
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leam_mm.evaluators.scene_reader import ReadObject, lies
+from leam_mm.prompts.scene_reader import ReadObject, lies
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from leam_mm.evaluators.atoms import Atom
-from leam_mm.evaluators.scene_facts import SceneFact
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.scene_facts import SceneFact
 
 NUMBERS = ("one", "two", "three", "four")
 RELATIONS = {"left_of": "to the left of", "right_of": "to the right of", "above": "above", "below": "below"}

@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from leam_mm.evaluators.feature_statistics import BLOCK, FeatureMoments
+from leam_mm.distances.feature_statistics import BLOCK, FeatureMoments
 
 log = logging.getLogger(__name__)
 

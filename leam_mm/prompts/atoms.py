@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from leam_mm.evaluators.scene_facts import SceneFact
+from leam_mm.prompts.scene_facts import SceneFact
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
 
 POINTS = 15
 

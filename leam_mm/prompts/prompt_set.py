@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from leam_mm.errors import UserError
-from leam_mm.evaluators.atoms import Atom, parse_atom
-from leam_mm.evaluators.scene_atoms import SceneWords, scene_words
 from leam_mm.files import bytes_sha256
 from leam_mm.json_text import parse_object
+from leam_mm.prompts.atoms import Atom, parse_atom
+from leam_mm.prompts.scene_atoms import SceneWords, scene_words
 
 PROMPTS_24 = Path(__file__).with_name("prompts_24_languages.json")
 ENGLISH = "en"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from leam_mm.evaluators.difference_interval import Difference, difference
+from leam_mm.intervals.difference_interval import Difference, difference
 
 Row = Mapping[str, Any]  # one line of results.jsonl
 SAME = ("evaluator", "unit", "samples")  # of two lines that can be compared

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
-from leam_mm.evaluators.intervals import clustered_interval
+from leam_mm.intervals.intervals import clustered_interval
 
 FINITE = "the interval is for the value at this number of pictures, which is biased against that of unlimited pictures"
 

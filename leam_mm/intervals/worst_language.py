@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy
 from scipy.stats import norm
 
-from leam_mm.evaluators.intervals import effective_samples, wilson_ends
+from leam_mm.intervals.intervals import effective_samples, wilson_ends
 
 DRAWS = 4000
 MOST = 1 + 1e-12  # of a smallest value over a mean, with room for the rounding of equal ones

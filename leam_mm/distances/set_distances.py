@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from leam_mm.evaluators.distance_interval import FINITE, half_sample_interval, half_sample_share_interval
-from leam_mm.evaluators.frechet import frechet_distance_of_features
-from leam_mm.evaluators.frechet_infinity import frechet_infinity
-from leam_mm.evaluators.kernel_distance import gaussian_distance, kernel_distance
-from leam_mm.evaluators.mind import mind
-from leam_mm.evaluators.precision_recall import NeighbourShares, precision_recall
+from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_infinity import frechet_infinity
+from leam_mm.distances.kernel_distance import gaussian_distance, kernel_distance
+from leam_mm.distances.mind import mind
+from leam_mm.distances.precision_recall import NeighbourShares, precision_recall
+from leam_mm.intervals.distance_interval import FINITE, half_sample_interval, half_sample_share_interval
 
 FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
 FEWEST_OF_DISTRIBUTIONS = 100  # for the others, whose bias depends on the number of images

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from leam_mm.distances.feature_statistics import FeatureMoments
+from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
 from leam_mm.errors import UserError
-from leam_mm.evaluators.feature_statistics import FeatureMoments
-from leam_mm.evaluators.frechet import frechet_distance, frechet_distance_of_features
 
 LEVEL = 4
 
