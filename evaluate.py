@@ -42,13 +42,13 @@ from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 
 COMMANDS = {
-    "audit": audit_command.main,
-    "benchmark_folder": benchmark_folder_command.main,
-    "compare": compare_command.main,
-    "encoder": encoder_command.main,
-    "images": images_command.main,
-    "selftest": selftest_command.main,
-    "text_to_image": text_to_image_command.main,
+    "audit": audit_command,
+    "benchmark_folder": benchmark_folder_command,
+    "compare": compare_command,
+    "encoder": encoder_command,
+    "images": images_command,
+    "selftest": selftest_command,
+    "text_to_image": text_to_image_command,
 }
 
 
@@ -104,6 +104,14 @@ def evaluate(
     print(f"wrote {output / RESULTS} and {output / 'report.html'}")
 
 
+def commands_help() -> str:
+    """Return the commands with one line each: the first line of their modules' docstrings."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {(module.__doc__ or '').splitlines()[0]}" for name, module in COMMANDS.items()]
+    head = "usage: evaluate.py COMMAND ...; python evaluate.py COMMAND --help has its options\n\ncommands:"
+    return "\n".join([head, *lines, "", "Without a command, evaluate.py runs the evaluators of a recipe:", ""])
+
+
 def main(args: list[str] | None = None) -> None:
     """Parse the command line and run the command; an error of jsonargparse becomes one line."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -112,8 +120,12 @@ def main(args: list[str] | None = None) -> None:
         if words and not words[0].startswith("-"):
             if words[0] not in COMMANDS:
                 raise UserError(f"unknown command {words[0]!r}: use one of {', '.join(COMMANDS)}, or options alone")
-            COMMANDS[words[0]](words[1:])
+            COMMANDS[words[0]].main(words[1:])
         else:
+            if not words:
+                raise UserError(f"no command is given: use one of {', '.join(COMMANDS)}, or --config FILE; see --help")
+            if words[0] in ("-h", "--help"):
+                print(commands_help())
             auto_cli(evaluate, args=words, as_positional=False, exit_on_error=False)
     except ArgumentError as error:
         lines = [line.strip(" -") for line in str(error).splitlines()]

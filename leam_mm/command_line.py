@@ -8,6 +8,7 @@ FILE`` reads settings from YAML, and ``--print_config`` prints all of them in th
 import argparse
 import dataclasses
 import inspect
+import re
 import sys
 import types
 import typing
@@ -19,6 +20,7 @@ from typing import Annotated, Any, TypeVar
 from leam_mm.config_error import explain
 from leam_mm.errors import UserError, user_error
 
+FUNCTION_TYPE = re.compile(r"type: <function .*? at 0x[0-9a-f]+>, ")  # in the help of an option with choices
 Settings = TypeVar("Settings")
 
 
@@ -82,7 +84,10 @@ def parse_settings(
     from jsonargparse import ArgumentParser, DefaultHelpFormatter  # only here: worker processes need not load it
 
     class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
-        """Keeps the line breaks of the description."""
+        """Keeps the line breaks of the description, and leaves out functions that jsonargparse shows as types."""
+
+        def _expand_help(self, action: argparse.Action) -> str:
+            return FUNCTION_TYPE.sub("", super()._expand_help(action))
 
     hints = typing.get_type_hints(kind, include_extras=True)
     helps = _help_texts(kind)

@@ -55,8 +55,8 @@ def test_pairs_are_tested_as_pairs_and_others_are_named(tmp_path: Path, capsys: 
 
 def test_other_settings_are_compared_and_named_but_not_other_numbers_of_samples(tmp_path: Path) -> None:
     one = numpy.arange(200) < 100
-    write(tmp_path / "a", [hits("top1/de", one)], guidance=3.0, batch_size=1)
-    write(tmp_path / "b", [hits("top1/de", one)], guidance=5.0, batch_size=2)
+    write(tmp_path / "a", [hits("top1/de", one)], guidance=3.0, batch_size=1, output="a")
+    write(tmp_path / "b", [hits("top1/de", one)], guidance=5.0, batch_size=2, output="b")
     row = compare(tmp_path)["top1/de"]
     assert row["difference"] == 0 and row["p_value"] == 1 and row["note"] == "measured with other settings: guidance"
     write(tmp_path / "b", [hits("top1/de", one[50:], KEYS[50:])])  # the newest line counts

@@ -96,3 +96,12 @@ def test_recipes_parse_and_name_what_exists(command: Callable, files: str, part:
         parsed = parser.parse_args(["--config", str(path)])
         built = parser.instantiate_classes(parsed)
         assert all(isinstance(entry, kind) for entry in built[part])
+
+
+def test_help_and_an_empty_command_line_name_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    shown, refused = capsys.readouterr().out, one_line([])
+    assert len(evaluate.COMMANDS) > 6 and "--evaluators" in shown
+    for name, module in evaluate.COMMANDS.items():
+        assert f"  {name} " in shown and (module.__doc__ or "").splitlines()[0] in shown and name in refused

@@ -1,5 +1,6 @@
-"""A promise of the README: a loss of your own is one file and one overlay, without edits to our files."""
+"""A loss or an audit of your own is one file and a few lines of YAML, without edits to our files."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from toys.recipes import clip_recipe
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
 from leam_mm.cli import main
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.evaluate_commands.audit_command import main as audit
+from leam_mm.evaluators.embedding import read_image_samples
+from leam_mm.evaluators.results import RESULTS, read_lines
 from leam_mm.losses.contrastive import ContrastiveLoss
 
 LOSS = '''
@@ -63,3 +67,27 @@ def test_own_loss_trains_and_is_rebuilt_from_the_checkpoint(
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
             del sys.modules[name]
+
+
+def test_audit_of_the_page_runs_and_decides(
+    toy_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "extend.md").read_text(encoding="utf-8")
+    (tmp_path / "my_lab").mkdir()
+    for kind, name in (("python", "caption_coverage.py"), ("yaml", "audit.yaml")):
+        (body,) = re.findall(rf"^```{kind}\n(# my_lab/{name}\n.*?)^```", page, re.MULTILINE | re.DOTALL)
+        (tmp_path / "my_lab" / name).write_text(body)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    inputs = ["--config", str(tmp_path / "my_lab" / "audit.yaml"), "--shards", str(toy_shards)]
+    counted = [len(sample.captions("de")) > 0 for sample in read_image_samples(toy_shards)]
+    try:
+        for language in ("de", "xx"):
+            audit([*inputs, "--output", str(tmp_path / language), "--audits.init_args.language", language])
+        audit([*inputs, "--output", str(tmp_path / "none"), "--shards", "null"])
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "my_lab"]:
+            del sys.modules[name]
+    german, unknown, missing = (read_lines(tmp_path / name / RESULTS)[-1] for name in ("de", "xx", "none"))
+    assert german["value"] == sum(counted) / len(counted) and german["samples"] == len(counted) >= 30
+    assert unknown["value"] == 0 and unknown["verdict"] == "fail" and missing["verdict"] == "not_run"
+    assert german["settings"]["language"] == "de" and "caption_coverage" in capsys.readouterr().out

@@ -162,7 +162,10 @@ def test_distances_show_what_must_be_equal() -> None:
     results = rows(*(metric_row(f"g/frechet_distance/{kind}", 3.0, **row) for kind in ("generated", "real")),
                    metric_row("g/density/generated", 0.5))  # fmt: skip
     (found,) = distances(results, "en")
-    assert [row[0] for row in found["table"].rows] == ["Fréchet distance, less is better", "Density"]
+    assert [row[0] for row in found["table"].rows] == [
+        "Fréchet distance, less is better",
+        "Density: near real images, more is better",
+    ]
     assert ["settings samples", "256"] in found["record"].rows and ["evaluator", "a.B"] in found["record"].rows
 
 
@@ -172,7 +175,10 @@ def test_compared_sets_have_their_own_table_and_record() -> None:
                      for name in ("frechet_distance", "mind")), metric_row("linear_probe/top1", 0.5, slices={
                          "confusion_table": {"classes": ["a", "b"], "counts": [[1, 2], [3, 4]]}}))  # fmt: skip
     (found,) = distances(results, "de")
-    assert [row[0] for row in found["table"].rows] == ["Fréchet-Distanz, weniger ist besser", "Mind"]
+    assert [row[0] for row in found["table"].rows] == [
+        "Fréchet-Distanz, weniger ist besser",
+        "MIND, weniger ist besser",
+    ]
     assert ["compared features", "a network"] in found["record"].rows
     listed = others(results, "en")
     title = "Linear probe · top-1"

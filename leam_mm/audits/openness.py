@@ -47,14 +47,14 @@ class Openness(Audit):
         level = next((level for level, name in CLASSES if name == reached), NO_CLASS)
         lacks = [f"{name} lacks {', '.join(lacking)}" for name, lacking in missing.items()]
         closed = [one.component.name for one in included if not one.open]
-        said = "; ".join([MEANINGS[level], *lacks])
+        said = "; ".join([f"{MEANINGS[level]} (1 is the most open class, 4 is none)", *lacks])
         said += f"; not under an open licence: {', '.join(closed)}" if closed else ""
         slices = {"class": reached or MEANINGS[NO_CLASS], "missing": missing, "not open": closed} | {
             f"component={one.component.name}": f"{one.path} ({one.licence or 'no licence'})" for one in included
         }
         return [
             AuditResult(
-                self.name, float(level), float(level), float(level), "class (1 most open, 4 none)", len(included),
+                self.name, float(level), float(level), float(level), "", len(included),
                 Threshold(most=self.most), slices, said, maps_to=MAPS_TO,
             )
         ]  # fmt: skip

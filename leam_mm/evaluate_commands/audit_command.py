@@ -32,10 +32,10 @@ def audit(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     trust: str = "",
 ) -> None:
-    """Run audits; one that lacks an input is `not_run` and says why.
+    """Run audits; one that lacks an input is `not_run` and says why. A failed audit leaves the exit code at 0.
 
     Args:
-        audits: Audits by dotted path.
+        audits: Audits by dotted path; --audits+ CLASS gives one on the command line.
         output: Folder for results.jsonl (new lines are appended) and report.html.
         clip: Encoder: checkpoint, run, release, folder of open_clip, or its NAME:TAG.
         generator: Generator: checkpoint, run, release, or a PRXPipeline of diffusers.
@@ -66,4 +66,4 @@ def audit(
 
 def main(args: list[str]) -> None:
     """Parse the command line and audit."""
-    auto_cli(audit, args=args, as_positional=False, exit_on_error=False)
+    auto_cli(audit, args=args, as_positional=False, exit_on_error=False, prog="evaluate.py audit")

@@ -1,4 +1,4 @@
-"""Distances between two sets of images; no recipe is needed.
+r"""Distances between two sets of images; no recipe is needed.
 
 python evaluate.py images --real photos --generated drawn --output compared
 python evaluate.py images --real photos --generated drawn --features inception \

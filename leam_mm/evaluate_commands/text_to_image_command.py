@@ -1,4 +1,4 @@
-"""Text to image in 24 languages, scored atom by atom by judges that are tested first.
+r"""Text to image in 24 languages, scored atom by atom by judges that are tested first.
 
 python evaluate.py text_to_image --generator runs/quickstart/generator --judge runs/quickstart/scenes \
     runs/quickstart/clip --prompts runs/quickstart/scenes/prompt_set.json --known runs/quickstart/shards/test \

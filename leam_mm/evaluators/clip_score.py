@@ -110,7 +110,7 @@ class ClipScore(Evaluator):
                 text = note if kind == "generated" else f"RefCLIPScore; {note}"
                 found += language_scores(f"{self.name}/{kind}", table, self.languages, "score", text, keys)
         for kind, what in (("shuffled", "chance: the same images with all other prompts"),
-                           ("real", "the real pictures of the prompts")):  # fmt: skip
+                           ("real", "the real images of the prompts")):  # fmt: skip
             values = numpy.stack(scores[kind], axis=1)
             values = values[~numpy.isnan(values).any(axis=1)].mean(axis=1)
             if len(values):

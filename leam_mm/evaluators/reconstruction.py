@@ -101,7 +101,7 @@ class Reconstruction(Evaluator):
     def _metrics(self, rows: Tensor) -> list[Metric]:
         """Return the metrics of rows: PSNR, SSIM, error, features of the original, features of the reconstruction."""
         count = len(rows)
-        note = f"{count} pictures of {self.image_size} px" + (f" in tiles of {self.tile}" if self.tile else "")
+        note = f"{count} images of {self.image_size} px" + (f" in tiles of {self.tile}" if self.tile else "")
         scores, features = rows[:, :3].numpy(), rows[:, 3:]
         size = features.shape[1] // 2
 
@@ -112,7 +112,7 @@ class Reconstruction(Evaluator):
         low, high = half_sample_interval(features, features, distance, value, self.seed)
         text = f"{note}; {self.features.protocol}; {FINITE}"
         if count < 2 * size:
-            text += f"; indicative only: {count} pictures are fewer than twice the {size} features"
+            text += f"; indicative only: {count} images are fewer than twice the {size} features"
         name = f"{self.name}/frechet_distance"
         metrics = [Metric(name, value, max(low, 0.0), high, "distance", count, note=text)]
         exact = int((scores[:, 0] == EXACT).sum())

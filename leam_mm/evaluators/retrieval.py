@@ -97,7 +97,7 @@ class Retrieval(Evaluator):
         metrics, keys = [], [sample.key for sample in samples]
         for protocol, remark in PROTOCOLS.items():
             few, many = min(candidates[protocol]), max(candidates[protocol])
-            note = f"among {len(samples)} pictures and {few} to {many} captions a language; {remark}"
+            note = f"among {len(samples)} images and {few} to {many} captions a language; {remark}"
             for direction in DIRECTIONS:
                 for top in RECALLS:
                     columns = ranks[f"{protocol}{direction}"]

@@ -8,7 +8,7 @@ from leam_mm.intervals.difference_interval import Difference, difference
 
 Row = Mapping[str, Any]  # one line of results.jsonl
 SAME = ("evaluator", "unit", "samples")  # of two lines that can be compared
-OF_MACHINES = ("batch_size", "workers", "device")
+WITHOUT_EFFECT = ("batch_size", "workers", "device", "output")  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row], any_settings: bool = 
 
 
 def other_settings(one: Row, other: Row) -> list[str]:
-    """Return the names of the settings in which two lines differ, without those of the machine."""
+    """Return the names of the settings in which two lines differ, without those that change no result."""
     first, second = (value if isinstance(value := row.get("settings"), dict) else {} for row in (one, other))
-    return [n for n in {**first, **second} if n not in OF_MACHINES and first.get(n) != second.get(n)]
+    return [n for n in {**first, **second} if n not in WITHOUT_EFFECT and first.get(n) != second.get(n)]
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

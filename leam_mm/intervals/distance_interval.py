@@ -14,7 +14,7 @@ from torch import Tensor
 
 from leam_mm.intervals.intervals import clustered_interval
 
-FINITE = "the interval is for the value at this number of pictures, which is biased against that of unlimited pictures"
+FINITE = "the interval is for the value at this number of images, which is biased against that of unlimited images"
 
 
 def half_sample_interval(

@@ -14,9 +14,25 @@ from leam_mm.report.templates import Table
 DISTANCES = {  # of a measure: English and German
     "frechet_distance": ("Fréchet distance, less is better", "Fréchet-Distanz, weniger ist besser"),
     "kernel_distance": ("Kernel distance, less is better", "Kernel-Distanz, weniger ist besser"),
+    "frechet_distance_infinity": (
+        "Fréchet distance extrapolated to unlimited images, less is better",
+        "Fréchet-Distanz, hochgerechnet auf unbegrenzt viele Bilder, weniger ist besser",
+    ),
+    "spatial_frechet_distance": (
+        "Spatial Fréchet distance, less is better",
+        "Räumliche Fréchet-Distanz, weniger ist besser",
+    ),
+    "wavelet_distance": ("Fréchet Wavelet Distance, less is better", "Fréchet-Wavelet-Distanz, weniger ist besser"),
+    "inception_score": ("Inception Score, more is better", "Inception Score, mehr ist besser"),
+    "mind": ("MIND, less is better", "MIND, weniger ist besser"),
     "cmmd": ("CMMD, less is better", "CMMD, weniger ist besser"),
     "precision": ("Precision: looks like a real image", "Precision: sieht aus wie ein echtes Bild"),
     "recall": ("Recall: covers the variety of real ones", "Recall: deckt die Vielfalt der echten ab"),
+    "density": ("Density: near real images, more is better", "Density: nahe an echten Bildern, mehr ist besser"),
+    "coverage": (
+        "Coverage: real images with a generated one near",
+        "Coverage: echte Bilder mit einem erzeugten nahebei",
+    ),
 }
 BEFORE, AFTER, CHANGE, AUDIT = "before/", "after/", "fine_tuning/change/", "audit/"
 PAIR = re.compile(r"/(generated|real)$")
