@@ -66,7 +66,12 @@ def atomic_write(path: Path, durable: bool = False) -> Iterator[Path]:
     Args:
         path: The final file. Its folder is created if missing.
         durable: Flush to the disk before renaming, so that the content survives a power failure, too.
+
+    Raises:
+        UserError: The path is that of a device or a pipe, which renaming would replace with a file.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is no regular file: give another path")
     temporary = temporary_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

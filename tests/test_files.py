@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from leam_mm import files
-from leam_mm.files import exchange_names, replace_folder, restore_folder
+from leam_mm.errors import UserError
+from leam_mm.files import exchange_names, replace_folder, restore_folder, write_text
 from leam_mm.run_lock import beside, run_lock
 
 KILLED = """
@@ -90,3 +91,13 @@ def test_only_a_missing_folder_is_restored(tmp_path: Path) -> None:
     assert (tmp_path / "output.old-7-ab").exists()
     restore_folder(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_pipes_and_folders_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="is no regular file"):
+        write_text(tmp_path / "pipe", "x")
+    assert (tmp_path / "pipe").is_fifo()
+    for path in (Path("."), Path("/")):
+        with pytest.raises(UserError, match="without a name"):
+            write_text(path, "x")

@@ -10,7 +10,7 @@ import pytest
 
 import leam_mm.audits
 import leam_mm.evaluators
-from leam_mm.audits.audit import Audit, AuditResult
+from leam_mm.audits.audit import Audit, AuditResult, Threshold
 from leam_mm.controls.all_controls import all_controls
 from leam_mm.controls.control import Control, Outcome
 from leam_mm.controls.run_controls import run_controls
@@ -98,12 +98,14 @@ def test_controls_have_names_of_their_own() -> None:
 
 def test_an_audit_that_always_passes_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each positive control whose audit says pass must be reported."""
-    chosen = [one for one in CONTROLS if one.subject in ("audit/opt_out", "audit/provenance", "audit/openness")]
+    subjects = ("audit/opt_out", "audit/provenance", "audit/openness", "audit/energy")
+    chosen = [one for one in CONTROLS if one.subject in subjects]
     assert run_controls(chosen, lambda line: None)["caught"] == len(chosen)
     monkeypatch.setattr(AuditResult, "verdict", property(lambda result: "pass"))
     table = run_controls(chosen, lambda line: None)
     missed = [row for row in table["rows"] if not row["caught"]]
-    assert {row["control"] for row in missed} == {one.name for one in chosen if one.positive} and len(missed) >= 15
+    wrong = {one.name for one in chosen if one.positive or one.expected == "inconclusive"}
+    assert {row["control"] for row in missed} == wrong and len(missed) >= 16
 
 
 def test_an_audit_that_always_fails_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +113,17 @@ def test_an_audit_that_always_fails_is_missed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(AuditResult, "verdict", property(lambda result: "fail"))
     missed = {row["control"] for row in run_controls(chosen, lambda line: None)["rows"] if not row["caught"]}
     assert missed >= {one.name for one in chosen if not one.positive}
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_verdict_that_ignores_its_parts_is_missed(monkeypatch: pytest.MonkeyPatch, broken: int) -> None:
+    from leam_mm.audits import memorization
+
+    result = AuditResult("memorization", broken, broken, broken, "count", 1, Threshold(most=0))
+    monkeypatch.setattr(memorization, "combined_result", lambda name, parts, maps_to: result)
+    chosen = [one for one in CONTROLS if one.subject == "audit/memorization" and one.name.startswith("captions that")]
+    rows = run_controls(chosen, lambda line: None)["rows"]
+    assert [row["kind"] for row in rows if not row["caught"]] == [("positive", "negative")[broken]]
 
 
 def test_a_broken_metric_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from toys.images import deep_png
 
 import evaluate
 from leam_mm.controls.judge_controls import (
@@ -135,6 +136,9 @@ def test_images_of_another_program(folder: Path, tmp_path: Path) -> None:
     assert found["text_to_image/scene_reader/all_atoms/mean"].value == 1
     Image.fromarray(numpy.zeros((16, 16, 3), numpy.uint8)).save(drawn / "scene_2" / "de_0.png")
     with pytest.raises(UserError, match="scene_2: images have different sizes"):
+        run(evaluator(folder, images=drawn), tmp_path / "out", None)
+    (drawn / "scene_2" / "de_0.png").write_bytes(deep_png(1, 700))
+    with pytest.raises(UserError, match="more than 8 bits"):
         run(evaluator(folder, images=drawn), tmp_path / "out", None)
     (drawn / "scene_2" / "de_0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"de_0\.png: cannot be read"):

@@ -82,7 +82,7 @@ class Energy(Audit):
         what = f"images of {side} x {side} pixels, {self.steps} steps, guidance {self.guidance}"
         limit = self.most_images * (side / IMAGE_SIDE) ** 2
         stated = f"{self.most_images:g} kWh per 1,000 at {IMAGE_SIDE} x {IMAGE_SIDE} pixels, scaled by pixels"
-        return self._result("images", use, what, limit, stated, {}, context.device)
+        return self.result("images", use, what, limit, stated, {}, context.device)
 
     @torch.no_grad()
     def _embeddings(self, context: AuditContext) -> AuditResult:
@@ -107,9 +107,9 @@ class Energy(Audit):
         stated = (
             f"{self.most_embeddings:g} kWh per 1,000 at {EMBEDDING_SIDE} x {EMBEDDING_SIDE} pixels, scaled by pixels"
         )
-        return self._result("embeddings", use, what, limit, stated, slices, context.device)
+        return self.result("embeddings", use, what, limit, stated, slices, context.device)
 
-    def _result(
+    def result(
         self,
         part: str,
         use: EnergyUse,
@@ -119,6 +119,17 @@ class Energy(Audit):
         slices: dict[str, Any],
         device: torch.device,
     ) -> AuditResult:
+        """Return the result of one part.
+
+        Args:
+            part: Its name, images or embeddings.
+            use: Measured or estimated energy.
+            what: What was made, for the reader.
+            limit: Largest kWh per 1,000 that passes.
+            stated: The limit as it was set, for the reader.
+            slices: Further numbers.
+            device: Device of the work.
+        """
         joules, low, high = use.interval()
         emitted = self.carbon.emitted(1000 * joules)
         parts: dict[str, Any] = {"joules per item": {"value": joules, "low": low, "high": high, "samples": use.items}}

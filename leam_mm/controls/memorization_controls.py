@@ -12,6 +12,7 @@ from leam_mm.audits.audit import AuditContext, Verdict
 from leam_mm.audits.canaries import Canaries
 from leam_mm.audits.extraction import Extraction
 from leam_mm.audits.first_step_signal import FirstStepSignal
+from leam_mm.audits.memorization import Memorization
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.near_copies import NearCopies
 from leam_mm.controls.coded_models import CodedGenerator
@@ -36,7 +37,7 @@ def _shards(folder: Path) -> tuple[Path, Path]:
 def _measure(part: MemorizationPart, generator: object, verdict: Verdict, folder: Path) -> Outcome:
     training, held_out = _shards(folder)
     context = AuditContext(None, generator, folder, shards=training, held_out=held_out)
-    return judged([part.measure(context)], {part.name: verdict})
+    return judged(Memorization([part]).run(context), {Memorization.name: verdict, part.name: verdict})
 
 
 def _altered(name: str) -> Tensor:
@@ -88,7 +89,7 @@ def _canaries(memorized_from: int, part: Callable[[Path], MemorizationPart], ver
     memory = {caption: image for caption, image, copies in found if copies >= memorized_from}
     context = AuditContext(None, EmpiricalGenerator(SIDE, memory), folder)
     test = part(folder / "canaries")
-    return judged([test.measure(context)], {test.name: verdict})
+    return judged(Memorization([test]).run(context), {Memorization.name: verdict, test.name: verdict})
 
 
 def _curve(folder: Path) -> MemorizationPart:

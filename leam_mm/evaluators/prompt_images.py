@@ -121,7 +121,10 @@ def _stack(paths: list[Path]) -> Tensor:
 
 def _read(path: Path) -> numpy.ndarray:
     try:
-        return numpy.array(open_image(path.read_bytes(), ("PNG",)).convert("RGB"))
+        image = open_image(path.read_bytes(), ("PNG",))
+        if image.mode.startswith("I"):
+            raise ValueError("it has more than 8 bits a channel; save it with 8")
+        return numpy.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: draw it, or give a generator with --generator") from None
     except Exception as error:  # Pillow raises many kinds on damaged files
