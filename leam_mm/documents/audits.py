@@ -76,8 +76,8 @@ def check_gate(facts: ReleaseFacts, publisher: PublisherFields) -> None:
         listed = ", ".join(f"{state.name} ({state.verdict})" for state in without)
         lines = "; ".join(f"{state.name}: REASON" for state in without[:2]) + ("; ..." if len(without) > 2 else "")
         raise UserError(
-            f"the release is refused by its audits: {listed}: add the audits to --results, or write the reason of each "
-            f"into audit_exceptions of release.yaml ({lines}), which the model card shows"
+            f"the release is refused by its audits: {listed}: add the results.jsonl of evaluate.py audit to --results, "
+            f"or write the reason of each into audit_exceptions of release.yaml ({lines}), which the model card shows"
         )
     known = {state.name for state in states} | set(expected_audits(embeds=True, generates=True))
     for name in reasons:
