@@ -34,7 +34,7 @@ def shards(tmp_path: Path) -> Path:
 
 def test_worst_language_over_the_mean_is_corrected_for_chance(shards: Path) -> None:
     context = AuditContext(encoder("en", "de"), None, shards.parent, held_out=shards, shards=shards)
-    parity, fertility, cut = LanguageParity(["de", "en", "fi"]).run(context)
+    parity, fertility, cut = LanguageParity(["de", "en", "fi"], fewest=1).run(context)
     # A Finnish caption scores 0 for its image; the chance of a random order is 1 of 40.
     assert parity.slices["fi"]["value"] == 0.0
     assert parity.value == pytest.approx((0 - 1 / COUNT) / (2 / 3 - 1 / COUNT))
@@ -45,18 +45,19 @@ def test_worst_language_over_the_mean_is_corrected_for_chance(shards: Path) -> N
     assert fertility.value == 1.0 and fertility.verdict == "pass"
     assert cut.value == 0.0 and cut.samples == COUNT
     everybody = AuditContext(encoder("en", "de", "fi"), None, shards.parent, held_out=shards)
-    assert LanguageParity(["de", "en", "fi"]).run(everybody)[0].verdict == "pass"
+    assert LanguageParity(["de", "en", "fi"], fewest=1).run(everybody)[0].verdict == "pass"
+    assert LanguageParity(["de", "en", "fi"]).run(everybody)[0].verdict == "inconclusive"  # 40 images are too few
 
 
 def test_encoder_that_finds_nothing_is_undecided(shards: Path) -> None:
     context = AuditContext(encoder(), None, shards.parent, held_out=shards)
-    parity = LanguageParity(["de", "en", "fi"]).run(context)[0]
+    parity = LanguageParity(["de", "en", "fi"], fewest=1).run(context)[0]
     assert parity.verdict == "inconclusive" and "not above chance" in parity.undecided
 
 
 def test_missing_language_cannot_pass(shards: Path) -> None:
     context = AuditContext(encoder("en", "de", "fi"), None, shards.parent, held_out=shards)
-    parity = LanguageParity(["de", "en", "fi", "mt"]).run(context)[0]
+    parity = LanguageParity(["de", "en", "fi", "mt"], fewest=1).run(context)[0]
     assert parity.verdict == "inconclusive" and "no captions in mt" in parity.undecided
 
 
@@ -126,21 +127,21 @@ def test_earlier_results_are_audited_too(shards: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
     context = AuditContext(encoder("en", "de", "fi"), None, tmp_path, held_out=shards, results=tmp_path)
-    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"]).run(context)[3:]}
+    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"], fewest=1).run(context)[3:]}
     assert list(found) == ["language_parity/zero_shot"]  # no generator is audited
     zero_shot = found["language_parity/zero_shot"]
     assert zero_shot.value == pytest.approx((0.63 - 0.1) / (0.7 - 0.1)) and zero_shot.verdict == "pass"
     assert zero_shot.slices["fi"]["value"] == 0.63
     context.generator, context.results = object(), tmp_path / "results.jsonl"
-    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"]).run(context)[3:]}
+    found = {result.audit: result for result in LanguageParity(["de", "en", "fi"], fewest=1).run(context)[3:]}
     assert found["language_parity/text_to_image/scene"].verdict == "fail"
     assert found["language_parity/text_to_image/own"].verdict == "inconclusive"
     context.results = None
-    (missing,) = LanguageParity(["de", "en", "fi"]).run(context)[3:]
+    (missing,) = LanguageParity(["de", "en", "fi"], fewest=1).run(context)[3:]
     assert (missing.audit, missing.verdict) == ("language_parity/text_to_image", "not_run")
     context.results = tmp_path / "none"
     with pytest.raises(UserError, match="there is no results"):
-        LanguageParity(["de", "en", "fi"]).run(context)
+        LanguageParity(["de", "en", "fi"], fewest=1).run(context)
 
 
 def test_a_ratio_over_one_language_or_without_samples_does_not_pass(shards: Path, tmp_path: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_ratio_over_one_language_or_without_samples_does_not_pass(shards: Path
                           (without_mean, "inconclusive")):  # fmt: skip
         (tmp_path / "results.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
         context = AuditContext(encoder("en", "de", "fi"), None, tmp_path, held_out=shards, results=tmp_path)
-        (found,) = LanguageParity(["de", "en", "fi"]).run(context)[3:]
+        (found,) = LanguageParity(["de", "en", "fi"], fewest=1).run(context)[3:]
         assert found.verdict == verdict, rows
     with pytest.raises(UserError, match="limit is 0"):
         LanguageParity(limit=0)

@@ -5,6 +5,7 @@ text-to-image recall at 1.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class LanguageParity(Audit):
         least_parity: Smallest ratio of the worst language to the mean that passes.
         most_fertility: Largest ratio of tokens per word to English that passes.
         most_truncation: Largest share of images with a cut caption that passes.
+        fewest: Smallest number of images that may decide: among few, recall at 1 is easy in every language.
         counted: Maximum number of training samples whose captions are counted, spread evenly over `shards`.
     """
 
@@ -51,6 +53,7 @@ class LanguageParity(Audit):
         least_parity: float = 0.80,
         most_fertility: float = 2.0,
         most_truncation: float = 0.01,
+        fewest: int = 100,
         counted: int = 100_000,
     ) -> None:
         """See the class for the arguments."""
@@ -60,7 +63,7 @@ class LanguageParity(Audit):
             raise UserError(f"LanguageParity: limit is {limit}; give at least 1, or null for all")
         self.languages, self.limit, self.batch_size = list(dict.fromkeys(languages)), limit, batch_size
         self.least_parity, self.most_fertility = least_parity, most_fertility
-        self.most_truncation, self.counted = most_truncation, counted
+        self.most_truncation, self.fewest, self.counted = most_truncation, fewest, counted
 
     @torch.no_grad()
     def run(self, context: AuditContext) -> list[AuditResult]:
@@ -80,13 +83,13 @@ class LanguageParity(Audit):
             hits[:, i], chance[i] = recall_at_one(image, text, owned, context.device)
         missing = [code for code in self.languages if code not in languages]
         translated = _translated(samples, languages)
-        parity = parity_result(
+        parity = replace(parity_result(
             self.name, hits, chance, languages, self.least_parity,
             f"mean of image-to-text and text-to-image recall at 1 among {len(samples)} images; equal captions count as "
             "one",
             _training_captions(context.shards, self.counted),
             f"no captions in {', '.join(missing)}" if missing else "",
-        )  # fmt: skip
+        ), fewest=self.fewest)  # fmt: skip
         for code in languages:
             parity.slices[code]["machine_translated"] = translated[code]
         limits = (self.most_fertility, self.most_truncation)
