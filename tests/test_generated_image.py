@@ -121,6 +121,13 @@ WRITERS = {
     "leam_mm/release/onnx_folder.py": "writes networks",
     "leam_mm/release/verify_release.py": "keeps digests, no images",
     "leam_mm/launch/node_checks.py": "noise, whose decoding the doctor times",
+    "leam_mm/audits/altered_copies.py": "encodes in memory, as a copy that the search must find",
+    "leam_mm/evaluators/clip_benchmark_writer.py": "labelled images of the user, for another program",
+    "leam_mm/controls/control_images.py": "images drawn by arithmetic, for controls",
+    "leam_mm/controls/control_shards.py": "images drawn by arithmetic, for controls",
+    "leam_mm/controls/judge_controls.py": "scenes drawn by arithmetic, in a folder that is removed",
+    "leam_mm/controls/personal_data_controls.py": "images drawn by arithmetic, for controls",
+    "leam_mm/controls/smooth_images.py": "images drawn by arithmetic, for controls",
 }
 FUNCTIONS = {"imwrite", "imsave", "write_png", "write_jpeg", "save_image", "add_image", "encode_png", "encode_jpeg"}
 
