@@ -105,7 +105,7 @@ class MembershipInference(Audit):
         undecided = ""
         if guard[2] > self.most_blind:
             undecided = (
-                f"a classifier that sees no model tells the sets apart (area {guard[0]:.3f}, {guard[1]:.3f} to "
+                f"a classifier that sees no model may tell the sets apart (area {guard[0]:.3f}, {guard[1]:.3f} to "
                 f"{guard[2]:.3f}; at most {self.most_blind:g}): hold out a random part of the same source"
             )
         areas = ", ".join(f"{name} {slices[f'{name}/area']['value']:.3f}" for name in scores)

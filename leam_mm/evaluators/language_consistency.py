@@ -3,12 +3,15 @@
 All three compare a language with an anchor language (English), for the same concept and the same noise.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy
 
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.intervals.intervals import mean_interval
+
+BOUNDS = {"fraction": (0.0, 1.0), "ratio": (0.0, math.inf)}  # of a value, by its unit
 
 
 def image_likeness(features: numpy.ndarray, anchor: int) -> numpy.ndarray:
@@ -103,6 +106,9 @@ def _summary(
         ratio = float(column.mean() / below.mean())
         # Linear part of the ratio's error (delta method); for a plain mean it is the error itself.
         low, high = mean_interval((column - ratio * below) / below.mean())
-        found.append({"value": ratio, "low": ratio + low, "high": ratio + high, "samples": count})
+        least, most = BOUNDS.get(unit, (-math.inf, math.inf))
+        found.append(
+            {"value": ratio, "low": max(ratio + low, least), "high": min(ratio + high, most), "samples": count}
+        )
     slices = {f"language={languages[number]}": entry for number, entry in zip(others, found[1:], strict=True)}
     return Metric(name, found[0]["value"], found[0]["low"], found[0]["high"], unit, count, slices, note)

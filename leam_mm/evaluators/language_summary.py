@@ -66,7 +66,7 @@ def language_metrics(
             Metric(ratio, None, None, None, "ratio", count, note="one language: there is nothing to compare")
         )
     elif share.any():
-        value = float(share.min() / share.mean())
+        value = min(1.0, float(share.min() / share.mean()))  # equal ones may differ by rounding
         summary.append(Metric(ratio, value, *worst_ratio_interval(compared, seed, repeats), "ratio", count, note=text))
     else:
         summary.append(Metric(ratio, None, None, None, "ratio", count, note="no hit in any language"))

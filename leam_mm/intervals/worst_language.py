@@ -15,7 +15,6 @@ from scipy.stats import norm
 from leam_mm.intervals.intervals import effective_samples, wilson_ends
 
 DRAWS = 4000
-MOST = 1 + 1e-12  # of a smallest value over a mean, with room for the rounding of equal ones
 TAIL = 0.025  # of a 95 % interval, on each side
 FIRST = TAIL / 10  # of it, for leaving out languages
 
@@ -72,7 +71,7 @@ def worst_ratio_interval(values: numpy.ndarray, seed: int = 0, draws: int = DRAW
         return low / mean, high / mean
 
     low, high = _of_smallest(ends, excess, seed, draws)
-    return min(low, MOST), min(high, MOST)
+    return min(low, 1.0), min(high, 1.0)
 
 
 def _of_smallest(ends: Ends, deviations: numpy.ndarray, seed: int, count: int) -> tuple[float, float]:
