@@ -13,7 +13,7 @@ def test_closed_forms() -> None:
     # Certain of a class each, all classes alike: the score is the number of classes.
     sure = 1e3 * torch.eye(classes).repeat(10, 1)
     assert inception_score(sure, splits=1) == pytest.approx(classes)
-    # Nothing told apart: 1.
+    # Equal probabilities for all images: 1.
     assert inception_score(torch.zeros(50, classes)) == pytest.approx(1)
     assert inception_score(sure[:1].repeat(50, 1)) == pytest.approx(1)
     # Two kinds of images with p = (a, 1 - a) and its mirror image.

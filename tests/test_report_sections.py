@@ -76,6 +76,15 @@ def test_weak_numbers_stand_beside_strong_ones() -> None:
     assert (caught.label, caught.value, caught.note) == ("Erkannte Kontrollen", "1 von 3", "nicht erkannt: b, c")
 
 
+def test_of_several_scores_of_one_evaluator_the_lowest_has_the_figures() -> None:
+    results = rows(
+        *by_language("text_to_image/encoder/soft_tifa", {"de": 0.9, "mt": 0.7}),
+        *by_language("text_to_image/scene_reader/all_atoms", {"de": 0.6, "mt": 0.4}),
+        *by_language("clip_score/generated", {"de": 0.95, "mt": 0.85}),
+    )
+    assert [figure.value for figure in key_figures(results, [], {}, "en")] == ["50.0 %", "40.0 %", "90.0 %", "85.0 %"]
+
+
 def test_audits_name_the_verdict_by_word_and_symbol_failed_ones_first() -> None:
     found = audits(AUDITS, "en")
     assert found is not None

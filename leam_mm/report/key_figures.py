@@ -17,8 +17,8 @@ SHARES = ("fraction", "share")
 def key_figures(results: Mapping[str, Row], stages: Sequence[Row], selftest: Row, language: str) -> list[Figure]:
     """Return the key figures of all sections.
 
-    Of several scores by language: the mean and the worst language. Of several shares without languages: the middle one
-    and the weakest one. No number is chosen by its name.
+    Of the scores by language of one evaluator: the score with the lowest mean, and its worst language. Of several
+    shares without languages: the middle one and the weakest one. No number is chosen by its name.
 
     Args:
         results: Newest line of each metric; without those of a fine-tuning.
@@ -38,7 +38,7 @@ def key_figures(results: Mapping[str, Row], stages: Sequence[Row], selftest: Row
         note = "image to caption, R@1, mean of {} languages"
         label = word("Retrieval", language) + ("" if group == "retrieval" else f", {metric_title(group, language)}")
         figures += _over_languages(results, f"{group}/image_to_text/r1", label, note, "retrieval", language)
-    for group in score_groups(results):
+    for group in _weakest_groups(results, score_groups(results)):
         label = metric_title(group, language)
         figures += _over_languages(results, group, label, "mean of {} languages", "scores", language)
     asked = {
@@ -59,6 +59,15 @@ def key_figures(results: Mapping[str, Row], stages: Sequence[Row], selftest: Row
         }  # fmt: skip
         figures += _middle_and_weakest(compared, "Generated images", "distance", language)[-1:]
     return figures + (_cost(stages, language) if stages else [])
+
+
+def _weakest_groups(results: Mapping[str, Row], found: Sequence[str]) -> list[str]:
+    """Return, of the scores whose names begin with the same word, the one with the lowest mean."""
+    measured = [group for group in found if is_number(results.get(f"{group}/mean", {}).get("value"))]
+    lowest: dict[str, str] = {}
+    for group in sorted(measured, key=lambda group: results[f"{group}/mean"]["value"]):
+        lowest.setdefault(group.partition("/")[0], group)
+    return [group for group in found if group in lowest.values() or group not in measured]
 
 
 def _over_languages(
