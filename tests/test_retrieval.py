@@ -55,7 +55,7 @@ def test_right_encoder_finds_everything_although_captions_repeat(shards: Path) -
             assert metrics[f"{EQUAL}/{direction}/r1/{code}"].value == 1.0
     assert metrics["retrieval/image_to_text/r1/de"].samples == 19
     assert metrics["retrieval/image_to_text/r1/mean"].samples == 19
-    assert "20 pictures and 19 to 40 captions" in metrics["retrieval/image_to_text/r1/en"].note
+    assert "20 images and 19 to 40 captions" in metrics["retrieval/image_to_text/r1/en"].note
     assert "the published protocol" in metrics["retrieval/image_to_text/r1/en"].note
     assert "not the published protocol" in metrics[f"{EQUAL}/image_to_text/r1/en"].note
 
