@@ -35,7 +35,8 @@ from data_tools.corpora.emoji_images import (
     sha512_of,
 )
 from data_tools.corpora.emoji_names import NEIGHBOUR_LANGUAGES, Names, make_classes, make_prompts, read_names
-from leam_mm.command_line import PositiveInt, Range, parse_settings
+from data_tools.corpora.emoji_prompt_set import emoji_prompt_set
+from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.files import temporary_path
 from leam_mm.languages import LANGUAGES
@@ -56,6 +57,7 @@ class EmojiSettings:
         languages: Languages of the captions.
         may_lack: Official languages in which an emoji may lack a name.
         variants: Train on skin tones, genders and other variants, too.
+        held_out: Drawings taken out of the training at random, for audits of what a model remembers.
         seed: Seed of unseen emoji, keywords and order.
         workers: Processes that draw; by default one per core.
     """
@@ -68,6 +70,7 @@ class EmojiSettings:
     languages: list[str] = field(default_factory=lambda: [*LANGUAGES, *NEIGHBOUR_LANGUAGES])
     may_lack: list[str] = field(default_factory=lambda: ["mt"], metadata={"nargs": "*"})
     variants: bool = False
+    held_out: NonNegativeInt = 0
     seed: int = 0
     workers: PositiveInt = os.cpu_count() or 1
 
@@ -135,7 +138,11 @@ def gather(settings: EmojiSettings) -> None:
     required = [language for language in names if language in LANGUAGES and language not in settings.may_lack]
 
     def choose() -> Selection:
-        chosen = select(drawings, names, required, settings.held_out_style, settings.variants, settings.seed)
+        chosen = select(
+            drawings, names, required, settings.held_out_style, settings.variants, settings.seed, settings.held_out
+        )
+        if settings.held_out and not chosen.splits["train"]:
+            raise UserError(f"--held-out {settings.held_out}: no drawing is left to train on; give a smaller number")
         if not chosen.splits["train"] or not chosen.splits["test"]:
             raise UserError("no emoji has three drawing styles and a name in every language; see --may-lack")
         return chosen
@@ -178,7 +185,9 @@ def gather(settings: EmojiSettings) -> None:
         }
         classes = make_classes(chosen.classes, names)
         prompts = make_prompts(chosen.classes, names, settings.size)
-        for name, value in (("classes", classes), ("prompts", prompts), ("summary", summary)):
+        written = {"classes": classes, "prompts": prompts, "summary": summary}
+        written["prompt_set"] = emoji_prompt_set(chosen.classes, names)
+        for name, value in written.items():
             text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
             (staging / f"{name}.json").write_text(text, encoding="utf-8")
         _move_to_output(staging, output)
@@ -186,7 +195,10 @@ def gather(settings: EmojiSettings) -> None:
         shutil.rmtree(staging, ignore_errors=True)
     for split, rows in tables.items():
         print(f"{output / split}.parquet: {len(rows)} images")
-    print(f"{output}: {len(chosen.classes)} classes, {len(names)} languages, classes.json prompts.json summary.json")
+    print(
+        f"{output}: {len(chosen.classes)} classes, {len(names)} languages, "
+        "classes.json prompts.json prompt_set.json summary.json"
+    )
 
 
 def _move_to_output(staging: Path, output: Path) -> None:

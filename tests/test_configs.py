@@ -23,6 +23,7 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.encoders.vision_transformer import check_size
+from leam_mm.evaluate_commands.audit_command import audit
 from leam_mm.pipeline import read_pipeline
 
 
@@ -157,6 +158,24 @@ def test_evaluation_parses(path: Path) -> None:
     parser.add_function_arguments(evaluate.evaluate, as_positional=False)
     settings = parser.parse_object(yaml.safe_load(path.read_text(encoding="utf-8")))
     assert settings.evaluators and os.fspath(settings.output).startswith("runs/")
+
+
+@named("audit")
+def test_audits_parse_and_read_what_their_pipeline_makes(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(audit, as_positional=False)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    built = parser.instantiate_classes(parser.parse_object(content))
+    assert built.audits and all(one.name for one in built.audits)
+    made = {
+        made for pipeline in map(read_pipeline, FILES["pipeline"]) for stage in pipeline.stages for made in stage.makes
+    }
+    read = [
+        content[key]
+        for key in ("clip", "generator", "codec", "shards", "held_out", "release", "results")
+        if key in content
+    ]
+    assert set(map(Path, read)) <= set(map(Path, made)), read
 
 
 def train(recipe: Path, run: Path, changes: dict[str, Any]) -> None:

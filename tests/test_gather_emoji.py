@@ -16,13 +16,16 @@ from data_tools.corpora import emoji_images
 from data_tools.corpora.emoji_corpus import COLUMNS, select
 from data_tools.corpora.emoji_images import NAMES, STYLES, draw, fetch_package, read_package
 from data_tools.corpora.emoji_names import (
+    PROMPT_EMOJI,
     base_of,
     code_of,
     code_of_file,
+    emoji_of,
     group_of,
     make_classes,
     read_names,
 )
+from data_tools.corpora.emoji_prompt_set import KINDS, emoji_prompt_set
 from data_tools.gather_emoji import main
 from leam_mm.errors import UserError
 from leam_mm.languages import LANGUAGES as EU_LANGUAGES
@@ -182,6 +185,32 @@ def test_a_group_lies_in_one_split_with_variants_too(packages: Path, tmp_path: P
         assert len(urls) == len(set(urls))
         variants = {row["metadata"]["class_id"] for row in tables["train"] + tables["unseen"]}
         assert {"1f468-200d-1f373", "1f44b-1f3fd"} <= variants
+
+
+def test_drawings_held_out_are_a_random_part_of_the_training(packages: Path, tmp_path: Path) -> None:
+    whole = gather(packages, tmp_path / "whole")
+    parted = gather(packages, tmp_path / "parted", "--held-out", "4")
+    held_out, train = rows_of(parted, "held_out"), rows_of(parted, "train")
+    assert len(held_out) == 4 and held_out + train == rows_of(whole, "train")
+    assert rows_of(parted, "test") == rows_of(whole, "test") and rows_of(parted, "unseen") == rows_of(whole, "unseen")
+    assert not (whole / "held_out.parquet").exists()
+    with pytest.raises(UserError, match="--held-out 10000: no drawing is left"):
+        gather(packages, tmp_path / "none", "--held-out", "10000")
+
+
+def test_every_prompt_emoji_has_a_kind_and_foils_of_that_kind() -> None:
+    assert sum(KINDS.values()) == len(PROMPT_EMOJI)
+    signs = {emoji_of(code): (f"sign {code}", []) for code in PROMPT_EMOJI[-7:]}
+    names = read_names(
+        {f"annotations/{code}/annotations.json": annotations("annotations", code, signs) for code in ("de", "en")},
+        ["de", "en"],
+    )
+    found = emoji_prompt_set([*PROMPT_EMOJI, "1f99d"], names)
+    assert [concept["kind"] for concept in found["concepts"]] == ["signs"] * 7 and found["languages"] == ["de", "en"]
+    for concept in found["concepts"]:
+        (atom,) = concept["atoms"]
+        assert atom["statement"] == concept["texts"]["en"] == f"sign {concept['id']}"
+        assert len(atom["foils"]) == 3 and atom["statement"] not in atom["foils"]
 
 
 def test_the_same_packages_and_seed_give_the_same_bytes(packages: Path, tmp_path: Path) -> None:

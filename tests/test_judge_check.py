@@ -13,10 +13,11 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.encoder_judge import EncoderJudge
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.judge_check import check_judge, known_answers
+from leam_mm.evaluators.judge_check import check_judge, known_answers, known_concepts
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.prompts.atoms import Atom
 from leam_mm.prompts.known_images import drawn_scenes
+from leam_mm.prompts.prompt_set import Concept
 from leam_mm.prompts.scene_atoms import SceneWords, atom_of
 from leam_mm.prompts.scene_facts import SceneFact, placed_objects
 
@@ -93,6 +94,21 @@ def test_known_questions_are_true_to_the_scene_and_balanced() -> None:
         assert share == pytest.approx(0.5, abs=0.05), kind
     with pytest.raises(UserError, match="at least 20 known images"):
         known_answers(scenes[:19])
+
+
+def test_questions_about_concepts_alternate_between_their_own_and_those_of_others() -> None:
+    foils = {"a": "b", "b": "a", "c": "d", "d": "c"}
+    concepts = [
+        Concept(name, "first" if name in "ab" else "second", {"en": name}, (Atom(name, True, name, (other,)),))
+        for name, other in foils.items()
+    ]
+    shown = ["abcd"[number // 2 % 4] for number in range(40)]  # each concept with a right and with a wrong question
+    known = known_concepts([(numpy.zeros((4, 4, 3), numpy.uint8), name) for name in shown], concepts)
+    assert [answer.atom.answer for answer in known] == [True, False] * 20
+    asked = [answer.atom.question for answer in known]
+    assert asked == [name if turn % 2 == 0 else foils[name] for turn, name in enumerate(shown)]
+    with pytest.raises(UserError, match="at least 20 known images, and there are 19"):
+        known_concepts([(numpy.zeros((4, 4, 3), numpy.uint8), "a")] * 19, concepts)
 
 
 @pytest.mark.parametrize(("wrong", "doubt"), [(0, False), (4, False), (30, True), (60, True)])

@@ -26,7 +26,8 @@ class Selection:
 
     Attributes:
         classes: Codes of the zero-shot classes, in order.
-        splits: Split (`train`, `test`, `unseen`) to its (code, style) pairs, in the order of its table.
+        splits: Split (`train`, `test`, `unseen`, and `held_out` if asked for) to its (code, style) pairs, in the order
+            of its table.
         left_out: Number of drawings of variants in the held-out style; they belong to no split.
     """
 
@@ -46,6 +47,7 @@ def select(
     held_out_style: str,
     variants: bool,
     seed: int,
+    held_out: int = 0,
 ) -> Selection:
     """Choose the classes and split the drawings by variant group and style.
 
@@ -58,6 +60,7 @@ def select(
         held_out_style: The style whose drawings are the test.
         variants: Include skin tones, genders and other variants in the training and the unseen emoji.
         seed: Seed of the unseen groups and of the order of the training table.
+        held_out: Number of drawings taken out of the training at random, to audit what a model remembers.
     """
     required = list(required)
     eligible = {
@@ -87,6 +90,8 @@ def select(
                 left_out += 1
     # Without it, neighbouring rows show the same emoji in other styles: false negatives of a contrastive batch.
     random.Random(f"{seed}/order").shuffle(splits["train"])
+    if held_out:  # a random part of the shuffled drawings
+        splits["held_out"], splits["train"] = splits["train"][:held_out], splits["train"][held_out:]
     return Selection([code for code in bases if group_of(code) not in unseen], splits, left_out)
 
 

@@ -18,6 +18,7 @@ from leam_mm.intervals.intervals import mean_interval, wilson_interval
 from leam_mm.intervals.outcomes import write_outcomes
 from leam_mm.prompts.atoms import Atom
 from leam_mm.prompts.known_images import Scene
+from leam_mm.prompts.prompt_set import Concept
 from leam_mm.prompts.scene_atoms import atom_of, scene_words
 from leam_mm.prompts.scene_facts import placed_objects
 
@@ -59,8 +60,7 @@ def known_answers(scenes: Iterable[tuple[numpy.ndarray, Scene]], seed: int = 0) 
         UserError: There are too few images.
     """
     found = list(scenes)
-    if len(found) < FEWEST_KNOWN:
-        raise UserError(f"a judge is tested on at least {FEWEST_KNOWN} known images, and there are {len(found)}")
+    _refuse_few(len(found))
     words, random = scene_words([scene for _, scene in found]), numpy.random.default_rng([seed, 8])
     turns: dict[str, int] = {}
     answers = []
@@ -75,6 +75,37 @@ def known_answers(scenes: Iterable[tuple[numpy.ndarray, Scene]], seed: int = 0) 
         atom = atom_of(choices, 0 if truth else int(random.choice(wrong)))
         answers.append(KnownAnswer(image, atom.with_answer(truth), kind.removeprefix("first ").removeprefix("second ")))
     return answers
+
+
+def known_concepts(
+    images: Iterable[tuple[numpy.ndarray, str]], concepts: Sequence[Concept], seed: int = 0
+) -> list[KnownAnswer]:
+    """Return one question for each image: about its own concept, and about another one of the kind, in turn.
+
+    Args:
+        images: Images with the id of the concept that they show.
+        concepts: The concepts; each shows what its atoms ask for, and no other of its kind does.
+        seed: Seed of the choice of wrong questions.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    by_id, random = {concept.id: concept for concept in concepts}, numpy.random.default_rng([seed, 9])
+    answers: list[KnownAnswer] = []
+    for image, name in images:
+        own = by_id[name]
+        others = [other for other in concepts if other.kind == own.kind and other.id != own.id]
+        truth = len(answers) % 2 == 0 or not others
+        asked = own if truth else others[int(random.integers(len(others)))]
+        atom = asked.atoms[int(random.integers(len(asked.atoms)))]
+        answers.append(KnownAnswer(image, atom if truth else atom.with_answer(not atom.answer), own.kind))
+    _refuse_few(len(answers))
+    return answers
+
+
+def _refuse_few(count: int) -> None:
+    if count < FEWEST_KNOWN:
+        raise UserError(f"a judge is tested on at least {FEWEST_KNOWN} known images, and there are {count}")
 
 
 def check_judge(

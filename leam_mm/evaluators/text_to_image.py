@@ -24,7 +24,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_judge import ImageJudge, ask
-from leam_mm.evaluators.judge_check import JudgeCheck, KnownAnswer, check_judge, known_answers
+from leam_mm.evaluators.judge_check import JudgeCheck, KnownAnswer, check_judge, known_answers, known_concepts
 from leam_mm.evaluators.language_consistency import against_anchor, atom_agreement, image_likeness, score_parity
 from leam_mm.evaluators.language_summary import language_metrics
 from leam_mm.evaluators.prompt_images import PromptImages, Sampling
@@ -32,7 +32,7 @@ from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.soft_tifa import arithmetic_mean, geometric_mean, right_probability
 from leam_mm.files import write_text
 from leam_mm.intervals.intervals import share_interval
-from leam_mm.prompts.known_images import drawn_scenes, shard_scenes
+from leam_mm.prompts.known_images import drawn_scenes, names_classes, shard_classes, shard_scenes
 from leam_mm.prompts.prompt_set import ENGLISH, PROMPTS_24, PromptSet, read_prompt_set
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ class TextToImage(Evaluator):
     Args:
         judges: At least one, with different names.
         prompts: File of parallel prompts; None takes the 480 prompts in 24 languages of this package.
-        known: Shard folder of scenes of make_scenes on which judges are tested; None draws coloured shapes.
+        known: Shard folder of scenes of make_scenes, or of images whose `metadata.class_id` is the id of a concept, on
+            which judges are tested; None draws coloured shapes.
         known_limit: Number of known images.
         known_size: Side in pixels of images that are drawn for the test.
         least_accuracy: Accuracy of a judge in [0, 1]; if its interval is not above it, its scores are indicative.
@@ -107,10 +108,7 @@ class TextToImage(Evaluator):
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Test the judges, draw the images, and score them."""
         prompts = read_prompt_set(Path(self.prompts)).first_of_each_kind(self.per_kind)
-        scenes = drawn_scenes(self.known_limit, self.known_size) if self.known is None else (
-            shard_scenes(self.known, self.known_limit)
-        )  # fmt: skip
-        known = known_answers(scenes)
+        known = self._known(prompts)
         checks = {judge.name: self._check(judge, prompts, known, context) for judge in self.judges}
         generator = context.require_generator() if self.images is None else None
         folder = Path(self.images) if self.images is not None else context.output / IMAGES
@@ -133,6 +131,15 @@ class TextToImage(Evaluator):
                 against_anchor(f"{self.name}/image_likeness", likeness, prompts.languages, anchor, "ratio", text)
             )
         return metrics
+
+    def _known(self, prompts: PromptSet) -> list[KnownAnswer]:
+        if self.known is None:
+            return known_answers(drawn_scenes(self.known_limit, self.known_size))
+        shards = Path(self.known)
+        if names_classes(shards):
+            named = {concept.id for concept in prompts.concepts}
+            return known_concepts(shard_classes(shards, named, self.known_limit), prompts.concepts)
+        return known_answers(shard_scenes(shards, self.known_limit))
 
     def _check(
         self, judge: ImageJudge, prompts: PromptSet, known: list[KnownAnswer], context: EvaluationContext

@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,29 @@ def shape_masks(size: int = 64) -> dict[str, np.ndarray]:
     return masks
 
 
+def names_classes(folder: Path) -> bool:
+    """Return whether the first sample of a shard folder names its class (`metadata.class_id`)."""
+    return any(isinstance(_metadata(members).get("class_id"), str) for _, members in islice(read_samples(folder), 1))
+
+
+def shard_classes(folder: Path, wanted: Collection[str], most: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield the first images of a shard folder that show one of some classes, with the class.
+
+    Args:
+        folder: Final shard folder; the class of a sample is its `metadata.class_id`.
+        wanted: The classes.
+        most: Maximum number of images.
+    """
+    found = 0
+    for key, members in read_samples(Path(folder)):
+        if found == most:
+            return
+        name = _metadata(members).get("class_id")
+        if isinstance(name, str) and name in wanted and (image := _pixels(folder, key, members)) is not None:
+            found += 1
+            yield image, name
+
+
 def shard_scenes(folder: Path, most: int) -> Iterator[tuple[np.ndarray, Scene]]:
     """Yield the first scenes of a shard folder that make_scenes described, with their metadata.
 
@@ -113,19 +137,30 @@ def shard_scenes(folder: Path, most: int) -> Iterator[tuple[np.ndarray, Scene]]:
     for key, members in read_samples(Path(folder)):
         if found == most:
             return
-        scene = read_sample_json({"json": b"{}"} | members).get("metadata")
-        raw = next((members[suffix] for suffix in ("png", "webp", "jpg") if suffix in members), None)
-        if raw is None or not isinstance(scene, dict) or scene.get("kind") not in RADIUS:
-            continue
-        try:
-            image = np.asarray(open_image(raw).convert("RGB"))
-        except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
-            log.warning("%s: sample %s is left out: unreadable image (%s)", folder, key, error)
+        scene = _metadata(members)
+        if scene.get("kind") not in RADIUS or (image := _pixels(folder, key, members)) is None:
             continue
         found += 1
         yield image, scene
     if not found:
         raise UserError(f"{folder} holds no scenes of make_scenes: no sample has a known metadata.kind")
+
+
+def _metadata(members: dict[str, bytes]) -> dict[str, Any]:
+    found = read_sample_json({"json": b"{}"} | members).get("metadata")
+    return found if isinstance(found, dict) else {}
+
+
+def _pixels(folder: Path, key: str, members: dict[str, bytes]) -> np.ndarray | None:
+    """Return the image (H, W, 3) uint8 of a sample; None if it has none that can be read."""
+    raw = next((members[suffix] for suffix in ("png", "webp", "jpg") if suffix in members), None)
+    if raw is None:
+        return None
+    try:
+        return np.asarray(open_image(raw).convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds on damaged and on hostile files
+        log.warning("%s: sample %s is left out: unreadable image (%s)", folder, key, error)
+        return None
 
 
 def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, fill: Any, x: float, y: float, radius: float) -> None:
