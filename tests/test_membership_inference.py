@@ -65,6 +65,23 @@ def test_few_samples_are_inconclusive_and_the_numbers_are_there(tmp_path: Path) 
     assert set(part.slices) >= {"blind_classifier", "loss/found_at_0.001", "caption_gain/found_at_0.01"}
 
 
+@pytest.mark.parametrize(
+    ("guard", "said"),
+    [
+        ((0.5, 0.47, 0.54), ""),
+        ((0.475, 0.25, 0.70), "too few to know whether"),
+        ((0.7, 0.60, 0.80), "tells the sets apart (area 0.700, 0.600 to 0.800; at most 0.55)"),
+    ],
+)
+def test_only_an_interval_above_the_limit_says_that_the_sets_differ(
+    guard: tuple[float, float, float], said: str
+) -> None:
+    scores = {"loss": np.random.default_rng(0).normal(size=1200)}
+    result = MembershipInference(samples=600)._result("generator", scores, 600, guard)
+    assert said in result.undecided and bool(result.undecided) == bool(said)
+    assert ("tells the sets apart" in result.as_dict()["note"]) == (guard[1] > 0.55)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     audit = MembershipInference()
     with pytest.raises(NotRun, match="no model was given"):

@@ -10,6 +10,7 @@ import pytest
 
 import leam_mm.audits
 import leam_mm.evaluators
+from leam_mm.audits import energy
 from leam_mm.audits.audit import Audit, AuditResult, Threshold
 from leam_mm.controls.all_controls import all_controls
 from leam_mm.controls.control import Control, Outcome
@@ -113,6 +114,13 @@ def test_an_audit_that_always_fails_is_missed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(AuditResult, "verdict", property(lambda result: "fail"))
     missed = {row["control"] for row in run_controls(chosen, lambda line: None)["rows"] if not row["caught"]}
     assert missed >= {one.name for one in chosen if not one.positive}
+
+
+def test_a_limit_of_energy_that_ignores_the_pixels_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = [one for one in CONTROLS if one.name.startswith("whole audit of two models")]
+    assert {one.positive for one in chosen} == {True, False}
+    monkeypatch.setattr(energy, "IMAGE_SIDE", 64)
+    assert run_controls(chosen, lambda line: None)["caught"] == 0
 
 
 @pytest.mark.parametrize("broken", [0, 1])

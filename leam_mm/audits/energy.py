@@ -5,6 +5,7 @@
     carbon: {grams_per_kwh: 381, source: "Our World in Data and Ember, Germany 2023, life cycle"}
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,6 +70,10 @@ class Energy(Audit):
             raise NotRun("no model was given: add --generator or --clip")
         return results
 
+    def use(self, work: Callable[[int], None], items: int, device: torch.device) -> EnergyUse:
+        """Return the energy of work by the counters of this machine; see energy_use."""
+        return energy_use(work, items, self.runs, device)
+
     def _images(self, context: AuditContext) -> AuditResult:
         module: Any = context.require_generator()
         side = 0
@@ -78,7 +83,7 @@ class Energy(Audit):
             image = generate(module, [CAPTION] * number, 0, 0, self.steps, self.guidance)
             side = image.shape[-1]
 
-        use = energy_use(sample, self.batch_size, self.runs, context.device)
+        use = self.use(sample, self.batch_size, context.device)
         what = f"images of {side} x {side} pixels, {self.steps} steps, guidance {self.guidance}"
         limit = self.most_images * (side / IMAGE_SIDE) ** 2
         stated = f"{self.most_images:g} kWh per 1,000 at {IMAGE_SIDE} x {IMAGE_SIDE} pixels, scaled by pixels"
@@ -98,8 +103,8 @@ class Energy(Audit):
             text, length = module.tokenizer.encode([CAPTION] * number)
             encoder.encode_text(cut_padding(text, length).to(context.device), length).cpu()
 
-        use = energy_use(images, self.embeddings, self.runs, context.device)
-        text_use = energy_use(captions, self.embeddings, self.runs, context.device)
+        use = self.use(images, self.embeddings, context.device)
+        text_use = self.use(captions, self.embeddings, context.device)
         mean, low, high = (_per_thousand(joules) for joules in text_use.interval())
         slices = {"captions": {"value": mean, "low": low, "high": high, "samples": text_use.items}}
         what = f"embeddings of images of {side} x {side} pixels"

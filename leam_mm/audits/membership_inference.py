@@ -102,12 +102,7 @@ class MembershipInference(Audit):
                 slices[f"{name}/found_at_{rate:g}"] = row
                 if rate == self.false_positives:
                     found.append(row)
-        undecided = ""
-        if guard[2] > self.most_blind:
-            undecided = (
-                f"a classifier that sees no model may tell the sets apart (area {guard[0]:.3f}, {guard[1]:.3f} to "
-                f"{guard[2]:.3f}; at most {self.most_blind:g}): hold out a random part of the same source"
-            )
+        undecided = self._guarded(*guard)
         areas = ", ".join(f"{name} {slices[f'{name}/area']['value']:.3f}" for name in scores)
         reason = (
             f"members found at {self.false_positives:.1%} false positives; area under the curve: {areas}; of a "
@@ -119,6 +114,15 @@ class MembershipInference(Audit):
             f"{self.name}/{part}", value, low, high, "fraction",
             fewer, Threshold(most=self.most), slices, reason, fewest=self.fewest, undecided=undecided, maps_to=MAPS_TO,
         )  # fmt: skip
+
+    def _guarded(self, area: float, low: float, high: float) -> str:
+        """Return what the classifier that sees no model leaves open; its interval decides, not its area."""
+        ends = f"area {area:.3f}, {low:.3f} to {high:.3f}; at most {self.most_blind:g}"
+        if low > self.most_blind:
+            return f"a classifier that sees no model tells the sets apart ({ends}): hold out a random part of both"
+        if high > self.most_blind:
+            return f"the samples are too few to know whether a classifier that sees no model tells them apart ({ends})"
+        return ""
 
 
 def _row(value: float, low: float, high: float, samples: int) -> dict[str, Any]:
