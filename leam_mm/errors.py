@@ -1,10 +1,13 @@
 """User errors: one line that says what is wrong, where, and the fix."""
 
+import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 
 from leam_mm.system_fault import fault_line
 
@@ -14,6 +17,19 @@ MEMORY_ADDRESS = re.compile(r" ?<[^<>]{0,200} at 0x[0-9a-fA-F]+[^<>]{0,200}>| ?\
 
 class UserError(Exception):
     """An error that the user can fix; its message says what is wrong, where, and the fix, in one line."""
+
+
+class SignalReceived(BaseException):
+    """A signal that asks the program to end.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        """See the class for the arguments."""
+        super().__init__(number)
+        self.number = number
 
 
 def without_addresses(text: str) -> str:
@@ -44,8 +60,13 @@ def user_error(error: BaseException | None) -> UserError | None:
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a program's main function; a UserError or a fault of the machine becomes one line and exit code 2."""
+    """Call a program's main function; a UserError or a fault of the machine becomes one line and exit code 2.
+
+    SIGTERM and SIGHUP end the program as Ctrl-C does, so that it ends its child processes and removes its temporary
+    files; the exit code is 128 plus the signal's number.
+    """
     threading.excepthook = _report_thread
+    _raise_on_signals()
     try:
         main()
     except Exception as error:
@@ -58,6 +79,40 @@ def run(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("error: interrupted by the keyboard; start the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+    except SignalReceived as received:
+        name = signal.Signals(received.number).name
+        _print_error(f"ended by {name}; start the same command again to continue")
+        raise SystemExit(128 + received.number) from None
+
+
+def _raise_on_signals() -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    # Not where a program handles a signal, or where nohup or a shell ignores it.
+    numbers = {one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) == signal.SIG_DFL}
+    for number in numbers:
+        signal.signal(number, _raise)
+    masks = threading.local()
+
+    def block() -> None:
+        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
+
+    def restore() -> None:
+        for number in numbers:
+            if signal.getsignal(number) is _raise:
+                signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    # Forked workers end at once, as their parents expect. No signal is lost while the handlers change.
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=restore)
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise SignalReceived(number)
 
 
 def _print_error(line: str) -> None:

@@ -27,7 +27,7 @@ import psutil
 import yaml
 from rich.console import Console
 
-from leam_mm.errors import UserError, run
+from leam_mm.errors import SignalReceived, UserError, run
 from leam_mm.files import write_json
 from leam_mm.folder_server import server_command, serving
 from leam_mm.run_lock import LOCK, run_lock
@@ -212,11 +212,15 @@ def run_stage(stage: Stage, begun: Path, identity: str) -> dict[str, Any]:
 
     try:
         with serving(**stage.serve) if stage.serve else nullcontext(), _start(stage, words, environment) as job:
-            while job.poll() is None:
-                try:
-                    job.wait(timeout=HEARTBEAT)
-                except subprocess.TimeoutExpired:
-                    note(meter.read())
+            try:
+                while job.poll() is None:
+                    try:
+                        job.wait(timeout=HEARTBEAT)
+                    except subprocess.TimeoutExpired:
+                        note(meter.read())
+            except SignalReceived:
+                job.terminate()  # training saves a checkpoint first; leaving the context waits for its end
+                raise
             code = job.returncode
     finally:
         cost = note(meter.stop())

@@ -28,7 +28,7 @@ from leam_mm.data.image_file import open_image
 from leam_mm.data.legal_basis import basis_of
 from leam_mm.data.parquet_file import own_parquet
 from leam_mm.data.sample_json import read_sample_json
-from leam_mm.errors import UserError
+from leam_mm.errors import SignalReceived, UserError
 from leam_mm.files import bytes_sha256
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _check_row(row: dict[str, Any], rule: ImageRule, lists: WithdrawnLists) -> F
         return refused(fault.rule, fault.value, fault.reason)
     except TookTooLong as error:
         return refused("seconds", error.value, str(error))
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, SignalReceived):
         raise
     except BaseException as error:  # a library of another language may raise what is no Exception
         return refused("error", type(error).__name__, f"a library failed: {first_line(error)}")
