@@ -13,7 +13,7 @@ PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help environment serve test test-extras test-transformers4 test-cluster check quickstart audit emoji finetune bench gpu fuzz clean
+.PHONY: help environment serve test test-extras test-transformers4 test-cluster check quickstart audit emoji pictures finetune bench gpu fuzz clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ audit: environment ## All audits of the quickstart and its release, the long one
 
 emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 languages (needs npm)
 	$(RUN) -m leam_mm.pipeline configs/pipeline_emoji.yaml
+
+pictures: environment ## Real photographs and drawings with descriptions in 22 languages (needs npm and apt-get)
+	$(RUN) -m leam_mm.pipeline configs/pipeline_pictures.yaml
 
 finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart] [FIT=border]
 	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }

@@ -323,7 +323,7 @@ def draw(content: bytes, kind: str, size: int) -> bytes | None:
 
     Args:
         content: The file.
-        kind: `svg`, `png` or `webp`.
+        kind: `svg`, or the ending of a pixel format.
         size: Side of the square image, in pixels.
 
     Returns:
@@ -335,7 +335,7 @@ def draw(content: bytes, kind: str, size: int) -> bytes | None:
             if UNSAFE_SVG.search(content):
                 return None
             content = bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, skip_system_fonts=True))
-        with open_image(content, ("PNG", "WEBP"), IMAGE_PIXELS) as opened:
+        with open_image(content, ("PNG", "WEBP", "JPEG"), IMAGE_PIXELS) as opened:
             drawn = opened.convert("RGBA")
     except (ValueError, OSError, SyntaxError, UserError):
         return None

@@ -1,68 +1,84 @@
-"""Seconds until the emoji encoder has 60 % of the accuracy that open_clip's trainer ends with, over three seeds.
+"""CPU seconds until an encoder has 60 % of the accuracy that open_clip's trainer ends with, and what equal CPU buys.
 
-Both train the same towers on the same drawings with the same captions, tokens, batch size, number of samples and
-schedule length, one torch thread and one loader process each. The peer is open_clip_train's `train_one_epoch` over
-`get_wds_dataset`, with the augmentation and the learning rate that our recipe had for AdamW (four times open_clip's
-default rate), and one of a drawing's captions drawn anew each time. Ours is the recipe as it
-stands. Start-up and evaluation are not counted on either side. Needs runs/emoji, which `make emoji` writes.
+Both train the same towers on the same images with the same captions, tokens, batch size and augmentation, one torch
+thread and one loader process each. The peer is open_clip_train's `train_one_epoch` over `get_wds_dataset`; one of an
+image's captions is drawn anew each time, a language first. Ours is the recipe as it stands, at several multiples of its
+learning rates. Both sides' rates are chosen by the same number of runs, on images that are neither trained on nor
+in the test. Ours is given as many samples as take the peer's CPU seconds, loader processes included, as short runs of
+both show beforehand. Start-up and evaluation are not counted on either side. Finished runs are kept in the output
+folder, and a benchmark that was killed continues after them.
+
+Needs runs/emoji or runs/pictures, which `make emoji` and `make pictures` write:
+
+    python tests/benchmarks/time_to_accuracy.py --corpus pictures
 """
 
-import io
 import json
-import random
 import statistics
-import tarfile
 import tempfile
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import measure
-import open_clip_train.data as open_clip_data
-import torch
+import numpy
 import yaml
 from accuracy_clock import AccuracyClock, reached
-from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.factory import create_loss
-from open_clip.tokenizer import HFTokenizer
-from open_clip.transform import AugmentationCfg, image_transform
-from open_clip_peer import decay_groups, skip_nameless_entries
-from open_clip_train.params import parse_args
-from open_clip_train.scheduler import cosine_lr
-from open_clip_train.train import train_one_epoch
+from accuracy_corpus import Corpus, open_corpus
+from open_clip_peer import train_peer, write_peer_shards
 from rich.console import Console
 from rich.table import Table
 
+from leam_mm.cli import LeamCLI
 from leam_mm.cli import main as train
-from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.shard_index import read_samples
-from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import run
-from leam_mm.losses.contrastive import InfoNCE
+from leam_mm.files import write_json
+from leam_mm.intervals.intervals import mean_interval
+from leam_mm.intervals.outcomes import read_outcomes
 
-SHARE, PEER_RATE, WARMUP, WEIGHT_DECAY = 0.6, 0.002, 100, 0.2
+SHARE, FIRST_SEED = 0.6, 1
+NEAR = 0.15  # of CPU seconds that shall be equal
+PROBE = 20  # steps of the short runs that compare what a sample costs
 
 
-def train_ours(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, every: int, folder: Path) -> AccuracyClock:
-    """The recipe through the command line of train.py, in this process."""
+@dataclass
+class Side:
+    """One of both trainers.
+
+    Args:
+        name: ``ours`` or ``peer``.
+        rates: What is searched: learning rates of the peer, multiples of our recipe's.
+        samples: Images seen in a run.
+        rate: The chosen one.
+        searched: Runs with the first seed, one a rate.
+        runs: Runs with the chosen rate, one a seed.
+    """
+
+    name: str
+    rates: list[float]
+    samples: int
+    rate: float = 0.0
+    searched: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_ours(recipe: dict[str, Any], factor: float, seed: int, samples: int, clock: AccuracyClock) -> AccuracyClock:
+    """Train the recipe through the command line of train.py, in this process, with its learning rates multiplied."""
     made: dict[str, Any] = json.loads(json.dumps(recipe))
-    clock = AccuracyClock(
-        emoji / "shards/test", emoji / "drawings/classes.json", every, recipe["data"]["init_args"]["batch_size"]
-    )
     made |= {"seed_everything": seed, "max_samples": samples}
+    for name in ("lr", "matrix_lr"):
+        options = made["model"]["init_args"]["optimizer"]["init_args"]
+        options |= {name: factor * options[name]} if name in options else {}
     callbacks = [entry for entry in made["trainer"].get("callbacks", []) if "EvaluateEvery" not in entry["class_path"]]
-    made["trainer"] |= {
-        "default_root_dir": str(folder / "our recipe"),
-        "callbacks": callbacks,
-        "enable_progress_bar": False,
-    }
-    made["trainer"] |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
-    made["checkpoint"] = {"every_n_train_steps": 10**9}
-    made["data"]["init_args"]["seed"] = seed
-    file = folder / "ours.yaml"
-    file.write_text(yaml.safe_dump(made))
-    with clock_in_trainer(clock):
-        train(["fit", "--config", str(file)])
+    with tempfile.TemporaryDirectory() as folder:
+        made["trainer"] |= {"default_root_dir": folder, "callbacks": callbacks, "enable_progress_bar": False}
+        made["trainer"] |= {"limit_val_batches": 0, "num_sanity_val_steps": 0}
+        made["checkpoint"] = {"every_n_train_steps": 10**9}
+        made["data"]["init_args"]["seed"] = seed
+        file = Path(folder) / "ours.yaml"
+        file.write_text(yaml.safe_dump(made))
+        with clock_in_trainer(clock):
+            train(["fit", "--config", str(file)])
     return clock
 
 
@@ -75,156 +91,226 @@ class clock_in_trainer:
 
     def __enter__(self) -> None:
         """Wrap the constructor of trainers."""
-        from leam_mm.cli import LeamCLI
-
         self.plain = LeamCLI.instantiate_trainer
         clock, plain = self.clock, self.plain
 
         def instantiate(cli: Any, **named: Any) -> Any:
             trainer = plain(cli, **named)
-            trainer.callbacks.append(clock)
+            trainer.callbacks.append(clock)  # type: ignore[attr-defined]
             return trainer
 
-        LeamCLI.instantiate_trainer = instantiate  # type: ignore[method-assign]
+        LeamCLI.instantiate_trainer = instantiate  # type: ignore[method-assign, assignment]
 
     def __exit__(self, *_: object) -> None:
         """Leave it as it was."""
-        from leam_mm.cli import LeamCLI
-
         LeamCLI.instantiate_trainer = self.plain  # type: ignore[method-assign]
 
 
-def write_peer_shards(shards: Path, languages: set[str], folder: Path) -> tuple[str, int]:
-    """The same drawings as open_clip wants them: .png and .txt, which here holds all captions as a list."""
-    folder.mkdir()
-    count = 0
-    with ExitStack() as stack:
-        parts = [stack.enter_context(tarfile.open(folder / f"{number:05d}.tar", "w")) for number in range(4)]
-        for key, members in read_samples(shards):
-            written = json.loads(members["json"])["captions"]
-            texts = [entry["text"] for entry in written if entry["language"] in languages]
-            for extension, content in (("png", members["png"]), ("txt", json.dumps(texts).encode())):
-                entry = tarfile.TarInfo(f"{key}.{extension}")
-                entry.size = len(content)
-                parts[count % 4].addfile(entry, io.BytesIO(content))
-            count += 1
-    return f"{folder}/{{00000..00003}}.tar", count
+class Trainer:
+    """Trains either side, and keeps each finished run in a file, so that a killed benchmark continues.
+
+    Args:
+        corpus: What is trained on and measured.
+        shards: The peer's.
+        every: Steps between two measurements.
+        kept: Folder of the finished runs.
+    """
+
+    def __init__(self, corpus: Corpus, shards: str, every: int, kept: Path) -> None:
+        """See the class for the arguments."""
+        self.corpus, self.shards, self.every, self.kept = corpus, shards, every, kept
+        self.batch = corpus.recipe["data"]["init_args"]["batch_size"]
+
+    def run(self, side: str, rate: float, seed: int, samples: int) -> dict[str, Any]:
+        """Train one side.
+
+        Args:
+            side: ``ours`` or ``peer``.
+            rate: See `Side`.
+            seed: Of weights and order.
+            samples: Images seen; a multiple of the batch times the interval.
+
+        Returns:
+            ``curve`` of the clock; ``test`` with the lines of results, ``test_accuracy`` and ``validation_accuracy``.
+        """
+        path = self.kept / f"{side}-{rate:g}-{seed}-{samples}-{self.every}.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        corpus = self.corpus
+        clock = AccuracyClock(corpus.test, self.every, self.batch, final={"validation": corpus.validation})
+        self._train(side, rate, seed, samples, clock)
+        found: dict[str, Any] = {"side": side, "rate": rate, "seed": seed, "curve": clock.curve}
+        found["test"] = {name: metric.as_dict() for name, metric in clock.last["test"].items() if kept_metric(name)}
+        for name, measured in (("test", corpus.test), ("validation", corpus.validation)):
+            found[f"{name}_accuracy"] = clock.last[name][measured.metric].as_dict()
+        write_json(path, found)
+        end = clock.curve[-1]
+        Console().print(
+            f"{side} {rate:g}, seed {seed}: {end['samples']:.0f} samples, {end['cpu_seconds']:.0f} CPU s, test "
+            f"{end['accuracy']:.2%}, validation {found['validation_accuracy']['value']:.2%}"
+        )
+        return found
+
+    def cost(self, side: str, rate: float) -> float:
+        """Return the CPU seconds of a sample, from a short run."""
+        path = self.kept / f"cost-{side}.json"
+        if not path.is_file():
+            clock = AccuracyClock(None, PROBE, self.batch)
+            self._train(side, rate, 0, PROBE * self.batch, clock)
+            write_json(path, clock.cpu / (PROBE * self.batch))
+        return json.loads(path.read_text())
+
+    def _train(self, side: str, rate: float, seed: int, samples: int, clock: AccuracyClock) -> None:
+        corpus, steps = self.corpus, samples // self.batch
+        if side == "ours":
+            train_ours(corpus.recipe, rate, seed, samples, clock)
+        else:
+            train_peer(corpus.recipe, corpus.folder / "tokenizer", self.shards, rate, seed, steps, clock)
 
 
-class OneCaption:
-    """A tokenizer that draws one of the captions."""
-
-    def __init__(self, folder: Path, context_length: int) -> None:
-        """See the class."""
-        self.read = HFTokenizer(str(folder), context_length=context_length)
-
-    def __call__(self, text: str) -> torch.Tensor:
-        """(1, L)."""
-        return self.read(random.choice(json.loads(text)))
-
-
-def train_peer(recipe: dict[str, Any], emoji: Path, seed: int, samples: int, every: int, shards: str) -> AccuracyClock:
-    """open_clip_train's loop; an epoch of it is the interval between two measurements."""
-    towers, data = recipe["model"]["init_args"]["encoder"], recipe["data"]["init_args"]
-    batch, size, context = data["batch_size"], towers["vision"]["image_size"], data["captions"]["context_length"]
-    torch.manual_seed(seed)
-    random.seed(seed)
-    encoder = DualEncoder(towers["embed_dim"], ImageTower(**towers["vision"]), TextTower(**towers["text"]))
-    module, model = ContrastiveModule(encoder, InfoNCE(), str(emoji / "tokenizer")), encoder.clip
-    model.output_dict = True
-    words = ["--train-data", shards, "--train-num-samples", str(every * batch), "--dataset-type", "webdataset"]
-    words += ["--dataset-resampled", "--batch-size", str(batch), "--workers", "1", "--precision", "fp32"]
-    words += ["--lr", str(PEER_RATE), "--warmup", str(WARMUP), "--wd", str(WEIGHT_DECAY), "--seed", str(seed)]
-    args = parse_args([*words, "--local-loss", "--gather-with-grad", "--log-every-n-steps", "1000000"])
-    args.device, args.rank, args.local_rank, args.world_size, args.distributed = "cpu", 0, 0, 1, False
-    args.distill, args.wandb, args.tensorboard, args.save_logs = False, False, False, False
-    augmentation = AugmentationCfg(
-        scale=tuple(data["image"]["crop_scale"]),
-        color_jitter=(0.3, 0.3, 0.3, 0.0),
-        color_jitter_prob=1.0,
-        gray_scale_prob=data["image"]["greyscale"],
-    )
-    transform = image_transform(
-        size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg=augmentation
-    )
-    skip_nameless_entries()
-    reader = OneCaption(emoji / "tokenizer", context)
-    loaded = {"train": open_clip_data.get_wds_dataset(args, transform, is_train=True, epoch=0, tokenizer=reader)}
-    optimizer = torch.optim.AdamW(decay_groups(model, WEIGHT_DECAY), lr=PEER_RATE, betas=(0.9, 0.98), eps=1e-6)
-    epochs = samples // (every * batch)
-    schedule, loss = cosine_lr(optimizer, PEER_RATE, WARMUP, epochs * every), create_loss(args)
-    clock = AccuracyClock(emoji / "shards/test", emoji / "drawings/classes.json", every, batch)
-    for epoch in range(epochs):
-        clock.start()
-        train_one_epoch(model, loaded, loss, epoch, optimizer, None, schedule, None, args)
-        clock.stop()
-        clock.note(module, (epoch + 1) * every)
-    return clock
+def kept_metric(name: str) -> bool:
+    """Return whether a metric is worth keeping: recall at 1 and 5 and accuracy of all languages."""
+    return "/r10/" not in name and not name.endswith(("/min", "/min_over_mean"))
 
 
 @measure.benchmark(
     repeats=3,
-    emoji=(Path("runs/emoji"), "folder that make emoji wrote"),
-    recipe=(Path("configs/emoji_clip.yaml"), "our recipe"),
-    samples=(128_000, "drawings seen in a run"),
+    corpus=("emoji", "what is trained on", {"choices": ("emoji", "pictures")}),
+    folder=(Path(""), "folder that make emoji or make pictures wrote; runs/CORPUS by default"),
+    recipe=(Path(""), "our recipe; configs/CORPUS_clip.yaml by default"),
+    samples=(128_000, "images that the peer sees in a run"),
     every=(50, "steps between two measurements"),
+    peer_rates=([0.0005, 0.001, 0.002], "learning rates of the peer to search"),
+    our_factors=([0.5, 1.0, 2.0], "multiples of our recipe's learning rates to search"),
 )
 def main(settings: measure.Settings) -> list[Path]:
-    """Train both sides in turns, one seed after the other."""
-    if not (settings.emoji / "shards/train/manifest.jsonl").is_file():
-        Console().print(f"time_to_accuracy: {settings.emoji} is not there, not measured; make emoji writes it")
+    """Search both sides' rates, then train both in turns, one seed after the other."""
+    name = settings.corpus
+    folder = settings.folder if settings.folder != Path("") else Path("runs") / name
+    recipe = settings.recipe if settings.recipe != Path("") else Path(f"configs/{name}_clip.yaml")
+    if not (folder / "shards/train/manifest.jsonl").is_file():
+        Console().print(f"time_to_accuracy: {folder} is not there, not measured; make {name} writes it")
         return []
-    recipe = yaml.safe_load(settings.recipe.read_text().replace("runs/emoji", str(settings.emoji.resolve())))
-    languages = set(recipe["data"]["init_args"]["captions"]["languages"])
-    curves: dict[str, list[list[dict[str, float]]]] = {"ours": [], "peer": []}
+    corpus = open_corpus(name, folder, recipe)
+    data = corpus.recipe["data"]["init_args"]
+    whole = settings.every * data["batch_size"]
+    samples = max(1, settings.samples // whole) * whole
+    sides = [Side("ours", settings.our_factors, samples), Side("peer", settings.peer_rates, samples)]
     with tempfile.TemporaryDirectory() as scratch:
-        emoji = settings.emoji.resolve()
-        shards, count = write_peer_shards(emoji / "shards/train", languages, Path(scratch) / "peer")
-        for seed in range(1, settings.repeats + 1):
-            folder = Path(scratch) / str(seed)
-            folder.mkdir()
-            for side in ("ours", "peer") if seed % 2 else ("peer", "our recipe"):
-                if side == "ours":
-                    clock = train_ours(recipe, emoji, seed, settings.samples, settings.every, folder)
-                else:
-                    clock = train_peer(recipe, emoji, seed, settings.samples, settings.every, shards)
-                curves[side].append(clock.curve)
-    return [report(curves, settings, count)]
+        written, count = write_peer_shards(
+            corpus.folder / "shards/train", set(data["captions"]["languages"]), Path(scratch) / "peer"
+        )
+        trainer = Trainer(corpus, written, settings.every, settings.output / f"time_to_accuracy_{name}_runs")
+        ours, peer = (trainer.cost(side.name, side.rates[0]) for side in sides)
+        sides[0].samples = max(1, round(samples * peer / ours / whole)) * whole
+        for side in sides:
+            side.searched = [trainer.run(side.name, rate, FIRST_SEED, side.samples) for rate in side.rates]
+            best = max(side.searched, key=lambda found: found["validation_accuracy"]["value"])
+            side.rate, side.runs = best["rate"], [best]
+        at_equal_samples = trainer.run("ours", sides[0].rate, FIRST_SEED, samples)
+        for seed in range(FIRST_SEED + 1, FIRST_SEED + settings.repeats):
+            for side in sides if seed % 2 else reversed(sides):
+                side.runs.append(trainer.run(side.name, side.rate, seed, side.samples))
+    return [report(corpus, sides, at_equal_samples, settings, count)]
 
 
-def report(curves: dict[str, list[list[dict[str, float]]]], settings: Any, count: int) -> Path:
+def report(corpus: Corpus, sides: list[Side], at_equal_samples: dict[str, Any], settings: Any, count: int) -> Path:
     """Print the table and write the JSON."""
-    final = statistics.mean(curve[-1]["accuracy"] for curve in curves["peer"])
-    target = SHARE * final
+    ours, peer = sides
+    target = SHARE * statistics.mean(found["curve"][-1]["accuracy"] for found in peer.runs)
+    spent = [statistics.mean(found["curve"][-1]["cpu_seconds"] for found in side.runs) for side in sides]
+    seen = at_equal_samples["curve"][-1]["samples"] - peer.runs[0]["curve"][-1]["samples"]
     same = [
-        measure.require_same(
-            "drawings seen in a run, ours and the peer's",
-            abs(curves["ours"][0][-1]["samples"] - curves["peer"][0][-1]["samples"]),
-            0,
-        )
+        measure.require_same("images seen in runs of equal samples", abs(seen), 0),
+        measure.require_same("CPU seconds of runs of equal CPU seconds, relative", abs(spent[0] / spent[1] - 1), NEAR),
     ]
-    table = Table("", "final top-1", f"seconds to {target:.2%}", "CPU s", title="time_to_accuracy")
-    content: dict[str, Any] = {"target": target, "peer_final": final, "drawings": count}
-    for side, found in curves.items():
-        seconds = [reached(curve, target, "seconds") for curve in found]
-        cpu = [reached(curve, target, "cpu_seconds") for curve in found]
-        content[side] = {"curves": found, "seconds": seconds, "cpu_seconds": cpu}
-        content[side] |= {"final": [curve[-1]["accuracy"] for curve in found]}
-        table.add_row(
-            side,
-            ", ".join(f"{curve[-1]['accuracy']:.2%}" for curve in found),
-            ", ".join("never" if value is None else f"{value:.0f}" for value in seconds),
-            ", ".join("never" if value is None else f"{value:.0f}" for value in cpu),
-        )
-    pairs = list(zip(content["ours"]["seconds"], content["peer"]["seconds"], strict=True))
-    known = [peer / ours for ours, peer in pairs if ours is not None and peer is not None]
-    content |= {"ratio": statistics.median(known) if len(known) == len(pairs) else None, "ratios": known}
-    content |= {"ratio_means": "peer's seconds over ours: above 1 ours is faster", "same_work": same}
-    content["notes"] = (
-        "target: 60 % of the mean accuracy that the peer ends with after as many drawings; English top-1 of 1,353 "
-        "emoji in a drawing style that training never saw; CPU seconds without loader processes"
+    table = Table(
+        "", "rate", "samples", "CPU s", f"CPU s to {target:.2%}", "final", title=f"time_to_accuracy {corpus.name}"
     )
-    return measure.write_result(content, settings, table, message=f"ratio {content['ratio']}")
+    content: dict[str, Any] = {"corpus": corpus.name, "target": target, "images": count}
+    for side in sides:
+        ends = [found["curve"][-1] for found in side.runs]
+        to_target = [reached(found["curve"], target, "cpu_seconds") for found in side.runs]
+        content[side.name] = {
+            "rate": side.rate,
+            "searched": {
+                f"{found['rate']:g}": {
+                    "validation": found["validation_accuracy"]["value"],
+                    "test": found["test_accuracy"]["value"],
+                    "cpu_seconds": found["curve"][-1]["cpu_seconds"],
+                }
+                for found in side.searched
+            },
+            "samples": side.samples,
+            "cpu_seconds": [end["cpu_seconds"] for end in ends],
+            "seconds": [end["seconds"] for end in ends],
+            "cpu_seconds_to_target": to_target,
+            "final": [end["accuracy"] for end in ends],
+            "curves": [found["curve"] for found in side.runs],
+            "metrics": summarise([found["test"] for found in side.runs]),
+        }
+        table.add_row(
+            side.name,
+            f"{side.rate:g}",
+            f"{side.samples:,}",
+            ", ".join(f"{end['cpu_seconds']:.0f}" for end in ends),
+            ", ".join("never" if value is None else f"{value:.0f}" for value in to_target),
+            ", ".join(f"{end['accuracy']:.2%}" for end in ends),
+        )
+    pairs = list(zip(content["ours"]["cpu_seconds_to_target"], content["peer"]["cpu_seconds_to_target"], strict=True))
+    known = [theirs / own for own, theirs in pairs if own is not None and theirs is not None]
+    content |= {"ratio": statistics.median(known) if len(known) == len(pairs) else None, "ratios": known}
+    if known:
+        content["ratio_interval"] = dict(
+            zip(("low", "high", "confidence"), measure.median_interval(known), strict=True)
+        )
+    content["equal_cpu_seconds"] = paired(
+        [f["test_accuracy"] for f in peer.runs], [f["test_accuracy"] for f in ours.runs]
+    )
+    content["equal_samples"] = paired([peer.runs[0]["test_accuracy"]], [at_equal_samples["test_accuracy"]])
+    content |= {"ratio_means": "peer's CPU seconds over ours: above 1 ours is faster", "same_work": same}
+    content["notes"] = (
+        f"target: 60 % of the mean accuracy that the peer ends with; accuracy: {corpus.test.metric}; rates chosen by "
+        f"{corpus.validation.metric} of {corpus.validation.evaluator.shards.name}; CPU seconds with loader processes; "
+        "differences are ours less the peer's, paired by image, hits averaged over the seeds"
+    )
+    lines: list[str] = [f"ratio {content['ratio']}, each {', '.join(f'{ratio:.2f}' for ratio in known)}"]
+    for kind in ("equal_cpu_seconds", "equal_samples"):
+        apart = content[kind]
+        ends = f"{apart['low']:+.2%} to {apart['high']:+.2%}"
+        lines.append(f"{kind}: {apart['difference']:+.2%} ({ends}), {apart['images']} images")
+    name = settings.program if corpus.name == "emoji" else f"{settings.program}_{corpus.name}"
+    return measure.write_result(content, settings, table, name, message="\n".join(lines))
+
+
+def paired(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean difference of outcomes over images, with its 95 % interval.
+
+    Args:
+        one: Lines of results of a metric, one a seed.
+        other: As many, of the same images.
+    """
+    values = []
+    for rows in (one, other):
+        outcomes = [read_outcomes(row) for row in rows]
+        assert all(outcomes) and len({found.samples for found in outcomes if found}) == 1
+        values.append(numpy.mean([found.values for found in outcomes if found], axis=0))
+    apart = values[1] - values[0]
+    low, high = mean_interval(apart)
+    return {"difference": float(apart.mean()), "low": low, "high": high, "images": len(apart), "seeds": len(one)}
+
+
+def summarise(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return the mean of each metric over the seeds, with the interval over images of the hits averaged over seeds."""
+    found = {}
+    for name in runs[0]:
+        rows = [run[name] for run in runs]
+        outcomes = [read_outcomes(row) for row in rows]
+        if all(outcomes):
+            values = numpy.mean([each.values for each in outcomes if each], axis=0)
+            low, high = mean_interval(values)
+            found[name] = {"value": float(values.mean()), "low": low, "high": high, "images": len(values)}
+    return found
 
 
 if __name__ == "__main__":
