@@ -13,9 +13,12 @@ from toys.pages import ENERGY_RECORD, metric_row
 
 from leam_mm.callbacks.carbon import CarbonFactors
 from leam_mm.documents.model_card import model_card
+from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.publisher_file import parse_publisher
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.results_document import results_document
 from leam_mm.documents.words import energy
+from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.release.stage_facts import base_facts
 from leam_mm.report.templates import markdown_cell
 
@@ -75,13 +78,44 @@ def test_results_come_first_as_one_line_a_test_and_whole_at_the_end() -> None:
     metrics = [metric_row(f"scenes/top1/{code}", share) for code, share in (("de", 0.9), ("fr", 0.3), ("en", 0.5))]
     metrics += [metric_row("scenes/top1/mean", 0.56), metric_row("scenes/top1/mt", None)]
     card = model_card(facts(metrics=metrics))
-    body, appendix = card.split("# Appendix")
+    body = card.split("# Appendix")[0]
+    every = results_document(facts(metrics=metrics), PublisherFields(), "en")
     row = "| scenes: zero-shot classification, top-1 | 56.0 % | 40.0 % to 60.0 % | 90.0 % (German) | 30.0 % (French) |"
-    assert row in body and row not in appendix
-    assert "| French (fr) | 30.0 % |" in appendix and "| French (fr)" not in body
+    assert row in body and row not in every
+    assert "| French (fr) | 30.0 % |" in every and "| French (fr)" not in card
+    assert "[all results](documents/en/results.md)" in body
     lines = body.splitlines()
     before = lines[: lines.index("## Results")]
     assert len(before) - before.index("# a name") < 40 and not any(line.startswith("| ") for line in before)
+
+
+def test_a_card_of_many_results_is_short() -> None:
+    """As many tests as the quickstart has, in 24 languages each, with long remarks."""
+    codes = [*LANGUAGE_NAMES, "mean", "min", "min_over_mean"]
+    names = [f"test_{number}/r1/{code}" for number in range(24) for code in codes]
+    metrics = [metric_row(name, 0.5) | {"note": "x" * 200} for name in names]
+    metrics += [metric_row(f"single_{number}", 0.5) | {"note": "y" * 200} for number in range(60)]
+    card, every = (text(facts(metrics=metrics), PublisherFields(), "en") for text in (model_card, results_document))
+    assert len(card.encode()) < 40_000 < 150_000 < len(every.encode())
+    assert all(f"test {number}:" in card for number in range(24))  # none of the tests is left out
+    assert every.count("\n| ") == 24 * 28 + 61
+
+
+def test_released_weights_and_precisions_are_in_the_card() -> None:
+    variants = {
+        "float16": {"image_embedding_largest_difference": 0.00031, "image_embedding_smallest_cosine": 0.9999971},
+        "bfloat16": {"encoder_error": "no | kernel"},
+    }
+    given = facts(variants=variants)
+    averaged = replace(given.stages[0], weights="exponential average with decay 0.998 per step")
+    given = replace(given, stages=[averaged, *given.stages[1:]])
+    english, german = (model_card(given, None, code) for code in ("en", "de"))
+    assert "| encoder | exponential average with decay 0.998 per step |" in english
+    assert "| Encoder | exponentielles Mittel mit Faktor 0,998 je Schritt |" in german
+    assert "| float16 | embeddings of images, largest difference of an entry | 3.1e-04 |" in english
+    assert "| float16 | Einbettungen von Bildern, kleinster Kosinus | 0,999997 |" in german
+    assert "| bfloat16 | the encoder cannot compute in it | no &#124; kernel |" in english
+    assert "## Weights" not in model_card(facts(variants={}, stages=[replace(averaged, weights="")]))
 
 
 def test_a_german_card_has_the_same_numbers() -> None:
@@ -110,9 +144,9 @@ def test_the_publisher_s_fields_are_shown_and_open_ones_named() -> None:
 
 def test_language_rows_carry_value_interval_and_samples() -> None:
     metrics = [metric_row("scenes/top1/de"), metric_row("scenes/top1/mt", None, low=None, high=None)]
-    card = model_card(facts(metrics=metrics))
-    assert "| German (de) | 50.0 % | 40.0 % to 60.0 % | 96 |" in card
-    assert "| Maltese (mt) | not measured | none | 96 |" in card
+    card, every = model_card(facts(metrics=metrics)), results_document(facts(metrics=metrics), PublisherFields(), "en")
+    assert "| German (de) | 50.0 % | 40.0 % to 60.0 % | 96 |" in every
+    assert "| Maltese (mt) | not measured | none | 96 |" in every
     assert "without a measured result" in card and "Maltese" in card.split("## Limits")[1]
 
 

@@ -42,6 +42,7 @@ ENTRIES = (
     Entry("documentation_form", "model_documentation_form.md", form_view),
     Entry("copyright_policy", "copyright_policy.md", copyright_view),
     Entry("acceptable_use_policy", "acceptable_use_policy.md", use_view),
+    Entry("results", "results.md"),
     Entry("data_table", "data_table.md", lambda facts, publisher, language: data_rows(facts, publisher)),
     Entry("data_table_csv", "../data_table.csv"),
     Entry("ml_bom", "../ml_bom.cdx.json"),

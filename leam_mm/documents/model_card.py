@@ -14,8 +14,8 @@ from leam_mm.documents.compute_thresholds import compute_statement
 from leam_mm.documents.document_text import plain_text
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
+from leam_mm.documents.released_weights import variant_rows, weight_rows
 from leam_mm.documents.result_summary import (
-    full_tables,
     headline_metrics,
     other_rows,
     summary_rows,
@@ -74,7 +74,8 @@ def model_card(
         bases=_bases(facts, language),
         roots=_roots(facts, language),
         counts=[(titles[name][language == "de"], _counts(facts, name, language)) for name in titles],
-        tables=_tables(facts, language),
+        weights=weight_rows(facts, language),
+        variants=variant_rows(facts, language),
         costs=[_cost(stage, language) for stage in facts.stages],
         emissions=[_emissions(stage, language) for stage in facts.stages],
         changes=[row for stage in facts.stages for row in _changes(stage, language)],
@@ -123,13 +124,6 @@ def _part(stage: StageFacts, language: str) -> list[str]:
     flops = scientific(stage.flops, language) if stage.trained else word("not trained here", language)
     names = (part_name(stage.kind, language), count(stage.parameters, language), count(stage.samples_seen, language))
     return [*names, flops]
-
-
-def _tables(facts: ReleaseFacts, language: str) -> list[tuple[str, list[list[str]]]]:
-    """Return the tables of all results."""
-    others = other_rows(facts.metrics, language)
-    title = "Metrik" if language == "de" else "metric"
-    return [*full_tables(facts.metrics, language), *([(title, others)] if others else [])]
 
 
 def _bases(facts: ReleaseFacts, language: str) -> list[list[str]]:

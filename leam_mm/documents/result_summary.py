@@ -1,4 +1,4 @@
-"""Results of a release: one line for each test, and full tables for the appendix."""
+"""Results of a release: one line for each test, and full tables for results.md."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

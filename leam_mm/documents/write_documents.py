@@ -17,6 +17,7 @@ from leam_mm.documents.publisher import DOCUMENT_LANGUAGES, PublisherFields
 from leam_mm.documents.publisher_file import dump_publisher
 from leam_mm.documents.release_croissant import release_croissant
 from leam_mm.documents.release_facts import ReleaseFacts
+from leam_mm.documents.results_document import results_document
 from leam_mm.files import write_text
 
 Document = Callable[[ReleaseFacts, PublisherFields, str], str]
@@ -29,6 +30,7 @@ BY_LANGUAGE: Mapping[str, Document] = {
     "copyright_policy.md": copyright_policy,
     "acceptable_use_policy.md": acceptable_use_policy,
     "data_table.md": data_table,
+    "results.md": results_document,
 }
 # Documents in one form: path in the release to the function that writes it; an empty text is not written.
 MACHINE_READABLE: Mapping[str, Document] = {
