@@ -129,6 +129,28 @@ def test_state_and_schedule_resume_bit_for_bit() -> None:
     assert isinstance(second, MuonAdamW) and second.param_groups[1] is second.adamw.param_groups[0]
 
 
+def test_groups_added_later_are_stepped_too() -> None:
+    """A contrastive loss adds its own weights after the network's."""
+    net, late = small_net(), nn.ParameterList([nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4, 5))])
+    optimizer = build_optimizer(muon, net)
+    optimizer.add_param_group({"params": [late[0]], "weight_decay": 0.0})
+    optimizer.add_param_group({"params": [late[1]], MATRICES: True})
+    schedule = Schedule(2).build(optimizer, 10)
+    (late[0].sum() + late[1].square().sum()).backward()
+    optimizer.step()
+    schedule.step()
+    alone = nn.Parameter(torch.ones(3))
+    alone.grad = torch.ones(3)
+    torch.optim.AdamW([alone], lr=optimizer.param_groups[1]["lr"] / 2, weight_decay=0.0).step()
+    assert torch.equal(alone, late[0]) and not torch.equal(late[1], torch.ones(4, 5))
+    assert isinstance(optimizer, MuonAdamW) and optimizer.param_groups[3] is optimizer.adamw.param_groups[-1]
+    again = build_optimizer(muon, small_net())
+    again.add_param_group({"params": [nn.Parameter(torch.ones(3))], "weight_decay": 0.0})
+    again.add_param_group({"params": [nn.Parameter(torch.ones(4, 5))], MATRICES: True})
+    again.load_state_dict(optimizer.state_dict())
+    assert isinstance(again, MuonAdamW) and len(again.adamw.param_groups) == 3
+
+
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match=r"use torch\.optim\.AdamW"):
         build_optimizer(muon, nn.Linear(3, 3))

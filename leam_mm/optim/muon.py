@@ -55,9 +55,10 @@ class MuonAdamW(Optimizer):
         fused: bool = True,
     ) -> None:
         """See the class for the arguments."""
-        own = {"lr": matrix_lr, "weight_decay": weight_decay, "momentum": momentum, "iterations": iterations}
+        self.matrix_options = {
+            "lr": matrix_lr, "weight_decay": weight_decay, "momentum": momentum, "iterations": iterations,
+        }  # fmt: skip
         groups = [{MATRICES: False, **group} for group in params]
-        groups = [{**own, **group} if group[MATRICES] else group for group in groups]
         if not any(group[MATRICES] for group in groups):
             raise ValueError("MuonAdamW: the network has no matrices in repeated blocks; use torch.optim.AdamW")
         # AdamW fills its defaults into these dictionaries, which are also this optimizer's groups.
@@ -75,6 +76,15 @@ class MuonAdamW(Optimizer):
     def _share(self) -> None:
         self.adamw.param_groups = [group for group in self.param_groups if not group[MATRICES]]
         self.adamw.state = self.state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, such as the weights of a loss; AdamW steps it unless it has a true ``matrices``."""
+        if param_group.setdefault(MATRICES, False):
+            for name, value in self.matrix_options.items():
+                param_group.setdefault(name, value)
+        elif all(param_group is not group for group in self.adamw.param_groups):
+            self.adamw.add_param_group(param_group)
+        super().add_param_group(param_group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give AdamW the new groups that a loaded state brings."""
