@@ -51,7 +51,7 @@ EVIDENCE_FORM: dict[str, Any] = {
     **dict.fromkeys(
         ("code", "data", "versions", "arithmetic", "frozen", "pretrained", "reconstructed", "tokenizer"), dict
     ),
-    **{"config": str, "model_class": str, "samples_seen": int | None},
+    **{"config": str, "model_class": str, "random_stream": str, "samples_seen": int | None},
     **{"steps": int, "schedule": dict | None, "changes": list, "data_now": list},
 }
 ENERGY_FORM: dict[str, Any] = {

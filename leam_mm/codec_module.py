@@ -14,14 +14,14 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from leam_mm.checkpoint import EVIDENCE, refuse_other_weights
+from leam_mm.checkpoint import EVIDENCE, REBUILDING, refuse_other_weights
 from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import STATISTICS, LatentCodec, LatentStatistics, merge_statistics
 from leam_mm.codecs.marked_codec import MARK
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.batch import samples_seen
 from leam_mm.data.image_range import signed
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import RECORD, PhiloxStream, recorded_stream
 from leam_mm.distributed import gather
 from leam_mm.errors import UserError
 from leam_mm.losses.reconstruction import (
@@ -88,6 +88,8 @@ class LatentCodecModule(LightningModule):
         self.mark = self.losses.mark
         self._unmarked: list[LatentCodec] = []  # a list keeps it out of state dicts and optimizers
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        rebuilding = REBUILDING.get()
+        self.stream = PhiloxStream() if rebuilding is None else recorded_stream(rebuilding)
         self.ema = start_average(codec, ema)
         self.automatic_optimization = adversarial is None
         self._measured: LatentStatistics | None = None
@@ -125,7 +127,8 @@ class LatentCodecModule(LightningModule):
             self._origin[MARK] = f"{self.mark.extractor.bits} bits"
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume if `weights` has changed."""
+        """Refuse to resume if `weights` has changed; draw random numbers as the run began."""
+        self.stream = recorded_stream(checkpoint.get(EVIDENCE, {}))
         if self._origin:
             refuse_other_weights(checkpoint, self._origin)
 
@@ -164,7 +167,7 @@ class LatentCodecModule(LightningModule):
         divergence = None
         if self.codec.variational:
             posterior = self.codec.posterior(image)
-            noise = sample_noise(self.seed, batch["sample_index"], "posterior", posterior.mean.shape[1:])
+            noise = self.stream.normal(self.seed, batch["sample_index"], "posterior", posterior.mean.shape[1:])
             raw = posterior.mean + posterior.std * noise.to(posterior.mean)
             if self.losses.kl_weight:
                 nats = gaussian_divergence(widened(posterior.mean), widened(posterior.logvar))
@@ -291,8 +294,10 @@ class LatentCodecModule(LightningModule):
         Unless validation has just measured them, the last training batch of this rank does, so that the file depends
         on the step alone; encode_latents measures the whole data set.
         """
+        evidence = checkpoint.setdefault(EVIDENCE, {})
+        evidence[RECORD] = self.stream.name
         if self._origin:
-            checkpoint.setdefault(EVIDENCE, {})["pretrained"] = self._origin
+            evidence["pretrained"] = self._origin
         if self._last_image is None or self._measured_step == self.trainer.global_step:
             return
         with torch.no_grad():

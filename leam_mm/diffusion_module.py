@@ -11,10 +11,10 @@ from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.captions.conditioning import Conditioning
 from leam_mm.captions.frozen_parts import FrozenParts
-from leam_mm.checkpoint import EVIDENCE, load_module, refuse_other_weights
+from leam_mm.checkpoint import EVIDENCE, REBUILDING, load_module, refuse_other_weights
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
-from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.data.random_stream import RECORD, PhiloxStream, RandomStream, recorded_stream
 from leam_mm.denoisers.attention import choose_attention
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.denoisers.image_sampling import ImageSampler
@@ -39,7 +39,8 @@ class LatentDiffusionModule(LightningModule):
 
     Noise, time and caption dropout of the n-th sample are functions of (seed, n): its loss does not depend on its
     batch, rank or run. Text encoder and codec are frozen, stay in their own files and are opened when needed; a
-    checkpoint records their paths and digests and refuses others.
+    checkpoint records their paths and digests and refuses others. It names the stream of random numbers, too, with
+    which the run resumes and its images are sampled.
 
     Args:
         denoiser: The network that is trained.
@@ -81,10 +82,15 @@ class LatentDiffusionModule(LightningModule):
         self.optimizer, self.schedule, self.seed, self.attention = optimizer, schedule, seed, attention
         self.frozen = frozen or FrozenParts()
         self.conditioning = Conditioning(self.frozen, denoiser, self._averages(), seed, caption_dropout)
+        rebuilding = REBUILDING.get()
+        self._use_stream(PhiloxStream() if rebuilding is None else recorded_stream(rebuilding))
         self.techniques = nn.ModuleList(techniques or [])
         for technique in techniques or []:
             technique.attach(denoiser, seed)
             self.frozen.further.append(technique.frozen_record)
+
+    def _use_stream(self, stream: RandomStream) -> None:
+        self.stream = self.conditioning.stream = stream
 
     def ema_denoiser(self) -> Denoiser:
         """Return the averaged network, or the trained one if no average is kept."""
@@ -140,9 +146,10 @@ class LatentDiffusionModule(LightningModule):
         index, size = batch["sample_index"], self._image_size(batch)
         latent = self._latent(batch)
         state, mask = self.conditioning.read(batch, learning=True)
-        noise = sample_noise(self.seed, index, "noise", latent.shape[1:]).to(latent)
-        time = self.process.time(sample_uniform(self.seed, index, "time").to(latent), latent[0, 0].numel())
-        step = TrainingStep(batch, index, latent, noise, time, self.process.target(latent, noise, time), self.process)
+        noise = self.stream.normal(self.seed, index, "noise", latent.shape[1:]).to(latent)
+        time = self.process.time(self.stream.uniform(self.seed, index, "time").to(latent), latent[0, 0].numel())
+        target = self.process.target(latent, noise, time)
+        step = TrainingStep(batch, index, latent, noise, time, target, self.process, stream=self.stream)
         techniques: list[Any] = list(self.techniques)
         for technique in techniques:
             technique.begin(step)
@@ -165,7 +172,7 @@ class LatentDiffusionModule(LightningModule):
         """Log the loss of the averaged network at four fixed times, with noise that is fixed for each sample."""
         latent, size, network = self._latent(batch), self._image_size(batch), self.ema_denoiser()
         state, mask = self.conditioning.read(batch)
-        noise = sample_noise(VALIDATION_SEED, batch["sample_index"], "validation", latent.shape[1:]).to(latent)
+        noise = self.stream.normal(VALIDATION_SEED, batch["sample_index"], "validation", latent.shape[1:]).to(latent)
 
         def denoise(x_t: Tensor, time: Tensor) -> Tensor:
             return network(x_t, time, state, mask, size=size)
@@ -229,7 +236,7 @@ class LatentDiffusionModule(LightningModule):
         codec, side = self.codec, self.latent_size
         weaker = self._weaker(guidance.weaker) if isinstance(guidance, Guidance) and guidance.weaker else None
         network, size = self.ema_denoiser(), size or (side, side)
-        sampler = ImageSampler(network, self.process, codec, size, seed, steps, guidance, method, weaker)
+        sampler = ImageSampler(network, self.process, codec, size, seed, steps, guidance, method, weaker, self.stream)
         encoder, empty, images = self.caption_encoder, self.conditioning.empty(), []
         try:
             if tile is not None:
@@ -295,13 +302,16 @@ class LatentDiffusionModule(LightningModule):
         return latent
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the frozen parts and the pretrained weights in the evidence."""
+        """Record the frozen parts, the pretrained weights and the stream of random numbers in the evidence."""
         evidence = checkpoint.setdefault(EVIDENCE, {})
+        evidence[RECORD] = self.stream.name
         evidence["frozen"] = self.frozen.record()
         if self.denoiser.origin():
             evidence["pretrained"] = self.denoiser.origin()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with other frozen parts or pretrained weights."""
-        self.frozen.compare(checkpoint.get(EVIDENCE, {}).get("frozen", {}))
+        """Refuse to resume with other frozen parts or pretrained weights; draw random numbers as the run began."""
+        evidence = checkpoint.get(EVIDENCE, {})
+        self.frozen.compare(evidence.get("frozen", {}))
+        self._use_stream(recorded_stream(evidence))
         refuse_other_weights(checkpoint, self.denoiser.origin())

@@ -15,7 +15,7 @@ from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
 from leam_mm.data.image_range import signed
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.losses.reconstruction import PatchDiscriminator
 from leam_mm.optim.schedule import Schedule
 
@@ -74,7 +74,7 @@ def test_gradients_are_those_of_the_plain_formula(tmp_path: Path) -> None:
     fit_codec(trained, tmp_path, steps=1, precision="64-true", limit_val_batches=0)
     image = signed(RandomImages().image[:4], torch.float64)
     posterior = codec.posterior(image)
-    noise = sample_noise(0, torch.arange(4), "posterior", posterior.mean.shape[1:])
+    noise = PhiloxStream().normal(0, torch.arange(4), "posterior", posterior.mean.shape[1:])
     reconstruction = codec.decode_raw(posterior.mean + posterior.std * noise.double())
     divergence = (posterior.mean**2 + posterior.logvar.exp() - 1 - posterior.logvar).mean() / 2
     perceptual = EfficientNetLoss(stages=(0,))(reconstruction, image).mean()

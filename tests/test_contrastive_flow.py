@@ -8,7 +8,7 @@ from torch import Tensor
 from toys.generators import SignLatents, generator_module, randomise_generator
 
 from leam_mm.data.batch import collate_samples
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.variance_preserving import VariancePreserving
 from leam_mm.errors import UserError
@@ -45,7 +45,7 @@ def test_the_loss_is_the_papers() -> None:
     module.denoiser.register_forward_hook(lambda *parts: predictions.append(parts[-1]))
     with torch.no_grad():
         losses = module.sample_losses(data)
-    noise = sample_noise(0, data["sample_index"], "noise", (4, 4, 4))
+    noise = PhiloxStream().normal(0, data["sample_index"], "noise", (4, 4, 4))
     target = noise - data["latent"]
     other = target[torch.arange(8) ^ 1]
     expected = (predictions[0] - target).square() - 0.05 * (predictions[0] - other).square()

@@ -17,7 +17,7 @@ from toys.runs import run_without_us
 
 from leam_mm.captions.caption_encoders import SeveralCaptionEncoders
 from leam_mm.captions.caption_tower import CaptionTower
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.denoisers.pretrained_denoiser import PretrainedDenoiser
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
@@ -64,7 +64,7 @@ def test_diffusers_gives_our_images_without_us(toy_tokenizer: Path, tmp_path: Pa
         "noise": tiny_generator(toy_tokenizer, tiny_dc(), 1.0, 3, VariancePreservingNoise()),
     }
     with_tower(generators["kl"])
-    noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
+    noise = PhiloxStream().normal(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
     for name, generator in generators.items():
         write_diffusers_folder(generator, tmp_path / name)
         assert not [file for file in (tmp_path / name).rglob("*") if file.suffix not in ("", ".json", ".safetensors")]

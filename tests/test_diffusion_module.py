@@ -22,7 +22,7 @@ from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.checkpoint import EVIDENCE, build_module, load_module
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.data.batch import collate_samples
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.diffusion.clean_flow import CleanFlow
 from leam_mm.diffusion.edm import Edm
 from leam_mm.diffusion.guidance import Guidance
@@ -156,7 +156,7 @@ def test_latents_are_those_of_the_released_pipeline(guidance: float) -> None:
     state, mask = module.caption_encoder.encode(["zwei rote Kreise"])
     empty_state, empty_mask = module.conditioning.empty()
     theirs = pipeline(
-        latents=sample_noise(3, torch.arange(1), "sample", (4, 4, 4)),
+        latents=PhiloxStream().normal(3, torch.arange(1), "sample", (4, 4, 4)),
         prompt_embeds=state,
         prompt_attention_mask=mask,
         negative_prompt_embeds=empty_state,

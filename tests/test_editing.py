@@ -14,7 +14,7 @@ from toys.codecs import tiny_dc, tiny_kl
 from toys.generators import PROMPTS, tiny_generator
 from toys.runs import run_without_us
 
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.diffusion.editing import Edit, latent_mask, remaining_times, sample_edit
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.diffusion.samplers import sample_euler, sample_heun
@@ -145,7 +145,7 @@ def test_diffusers_edits_as_we_do_by_the_recipes_of_the_card(toy_tokenizer: Path
         "kl": tiny_generator(toy_tokenizer, tiny_kl(), shift=3.0, seed=1),
         "unet": tiny_generator(toy_tokenizer, tiny_dc(), shift=1.0, seed=2, network="unet"),
     }
-    image, noise = pictures(1), sample_noise(SEED, torch.arange(1), "sample", (4, 8, 8))
+    image, noise = pictures(1), PhiloxStream().normal(SEED, torch.arange(1), "sample", (4, 8, 8))
     save_file({"noise": noise, "mask": half()}, tmp_path / "given.safetensors")
     strengths = (0.0, 0.4, 1.0)
     code = f"""

@@ -17,7 +17,7 @@ from toys.recipes import ROOT
 from toys.runs import run_without_us
 
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.diffusion_module import LatentDiffusionModule
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower
@@ -93,7 +93,7 @@ def test_parts_of_the_generator_are_ours_at_other_sizes(release: Path, generator
 def test_the_lines_of_the_docs_draw_our_images_without_torch(release: Path, generator: LatentDiffusionModule) -> None:
     page = (ROOT / "docs" / "onnx.md").read_text()
     lines = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
-    noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
+    noise = PhiloxStream().normal(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
     np.save(release.parent / "noise.npy", noise.numpy())
     (release.parent / "prompts.json").write_text(json.dumps(PROMPTS))
     check = f"""

@@ -16,7 +16,7 @@ from toys.generators import PROMPTS, tiny_generator
 from toys.runs import run_without_us
 
 from leam_mm.captions.hugging_face_captions import HuggingFaceCaptions
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.denoisers.released_denoiser import load_released_denoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -77,7 +77,7 @@ def released(generators: dict[str, LatentDiffusionModule], tmp_path_factory: pyt
 
 def test_diffusers_alone_gives_our_images(generators: dict[str, LatentDiffusionModule], released: Path) -> None:
     lines = {name: loading_lines(type(module.denoiser).__name__, name) for name, module in generators.items()}
-    noise = sample_noise(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
+    noise = PhiloxStream().normal(SEED, torch.arange(len(PROMPTS)), "sample", (4, 8, 8))
     save_file({"noise": noise}, released / "noise.safetensors")
     (released / "lines.json").write_text(json.dumps([lines, PROMPTS]))
     code = (

@@ -3,7 +3,7 @@
 import torch
 from toys.generators import generator_module, randomise_generator
 
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.evaluators.sample_losses import TIMES, decode_latents, encode_images, sample_losses
 
 
@@ -16,7 +16,7 @@ def test_losses_are_the_mean_over_times_and_noises_and_do_not_depend_on_the_batc
     expected = torch.zeros(5, dtype=torch.float64)
     with torch.no_grad():
         for draw in range(2):
-            noise = sample_noise(7, numbers, f"held out {draw}", (4, 4, 4))
+            noise = PhiloxStream().normal(7, numbers, f"held out {draw}", (4, 4, 4))
             for t in TIMES:
                 time = torch.full((5,), t)
                 error = module.ema_denoiser()(module.process.corrupt(latents, noise, time), time, state, mask)

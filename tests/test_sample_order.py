@@ -1,15 +1,11 @@
 import numpy as np
 import pytest
-import torch
 
 from leam_mm.data.sample_order import (
     MixtureOrder,
     SampleOrder,
     permute,
     sample_generator,
-    sample_noise,
-    sample_subset,
-    sample_uniform,
 )
 from leam_mm.errors import UserError
 
@@ -111,45 +107,9 @@ def test_impossible_weights_are_refused(weights: list[float]) -> None:
         MixtureOrder(weights, seed=0)
 
 
-def test_noise_belongs_to_the_sample_not_to_the_batch() -> None:
-    whole = sample_noise(1, torch.arange(6), "noise", (2, 3))
-    again = sample_noise(1, torch.tensor([4, 0]), "noise", (2, 3))
-    assert torch.equal(again, whole[[4, 0]])
-    assert whole.shape == (6, 2, 3) and whole.dtype == torch.float32
-    assert not torch.equal(whole[0], whole[1])
-    assert not torch.equal(whole, sample_noise(2, torch.arange(6), "noise", (2, 3)))
-    assert not torch.equal(whole, sample_noise(1, torch.arange(6), "time", (2, 3)))
-
-
-def test_noise_is_standard_normal() -> None:
-    noise = sample_noise(0, torch.arange(100), "noise", (1000,)).double()
-    assert abs(noise.mean()) < 0.015 and abs(noise.var() - 1) < 0.03
-    assert abs((noise**4).mean() - 3) < 0.15
-    assert abs((noise[:-1] * noise[1:]).mean()) < 0.015  # neighbours share nothing
-
-
-def test_uniform_lies_in_the_open_interval() -> None:
-    uniform = sample_uniform(0, torch.arange(5000), "time")
-    assert uniform.min() > 0 and uniform.max() < 1
-    assert abs(uniform.mean() - 0.5) < 0.02 and abs(uniform.var() - 1 / 12) < 0.01
-    assert torch.equal(uniform[7:9], sample_uniform(0, torch.tensor([7, 8]), "time"))
-    assert float(torch.special.ndtri(sample_uniform(0, torch.arange(100), "time")).abs().max()) < 6
-
-
 def test_generator_takes_huge_sample_numbers() -> None:
     first, second = (sample_generator(0, 2**40 + number, "crop").random(4) for number in (0, 1))
     assert not np.array_equal(first, second)
-
-
-def test_subsets_belong_to_the_sample_and_rise() -> None:
-    numbers = torch.tensor([3, 9, 3])
-    chosen = sample_subset(5, numbers, "tokens", 20, 7)
-    assert chosen.shape == (3, 7) and (chosen.diff(dim=1) > 0).all() and chosen.max() < 20
-    assert torch.equal(chosen[0], chosen[2]) and not torch.equal(chosen[0], chosen[1])
-    assert torch.equal(chosen[1:2], sample_subset(5, numbers[1:2], "tokens", 20, 7))
-    assert not torch.equal(chosen, sample_subset(6, numbers, "tokens", 20, 7))
-    assert not torch.equal(chosen, sample_subset(5, numbers, "other", 20, 7))
-    assert torch.equal(sample_subset(5, numbers[:1], "tokens", 4, 4), torch.arange(4)[None])
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

@@ -19,7 +19,6 @@ from leam_mm.audits.extraction import most_frequent_captions
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.receiver_operating import area_under_curve
 from leam_mm.data.caption_states import trim
-from leam_mm.data.sample_order import sample_noise
 from leam_mm.denoisers.size_conditioning import whole_image
 
 BATCH = 64
@@ -134,7 +133,7 @@ def first_step_difference(module: Any, texts: list[str], draws: int, steps: int,
     if getattr(network, "size_conditioning", None) is not None:
         options = {"size": whole_image(side, side, module.codec.downscale)}
     start = float(process.times(steps, side * side)[0])
-    noises = sample_noise(seed, torch.arange(draws), "first step", shape).to(module.device)
+    noises = module.stream.normal(seed, torch.arange(draws), "first step", shape).to(module.device)
     found = torch.zeros(len(texts), dtype=torch.float64)
     for first in range(0, len(texts), BATCH):
         part = texts[first : first + BATCH]

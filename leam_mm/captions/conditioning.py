@@ -21,7 +21,7 @@ from leam_mm.captions.caption_tower import CaptionTower
 from leam_mm.captions.frozen_parts import FrozenParts
 from leam_mm.data.caption_states import fit_length
 from leam_mm.data.plan_datamodule import PlannedModule
-from leam_mm.data.sample_order import sample_uniform
+from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.errors import UserError
 
 
@@ -55,6 +55,7 @@ class Conditioning:
         """See the class for the arguments."""
         self.frozen, self.denoiser, self.averages = frozen, denoiser, averages
         self.seed, self.dropout = seed, dropout
+        self.stream: RandomStream = PhiloxStream()  # a resumed run may have another
         self._empty: Caption | None = None
         self._empty_tokens: Caption | None = None
 
@@ -158,7 +159,7 @@ class Conditioning:
 
     def _dropped(self, index: Tensor, device: torch.device) -> Tensor:
         """Return which samples (B,) see the empty caption."""
-        return sample_uniform(self.seed, index, "caption_dropout").to(device) < self.dropout
+        return self.stream.uniform(self.seed, index, "caption_dropout").to(device) < self.dropout
 
     def _read_with_tower(self, tower: CaptionTower, batch: dict[str, Any]) -> Caption:
         tokenizer, device = self._frozen_encoder().tokenizer, self.device

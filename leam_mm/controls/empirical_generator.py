@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 
 STRENGTH = 0.2  # of what a caption that is not memorized changes
@@ -52,6 +52,7 @@ class EmpiricalGenerator:
         self.codec, self.process, self.device = PixelCodec(), RectifiedFlow(), torch.device("cpu")
         self.latent_size, self.in_channels, self.deviation = side // self.codec.downscale, 3, deviation
         self.caption_encoder = self.conditioning = self
+        self.stream = PhiloxStream()
         self.memory = {text: self._latents(image[None])[0] for text, image in (memory or {}).items()}
         self.training = None if overfitted is None else self._latents(overfitted)
         self.texts = [""]
@@ -103,7 +104,7 @@ class EmpiricalGenerator:
     ) -> Tensor:
         """Return the images (B, 3, H, W) in [0, 1]; guidance is ignored."""
         numbers = torch.arange(first_index, first_index + len(prompts))
-        noise = sample_noise(seed, numbers, "sample", (3, self.latent_size, self.latent_size))
+        noise = self.stream.normal(seed, numbers, "sample", (3, self.latent_size, self.latent_size))
         state, mask = self.encode(prompts)
         latents = self.process.sample(lambda x, time: self(x, time, state, mask), noise, self.process.times(steps))
         return (self.codec.decode(latents) / 2 + 0.5).clamp(0, 1)

@@ -1,9 +1,10 @@
-"""Which sample is seen n-th, and its random numbers: pure functions of (manifest, seed, n).
+"""Which sample is seen n-th, and the generator of its crop and caption: pure functions of (manifest, seed, n).
 
 An epoch permutes the shards; K neighbouring shards form a block; a keyed permutation orders the rows within a block. So
 n -> (epoch, block, row) -> (shard, row) is arithmetic: it depends on no rank, worker or restart, and at most K shards
 are open at a time. The permutation is a Feistel network with cycle walking (Black and Rogaway 2002,
-"Ciphers with arbitrary finite domains"), the random numbers are Philox counters (Salmon et al. 2011).
+"Ciphers with arbitrary finite domains"), the generators are Philox counters (Salmon et al. 2011). What the training
+process draws for a whole batch, such as noise, is in random_stream.py.
 """
 
 import hashlib
@@ -11,8 +12,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from leam_mm.errors import UserError
 
@@ -23,7 +22,7 @@ UNITS = 1 << 20  # mixture weights are multiples of 1 / UNITS, so that floors ar
 
 
 @lru_cache(maxsize=4096, typed=True)
-def _key(*parts: object) -> int:
+def hashed_key(*parts: object) -> int:
     """Return a 64-bit key of any printable parts, the same on every machine."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
 
@@ -51,7 +50,7 @@ def permute(index: np.ndarray, size: int, key: int) -> np.ndarray:
     values = np.asarray(index).astype(np.uint64)
     todo = np.ones(values.shape, dtype=bool)
     with np.errstate(over="ignore"):
-        keys = [np.uint64(_key("feistel", key, number)) for number in range(ROUNDS)]
+        keys = [np.uint64(hashed_key("feistel", key, number)) for number in range(ROUNDS)]
         while todo.any():
             left, right = values[todo] >> np.uint64(half), values[todo] & mask
             for round_key in keys:
@@ -93,7 +92,7 @@ class SampleOrder:
         if epoch not in self._epochs:
             shards = np.arange(len(self.shard_samples))
             if self.shuffle:
-                shards = permute(shards, len(shards), _key("shards", self.seed, epoch))
+                shards = permute(shards, len(shards), hashed_key("shards", self.seed, epoch))
             begin = np.concatenate([[0], np.cumsum(self.shard_samples[shards])])
             _keep(self._epochs, epoch, (shards, begin), len(shards))
         return self._epochs[epoch]
@@ -101,7 +100,7 @@ class SampleOrder:
     def _rows(self, epoch: int, block: int, size: int) -> np.ndarray:
         """Return the order of the rows of a block, cached: computing it row by row costs fifty times as much."""
         if (epoch, block) not in self._blocks:
-            key = _key("rows", self.seed, epoch, block)
+            key = hashed_key("rows", self.seed, epoch, block)
             _keep(self._blocks, (epoch, block), permute(np.arange(size), size, key), size)
         return self._blocks[epoch, block]
 
@@ -191,7 +190,7 @@ class MixtureOrder:
         if block not in self._drawn:  # a whole block costs little more than one position
             before = self._before(block)
             ends = np.cumsum(self._before(block + 1) - before)
-            places = permute(np.arange(self.block), self.block, _key("mixture", self.seed, block))
+            places = permute(np.arange(self.block), self.block, hashed_key("mixture", self.seed, block))
             sources = np.searchsorted(ends, places, side="right")
             self._drawn = {block: (sources, before[sources] + places - (ends - np.diff(ends, prepend=0))[sources])}
         sources, own = self._drawn[block]
@@ -200,50 +199,5 @@ class MixtureOrder:
 
 def sample_generator(seed: int, index: int, stream: str) -> np.random.Generator:
     """Return the generator of the ``index``-th sample for one purpose (``stream``)."""
-    key = np.array([_key("seed", seed), _key("stream", stream)], dtype=np.uint64)
+    key = np.array([hashed_key("seed", seed), hashed_key("stream", stream)], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, index], dtype=np.uint64)))
-
-
-def sample_noise(seed: int, sample_index: Tensor, stream: str, shape: Sequence[int]) -> Tensor:
-    """Draw standard normal noise for each sample, independent of batch, rank and device.
-
-    Args:
-        seed: Seed of the run.
-        sample_index: (B,) int64, sample numbers.
-        stream: Name of the purpose; other names give independent numbers.
-        shape: Shape of one sample's noise.
-
-    Returns:
-        (B, *shape) float32 on the device of sample_index.
-    """
-    noise = [
-        sample_generator(seed, int(index), stream).standard_normal(tuple(shape), dtype=np.float32)
-        for index in sample_index.tolist()
-    ]
-    return torch.from_numpy(np.stack(noise)).to(sample_index.device)
-
-
-def sample_uniform(seed: int, sample_index: Tensor, stream: str) -> Tensor:
-    """Draw one uniform number in (0, 1) per sample: (B,) float32 on the device of sample_index."""
-    numbers = [sample_generator(seed, int(index), stream).random() for index in sample_index.tolist()]
-    # The open interval: processes apply an inverse normal distribution function.
-    return torch.tensor(numbers, dtype=torch.float32).clamp_(1e-7, 1 - 1e-7).to(sample_index.device)
-
-
-def sample_subset(seed: int, sample_index: Tensor, stream: str, size: int, kept: int) -> Tensor:
-    """Draw a subset of the numbers below `size` for each sample, all subsets with equal probability.
-
-    Args:
-        seed: Seed of the run.
-        sample_index: (B,) int64, sample numbers.
-        stream: Name of the purpose; other names give independent subsets.
-        size: Numbers to choose from.
-        kept: Size of each subset.
-
-    Returns:
-        (B, kept) int64, ascending in each row, on the device of sample_index.
-    """
-    chosen = [
-        np.sort(sample_generator(seed, int(index), stream).permutation(size)[:kept]) for index in sample_index.tolist()
-    ]
-    return torch.from_numpy(np.stack(chosen)).to(sample_index.device)

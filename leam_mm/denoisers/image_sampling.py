@@ -2,14 +2,14 @@
 
 import itertools
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from leam_mm.captions.caption_encoder import Caption
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.caption_states import trim
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.editing import Edit, edit_images
@@ -32,6 +32,7 @@ class ImageSampler:
         guidance: Scale of classifier-free guidance, 1 or less is off; or a Guidance.
         method: Sampler of diffusion/samplers.py; None takes the process's own.
         weaker: Network of a weaker generator, for autoguidance.
+        stream: Draws the noise.
     """
 
     denoiser: Denoiser
@@ -43,6 +44,7 @@ class ImageSampler:
     guidance: float | Guidance
     method: Method | None = None
     weaker: Denoiser | None = None
+    stream: RandomStream = field(default_factory=PhiloxStream)
 
     def __call__(self, captions: Caption, empty: Caption, numbers: Tensor, edit: Edit | None = None) -> Tensor:
         """Sample a batch.
@@ -58,14 +60,14 @@ class ImageSampler:
         """
         device = captions[0].device
         shape = (self.denoiser.in_channels, *self.size)
-        noise = sample_noise(self.seed, numbers, "sample", shape).to(device)
+        noise = self.stream.normal(self.seed, numbers, "sample", shape).to(device)
         captions, empty = trim(captions, empty)
         weaker = self._with_size(self.weaker) if self.weaker is not None else None
         denoise = guide(self._with_size(self.denoiser), captions, empty, self.guidance, weaker)
         calls = itertools.count()
 
         def fresh_noise(step: int) -> Tensor:
-            return sample_noise(self.seed, numbers, f"sample {next(calls)}", shape).to(device)
+            return self.stream.normal(self.seed, numbers, f"sample {next(calls)}", shape).to(device)
 
         def sample(x: Tensor, times: Tensor) -> Tensor:
             return self.process.sample(denoise, x, times, self.method, fresh_noise)

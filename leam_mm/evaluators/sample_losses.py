@@ -8,7 +8,6 @@ from torch import Tensor
 
 from leam_mm.captions.caption_encoder import Caption
 from leam_mm.data.image_range import signed
-from leam_mm.data.sample_order import sample_noise
 from leam_mm.denoisers.size_conditioning import whole_image
 
 TIMES = (0.125, 0.375, 0.625, 0.875)  # timesteps: the middles of four equal bins
@@ -47,7 +46,7 @@ def sample_losses(
         denoise = partial(_predict, partial(network, **options), state, mask)
         losses = torch.zeros(len(latent), dtype=torch.float64)
         for draw in range(draws):
-            noise = sample_noise(seed, numbers[part], f"held out {draw}", latent.shape[1:]).to(latent)
+            noise = module.stream.normal(seed, numbers[part], f"held out {draw}", latent.shape[1:]).to(latent)
             for t in TIMES:
                 time = latent.new_full((len(latent),), t)
                 losses += module.process.loss_at(denoise, latent, noise, time).double().cpu()

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.denoisers.block_step import BlockStep
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.diffusion.process import DiffusionProcess
@@ -34,6 +35,7 @@ class TrainingStep:
         target: (B, C, h, w), the target of the network.
         process: The diffusion process.
         prediction: (B, C, h, w), the network's output; None before it has run.
+        stream: Draws random numbers for the samples; a checkpoint names it.
     """
 
     batch: dict[str, Any]
@@ -43,7 +45,8 @@ class TrainingStep:
     time: Tensor
     target: Tensor
     process: DiffusionProcess
-    prediction: Tensor | None = field(default=None)
+    prediction: Tensor | None = None
+    stream: RandomStream = field(default_factory=PhiloxStream)
 
 
 class Technique(nn.Module):
@@ -58,7 +61,7 @@ class Technique(nn.Module):
 
         Args:
             denoiser: The network that is trained; it must not be kept as a submodule.
-            seed: Seed of the run; random numbers are functions of (seed, sample's number), see data/sample_order.py.
+            seed: Seed of the run; a step's ``stream`` draws with it, see data/random_stream.py.
         """
 
     def shard(self, mesh: DeviceMesh) -> None:

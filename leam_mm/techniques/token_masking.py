@@ -18,7 +18,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from leam_mm.data.sample_order import sample_subset
+from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.denoisers.block_step import BlockStep, Tokens
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.errors import UserError
@@ -43,6 +43,7 @@ class TokenMasking(Technique):
         self.share, self.mixing_blocks, self.until_samples = share, mixing_blocks, until_samples
         self.seed, self.depth, self.patch_size = 0, 0, 1
         self._index: Tensor | None = None
+        self._stream: RandomStream = PhiloxStream()
         self._whole: tuple[Tokens, Tensor] | None = None
         self._seen: Tensor | None = None
 
@@ -57,6 +58,7 @@ class TokenMasking(Technique):
 
     def begin(self, step: TrainingStep) -> None:
         """Keep the samples' numbers if this batch is masked."""
+        self._stream = step.stream
         over = self.until_samples is not None and int(step.index.max()) >= self.until_samples
         self._index = None if over else step.index
         self._whole = self._seen = None
@@ -72,7 +74,7 @@ class TokenMasking(Technique):
         if number != self.mixing_blocks or count == size:
             return tokens
         assert self._index is not None
-        kept = sample_subset(self.seed, self._index, "token_masking", size, count).to(tokens.values.device)
+        kept = self._stream.subset(self.seed, self._index, "token_masking", size, count).to(tokens.values.device)
         visible = tokens.keep(kept)
         assert visible.positions is not None
         height, width = tokens.grid

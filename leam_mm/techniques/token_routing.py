@@ -13,7 +13,7 @@ and the released model use all tokens in all blocks.
 
 from torch import Tensor
 
-from leam_mm.data.sample_order import sample_subset
+from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.denoisers.block_step import BlockStep, Tokens
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.errors import UserError
@@ -37,6 +37,7 @@ class TokenRouting(Technique):
         self.share, self.first, self.last = share, first, last
         self.seed = 0
         self._index: Tensor | None = None
+        self._stream: RandomStream = PhiloxStream()
         self._away: tuple[Tokens, Tensor] | None = None
 
     def attach(self, denoiser: Denoiser, seed: int) -> None:
@@ -52,7 +53,7 @@ class TokenRouting(Technique):
 
     def begin(self, step: TrainingStep) -> None:
         """Keep the samples' numbers."""
-        self._index, self._away = step.index, None
+        self._index, self._stream, self._away = step.index, step.stream, None
 
     def block_steps(self) -> list[BlockStep]:
         """Return itself."""
@@ -69,7 +70,8 @@ class TokenRouting(Technique):
             size = tokens.values.shape[1]
             count = max(1, size - round(self.share * size))
             if count < size:
-                kept = sample_subset(self.seed, self._index, "token_routing", size, count).to(tokens.values.device)
+                kept = self._stream.subset(self.seed, self._index, "token_routing", size, count)
+                kept = kept.to(tokens.values.device)
                 self._away = tokens, kept
                 return tokens.keep(kept)
         elif number == self._back and self._away is not None:

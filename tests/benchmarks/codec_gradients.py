@@ -26,7 +26,7 @@ from leam_mm.codec_module import LatentCodecModule
 from leam_mm.codecs.codec_losses import Adversarial, CodecLosses
 from leam_mm.codecs.latent_codec import KLCodec
 from leam_mm.codecs.perceptual_loss import EfficientNetLoss
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.errors import UserError, run
 from leam_mm.losses.reconstruction import PatchDiscriminator
 from leam_mm.optim.schedule import Schedule
@@ -151,7 +151,7 @@ def inputs(step: int, rank: int = 0, ranks: int = 1) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1] of a rank's part of a global batch, and the noise of their posteriors, in float64."""
     part = slice(step * BATCH + rank * BATCH // ranks, step * BATCH + (rank + 1) * BATCH // ranks)
     numbers = torch.arange(BATCH * STEPS)[part]
-    noise = sample_noise(SEED, numbers, "posterior", (4, SIZE // 4, SIZE // 4))
+    noise = PhiloxStream().normal(SEED, numbers, "posterior", (4, SIZE // 4, SIZE // 4))
     return Images().image[part].double() / 127.5 - 1, noise.double()
 
 

@@ -21,7 +21,7 @@ from published_loop import AVERAGE, BETAS, CLIP, DECAY, EPSILON, RATE, TABLE, Pu
 from torch import Tensor, nn
 
 from leam_mm.callbacks.compilation import Compilation, probe
-from leam_mm.data.sample_order import sample_noise, sample_uniform
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.denoisers.attention import choose_attention
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -139,8 +139,8 @@ def get_ready(module: LatentDiffusionModule, device: str, compiled: bool) -> str
 
 def shared_noise(batch: Batch) -> tuple[Tensor, Tensor]:
     """Noise and density that our module draws for this batch, for the peer."""
-    noise = sample_noise(SEED, batch["sample_index"], "noise", batch["latent"].shape[1:]).to(batch["latent"])
-    return noise, density(sample_uniform(SEED, batch["sample_index"], "time").to(batch["latent"]))
+    noise = PhiloxStream().normal(SEED, batch["sample_index"], "noise", batch["latent"].shape[1:]).to(batch["latent"])
+    return noise, density(PhiloxStream().uniform(SEED, batch["sample_index"], "time").to(batch["latent"]))
 
 
 def check(

@@ -17,7 +17,7 @@ from toy_input import captions, write_tokenizer
 from leam_mm.captions.caption_encoder import CaptionEncoder
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.contrastive_module import ContrastiveModule
-from leam_mm.data.sample_order import sample_noise
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.denoisers.denoiser import PRXDenoiser
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
@@ -65,7 +65,7 @@ def _measure(module: LatentDiffusionModule, settings: Any) -> list[Path]:
     pipeline.set_progress_bar_config(disable=True)
     prompts = captions(settings.pictures, seed=5)
     shape = (module.denoiser.in_channels, module.latent_size, module.latent_size)
-    noise = sample_noise(SEED, torch.arange(len(prompts)), "sample", shape)
+    noise = PhiloxStream().normal(SEED, torch.arange(len(prompts)), "sample", shape)
 
     def ours_batch(guidance: float) -> Tensor:
         return module.sample(prompts, SEED, STEPS, guidance)

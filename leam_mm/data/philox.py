@@ -1,0 +1,176 @@
+"""Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): random numbers without state.
+
+A block of four 32-bit words is a function of a key and a counter. The key names what the numbers are for, the counter
+the sample and the position: word w of sample n is word w mod 4 of block n * BLOCKS + w // 4. So all samples of a batch
+are drawn at once, on any device, and no number depends on another sample. The bits are the same everywhere; what is
+computed from them with logarithm, sine and cosine is the same to the rounding of these.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leam_mm.errors import UserError
+
+ROUNDS, MULTIPLIERS, KEY_STEPS = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
+BLOCKS = 1 << 24  # of one sample: 64 M words; 2^40 samples fill a counter of 64 bits
+PART = 1 << 16  # words that a CPU draws at a time, so that its arrays stay in the cache
+THREADED = 1 << 18  # numbers from which threads save more time than they take to start
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the four words of each block.
+
+    Args:
+        counter: Four words of any one shape, int64 in [0, 2^32).
+        key: 64 bits, the first word of the key in the lower half.
+
+    Returns:
+        Four words of that shape, int64 in [0, 2^32).
+    """
+    (a, b, c, d), keys = counter, [key & WORD, key >> 32]
+    for _ in range(ROUNDS):
+        # The product of two words needs 64 bits; int64 has them, and the shift's copies of the sign are masked.
+        first, second = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b = (second >> 32).bitwise_and_(WORD).bitwise_xor_(b).bitwise_xor_(keys[0]), second.bitwise_and_(WORD)
+        c, d = (first >> 32).bitwise_and_(WORD).bitwise_xor_(d).bitwise_xor_(keys[1]), first.bitwise_and_(WORD)
+        keys = [(word + step) & WORD for word, step in zip(keys, KEY_STEPS, strict=True)]
+    return a, b, c, d
+
+
+def composed_words(key: int, start: Tensor, count: int) -> Tensor:
+    """Compute `words` with operations that every backend of torch has."""
+    blocks = start[:, None] + torch.arange(count // 4, device=start.device)
+    zero = torch.zeros_like(blocks)
+    drawn = torch.stack(philox((blocks & WORD, (blocks >> 32) & WORD, zero, zero), key), -1).flatten(1)
+    return ((drawn ^ 0x80000000) - 0x80000000).to(torch.int32)
+
+
+def torch_words(key: int, start: Tensor, count: int) -> Tensor:
+    """Compute `words` with the kernel of torch.func._random, which is one pass but experimental."""
+    keys = torch.stack([torch.full_like(start, _signed(key)), start], -1)[:, None].view(torch.uint64)
+    drawn = torch.empty(len(start), count, dtype=torch.int32, device=start.device)
+    return torch.ops.aten._philox_randint_(drawn, keys)
+
+
+def words(key: int, start: Tensor, count: int) -> Tensor:
+    """Return consecutive words of the stream of a key for each row.
+
+    Args:
+        key: 64 bits.
+        start: (B,) int64, number of each row's first block.
+        count: Words a row, a multiple of 4.
+
+    Returns:
+        (B, count) int32 with the bits of the words.
+    """
+    return (torch_words if _kernel_agrees(start.device.type) else composed_words)(key, start, count)
+
+
+@lru_cache
+def _kernel_agrees(device: str) -> bool:
+    """Return whether this torch has a kernel for a type of device that returns the words defined here."""
+    start = torch.tensor([0, (1 << 62) + 12345, -1], device=device)
+    try:
+        return torch.equal(torch_words(0xA4093822299F31D0, start, 8), composed_words(0xA4093822299F31D0, start, 8))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def _signed(key: int) -> int:
+    return key - (1 << 64) if key >> 63 else key
+
+
+def standard_normal(key: int, index: Tensor, count: int) -> Tensor:
+    """Draw standard normal numbers for each sample (Box and Muller 1958).
+
+    Words in the first half of a sample give radii, those in the second half angles: 31 bits of a word give a uniform
+    number u in (0, 1], and the largest radius is sqrt(-2 log 2^-32) = 6.66.
+
+    Args:
+        key: 64 bits.
+        index: (B,) int64, numbers of the samples in [0, 2^40).
+        count: Numbers of each sample.
+
+    Returns:
+        (B, count) float32, on the device of index.
+    """
+    half = 4 * math.ceil(count / 8)
+    if 2 * half > 4 * BLOCKS:
+        raise UserError(f"{count} random numbers for one sample are more than {4 * BLOCKS}: make the samples smaller")
+    start = index.long() * BLOCKS
+    drawn = torch.empty(len(index), 2 * half, device=index.device)
+    if index.device.type == "cpu":
+        _draw_parts(key, start, drawn.numpy())
+    else:
+        _draw(torch, key, start, drawn)
+    return drawn[:, :count]
+
+
+def _draw_parts(key: int, start: Tensor, drawn: np.ndarray) -> None:
+    """Fill rows of normal numbers part by part with numpy, whose log, sine and cosine take half of torch's time."""
+    rows = max(1, 2 * PART // max(1, drawn.shape[1]))
+    parts = [slice(first, first + rows) for first in range(0, len(drawn), rows)]
+    threads = min(torch.get_num_threads(), len(parts)) if drawn.size >= THREADED else 1
+    if threads == 1:
+        for part in parts:
+            _draw(np, key, start[part], drawn[part])
+        return
+    with ThreadPoolExecutor(threads) as pool:  # kernels of torch and numpy release the interpreter lock
+        list(pool.map(lambda part: _draw(np, key, start[part], drawn[part]), parts))
+
+
+def _draw(maths: Any, key: int, start: Tensor, drawn: Any) -> None:
+    """Fill the rows of ``drawn`` with normal numbers, with the functions of numpy or torch."""
+    half = drawn.shape[1] // 2
+    radius, angle = (_float(maths, words(key, first, half)) for first in (start, start + half // 4))
+    # The bits of a word as a signed number s: |s| / 2^31 is uniform, and its floats are dense near 0, where tails are.
+    maths.abs(radius, out=radius)
+    maths.add(radius, 0.5, out=radius)
+    maths.multiply(radius, 2.0**-31, out=radius)
+    maths.log(radius, out=radius)
+    maths.multiply(radius, -2.0, out=radius)
+    maths.sqrt(radius, out=radius)
+    maths.multiply(angle, math.pi * 2.0**-31, out=angle)
+    maths.multiply(radius, maths.cos(angle), out=drawn[:, :half])
+    maths.multiply(radius, maths.sin(angle, out=angle), out=drawn[:, half:])
+
+
+def _float(maths: Any, drawn: Tensor) -> Any:
+    return drawn.numpy().astype(np.float32) if maths is np else drawn.float()
+
+
+def uniform(key: int, index: Tensor) -> Tensor:
+    """Draw a uniform number for each sample: an odd multiple of 2^-24 in (0, 1), the same on every device.
+
+    Args:
+        key: 64 bits.
+        index: (B,) int64, numbers of the samples in [0, 2^40).
+
+    Returns:
+        (B,) float32, on the device of index.
+    """
+    bits = words(key, index.long() * BLOCKS, 4)[:, 0].to(torch.int64) & WORD
+    return ((bits >> 9).float() + 0.5) * 2.0**-23
+
+
+def subset(key: int, index: Tensor, size: int, kept: int) -> Tensor:
+    """Draw ``kept`` of the numbers below ``size`` for each sample, the same on every device.
+
+    Args:
+        key: 64 bits.
+        index: (B,) int64, numbers of the samples in [0, 2^40).
+        size: Numbers to choose from.
+        kept: Numbers chosen.
+
+    Returns:
+        (B, kept) int64, ascending in each row, on the device of index.
+    """
+    drawn = words(key, index.long() * BLOCKS, 4 * math.ceil(size / 4))[:, :size]
+    return drawn.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
