@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from toys.shards import latent_members, write_toy_shards
 
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.data.shard_index import ShardWriter
 from leam_mm.diffusion.rectified_flow import RectifiedFlow
 from leam_mm.errors import UserError
@@ -39,6 +40,7 @@ class Painter:
     process = RectifiedFlow()
     codec = SimpleNamespace(encode=lambda image: image, decode=lambda latent: latent + 0.2, downscale=4)
     latent_size = 4
+    stream = PhiloxStream()
 
     def __init__(self, grey: float) -> None:
         self.grey = grey

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from leam_mm.data import philox
-from leam_mm.data.philox import BLOCKS, composed_words, standard_normal, subset, torch_words, uniform, words
+from leam_mm.data.philox import BLOCKS, box_muller, composed_words, standard_normal, subset, torch_words, uniform, words
 from leam_mm.errors import UserError
 
 # Counter, key and words of philox4x32 with 10 rounds in tests/kat_vectors of Random123 (DEShawResearch/random123).
@@ -29,6 +29,10 @@ def test_published_words(counter: str, key: str, expected: str) -> None:
     assert [int(word) for word in philox.philox((one, two, three, four), low | high << 32)] == numbers(expected)
 
 
+def empty(rows: int, count: int) -> torch.Tensor:
+    return torch.zeros(rows, count, dtype=torch.int32)
+
+
 def scalar_words(key: int, block: int) -> list[int]:
     """One block by Python's own integers, written from the paper."""
     a, b, c, d, low, high = block & 0xFFFFFFFF, block >> 32, 0, 0, key & 0xFFFFFFFF, key >> 32
@@ -44,20 +48,21 @@ def test_all_ways_draw_the_same_bits() -> None:
     start = torch.tensor([number - (1 << 64) if number >> 63 else number for number in starts])
     for key in (0, SOME, (1 << 64) - 3):
         expected = [[word for block in range(3) for word in scalar_words(key, first + block)] for first in starts]
-        for way in (composed_words, words):
-            assert (way(key, start, 12).long() & 0xFFFFFFFF).tolist() == expected
+        for drawn in (composed_words(key, start, empty(4, 12)), words(key, start, 12)):
+            assert (drawn.long() & 0xFFFFFFFF).tolist() == expected
 
 
 @pytest.mark.skipif(not philox._kernel_agrees("cpu"), reason="this torch has no kernel for the stream")
 def test_kernel_of_torch_draws_the_same_bits() -> None:
     start = torch.randint(-(2**63), 2**63 - 1, (50,), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(torch_words(SOME, start, 64), composed_words(SOME, start, 64))
+    assert torch.equal(torch_words(SOME, start, empty(50, 64)), composed_words(SOME, start, empty(50, 64)))
 
 
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_bits_and_normals() -> None:
     index = torch.tensor([0, 3, 1 << 39])
-    assert torch.equal(composed_words(SOME, index.cuda(), 64).cpu(), composed_words(SOME, index, 64))
+    composed = composed_words(SOME, index.cuda(), empty(3, 64).cuda())
+    assert torch.equal(composed.cpu(), composed_words(SOME, index, empty(3, 64)))
     assert torch.equal(words(SOME, index.cuda(), 64).cpu(), words(SOME, index, 64))
     assert torch.equal(uniform(SOME, index.cuda()).cpu(), uniform(SOME, index))
     assert torch.equal(subset(SOME, index.cuda(), 40, 9).cpu(), subset(SOME, index, 40, 9))
@@ -67,15 +72,16 @@ def test_a_gpu_draws_the_same_bits_and_normals() -> None:
 def test_torch_and_numpy_compute_the_same_normals_to_rounding() -> None:
     index = torch.arange(40)
     ours = standard_normal(SOME, index, 4096)
-    theirs = torch.empty_like(ours)
-    philox._draw(torch, SOME, index * BLOCKS, theirs)  # what a device does
+    theirs, start = torch.empty_like(ours), index * BLOCKS
+    # What a device does.
+    box_muller(torch, words(SOME, start, 2048).float(), words(SOME, start + 512, 2048).float(), theirs)
     # A float32 near 2 has a step of 2.4e-7; three functions with a rounding each.
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_normals_follow_their_closed_form() -> None:
     drawn = standard_normal(SOME, torch.tensor([5]), 16)[0].double().numpy()
-    signed = composed_words(SOME, torch.tensor([5 * BLOCKS]), 16)[0].double().numpy()
+    signed = composed_words(SOME, torch.tensor([5 * BLOCKS]), empty(1, 16))[0].double().numpy()
     radius = np.sqrt(-2 * np.log((np.abs(signed[:8]) + 0.5) * 2.0**-31))
     angle = signed[8:] * np.pi * 2.0**-31
     expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
@@ -110,10 +116,10 @@ def test_any_size_is_drawn() -> None:
 def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = [0, 1, -1, 2**31 - 1, -(2**31), 2**30, 255, 256]
 
-    def fixed(key: int, start: torch.Tensor, count: int) -> torch.Tensor:
-        return torch.tensor([extremes[:count]], dtype=torch.int32)
+    def fixed(key: int, start: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        return drawn.copy_(torch.tensor([extremes]))
 
-    monkeypatch.setattr(philox, "words", fixed)
+    monkeypatch.setattr(philox, "fill_words", fixed)
     drawn = standard_normal(0, torch.tensor([0]), 16)
     assert drawn.isfinite().all() and 6.6 < drawn.abs().max() < 6.7
     for word in extremes:

@@ -1,8 +1,17 @@
 """Streams of random numbers: which one a run has, and that a checkpoint keeps it."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+from toys.codecs import codec_module
+from toys.generators import SignLatents, generator_module, save_generator, sign_batch, sign_generator_section
+from toys.runs import assert_equal
 
+from leam_mm.checkpoint import EVIDENCE, build_module, load_module
+from leam_mm.data.batch import collate_samples
 from leam_mm.data.random_stream import RECORD, NumpyStream, PhiloxStream, RandomStream, recorded_stream
 from leam_mm.errors import UserError
 
@@ -31,6 +40,19 @@ def test_noise_belongs_to_the_sample_not_to_the_batch(stream: RandomStream) -> N
     assert not torch.equal(whole[0], whole[1])
     assert not torch.equal(whole, stream.normal(2, torch.arange(6), "noise", (2, 3)))
     assert not torch.equal(whole, stream.normal(1, torch.arange(6), "time", (2, 3)))
+
+
+@STREAMS
+def test_a_run_in_double_precision_sees_the_same_numbers(stream: RandomStream) -> None:
+    index = torch.arange(5)
+    expected = stream.normal(1, index, "noise", (4, 9)), stream.uniform(1, index, "time")
+    torch.set_default_dtype(torch.float64)  # as precision 64-true does in a training step
+    try:
+        found = stream.normal(1, index, "noise", (4, 9)), stream.uniform(1, index, "time")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32 and torch.equal(one, other)
 
 
 @STREAMS
@@ -80,3 +102,63 @@ def test_a_checkpoint_without_a_name_has_numpys_stream() -> None:
         assert type(recorded_stream({RECORD: stream.name})) is type(stream)
     with pytest.raises(UserError, match="'mersenne', which this version does not have"):
         recorded_stream({RECORD: "mersenne"})
+
+
+def train(folder: Path, epochs: int, stream: RandomStream | None = None, ckpt_path: Path | None = None) -> dict:
+    """Train a generator of its own, and return its last checkpoint, which is in ``last.ckpt``."""
+    module = generator_module()
+    if stream is not None:
+        module._use_stream(stream)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=epochs, default_root_dir=folder, enable_checkpointing=False, **quiet
+    )
+    data = DataLoader(SignLatents(48), batch_size=16, collate_fn=collate_samples)
+    trainer.fit(module, data, ckpt_path=ckpt_path, weights_only=True)
+    folder.mkdir(exist_ok=True)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize(("stream", "named"), [(PhiloxStream(), True), (NumpyStream(), True), (NumpyStream(), False)])
+def test_a_run_resumes_with_the_stream_that_it_began_with(stream: RandomStream, named: bool, tmp_path: Path) -> None:
+    begun = train(tmp_path / "begun", 1, stream)
+    assert begun[EVIDENCE][RECORD] == stream.name
+    if not named:  # as checkpoints were before they had names
+        del begun[EVIDENCE][RECORD]
+    torch.save(begun, tmp_path / "old.ckpt")
+    whole, resumed = train(tmp_path / "whole", 2, stream), train(tmp_path / "resumed", 2, None, tmp_path / "old.ckpt")
+    assert resumed[EVIDENCE][RECORD] == stream.name
+    for name in ("state_dict", "optimizer_states"):
+        assert_equal(resumed[name], whole[name], name)
+    other = NumpyStream() if stream.name != "numpy" else PhiloxStream()
+    elsewhere = train(tmp_path / "other", 2, other)
+    assert any(not torch.equal(whole["state_dict"][name], value) for name, value in elsewhere["state_dict"].items())
+
+
+def test_new_modules_draw_with_philox_and_rebuilt_ones_as_their_checkpoint_says(tmp_path: Path) -> None:
+    section = sign_generator_section()
+    module = build_module(section)
+    assert isinstance(module.stream, PhiloxStream) and module.stream is module.conditioning.stream
+    assert isinstance(codec_module().stream, PhiloxStream)
+    save_generator(module, section, tmp_path / "new")
+    assert isinstance(load_module(tmp_path / "new").stream, PhiloxStream)
+    checkpoint = torch.load(tmp_path / "new" / "checkpoints" / "last.ckpt", weights_only=True)
+    del checkpoint[EVIDENCE][RECORD]
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    old = load_module(tmp_path / "old.ckpt")
+    assert isinstance(old.stream, NumpyStream) and old.stream is old.conditioning.stream
+    checkpoint[EVIDENCE][RECORD] = "mersenne"
+    torch.save(checkpoint, tmp_path / "unknown.ckpt")
+    with pytest.raises(UserError, match="mersenne"):
+        load_module(tmp_path / "unknown.ckpt")
+
+
+def test_images_of_an_old_generator_keep_their_noise() -> None:
+    old, new = generator_module(), generator_module()
+    old._use_stream(NumpyStream())
+    images = [module.sample(["a", "b"], seed=3, steps=2, first_index=5) for module in (old, new)]
+    assert not torch.equal(*images)
+    batch = sign_batch(range(4))
+    with torch.no_grad():
+        assert not torch.equal(old.sample_losses(batch), new.sample_losses(batch))

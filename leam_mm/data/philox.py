@@ -20,7 +20,7 @@ from leam_mm.errors import UserError
 ROUNDS, MULTIPLIERS, KEY_STEPS = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 BLOCKS = 1 << 24  # of one sample: 64 M words; 2^40 samples fill a counter of 64 bits
-PART = 1 << 16  # words that a CPU draws at a time, so that its arrays stay in the cache
+PART = 1 << 15  # words that a CPU draws at a time, so that its arrays stay in the cache
 THREADED = 1 << 18  # numbers from which threads save more time than they take to start
 
 
@@ -44,47 +44,48 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
     return a, b, c, d
 
 
-def composed_words(key: int, start: Tensor, count: int) -> Tensor:
-    """Compute `words` with operations that every backend of torch has."""
-    blocks = start[:, None] + torch.arange(count // 4, device=start.device)
+def composed_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
+    """Do what `fill_words` does with operations that every backend of torch has."""
+    blocks = start[:, None] + torch.arange(drawn.shape[1] // 4, device=start.device)
     zero = torch.zeros_like(blocks)
-    drawn = torch.stack(philox((blocks & WORD, (blocks >> 32) & WORD, zero, zero), key), -1).flatten(1)
-    return ((drawn ^ 0x80000000) - 0x80000000).to(torch.int32)
+    found = torch.stack(philox((blocks & WORD, (blocks >> 32) & WORD, zero, zero), key), -1).flatten(1)
+    return drawn.copy_((found ^ 0x80000000) - 0x80000000)
 
 
-def torch_words(key: int, start: Tensor, count: int) -> Tensor:
-    """Compute `words` with the kernel of torch.func._random, which is one pass but experimental."""
-    keys = torch.stack([torch.full_like(start, _signed(key)), start], -1)[:, None].view(torch.uint64)
-    drawn = torch.empty(len(start), count, dtype=torch.int32, device=start.device)
-    return torch.ops.aten._philox_randint_(drawn, keys)
+def torch_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
+    """Do what `fill_words` does with the kernel of torch.func._random, which is one pass but experimental."""
+    keys = torch.stack([torch.full_like(start, key - (1 << 64) if key >> 63 else key), start], -1)
+    return torch.ops.aten._philox_randint_(drawn, keys[:, None].view(torch.uint64))
 
 
-def words(key: int, start: Tensor, count: int) -> Tensor:
-    """Return consecutive words of the stream of a key for each row.
+def fill_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
+    """Fill a tensor with consecutive words of the stream of a key for each row.
 
     Args:
         key: 64 bits.
         start: (B,) int64, number of each row's first block.
-        count: Words a row, a multiple of 4.
+        drawn: (B, W) int32, contiguous, W a multiple of 4; it gets the bits of the words.
 
     Returns:
-        (B, count) int32 with the bits of the words.
+        drawn.
     """
-    return (torch_words if _kernel_agrees(start.device.type) else composed_words)(key, start, count)
+    return (torch_words if _kernel_agrees(start.device.type) else composed_words)(key, start, drawn)
+
+
+def words(key: int, start: Tensor, count: int) -> Tensor:
+    """Return a new tensor (B, count) int32 with consecutive words; see `fill_words`."""
+    return fill_words(key, start, torch.empty(len(start), count, dtype=torch.int32, device=start.device))
 
 
 @lru_cache
 def _kernel_agrees(device: str) -> bool:
-    """Return whether this torch has a kernel for a type of device that returns the words defined here."""
-    start = torch.tensor([0, (1 << 62) + 12345, -1], device=device)
+    """Return whether this torch has a kernel for a type of device that draws the words defined here."""
+    key, start = 0xA4093822299F31D0, torch.tensor([0, (1 << 62) + 12345, -1], device=device)
+    theirs, ours = torch.zeros(2, 3, 8, dtype=torch.int32, device=device)
     try:
-        return torch.equal(torch_words(0xA4093822299F31D0, start, 8), composed_words(0xA4093822299F31D0, start, 8))
+        return torch.equal(torch_words(key, start, theirs), composed_words(key, start, ours))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
-
-
-def _signed(key: int) -> int:
-    return key - (1 << 64) if key >> 63 else key
 
 
 def standard_normal(key: int, index: Tensor, count: int) -> Tensor:
@@ -105,32 +106,49 @@ def standard_normal(key: int, index: Tensor, count: int) -> Tensor:
     if 2 * half > 4 * BLOCKS:
         raise UserError(f"{count} random numbers for one sample are more than {4 * BLOCKS}: make the samples smaller")
     start = index.long() * BLOCKS
-    drawn = torch.empty(len(index), 2 * half, device=index.device)
+    drawn = torch.empty(len(index), 2 * half, dtype=torch.float32, device=index.device)
     if index.device.type == "cpu":
-        _draw_parts(key, start, drawn.numpy())
+        _draw_on_cpu(key, start, drawn)
     else:
-        _draw(torch, key, start, drawn)
+        box_muller(torch, words(key, start, half).float(), words(key, start + half // 4, half).float(), drawn)
     return drawn[:, :count]
 
 
-def _draw_parts(key: int, start: Tensor, drawn: np.ndarray) -> None:
-    """Fill rows of normal numbers part by part with numpy, whose log, sine and cosine take half of torch's time."""
-    rows = max(1, 2 * PART // max(1, drawn.shape[1]))
-    parts = [slice(first, first + rows) for first in range(0, len(drawn), rows)]
-    threads = min(torch.get_num_threads(), len(parts)) if drawn.size >= THREADED else 1
-    if threads == 1:
-        for part in parts:
-            _draw(np, key, start[part], drawn[part])
+def _draw_on_cpu(key: int, start: Tensor, drawn: Tensor) -> None:
+    """Fill rows of normal numbers part by part, with numpy, whose log, sine and cosine take half of torch's time."""
+    half = drawn.shape[1] // 2
+    rows = max(1, PART // max(1, half))
+    firsts = range(0, len(drawn), rows)
+    threads = min(torch.get_num_threads(), len(firsts)) if drawn.numel() >= THREADED else 1
+
+    def work(firsts: range) -> None:
+        bits = torch.empty(min(rows, len(drawn)), half, dtype=torch.int32)
+        radius, angle = np.empty((2, *bits.shape), np.float32)
+        for first in firsts:
+            part, numbers = start[first : first + rows], drawn[first : first + rows].numpy()
+            count = len(part)
+            for side, begin in ((radius, part), (angle, part + half // 4)):
+                np.copyto(side[:count], fill_words(key, begin, bits[:count]).numpy(), casting="unsafe")
+            box_muller(np, radius[:count], angle[:count], numbers)
+
+    if threads <= 1:
+        work(firsts)
         return
     with ThreadPoolExecutor(threads) as pool:  # kernels of torch and numpy release the interpreter lock
-        list(pool.map(lambda part: _draw(np, key, start[part], drawn[part]), parts))
+        list(pool.map(work, [firsts[thread::threads] for thread in range(threads)]))
 
 
-def _draw(maths: Any, key: int, start: Tensor, drawn: Any) -> None:
-    """Fill the rows of ``drawn`` with normal numbers, with the functions of numpy or torch."""
-    half = drawn.shape[1] // 2
-    radius, angle = (_float(maths, words(key, first, half)) for first in (start, start + half // 4))
-    # The bits of a word as a signed number s: |s| / 2^31 is uniform, and its floats are dense near 0, where tails are.
+def box_muller(maths: Any, radius: Any, angle: Any, drawn: Any) -> None:
+    """Compute normal numbers from words, with the functions of numpy or torch.
+
+    Args:
+        maths: The module numpy or torch.
+        radius: (B, H) float32, words as signed numbers s; overwritten. |s| / 2^31 is uniform in [0, 1], and its floats
+            are dense near 0, where tails are.
+        angle: (B, H) float32, words as signed numbers, in steps of pi / 2^31; overwritten.
+        drawn: (B, 2 H) float32, gets the results: cosines in its first half, sines in its second.
+    """
+    half = radius.shape[1]
     maths.abs(radius, out=radius)
     maths.add(radius, 0.5, out=radius)
     maths.multiply(radius, 2.0**-31, out=radius)
@@ -138,12 +156,9 @@ def _draw(maths: Any, key: int, start: Tensor, drawn: Any) -> None:
     maths.multiply(radius, -2.0, out=radius)
     maths.sqrt(radius, out=radius)
     maths.multiply(angle, math.pi * 2.0**-31, out=angle)
-    maths.multiply(radius, maths.cos(angle), out=drawn[:, :half])
-    maths.multiply(radius, maths.sin(angle, out=angle), out=drawn[:, half:])
-
-
-def _float(maths: Any, drawn: Tensor) -> Any:
-    return drawn.numpy().astype(np.float32) if maths is np else drawn.float()
+    for function, side in ((maths.cos, drawn[:, :half]), (maths.sin, drawn[:, half:])):
+        function(angle, out=side)
+        maths.multiply(side, radius, out=side)
 
 
 def uniform(key: int, index: Tensor) -> Tensor:

@@ -111,6 +111,7 @@ SHORT = (
     ("sampling", 60, "--repeats 3", "--repeats 1 --pictures 2"),
     ("end_to_end", 90, "--repeats 3 --samples 2000 --workers 4", "--repeats 1 --samples 64"),
     ("ema_update", 60, "--repeats 7", "--repeats 1"),
+    ("noise_streams", 30, "--repeats 7", "--repeats 1"),
     ("generator_step_from_shards", 120, "--repeats 3 --size base", "--repeats 1 --size quickstart --eager"),
 )
 

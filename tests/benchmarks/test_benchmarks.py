@@ -18,6 +18,7 @@ BENCHMARKS = (
     "embedding_search",
     "near_duplicates",
     "ema_update",
+    "noise_streams",
     "sampling",
     "contrastive_exactness",
     "contrastive_memory",
