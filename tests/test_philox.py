@@ -6,7 +6,17 @@ import torch
 from scipy import stats
 
 from leam_mm.data import philox
-from leam_mm.data.philox import BLOCKS, box_muller, composed_words, standard_normal, subset, torch_words, uniform, words
+from leam_mm.data.philox import (
+    BLOCKS,
+    box_muller,
+    composed_words,
+    rows_of,
+    standard_normal,
+    subset,
+    torch_words,
+    uniform,
+    words,
+)
 from leam_mm.errors import UserError
 
 # Counter, key and words of philox4x32 with 10 rounds in tests/kat_vectors of Random123 (DEShawResearch/random123).
@@ -24,9 +34,8 @@ def numbers(text: str) -> list[int]:
 
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED)
 def test_published_words(counter: str, key: str, expected: str) -> None:
-    low, high = numbers(key)
-    one, two, three, four = (torch.tensor([word]) for word in numbers(counter))
-    assert [int(word) for word in philox.philox((one, two, three, four), low | high << 32)] == numbers(expected)
+    words, keys = ([torch.tensor([word]) for word in numbers(text)] for text in (counter, key))
+    assert [int(word) for word in philox.philox(words, keys)] == numbers(expected)
 
 
 def empty(rows: int, count: int) -> torch.Tensor:
@@ -45,25 +54,25 @@ def scalar_words(key: int, block: int) -> list[int]:
 
 def test_all_ways_draw_the_same_bits() -> None:
     starts = [0, 7, (1 << 40) * BLOCKS - 5, 12345 * BLOCKS]
-    start = torch.tensor([number - (1 << 64) if number >> 63 else number for number in starts])
     for key in (0, SOME, (1 << 64) - 3):
         expected = [[word for block in range(3) for word in scalar_words(key, first + block)] for first in starts]
-        for drawn in (composed_words(key, start, empty(4, 12)), words(key, start, 12)):
+        rows = torch.tensor([[number - (number >> 63 << 64) for number in (key, first)] for first in starts])
+        for drawn in (composed_words(rows, empty(4, 12)), words(rows, 12)):
             assert (drawn.long() & 0xFFFFFFFF).tolist() == expected
 
 
 @pytest.mark.skipif(not philox._kernel_agrees("cpu"), reason="this torch has no kernel for the stream")
 def test_kernel_of_torch_draws_the_same_bits() -> None:
-    start = torch.randint(-(2**63), 2**63 - 1, (50,), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(torch_words(SOME, start, empty(50, 64)), composed_words(SOME, start, empty(50, 64)))
+    rows = torch.randint(-(2**63), 2**63 - 1, (50, 2), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch_words(rows, empty(50, 64)), composed_words(rows, empty(50, 64)))
 
 
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_bits_and_normals() -> None:
     index = torch.tensor([0, 3, 1 << 39])
-    composed = composed_words(SOME, index.cuda(), empty(3, 64).cuda())
-    assert torch.equal(composed.cpu(), composed_words(SOME, index, empty(3, 64)))
-    assert torch.equal(words(SOME, index.cuda(), 64).cpu(), words(SOME, index, 64))
+    rows = rows_of(SOME, index)
+    assert torch.equal(composed_words(rows.cuda(), empty(3, 64).cuda()).cpu(), composed_words(rows, empty(3, 64)))
+    assert torch.equal(words(rows.cuda(), 64).cpu(), words(rows, 64))
     assert torch.equal(uniform(SOME, index.cuda()).cpu(), uniform(SOME, index))
     assert torch.equal(subset(SOME, index.cuda(), 40, 9).cpu(), subset(SOME, index, 40, 9))
     torch.testing.assert_close(standard_normal(SOME, index.cuda(), 999).cpu(), standard_normal(SOME, index, 999))
@@ -72,16 +81,16 @@ def test_a_gpu_draws_the_same_bits_and_normals() -> None:
 def test_torch_and_numpy_compute_the_same_normals_to_rounding() -> None:
     index = torch.arange(40)
     ours = standard_normal(SOME, index, 4096)
-    theirs, start = torch.empty_like(ours), index * BLOCKS
-    # What a device does.
-    box_muller(torch, words(SOME, start, 2048).float(), words(SOME, start + 512, 2048).float(), theirs)
+    radius, angle = (words(rows_of(SOME, index, skipped), 2048).float() for skipped in (0, 512))
+    theirs = torch.empty_like(ours)
+    box_muller(torch, radius, angle, theirs)  # what a device does
     # A float32 near 2 has a step of 2.4e-7; three functions with a rounding each.
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
 def test_normals_follow_their_closed_form() -> None:
     drawn = standard_normal(SOME, torch.tensor([5]), 16)[0].double().numpy()
-    signed = composed_words(SOME, torch.tensor([5 * BLOCKS]), empty(1, 16))[0].double().numpy()
+    signed = composed_words(rows_of(SOME, torch.tensor([5])), empty(1, 16))[0].double().numpy()
     radius = np.sqrt(-2 * np.log((np.abs(signed[:8]) + 0.5) * 2.0**-31))
     angle = signed[8:] * np.pi * 2.0**-31
     expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
@@ -116,7 +125,7 @@ def test_any_size_is_drawn() -> None:
 def test_extreme_words_give_finite_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = [0, 1, -1, 2**31 - 1, -(2**31), 2**30, 255, 256]
 
-    def fixed(key: int, start: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    def fixed(rows: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         return drawn.copy_(torch.tensor([extremes]))
 
     monkeypatch.setattr(philox, "fill_words", fixed)
@@ -155,7 +164,7 @@ def test_samples_positions_and_keys_are_uncorrelated() -> None:
     ):
         assert float((left * right).mean(1).abs().max()) < 2 * limit
         assert abs(float((left * right).mean())) < limit / 4
-    blocks = {tuple(row) for row in words(SOME, index * BLOCKS, 64).view(-1, 4).tolist()}
+    blocks = {tuple(row) for row in words(rows_of(SOME, index), 64).view(-1, 4).tolist()}
     assert len(blocks) == 64 * 16
 
 

@@ -7,6 +7,7 @@ computed from them with logarithm, sine and cosine is the same to the rounding o
 """
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -20,21 +21,21 @@ from leam_mm.errors import UserError
 ROUNDS, MULTIPLIERS, KEY_STEPS = 10, (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 WORD = 0xFFFFFFFF
 BLOCKS = 1 << 24  # of one sample: 64 M words; 2^40 samples fill a counter of 64 bits
-PART = 1 << 15  # words that a CPU draws at a time, so that its arrays stay in the cache
+PART = 1 << 16  # words that a CPU draws at a time, so that its arrays stay in the cache
 THREADED = 1 << 18  # numbers from which threads save more time than they take to start
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the four words of each block.
 
     Args:
         counter: Four words of any one shape, int64 in [0, 2^32).
-        key: 64 bits, the first word of the key in the lower half.
+        key: Two words, int64 in [0, 2^32), that broadcast with the counter's.
 
     Returns:
         Four words of that shape, int64 in [0, 2^32).
     """
-    (a, b, c, d), keys = counter, [key & WORD, key >> 32]
+    (a, b, c, d), keys = counter, key
     for _ in range(ROUNDS):
         # The product of two words needs 64 bits; int64 has them, and the shift's copies of the sign are masked.
         first, second = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
@@ -44,46 +45,52 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: int) -> tuple[Te
     return a, b, c, d
 
 
-def composed_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
+def composed_words(rows: Tensor, drawn: Tensor) -> Tensor:
     """Do what `fill_words` does with operations that every backend of torch has."""
-    blocks = start[:, None] + torch.arange(drawn.shape[1] // 4, device=start.device)
+    keys, starts = rows[:, :1], rows[:, 1:]
+    blocks = starts + torch.arange(drawn.shape[1] // 4, device=rows.device)
     zero = torch.zeros_like(blocks)
-    found = torch.stack(philox((blocks & WORD, (blocks >> 32) & WORD, zero, zero), key), -1).flatten(1)
+    counter, key = (blocks & WORD, (blocks >> 32) & WORD, zero, zero), (keys & WORD, (keys >> 32) & WORD)
+    found = torch.stack(philox(counter, key), -1).flatten(1)
     return drawn.copy_((found ^ 0x80000000) - 0x80000000)
 
 
-def torch_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
+def torch_words(rows: Tensor, drawn: Tensor) -> Tensor:
     """Do what `fill_words` does with the kernel of torch.func._random, which is one pass but experimental."""
-    keys = torch.stack([torch.full_like(start, key - (1 << 64) if key >> 63 else key), start], -1)
-    return torch.ops.aten._philox_randint_(drawn, keys[:, None].view(torch.uint64))
+    return torch.ops.aten._philox_randint_(drawn, rows[:, None].view(torch.uint64))
 
 
-def fill_words(key: int, start: Tensor, drawn: Tensor) -> Tensor:
-    """Fill a tensor with consecutive words of the stream of a key for each row.
+def fill_words(rows: Tensor, drawn: Tensor) -> Tensor:
+    """Fill each row of a tensor with consecutive words.
 
     Args:
-        key: 64 bits.
-        start: (B,) int64, number of each row's first block.
+        rows: (B, 2) int64, the 64 bits of each row's key and the number of its first block.
         drawn: (B, W) int32, contiguous, W a multiple of 4; it gets the bits of the words.
 
     Returns:
         drawn.
     """
-    return (torch_words if _kernel_agrees(start.device.type) else composed_words)(key, start, drawn)
+    return (torch_words if _kernel_agrees(rows.device.type) else composed_words)(rows, drawn)
 
 
-def words(key: int, start: Tensor, count: int) -> Tensor:
-    """Return a new tensor (B, count) int32 with consecutive words; see `fill_words`."""
-    return fill_words(key, start, torch.empty(len(start), count, dtype=torch.int32, device=start.device))
+def rows_of(key: int, index: Tensor, skipped: int = 0) -> Tensor:
+    """Return the rows (B, 2) of `fill_words` for samples (B,) int64, after so many blocks of each."""
+    starts = index.long() * BLOCKS + skipped
+    return torch.stack([torch.full_like(starts, key - (key >> 63 << 64)), starts], 1)
+
+
+def words(rows: Tensor, count: int) -> Tensor:
+    """Return a new tensor (B, count) int32 of `fill_words`."""
+    return fill_words(rows, torch.empty(len(rows), count, dtype=torch.int32, device=rows.device))
 
 
 @lru_cache
 def _kernel_agrees(device: str) -> bool:
     """Return whether this torch has a kernel for a type of device that draws the words defined here."""
-    key, start = 0xA4093822299F31D0, torch.tensor([0, (1 << 62) + 12345, -1], device=device)
+    rows = torch.tensor([[0, 0], [-0x299F31D0A4093822, (1 << 62) + 12345], [5, -1]], device=device)
     theirs, ours = torch.zeros(2, 3, 8, dtype=torch.int32, device=device)
     try:
-        return torch.equal(torch_words(key, start, theirs), composed_words(key, start, ours))
+        return torch.equal(torch_words(rows, theirs), composed_words(rows, ours))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
@@ -105,37 +112,37 @@ def standard_normal(key: int, index: Tensor, count: int) -> Tensor:
     half = 4 * math.ceil(count / 8)
     if 2 * half > 4 * BLOCKS:
         raise UserError(f"{count} random numbers for one sample are more than {4 * BLOCKS}: make the samples smaller")
-    start = index.long() * BLOCKS
-    drawn = torch.empty(len(index), 2 * half, dtype=torch.float32, device=index.device)
+    radius, angle = rows_of(key, index), rows_of(key, index, half // 4)
     if index.device.type == "cpu":
-        _draw_on_cpu(key, start, drawn)
-    else:
-        box_muller(torch, words(key, start, half).float(), words(key, start + half // 4, half).float(), drawn)
+        return _draw_on_cpu(radius, angle, half)[:, :count]
+    drawn = torch.empty(len(index), 2 * half, dtype=torch.float32, device=index.device)
+    box_muller(torch, words(radius, half).float(), words(angle, half).float(), drawn)
     return drawn[:, :count]
 
 
-def _draw_on_cpu(key: int, start: Tensor, drawn: Tensor) -> None:
-    """Fill rows of normal numbers part by part, with numpy, whose log, sine and cosine take half of torch's time."""
-    half = drawn.shape[1] // 2
+def _draw_on_cpu(radius: Tensor, angle: Tensor, half: int) -> Tensor:
+    """Draw rows of normal numbers part by part, with numpy, whose log, sine and cosine take half of torch's time."""
+    drawn = np.empty((len(radius), 2 * half), np.float32)  # numpy gets huge pages for large arrays, torch does not
     rows = max(1, PART // max(1, half))
     firsts = range(0, len(drawn), rows)
-    threads = min(torch.get_num_threads(), len(firsts)) if drawn.numel() >= THREADED else 1
+    threads = min(torch.get_num_threads(), len(firsts)) if drawn.size >= THREADED else 1
 
     def work(firsts: range) -> None:
         bits = torch.empty(min(rows, len(drawn)), half, dtype=torch.int32)
-        radius, angle = np.empty((2, *bits.shape), np.float32)
+        signed = np.empty((2, *bits.shape), np.float32)
         for first in firsts:
-            part, numbers = start[first : first + rows], drawn[first : first + rows].numpy()
-            count = len(part)
-            for side, begin in ((radius, part), (angle, part + half // 4)):
-                np.copyto(side[:count], fill_words(key, begin, bits[:count]).numpy(), casting="unsafe")
-            box_muller(np, radius[:count], angle[:count], numbers)
+            part = slice(first, first + rows)
+            count = len(drawn[part])
+            for side, keys in zip(signed, (radius, angle), strict=True):
+                np.copyto(side[:count], fill_words(keys[part], bits[:count]).numpy(), casting="unsafe")
+            box_muller(np, signed[0, :count], signed[1, :count], drawn[part])
 
     if threads <= 1:
         work(firsts)
-        return
-    with ThreadPoolExecutor(threads) as pool:  # kernels of torch and numpy release the interpreter lock
-        list(pool.map(work, [firsts[thread::threads] for thread in range(threads)]))
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # kernels of torch and numpy release the interpreter lock
+            list(pool.map(work, [firsts[thread::threads] for thread in range(threads)]))
+    return torch.from_numpy(drawn)
 
 
 def box_muller(maths: Any, radius: Any, angle: Any, drawn: Any) -> None:
@@ -171,7 +178,7 @@ def uniform(key: int, index: Tensor) -> Tensor:
     Returns:
         (B,) float32, on the device of index.
     """
-    bits = words(key, index.long() * BLOCKS, 4)[:, 0].to(torch.int64) & WORD
+    bits = words(rows_of(key, index), 4)[:, 0].to(torch.int64) & WORD
     return ((bits >> 9).float() + 0.5) * 2.0**-23
 
 
@@ -187,5 +194,5 @@ def subset(key: int, index: Tensor, size: int, kept: int) -> Tensor:
     Returns:
         (B, kept) int64, ascending in each row, on the device of index.
     """
-    drawn = words(key, index.long() * BLOCKS, 4 * math.ceil(size / 4))[:, :size]
+    drawn = words(rows_of(key, index), 4 * math.ceil(size / 4))[:, :size]
     return drawn.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
