@@ -3,7 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from leam_mm.data.caption_choice import CaptionMixture, choose_caption
+from leam_mm.data.caption_choice import CaptionChoice, CaptionMixture, choose_caption
+from leam_mm.data.language_curriculum import LanguageCurriculum
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.errors import UserError
 
@@ -36,6 +37,22 @@ def test_language_weights_are_relative() -> None:
 def test_languages_limit_where_they_can() -> None:
     assert set(drawn(50, languages=["ga"])) == {"madra"}
     assert len(drawn(50, languages=["mt"])) > 1  # a sample without any of them keeps its captions
+
+
+@pytest.mark.parametrize(("index", "alone"), [(0, True), (9, True), (10, False), (50, False)])
+def test_a_curriculum_starts_with_one_language_where_a_sample_has_it(index: int, alone: bool) -> None:
+    def languages(language: str) -> object:
+        choice = CaptionChoice(curriculum=LanguageCurriculum(language, 10, 10))
+        return choice.languages_at(CAPTIONS, index, np.random.default_rng(0), ["de", "en"])
+
+    assert languages("ga") == (["ga"] if alone else ["de", "en"])
+    assert languages("mt") == ["de", "en"]
+
+
+@pytest.mark.parametrize(("alone", "until"), [(-1, 5), (6, 5)])
+def test_a_curriculum_that_ends_before_it_begins_is_refused(alone: int, until: int) -> None:
+    with pytest.raises(UserError, match="give 0 <= alone <= until"):
+        LanguageCurriculum("en", alone, until)
 
 
 def test_choice_is_a_function_of_seed_and_number() -> None:

@@ -13,6 +13,7 @@ from leam_mm.data.array_format import read_array
 from leam_mm.data.batch import SamplePosition
 from leam_mm.data.caption_choice import CaptionChoice, CaptionMixture
 from leam_mm.data.language_balance import LanguageBalance
+from leam_mm.data.language_curriculum import LanguageCurriculum
 from leam_mm.data.latents_module import LatentDecoding, LatentsModule
 from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardWriter
@@ -241,6 +242,24 @@ def test_languages_and_sources_of_stored_captions_in_closed_form(buckets: Path) 
         assert mixed.decode(stored.key, stored.members, index)["language"] == "en"
     assert abs(drawn["de"] / 1200 - 0.75) < 4 * (0.75 * 0.25 / 1200) ** 0.5
     assert isinstance(made.decode_validation, LatentDecoding) and made.decode_validation.language_weights is None
+
+
+def test_one_language_comes_first(buckets: Path) -> None:
+    curriculum = LanguageCurriculum("de", alone=400, until=1200)
+    made = bucketed(buckets, captions=CaptionChoice(curriculum=curriculum))
+    german = []
+    for index in range(1600):
+        stored = made.train_plan.read(index)  # type: ignore[union-attr]
+        german.append(made.decode(stored.key, stored.members, index)["language"] == "de")
+    assert all(german[:400])
+    # The share falls from 1 to 0, and half of the others are German, too.
+    for start, share in ((400, 7 / 8), (600, 5 / 8), (800, 3 / 8), (1000, 1 / 8), (1200, 0.0), (1400, 0.0)):
+        expected = share + (1 - share) / 2
+        assert abs(sum(german[start : start + 200]) / 200 - expected) < 4 * (expected * (1 - expected) / 200) ** 0.5
+    stored = made.train_plan.read(0)  # type: ignore[union-attr]
+    assert isinstance(made.decode_validation, LatentDecoding)
+    drawn = {made.decode_validation(stored.key, stored.members, n)["language"] for n in range(40)}
+    assert drawn == {"de", "en"}
 
 
 def test_languages_are_balanced_by_what_is_stored(tmp_path: Path) -> None:

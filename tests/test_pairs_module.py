@@ -10,6 +10,7 @@ from toys.shards import first_batch, write_toy_shards
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.caption_choice import CaptionMixture
 from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.language_curriculum import LanguageCurriculum
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.sample_plan import Source
@@ -75,6 +76,12 @@ def test_without_tokenizer_there_is_no_text(toy_shards: Path) -> None:
 def test_languages_choose(toy_shards: Path) -> None:
     assert set(first_batch(toy_shards, languages=["de"])["language"]) == {"de"}
     assert set(first_batch(toy_shards, language_weights={"de": 0.0})["language"]) == {"en"}
+
+
+def test_one_language_comes_first(toy_shards: Path) -> None:
+    first = first_batch(toy_shards, curriculum=LanguageCurriculum("de", 1000, 1000), per_image=3)
+    assert set(first["language"]) == {"de"}
+    assert len(set(first_batch(toy_shards, curriculum=LanguageCurriculum("de", 0, 0))["language"])) > 1
 
 
 def test_seed_names_order_crops_and_captions(toy_shards: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import accumulate
 import numpy as np
 
 from leam_mm.data.language_balance import LanguageBalance
+from leam_mm.data.language_curriculum import LanguageCurriculum
 from leam_mm.errors import UserError
 
 Caption = Mapping[str, object]  # with text and language, and mostly source
@@ -84,11 +85,33 @@ class CaptionChoice:
             validation.
         mixture: Weights of sources and lengths within a language; None draws its captions evenly. Not used in
             validation.
+        curriculum: One language at the start of the run; None draws all languages throughout. Not used in validation.
     """
 
     language_weights: dict[str, float] | None = None
     language_balance: LanguageBalance | None = None
     mixture: CaptionMixture | None = None
+    curriculum: LanguageCurriculum | None = None
+
+    def languages_at(
+        self,
+        captions: Sequence[Caption],
+        index: int,
+        generator: np.random.Generator,
+        languages: Sequence[str] | None = None,
+    ) -> Sequence[str] | None:
+        """Return the languages from which a caption of the sample that is seen ``index``-th is drawn; None is all.
+
+        Args:
+            captions: Captions of the sample.
+            index: Number of the sample in the run.
+            generator: Generator of this sample.
+            languages: What the recipe allows.
+        """
+        if self.curriculum is None or not self.curriculum.is_alone(index, generator):
+            return languages
+        alone = self.curriculum.language
+        return [alone] if any(caption["language"] == alone for caption in captions) else languages
 
 
 def choose_caption(

@@ -28,14 +28,15 @@ class LatentDecoding(Decoding):
     def __init__(self, seed: int, captions: CaptionChoice = DEFAULT_CAPTIONS) -> None:
         """See the class for the arguments."""
         super().__init__(seed, captions.language_weights)
-        self.mixture = captions.mixture
+        self.captions = captions
 
     def choose(self, captions: list[dict[str, Any]], index: int) -> int:
         """Return the position of the caption of the sample that is seen ``index``-th, drawn from (seed, index)."""
         generator = sample_generator(self.seed, index, "caption")
-        if self.language_weights is None and self.mixture is None:
+        languages, mixture = self.captions.languages_at(captions, index, generator), self.captions.mixture
+        if languages is None and self.language_weights is None and mixture is None:
             return int(generator.integers(len(captions)))
-        chosen = choose_caption(captions, generator, None, self.language_weights, self.mixture)
+        chosen = choose_caption(captions, generator, languages, self.language_weights, mixture)
         return next(position for position, caption in enumerate(captions) if caption is chosen)
 
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:

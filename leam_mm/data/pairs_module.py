@@ -30,6 +30,7 @@ class PairCaptions(CaptionChoice):
             validation.
         mixture: Weights of sources and lengths within a language; None draws its captions evenly. Not used in
             validation.
+        curriculum: One language at the start of the run; None draws all languages throughout. Not used in validation.
         tokenizer: Folder of the tokenizer; None leaves ``text`` out of the batch (codecs need none).
         context_length: L, tokens per caption.
         languages: Draw captions of these languages only, if a sample has any of them.
@@ -84,8 +85,9 @@ class PairDecoding(Decoding):
     def __call__(self, key: str, members: dict[str, bytes], index: int) -> Sample:
         """Decode a sample; crop, captions and languages are drawn from (seed, index)."""
         captions, generator = read_record(members, "captions"), sample_generator(self.seed, index, "caption")
+        languages = self.captions.languages_at(captions, index, generator, self.captions.languages)
         chosen = [
-            choose_caption(captions, generator, self.captions.languages, self.language_weights, self.captions.mixture)
+            choose_caption(captions, generator, languages, self.language_weights, self.captions.mixture)
             for _ in range(self.captions.per_image)
         ]
         return {
@@ -160,6 +162,6 @@ class PairsModule(PlannedModule):
         """See the class for the arguments."""
         self.stages = Stages(stages, batch_size, captions.context_length, seed) if stages is not None else None
         decode = PairDecoding(image, captions, seed, self.stages)
-        plain = PairDecoding(image.evaluation(), replace(captions, per_image=1, mixture=None))
+        plain = PairDecoding(image.evaluation(), replace(captions, per_image=1, mixture=None, curriculum=None))
         super().__init__(train, validation, batch_size, validation_samples, decode, plain, loading, captions)
         self.image_size = image.image_size
