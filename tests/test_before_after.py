@@ -41,6 +41,7 @@ class Painter:
     codec = SimpleNamespace(encode=lambda image: image, decode=lambda latent: latent + 0.2, downscale=4)
     latent_size = 4
     stream = PhiloxStream()
+    conditioning = SimpleNamespace(read=lambda batch: (batch["caption_state"], batch["caption_state"][..., 0] != 0))
 
     def __init__(self, grey: float) -> None:
         self.grey = grey
@@ -111,6 +112,19 @@ def test_the_loss_is_the_error_at_fixed_times_and_noises(tmp_path: Path) -> None
     assert np.allclose(losses[2.0] - 2 * losses[1.0] + losses[0.0], 2.0, atol=1e-5)  # the same noise for each
     assert not np.allclose(losses[0.0], held_out_losses(Painter(0.0), latents, 3, 1))
     assert np.array_equal(losses[0.0], held_out_losses(Painter(0.0), latents, 3, 0))
+
+
+def test_the_loss_is_for_the_captions_as_the_generator_reads_them(tmp_path: Path) -> None:
+    class Reader(Painter):
+        conditioning = SimpleNamespace(
+            read=lambda batch: (torch.full((len(batch["latent"]), 2, 3), 2.0), batch["caption_length"])
+        )
+
+        def ema_denoiser(self) -> Any:
+            return lambda x, time, state, mask: torch.ones_like(x) * state.mean()
+
+    latents = write_latents(tmp_path / "latents")
+    assert np.allclose(held_out_losses(Reader(0.0), latents, 2, 0), held_out_losses(Painter(2.0), latents, 2, 0))
 
 
 def test_the_report_shows_them_side_by_side(results: dict[str, dict[str, Any]], tmp_path: Path) -> None:

@@ -172,9 +172,8 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
     """
     found: list[Tensor] = []
     for batch in _batches(latents, 64):
-        state = batch["caption_state"]
-        mask = torch.arange(state.shape[1]) < batch["caption_length"][:, None]
-        found.append(sample_losses(module, batch["latent"], (state, mask), batch["sample_index"], draws, seed))
+        caption = module.conditioning.read(batch)  # a generator with a caption tower reads no stored states
+        found.append(sample_losses(module, batch["latent"], caption, batch["sample_index"], draws, seed))
     return torch.cat(found).numpy()
 
 
