@@ -15,6 +15,7 @@ from torch.nn import Module
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.evaluators.evaluator import EvaluationContext
+from leam_mm.evaluators.recorded_paths import recorded_path
 from leam_mm.evaluators.results import class_name, settings, versions
 from leam_mm.files import file_sha256
 from leam_mm.model_address import address_kind
@@ -33,8 +34,16 @@ def model_digests(context: EvaluationContext) -> dict[str, str]:
 
 
 def input_digests(evaluator: object) -> dict[str, str]:
-    """Return a digest for each file or folder that the settings of an evaluator name, by its path."""
-    return {str(path): _digest(path) for path in sorted(_paths(vars(evaluator)))}
+    """Return a digest for each file or folder that the settings of an evaluator name, by its recorded path.
+
+    Of several with one name outside the working folder, the later ones get a number.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(_paths(vars(evaluator))):
+        name = recorded_path(path)
+        same = sum(other == name or other.startswith(f"{name} (") for other in found)
+        found[f"{name} ({same + 1})" if same else name] = _digest(path)
+    return found
 
 
 def is_finished(

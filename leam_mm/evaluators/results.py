@@ -13,6 +13,7 @@ import torch
 
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext
+from leam_mm.evaluators.recorded_paths import recorded_path, without_machine_paths
 from leam_mm.files import write_bytes
 from leam_mm.json_text import parse_lines
 
@@ -78,14 +79,15 @@ def versions() -> dict[str, str]:
 
 def settings(evaluator: object) -> dict[str, Any]:
     """Return the settings of an evaluator or an audit as values that JSON can hold."""
-    return {key: _plain(value) for key, value in vars(evaluator).items()}
+    return {key: without_machine_paths(_plain(value)) for key, value in vars(evaluator).items()}
 
 
 def append_results(folder: Path, metrics: Sequence[Line], record: dict[str, Any]) -> None:
-    """Append one line for each metric to the folder's file, atomically."""
+    """Append one line for each metric to the folder's file, atomically; no line has an absolute path."""
     path = folder / RESULTS
     before = path.read_bytes() if path.exists() else b""  # of anyone: it may be no UTF-8, or end within a line
-    lines = [json.dumps(metric.as_dict() | record, ensure_ascii=False, default=str) + "\n" for metric in metrics]
+    rows = [without_machine_paths(metric.as_dict() | record) for metric in metrics]
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     end = b"\n" if before and not before.endswith(b"\n") else b""
     write_bytes(path, before + end + "".join(lines).encode())
 
@@ -124,7 +126,7 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
-        return str(value)
+        return recorded_path(value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -1,6 +1,7 @@
 """What a release states of each of its parts, from the run that trained it or from the folder it was taken from."""
 
 import logging
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,25 @@ from leam_mm.codecs.pretrained_codec import codec_file
 from leam_mm.documents.inference_flops import stage_uses
 from leam_mm.documents.release_facts import StageFacts
 from leam_mm.documents.training_flops import training_flops
+from leam_mm.evaluators.recorded_paths import recorded_path
 from leam_mm.files import file_sha256
 from leam_mm.release.data_sources import add_sources, data_folders
 
 log = logging.getLogger(__name__)
 MAX_CARD = 1 << 20  # bytes
+ABSOLUTE = re.compile(r"""(?m)(?<=[:-] )(?P<quote>['"]?)(?P<path>/[^\n'"]+)(?P=quote)$""")  # a value of YAML
+
+
+def recorded_recipe(text: str) -> str:
+    """Return the settings of a run, absolute paths among their values as in ``recorded_path``."""
+    return ABSOLUTE.sub(lambda found: f"{found['quote']}{recorded_path(found['path'])}{found['quote']}", text)
 
 
 def stage_facts(kind: str, path: Path, released: nn.Module, temporary: Path) -> StageFacts:
-    """Return what the checkpoint records about its run; copy its config unchanged into the release."""
+    """Return what the checkpoint records about its run; copy its config into the release, see `recorded_recipe`."""
     checkpoint = read_checkpoint(path)
     evidence = checkpoint[EVIDENCE]
-    (temporary / "configs" / f"{kind}.yaml").write_text(evidence["config"], encoding="utf-8")
+    (temporary / "configs" / f"{kind}.yaml").write_text(recorded_recipe(evidence["config"]), encoding="utf-8")
     recipe, seen = checkpoint_config(checkpoint), evidence.get("samples_seen")
     changes = [one for one in evidence.get("changes", []) if isinstance(one, dict)]
     flops, notes = training_flops(recipe, seen, changes)
