@@ -104,7 +104,7 @@ def test_evidence_is_plain_and_names_used_checkpoints_only(tmp_path: Path) -> No
     assert json.loads(json.dumps(found)) == found
     assert found["checkpoints"] == {"clip": {"path": "x.ckpt", "sha256": "ab"}, "generator": None}
     assert found["settings"] == {
-        "folder": str(tmp_path),
+        "folder": tmp_path.name,
         "languages": ["de"],
         "features": "leam_mm.evaluators.image_features.EfficientNetLite0",
         "limit": None,
