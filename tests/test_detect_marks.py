@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leam_mm.errors import UserError
 from leam_mm.marking.__main__ import main
 from leam_mm.marking.content_credentials import read
+from leam_mm.marking.decoder_mark import DecoderMark, UnmarkedImages
 from leam_mm.marking.generated_image import SOURCE_TYPE, save_generated
+from leam_mm.marking.mark_extractor import MarkExtractor
 
 
 class AlwaysFound:
@@ -96,6 +99,27 @@ def test_detectors_of_others(marked: Path, capsys: pytest.CaptureFixture) -> Non
     for wrong in ("nothing", "json.JSONDecoder", "absent_module.Mark"):
         with pytest.raises(UserError, match="--detector"):
             run_marking("detect", marked, "--detector", wrong)
+
+
+def test_a_folder_of_a_decoder_s_mark_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One detector has the message that it reads from the image, the other one the opposite."""
+    torch.manual_seed(0)
+    extractor = MarkExtractor(48, width=8, depth=1)
+    unmarked = UnmarkedImages(1000, "ab" * 32, 1.2, 0.48, 0.52, 0.05)
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    message = DecoderMark(extractor, np.zeros(48, bool), unmarked).read_bits(pixels)
+    DecoderMark(extractor, message, unmarked).write(tmp_path / "own")
+    DecoderMark(extractor, ~message, unmarked).write(tmp_path / "other")
+    image = tmp_path / "image.png"
+    Image.fromarray(pixels).save(image)
+    assert run_marking("detect", image) == 1  # without the folder, nothing knows this mark
+    assert run_marking("detect", image, "--mark", tmp_path / "other") == 1
+    assert run_marking("detect", image, "--mark", tmp_path / "own") == 0
+    capsys.readouterr()
+    assert run_marking("detect", image, "--mark", tmp_path / "other", tmp_path / "own", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["found"] is True
+    with pytest.raises(UserError, match="absent"):
+        run_marking("detect", image, "--mark", tmp_path / "absent")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

@@ -23,13 +23,13 @@ class Setting:
 def test_a_path_in_the_working_folder_is_relative_and_another_one_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "work" / "runs").mkdir(parents=True)
+    (tmp_path / "here" / "runs").mkdir(parents=True)
     (tmp_path / "other").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    assert recorded_path(tmp_path / "work" / "runs") == "runs" and recorded_path(tmp_path / "other") == "other"
+    monkeypatch.chdir(tmp_path / "here")
+    assert recorded_path(tmp_path / "here" / "runs") == "runs" and recorded_path(tmp_path / "other") == "other"
     assert recorded_path("../other") == "../other" and recorded_path("/") == "/"
     given = {
-        str(tmp_path / "other"): [f"read from {tmp_path}/work/runs; {tmp_path / 'other'}, twice {tmp_path / 'other'}."],
+        str(tmp_path / "other"): [f"read from {tmp_path}/here/runs; {tmp_path / 'other'}, twice {tmp_path / 'other'}."],
         "kept": [f"https://example.org{tmp_path / 'other'}", "a/b and/or 1/2", "/no/such/file", 3, None],
     }
     assert without_machine_paths(given) == {
