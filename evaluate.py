@@ -17,11 +17,15 @@ from argparse import ArgumentError
 from pathlib import Path
 from typing import Literal
 
+from leam_mm import errors
+
+if __name__ == "__main__":
+    errors.end_at_interrupt()  # the imports below take seconds
+
 import torch
 from jsonargparse import auto_cli
 from rich.console import Console
 
-from leam_mm import errors
 from leam_mm.checkpoint import find_checkpoint
 from leam_mm.errors import UserError
 from leam_mm.evaluate_commands import (

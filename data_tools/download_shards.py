@@ -29,13 +29,14 @@ must refuse private addresses itself. Hosts of --allow-private are asked without
 import logging
 import sys
 
-from data_tools.download.image_download import DownloadSettings, download_images
-from leam_mm.command_line import parse_settings
 from leam_mm.errors import run
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the program."""
+    """Run the program. The imports are here, because each worker process imports this file, too, and needs less."""
+    from data_tools.download.image_download import DownloadSettings, download_images
+    from leam_mm.command_line import parse_settings
+
     download_images(parse_settings(DownloadSettings, __doc__, args))
 
 

@@ -11,6 +11,7 @@ from types import FrameType
 
 from leam_mm.system_fault import fault_line
 
+INTERRUPTED = "interrupted by the keyboard; start the same command again to continue"
 LONGEST = 1000  # characters of a line
 MEMORY_ADDRESS = re.compile(r" ?<[^<>]{0,200} at 0x[0-9a-fA-F]+[^<>]{0,200}>| ?\bat 0x[0-9a-fA-F]{6,}\b")
 
@@ -59,6 +60,17 @@ def user_error(error: BaseException | None) -> UserError | None:
     return error
 
 
+def end_at_interrupt() -> None:
+    """Let Ctrl-C end the program in one line before ``run`` does so: while its libraries are imported, for seconds."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    _print_error(INTERRUPTED)
+    os._exit(130)  # an exception would reach the importing library, which may turn it into another one
+
+
 def run(main: Callable[[], object]) -> None:
     """Call a program's main function; a UserError or a fault of the machine becomes one line and exit code 2.
 
@@ -67,6 +79,8 @@ def run(main: Callable[[], object]) -> None:
     """
     threading.excepthook = _report_thread
     _raise_on_signals()
+    if signal.getsignal(signal.SIGINT) is _end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except Exception as error:
@@ -77,7 +91,7 @@ def run(main: Callable[[], object]) -> None:
         _print_error(line)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("error: interrupted by the keyboard; start the same command again to continue", file=sys.stderr)
+        _print_error(INTERRUPTED)
         raise SystemExit(130) from None
     except SignalReceived as received:
         name = signal.Signals(received.number).name

@@ -68,3 +68,28 @@ def test_small_drawing_on_a_large_page_is_judged_without_its_margins() -> None:
     letterbox = np.zeros((100, 120, 3), np.uint8)
     letterbox[20:80] = noise(60, 120)
     assert without_margins(letterbox).shape == (60, 120, 3)
+
+
+def test_two_plain_halves_are_no_margins() -> None:
+    flag = np.zeros((90, 120, 3), np.uint8)
+    flag[:45] = 255
+    for pixels in (flag, flag.transpose(1, 0, 2)):  # the rule failed on such a flag, or called it blank
+        assert without_margins(pixels).shape == pixels.shape
+        assert judge(pixels).kept and judge(pixels).value.endswith("1.00 bits")
+
+
+def test_edges_of_one_colour_are_found_whatever_the_others_are() -> None:
+    """Images whose edges are both busy take a short way: what is cut off is of one colour, and something is left."""
+    generator = np.random.default_rng(1)
+    for _ in range(300):
+        height, width = generator.integers(2, 30, 2)
+        pixels = np.full((height, width, 3), generator.integers(0, 256, 3), np.uint8)
+        top, left = generator.integers(0, height), generator.integers(0, width)
+        part = pixels[top : top + generator.integers(1, 30), left : left + generator.integers(1, 30)]
+        part[:] = generator.integers(0, 256, part.shape if generator.random() < 0.5 else 3)
+        found = without_margins(pixels)
+        assert 0 not in found.shape
+        first = (found.__array_interface__["data"][0] - pixels.__array_interface__["data"][0]) // (3 * width)
+        last = first + found.shape[0]
+        for margin in (pixels[:first], pixels[last:]):
+            assert margin.size == 0 or np.ptp(margin, axis=(0, 1)).max() <= 8

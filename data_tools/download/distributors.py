@@ -69,10 +69,13 @@ def download(setting: FetchSetting, scratch: Path) -> None:
         scratch: Working folder for img2dataset.
     """
     os.environ.update(NO_ALBUMENTATIONS_UPDATE="1", WANDB_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-    # img2dataset imports these at start, for telemetry and re-encoding. Without them it starts three seconds faster and
-    # sends no telemetry. None makes an import fail, which webdataset expects of torch.
+    # img2dataset imports these at start, for telemetry, re-encoding and tables in JSON. Without them it starts three
+    # seconds faster and sends no telemetry. None makes an import fail, which webdataset expects of torch.
     sys.modules["torch"] = None  # type: ignore[assignment]
-    for name in ("wandb", "albumentations"):
+    unused = ["wandb", "albumentations"]
+    if setting.distributor == "multiprocessing":
+        unused.append("pandas")
+    for name in unused:
         sys.modules[name] = types.ModuleType(name)
     if setting.distributor != "ray":
         sys.modules["ray"] = None  # type: ignore[assignment]

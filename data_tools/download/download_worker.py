@@ -28,9 +28,11 @@ from data_tools.network.link_address import host_of
 from data_tools.rights.opt_out_registry import OptOutRegistry
 from data_tools.rights.robots_rules import RobotsRules
 from data_tools.work.workers import end_with_parent
+from leam_mm.data.arrow_without_pandas import leave_pandas_out
 from leam_mm.data.legal_basis import basis_of
 from leam_mm.files import bytes_sha256
 
+leave_pandas_out()
 LINKS = pa.schema(
     [("part", pa.int64()), ("row", pa.int64()), ("url", pa.string()), ("legal_basis", pa.string())]
 )  # columns of a part to fetch

@@ -3,6 +3,7 @@
 Number and content of a chunk depend on the tables alone. A chunk whose file exists is not filtered again.
 """
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -59,8 +60,12 @@ def filter_rows(
             else:
                 yield table, source, path
 
+    jobs = missing_chunks()
+    first = list(itertools.islice(jobs, 2))
+    if len(first) < 2:  # a worker process costs more than it saves
+        processes = 1
     with WorkerPool(processes, LinkRules, settings) as pool:
-        for (table, *_), _ in pool.run(_filter_chunk, missing_chunks(), ahead=2 * processes):
+        for (table, *_), _ in pool.run(_filter_chunk, itertools.chain(first, jobs), ahead=2 * processes):
             progress(table.num_rows)
     return chunks, rows
 

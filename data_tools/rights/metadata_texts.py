@@ -21,6 +21,7 @@ PROFILE = "raw profile type "
 TEXTS = ("copyright", "disclaimer", "comment", "description", "licence", "license", "rights", "usage terms", "warning")
 IPTC = {0x28: "iptc:instructions", 0x74: "iptc:copyright"}  # data sets 2:40 and 2:116 of IIM 4.2
 ENCODINGS = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+_ANY_RDF = re.compile(rb"R(?:DF|\0D\0F|\0{3}D\0{3}F)")  # the word in UTF-8, and in all of ENCODINGS
 _RDF = re.compile(rb"<((?:[^\s<>/:=\"'&]{1,1000}:)?)RDF[\s>]")
 _OPENING = re.compile(_RDF.pattern.decode())
 _RECORD = re.compile(rb"\x1c\x02([\x28\x74])([\x00-\x7f].)", re.DOTALL)
@@ -73,8 +74,9 @@ def read_metadata(raw: bytes) -> Metadata:
         raw: The image file as it was fetched, of any size.
     """
     found = Metadata()
-    found.add_packets(raw)
-    _add_encoded(found, raw)
+    if _ANY_RDF.search(raw):
+        found.add_packets(raw)
+        _add_encoded(found, raw)
     if raw.startswith(b"\x89PNG"):
         _add_png(found, raw)
     elif raw.startswith(b"\xff\xd8"):

@@ -22,6 +22,7 @@ from data_tools.work.foreign_error import first_line
 LABELS = ("c2pa.training-mining", "cawg.training-mining")
 # A file without one of these has no manifest: the box type of a manifest store (C2PA 2.1, 11.1.4.2), parts of a store
 # that lost its head, and the XMP property that points to a remote one.
+MARK = b"c2pa"  # all of them begin with it
 MARKS = (b"c2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71", b"c2pa.claim", b"c2pa.assertions", b"c2pa.signature")
 REMOTE = b":provenance"
 TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"RIFF": "image/webp", b"GIF8": "image/gif"}
@@ -49,7 +50,7 @@ def mining_signals(raw: bytes) -> list[Signal]:
     Returns:
         One signal of kind ``c2pa`` for each assertion and each fault of the manifest; none without a manifest.
     """
-    marked = any(mark in raw for mark in MARKS)
+    marked = MARK in raw and any(mark in raw for mark in MARKS)
     if not marked and REMOTE not in raw:
         return []
     kind = next((name for start, name in TYPES.items() if raw.startswith(start)), None)

@@ -61,11 +61,17 @@ def without_margins(pixels: np.ndarray) -> np.ndarray:
 
 def _inside(pixels: np.ndarray) -> slice:
     """Return the rows between the first and the last ones that are of one colour; all rows if there are no others."""
-    low, high = pixels.min(axis=1).astype(np.int16), pixels.max(axis=1).astype(np.int16)  # (H, 3)
-    first, last = (((high - low[edge] > MARGIN) | (high[edge] - low > MARGIN)).any(axis=1) for edge in (0, -1))
-    if not first.any() or not last.any():
+    edges = pixels[[0, -1]]
+    if (np.ptp(edges, axis=1) > MARGIN).any(axis=1).all():  # most photographs: no row at an edge is of one colour
         return slice(None)
-    return slice(int(np.argmax(first)), len(last) - int(np.argmax(last[::-1])))
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))  # numpy reduces rows of three values ten times slower
+    low, high = planes.min(axis=2).astype(np.int16), planes.max(axis=2).astype(np.int16)  # (3, H)
+    first, last = (
+        ((high - low[:, [edge]] > MARGIN) | (high[:, [edge]] - low > MARGIN)).any(axis=0) for edge in (0, -1)
+    )
+    begin, end = int(np.argmax(first)), len(last) - int(np.argmax(last[::-1]))
+    # Two plain halves, as of a flag, are no margins: nothing would be left.
+    return slice(begin, end) if first.any() and last.any() and begin < end else slice(None)
 
 
 def grey_entropy(pixels: np.ndarray) -> float:

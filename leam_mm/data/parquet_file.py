@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from leam_mm.data.arrow_without_pandas import leave_pandas_out
 from leam_mm.data.parquet_pages import DELTA_BYTE_ARRAY, DELTA_LENGTH_BYTE_ARRAY, PageHeader, page_headers
 
+leave_pandas_out()
 MAX_COLUMNS = 10_000
 MAX_DENSITY = 1000  # values of a column for each byte of the file
 MAX_FOOTER = 1 << 26  # bytes of a parquet file's own description

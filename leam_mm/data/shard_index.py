@@ -86,7 +86,8 @@ class ShardWriter:
         if not self._rows:
             return
         name = f"{len(self.entries):05d}"
-        tar = self._chunks.getvalue() + b"\0" * (2 * BLOCK)
+        self._chunks.write(b"\0" * (2 * BLOCK))
+        tar = self._chunks.getbuffer()
         with named_faults(self.partial / f"{name}.tar"):
             (self.partial / f"{name}.tar").write_bytes(tar)
         keys, offset, size, digest = zip(*self._rows, strict=True)

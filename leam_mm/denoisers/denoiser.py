@@ -21,6 +21,7 @@ from leam_mm.denoisers.attention_processors import MaskedProcessor, PackedProces
 from leam_mm.denoisers.block_step import BlockStep, Tokens, run_blocks
 from leam_mm.denoisers.caption_cache import CaptionKeysValues, SamplingCache
 from leam_mm.denoisers.caption_packing import TrimmedCaptions
+from leam_mm.denoisers.sampling_block import Modulations, TimeTable, run_plain, runs_plain
 from leam_mm.denoisers.size_conditioning import SizeConditioning
 from leam_mm.errors import UserError
 
@@ -59,10 +60,13 @@ class Denoiser(nn.Module, ABC):
         return {}
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
+    def sampling(self, times: Tensor | None = None) -> Iterator[None]:
         """Context of the steps of a sampler, in which neither weights nor caption tensors change.
 
-        A network may cache there what it computes from captions, as PRX does; this base class caches nothing.
+        A network may cache there what it computes from captions and times, as PRX does; this base class caches nothing.
+
+        Args:
+            times: (S,) on the CPU, times at which the sampler will call the network, if they are known.
         """
         yield
 
@@ -123,6 +127,7 @@ class PRXDenoiser(Denoiser):
     """
 
     _cache: SamplingCache | None = None
+    _times: TimeTable | None = None
 
     def __init__(
         self,
@@ -166,7 +171,7 @@ class PRXDenoiser(Denoiser):
             self.size_conditioning = SizeConditioning(hidden_size, size_conditioning)
 
     @contextmanager
-    def sampling(self) -> Iterator[None]:
+    def sampling(self, times: Tensor | None = None) -> Iterator[None]:
         """Context in which captions are trimmed, embedded and turned into keys and values once per caption tensor."""
         if any(block._compiled_call_impl is not None for block in self.model.blocks):
             yield  # cached keys would trigger a recompilation
@@ -176,11 +181,11 @@ class PRXDenoiser(Denoiser):
         for layer in layers:
             if isinstance(layer.processor, PRXAttnProcessor2_0):
                 layer.processor = MaskedProcessor()  # the same computation, but it takes cached keys
-        self._cache = SamplingCache()
+        self._cache, self._times = SamplingCache(), TimeTable(times)
         try:
             yield
         finally:
-            self._cache = None
+            self._cache = self._times = None
             for layer, processor in zip(layers, processors, strict=True):
                 layer.processor = processor
 
@@ -220,17 +225,35 @@ class PRXDenoiser(Denoiser):
         grid = latent.shape[2] // patch, latent.shape[3] // patch
         captions, text = self._embed_captions(caption_state, caption_mask)
         values = model.img_in(rearrange(latent, "B C (h p) (w q) -> B (h w) (C p q)", p=patch, q=patch))
-        time_embedding = model._compute_timestep_embedding(time, dtype=values.dtype)
-        if self.size_conditioning is not None:
-            time_embedding = time_embedding + self.size_conditioning(size).to(time_embedding.dtype)
         tokens = Tokens(values, self._rotary(grid, latent.device), grid)
+        if isinstance(text, CaptionKeysValues) and not block_steps and runs_plain(model.blocks, values):
+            modulations = self._modulations(time, size)
+            return self._image(run_plain(model, tokens, text, modulations, captions.mask), grid)
+        time_embedding = self._embed_time(time, size, values.dtype)
 
         def run(block: nn.Module, current: Tokens) -> Tensor:
             return self._run(block, current, text, time_embedding, captions)
 
         tokens = run_blocks(model.blocks, tokens, block_steps, run)
-        patches = model.final_layer(tokens.values, time_embedding)
-        return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=patch, q=patch)
+        return self._image(model.final_layer(tokens.values, time_embedding), grid)
+
+    def _embed_time(self, time: Tensor, size: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Return the embedding (B, E) of times (B,) and sizes."""
+        embedding = self.model._compute_timestep_embedding(time, dtype=dtype)
+        if self.size_conditioning is not None:
+            embedding = embedding + self.size_conditioning(size).to(embedding.dtype)
+        return embedding
+
+    def _modulations(self, time: Tensor, size: Tensor | None) -> Modulations:
+        """Return what the blocks take from times (B,), for all times of the sampler at once where they are known."""
+        found = None
+        if self._times is not None and self.size_conditioning is None:
+            found = self._times.find(self.model, time)
+        return found or Modulations.of(self.model, self._embed_time(time, size, torch.float32))
+
+    def _image(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return patches (B, N, C p q) of a grid of tokens as latents (B, C, h, w)."""
+        return rearrange(patches, "B (h w) (C p q) -> B C (h p) (w q)", h=grid[0], p=self.patch_size, q=self.patch_size)
 
     def _embed_captions(self, state: Tensor, mask: Tensor) -> tuple[TrimmedCaptions, Tensor | CaptionKeysValues]:
         """Return the trimmed captions, and their embedding as the blocks take it."""

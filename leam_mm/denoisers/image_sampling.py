@@ -77,7 +77,7 @@ class ImageSampler:
         self.denoiser.eval()
         with ExitStack() as stack:
             for network in filter(None, (self.denoiser, self.weaker)):
-                stack.enter_context(network.sampling())
+                stack.enter_context(network.sampling(times))
             if edit is None:
                 image = self.codec.decode(sample(noise, times))
             else:

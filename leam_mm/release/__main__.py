@@ -16,8 +16,12 @@ Each command is a dataclass of options and a function in a file of its own.
 
 import logging
 
+from leam_mm.errors import end_at_interrupt, run
+
+if __name__ == "__main__":
+    end_at_interrupt()  # the imports below take seconds
+
 from leam_mm.command_line import Command, run_command
-from leam_mm.errors import run
 from leam_mm.release.build_command import BuildOptions, build
 from leam_mm.release.compare_command import CompareOptions, compare
 from leam_mm.release.init_command import InitOptions, init

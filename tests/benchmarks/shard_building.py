@@ -28,11 +28,12 @@ SIZE, DISTINCT, PROCESSES, THREADS = 256, 100, 2, 32
 
 
 def reply_picture(request: bytes, pictures: Sequence[bytes]) -> bytes:
-    """Answer GET /NUMBER.jpg; the number's own bytes follow the JPEG's end, so that no two files are the same."""
+    """Answer GET /NUMBER.jpg; a comment holds the number, so that no two files are the same."""
     name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
     if not name.isdigit():
         return answer_with(b"", "404 Not Found")
-    return answer_with(pictures[int(name) % len(pictures)] + int(name).to_bytes(8, "big"), kind="image/jpeg")
+    picture, comment = pictures[int(name) % len(pictures)], b"\xff\xfe\x00\x0a" + int(name).to_bytes(8, "big")
+    return answer_with(picture[:2] + comment + picture[2:], kind="image/jpeg")
 
 
 def our_stages(links: Path, output: Path, scratch: Path, settings: Any) -> list[list[str]]:
