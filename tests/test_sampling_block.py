@@ -7,10 +7,10 @@ import torch
 from toys.generators import packed_inputs, small_prx
 
 from leam_mm.denoisers import denoiser as denoisers
-from leam_mm.denoisers.denoiser import PRXDenoiser
+from leam_mm.denoisers.denoiser import Denoiser
 
 
-def randomised(denoiser: PRXDenoiser) -> PRXDenoiser:
+def randomised(denoiser: Denoiser) -> Denoiser:
     """No weight is zero, so that shifts, scales, gates and norms all matter."""
     torch.manual_seed(3)
     with torch.no_grad():
@@ -24,7 +24,8 @@ def randomised(denoiser: PRXDenoiser) -> PRXDenoiser:
 def test_predictions_are_those_of_the_blocks_of_diffusers(lengths: list[int], monkeypatch: Any) -> None:
     denoiser = randomised(small_prx())
     latent, _, state, mask = packed_inputs(lengths)
-    times, ran = torch.tensor([1.0, 0.6, 0.25, 0.0]), []
+    times = torch.tensor([1.0, 0.6, 0.25, 0.0])
+    ran: list[int] = []
     asked = [torch.full((2,), value) for value in (1.0, 0.25, 0.3)] + [torch.tensor([0.6, 0.25])]
     expected = [denoiser(latent, time, state, mask) for time in asked]
 

@@ -51,7 +51,10 @@ class TimeTable:
 
     def __init__(self, times: Tensor | None) -> None:
         """See the class for the arguments."""
-        self.times, self._rows = times, {} if times is None else {time: row for row, time in enumerate(times.tolist())}
+        self.times = times
+        self._rows: dict[float, int] = {}
+        if times is not None:
+            self._rows = {time: row for row, time in enumerate(times.tolist())}
         self._all: Modulations | None = None
 
     def find(self, model: Any, time: Tensor) -> Modulations | None:
