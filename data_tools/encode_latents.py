@@ -13,6 +13,7 @@ first prints the disk space that it needs. Further options:
     --image-size 512 --buckets            a shard folder for each aspect ratio, and buckets.json
     --image-size 2048 --tile 512          the codec works on overlapping tiles: bounded memory, see LatentCodec.set_tile
     --moments --dtype bfloat16            mean and log-variance of AutoencoderKL, so that training draws the latents
+    --texts-only --captions-per-sample 24  captions without states, for a generator with a caption_tower
     --clip run/clip --text-encoder FOLDER several text encoders, also of transformers (T5, ...), in the order given
     --features run/clip                   patch tokens of an image encoder (ours, open_clip's, DINO of transformers)
     --verify                              afterwards: check digests, decode latents into images and compare
@@ -292,8 +293,13 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def parse(args: list[str] | None = None) -> EncodeSettings:
     """Read the command line."""
     settings = parse_settings(EncodeSettings, __doc__, args)
-    if not settings.text_encoders:
-        raise UserError("no text encoder is given: name a run by --clip, or a folder of transformers by --text-encoder")
+    if settings.texts_only and settings.text_encoders:
+        raise UserError("--texts-only stores no caption states: give it without --clip and --text-encoder")
+    if not settings.text_encoders and not settings.texts_only:
+        raise UserError(
+            "no text encoder is given: name a run by --clip, or a folder of transformers by --text-encoder, or give "
+            "--texts-only for a generator with a caption_tower"
+        )
     return settings
 
 

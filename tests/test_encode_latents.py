@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ from toys.shards import write_toy_shards
 
 from data_tools import encode_latents as program
 from data_tools.latents.latent_encoder import choose_captions, trained_image_size
+from data_tools.samples.shard_check import check_folder
 from leam_mm.captions.caption_encoder import CaptionEncoder
+from leam_mm.captions.caption_encoders import open_caption_encoder
 from leam_mm.checkpoint import load_module
 from leam_mm.codecs.latent_codec import DCCodec
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.image_decoding import ImageDecoding
+from leam_mm.data.latents_module import LatentDecoding, LatentsModule
+from leam_mm.data.plan_datamodule import Loading
 from leam_mm.data.shard_index import ShardFolder, ShardWriter, read_samples
 from leam_mm.errors import UserError
 
@@ -40,6 +45,49 @@ def test_samples_keep_their_order_and_their_record(encoded: Path, toy_shards: Pa
         assert {name: record[name] for name in before} == before
         assert record["latent"]["downscale"] == 4 and len(record["latent"]["codec_sha256"]) == 64
     assert [entry.samples for entry in ShardFolder(encoded).shards] == [20, 20, 20, 20, 16]
+
+
+def first_batches(folder: Path) -> Any:
+    made = LatentsModule(folder, 24, loading=Loading(0))
+    made.setup("fit")
+    return made.train_dataloader()
+
+
+def test_captions_can_be_stored_as_texts_only(
+    encoded: Path, tmp_path: Path, toy_shards: Path, toy_checkpoints: dict[str, Path]
+) -> None:
+    output, codec = tmp_path / "latents", {"codec": toy_checkpoints["codec"]}
+    said = encode_latents(toy_shards, codec, output, "--texts-only", "--verify", "8")
+    assert "read back 96 samples" in said and "caption states 0.0" in said
+    for (_, members), (_, others) in zip(read_samples(output), read_samples(encoded), strict=True):
+        assert members.keys() == {"json", "latent.npy"} and members["latent.npy"] == others["latent.npy"]
+        texts, with_states = (json.loads(one["json"])["caption_states"] for one in (members, others))
+        assert texts == [{key: value for key, value in one.items() if key != "length"} for one in with_states]
+    assert not check_folder(output)[1].faults
+    batches = [next(iter(first_batches(folder))) for folder in (output, encoded)]
+    assert batches[0].keys() == batches[1].keys() - {"caption_state", "caption_length"}
+    assert batches[0]["caption"] == batches[1]["caption"]
+    # The frozen encoder reads the texts of a batch as it wrote the states.
+    encoder = open_caption_encoder(toy_checkpoints["clip"], 128)
+    for row, text in enumerate(batches[0]["caption"]):
+        state, mask = encoder.encode([text])
+        length = int(batches[1]["caption_length"][row])
+        assert int(mask.sum()) == length
+        torch.testing.assert_close(state[0, :length], batches[1]["caption_state"][row, :length], rtol=2e-3, atol=2e-3)
+
+
+def test_states_and_texts_only_do_not_mix(encoded: Path, tmp_path: Path, toy_shards: Path) -> None:
+    with pytest.raises(UserError, match="--texts-only stores no caption states: give it without --clip"):
+        program.parse(["--shards", "s", "--codec", "c", "--output", "o", "--texts-only", "--clip", "run"])
+    decode = LatentDecoding(0)
+    key, members = next(read_samples(encoded))
+    record = json.loads(members["json"])
+    record["caption_states"] = [{k: v for k, v in one.items() if k != "length"} for one in record["caption_states"]]
+    texts = {"json": json.dumps(record).encode(), "latent.npy": members["latent.npy"]}
+    with pytest.raises(UserError, match="only some with --features or --texts-only"):
+        decode.collate([decode(key, members, 0), decode(key, texts, 1)])
+    with pytest.raises(UserError, match="caption_states has the length"):  # states without lengths are damage
+        decode(key, {**members, "json": texts["json"]}, 0)
 
 
 def test_latents_have_unit_variance_over_the_data_set(encoded: Path) -> None:

@@ -18,12 +18,14 @@ class EncodeSettings:
         output: Folder to write.
         text_encoders: Text encoders in the order of their states: clip=RUN (a run or checkpoint of a contrastive
             model; --clip RUN is the same) or transformers=FOLDER (--text-encoder FOLDER is the same).
+        texts_only: Store captions as texts without states, for a generator that reads them with a caption_tower, or
+            with its frozen encoder during training.
         text_length: Most tokens per caption, for transformers' encoders.
         features: Image encoder whose patch tokens are stored: run or checkpoint, open_clip's folder or NAME:TAG,
             folder of transformers.
         feature_size: Side in pixels of the images that it sees; by default that of its training.
         statistics: Latent folder whose statistics are taken; by default they are measured.
-        captions_per_sample: Most caption states per sample.
+        captions_per_sample: Most captions per sample.
         languages: Take captions in these languages only, if a sample has any.
         image_size: Side in pixels; may be repeated for several sizes. By default that of the codec's training.
         buckets: Keep aspect ratios, in shapes of about image-size squared pixels.
@@ -46,6 +48,7 @@ class EncodeSettings:
     text_encoders: list[str] = field(
         default_factory=list, metadata={"nargs": 1, "aliases": {"clip": "clip=", "text-encoder": "transformers="}}
     )
+    texts_only: bool = False
     text_length: PositiveInt = 128
     features: str | None = None
     feature_size: int | None = None
@@ -74,14 +77,14 @@ class Encoding:
     Args:
         shards: Merkle root of the input.
         codec_sha256: Digest of the codec's file.
-        text_sha256: Digest of each text encoder, in the order of their states.
+        text_sha256: Digest of each text encoder, in the order of their states; empty stores captions as texts only.
         text_length: Most tokens per caption, for transformers' encoders.
         feature_sha256: Digest of the image encoder whose patch tokens are stored; None stores none.
         feature_size: Side in pixels of the images that it sees.
         image_sizes: H = W in pixels of each resolution; with buckets, the side of the square one.
         buckets: ``multiple`` and ``max_ratio`` of the aspect-ratio buckets, or None.
         moments: Keep the posterior's log-variance, too.
-        captions_per_sample: K, most caption states of a sample.
+        captions_per_sample: K, most captions of a sample.
         languages: Captions in these only, if a sample has any; None takes all.
         seed: Seed of the choice of captions.
         dtype: Type of the stored latents and caption states.

@@ -141,7 +141,7 @@ class LatentEncoder:
     def _states(
         self, texts: list[list[str]], samples: list[StoredSample]
     ) -> tuple[list[list[np.ndarray]], list[list[dict[str, Any]]]]:
-        """Return each encoder's states (K, L, D) of each sample, L of its longest caption, and all lengths."""
+        """Return each encoder's states (K, L, D) of each sample, L of its longest caption, and all lengths, if any."""
         flat = [text for captions in texts for text in captions]
         ends = np.cumsum([len(captions) for captions in texts])
         states: list[list[np.ndarray]] = []
@@ -155,6 +155,8 @@ class LatentEncoder:
                 rows += [row[:length] for row, length in zip(values, mask.sum(1).tolist(), strict=True)]
             counts.append([len(row) for row in rows])
             states.append([_stack(rows[end - len(t) : end]) for end, t in zip(ends, texts, strict=True)])
+        if not self.texts:
+            return [], [[{}] * len(captions) for captions in texts]
         lengths = [
             {"length": sum(own), **({"lengths": list(own)} if len(own) > 1 else {})}
             for own in zip(*counts, strict=True)

@@ -14,6 +14,7 @@ from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
 from leam_mm.data.index_file import ShardIndex
 from leam_mm.data.keep_list import KEEP, kept_keys
+from leam_mm.data.latent_members import has_texts_only
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry
@@ -126,7 +127,7 @@ def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding, fore
     finding.languages.update(caption["language"] for caption in captions)
     if "latent.npy" in members:
         finding.latents += 1
-        return _array_fault(members)
+        return _array_fault(members, record)
     missing = [name for name in FIELDS if name not in record]
     if missing:
         return f"its json lacks {', '.join(missing)}"
@@ -140,9 +141,12 @@ def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding, fore
     return _image_fault(members[kinds[0]], record, foreign or record.get("transforms", ()) is None)
 
 
-def _array_fault(members: dict[str, bytes]) -> str | None:
+def _array_fault(members: dict[str, bytes], record: dict[str, Any]) -> str | None:
     """Describe what is wrong with the arrays of a latent sample."""
-    needed = ("latent.npy", "caption_state.npy")
+    captions = record.get("caption_states")
+    usable = isinstance(captions, list) and captions and all(isinstance(one, dict) for one in captions)
+    texts_only = usable and has_texts_only(members, captions)
+    needed = ("latent.npy",) if texts_only else ("latent.npy", "caption_state.npy")
     for name in (*needed, *(name for name in members if name.endswith(".npy") and name not in needed)):
         if name not in members:
             return f"has no {name}"

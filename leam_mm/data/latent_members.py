@@ -2,7 +2,8 @@
 
 ``latent.npy`` (C, h, w): normalised latent; for a variational codec the mean of the posterior.
 ``latent_log_variance.npy`` (C, h, w), optional: log-variance of the posterior in the same unit.
-``caption_state.npy`` (K, L, D), ``caption_state_1.npy``, ...: one per text encoder, zero beyond each caption's end.
+``caption_state.npy`` (K, L, D), ``caption_state_1.npy``, ...: one per text encoder, zero beyond each caption's end;
+none if captions are stored as texts only.
 ``image_feature.npy`` (N, D), optional: patch tokens of an image encoder, row by row of the grid given in the json.
 """
 
@@ -24,6 +25,11 @@ MAX_LOG_VARIANCE = 50.0  # far beyond diffusers' clamp; hostile values must not 
 def state_member(encoder: int) -> str:
     """Return the name of the member with the states of a text encoder, given its number."""
     return f"caption_state_{encoder}.npy" if encoder else "caption_state.npy"
+
+
+def has_texts_only(members: dict[str, bytes], captions: list[dict[str, Any]]) -> bool:
+    """Return whether a sample has no states of its captions, and none of them states a length."""
+    return state_member(0) not in members and not any("length" in one or "lengths" in one for one in captions)
 
 
 def read_latent(members: dict[str, bytes], seed: int, index: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from leam_mm.data.batch import Decoding, Sample, read_whole_record
 from leam_mm.data.caption_choice import CaptionChoice, choose_caption
 from leam_mm.data.caption_states import pad_states
-from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
+from leam_mm.data.latent_members import has_texts_only, read_caption_state, read_feature, read_latent
 from leam_mm.data.plan_datamodule import DEFAULT_LOADING, Loading, PlannedModule
 from leam_mm.data.sample_order import sample_generator
 from leam_mm.data.sample_plan import Source
@@ -18,7 +18,7 @@ DEFAULT_CAPTIONS = CaptionChoice()
 
 
 class LatentDecoding(Decoding):
-    """Reads a stored latent and the states of one of its captions.
+    """Reads a stored latent and one of its captions, with its states if they are stored.
 
     Args:
         seed: Seed of the caption choice.
@@ -43,11 +43,11 @@ class LatentDecoding(Decoding):
         """Read a sample; the caption is drawn from (seed, index)."""
         record, captions = read_whole_record(members, "caption_states")
         chosen = self.choose(captions, index)
-        state = read_caption_state(members, captions[chosen], chosen)
-        return {
-            "latent": read_latent(members, self.seed, index),
-            "caption_state": state,
-            "caption_length": len(state),
+        sample: Sample = {"latent": read_latent(members, self.seed, index)}
+        if not has_texts_only(members, captions):
+            state = read_caption_state(members, captions[chosen], chosen)
+            sample |= {"caption_state": state, "caption_length": len(state)}
+        return sample | {
             "caption": captions[chosen]["text"],
             "language": captions[chosen]["language"],
             "key": key,
@@ -60,12 +60,15 @@ class LatentDecoding(Decoding):
         """Pad the caption states to the longest of the batch."""
         if not all("picture_size" in sample for sample in samples):  # a mixture with older folders
             samples = [{name: part for name, part in one.items() if name != "picture_size"} for one in samples]
-        states = [sample["caption_state"] for sample in samples]
-        if len({state.shape[1] for state in states}) > 1 or len({"image_feature" in sample for sample in samples}) > 1:
+        states = [sample["caption_state"] for sample in samples if "caption_state" in sample]
+        kinds = {("caption_state" in sample, "image_feature" in sample) for sample in samples}
+        if len({state.shape[1] for state in states}) > 1 or len(kinds) > 1:
             raise UserError(
                 "the latent folders of a mixture were encoded with different text encoders, or only some with "
-                "--features: encode them with the same options"
+                "--features or --texts-only: encode them with the same options"
             )
+        if not states:
+            return super().collate(samples)
         batch = super().collate([{**sample, "caption_state": None} for sample in samples])
         return batch | {"caption_state": pad_states(states)}
 
@@ -83,6 +86,7 @@ def _picture_size(record: dict[str, Any]) -> Sample:
 class LatentsModule(PlannedModule):
     """Batches of ``latent`` (B, C, h, w), ``caption_state`` (B, L, D), ``caption_length``, ``caption``, ``key``.
 
+    Latents encoded with --texts-only have no ``caption_state`` and ``caption_length``.
     A folder with buckets.json has buckets: each of its batches has one shape (see bucket_order.py). If the shards hold
     them, batches also have ``picture_size`` (B, 6), the original sizes and crops (see aspect_buckets.py), and
     ``image_feature`` (B, N, D) from an image encoder. If the shards hold mean and variance, ``latent`` is a draw that
