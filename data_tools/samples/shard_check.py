@@ -144,8 +144,8 @@ def sample_fault(members: dict[str, bytes], decode: bool, finding: Finding, fore
 def _array_fault(members: dict[str, bytes], record: dict[str, Any]) -> str | None:
     """Describe what is wrong with the arrays of a latent sample."""
     captions = record.get("caption_states")
-    usable = isinstance(captions, list) and captions and all(isinstance(one, dict) for one in captions)
-    texts_only = usable and has_texts_only(members, captions)
+    usable = isinstance(captions, list) and bool(captions) and all(isinstance(one, dict) for one in captions)
+    texts_only = usable and has_texts_only(members, captions or [])
     needed = ("latent.npy",) if texts_only else ("latent.npy", "caption_state.npy")
     for name in (*needed, *(name for name in members if name.endswith(".npy") and name not in needed)):
         if name not in members:
