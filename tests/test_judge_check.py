@@ -129,6 +129,14 @@ def test_brier_score_and_overconfidence_in_closed_form() -> None:
     assert found["x/overconfidence"].low < 0.1 < found["x/overconfidence"].high
 
 
+def test_overconfidence_of_a_cautious_judge_is_negative_and_no_fraction() -> None:
+    known = known_answers(drawn_scenes(100, 16))
+    metrics = check_judge(Oracle(known, 0, 0.8), known, 0.5, "x", CPU).metrics
+    found = {metric.name: metric for metric in metrics}["x/overconfidence"]
+    assert found.value == pytest.approx(-0.2) and found.unit == ""  # a release refuses fractions below 0
+    assert all(0 <= metric.value <= 1 for metric in metrics if metric.unit == "fraction" and metric.value is not None)
+
+
 def test_a_judge_that_does_not_decide_is_wrong() -> None:
     known = known_answers(drawn_scenes(40, 16))
     check = check_judge(Oracle(known, 0, 0.5), known, 0.9, "x", CPU)

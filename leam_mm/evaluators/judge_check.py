@@ -142,8 +142,9 @@ def check_judge(
         Metric(
             f"{prefix}/accuracy", accuracy, low, high, "fraction", len(known), slices, f"chance 50 %; {note}", outcomes
         ),
-        _mean(f"{prefix}/brier", brier, f"squared error of the probability: 0 is perfect, .25 is guessing; {note}"),
-        _mean(f"{prefix}/overconfidence", over, f"mean confidence minus accuracy: 0 is calibrated; {note}"),
+        _mean(f"{prefix}/brier", brier, "fraction", f"squared error: 0 is perfect, .25 is guessing; {note}"),
+        # A difference, which may be negative.
+        _mean(f"{prefix}/overconfidence", over, "", f"mean confidence minus accuracy: 0 is calibrated; {note}"),
     ]
     summary = f"judge right in {accuracy:.1%} ({low:.1%} to {high:.1%}) of {len(known)} known images"
     doubt = "" if low >= least else f"indicative only: {summary}, and {least:.0%} are asked of it"
@@ -156,6 +157,6 @@ def _share(right: numpy.ndarray) -> dict[str, float | int]:
     return {"value": value, "low": low, "high": high, "samples": len(right)}
 
 
-def _mean(name: str, values: numpy.ndarray, note: str) -> Metric:
+def _mean(name: str, values: numpy.ndarray, unit: str, note: str) -> Metric:
     low, high = mean_interval(values)
-    return Metric(name, float(values.mean()), low, high, "fraction", len(values), note=note)
+    return Metric(name, float(values.mean()), low, high, unit, len(values), note=note)
