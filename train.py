@@ -16,12 +16,12 @@ from leam_mm.errors import run
 
 def main() -> None:
     """Train or validate. The import is here, because it takes seconds in which a signal may arrive."""
-    if "fit" in sys.argv:
-        note_early_signals()
     from leam_mm.cli import main as command_line
 
     command_line()
 
 
 if __name__ == "__main__":
+    if "fit" in sys.argv:
+        note_early_signals()  # before run, which leaves signals alone that have a handler
     run(main)

@@ -29,6 +29,7 @@ from data_tools.corpora.emoji_images import Drawings
 from data_tools.corpora.picture_sources import READERS, SOURCES, Picture
 from data_tools.vetting.held_out_pictures import Candidate, split_pictures
 from leam_mm.command_line import PositiveInt, Range, parse_settings
+from leam_mm.data.parquet_file import open_parquet
 from leam_mm.errors import UserError, run
 from leam_mm.files import temporary_path, write_json
 
@@ -124,7 +125,12 @@ def read_emoji(folder: Path) -> list[tuple[Candidate, dict[str, str]]]:
         path = folder / f"{table}.parquet"
         if not path.is_file():
             raise UserError(f"--emoji {folder}: {path.name} is missing; write it with data_tools/gather_emoji.py")
-        for row in pq.read_table(path, columns=list(COLUMNS)).to_pylist():
+        try:
+            with open_parquet(path) as file:
+                rows = file.read(list(COLUMNS)).to_pylist()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"--emoji {folder}: {path.name} cannot be read ({error}); write it again") from error
+        for row in rows:
             metadata = json.loads(row["metadata"])
             image = folder / "images" / metadata["style"] / f"{metadata['class_id']}.png"
             found.append((Candidate(image, row["caption"], "train"), row))

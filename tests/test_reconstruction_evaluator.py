@@ -183,7 +183,8 @@ def test_folder_of_diffusers_is_evaluated_by_the_program(kind: type, shards: Pat
     rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     expected = measure(shards, own, tmp_path)
     assert {row["name"]: row["value"] for row in rows} == {m.name: m.value for m in expected.values()}
-    assert rows[0]["checkpoints"]["codec"] == load_codec(tmp_path / "vae").checkpoint_evidence
+    evidence = load_codec(tmp_path / "vae").checkpoint_evidence
+    assert rows[0]["checkpoints"]["codec"] == evidence | {"path": "vae"}
 
 
 def test_training_evaluates_the_averaged_codec(shards: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import torch
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 from toys.generators import build_denoiser, denoiser_inputs, fill_zero_weights
 
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.denoisers.block_step import Tokens
 from leam_mm.denoisers.sd3_denoiser import SD3Denoiser, pool
 from leam_mm.encoders.repeated_blocks import repeated_blocks
@@ -57,7 +58,7 @@ def test_techniques_that_leave_out_tokens_work(technique: Any) -> None:
     latent, *rest = denoiser_inputs()
 
     def begin(numbers: list[int]) -> None:
-        technique.begin(type("Step", (), {"index": torch.tensor(numbers)}))
+        technique.begin(type("Step", (), {"index": torch.tensor(numbers), "stream": PhiloxStream()}))
 
     begin([3, 4, 5])
     together = denoiser(latent, *rest, technique.block_steps())

@@ -43,9 +43,11 @@ def test_differences_are_paired_by_image_and_hits_averaged_over_seeds() -> None:
 
 def test_processes_that_load_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     child = SimpleNamespace(cpu_times=lambda: SimpleNamespace(user=2.0, system=1.0))
-    before = cpu_seconds()
-    process = SimpleNamespace(children=lambda recursive: [child])
+    children: list[SimpleNamespace] = []
+    process = SimpleNamespace(children=lambda recursive: children)
     monkeypatch.setattr(accuracy_clock, "psutil", SimpleNamespace(Process=lambda: process, Error=OSError))
+    before = cpu_seconds()
+    children.append(child)
     assert cpu_seconds() - before >= 3.0
 
 

@@ -64,6 +64,7 @@ def test_every_benchmark_is_run() -> None:
     parts = {
         "batch_record",
         "accuracy_clock",
+        "accuracy_corpus",
         "fault_injection",
         "gpu_session",
         "hostile_images",

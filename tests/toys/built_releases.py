@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from leam_mm.checkpoint import EVIDENCE, build_module
+from leam_mm.data.random_stream import PhiloxStream
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.files import file_sha256
 from leam_mm.release.__main__ import main
@@ -28,7 +29,7 @@ def toy_run(folder: Path, section: dict, data: dict[str, str], seed: int, **extr
         if name.endswith("latent_count"):
             value.fill_(16)
     evidence = {"config": yaml.safe_dump({"model": section}), "data": data, "samples_seen": 640, "versions": {}}
-    evidence |= {"model_class": section["class_path"], **extra}
+    evidence |= {"model_class": section["class_path"], "random_stream": PhiloxStream.name, **extra}
     path = folder / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     state = {"state_dict": module.state_dict(), EVIDENCE: evidence, "callbacks": {"EnergyRecord": ENERGY_RECORD}}
