@@ -2,8 +2,8 @@
 
 A block of four 32-bit words is a function of a key and a counter. The key names what the numbers are for, the counter
 the sample and the position: word w of sample n is word w mod 4 of block n * BLOCKS + w // 4. So all samples of a batch
-are drawn at once, on any device, and no number depends on another sample. The bits are the same everywhere; what is
-computed from them with logarithm, sine and cosine is the same to the rounding of these.
+are drawn at once, on any device, and the numbers of a sample depend on no other sample. The bits are the same
+everywhere; what is computed from them with logarithm, sine and cosine is the same to the rounding of these.
 """
 
 import math
