@@ -16,11 +16,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.corpora.corpus_folder import replace_output, served_address
 from data_tools.corpora.emoji_corpus import COLUMNS, Pair, Selection, draw_all, make_row, select, summarise
 from data_tools.corpora.emoji_images import (
     NAMES,
@@ -76,12 +76,7 @@ class EmojiSettings:
 
     def __post_init__(self) -> None:
         """Check what the types cannot."""
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.netloc:
-            raise UserError(
-                f"--base-url {self.base_url}: give an http or https address, such as http://127.0.0.1:8000/"
-            )
-        self.base_url = self.base_url.rstrip("/") + "/"
+        self.base_url = served_address(self.base_url)
         self.languages = list(dict.fromkeys(self.languages))
         if "en" not in self.languages:
             raise UserError("--languages: en is missing; the tables' caption column is English, so add en")
@@ -190,7 +185,7 @@ def gather(settings: EmojiSettings) -> None:
         for name, value in written.items():
             text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
             (staging / f"{name}.json").write_text(text, encoding="utf-8")
-        _move_to_output(staging, output)
+        replace_output(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     for split, rows in tables.items():
@@ -199,15 +194,6 @@ def gather(settings: EmojiSettings) -> None:
         f"{output}: {len(chosen.classes)} classes, {len(names)} languages, "
         "classes.json prompts.json prompt_set.json summary.json"
     )
-
-
-def _move_to_output(staging: Path, output: Path) -> None:
-    """Replace the results of an earlier run; images first, since the tables refer to them."""
-    for path in sorted(staging.iterdir(), key=lambda path: (path.is_file(), path.name)):
-        target = output / path.name
-        if target.is_dir():
-            target.rename(staging / f"{path.name}.before")
-        path.rename(target)
 
 
 def main(args: list[str] | None = None) -> None:

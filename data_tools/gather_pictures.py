@@ -18,11 +18,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.corpora.corpus_folder import replace_output, served_address
 from data_tools.corpora.debian_packages import fetch_debian_package, find_debian_package, read_debian_package
 from data_tools.corpora.emoji_corpus import COLUMNS, draw_all
 from data_tools.corpora.emoji_images import Drawings
@@ -64,12 +64,7 @@ class PictureSettings:
 
     def __post_init__(self) -> None:
         """Check what the types cannot."""
-        address = urlsplit(self.base_url)
-        if address.scheme not in ("http", "https") or not address.netloc:
-            raise UserError(
-                f"--base-url {self.base_url}: give an http or https address, such as http://127.0.0.1:8000/"
-            )
-        self.base_url = self.base_url.rstrip("/") + "/"
+        self.base_url = served_address(self.base_url)
         if self.packages and not self.packages.is_dir():
             raise UserError(f"--packages {self.packages}: no such folder; leave it out to fetch by apt-get")
 
@@ -181,11 +176,7 @@ def gather(settings: PictureSettings) -> None:
             "packages": evidence,
         }
         write_json(staging / "summary.json", summary)
-        for path in sorted(staging.iterdir(), key=lambda path: (path.is_file(), path.name)):
-            target = settings.output / path.name
-            if target.is_dir():
-                target.rename(staging / f"{path.name}.before")
-            path.rename(target)
+        replace_output(staging, settings.output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     for split, rows in tables.items():

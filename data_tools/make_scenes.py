@@ -11,13 +11,13 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
+from data_tools.corpora.corpus_folder import served_address
 from data_tools.corpora.scene_corpus import PAIRS, SPLITS, make_scene, render, write_descriptions
 from data_tools.corpora.scene_prompts import captions
 from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, Share, parse_settings
@@ -58,7 +58,7 @@ class SceneSettings:
 
 def write_split(folder: Path, split: str, samples: int, settings: SceneSettings, pairs: float = PAIRS) -> None:
     """Write the images and the link table of one split into ``folder``."""
-    seed, base_url = settings.seed, settings.base_url.rstrip("/")
+    seed, base_url = settings.seed, served_address(settings.base_url).rstrip("/")
     images = folder / "images" / split
     images.mkdir(parents=True)
     rows = []
@@ -90,9 +90,8 @@ def write_split(folder: Path, split: str, samples: int, settings: SceneSettings,
 
 def make_scenes(settings: SceneSettings) -> None:
     """Write the whole corpus to a temporary folder and rename it when it is complete."""
-    output, address = settings.output, urlsplit(settings.base_url)
-    if address.scheme not in ("http", "https") or not address.netloc:
-        raise UserError(f"--base-url is {settings.base_url!r}: give an address such as http://127.0.0.1:8000")
+    output = settings.output
+    served_address(settings.base_url)  # checked before anything is written
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file: name a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / "scenes.json").is_file():
