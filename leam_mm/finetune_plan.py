@@ -1,14 +1,14 @@
-"""Write the plan of a fine-tuning run: four files with what it takes over from its base, before images are encoded.
+"""Write the plan of a fine-tuning run: five files with what it takes over from its base, before images are encoded.
 
     python -m leam_mm.finetune_plan --base runs/quickstart --run runs/finetune
 
-RUN/plan/codec_statistics.json holds the statistics that normalised the base's latents; recipe.yaml the process, size
-and text tower of the base (on top of configs/finetune_generator.yaml); codec.yaml its codec, whose decoder is trained
-on the new images (on top of configs/finetune_codec.yaml); evaluate.yaml what is measured before and after. Text tower
-and codec must be those that the base was trained with. RUN/tables/split.json (data_tools/split_folder.py) says how many
-images there are: without held-out ones, the images trained on are measured, and the plan says so. If the base's own
-shards and latents are in its folder, a share of the samples is drawn from them, so that the base is not forgotten
-(rehearsal, 1811.11682).
+RUN/plan/codec_statistics.json holds the statistics that normalised the base's latents; latents.yaml how captions are
+stored; recipe.yaml the process, size and text tower of the base (on top of configs/finetune_generator.yaml); codec.yaml
+its codec, whose decoder is trained on the new images (on top of configs/finetune_codec.yaml); evaluate.yaml what is
+measured before and after. Text tower and codec must be those that the base was trained with. RUN/tables/split.json
+(data_tools/split_folder.py) says how many images there are: without held-out ones, the images trained on are measured,
+and the plan says so. If the base's own shards and latents are in its folder, a share of the samples is drawn from them,
+so that the base is not forgotten (rehearsal, 1811.11682).
 """
 
 import argparse
@@ -38,6 +38,7 @@ from leam_mm.recorded_classes import MODEL_CLASSES, check_recorded, trust_module
 
 log = logging.getLogger(__name__)
 CLASS = "leam_mm.evaluators"
+ENCODING = "encoding.json"  # of a folder that data_tools/encode_latents.py wrote
 FEW = 10  # images to train on, below which a generator repeats them
 MEASURED = 256  # images that are generated for a distance, at most
 
@@ -128,6 +129,26 @@ def training_data(base: Path, own: Path, statistics: dict[str, Any], share: floa
         )
     log.info("%.0f %% of the samples come from %s, so that the base is not forgotten", 100 * share, old)
     return [{"path": str(own), "weight": 1 - share}, {"path": str(old), "weight": share}]
+
+
+def caption_storage(base: Path, tower: bool, rehearsed: bool) -> dict[str, Any]:
+    """Return how data_tools/encode_latents.py stores captions: as the base's latents do, since a batch mixes both.
+
+    Args:
+        base: Run folder of its pipeline.
+        tower: Whether the base reads captions with a caption tower, which takes texts and no states.
+        rehearsed: Whether samples are drawn from the base's latents.
+    """
+    texts_only = tower
+    if rehearsed:
+        path = base / "latents" / "train" / ENCODING
+        try:
+            texts_only = not parse_object(path.read_bytes())["text_sha256"]
+        except FileNotFoundError:
+            texts_only = False  # a folder written by hand
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{path} does not say how captions are stored ({error!r:.100}): encode it again") from None
+    return {"texts_only": True} if texts_only else {"text_encoders": [f"clip={base / 'clip'}"]}
 
 
 def recipe(
@@ -241,11 +262,22 @@ def evaluation(base: Path, output: Path, language: str, held_out: bool = True) -
         measured.append({"class_path": f"{CLASS}.compositional.Compositional", "init_args": scene_settings})
     elif test.is_dir():
         measured.append(distance("base_pictures", test, test, MEASURED))
+    judged: dict[str, Any] = {
+        "base": str(base / "generator"),
+        "pictures": str(shards / "train"),
+        "features": [
+            {"class_path": f"{CLASS}.image_features.SmallEfficientNetLite0"},
+            {"class_path": f"{CLASS}.image_features.ClipFeatures", "init_args": {"checkpoint": str(base / "clip")}},
+        ],
+        "language": language,
+        **sampling,
+    }
     return {
         "generator": str(output / "generator"),
         "output": str(output / "evaluation"),
         "evaluators": [
-            {"class_path": f"{CLASS}.before_after.BeforeAfter", "init_args": {**settings, "evaluators": measured}}
+            {"class_path": f"{CLASS}.recognised_captions.RecognisedCaptions", "init_args": judged},
+            {"class_path": f"{CLASS}.before_after.BeforeAfter", "init_args": {**settings, "evaluators": measured}},
         ],
     }
 
@@ -277,7 +309,7 @@ def write_yaml(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_plan(base: Path, output: Path, language: str, share: float) -> Path:
-    """Write the four files of a plan, and return their folder.
+    """Write the files of a plan, and return their folder.
 
     Args:
         base: Folder with the base's generator/, clip/ and codec/.
@@ -293,6 +325,8 @@ def write_plan(base: Path, output: Path, language: str, share: float) -> Path:
     statistics = latent_statistics(base, frozen)
     data = training_data(base, output / "latents" / "train", statistics, share)
     write_json(plan / STATISTICS, statistics)
+    storage = caption_storage(base, model.get("caption_tower") is not None, not isinstance(data, str))
+    write_yaml(plan / "latents.yaml", storage)
     write_yaml(plan / "recipe.yaml", recipe(base, output, model, data, held_out))
     write_yaml(plan / "codec.yaml", codec_recipe(base, output, share, held_out))
     write_yaml(plan / "evaluate.yaml", evaluation(base, output, language, held_out))
@@ -328,7 +362,7 @@ def main(args: list[str] | None = None) -> None:
             f"the checkpoints of {options.base} do not record what a plan takes over ({error!r:.200}): give the run "
             "folder of a pipeline"
         ) from None
-    print(f"wrote {plan}: statistics of the base's latents, recipe.yaml, codec.yaml and evaluate.yaml")
+    print(f"wrote {plan}: statistics of the base's latents, latents.yaml, recipe.yaml, codec.yaml and evaluate.yaml")
 
 
 if __name__ == "__main__":

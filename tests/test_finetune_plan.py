@@ -92,6 +92,30 @@ def test_base_is_rehearsed_if_its_latents_exist(tmp_path: Path, caplog: pytest.L
         mixed("--rehearse", "1")
 
 
+def test_captions_are_stored_as_those_of_the_base(tmp_path: Path) -> None:
+    """A batch mixes both, and a caption tower reads no states."""
+    tower = {"class_path": "leam_mm.captions.caption_tower.CaptionTower"}
+    tower["init_args"] = {"text": {"context_length": 32, "vocab_size": 2048, "width": 128, "heads": 4, "layers": 2}}  # type: ignore[assignment]
+    bases = {name: write_base(tmp_path / name, caption_tower=found) for name, found in (("a", tower), ("b", None))}
+
+    def stored(name: str, *words: str) -> Any:
+        main(["--base", str(bases[name]), "--run", str(tmp_path / "run"), *words])
+        return yaml.safe_load((tmp_path / "run" / "plan" / "latents.yaml").read_text())
+
+    texts, states = {"texts_only": True}, {"text_encoders": [f"clip={bases['b'] / 'clip'}"]}
+    assert (stored("a"), stored("b")) == (texts, states)
+    for base, encoders in ((bases["a"], ["0" * 64]), (bases["b"], [])):
+        old = base / "latents" / "train"
+        old.mkdir(parents=True)
+        (old / "codec_statistics.json").write_text(json.dumps(STATISTICS))
+        (old / "encoding.json").write_text(json.dumps({"text_sha256": encoders}))
+    assert stored("a") == {"text_encoders": [f"clip={bases['a'] / 'clip'}"]} and stored("b") == texts
+    assert stored("a", "--rehearse", "0") == texts and stored("b", "--rehearse", "0") == states
+    (bases["b"] / "latents" / "train" / "encoding.json").write_text("[]")
+    with pytest.raises(UserError, match="how captions are stored"):
+        stored("b")
+
+
 def test_decoder_also_learns_from_images_of_the_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, run = write_base(tmp_path / "base"), tmp_path / "run"
 
@@ -121,7 +145,9 @@ def test_task_of_the_base_is_measured_where_possible(tmp_path: Path) -> None:
     def measured(run: Path) -> list[str]:
         main(["--base", str(base), "--run", str(run), "--language", "de"])
         content = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())
-        settings = parser.parse_object(content).evaluators[0].init_args
+        judged, settings = (each.init_args for each in parser.parse_object(content).evaluators)
+        assert judged.language == "de" and str(judged.pictures) == str(run / "shards" / "train")
+        assert len(judged.features) == 2 and str(judged.base) == str(base / "generator")
         assert settings.evaluators[0].init_args.languages == ["de"]
         return [f"{each.class_path.rpartition('.')[2]} {each.init_args.get('name')}" for each in settings.evaluators]
 
@@ -173,14 +199,14 @@ def test_without_held_out_images_those_of_the_training_are_measured(
             run / "plan" / f"{overlay}.yaml",
         )
         assert config["data"]["init_args"]["validation"] is None
-    (settings,) = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
+    _, settings = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
     settings = settings["init_args"]
     assert settings["seen"] and settings["held_out"] == str(run / "shards" / "train")
     assert settings["latents"] == str(run / "latents" / "train")
     assert settings["evaluators"][0]["init_args"]["prompts_from"] == str(run / "shards" / "train")
     split.write_text(json.dumps({"train": 3, "held_out": 1}))
     main(["--base", str(base), "--run", str(run)])
-    (settings,) = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
+    _, settings = yaml.safe_load((run / "plan" / "evaluate.yaml").read_text())["evaluators"]
     assert "seen" not in settings["init_args"]
     split.write_text("{}")
     with pytest.raises(UserError, match=r"split\.json holds no counts"):

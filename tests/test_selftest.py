@@ -31,6 +31,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "Generation": DISTANCES,
     "TextToImage": ("text_to_image", "text_to_image/judge"),
     "ClipScore": ("clip_score",),
+    "RecognisedCaptions": ("recognised_captions", "subject_judge"),
 }
 # Metrics that commands measure without an evaluator.
 OTHERS = (

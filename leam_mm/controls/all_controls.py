@@ -14,6 +14,7 @@ from leam_mm.controls.membership_controls import membership_controls
 from leam_mm.controls.memorization_controls import memorization_controls
 from leam_mm.controls.personal_data_controls import personal_data_controls
 from leam_mm.controls.provenance_controls import provenance_controls
+from leam_mm.controls.recognition_controls import recognition_controls
 from leam_mm.controls.release_controls import release_controls
 from leam_mm.controls.rights_controls import rights_controls
 from leam_mm.controls.score_controls import score_controls
@@ -27,6 +28,7 @@ def all_controls() -> list[Control]:
         *bias_controls(),
         *judge_controls(),
         *score_controls(),
+        *recognition_controls(),
         *rights_controls(),
         *provenance_controls(),
         *personal_data_controls(),

@@ -32,6 +32,7 @@ from leam_mm.documents.words import (
     stated,
     word,
 )
+from leam_mm.report.recognition_section import sentences
 from leam_mm.report.templates import environment
 
 TEMPLATES = environment(Path(__file__).parent / "templates")
@@ -69,6 +70,7 @@ def model_card(
         others=[row[:3] for row in other_rows(headline_metrics(facts.metrics), language)][:SUMMARISED],
         audits=audit_rows(facts, publisher, language),
         acceptable_use=publisher.acceptable_use_policy or f"[{POLICY}]({up}documents/{language}/{POLICY})",
+        recognition=recognition(facts, language),
         unmeasured=unmeasured_languages(facts.measured_languages, language),
         data=[_data_summary(entry, facts, language) for entry in facts.data] + _derived_data(facts, language),
         bases=_bases(facts, language),
@@ -82,6 +84,11 @@ def model_card(
         citation=citation(facts, publisher),
         editing=editing(facts.straight_paths, facts.low_rank) if facts.generates else "",
     )  # fmt: skip
+
+
+def recognition(facts: ReleaseFacts, language: str) -> str:
+    """Return what a fine-tuning taught and what not, on one line; empty for other releases."""
+    return " ".join(plain_text(each) for each in sentences({row["name"]: row for row in facts.metrics}, language))
 
 
 def generator_usage(straight_paths: bool, low_rank: bool, denoiser: str = "PRXDenoiser") -> str:

@@ -110,7 +110,7 @@ class BeforeAfter(Evaluator):
         texts = [text for _, text in captions]
         made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
         real = torch.stack([sample.pixels(made[0].shape[-1]) for sample in samples])
-        decoded = (_reconstruct(tuned, real) * 255).round().to(torch.uint8)
+        decoded = (reconstruct(tuned, real) * 255).round().to(torch.uint8)
         shown = [
             ShownImage(
                 images[row].permute(1, 2, 0).numpy(), text, language, label, generated=label in ("before", "after")
@@ -138,7 +138,7 @@ class BeforeAfter(Evaluator):
         errors = []
         for start in range(0, len(images), 64):
             real = torch.stack(images[start : start + 64])
-            errors.append((_reconstruct(module, real) - real / 255).abs().flatten(1).mean(1))
+            errors.append((reconstruct(module, real) - real / 255).abs().flatten(1).mean(1))
         values = torch.cat(errors).numpy()
         low, high = mean_interval(values)
         kind = "the images trained on" if self.seen else "held-out images"
@@ -177,8 +177,8 @@ def held_out_losses(module: Any, latents: Path, draws: int, seed: int) -> numpy.
     return torch.cat(found).numpy()
 
 
-def _reconstruct(module: Any, images: Tensor) -> Tensor:
-    """Encode and decode images (B, 3, H, W) uint8; return them in [0, 1] on the CPU."""
+def reconstruct(module: Any, images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) uint8 after the codec of a generator, in [0, 1] on the CPU."""
     decoded = module.codec.decode(module.codec.encode(signed(images.to(module.device))))
     return (decoded.float() / 2 + 0.5).clamp(0, 1).cpu()
 

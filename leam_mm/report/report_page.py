@@ -16,7 +16,14 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
 from leam_mm.files import write_text
 from leam_mm.json_text import parse_json
-from leam_mm.report import audit_section, language_section, report_images, report_run, report_section
+from leam_mm.report import (
+    audit_section,
+    language_section,
+    recognition_section,
+    report_images,
+    report_run,
+    report_section,
+)
 from leam_mm.report.key_figures import key_figures
 from leam_mm.report.report_number import Row
 from leam_mm.report.report_words import PAGE_LANGUAGES, word
@@ -66,6 +73,7 @@ def report_page(folder: Path, title: str, language: str, others: Sequence[tuple[
     stages, controls = read_stages(folder, pipeline), audit_section.read_selftest(sources)
     results = {name: row for name, row in found.items() if not report_section.is_change(name)}
     content: dict[str, tuple[str, Any]] = {
+        "recognition": ("Does it draw what it was taught?", recognition_section.sentences(found, language)),
         "images": ("Images", report_images.images(sources, language)),
         "audits": ("Audits", audit_section.audits(results, language)),
         "selftest": ("Self-test", audit_section.selftest(controls, language)),
@@ -91,7 +99,7 @@ def report_page(folder: Path, title: str, language: str, others: Sequence[tuple[
     footer = word("Written {} by leam_mm.", language).format(written)
     introduction = word(INTRODUCTION, language) + ("" if language == "en" else f" {word(REMARKS, language)}")
     parts = Path(__file__).with_name("report.html.jinja")
-    figures = key_figures(results, stages, controls, language)
+    figures = recognition_section.key_figures(found, language) + key_figures(results, stages, controls, language)
     return render_page(parts, title, introduction, figures, sections, footer, language, others)
 
 

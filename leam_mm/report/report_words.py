@@ -107,6 +107,16 @@ GERMAN = {
     "codec": "Codec",
     "before": "vorher",
     "after": "nachher",
+    "Training captions and what the judge recognised": "Bildtexte des Trainings und was der Prüfer erkannte",
+    # recognition
+    "Does it draw what it was taught?": "Zeichnet er, was er gelernt haben soll?",
+    "Recognised after the fine-tuning": "Nach dem Finetuning erkannt",
+    "{} of {} training captions": "{} von {} Bildtexten des Trainings",
+    "Subjects recognised: not measured.": "Erkannte Motive: nicht gemessen.",
+    "Before: {} of {} ({}, 95 % interval {}).": "Vorher: {} von {} ({}, 95-%-Intervall {}).",
+    "The difference may be chance.": "Der Unterschied kann Zufall sein.",
+    "Not learnt: {}.": "Nicht gelernt: {}.",
+    "Learnt: {}.": "Gelernt: {}.",
     # audits
     "pass": "bestanden",
     "fail": "nicht bestanden",
@@ -205,6 +215,18 @@ GERMAN = {
     "Written by leam_mm, data_tools/describe_dataset.py.": "Geschrieben von leam_mm, data_tools/describe_dataset.py.",
 }
 GERMAN |= {  # sentences
+    "Recognised after the fine-tuning: {} of {} training captions ({}, 95 % interval {}).": (
+        "Nach dem Finetuning erkannt: {} von {} Bildtexten des Trainings ({}, 95-%-Intervall {})."
+    ),
+    "The judge was tested: it names {} of {} training pictures, moved and through the codec.": (
+        "Der Prüfer wurde geprüft: Er benennt {} von {} Trainingsbildern, verschoben und durch den Codec."
+    ),
+    "It names {} of {} pictures that were no reference: it may miss an image in another style.": (
+        "Er benennt {} von {} Bildern, die keine Vorlage waren; ein Bild in anderem Stil kann er also übersehen."
+    ),
+    "In {} of {} images that do not show the subject it says that they do.": (
+        "Bei {} von {} Bildern, die das Motiv nicht zeigen, meint er es zu sehen."
+    ),
     "{} samples, selected by a hash of the data alone.": (
         "{} Beispiele, allein durch einen Hash der Daten ausgewählt."
     ),
@@ -298,6 +320,12 @@ METRIC_TITLES = {  # of a part of a metric's name: English and German
     "both_objects": ("both objects", "beide Objekte"),
     "relation": ("relation", "Lage"),
     "generation": ("generation", "Generierung"),
+    "recognised_captions": ("training captions whose subject is recognised", "Bildtexte, deren Motiv erkannt wird"),
+    "subject": ("subject", "Motiv"),
+    "subject_judge": ("judge of subjects", "Prüfer der Motive"),
+    "known_pictures": ("known pictures named right", "bekannte Bilder richtig benannt"),
+    "new_pictures": ("new pictures named right", "neue Bilder richtig benannt"),
+    "other_images": ("images without the subject named so", "Bilder ohne das Motiv so benannt"),
     "generated": ("generated images", "generierte Bilder"),
     "real": ("real images", "echte Bilder"),
 }
