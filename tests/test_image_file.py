@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -108,6 +109,17 @@ def test_limits_name_their_rule(content: object, rule: str) -> None:
     with pytest.raises(ImageLimit) as caught:
         open_image(content(), WEB_FORMATS, max_pixels=899)  # type: ignore[operator]
     assert caught.value.rule == rule and caught.value.value.isdigit()
+
+
+@pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+def test_a_tiff_of_thousands_of_tags_is_refused_before_any_is_read(start: bytes) -> None:
+    order: Literal["little", "big"] = "little" if start[:1] == b"I" else "big"
+    width, count = (8, 8) if b"+" in start else (4, 2)
+    places = [len(start) + width, 60_000]
+    content = start + places[0].to_bytes(width, order) + places[1].to_bytes(count, order) + bytes(720_000)
+    with pytest.raises(ImageLimit, match="TIFF of 60000 tags") as caught:
+        open_image(content, WEB_FORMATS)
+    assert caught.value.rule == "tags"
 
 
 def test_the_largest_allowed_image_is_opened() -> None:

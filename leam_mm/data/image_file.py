@@ -8,10 +8,11 @@ memory for decoding is estimated from the header first.
 import io
 import re
 import warnings
+from typing import Literal
 
 from PIL import Image
 
-from leam_mm.data.image_limits import BYTES_PER_PIXEL, LEAST_MEMORY, MAX_PIXELS, MAX_SCANS, SHARD_FORMATS
+from leam_mm.data.image_limits import BYTES_PER_PIXEL, LEAST_MEMORY, MAX_PIXELS, MAX_SCANS, MAX_TAGS, SHARD_FORMATS
 from leam_mm.errors import UserError
 
 START_OF_SCAN = b"\xff\xda"  # marker of JPEG (ITU-T T.81, B.1.1.3); data of a scan cannot contain it
@@ -54,6 +55,7 @@ def open_image(content: bytes, formats: tuple[str, ...] = SHARD_FORMATS, max_pix
         OSError: It has none of the formats. Pillow raises other types on hostile headers.
     """
     check_canvas(content, max_pixels)
+    check_tags(content)
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses twice as many, before its plugins allocate them
     try:
         image = Image.open(io.BytesIO(content), formats=formats)
@@ -78,6 +80,21 @@ def check_canvas(content: bytes, max_pixels: int) -> None:
     if content[:4] == b"RIFF" and content[8:16] == b"WEBPVP8X" and len(content) >= 30:
         width, height = (int.from_bytes(content[at : at + 3], "little") + 1 for at in (24, 27))
         check_size(width, height, max_pixels)
+
+
+def check_tags(content: bytes) -> None:
+    """Refuse a TIFF of thousands of tags: Pillow copies the value of each, and all may claim the whole file.
+
+    Source: TIFF 6.0, section 2; BigTIFF counts tags with eight bytes.
+    """
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    order: Literal["little", "big"] = "little" if content[:1] == b"I" else "big"
+    start, width = (slice(8, 16), 8) if b"+" in content[2:4] else (slice(4, 8), 2)
+    directory = int.from_bytes(content[start], order)
+    tags = int.from_bytes(content[directory : directory + width], order)
+    if tags > MAX_TAGS:
+        raise ImageLimit("tags", tags, f"TIFF of {tags} tags exceeds the limit of {MAX_TAGS}")
 
 
 def check_memory(needed: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -4,6 +4,7 @@ MAX_PIXELS = 89_478_485  # Pillow's own limit (Image.MAX_IMAGE_PIXELS) against d
 BYTES_PER_PIXEL = 6  # memory for decoding, for each allowed pixel: RGB takes 4, and a conversion to RGB as much again
 LEAST_MEMORY = 64_000_000  # bytes for decoding, however few pixels are allowed
 MAX_SCANS = 100  # of a JPEG, each of which visits every pixel; encoders write about 10
+MAX_TAGS = 1_000  # of a TIFF; files of cameras and scanners have fewer than 200
 SHARD_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of the formats in shards
 WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF", "AVIF")  # of the formats that are read and encoded again
 IMAGE_SUFFIXES = (

@@ -106,6 +106,48 @@ def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, by
         ("1,000 comments", "kept", jpeg[:2] + (b"\xff\xfe\0\4ab") * 1000 + jpeg[2:]),
         ("polyglot of PNG and HTML", "kept", png + b"<script>alert(1)</script>"),
     ]  # fmt: skip
-    for kind in ("ICO", "PPM", "TGA", "PCX", "DDS", "IM", "SGI", "JPEG2000", "AVIF"):
+    for kind in ("ICO", "PPM", "TGA", "PCX", "DDS", "IM", "SGI", "JPEG2000"):
         found.append((f"{kind} as JPEG", "decode", blank(kind, "RGB", 16, 16)))
-    return found
+    return found + _rarer_formats(chance) + _drawings(chance)
+
+
+def _rarer_formats(chance: random.Random) -> list[tuple[str, str, bytes]]:
+    """TIFF and AVIF, honest and dishonest."""
+    tiff, avif = blank("TIFF", "RGB", 16, 16), blank("AVIF", "RGB", 16, 16)
+    start = int.from_bytes(
+        tiff[4:8], "little"
+    )  # of the directory; the address of the next one stands behind its entries
+    entries = int.from_bytes(tiff[start : start + 2], "little")
+    behind = start + 2 + 12 * entries
+    return [
+        ("TIFF", "kept", tiff),
+        ("TIFF whose directory follows itself", "kept decode", tiff[:behind] + tiff[4:8] + tiff[behind + 4 :]),
+        ("TIFF whose tags claim all", "tags", tiff[:start] + _directory(chance.randrange(5_000, 60_000))[8:]),
+        ("TIFF of 200 pages", "kept", _frames("TIFF")),
+        ("TIFF that fills the memory", "memory", blank("TIFF", "RGB", 2900, 2900, compression="tiff_adobe_deflate")),
+        ("TIFF beyond the pixels", "pixels", blank("TIFF", "1", 20_000, 20_000, compression="group4")),
+        ("TIFF cut short", "decode", tiff[: chance.randrange(9, len(tiff) - 200)]),
+        ("AVIF", "kept", avif),
+        ("AVIF that fills the memory", "memory", blank("AVIF", "RGB", 2900, 2900, speed=10)),
+        ("AVIF of 200 frames", "kept", _frames("AVIF")),
+        ("AVIF cut short", "decode", avif[: chance.randrange(40, len(avif) - 8)]),
+    ]
+
+
+def _drawings(chance: random.Random) -> list[tuple[str, str, bytes]]:
+    """SVG files that ask for files, addresses, memory or time."""
+    head = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:x="http://www.w3.org/1999/xlink" width="9" height="9">'
+    laughs = "".join(f'<!ENTITY a{i + 1} "{f"&a{i};" * 10}">' for i in range(8))
+    uses = "".join(f'<g id="b{i + 1}">{f"""<use x:href="#b{i}"/>""" * 10}</g>' for i in range(chance.randrange(8, 12)))
+    side = chance.randrange(10**5, 10**9)
+    huge, blur = head.replace('"9"', f'"{side}"'), f'<feGaussianBlur stdDeviation="{side}"/>'
+    drawings = {
+        "of a local file": f'{head}<image x:href="file:///etc/passwd"/>',
+        "of an address": f'{head}<image href="http://169.254.169.254/latest" width="9" height="9"/>',
+        "of entities": f'<!DOCTYPE svg [<!ENTITY a0 "ha">{laughs}]>{head}<text>&a8;</text>',
+        "of copies of copies": f'{head}<rect id="b0" width="1" height="1"/>{uses}',
+        "of a huge canvas": f'{huge}<rect width="9" height="9"/>',
+        "of a huge blur": f'{head}<filter id="f">{blur}</filter><rect filter="url(#f)"/>',
+        "of depth": head + "<g>" * 50_000,
+    }
+    return [(f"SVG {name}", "kept decode svg seconds", (text + "</svg>").encode()) for name, text in drawings.items()]
