@@ -42,7 +42,7 @@ def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:
             for covariance, factor in zip(covariances, factors, strict=True)
         ]
         root = torch.linalg.svdvals(parts[0].T @ parts[1]).sum()
-    return _distance(first.mean, traces[0], second.mean, traces[1], root)
+    return distance_of_parts(first.mean, traces[0], second.mean, traces[1], root)
 
 
 def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
@@ -53,10 +53,11 @@ def frechet_distance_of_features(first: Tensor, second: Tensor) -> float:
     factors = [_sample_factor(features) for features in (first, second)]
     root = torch.linalg.svdvals(factors[0].T @ factors[1]).sum()
     traces = [factor.square().sum() for factor in factors]
-    return _distance(first.mean(dim=0), traces[0], second.mean(dim=0), traces[1], root)
+    return distance_of_parts(first.mean(dim=0), traces[0], second.mean(dim=0), traces[1], root)
 
 
-def _distance(mean1: Tensor, trace1: Tensor, mean2: Tensor, trace2: Tensor, root: Tensor) -> float:
+def distance_of_parts(mean1: Tensor, trace1: Tensor, mean2: Tensor, trace2: Tensor, root: Tensor) -> float:
+    """Return the distance from means (D,), traces of covariances, and the trace of the root of their product."""
     return max(0.0, float((mean1 - mean2).square().sum() + trace1 + trace2 - 2 * root))
 
 
@@ -115,7 +116,11 @@ def _root_trace(factor: Tensor, covariance: Tensor) -> tuple[Tensor, float]:
     for start in starts:
         end = start + BLOCK
         whole[start:end, :end] = factor[start:, start:end].T @ product[start:, :end]
-    value = torch.linalg.eigvalsh(whole)
+    return roots(torch.linalg.eigvalsh(whole))
+
+
+def roots(value: Tensor) -> tuple[Tensor, float]:
+    """Return the sum of the roots of eigenvalues (D,) in rising order, and a bound of its error by round-off."""
     noise = torch.finfo(value.dtype).eps * value[-1]
     root = value.clamp(min=0).sqrt()
     return root.sum(), float((noise / (2 * root).clamp(min=noise.sqrt())).sum())

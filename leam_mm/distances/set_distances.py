@@ -3,18 +3,27 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy
 from torch import Tensor
 
 from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_halves import frechet_of_halves
 from leam_mm.distances.frechet_infinity import frechet_infinity
 from leam_mm.distances.kernel_distance import gaussian_distance, kernel_distance
 from leam_mm.distances.mind import mind
 from leam_mm.distances.precision_recall import NeighbourShares, precision_recall
-from leam_mm.intervals.distance_interval import FINITE, half_sample_interval, half_sample_share_interval
+from leam_mm.intervals.distance_interval import (
+    FINITE,
+    interval_of_halves,
+    share_interval_of_halves,
+    values_of_halves,
+)
 
 FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
 FEWEST_OF_DISTRIBUTIONS = 100  # for the others, whose bias depends on the number of images
 Statistic = Callable[[Tensor, Tensor], float]
+OfHalves = Callable[[Tensor, Tensor, int], numpy.ndarray]
+"""(real, other, seed) -> values (splits, 2) on the halves of random splits."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +33,7 @@ class SetDistance:
     Args:
         statistic: Function of real and other features.
         unit: ``distance``, ``fraction`` or ``ratio``.
-        of_halves: A quicker form of the statistic, for the interval; None takes the statistic.
+        of_halves: Values on halves, for the interval, by a quicker way; None takes the statistic of each half.
         fewest: Images that each set needs.
         signed: Whether it is unbiased, and may therefore be below zero.
         wanted_per_feature: Images for each feature, below which the number is marked as indicative.
@@ -32,7 +41,7 @@ class SetDistance:
 
     statistic: Statistic
     unit: str = "distance"
-    of_halves: Statistic | None = None
+    of_halves: OfHalves | None = None
     fewest: int = FEWEST_OF_DISTRIBUTIONS
     signed: bool = False
     wanted_per_feature: int = 0
@@ -79,6 +88,10 @@ def _kernel(real: Tensor, other: Tensor) -> float:
     return kernel_distance(real, other, subsets=1, subset_size=min(len(real), len(other)))
 
 
+def _halves_of(statistic: Statistic) -> OfHalves:
+    return lambda real, other, seed: values_of_halves(real, other, statistic, seed)
+
+
 def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
     """Return all distances by name, in the order of a report.
 
@@ -86,11 +99,11 @@ def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
         unit_length: Whether features have length 1, which CMMD requires.
     """
     neighbours = _Neighbours()
-    found = {"frechet_distance": SetDistance(frechet_distance_of_features, wanted_per_feature=2)}
+    found = {"frechet_distance": SetDistance(frechet_distance_of_features, of_halves=frechet_of_halves, wanted_per_feature=2)}
     if unit_length:
         found["cmmd"] = SetDistance(gaussian_distance)
     found["kernel_distance"] = SetDistance(_kernel, fewest=FEWEST, signed=True)
-    found["mind"] = SetDistance(mind, of_halves=lambda real, other: mind(real, other, directions=200))
+    found["mind"] = SetDistance(mind, of_halves=_halves_of(lambda real, other: mind(real, other, directions=200)))
     for name, unit in (
         ("precision", "fraction"),
         ("recall", "fraction"),
@@ -100,7 +113,7 @@ def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
         found[name] = SetDistance(neighbours.part(name), unit)
     found["frechet_distance_infinity"] = SetDistance(
         frechet_infinity,
-        of_halves=lambda real, other: frechet_infinity(real, other, points=5),
+        of_halves=_halves_of(lambda real, other: frechet_infinity(real, other, points=5)),
         signed=True,
         wanted_per_feature=2,
     )
@@ -127,8 +140,11 @@ def compare_features(
             yield Compared(name, None, None, None, distance.unit, remark)
             continue
         value = distance.statistic(real, other)
-        interval = half_sample_share_interval if distance.unit == "fraction" else half_sample_interval
-        low, high = interval(real, other, distance.of_halves or distance.statistic, value, seed)
+        values = (distance.of_halves or _halves_of(distance.statistic))(real, other, seed)
+        if distance.unit == "fraction":
+            low, high = share_interval_of_halves(values, value, count)
+        else:
+            low, high = interval_of_halves(values, value)
         remarks = []
         if count < distance.wanted_per_feature * size:
             remarks.append(f"indicative only: {count} images are fewer than twice the {size} features")

@@ -26,7 +26,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.compared_images import ComparedImages
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.image_features import ImageFeatures
-from leam_mm.intervals.distance_interval import half_sample_interval
+from leam_mm.intervals.distance_interval import interval_of_halves, values_of_halves
 
 NO_INTERVAL = "no interval: features of single images were not kept"
 MOMENT_OUTPUTS = ("features", "spatial")  # whose Fréchet distances need no features of single images
@@ -202,7 +202,8 @@ def _score(logits: Tensor, seed: int) -> Compared:
         remark = f"not measured: {len(logits)} images, at least {FEWEST_OF_DISTRIBUTIONS} are needed"
         return Compared("inception_score", None, None, None, "score", remark)
     value = inception_score(logits)
-    low, high = half_sample_interval(logits, logits, lambda half, _: inception_score(half), value, seed)
+    values = values_of_halves(logits, logits, lambda half, _: inception_score(half), seed)
+    low, high = interval_of_halves(values, value)
     return Compared("inception_score", value, max(low, 1.0), high, "score", "of the generated images alone")
 
 

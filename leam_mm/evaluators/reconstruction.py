@@ -17,13 +17,14 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.data.image_range import signed
 from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_halves import frechet_of_halves
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
-from leam_mm.intervals.distance_interval import FINITE, half_sample_interval
+from leam_mm.intervals.distance_interval import FINITE, interval_of_halves
 from leam_mm.intervals.intervals import mean_interval
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window
@@ -104,12 +105,9 @@ class Reconstruction(Evaluator):
         note = f"{count} images of {self.image_size} px" + (f" in tiles of {self.tile}" if self.tile else "")
         scores, features = rows[:, :3].numpy(), rows[:, 3:]
         size = features.shape[1] // 2
-
-        def distance(pairs: Tensor, _: Tensor) -> float:
-            return frechet_distance_of_features(pairs[:, :size], pairs[:, size:])
-
-        value = distance(features, features)
-        low, high = half_sample_interval(features, features, distance, value, self.seed)
+        original, made = features[:, :size], features[:, size:]
+        value = frechet_distance_of_features(original, made)
+        low, high = interval_of_halves(frechet_of_halves(original, made, self.seed, paired=True), value)
         text = f"{note}; {self.features.protocol}; {FINITE}"
         if count < 2 * size:
             text += f"; indicative only: {count} images are fewer than twice the {size} features"

@@ -5,7 +5,7 @@ number, so the interval says how much the value would vary over other images, an
 images is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy
 import torch
@@ -17,15 +17,51 @@ from leam_mm.intervals.intervals import clustered_interval
 FINITE = "the interval is for the value at this number of images, which is biased against that of unlimited images"
 
 
-def half_sample_interval(
+def values_of_halves(
     first: Tensor,
     second: Tensor,
     statistic: Callable[[Tensor, Tensor], float],
-    value: float,
     seed: int = 0,
     repeats: int = 20,
-) -> tuple[float, float]:
-    """Return the 95 % interval of a distance from random halves of both sets (half-sampling, Shao and Wu 1989).
+) -> numpy.ndarray:
+    """Return a statistic of random halves of both sets, (repeats / 2, 2): both pairs of halves of each split.
+
+    Args:
+        first: (B, D) features.
+        second: (B', D) features; given twice the same tensor, halves are those of pairs.
+        statistic: Function of two such sets.
+        seed: Seed of the draws.
+        repeats: Number of halves, an even number of at least four.
+    """
+    if repeats < 4 or repeats % 2:
+        raise ValueError(f"repeats is {repeats}; give an even number of at least four")
+    found = []
+    for halves in split_rows(len(first), None if first is second else len(second), seed, repeats // 2):
+        found.append([statistic(first[one], second[other]) for one, other in halves])
+    return numpy.array(found)
+
+
+def split_rows(
+    count1: int, count2: int | None, seed: int, splits: int
+) -> Iterator[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """Yield random splits of both sets into two pairs of halves; each pair holds rows of the first and second set.
+
+    Args:
+        count1: Number of rows of the first set.
+        count2: Number of rows of the second set; None for pairs, whose rows are those of the first set.
+        seed: Seed of the draws.
+        splits: Number of splits.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    half1, half2 = count1 // 2, (count1 if count2 is None else count2) // 2
+    for _ in range(splits):
+        rows1 = torch.randperm(count1, generator=generator)
+        rows2 = rows1 if count2 is None else torch.randperm(count2, generator=generator)
+        yield (rows1[:half1], rows2[:half2]), (rows1[half1 : 2 * half1], rows2[half2 : 2 * half2])
+
+
+def interval_of_halves(values: numpy.ndarray, value: float) -> tuple[float, float]:
+    """Return the 95 % interval of a distance from its values on halves (half-sampling, Shao and Wu 1989).
 
     Both sets are split into halves, and the two pairs of halves give two values. The difference of the two varies over
     splits as the whole would over new data, plus twice the variance of the quadratic part, which alone is left where
@@ -33,67 +69,34 @@ def half_sample_interval(
     subtracted. A bootstrap would draw samples twice, and a duplicate is its own nearest neighbour.
 
     Args:
-        first: (B, D) features.
-        second: (B', D) features; given twice the same tensor, halves are those of pairs.
-        statistic: Function of two such sets.
+        values: (splits, 2), at least two splits; see ``values_of_halves``.
         value: The statistic of the whole sets, centre of the interval.
-        seed: Seed of the draws.
-        repeats: Number of halves, an even number of at least four.
 
     Returns:
-        Ends of the interval, by Student's distribution since there are few draws.
+        Ends of the interval, by Student's distribution since there are few splits.
     """
-    values = _of_halves(first, second, statistic, seed, repeats)
     half_width = float(t.ppf(0.975, len(values) - 1)) * _variance(values) ** 0.5
     return value - half_width, value + half_width
 
 
-def half_sample_share_interval(
-    first: Tensor,
-    second: Tensor,
-    statistic: Callable[[Tensor, Tensor], float],
-    value: float,
-    seed: int = 0,
-    repeats: int = 20,
-) -> tuple[float, float]:
+def share_interval_of_halves(values: numpy.ndarray, value: float, samples: int) -> tuple[float, float]:
     """Return the 95 % interval of a share of samples near the other set, such as precision and recall.
 
     The variance over halves gives the number of independent samples that the share is worth, whose exact interval holds
     near 0 and 1, too: with no hit it ends where the interval of as many independent samples does.
 
     Args:
-        first: (B, D) features.
-        second: (B', D) features.
-        statistic: Function of two such sets, in [0, 1].
-        value: The statistic of the whole sets.
-        seed: Seed of the draws.
-        repeats: Number of halves, an even number of at least four.
+        values: (splits, 2) in [0, 1]; see ``values_of_halves``.
+        value: The share of the whole sets.
+        samples: Number of samples in the smaller set.
 
     Returns:
         Ends of the interval, in [0, 1].
     """
-    values = _of_halves(first, second, statistic, seed, repeats)
-    samples, share = min(len(first), len(second)), float(numpy.clip(values.mean(), 0.0, 1.0))
+    share = float(numpy.clip(values.mean(), 0.0, 1.0))
     binary = share * (1 - share)
     effect = float(values.var(ddof=1)) * samples / binary if binary > 0 else 1.0
     return clustered_interval(value, samples, effect, float(t.ppf(0.975, values.size - 1)))
-
-
-def _of_halves(
-    first: Tensor, second: Tensor, statistic: Callable[[Tensor, Tensor], float], seed: int, repeats: int
-) -> numpy.ndarray:
-    """Return the values (repeats / 2, 2) of both pairs of halves of each split."""
-    if repeats < 4 or repeats % 2:
-        raise ValueError(f"repeats is {repeats}; give an even number of at least four")
-    generator = torch.Generator().manual_seed(seed)
-    count1, count2, paired = len(first) // 2, len(second) // 2, first is second
-    found = []
-    for _ in range(repeats // 2):
-        rows1 = torch.randperm(len(first), generator=generator)
-        rows2 = rows1 if paired else torch.randperm(len(second), generator=generator)
-        parts = [(rows1[:count1], rows2[:count2]), (rows1[count1 : 2 * count1], rows2[count2 : 2 * count2])]
-        found.append([statistic(first[one], second[other]) for one, other in parts])
-    return numpy.array(found)
 
 
 def _variance(values: numpy.ndarray) -> float:

@@ -21,10 +21,11 @@ from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
 from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_halves import frechet_of_halves
 from leam_mm.evaluators.embedding import read_image_samples
 from leam_mm.evaluators.generation import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
-from leam_mm.intervals.distance_interval import half_sample_interval
+from leam_mm.intervals.distance_interval import interval_of_halves
 from leam_mm.optim.optimizer import build_optimizer
 from leam_mm.optim.schedule import Schedule
 from leam_mm.prompts.scene_reader import SceneReader, score
@@ -116,7 +117,7 @@ class Judge:
         drawn = [generate(module, self.prompts[at : at + 64], 0, at, STEPS, GUIDANCE) for at in parts]
         feature = torch.cat([self.features.extract(part) for part in drawn])
         distance = frechet_distance_of_features(self.real, feature)
-        low, high = half_sample_interval(self.real, feature, frechet_distance_of_features, distance)
+        low, high = interval_of_halves(frechet_of_halves(self.real, feature), distance)
         found: dict[str, Any] = {"frechet": distance, "frechet_interval": [low, high]}
         if self.reader is not None:
             images = torch.cat(drawn).permute(0, 2, 3, 1).numpy()

@@ -11,10 +11,11 @@ from scipy.stats import norm
 from torch import Tensor
 
 from leam_mm.distances.frechet import frechet_distance_of_features
+from leam_mm.distances.frechet_halves import frechet_of_halves
 from leam_mm.distances.kernel_distance import gaussian_distance, polynomial_mmd
 from leam_mm.distances.precision_recall import precision_recall
 from leam_mm.intervals.difference_interval import difference, paired_difference
-from leam_mm.intervals.distance_interval import half_sample_interval, half_sample_share_interval
+from leam_mm.intervals.distance_interval import interval_of_halves, share_interval_of_halves, values_of_halves
 from leam_mm.intervals.intervals import bootstrap_interval, mean_interval, share_interval, wilson_interval
 from leam_mm.intervals.worst_language import worst_interval, worst_mean_interval, worst_ratio_interval
 
@@ -188,15 +189,23 @@ def distances(small: bool = False) -> list[Simulation]:
     def recall(real: Tensor, other: Tensor) -> float:
         return precision_recall(real, other).recall
 
-    of_distance, of_share = half_sample_interval, half_sample_share_interval
+    def of_distance(first: Tensor, second: Tensor, statistic: Callable, value: float, seed: int) -> Interval:
+        return interval_of_halves(values_of_halves(first, second, statistic, seed), value)
+
+    def of_frechet(first: Tensor, second: Tensor, statistic: Callable, value: float, seed: int) -> Interval:
+        return interval_of_halves(frechet_of_halves(first, second, seed), value)
+
+    def of_share(first: Tensor, second: Tensor, statistic: Callable, value: float, seed: int) -> Interval:
+        return share_interval_of_halves(values_of_halves(first, second, statistic, seed), value, len(first))
+
     frechet = frechet_distance_of_features
     plans: list[tuple[str, Callable, Callable, tuple, int]] = [
-        ("Fréchet distance, 16 features, shifted", frechet, of_distance, (16, 0.5, 1.0, False, False), 256),
-        ("Fréchet distance, 16 features, equal sets", frechet, of_distance, (16, 0.0, 1.0, False, False), 256),
-        ("Fréchet distance, 64 features, shifted", frechet, of_distance, (64, 0.3, 1.2, True, False), 256),
-        ("Fréchet distance, 64 features, equal sets", frechet, of_distance, (64, 0.0, 1.0, True, False), 256),
-        ("Fréchet distance, 256 features, shifted", frechet, of_distance, (256, 0.3, 1.2, True, False), 128),
-        ("Fréchet distance, 256 features, equal sets", frechet, of_distance, (256, 0.0, 1.0, True, False), 128),
+        ("Fréchet distance, 16 features, shifted", frechet, of_frechet, (16, 0.5, 1.0, False, False), 256),
+        ("Fréchet distance, 16 features, equal sets", frechet, of_frechet, (16, 0.0, 1.0, False, False), 256),
+        ("Fréchet distance, 64 features, shifted", frechet, of_frechet, (64, 0.3, 1.2, True, False), 256),
+        ("Fréchet distance, 64 features, equal sets", frechet, of_frechet, (64, 0.0, 1.0, True, False), 256),
+        ("Fréchet distance, 256 features, shifted", frechet, of_frechet, (256, 0.3, 1.2, True, False), 128),
+        ("Fréchet distance, 256 features, equal sets", frechet, of_frechet, (256, 0.0, 1.0, True, False), 128),
         ("kernel distance, shifted", polynomial_mmd, of_distance, (64, 0.3, 1.2, True, False), 256),
         ("kernel distance, equal sets", polynomial_mmd, of_distance, (64, 0.0, 1.0, True, False), 256),
         ("CMMD, shifted", gaussian_distance, of_distance, (64, 0.3, 1.2, True, True), 256),
