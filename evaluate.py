@@ -27,6 +27,7 @@ from jsonargparse import auto_cli
 from rich.console import Console
 
 from leam_mm.checkpoint import find_checkpoint
+from leam_mm.config_error import moved_option
 from leam_mm.errors import UserError
 from leam_mm.evaluate_commands import (
     audit_command,
@@ -133,7 +134,8 @@ def main(args: list[str] | None = None) -> None:
             auto_cli(evaluate, args=words, as_positional=False, exit_on_error=False)
     except ArgumentError as error:
         lines = [line.strip(" -") for line in str(error).splitlines()]
-        raise UserError("; ".join(line for line in lines if line).replace(":;", ":")) from None
+        text = "; ".join(line for line in lines if line).replace(":;", ":")
+        raise UserError("; ".join(filter(None, (text, moved_option(str(error)))))) from None
 
 
 if __name__ == "__main__":

@@ -16,7 +16,17 @@ NOISE = re.compile(
 UNKNOWN = re.compile(
     r"(?:[Oo]ption '([^']+)' is not accepted|not accept option '([^']+)'|unrecognized arguments: (.+))"
 )
+# Options of evaluators, audits and SampleGrid that are fields of an object now.
+MOVED = {"steps": "sampling: {steps: ...}", "guidance": "sampling: {guidance: ...}"}
+SAMPLING = re.compile(r"class_path '?leam_mm\.(?:evaluators|audits|callbacks\.sample_grid)\.")
 KEY = re.compile(r'Parser key "([^"]+)":')
+
+
+def moved_option(message: str) -> str:
+    """Return where an option of an older recipe is now, from jsonargparse's message; empty if it is none of these."""
+    match = UNKNOWN.search(message)
+    name = next((part for part in match.groups() if part), "") if match and SAMPLING.search(message) else ""
+    return f"write {MOVED[name]} in its place" if name in MOVED else ""
 
 
 def config_files(args: Sequence[str]) -> list[str]:
@@ -97,7 +107,8 @@ def explain(message: str, args: Sequence[str]) -> str:
     """
     if match := UNKNOWN.search(message):
         file, path = find_key(next(part for part in match.groups() if part).split()[0].lstrip("-"), args)
-        return f"{file}: unknown key {path!r}: remove it or correct its spelling; --print_config shows the valid ones"
+        cure = moved_option(message) or "remove it or correct its spelling; --print_config shows the valid ones"
+        return f"{file}: unknown key {path!r}: {cure}"
     keys = KEY.findall(message)
     if keys and keys[-1] != "config":
         file, path = find_key(keys[-1], args)

@@ -21,6 +21,7 @@ from leam_mm.denoisers.image_sampling import ImageSampler
 from leam_mm.diffusion.editing import Edit
 from leam_mm.diffusion.guidance import Guidance
 from leam_mm.diffusion.process import DiffusionProcess
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.diffusion.samplers import Method
 from leam_mm.errors import UserError
 from leam_mm.optim.ema import Averaging, start_average
@@ -236,7 +237,8 @@ class LatentDiffusionModule(LightningModule):
         codec, side = self.codec, self.latent_size
         weaker = self._weaker(guidance.weaker) if isinstance(guidance, Guidance) and guidance.weaker else None
         network, size = self.ema_denoiser(), size or (side, side)
-        sampler = ImageSampler(network, self.process, codec, size, seed, steps, guidance, method, weaker, self.stream)
+        sampling = SamplerSettings(steps, guidance, method)
+        sampler = ImageSampler(network, self.process, codec, size, seed, sampling, weaker, self.stream)
         encoder, empty, images = self.caption_encoder, self.conditioning.empty(), []
         try:
             if tile is not None:

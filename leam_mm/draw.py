@@ -90,6 +90,7 @@ def draw(settings: DrawSettings, console: Console) -> None:
     """Draw the images and write their record."""
     import torch  # seconds of imports, not needed for --help
 
+    from leam_mm.diffusion.sampler_settings import SamplerSettings
     from leam_mm.evaluators.image_grid import read_prompts
     from leam_mm.inference.drawing import GRID, RECORD, Drawer, DrawingSettings, Source, plan_drawings
     from leam_mm.marking.deletion_list import deletion_list_of
@@ -104,7 +105,7 @@ def draw(settings: DrawSettings, console: Console) -> None:
         raise UserError(f"--device {settings.device}: no GPU is visible here; give --device cpu")
     trust_modules(settings.trust)
     source = Source(settings.edit, settings.strength, settings.mask) if settings.edit is not None else None
-    how = DrawingSettings(settings.steps, settings.guidance, parse_size(settings.size), source)
+    how = DrawingSettings(SamplerSettings(settings.steps, settings.guidance), parse_size(settings.size), source)
     drawings = plan_drawings(prompts, settings.seed, settings.images)
     with console.status("opening the generator"):
         module = load_generator(settings.generator, settings.clip, settings.codec).to(settings.device)

@@ -231,7 +231,7 @@ def evaluation(base: Path, output: Path, language: str, held_out: bool = True) -
         held_out: Whether any image is held out; else those of the training are measured, and named so.
     """
     features = {"class_path": f"{CLASS}.image_features.EfficientNetLite0"}
-    sampling = {"steps": 20, "guidance": 3.0}
+    sampling = {"sampling": {"steps": 20, "guidance": 3.0}}
 
     def distance(name: str, reference: Path, prompts: Path, samples: int) -> dict[str, Any]:
         settings: dict[str, Any] = {

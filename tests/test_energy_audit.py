@@ -14,6 +14,7 @@ from leam_mm.audits.energy_use import EnergyRuns, EnergyUse, energy_use
 from leam_mm.callbacks.carbon import CarbonFactors
 from leam_mm.controls.coded_models import CodedEncoder
 from leam_mm.controls.energy_controls import ITEMS, SECONDS, ControlClock, KnownCounter, known_use
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.planning.counted_flops import count_image
 
@@ -106,7 +107,7 @@ def test_generator_and_encoder_are_measured_here(tmp_path: Path, monkeypatch: py
     clip = CodedEncoder(lambda image: torch.ones(len(image), 4), lambda text: torch.ones(4))
     context = AuditContext(clip, generator_module().eval(), tmp_path)
     runs = EnergyRuns(seconds=1.0, warm_up=0.0)
-    images, embeddings = Energy(runs, batch_size=2, embeddings=5, steps=2).run(context)
+    images, embeddings = Energy(runs, batch_size=2, embeddings=5, sampling=SamplerSettings(2)).run(context)
     assert images.audit == "energy/images" and embeddings.audit == "energy/embeddings"
     assert images.value == pytest.approx(1000 * 50.0 * SECONDS / 2 / 3.6e6) and images.samples == 6
     assert embeddings.value == pytest.approx(1000 * 50.0 * SECONDS / 5 / 3.6e6) and embeddings.samples == 15

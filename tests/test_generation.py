@@ -9,9 +9,11 @@ from PIL import Image
 from toys.images import encoded_image
 
 from leam_mm.data.shard_index import ShardWriter
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.generation import Generation, PromptGrid, choose_prompts, generate
+from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generation import Generation, PromptGrid, choose_prompts
 from leam_mm.evaluators.image_features import ImageFeatures
 
 
@@ -167,7 +169,7 @@ def test_pixels_are_rounded_and_nan_is_refused() -> None:
         def sample(self, prompts: list[str], **settings: float) -> torch.Tensor:
             return torch.full((1, 3, 1, 1), self.value)
 
-    assert generate(Fixed(254.6 / 255), ["a"], 0, 0, 1, 1.0).unique().tolist() == [255]
-    assert generate(Fixed(1.7), ["a"], 0, 0, 1, 1.0).unique().tolist() == [255]
+    assert generate(Fixed(254.6 / 255), ["a"], SamplerSettings(1, 1.0), 0).unique().tolist() == [255]
+    assert generate(Fixed(1.7), ["a"], SamplerSettings(1, 1.0), 0).unique().tolist() == [255]
     with pytest.raises(UserError, match="not finite"):
-        generate(Fixed(float("nan")), ["a"], 0, 0, 1, 1.0)
+        generate(Fixed(float("nan")), ["a"], SamplerSettings(1, 1.0), 0)

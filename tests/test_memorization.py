@@ -20,6 +20,7 @@ from leam_mm.controls.coded_models import CodedGenerator
 from leam_mm.controls.empirical_generator import EmpiricalGenerator
 from leam_mm.controls.memorization_controls import memorization_controls, write_canaries
 from leam_mm.controls.smooth_images import SIDE, smooth_images, write_image_shards
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 
 
@@ -139,7 +140,9 @@ def test_exposure_is_the_logarithm_of_the_rank() -> None:
 def test_the_curve_over_duplication_shows_what_was_memorized(tmp_path: Path) -> None:
     found = write_canaries(tmp_path / "canaries", [1] * 24 + [16] * 12 + [0] * 40)
     memory = {caption: image for caption, image, copies in found if copies == 16}
-    part = Canaries(tmp_path / "canaries", samples=2, most_held_out=16, candidates=15, draws=1, steps=8)
+    part = Canaries(
+        tmp_path / "canaries", samples=2, most_held_out=16, candidates=15, draws=1, sampling=SamplerSettings(8, 3.0)
+    )
     curve = part.measure(AuditContext(None, EmpiricalGenerator(SIDE, memory), tmp_path))
     assert curve.verdict == "pass" and "12 of 12 at 16" in curve.reason
     shares = {name: row["value"] for name, row in curve.slices.items()}

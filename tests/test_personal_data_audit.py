@@ -22,6 +22,7 @@ from leam_mm.audits.image_positions import has_position
 from leam_mm.audits.personal_data import PersonalData
 from leam_mm.controls.control_shards import control_image, every, write_control_shards
 from leam_mm.controls.personal_data_controls import _caption as caption
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 
 CASES = yaml.safe_load(Path(__file__).with_name("personal_data_cases.yaml").read_text("utf-8"))
@@ -166,11 +167,11 @@ def test_text_in_images_of_the_generator(tmp_path: Path, toy_tokenizer: Path) ->
     shards = write_control_shards(tmp_path / "shards")
     for text, verdict, hits in (("no text", "pass", 0), ("call +49 30 901820", "fail", 32)):
         detector = Constant(text)
-        audit = GeneratedText(detector, images=32, steps=1)
+        audit = GeneratedText(detector, images=32, sampling=SamplerSettings(1))
         found = audited(tmp_path, audit, generator=generator, shards=shards)["audit/personal_data/generated_text"]
         assert (found["verdict"], found["value"], found["samples"]) == (verdict, hits, 32)
         assert len(detector.sizes) == 1 and next(iter(detector.sizes))[0] == "RGB"
-    few = GeneratedText(Constant(""), images=8, steps=1)
+    few = GeneratedText(Constant(""), images=8, sampling=SamplerSettings(1))
     found = audited(tmp_path, few, generator=generator, shards=shards)["audit/personal_data/generated_text"]
     assert found["verdict"] == "inconclusive" and "8 samples, at least 30 are needed" in found["note"]
 

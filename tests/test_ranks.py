@@ -16,6 +16,7 @@ from data_tools.corpora.scene_corpus import write_descriptions
 from data_tools.corpora.scene_drawing import SceneObject, draw_scene
 from data_tools.corpora.scene_language import COLOURS
 from leam_mm.contrastive_module import ContrastiveModule
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.encoders.dual_encoder import DualEncoder, ImageTower, TextTower
 from leam_mm.errors import UserError
 from leam_mm.evaluators.compositional import Compositional
@@ -50,7 +51,7 @@ def evaluators(folder: Path, made: ContrastiveModule) -> list[Evaluator]:
         ZeroShot(shards, classes, batch_size=12),
         Retrieval(shards, ["en", "de"], batch_size=12),
         ZeroShot(shards, classes, batch_size=64),
-        Generation(shards, shards, Embedding(made), samples=14, batch_size=4, steps=1),
+        Generation(shards, shards, Embedding(made), samples=14, batch_size=4, sampling=SamplerSettings(1)),
     ]
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from leam_mm.callbacks.sample_grid import SampleGrid
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid, label_font, read_prompts, save_image, spread, wrap
 
@@ -80,7 +81,9 @@ def test_spread_is_even() -> None:
 
 
 def test_a_grid_every_n_optimizer_steps_and_once(tmp_path: Path) -> None:
-    callback = SampleGrid([f"prompt {n}" for n in range(6)], every_n_steps=2, count=3, steps=5, guidance=2.0, seed=7)
+    callback = SampleGrid(
+        [f"prompt {n}" for n in range(6)], every_n_steps=2, count=3, sampling=SamplerSettings(5, 2.0), seed=7
+    )
     painter: Any = Painter()
     trainer: Any = SimpleNamespace(global_step=0, is_global_zero=True, default_root_dir=str(tmp_path), loggers=[])
     callback.on_fit_start(trainer, painter)

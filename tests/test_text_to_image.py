@@ -21,9 +21,10 @@ from leam_mm.controls.judge_controls import (
     judge_controls,
     write_scenes,
 )
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
-from leam_mm.evaluators.prompt_images import DIGEST, PromptImages, Sampling
+from leam_mm.evaluators.prompt_images import DIGEST, PromptImages
 from leam_mm.evaluators.results import read_results
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.evaluators.text_to_image import IMAGES, SCORES, TextToImage
@@ -60,7 +61,7 @@ def generator(folder: Path, **settings: Any) -> CountingGenerator:
 
 
 def evaluator(folder: Path, **settings: Any) -> TextToImage:
-    given = {"known_limit": 30, "known_size": 48, "steps": 3, **settings}
+    given = {"known_limit": 30, "known_size": 48, "sampling": SamplerSettings(3), **settings}
     return TextToImage([SceneJudge(folder)], folder / "prompts.json", **given)
 
 
@@ -110,7 +111,10 @@ def test_a_second_run_draws_only_what_is_missing(folder: Path, tmp_path: Path) -
     image.unlink()
     run(evaluator(folder), tmp_path, again)
     assert [texts[0] for texts, _ in again.asked] == ["de 3"]
-    for changed, settings in ((generator(folder, sha256="1" * 64), {}), (generator(folder), {"steps": 4})):
+    for changed, settings in (
+        (generator(folder, sha256="1" * 64), {}),
+        (generator(folder), {"sampling": SamplerSettings(4)}),
+    ):
         run(evaluator(folder, **settings), tmp_path, changed)
         assert len(changed.asked) == CONCEPTS
 
@@ -160,7 +164,7 @@ def test_settings_that_make_no_sense(folder: Path) -> None:
 def test_without_a_digest_nothing_is_kept(folder: Path, tmp_path: Path) -> None:
     prompts, asked = read_prompt_set(folder / "prompts.json"), generator(folder, sha256="")
     for _ in range(2):
-        PromptImages(tmp_path, prompts, Sampling(), asked, CPU).of_concept(0)
+        PromptImages(tmp_path, prompts, SamplerSettings(), [0], asked, CPU).of_concept(0)
     assert len(asked.asked) == 2
 
 

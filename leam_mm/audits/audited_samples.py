@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from leam_mm.audits.audit import AuditContext, NotRun
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, read_image_samples
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.files import bytes_sha256
 
 BATCH = 64
@@ -69,10 +70,10 @@ def stacked_pixels(samples: list[ImageSample], size: int) -> Tensor:
     return torch.stack([sample.pixels(size) for sample in samples])
 
 
-def generated_images(module: Any, prompts: list[str], seed: int, steps: int, guidance: float) -> Tensor:
+def generated_images(module: Any, prompts: list[str], sampling: SamplerSettings, seed: int) -> Tensor:
     """Return one image for each prompt, (B, 3, H, W) uint8 on the CPU."""
     parts = [
-        generate(module, prompts[start : start + BATCH], seed, start, steps, guidance)
+        generate(module, prompts[start : start + BATCH], sampling, seed, start)
         for start in range(0, len(prompts), BATCH)
     ]
     return torch.cat(parts)

@@ -22,6 +22,7 @@ from leam_mm.audits.canary_list import PlantedCanary, canary_pixels, read_canari
 from leam_mm.audits.copy_distance import Tiles
 from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.stored_samples import rate_slice
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.intervals.intervals import mean_interval
 
@@ -46,8 +47,7 @@ class Canaries(MemorizationPart):
         most_held_out: Number of held-out canaries that are drawn and ranked, as the reference.
         candidates: Number of held-out images among which a canary's loss is ranked; 0 skips the exposure.
         draws: Number of noises at each timestep of a loss.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        sampling: How the images are sampled.
         seed: Seed of the noises.
     """
 
@@ -62,15 +62,14 @@ class Canaries(MemorizationPart):
         most_held_out: int = 64,
         candidates: int = 63,
         draws: int = 1,
-        steps: int = 20,
-        guidance: float = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         self.canaries = None if canaries is None else Path(canaries)
         self.samples, self.harmless, self.distance = samples, harmless, distance
         self.most_held_out, self.candidates, self.draws = most_held_out, candidates, draws
-        self.steps, self.guidance, self.seed = steps, guidance, seed
+        self.sampling, self.seed = sampling, seed
 
     def measure(self, context: AuditContext) -> AuditResult:
         """Draw every caption, compare, and rank the losses."""
@@ -79,7 +78,7 @@ class Canaries(MemorizationPart):
         held_out = [canary for canary in every if not canary.duplication]
         chosen = held_out[: self.most_held_out] + [canary for canary in every if canary.duplication]
         captions = [canary.caption for canary in chosen for _ in range(self.samples)]
-        drawn = generated_images(module, captions, self.seed, self.steps, self.guidance)
+        drawn = generated_images(module, captions, self.sampling, self.seed)
         size = drawn.shape[-1]
         images = canary_pixels(chosen, size)
         distances = tile_distances(drawn, images.repeat_interleave(self.samples, 0)).view(-1, self.samples)

@@ -15,8 +15,8 @@ from leam_mm.audits.energy_use import EnergyRuns, EnergyUse, energy_use
 from leam_mm.callbacks.carbon import JOULES_PER_KWH, KINDS, CarbonFactors
 from leam_mm.callbacks.energy_meter import BOUNDARIES
 from leam_mm.data.tokenizer import cut_padding
-from leam_mm.diffusion.guidance import Guidance
-from leam_mm.evaluators.generation import generate
+from leam_mm.diffusion.sampler_settings import SamplerSettings
+from leam_mm.evaluators.generated_images import generate
 
 CAPTION = "a red house with a garden beside a wide river in the evening"
 IMAGE_SIDE, EMBEDDING_SIDE = 512, 224  # pixels at which the thresholds are stated; they grow with the pixels
@@ -35,8 +35,7 @@ class Energy(Audit):
         carbon: Emission factors of the site, with their date.
         batch_size: Images in one sampling call.
         embeddings: Images or captions in one forward pass of the encoder.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         most_images: Largest kWh per 1,000 images of 512 x 512 pixels that passes; in proportion to the pixels.
         most_embeddings: Largest kWh per 1,000 embeddings of images of 224 x 224 pixels that passes, likewise.
     """
@@ -49,14 +48,13 @@ class Energy(Audit):
         carbon: CarbonFactors = CarbonFactors(),  # noqa: B008 (frozen)
         batch_size: int = 16,
         embeddings: int = 256,
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         most_images: float = 0.5,
         most_embeddings: float = 0.005,
     ) -> None:
         """See the class for the arguments."""
         self.runs, self.carbon, self.batch_size, self.embeddings = runs, carbon, batch_size, embeddings
-        self.steps, self.guidance = steps, guidance
+        self.sampling = sampling
         self.most_images, self.most_embeddings = most_images, most_embeddings
 
     def run(self, context: AuditContext) -> list[AuditResult]:
@@ -80,11 +78,11 @@ class Energy(Audit):
 
         def sample(number: int) -> None:
             nonlocal side
-            image = generate(module, [CAPTION] * number, 0, 0, self.steps, self.guidance)
+            image = generate(module, [CAPTION] * number, self.sampling, 0)
             side = image.shape[-1]
 
         use = self.use(sample, self.batch_size, context.device)
-        what = f"images of {side} x {side} pixels, {self.steps} steps, guidance {self.guidance}"
+        what = f"images of {side} x {side} pixels, {self.sampling}"
         limit = self.most_images * (side / IMAGE_SIDE) ** 2
         stated = f"{self.most_images:g} kWh per 1,000 at {IMAGE_SIDE} x {IMAGE_SIDE} pixels, scaled by pixels"
         return self.result("images", use, what, limit, stated, {}, context.device)

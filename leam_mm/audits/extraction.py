@@ -16,6 +16,7 @@ from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.near_copies import LEAST_FOUND
 from leam_mm.audits.nearest_training import nearest_training
 from leam_mm.audits.stored_samples import rate_interval, rate_slice
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.evaluators.embedding import read_image_samples
 
 DISTANCE = 0.15  # of levels 0 to 1
@@ -43,8 +44,7 @@ class Extraction(MemorizationPart):
         most: Largest share of attacked captions that passes.
         copies: Number of training images that are altered for the controls.
         language: Language of the captions.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        sampling: How the images are sampled.
         seed: Seed of the images' noise.
     """
 
@@ -61,14 +61,13 @@ class Extraction(MemorizationPart):
         most: float = 1e-4,
         copies: int = 50,
         language: str = "en",
-        steps: int = 20,
-        guidance: float = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         self.captions, self.samples, self.held_out = captions, max(samples, clique), held_out
         self.distance, self.clique, self.false_positives, self.most = distance, clique, false_positives, most
-        self.copies, self.language, self.steps, self.guidance, self.seed = copies, language, steps, guidance, seed
+        self.copies, self.language, self.sampling, self.seed = copies, language, sampling, seed
 
     def measure(self, context: AuditContext) -> AuditResult:
         """Attack the captions, then search the training data once for all repeated images."""
@@ -76,7 +75,7 @@ class Extraction(MemorizationPart):
         module = context.require_generator()
         counted = most_frequent_captions(shards, self.captions, self.language)
         prompts = [text for text, _ in counted for _ in range(self.samples)]
-        drawn = generated_images(module, prompts, self.seed, self.steps, self.guidance).unflatten(0, (-1, self.samples))
+        drawn = generated_images(module, prompts, self.sampling, self.seed).unflatten(0, (-1, self.samples))
         size = drawn.shape[-1]
         tiles = Tiles()
         members = []

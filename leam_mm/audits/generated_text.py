@@ -12,9 +12,10 @@ from leam_mm.audits.personal_data import MAPS_TO
 from leam_mm.audits.stored_samples import FEWEST, rate_slice
 from leam_mm.data.image_limits import IMAGE_SUFFIXES
 from leam_mm.data.upright_image import read_upright
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import read_image_samples
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 
 MAX_FILE = 1 << 28  # bytes of an image file
 BATCH = 16  # images
@@ -35,8 +36,7 @@ class GeneratedText(Audit):
         folder: Folder of generated images, with all below it; None generates them with the generator.
         images: Number of images to generate; in a folder all count.
         kinds: Kinds of identifiers that count, such as [email, iban]; None counts all.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        sampling: How the images are sampled.
         seed: Seed of the noise.
     """
 
@@ -48,8 +48,7 @@ class GeneratedText(Audit):
         folder: Path | None = None,
         images: int = 64,
         kinds: Sequence[str] | None = None,
-        steps: int = 28,
-        guidance: float = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
@@ -57,7 +56,7 @@ class GeneratedText(Audit):
             raise UserError(f"GeneratedText: images is {images}: give at least 1")
         self.detector, self.folder, self.images = detector, folder, images
         self.kinds = None if kinds is None else list(kinds)
-        self.steps, self.guidance, self.seed = steps, guidance, seed
+        self.sampling, self.seed = sampling, seed
 
     def run(self, context: AuditContext) -> list[AuditResult]:
         """Read the text of every image."""
@@ -87,7 +86,7 @@ class GeneratedText(Audit):
         prompts = [captions[number % len(captions)] for number in range(self.images)]
         for first in range(0, len(prompts), BATCH):
             batch = prompts[first : first + BATCH]
-            for pixels in generate(module, batch, self.seed, first, self.steps, self.guidance):
+            for pixels in generate(module, batch, self.sampling, self.seed, first):
                 yield Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

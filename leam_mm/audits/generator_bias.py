@@ -15,9 +15,9 @@ from leam_mm.audits.attribute_distribution import distance, entropy, fault_of_er
 from leam_mm.audits.attribute_readers import AttributeReader, LabelsOfPeople
 from leam_mm.audits.audit import Audit, AuditContext, AuditResult, NotRun, Threshold
 from leam_mm.audits.prompt_table import PEOPLE, read_prompts, read_reference
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.ranks import over_ranks
 
 
@@ -38,8 +38,7 @@ class GeneratorBias(Audit):
         most_distance: Largest total variation distance that passes.
         most_abstained: Largest share of images without an answer that can decide.
         fewest: Smallest number of images that may decide.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         batch_size: Images in one sampling call.
         seed: Seed of the images' noise.
     """
@@ -57,19 +56,18 @@ class GeneratorBias(Audit):
         most_distance: float = 0.1,
         most_abstained: float = 0.5,
         fewest: int = 200,
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         batch_size: int = 64,
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
-        for key, value in (("images", images), ("steps", steps), ("batch_size", batch_size)):
+        for key, value in (("images", images), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"GeneratorBias: {key} is {value}; give at least 1")
         self.reader, self.prompts, self.section, self.languages = reader, Path(prompts), section, languages
         self.images, self.reference, self.most_distance = images, reference, most_distance
         self.most_abstained, self.fewest = most_abstained, fewest
-        self.steps, self.guidance, self.batch_size, self.seed = steps, guidance, batch_size, seed
+        self.sampling, self.batch_size, self.seed = sampling, batch_size, seed
 
     def run(self, context: AuditContext) -> list[AuditResult]:
         """Generate, read the attribute, and compare."""
@@ -92,7 +90,7 @@ class GeneratorBias(Audit):
 
         def make(part: slice) -> Tensor:
             nonlocal side
-            image = generate(module, texts[part], self.seed, part.start, self.steps, self.guidance)
+            image = generate(module, texts[part], self.sampling, self.seed, part.start)
             side = image.shape[-1]
             return torch.from_numpy(reader.read(image, part.start))
 

@@ -16,6 +16,7 @@ from leam_mm.audits.memorization_part import MemorizationPart
 from leam_mm.audits.nearest_training import nearest_training, relative_distance
 from leam_mm.audits.receiver_operating import area_under_curve
 from leam_mm.audits.stored_samples import rate_interval, rate_slice
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.evaluators.embedding import read_image_samples
 
 REACH = 2.0  # the largest threshold, in scores of altered copies
@@ -62,8 +63,7 @@ class NearCopies(MemorizationPart):
         copies: Number of training images that are altered for the controls.
         neighbours: Number of nearest training images of the relative score.
         language: Language of the captions.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance.
+        sampling: How the images are sampled.
         seed: Seed of the images' noise.
     """
 
@@ -79,15 +79,14 @@ class NearCopies(MemorizationPart):
         copies: int = 100,
         neighbours: int = 50,
         language: str = "en",
-        steps: int = 20,
-        guidance: float = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         self.samples, self.held_out, self.copies, self.neighbours = samples, held_out, copies, neighbours
         self.distances = distances or [LowFrequencies(), Tiles()]
         self.false_positives, self.most = false_positives, most
-        self.language, self.steps, self.guidance, self.seed = language, steps, guidance, seed
+        self.language, self.sampling, self.seed = language, sampling, seed
 
     def measure(self, context: AuditContext) -> AuditResult:
         """Generate, measure all distances in one pass over the training data, calibrate, and count."""
@@ -95,7 +94,7 @@ class NearCopies(MemorizationPart):
         module = context.require_generator()
         sources, texts = captioned_samples(shards, self.samples, self.language)
         prompts = [texts[number % len(texts)] for number in range(self.samples)]
-        generated = generated_images(module, prompts, self.seed, self.steps, self.guidance)
+        generated = generated_images(module, prompts, self.sampling, self.seed)
         size = generated.shape[-1]
         others = list(read_image_samples(held_out, self.held_out))
         real, real_texts = stacked_pixels(others, size), [caption_of(sample, self.language) for sample in others]

@@ -7,7 +7,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid, read_prompts, spread
 from leam_mm.marking.generated_image import generator_name, save_generated, signing_key
@@ -23,8 +23,7 @@ class SampleGrid(Callback):
         prompts: Texts, or a file of texts in one of the formats of ``image_grid.read_prompts``.
         every_n_steps: Optimizer steps between two grids.
         count: Number of prompts, chosen evenly from the list.
-        steps: Sampler steps.
-        guidance: Scale of classifier-free guidance, 1 for none; or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the noise.
         columns: Images per row.
         scale: Integer magnification of the images.
@@ -35,18 +34,17 @@ class SampleGrid(Callback):
         prompts: Path | list[str],
         every_n_steps: int = 1000,
         count: int = 16,
-        steps: int = 20,
-        guidance: float | Guidance = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
         columns: int = 4,
         scale: int = 4,
     ) -> None:
         """See the class for the arguments."""
-        if min(every_n_steps, count, steps, columns, scale) < 1:
-            raise UserError("SampleGrid: every_n_steps, count, steps, columns and scale must be at least 1")
+        if min(every_n_steps, count, columns, scale) < 1:
+            raise UserError("SampleGrid: every_n_steps, count, columns and scale must be at least 1")
         self.prompts = prompts
         self.every_n_steps, self.count, self.columns, self.scale = every_n_steps, count, columns, scale
-        self.steps, self.guidance, self.seed = steps, guidance, seed
+        self.sampling, self.seed = sampling, seed
         self._drawn_at = -1
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,7 +68,7 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero and pl_module.device_mesh is None:
             return
         sample: Any = pl_module.sample
-        images = sample(self.chosen, seed=self.seed, steps=self.steps, guidance=self.guidance)
+        images = sample(self.chosen, seed=self.seed, **self.sampling.arguments())
         if not trainer.is_global_zero:
             return
         grid = draw_grid(images, self.chosen, self.columns, self.scale)

@@ -14,6 +14,7 @@ from leam_mm.callbacks.carbon import JOULES_PER_KWH
 from leam_mm.callbacks.energy_counter import CumulativeCounter
 from leam_mm.controls.coded_models import CodedEncoder, CodedGenerator
 from leam_mm.controls.control import Control, Outcome
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 
 SIDE = 64  # pixels, of images
 ITEMS, SECONDS = 8, 2.0  # of one call of the work
@@ -81,7 +82,9 @@ class EnergyOfKnownMachine(Energy):
 
     def __init__(self, watts: float) -> None:
         """See the class for the arguments."""
-        super().__init__(EnergyRuns(seconds=4.0, warm_up=2.0), batch_size=ITEMS, embeddings=ITEMS, steps=1)
+        super().__init__(
+            EnergyRuns(seconds=4.0, warm_up=2.0), batch_size=ITEMS, embeddings=ITEMS, sampling=SamplerSettings(1)
+        )
         self.watts = watts
 
     def use(self, work: Callable[[int], None], items: int, device: torch.device) -> EnergyUse:

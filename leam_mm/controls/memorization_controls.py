@@ -20,6 +20,7 @@ from leam_mm.controls.control import Control, Outcome
 from leam_mm.controls.empirical_generator import EmpiricalGenerator
 from leam_mm.controls.judged_results import judged
 from leam_mm.controls.smooth_images import SIDE, png, smooth_images, write_image_shards
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.files import bytes_sha256, write_bytes, write_json
 
 SUBJECT = "audit/memorization"
@@ -93,7 +94,7 @@ def _canaries(memorized_from: int, part: Callable[[Path], MemorizationPart], ver
 
 
 def _curve(folder: Path) -> MemorizationPart:
-    return Canaries(folder, samples=2, most_held_out=16, candidates=15, draws=1, steps=8)
+    return Canaries(folder, samples=2, most_held_out=16, candidates=15, draws=1, sampling=SamplerSettings(8, 3.0))
 
 
 def memorization_controls() -> list[Control]:

@@ -13,9 +13,9 @@ from leam_mm.data.random_stream import PhiloxStream, RandomStream
 from leam_mm.denoisers.denoiser import Denoiser
 from leam_mm.denoisers.size_conditioning import whole_image
 from leam_mm.diffusion.editing import Edit, edit_images
-from leam_mm.diffusion.guidance import CaptionDenoise, Guidance, guide
+from leam_mm.diffusion.guidance import CaptionDenoise, guide
 from leam_mm.diffusion.process import DiffusionProcess
-from leam_mm.diffusion.samplers import Method
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class ImageSampler:
         codec: Decodes the latents.
         size: Height and width of the latents.
         seed: With a sample's number it names the noise, so that neither batch nor neighbours matter.
-        steps: Number of steps of the sampler.
-        guidance: Scale of classifier-free guidance, 1 or less is off; or a Guidance.
-        method: Sampler of diffusion/samplers.py; None takes the process's own.
+        sampling: Steps, guidance and method.
         weaker: Network of a weaker generator, for autoguidance.
         stream: Draws the noise.
     """
@@ -40,9 +38,7 @@ class ImageSampler:
     codec: LatentCodec
     size: tuple[int, int]
     seed: int
-    steps: int
-    guidance: float | Guidance
-    method: Method | None = None
+    sampling: SamplerSettings
     weaker: Denoiser | None = None
     stream: RandomStream = field(default_factory=PhiloxStream)
 
@@ -63,16 +59,16 @@ class ImageSampler:
         noise = self.stream.normal(self.seed, numbers, "sample", shape).to(device)
         captions, empty = trim(captions, empty)
         weaker = self._with_size(self.weaker) if self.weaker is not None else None
-        denoise = guide(self._with_size(self.denoiser), captions, empty, self.guidance, weaker)
+        denoise = guide(self._with_size(self.denoiser), captions, empty, self.sampling.guidance, weaker)
         calls = itertools.count()
 
         def fresh_noise(step: int) -> Tensor:
             return self.stream.normal(self.seed, numbers, f"sample {next(calls)}", shape).to(device)
 
         def sample(x: Tensor, times: Tensor) -> Tensor:
-            return self.process.sample(denoise, x, times, self.method, fresh_noise)
+            return self.process.sample(denoise, x, times, self.sampling.method, fresh_noise)
 
-        times = self.process.times(self.steps, self.size[0] * self.size[1])
+        times = self.process.times(self.sampling.steps, self.size[0] * self.size[1])
         training = self.denoiser.training
         self.denoiser.eval()
         with ExitStack() as stack:

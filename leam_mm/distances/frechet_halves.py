@@ -12,7 +12,13 @@ from scipy.linalg import LinAlgError, eigh, eigvalsh
 from torch import Tensor
 
 from leam_mm.distances.feature_statistics import FeatureMoments, gram
-from leam_mm.distances.frechet import ROUND_OFF, distance_of_parts, frechet_distance, frechet_distance_of_features, roots
+from leam_mm.distances.frechet import (
+    ROUND_OFF,
+    distance_of_parts,
+    frechet_distance,
+    frechet_distance_of_features,
+    roots,
+)
 from leam_mm.intervals.distance_interval import split_rows, values_of_halves
 
 SPLITS = 10

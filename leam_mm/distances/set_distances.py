@@ -99,7 +99,9 @@ def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
         unit_length: Whether features have length 1, which CMMD requires.
     """
     neighbours = _Neighbours()
-    found = {"frechet_distance": SetDistance(frechet_distance_of_features, of_halves=frechet_of_halves, wanted_per_feature=2)}
+    found = {
+        "frechet_distance": SetDistance(frechet_distance_of_features, of_halves=frechet_of_halves, wanted_per_feature=2)
+    }
     if unit_length:
         found["cmmd"] = SetDistance(gaussian_distance)
     found["kernel_distance"] = SetDistance(_kernel, fewest=FEWEST, signed=True)

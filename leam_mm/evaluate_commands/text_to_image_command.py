@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 import torch
 
 from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, Share, parse_settings
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.encoder_judge import EncoderJudge
 from leam_mm.evaluators.evaluator import EvaluationContext
@@ -130,8 +131,9 @@ def text_to_image(options: TextToImageOptions) -> None:
     features = ClipFeatures(options.features) if options.features is not None else EfficientNetLite0()
     evaluator = TextToImage(
         judges, options.prompts, options.known, options.known_limit, least_accuracy=options.least_accuracy,
-        features=features, images=options.images, per_kind=options.per_kind, steps=options.steps,
-        guidance=options.guidance, seed=options.seed, images_per_prompt=options.images_per_prompt,
+        features=features, images=options.images, per_kind=options.per_kind,
+        sampling=SamplerSettings(options.steps, options.guidance), seed=options.seed,
+        images_per_prompt=options.images_per_prompt,
     )  # fmt: skip
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     context = EvaluationContext(options.clip, options.generator, options.output, device, options.codec)

@@ -23,12 +23,12 @@ from torch import Tensor
 from leam_mm.data.image_range import signed
 from leam_mm.data.latents_module import LatentDecoding
 from leam_mm.data.shard_index import ShardFolder, read_samples
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.image_grid import read_prompts, spread
 from leam_mm.evaluators.sample_losses import TIMES, sample_losses
 from leam_mm.intervals.intervals import FEWEST, mean_interval
@@ -54,8 +54,7 @@ class BeforeAfter(Evaluator):
         old_prompts: File of prompts (see SampleGrid) from before the fine-tuning, to show what was forgotten.
         count: Number of prompts in a grid.
         draws: Number of noises per latent and timestep, over which a loss is averaged.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of all noise.
         seen: Whether the fine-tuning was trained on the images of `held_out`.
     """
@@ -69,18 +68,17 @@ class BeforeAfter(Evaluator):
         old_prompts: Path | None = None,
         count: int = 8,
         draws: int = 4,
-        steps: int = 20,
-        guidance: float | Guidance = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
         seen: bool = False,
     ) -> None:
         """See the class for the arguments."""
-        if min(count, draws, steps) < 1:
-            raise UserError("BeforeAfter: count, draws and steps must be at least 1")
+        if min(count, draws) < 1:
+            raise UserError("BeforeAfter: count and draws must be at least 1")
         self.base, self.evaluators, self.held_out = Path(base), evaluators, Path(held_out)
         self.latents = None if latents is None else Path(latents)
         self.old_prompts = None if old_prompts is None else Path(old_prompts)
-        self.count, self.draws, self.steps, self.guidance, self.seed = count, draws, steps, guidance, seed
+        self.count, self.draws, self.sampling, self.seed = count, draws, sampling, seed
         self.seen = seen
 
     def run(self, context: EvaluationContext) -> list[Metric]:
@@ -108,7 +106,7 @@ class BeforeAfter(Evaluator):
         samples = list(read_image_samples(self.held_out, self.count))
         captions = [_caption(sample) for sample in samples]
         texts = [text for _, text in captions]
-        made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+        made = [generate(module, texts, self.sampling, self.seed) for module in (base, tuned)]
         real = torch.stack([sample.pixels(made[0].shape[-1]) for sample in samples])
         decoded = (reconstruct(tuned, real) * 255).round().to(torch.uint8)
         shown = [
@@ -121,7 +119,7 @@ class BeforeAfter(Evaluator):
         write_contact_sheet(output, "before_after", "Before and after the fine-tuning", shown, tuned, columns=4)
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
-            made = [generate(module, texts, self.seed, 0, self.steps, self.guidance) for module in (base, tuned)]
+            made = [generate(module, texts, self.sampling, self.seed) for module in (base, tuned)]
             shown = [
                 ShownImage(images[row].permute(1, 2, 0).numpy(), text, label=label)
                 for row, text in enumerate(texts)

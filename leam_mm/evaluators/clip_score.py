@@ -11,11 +11,11 @@ import numpy
 import torch
 from torch import Tensor
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, embed_texts, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.evaluators.language_summary import language_scores
 from leam_mm.evaluators.ranks import agree, over_ranks
@@ -40,8 +40,7 @@ class ClipScore(Evaluator):
         encoder: Address of the encoder that scores (run, release, folder of open_clip, NAME:TAG); None takes --clip.
         samples: Maximum number of prompts in each language.
         prefix: Text before each prompt, for the encoder alone; the paper has "A photo depicts ", for English.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the images' noise; a sample has the same noise in all languages.
         batch_size: Images or texts in one forward pass.
         name: Prefix of the metrics' names.
@@ -54,17 +53,16 @@ class ClipScore(Evaluator):
         encoder: Path | None = None,
         samples: int = 64,
         prefix: str = "",
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
         batch_size: int = 64,
         name: str = "clip_score",
     ) -> None:
         """See the class for the arguments."""
-        if not languages or min(samples, steps, batch_size) < 1:
-            raise UserError("ClipScore: give at least one language, and at least 1 for samples, steps and batch_size")
+        if not languages or min(samples, batch_size) < 1:
+            raise UserError("ClipScore: give at least one language, and at least 1 for samples and batch_size")
         self.prompts_from, self.languages, self.encoder = Path(prompts_from), languages, encoder
-        self.samples, self.prefix, self.steps, self.guidance = samples, prefix, steps, guidance
+        self.samples, self.prefix, self.sampling = samples, prefix, sampling
         self.seed, self.batch_size, self.name = seed, batch_size, name
 
     @torch.no_grad()
@@ -86,7 +84,7 @@ class ClipScore(Evaluator):
             prompts = [texts[0] for texts in captions]
 
             def make(part: slice, prompts: list[str] = prompts) -> Tensor:
-                images = generate(generator, prompts[part], self.seed, part.start, self.steps, self.guidance)
+                images = generate(generator, prompts[part], self.sampling, self.seed, part.start)
                 return features.extract(images)
 
             made = over_ranks(len(prompts), self.batch_size, lambda part: part, make, context.device)
@@ -101,8 +99,8 @@ class ClipScore(Evaluator):
 
     def _metrics(self, scores: dict[str, list[numpy.ndarray]], samples: list[ImageSample], module: Any) -> list[Metric]:
         digest = str((getattr(module, "checkpoint_evidence", None) or {}).get("sha256", ""))[:12]
-        note = f"2.5 max(cos, 0) by encoder {digest or 'without a digest'}, prefix {self.prefix!r}; {self.steps} steps"
-        note += f", guidance {self.guidance}, seed {self.seed}"
+        note = f"2.5 max(cos, 0) by encoder {digest or 'without a digest'}, prefix {self.prefix!r}"
+        note += f"; {self.sampling}, seed {self.seed}"
         keys, found = [f"{sample.key} {self.seed}" for sample in samples], []
         for kind in ("generated", "references"):
             if len(scores[kind]) == len(self.languages):

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.intervals.intervals import wilson_interval
 from leam_mm.intervals.outcomes import write_outcomes
@@ -42,8 +42,7 @@ class Compositional(Evaluator):
         scenes: Folder with scenes.json and shapes.npz, written by data_tools/make_scenes.py.
         real_shards: Final shard folder of scenes on which to measure the reader; None skips that.
         prompts_per_kind: Maximum number of prompts of each kind (single, pair, count), chosen at random by the seed.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the generated images.
         batch_size: Images in one sampling call.
         real_limit: Maximum number of real scenes.
@@ -56,18 +55,17 @@ class Compositional(Evaluator):
         scenes: Path,
         real_shards: Path | None = None,
         prompts_per_kind: int = 64,
-        steps: int = 20,
-        guidance: float | Guidance = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
         batch_size: int = 64,
         real_limit: int = 1000,
     ) -> None:
         """See the class for the arguments."""
-        for key, value in (("prompts_per_kind", prompts_per_kind), ("steps", steps), ("batch_size", batch_size)):
+        for key, value in (("prompts_per_kind", prompts_per_kind), ("batch_size", batch_size)):
             if value < 1:
                 raise UserError(f"Compositional: {key} is {value}; give at least 1")
         self.scenes, self.real_shards, self.prompts_per_kind = Path(scenes), real_shards, prompts_per_kind
-        self.steps, self.guidance, self.seed, self.batch_size = steps, guidance, seed, batch_size
+        self.sampling, self.seed, self.batch_size = sampling, seed, batch_size
         self.real_limit = real_limit
 
     def run(self, context: EvaluationContext) -> list[Metric]:
@@ -106,7 +104,7 @@ class Compositional(Evaluator):
         texts = [prompt["text"] for prompt in prompts]
 
         def make(part: slice) -> Tensor:
-            return generate(generator, texts[part], self.seed, part.start, self.steps, self.guidance)
+            return generate(generator, texts[part], self.sampling, self.seed, part.start)
 
         # Ranks share the batches; image n is the same for any number of ranks.
         sampled = over_ranks(len(texts), self.batch_size, lambda part: part, make, context.device)
@@ -124,7 +122,7 @@ class Compositional(Evaluator):
                 context.output, self.name, "Generated images and what was read in them", chosen, generator
             )
             log.info("compositional: %d generated images judged, %d in compositional.json", len(shown), len(chosen))
-        return tally.metrics(f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}")
+        return tally.metrics(f"{self.sampling}, seed {self.seed}")
 
     def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = []

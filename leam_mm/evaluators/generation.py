@@ -18,7 +18,7 @@ from PIL import Image
 from rich.progress import Progress, track
 from torch import Tensor
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.distances.set_distances import (
     FEWEST,
     FEWEST_OF_DISTRIBUTIONS,
@@ -29,6 +29,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
@@ -52,8 +53,7 @@ class Generation(Evaluator):
         prompts_from: Shard folder whose captions are the prompts.
         features: The network whose features are compared.
         samples: Number of images to generate; at most half the number of real ones.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the images' noise.
         batch_size: Images in one forward pass.
         languages: Codes of the prompts, taken in turn; a sample without the language gives its next one.
@@ -66,8 +66,7 @@ class Generation(Evaluator):
         prompts_from: Path,
         features: ImageFeatures,
         samples: int = 1000,
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
         batch_size: int = 64,
         languages: list[str] = ["en"],  # noqa: B006 (never changed; jsonargparse shows it in --help)
@@ -75,7 +74,7 @@ class Generation(Evaluator):
     ) -> None:
         """See the class for the arguments."""
         self.reference, self.prompts_from, self.features = Path(reference), Path(prompts_from), features
-        self.samples, self.steps, self.guidance, self.seed = samples, steps, guidance, seed
+        self.samples, self.sampling, self.seed = samples, sampling, seed
         self.batch_size, self.languages, self.name = batch_size, languages, name
 
     def run(self, context: EvaluationContext) -> list[Metric]:
@@ -90,7 +89,7 @@ class Generation(Evaluator):
         module = context.require_generator()
 
         def make(part: slice) -> Tensor:
-            return generate(module, texts[part], self.seed, part.start, self.steps, self.guidance)
+            return generate(module, texts[part], self.sampling, self.seed, part.start)
 
         generated = self._each(count, lambda part: part, make, context, "generating")
         if rank() == 0:
@@ -153,7 +152,7 @@ class Generation(Evaluator):
         against = "generated against real" if kind == "generated" else "real against other real images: the floor"
         note = f"{against}; {count} images each; {self.features.protocol}"
         if kind == "generated":
-            note += f"; {self.steps} steps, guidance {self.guidance}, seed {self.seed}"
+            note += f"; {self.sampling}, seed {self.seed}"
         distances = set_distances(self.features.unit_length)
         names = [name for name in distances if name != "frechet_distance_infinity"]  # needs more images
         missing = []
@@ -182,8 +181,7 @@ class PromptGrid(Evaluator):
             are one concept; or a class file, where each class is a concept.
         languages: Columns; None takes all of the file.
         per_language: Number of concepts, spread evenly over those that most languages have.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the images' noise; a concept has the same noise in all languages.
     """
 
@@ -192,13 +190,12 @@ class PromptGrid(Evaluator):
         prompts: Path,
         languages: list[str] | None = None,
         per_language: int = 4,
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
         self.prompts, self.languages, self.per_language = Path(prompts), languages, per_language
-        self.steps, self.guidance, self.seed = steps, guidance, seed
+        self.sampling, self.seed = sampling, seed
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Generate and write the images."""
@@ -208,12 +205,12 @@ class PromptGrid(Evaluator):
         for code in track(languages, description="prompts", transient=True):
             # The noise is a function of the prompt's number: a row has one noise, so that only the language differs.
             texts = [texts.get(code, "") for texts in rows]
-            columns.append(generate(module, texts, self.seed, 0, self.steps, self.guidance))
+            columns.append(generate(module, texts, self.sampling, self.seed))
         cells = [(row, column) for row in range(len(rows)) for column in range(len(languages))]
         cells = [(row, column) for row, column in cells if languages[column] in rows[row]]
         chosen = [(row, languages[column], rows[row][languages[column]]) for row, column in cells]
         images = torch.stack([columns[column][row] for row, column in cells])
-        note = f"{len(rows)} concepts in {len(languages)} languages; {self.steps} steps, guidance {self.guidance}"
+        note = f"{len(rows)} concepts in {len(languages)} languages; {self.sampling}"
         metric = Metric("prompts/pictures", float(len(chosen)), None, None, "count", len(chosen), note=note)
         if rank() != 0:  # all ranks generate, since weights may be sharded; one writes the images
             return [metric]
@@ -264,34 +261,3 @@ def choose_prompts(path: Path, languages: list[str] | None, most: int) -> tuple[
     elif len(complete) < most:
         complete = sorted(filter(None, rows), key=lambda texts: -len(texts))[:most]
     return [code for code in found if any(code in texts for texts in complete)], complete
-
-
-def generate(
-    module: Any,
-    prompts: list[str],
-    seed: int,
-    first: int,
-    steps: int,
-    guidance: float | Guidance,
-    numbers: list[int] | None = None,
-) -> Tensor:
-    """Generate the images of one batch of prompts.
-
-    Args:
-        module: A LatentDiffusionModule.
-        prompts: B texts.
-        seed: Seed of the noise, which depends on the number of a prompt and not on the batch size.
-        first: Number of the first prompt.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
-        numbers: Number of each prompt, which names its noise; None counts from `first`.
-
-    Returns:
-        (B, 3, H, W) uint8 on the CPU; rounded, not truncated, as in the PIL images of diffusers.
-    """
-    named: dict[str, Any] = {"first_index": first} if numbers is None else {"numbers": numbers}
-    with torch.inference_mode():
-        images = module.sample(prompts, seed=seed, steps=steps, guidance=guidance, **named)
-    if not torch.isfinite(images).all():
-        raise UserError("the generator gives pixels that are not finite: the checkpoint diverged; take an earlier one")
-    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -6,7 +6,7 @@ decides its pixels, so that a second run draws what is missing. Without a genera
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from leam_mm.data.image_file import open_image
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.distributed import any_rank
 from leam_mm.errors import UserError
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 from leam_mm.prompts.prompt_set import PromptSet
 
 DIGEST = "PromptImage"  # keyword of the PNG's text
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are drawn.
-
-    Args:
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
-        seed: First seed of the noise.
-        images: Images of each prompt, with the seeds from `seed` on.
-    """
-
-    steps: int = 28
-    guidance: float | Guidance = 4.0
-    seed: int = 0
-    images: int = 1
 
 
 class PromptImages:
@@ -49,16 +32,23 @@ class PromptImages:
     Args:
         folder: Where they lie.
         prompts: The prompts.
-        sampling: How they are drawn.
+        sampling: How they are sampled.
+        seeds: Seeds of the noise, one image of each prompt for each of them.
         generator: A LatentDiffusionModule that draws missing ones; None if all are there.
         device: Device for communication between ranks.
     """
 
     def __init__(
-        self, folder: Path, prompts: PromptSet, sampling: Sampling, generator: Any, device: torch.device
+        self,
+        folder: Path,
+        prompts: PromptSet,
+        sampling: SamplerSettings,
+        seeds: Sequence[int],
+        generator: Any,
+        device: torch.device,
     ) -> None:
         """See the class for the arguments."""
-        self.folder, self.prompts, self.sampling = Path(folder), prompts, sampling
+        self.folder, self.prompts, self.sampling, self.seeds = Path(folder), prompts, sampling, seeds
         self.generator, self.device = generator, device
         self.sha256 = generator_sha256(generator) if generator is not None else ""
 
@@ -72,8 +62,7 @@ class PromptImages:
         Raises:
             UserError: An image is missing and there is no generator; or it cannot be read, or sizes differ.
         """
-        seeds = range(self.sampling.seed, self.sampling.seed + self.sampling.images)
-        images = [self._of_seed(concept, seed) for seed in seeds]
+        images = [self._of_seed(concept, seed) for seed in self.seeds]
         if len({part.shape for part in images}) > 1:
             raise UserError(f"{self.folder / self.prompts.concepts[concept].id}: images have different sizes")
         return torch.cat(images)
@@ -87,8 +76,7 @@ class PromptImages:
         # All languages at once, and on all ranks if one of them draws: weights may be sharded.
         if any_rank(not present, self.device):
             texts = list(self.prompts.concepts[concept].texts.values())
-            s = self.sampling
-            drawn = generate(self.generator, texts, seed, concept, s.steps, s.guidance, [concept] * len(texts))
+            drawn = generate(self.generator, texts, self.sampling, seed, numbers=[concept] * len(texts))
             paths[0].parent.mkdir(parents=True, exist_ok=True)
             name = generator_name(self.generator)
             for path, mark, image in zip(paths, marks, drawn.permute(0, 2, 3, 1).numpy(), strict=True):
@@ -101,6 +89,8 @@ class PromptImages:
             "generator": self.sha256, "prompt": entry.texts[language], "number": concept, "seed": seed,
             "steps": s.steps, "guidance": repr(s.guidance), "languages": list(self.prompts.languages),
         }  # fmt: skip
+        if s.method is not None:  # so that images from before there was one keep their digest
+            content["method"] = s.method
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

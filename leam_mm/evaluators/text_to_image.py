@@ -19,7 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures
@@ -27,7 +27,7 @@ from leam_mm.evaluators.image_judge import ImageJudge, ask
 from leam_mm.evaluators.judge_check import JudgeCheck, KnownAnswer, check_judge, known_answers, known_concepts
 from leam_mm.evaluators.language_consistency import against_anchor, atom_agreement, image_likeness, score_parity
 from leam_mm.evaluators.language_summary import language_metrics
-from leam_mm.evaluators.prompt_images import PromptImages, Sampling
+from leam_mm.evaluators.prompt_images import PromptImages
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.soft_tifa import arithmetic_mean, geometric_mean, right_probability
 from leam_mm.files import write_text
@@ -70,8 +70,7 @@ class TextToImage(Evaluator):
         features: Network for the likeness of images across languages; None leaves that out.
         images: Folder of images of another program, `CONCEPT/LANGUAGE_SEED.png`; no generator is needed then.
         per_kind: Maximum number of concepts of each kind; None takes all.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: First seed of the images' noise.
         images_per_prompt: Images of each prompt.
         name: Prefix of the metrics' names.
@@ -88,8 +87,7 @@ class TextToImage(Evaluator):
         features: ImageFeatures | None = None,
         images: Path | None = None,
         per_kind: int | None = None,
-        steps: int = 28,
-        guidance: float | Guidance = 4.0,
+        sampling: SamplerSettings = SamplerSettings(),  # noqa: B008 (frozen)
         seed: int = 0,
         images_per_prompt: int = 1,
         name: str = "text_to_image",
@@ -97,12 +95,12 @@ class TextToImage(Evaluator):
         """See the class for the arguments."""
         if not judges or len({judge.name for judge in judges}) < len(judges):
             raise UserError("TextToImage: give at least one judge, and each a `name` of its own")
-        for key, value in (("images_per_prompt", images_per_prompt), ("steps", steps), ("per_kind", per_kind or 1)):
+        for key, value in (("images_per_prompt", images_per_prompt), ("per_kind", per_kind or 1)):
             if value < 1:
                 raise UserError(f"TextToImage: {key} is {value}; give at least 1")
         self.judges, self.prompts, self.known, self.known_limit = judges, prompts or PROMPTS_24, known, known_limit
         self.known_size, self.least_accuracy, self.features = known_size, least_accuracy, features
-        self.images, self.per_kind, self.steps, self.guidance = images, per_kind, steps, guidance
+        self.images, self.per_kind, self.sampling = images, per_kind, sampling
         self.seed, self.images_per_prompt, self.name = seed, images_per_prompt, name
 
     def run(self, context: EvaluationContext) -> list[Metric]:
@@ -112,11 +110,12 @@ class TextToImage(Evaluator):
         checks = {judge.name: self._check(judge, prompts, known, context) for judge in self.judges}
         generator = context.require_generator() if self.images is None else None
         folder = Path(self.images) if self.images is not None else context.output / IMAGES
-        sampling = Sampling(self.steps, self.guidance, self.seed, self.images_per_prompt)
-        measured = self._measure(prompts, PromptImages(folder, prompts, sampling, generator, context.device), context)
+        seeds = range(self.seed, self.seed + self.images_per_prompt)
+        images = PromptImages(folder, prompts, self.sampling, seeds, generator, context.device)
+        measured = self._measure(prompts, images, context)
         if rank() == 0:
             write_text(context.output / SCORES, _score_lines(prompts, measured, self.seed))
-        how = f"{self.steps} steps, guidance {self.guidance}, seed {self.seed}"
+        how = f"{self.sampling}, seed {self.seed}"
         drawn = how if generator is not None else "given images"
         about = f"{len(prompts.concepts)} concepts of {prompts.name} ({prompts.sha256[:12]}); {drawn}"  # fmt: skip
         metrics = []

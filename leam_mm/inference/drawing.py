@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from leam_mm.data.image_file import open_image
 from leam_mm.data.upright_image import read_upright
 from leam_mm.diffusion.editing import Edit
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_grid import draw_grid
 from leam_mm.files import bytes_sha256, file_sha256, write_text
@@ -82,14 +83,12 @@ class DrawingSettings:
     """What decides the pixels beside generator, prompt and seed.
 
     Args:
-        steps: Steps of the sampler.
-        guidance: Scale of classifier-free guidance.
+        sampling: How the images are sampled.
         size: Width and height in pixels; None takes those of the training images.
         source: Image to edit; None draws from noise.
     """
 
-    steps: int = 28
-    guidance: float = 4.0
+    sampling: SamplerSettings = SamplerSettings()  # noqa: RUF009 (frozen)
     size: tuple[int, int] | None = None
     source: Source | None = None
 
@@ -129,7 +128,7 @@ class Drawer:
         self._source = settings.source.image.read_bytes() if settings.source is not None else None
         self._sha256 = generator_sha256(module)
         self._facts = {
-            "steps": settings.steps, "guidance": settings.guidance, "width": self.width, "height": self.height,
+            **_plain(settings.sampling), "width": self.width, "height": self.height,
             "edit": settings.source.facts() if settings.source is not None else None,
             "generator": self.model, "generator_sha256": module.checkpoint_evidence["sha256"],
         }  # fmt: skip
@@ -181,8 +180,8 @@ class Drawer:
                                        self.width // self.module.codec.downscale)  # fmt: skip
         with torch.inference_mode():
             images: Tensor = self.module.sample(
-                [drawing.prompt for drawing in batch], seed=batch[0].seed, steps=self.settings.steps,
-                guidance=self.settings.guidance, edit=self._edit, size=size, numbers=[0] * len(batch),
+                [drawing.prompt for drawing in batch], seed=batch[0].seed, **self.settings.sampling.arguments(),
+                edit=self._edit, size=size, numbers=[0] * len(batch),
             )  # fmt: skip
         if not torch.isfinite(images).all():
             raise UserError("the generator gives pixels that are not finite: its training diverged; take an older one")
@@ -223,6 +222,11 @@ def plan_drawings(prompts: Sequence[str], seed: int, images: int) -> list[Drawin
     return [
         Drawing(number, prompt, seed + k) for number, prompt in enumerate(prompts, 1) for k in range(images)
     ]  # fmt: skip
+
+
+def _plain(sampling: SamplerSettings) -> dict[str, Any]:
+    """Return the settings as JSON holds them; drawings of the default sampler keep their digests from before others."""
+    return {name: value for name, value in asdict(sampling).items() if (name, value) != ("method", None)}
 
 
 def _square(path: Path, side: int, resample: Image.Resampling) -> np.ndarray:

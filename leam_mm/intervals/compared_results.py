@@ -57,8 +57,16 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row], any_settings: bool = 
 
 def other_settings(one: Row, other: Row) -> list[str]:
     """Return the names of the settings in which two lines differ, without those that change no result."""
-    first, second = (value if isinstance(value := row.get("settings"), dict) else {} for row in (one, other))
+    first, second = (_settings(row) for row in (one, other))
     return [n for n in {**first, **second} if n not in WITHOUT_EFFECT and first.get(n) != second.get(n)]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """Return a line's settings with those of the sampler beside the others, as older lines have them."""
+    found = value if isinstance(value := row.get("settings"), dict) else {}
+    sampling = value if isinstance(value := found.get("sampling"), dict) else {}
+    others = {name: value for name, value in found.items() if name != "sampling" or not sampling}
+    return others | {name: value for name, value in sampling.items() if name != "class"}
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

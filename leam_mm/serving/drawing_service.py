@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.inference.drawing import Drawer, DrawingSettings, Source, plan_drawings
 from leam_mm.serving.current_deletion_list import CurrentDeletionList
 from leam_mm.serving.refusal import Refusal
@@ -159,7 +160,7 @@ class DrawingService:
             check_upload(upload)
         source = Source(request.edit, request.strength, request.mask) if request.edit is not None else None
         folder = self.store.new_folder()
-        settings = DrawingSettings(request.steps, request.guidance, None, source)
+        settings = DrawingSettings(SamplerSettings(request.steps, request.guidance), None, source)
         listed = self.listed.read() if self.listed is not None else None
         drawer = Drawer(self.module, settings, folder, deletion_list=listed)
         drawings = plan_drawings([request.prompt], request.seed, request.images)

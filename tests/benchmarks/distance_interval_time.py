@@ -1,7 +1,7 @@
 """The halves behind the interval of a Fréchet distance: what they share computed once, against each half on its own.
 
-    python tests/benchmarks/distance_interval_time.py --samples 2000 --repeats 3
-    python tests/benchmarks/distance_interval_time.py --samples 10000 --repeats 3
+python tests/benchmarks/distance_interval_time.py --samples 2000 --repeats 3
+python tests/benchmarks/distance_interval_time.py --samples 10000 --repeats 3
 """
 
 from pathlib import Path

@@ -20,10 +20,11 @@ from leam_mm.checkpoint import build_module, load_module
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.data.latent_members import read_caption_state, read_feature, read_latent
 from leam_mm.data.shard_index import read_samples
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.distances.frechet_halves import frechet_of_halves
 from leam_mm.evaluators.embedding import read_image_samples
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import generate
 from leam_mm.evaluators.image_features import EfficientNetLite0
 from leam_mm.intervals.distance_interval import interval_of_halves
 from leam_mm.optim.optimizer import build_optimizer
@@ -114,7 +115,7 @@ class Judge:
     def look(self, module: Any) -> dict[str, Any]:
         """Numbers of the averaged weights as they are now."""
         parts = range(0, len(self.prompts), 64)
-        drawn = [generate(module, self.prompts[at : at + 64], 0, at, STEPS, GUIDANCE) for at in parts]
+        drawn = [generate(module, self.prompts[at : at + 64], SamplerSettings(STEPS, GUIDANCE), 0, at) for at in parts]
         feature = torch.cat([self.features.extract(part) for part in drawn])
         distance = frechet_distance_of_features(self.real, feature)
         low, high = interval_of_halves(frechet_of_halves(self.real, feature), distance)
