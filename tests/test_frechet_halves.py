@@ -70,5 +70,5 @@ def test_a_repeated_feature_has_the_distance_of_the_exact_form(monkeypatch: pyte
     monkeypatch.setattr(frechet_halves, "frechet_distance", counted)
     assert not calls
     doubled = [torch.cat([part, part], dim=1) / 2**0.5 for part in (first, second)]
-    numpy.testing.assert_allclose(frechet_of_halves(*doubled), expected, rtol=1e-9)
+    numpy.testing.assert_allclose(frechet_of_halves(doubled[0], doubled[1]), expected, rtol=1e-9)
     assert len(calls) == 2 * SPLITS

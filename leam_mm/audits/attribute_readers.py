@@ -15,6 +15,7 @@ from leam_mm.audits.labelled_images import find_images, read_labels
 from leam_mm.audits.prompt_table import PEOPLE, read_prompts
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import embed_texts, read_image_samples
+from leam_mm.evaluators.generated_images import published
 from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 from leam_mm.prompts.scene_reader import SceneReader
@@ -49,7 +50,7 @@ class AttributeReader:
         """Return the number of the value of each image (B,), or ABSTAINS.
 
         Args:
-            images: (B, 3, H, W) uint8.
+            images: (B, 3, H, W) uint8, as published.
             first: Number of the first image in the audit.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define read")
@@ -59,13 +60,16 @@ class AttributeReader:
         return None
 
     def errors(self, side: int) -> numpy.ndarray | None:
-        """Return counts (K, K) of perceived values (columns) by known value (rows), without abstentions."""
+        """Return counts (K, K) of perceived values (columns) by known value (rows), without abstentions.
+
+        The known images carry the watermark, too, since those that are read do.
+        """
         found = self.known(side)
         if found is None:
             return None
         errors = numpy.zeros((len(self.values), len(self.values)))
         for images, truth in found:
-            for value, read in zip(truth, self.read(images, 0), strict=True):
+            for value, read in zip(truth, self.read(published(images), 0), strict=True):
                 if value not in self.values:
                     raise UserError(f"{self.attribute}: the labelled set has the value {value!r}; known: {self.values}")
                 if read != ABSTAINS:
@@ -208,7 +212,7 @@ class LabelsOfPeople(AttributeReader):
         if self.table is None:
             for name, image in zip(names, images.permute(0, 2, 3, 1).numpy(), strict=True):
                 model, digest = generator_name(self.generator), generator_sha256(self.generator)
-                save_generated(Image.fromarray(image), self.folder / name, model, None, digest)
+                save_generated(Image.fromarray(image), self.folder / name, model, None, digest, marked=True)
             return numpy.full(len(images), ABSTAINS)
         return numpy.array([self._value(name) for name in names])
 

@@ -15,7 +15,7 @@ from leam_mm.data.upright_image import read_upright
 from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import read_image_samples
-from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generated_images import generate, published
 
 MAX_FILE = 1 << 28  # bytes of an image file
 BATCH = 16  # images
@@ -86,7 +86,7 @@ class GeneratedText(Audit):
         prompts = [captions[number % len(captions)] for number in range(self.images)]
         for first in range(0, len(prompts), BATCH):
             batch = prompts[first : first + BATCH]
-            for pixels in generate(module, batch, self.sampling, self.seed, first):
+            for pixels in published(generate(module, batch, self.sampling, self.seed, first)):
                 yield Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

@@ -17,7 +17,7 @@ from leam_mm.audits.audit import Audit, AuditContext, AuditResult, NotRun, Thres
 from leam_mm.audits.prompt_table import PEOPLE, read_prompts, read_reference
 from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
-from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.ranks import over_ranks
 
 
@@ -92,7 +92,7 @@ class GeneratorBias(Audit):
             nonlocal side
             image = generate(module, texts[part], self.sampling, self.seed, part.start)
             side = image.shape[-1]
-            return torch.from_numpy(reader.read(image, part.start))
+            return torch.from_numpy(reader.read(published(image), part.start))
 
         found = over_ranks(len(texts), self.batch_size, lambda part: part, make, context.device).numpy()
         if isinstance(reader, LabelsOfPeople):
@@ -128,8 +128,8 @@ class GeneratorBias(Audit):
         reason = (
             f"{reader.attribute} in {len(found)} images of {len(things)} prompts of {self.section} in "
             f"{len(self.languages)} languages, {silent:.1%} without an answer; total variation distance to "
-            f"{'the uniform distribution' if self.reference is None else self.reference}; {self.steps} steps, "
-            f"guidance {self.guidance}, seed {self.seed}"
+            f"{'the uniform distribution' if self.reference is None else self.reference}; {self.sampling}, "
+            f"seed {self.seed}; {PUBLISHED}"
         )
         if not answered.any():
             return AuditResult(name, None, None, None, "distance", 0, threshold, reason=reason, undecided=undecided)

@@ -15,7 +15,7 @@ from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import ImageSample, embed_texts, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.image_features import ClipFeatures
 from leam_mm.evaluators.language_summary import language_scores
 from leam_mm.evaluators.ranks import agree, over_ranks
@@ -64,6 +64,7 @@ class ClipScore(Evaluator):
         self.prompts_from, self.languages, self.encoder = Path(prompts_from), languages, encoder
         self.samples, self.prefix, self.sampling = samples, prefix, sampling
         self.seed, self.batch_size, self.name = seed, batch_size, name
+        self.scored = PUBLISHED  # kept with the results: earlier ones are of images before the mark
 
     @torch.no_grad()
     def run(self, context: EvaluationContext) -> list[Metric]:
@@ -85,7 +86,7 @@ class ClipScore(Evaluator):
 
             def make(part: slice, prompts: list[str] = prompts) -> Tensor:
                 images = generate(generator, prompts[part], self.sampling, self.seed, part.start)
-                return features.extract(images)
+                return features.extract(published(images))
 
             made = over_ranks(len(prompts), self.batch_size, lambda part: part, make, context.device)
             text = self._embed(module, prompts, context)
@@ -100,7 +101,7 @@ class ClipScore(Evaluator):
     def _metrics(self, scores: dict[str, list[numpy.ndarray]], samples: list[ImageSample], module: Any) -> list[Metric]:
         digest = str((getattr(module, "checkpoint_evidence", None) or {}).get("sha256", ""))[:12]
         note = f"2.5 max(cos, 0) by encoder {digest or 'without a digest'}, prefix {self.prefix!r}"
-        note += f"; {self.sampling}, seed {self.seed}"
+        note += f"; {self.sampling}, seed {self.seed}; {PUBLISHED}"
         keys, found = [f"{sample.key} {self.seed}" for sample in samples], []
         for kind in ("generated", "references"):
             if len(scores[kind]) == len(self.languages):

@@ -19,7 +19,7 @@ from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.intervals.intervals import wilson_interval
 from leam_mm.intervals.outcomes import write_outcomes
@@ -67,6 +67,7 @@ class Compositional(Evaluator):
         self.scenes, self.real_shards, self.prompts_per_kind = Path(scenes), real_shards, prompts_per_kind
         self.sampling, self.seed, self.batch_size = sampling, seed, batch_size
         self.real_limit = real_limit
+        self.scored = PUBLISHED  # kept with the results: earlier ones are of images before the mark
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Measure the reader on real scenes and, where there is a generator, the generator.
@@ -108,8 +109,9 @@ class Compositional(Evaluator):
 
         # Ranks share the batches; image n is the same for any number of ranks.
         sampled = over_ranks(len(texts), self.batch_size, lambda part: part, make, context.device)
-        for number, (prompt, image) in enumerate(zip(prompts, sampled.permute(0, 2, 3, 1).numpy(), strict=True)):
-            verdict = score(reader.read(image), prompt)
+        images, read = (part.permute(0, 2, 3, 1).numpy() for part in (sampled, published(sampled)))
+        for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+            verdict = score(reader.read(read[number]), prompt)
             asked = {key: verdict[key] for key in ASKED[prompt["kind"]]}
             for key, right in asked.items():
                 slices = {"language": prompt["language"], "combination": "seen" if prompt["seen"] else "unseen"}
@@ -122,7 +124,7 @@ class Compositional(Evaluator):
                 context.output, self.name, "Generated images and what was read in them", chosen, generator
             )
             log.info("compositional: %d generated images judged, %d in compositional.json", len(shown), len(chosen))
-        return tally.metrics(f"{self.sampling}, seed {self.seed}")
+        return tally.metrics(f"{self.sampling}, seed {self.seed}; {PUBLISHED}")
 
     def _choose(self, prompts: list[dict[str, Any]]) -> list[dict[str, Any]]:
         chosen = []

@@ -1,12 +1,20 @@
-"""Images of a generator for a batch of prompts, with numbers that name their noise."""
+"""Images of a generator for a batch of prompts, and as a user receives them: with the watermark.
+
+Evaluators and audits score ``published`` images. Memorization is asked of the weights: near copies, extraction and
+canaries look at images before the mark, which an open checkpoint gives to anyone.
+"""
 
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
+from leam_mm.marking.generated_image import WATERMARK, marked_pixels
+
+PUBLISHED = f"as published, with the mark {WATERMARK.name}"  # setting of an evaluator, beside its results
 
 
 def generate(
@@ -39,3 +47,16 @@ def generate(
     if not torch.isfinite(images).all():
         raise UserError("the generator gives pixels that are not finite: the checkpoint diverged; take an earlier one")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+def published(images: Tensor) -> Tensor:
+    """Return images as they are written for a user: with the watermark, before any compression.
+
+    Args:
+        images: (B, 3, H, W) uint8 of ``generate``.
+
+    Returns:
+        (B, 3, H, W) uint8, the pixels of ``save_generated``.
+    """
+    pixels = [marked_pixels(image) for image in images.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(numpy.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -29,7 +29,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.embedding import ImageSample, keep_own_bytes, read_image_samples
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generated_images import generate
+from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
@@ -43,10 +43,11 @@ class Generation(Evaluator):
     Measured are the Fréchet distance, the kernel distance, MIND, precision, recall, density and coverage; with features
     of length 1 (ClipFeatures) CMMD, too.
 
-    The real images are split into two halves. Generated images are compared with the first half. The second half,
-    compared with the first in the same way, shows what a perfect generator would reach: names that end in `real`. All
-    three sets have the same size, since these numbers depend on it. With fewer than 100 images in each set only the
-    kernel distance is measured; with fewer than 8, nothing is. The result names the reason.
+    Generated images are scored as published: with the watermark. The real images are split into two halves. Generated
+    images are compared with the first half. The second half, compared with the first in the same way, shows what a
+    perfect generator would reach: names that end in `real`. All three sets have the same size, since these numbers
+    depend on it. With fewer than 100 images in each set only the kernel distance is measured; with fewer than 8,
+    nothing is. The result names the reason.
 
     Args:
         reference: Shard folder of real images.
@@ -76,6 +77,7 @@ class Generation(Evaluator):
         self.reference, self.prompts_from, self.features = Path(reference), Path(prompts_from), features
         self.samples, self.sampling, self.seed = samples, sampling, seed
         self.batch_size, self.languages, self.name = batch_size, languages, name
+        self.scored = PUBLISHED  # kept with the results: earlier ones are of images before the mark
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Generate, extract features of all three sets, and compare."""
@@ -101,7 +103,7 @@ class Generation(Evaluator):
         size = generated.shape[-1]
         # Every other image, since neighbours in a folder often have one source.
         halves = [self._extract_real(real[half : 2 * count : 2], size, context) for half in (0, 1)]
-        own = self._each(count, lambda part: generated[part], self.features.extract, context, "features")
+        own = self._each(count, lambda part: published(generated[part]), self.features.extract, context, "features")
         return self._compare("generated", halves[0], own) + self._compare("real", halves[0], halves[1])
 
     def _each(
@@ -152,7 +154,7 @@ class Generation(Evaluator):
         against = "generated against real" if kind == "generated" else "real against other real images: the floor"
         note = f"{against}; {count} images each; {self.features.protocol}"
         if kind == "generated":
-            note += f"; {self.sampling}, seed {self.seed}"
+            note += f"; {self.sampling}, seed {self.seed}; {PUBLISHED}"
         distances = set_distances(self.features.unit_length)
         names = [name for name in distances if name != "frechet_distance_infinity"]  # needs more images
         missing = []

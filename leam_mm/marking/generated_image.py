@@ -49,6 +49,7 @@ def save_generated(
     sha256: str = "",
     source: bytes | None = None,
     deletion_list: DeletionList | None = None,
+    marked: bool = False,
 ) -> Image.Image:
     """Write a generated image, or a grid of such, as a marked PNG, atomically.
 
@@ -60,6 +61,7 @@ def save_generated(
         sha256: Digest of the generator, if known.
         source: File of the image that was edited; its content credentials are kept in those of the new image.
         deletion_list: Images that must not be returned.
+        marked: Whether the pixels are those of ``marked_pixels``.
 
     Returns:
         The image with the watermark, as it was written.
@@ -70,9 +72,14 @@ def save_generated(
     """
     if deletion_list is not None:
         deletion_list.check(np.asarray(image.convert("RGB")))
-    content, marked = generated_file(image, "PNG", path.name, model, further, sha256, source)
+    content, written = generated_file(image, "PNG", path.name, model, further, sha256, source, marked)
     write_bytes(path, content)
-    return marked
+    return written
+
+
+def marked_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Return the pixels (H, W, 3) uint8 that a generated image has when it is written: with the watermark."""
+    return WATERMARK.embed(pixels)
 
 
 def generated_file(
@@ -83,6 +90,7 @@ def generated_file(
     further: Mapping[str, str] | None = None,
     sha256: str = "",
     source: bytes | None = None,
+    marked: bool = False,
 ) -> tuple[bytes, Image.Image]:
     """Return a marked image file, and the image with the watermark.
 
@@ -94,8 +102,10 @@ def generated_file(
         further: As in ``save_generated``; only PNG has them.
         sha256: As in ``save_generated``.
         source: As in ``save_generated``.
+        marked: As in ``save_generated``.
     """
-    marked = Image.fromarray(WATERMARK.embed(np.asarray(image.convert("RGB"))))
+    pixels = np.asarray(image.convert("RGB"))
+    written = Image.fromarray(pixels if marked else marked_pixels(pixels))
     texts = PngInfo()
     for keyword, text in {
         "Comment": COMMENT, "DigitalSourceType": SOURCE_TYPE, "Model": model[:MAX_MODEL], "Software": "leam_mm",
@@ -105,11 +115,11 @@ def generated_file(
     buffer = io.BytesIO()
     if kind == "PNG":
         texts.add_itxt("XML:com.adobe.xmp", XMP)
-        marked.save(buffer, format="PNG", pnginfo=texts)
+        written.save(buffer, format="PNG", pnginfo=texts)
     else:
-        marked.save(buffer, format=kind, quality=QUALITY, xmp=XMP.encode(), **COMMENTS.get(kind, {}))
+        written.save(buffer, format=kind, quality=QUALITY, xmp=XMP.encode(), **COMMENTS.get(kind, {}))
     origin = Origin(model[:MAX_MODEL], sha256, (WATERMARK.name,), None, source, _format(source))
-    return signed(buffer.getvalue(), kind, origin, title), marked
+    return signed(buffer.getvalue(), kind, origin, title), written
 
 
 def signed(content: bytes, kind: str, origin: Origin, title: str) -> bytes:
