@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from diffusers import AutoencoderDC
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from leam_mm.codecs.float16_range import fit_float16
 from leam_mm.contrastive_module import ContrastiveModule
 from leam_mm.errors import UserError
 from leam_mm.files import write_json
@@ -49,12 +51,32 @@ def write_variants(folder: Path, variants: Sequence[HalfPrecision]) -> None:
     for file in sorted(weight_files(folder)):
         for variant in variants:
             suffix, dtype = VARIANTS[variant]
-            weights = {name: rounded(value, dtype, f"{file.name}: {name}") for name, value in load_file(file).items()}
+            own = load_file(file) | (in_range(file) if variant == "float16" else {})
+            weights = {name: rounded(value, dtype, f"{file.name}: {name}") for name, value in own.items()}
             new = file.with_name(variant_name(file.name, suffix))
             save_file(weights, new, metadata={"format": "pt"})
     for index in sorted(folder.rglob(f"*{INDEX}")):
         for variant in variants:
             write_index(index, VARIANTS[variant][0])
+
+
+def in_range(file: Path) -> dict[str, Tensor]:
+    """Return the weights of a file that float16 needs in another scale, see ``codecs/float16_range.py``.
+
+    Args:
+        file: Weights in float32 beside their config.json.
+    """
+    config = file.with_name("config.json")
+    stated = parse_object(config.read_bytes()) if config.is_file() else {}
+    if stated.get("_class_name") != "AutoencoderDC":
+        return {}
+    autoencoder: Any = AutoencoderDC.from_pretrained(file.parent, local_files_only=True)
+    factors = fit_float16(autoencoder.eval(), float(stated["scaling_factor"]))
+    for name, (first, second) in factors.items():
+        log.info("float16: convolutions of %s are divided by %d and %d, which its norm removes", name, first, second)
+    changed = tuple(f"{name}.conv" for name in factors)
+    names = load_file(file).keys()
+    return {key: value for key, value in autoencoder.state_dict().items() if key in names and key.startswith(changed)}
 
 
 def weight_files(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from leam_mm.codecs.float16_range import fit_float16
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.release.half_precision import VARIANTS, HalfPrecision, require_finite
 from leam_mm.release.onnx_parts import Prediction
@@ -47,7 +48,10 @@ def generator_differences(
         dtype = VARIANTS[variant][1]
         try:
             prediction = _half(network, dtype)(latent.to(dtype), time, state.to(dtype), mask)
-            decoded = _half(codec, dtype).decode(latent.to(dtype))
+            decoder = copy.deepcopy(codec)
+            if variant == "float16":
+                fit_float16(decoder.autoencoder, float(decoder.scale))
+            decoded = _half(decoder, dtype).decode(latent.to(dtype))
             require_finite(prediction, "predictions of the denoiser")
             require_finite(decoded, "images of the codec")
         except (RuntimeError, ArithmeticError) as error:  # some operations have no implementation in 16 bits on a CPU
