@@ -43,6 +43,7 @@ BENCHMARKS = (
     "mark_robustness",
     "interval_coverage",
     "distance_time",
+    "distance_interval_time",
 )
 
 
