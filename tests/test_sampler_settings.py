@@ -95,8 +95,8 @@ def test_a_key_of_an_older_recipe_names_the_new_one(key: str, value: float, tmp_
 
 
 def test_results_of_both_forms_of_settings_are_compared() -> None:
-    old = {"settings": {"steps": 20, "guidance": 3.0, "seed": 0}}
-    new = {
+    old: dict[str, Any] = {"settings": {"steps": 20, "guidance": 3.0, "seed": 0}}
+    new: dict[str, Any] = {
         "settings": {
             "sampling": {"class": "leam_mm.diffusion.sampler_settings.SamplerSettings", "steps": 20, "guidance": 3.0,
                          "method": None},

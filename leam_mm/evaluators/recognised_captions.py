@@ -19,12 +19,12 @@ import numpy
 import torch
 from torch import Tensor
 
-from leam_mm.diffusion.guidance import Guidance
+from leam_mm.diffusion.sampler_settings import SamplerSettings
 from leam_mm.errors import UserError
 from leam_mm.evaluators.before_after import reconstruct
 from leam_mm.evaluators.contact_sheet import ShownImage, spread_evenly, write_contact_sheet
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
-from leam_mm.evaluators.generation import generate
+from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.subject_images import SubjectPictures, read_subject_pictures
@@ -58,8 +58,7 @@ class RecognisedCaptions(Evaluator):
         language: Language of the captions, where a picture has several.
         draws: Images for each caption, an odd number.
         most: Most pictures, spread evenly over the folder.
-        steps: Sampler steps.
-        guidance: Strength of classifier-free guidance, or a Guidance.
+        sampling: How the images are sampled.
         seed: Seed of the noise, which is the same for both generators.
     """
 
@@ -71,8 +70,7 @@ class RecognisedCaptions(Evaluator):
         language: str = "en",
         draws: int = 3,
         most: int = 256,
-        steps: int = 20,
-        guidance: float | Guidance = 3.0,
+        sampling: SamplerSettings = SamplerSettings(20, 3.0),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
@@ -80,7 +78,7 @@ class RecognisedCaptions(Evaluator):
             raise UserError(f"RecognisedCaptions: draws is {draws}, features {len(features)}: give odd draws, and one")
         self.base, self.pictures, self.features = Path(base), Path(pictures), features
         self.language, self.draws, self.most = language, draws, most
-        self.steps, self.guidance, self.seed = steps, guidance, seed
+        self.sampling, self.seed = sampling, seed
 
     def run(self, context: EvaluationContext) -> list[Metric]:
         """Draw, test the judge, and count."""
@@ -91,7 +89,7 @@ class RecognisedCaptions(Evaluator):
         drawn = {name: self._draw(module, pictures, context) for name, module in (("before", base), ("after", tuned))}
         tested = self._tested(pictures, base, tuned, drawn["before"], context)
         asked = numpy.repeat(numpy.arange(len(pictures.captions)), self.draws)
-        named = {name: tested.judge.name(images) == asked for name, images in drawn.items()}
+        named = {name: tested.judge.name(published(images)) == asked for name, images in drawn.items()}
         if rank() == 0:
             self._show(pictures, tuned, drawn, {} if tested.failure else named, context)
         log.info("%s", tested.failure or tested.summary)
@@ -102,7 +100,7 @@ class RecognisedCaptions(Evaluator):
         prompts = [text for text in pictures.captions for _ in range(self.draws)]
 
         def make(part: slice) -> Tensor:
-            return generate(module, prompts[part], self.seed, part.start, self.steps, self.guidance)
+            return generate(module, prompts[part], self.sampling, self.seed, part.start)
 
         return over_ranks(len(prompts), 64, lambda part: part, make, context.device)
 
@@ -114,7 +112,7 @@ class RecognisedCaptions(Evaluator):
         chosen = choose_judge(judges, pictures, lambda images: recoded(base, images)) if judges[1:] else 0
         # The base's image of a caption, asked about the subject of the next one.
         subjects = len(pictures.captions)
-        others = {"base": (before[:: self.draws], (numpy.arange(subjects) + 1) % subjects)}
+        others = {"base": (published(before[:: self.draws]), (numpy.arange(subjects) + 1) % subjects)}
         return check_subject_judge(judges[chosen], pictures, lambda images: recoded(tuned, images), others)
 
     def _shares(self, pictures: SubjectPictures, tested: TestedJudge, named: dict[str, numpy.ndarray]) -> list[Metric]:
@@ -127,7 +125,7 @@ class RecognisedCaptions(Evaluator):
         right = {name: hits.sum(axis=1) > self.draws / 2 for name, hits in images.items()}
         note = (
             f"more than half of {self.draws} images show the caption's subject; {tested.summary}; "
-            f"{tested.judge.features.protocol}; {self.steps} steps, guidance {self.guidance}, seed {self.seed}"
+            f"{tested.judge.features.protocol}; {self.sampling}, seed {self.seed}; {PUBLISHED}"
         )
         for name, hits in right.items():
             low, high = wilson_interval(int(hits.sum()), count)
