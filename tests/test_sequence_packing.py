@@ -12,15 +12,14 @@ from toys.encoders import PACKED_LENGTH, PACKED_LENGTHS, VOCABULARY, packed_text
 
 from leam_mm.encoders import sequence_packing
 from leam_mm.encoders.sequence_packing import (
-    PackedAttention,
     Packing,
     _blocks,
     _deviation,
-    enable_packing,
     group_lengths,
     packed_states,
     probe_block_diagonal,
 )
+from leam_mm.encoders.token_layout import enable_layouts
 
 CPU = torch.device("cpu")
 
@@ -68,7 +67,7 @@ def test_embeddings_and_gradients_are_those_of_open_clip(
     theirs, (text, length) = clip(**settings), packed_texts()
     ours = copy.deepcopy(theirs)
     names = list(ours.state_dict())
-    assert enable_packing(ours.transformer) == ""
+    assert enable_layouts(ours.transformer, pooled=False) == ""
     assert list(ours.state_dict()) == names
     answers = embed(ours, text, length), theirs.encode_text(text, normalize=True)
     torch.testing.assert_close(*answers, rtol=0, atol=1e-12)
@@ -88,7 +87,7 @@ def test_embeddings_in_single_and_half_precision(lengths: tuple[int, ...]) -> No
     theirs = model.encode_text(text, normalize=True)
     with torch.autocast("cpu", torch.bfloat16):
         rough = model.encode_text(text, normalize=True)
-    enable_packing(model.transformer)
+    enable_layouts(model.transformer, pooled=False)
     torch.testing.assert_close(model.encode_text(text, normalize=True), theirs, rtol=0, atol=1e-6)  # masks still work
     torch.testing.assert_close(embed(model, text, length), theirs, rtol=0, atol=1e-5)
     columns = text[:, : int(length.max())]
@@ -146,20 +145,11 @@ def test_checkpointed_blocks_give_the_same_gradients() -> None:
     gradients = []
     for kept in (True, False):
         model = clip()
-        enable_packing(model.transformer)
+        enable_layouts(model.transformer, pooled=False)
         model.transformer.grad_checkpointing = not kept
         embed(model, text, length)[:, 0].sum().backward()
         gradients.append(model.transformer.resblocks[0].attn.in_proj_weight.grad)
     assert torch.equal(*gradients)
-
-
-def test_other_blocks_are_refused_by_name() -> None:
-    model = clip(qk_norm=True)
-    assert enable_packing(model.transformer) == "CustomResidualAttentionBlock with Attention"
-    changed = clip()
-    changed.transformer.resblocks[1].attn = nn.Identity()
-    assert enable_packing(changed.transformer) == "ResidualAttentionBlock with Identity"
-    assert not any(isinstance(layer, PackedAttention) for layer in changed.modules())
 
 
 def test_a_cpu_runs_groups_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,7 +173,7 @@ def test_the_probe_knows_a_kernel_that_forgets_the_blocks(monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("compiler")
 def test_compiled_blocks_compute_the_same_at_any_length() -> None:
     plain = clip(dtype=torch.float32)
-    enable_packing(plain.transformer)
+    enable_layouts(plain.transformer, pooled=False)
     compiled = copy.deepcopy(plain)
     for block in compiled.transformer.resblocks:
         block.compile(dynamic=True)
@@ -211,7 +201,7 @@ def test_packed_captions_on_a_gpu_agree_and_never_make_it_wait(dtype: torch.dtyp
     text = text.to(device)
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
         theirs = model.encode_text(text, normalize=True).float()
-        enable_packing(model.transformer)
+        enable_layouts(model.transformer, pooled=False)
         first = embed(model, text, length).float()  # probes, which waits
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -19,7 +19,7 @@ from leam_mm.data.tokenizer import Tokenizer
 from leam_mm.encoders.hugging_face_text import HuggingFaceText, transformers_folder
 from leam_mm.encoders.low_rank import LowRank
 from leam_mm.encoders.text_forward import choose_text_forward
-from leam_mm.encoders.vision_transformer import check_size, image_features
+from leam_mm.encoders.vision_transformer import check_size, image_features, skip_unread_tokens
 from leam_mm.errors import UserError
 
 
@@ -144,6 +144,7 @@ class DualEncoder(nn.Module):
         self.embed_dim, self.image_size = int(config["embed_dim"]), int(config["vision_cfg"]["image_size"])
         self.context_length = int(config["text_cfg"]["context_length"])
         self.text_forward = choose_text_forward(clip, self.context_length, int(config["text_cfg"].get("pad_id", 0)))
+        skip_unread_tokens(clip.visual)
         # Convolutions run faster in channels-last format (three times for a small residual network on a CPU).
         clip.visual.to(memory_format=torch.channels_last)
         self.register_buffer("image_mean", torch.tensor(image_mean), persistent=False)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leam_mm.encoders.repeated_blocks import repeated_blocks
-from leam_mm.encoders.sequence_packing import PackedAttention, Packing
+from leam_mm.encoders.token_layout import LayoutAttention, TokenLayout
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class LowRankLinear(nn.Linear):
         return F.linear(input, self.weight, self.bias) + _addition(self, input)
 
 
-class LowRankAttention(PackedAttention):
+class LowRankAttention(LayoutAttention):
     """Self-attention with a low-rank addition to the joint matrix of queries, keys and values."""
 
     low_rank_first: nn.Parameter
@@ -131,10 +131,10 @@ class LowRankAttention(PackedAttention):
         key: Tensor,
         value: Tensor,
         need_weights: bool = False,
-        attn_mask: Tensor | Packing | None = None,
+        attn_mask: Tensor | TokenLayout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend over a packed batch, or (B, L, E) with an additive mask (L, L); torch's forward omits the addition."""
-        if isinstance(attn_mask, Packing):
+        if isinstance(attn_mask, TokenLayout):
             return super().forward(query, key, value, need_weights, attn_mask)
         assert key is query and value is query and not need_weights
         parts = self.project(query).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)  # (B, K, 3, L, E / K)

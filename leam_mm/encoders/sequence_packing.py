@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import ResidualAttentionBlock
-from torch import Tensor, nn
+from torch import Tensor
+
+from leam_mm.encoders.token_layout import TokenLayout
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ Group = tuple[int, int]
 """Number of captions, and tokens of each."""
 
 
-class Packing:
-    """Layout of the captions of a batch in one sequence, passed to open_clip's blocks instead of a mask.
+class Packing(TokenLayout):
+    """Layout of the captions of a batch in one sequence (1, T, E); the last token of each caption is pooled.
 
     Args:
         length: (B,) int64 on the CPU, tokens of each caption. No GPU synchronisation is needed.
@@ -57,9 +58,13 @@ class Packing:
 
             self.bias = BlockDiagonalCausalMask.from_seqlens(lengths.tolist(), device=device)
 
-    def to(self, dtype: torch.dtype) -> "Packing":
-        """Return self; open_clip casts masks to ``dtype``, but a packing holds only indices."""
-        return self
+    def attend(self, mixed: Tensor, heads: int) -> Tensor:
+        """See TokenLayout."""
+        return attend(mixed, self, heads)
+
+    def pool(self, states: Tensor) -> Tensor:
+        """See TokenLayout; the tokens are in the order of the batch."""
+        return states[:, self.last]
 
 
 def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]:
@@ -113,42 +118,6 @@ def attend(mixed: Tensor, packing: Packing, heads: int) -> Tensor:
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (count, K, length, E / K)
         parts.append(out.transpose(1, 2).reshape(count * length, -1))
     return torch.cat(parts)[None]
-
-
-class PackedAttention(nn.MultiheadAttention):
-    """Self-attention of torch that also accepts a Packing as ``attn_mask``."""
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """Return concatenated queries, keys and values: (..., E) -> (..., 3 E)."""
-        return F.linear(tokens, self.in_proj_weight, self.in_proj_bias)
-
-    def forward(  # type: ignore[override]
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        need_weights: bool = False,
-        attn_mask: Tensor | Packing | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Attend within the captions of a Packing; with any other mask, call torch's forward."""
-        if not isinstance(attn_mask, Packing):
-            return super().forward(query, key, value, need_weights=need_weights, attn_mask=attn_mask)
-        return self.out_proj(attend(self.project(query), attn_mask, self.num_heads)), None
-
-
-def enable_packing(transformer: nn.Module) -> str:
-    """Make the blocks of an open_clip transformer accept a Packing; weights and names do not change.
-
-    Returns:
-        "" on success, otherwise the types of the block and attention that are not supported.
-    """
-    blocks = list(transformer.resblocks)  # type: ignore[arg-type]
-    for block in blocks:
-        if type(block) is not ResidualAttentionBlock or type(block.attn) is not nn.MultiheadAttention:
-            return f"{type(block).__name__} with {type(block.attn).__name__}"
-    for block in blocks:
-        block.attn.__class__ = PackedAttention  # the object stays the same
-    return ""
 
 
 def packed_states(tower: Any, text: Tensor, text_length: Tensor) -> tuple[Tensor, Packing]:

@@ -14,7 +14,8 @@ from open_clip.model import CLIP
 from torch import Tensor, nn
 
 from leam_mm.data.tokenizer import Tokenizer
-from leam_mm.encoders.sequence_packing import enable_packing, group_lengths, packed_states
+from leam_mm.encoders.sequence_packing import group_lengths, packed_states
+from leam_mm.encoders.token_layout import enable_layouts
 from leam_mm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def choose_text_forward(clip: Any, context_length: int, pad: int) -> TextForward
     elif pool not in ("argmax", "eos"):
         reason = f"it pools by {pool}"
     else:
-        reason = enable_packing(tower.transformer)
+        reason = enable_layouts(tower.transformer, pooled=False)
     if not reason:
         return PackedForward()
     log.info("text tower: captions are padded to the context length (%s)", reason)

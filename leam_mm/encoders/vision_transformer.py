@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
+from leam_mm.encoders.token_layout import ImageTokens, PooledBlock, enable_layouts
 from leam_mm.errors import UserError
 
 # SplitMix64 constants (Steele et al. 2014) as signed integers, because torch has no unsigned arithmetic.
@@ -41,8 +42,16 @@ def image_tokens(tower: VisionTransformer, image: Tensor, sample_index: Tensor |
 
 def image_features(tower: VisionTransformer, image: Tensor, sample_index: Tensor | None, dropout: float) -> Tensor:
     """Return features of images of any size: (B, 3, H, W) -> (B, D). For the arguments see ``image_tokens``."""
-    states = tower.transformer(image_tokens(tower, image, sample_index, dropout))
+    pooled = isinstance(tower.transformer.resblocks[-1], PooledBlock)
+    tokens = image_tokens(tower, image, sample_index, dropout)
+    states = tower.transformer(tokens, attn_mask=ImageTokens() if pooled else None)
     return tower._pool(states)[0] @ tower.proj
+
+
+def skip_unread_tokens(tower: nn.Module) -> None:
+    """Let the last block of a vision transformer that pools its class token compute that token only."""
+    if isinstance(tower, VisionTransformer) and tower.pool_type == "tok" and tower.attn_pool is None:
+        enable_layouts(tower.transformer, pooled=True)
 
 
 @torch.no_grad()

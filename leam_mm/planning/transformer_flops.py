@@ -58,19 +58,28 @@ def patch_count(height: int, width: int, patch: int) -> int:
     return (height // patch) * (width // patch)
 
 
-def image_tower(shape: TowerShape, image_size: int, patch: int, dropout: float = 0.0) -> float:
+def image_tower(
+    shape: TowerShape, image_size: int, patch: int, dropout: float = 0.0, whole_blocks: bool = False
+) -> float:
     """Return the FLOP of a vision transformer with a class token for one image.
+
+    The last block computes the output of its attention and the feed-forward part for the class token only.
 
     Args:
         shape: Shape of the tower.
         image_size: H = W in pixels.
         patch: Pixels per side of a patch.
         dropout: Share of the patches that are dropped after their embedding (FLIP, 2212.00794), in [0, 1).
+        whole_blocks: The last block computes all tokens, as open_clip does.
     """
     patches = patch_count(image_size, image_size, patch)
     tokens = 1 + (max(1, int(patches * (1 - dropout))) if dropout else patches)
     embedding = linear(patches, 3 * patch * patch, shape.width)
     blocks = shape.layers * block(tokens, shape.width, shape.hidden)
+    if not whole_blocks:
+        unread = tokens - 1
+        blocks -= linear(unread, shape.width, shape.width) + attention_products(unread, tokens, shape.width)
+        blocks -= 2 * linear(unread, shape.width, shape.hidden)
     return embedding + blocks + linear(1, shape.width, shape.embed_dim)
 
 
