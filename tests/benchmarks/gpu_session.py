@@ -105,12 +105,12 @@ class Row:
 # What tells most comes first: whether kernels are right, then the two training steps, then the rest. Each line: name,
 # seconds at most, words on a GPU, words on a CPU.
 SHORT = (
-    ("contrastive_step", 120, "--repeats 5", "--repeats 1"),
+    ("contrastive_step", 120, "--repeats 5", "--repeats 1 --cases own"),
     ("generator_step", 150, "--repeats 5 --size base", "--repeats 1 --size quickstart --eager"),
     ("contrastive_memory", 60, "--repeats 5 --pairs 16384", "--repeats 1 --pairs 512"),
     ("sampling", 60, "--repeats 3", "--repeats 1 --pictures 2"),
     ("end_to_end", 90, "--repeats 3 --samples 2000 --workers 4", "--repeats 1 --samples 64"),
-    ("ema_update", 60, "--repeats 7", "--repeats 1"),
+    ("ema_update", 60, "--repeats 7", "--repeats 1 --cases ema_update ema_update_torch"),
     ("noise_streams", 30, "--repeats 7", "--repeats 1"),
     ("generator_step_from_shards", 120, "--repeats 3 --size base", "--repeats 1 --size quickstart --eager"),
 )
