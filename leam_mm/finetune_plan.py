@@ -164,10 +164,10 @@ def recipe(
         held_out: Whether any image is held out; without one nothing is validated during training.
     """
     tower: dict[str, Any] = {}
-    if model.get("caption_tower") is not None:  # continues with the base's tower, frozen
+    if model.get("caption_tower") is not None:  # continues with the base's tower, since new words are unknown to it
         text = model["caption_tower"].get("init_args", model["caption_tower"])["text"]
         checked(text, TextTower, base / "generator", "caption_tower")
-        tower = {"caption_tower": {"text": text, "weights": str(base / "generator"), "trained": False}}
+        tower = {"caption_tower": {"text": text, "weights": str(base / "generator")}}
     return {
         "trainer": {"default_root_dir": str(output / "generator")},
         "data": {

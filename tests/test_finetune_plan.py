@@ -67,7 +67,7 @@ def test_caption_tower_of_the_base_is_continued(tmp_path: Path, capsys: pytest.C
     main(["--base", str(base), "--run", str(run)])
     config = printed_config(capsys, CONFIGS / "finetune_generator.yaml", run / "plan" / "recipe.yaml")
     tower = config["model"]["init_args"]["caption_tower"]["init_args"]
-    assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), False)
+    assert (tower["text"], tower["weights"], tower["trained"]) == (text, str(base / "generator"), True)
 
 
 def test_base_is_rehearsed_if_its_latents_exist(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

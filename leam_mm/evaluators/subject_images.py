@@ -49,7 +49,8 @@ def read_subject_pictures(shards: Path, side: int, language: str, most: int) -> 
     Raises:
         UserError: A picture has no caption.
     """
-    images, subject, captions, numbers = [], [], [], dict[str, int]()
+    images, subject = [], []
+    captions, numbers = list[str](), dict[str, int]()
     for sample in read_image_samples(shards, most):
         found = sample.captions(language) or [str(entry.get("text", "")) for entry in sample.record.get("captions", [])]
         if not found or not found[0].strip():
