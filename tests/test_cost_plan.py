@@ -194,8 +194,8 @@ def test_thresholds_of_the_ai_act() -> None:
 
 def test_real_recipe_on_a_real_profile() -> None:
     plan = plan_run(read_recipe([CONFIGS / "clip_vit_b32.yaml"]), load_profile("juwels_booster"), 32)
-    # 14.25 GFLOP x 3 x 12.8 G samples on 128 A100 of 312 TFLOP/s. open_clip's towers have 14.78: its last block of images
-    # computes all tokens.
+    # 14.25 GFLOP x 3 x 12.8 G samples on 128 A100 of 312 TFLOP/s; open_clip, whose last block of images computes all
+    # tokens, has 14.78.
     assert mid(plan, "hours") * plan.mid.mfu * plan.mid.goodput == pytest.approx(  # type: ignore[operator]
         3 * 14.249e9 * 12.8e9 / (128 * 312e12) / 3600, rel=0.01
     )
