@@ -59,6 +59,20 @@ def test_padding_and_end_of_any_tokenizer(tmp_path: Path, kind: str, pad: int, l
         assert row[count - 1] == tokenizer.end and torch.all(row[count:] == pad)
 
 
+@pytest.mark.parametrize("options", [{}, {"strip_sep_token": True}, {"clean": "lower"}])
+def test_tokens_are_those_of_open_clips_tokenizer(toy_tokenizer: Path, options: dict[str, Any]) -> None:
+    from open_clip.tokenizer import HFTokenizer
+
+    captions = ["a red square", "", "ein  &amp; <b>Würfel</b>\n", "x " * 200, "ελληνικά 🙂"]
+    ours, theirs = Tokenizer(toy_tokenizer, 12), HFTokenizer(str(toy_tokenizer), context_length=12, **options)
+    theirs.tokenizer.sep_token = theirs.tokenizer.eos_token
+    ours._tokenize = theirs
+    for length in (12, 5):
+        text, _ = ours.encode(captions, length)
+        expected = theirs(captions, length)
+        assert text.dtype == expected.dtype and torch.equal(text, expected)
+
+
 def test_english_vocabulary_of_open_clip() -> None:
     import open_clip
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,11 +87,25 @@ class Tokenizer:
         Returns:
             text (B, L) int64 padded after the end token, and text_length (B,) int64 with begin and end token counted.
         """
-        text = self._tokenize(list(captions), context_length)
+        text = self._tokens(list(captions), context_length or self.context_length)
         if self.pad == self.end:  # then the first one is the end
             return text, self._first(text == self.end) + 1
         # Up to the last token that is no padding: open_clip's English vocabulary pads with the id of "!".
         return text, text.shape[1] - self._first((text != self.pad).flip(1))
+
+    def _tokens(self, captions: list[str], context_length: int) -> Tensor:
+        """Return what open_clip's tokenizer returns, (B, L) int64."""
+        outer = self._tokenize
+        if not self.has_files or outer.tokenizer_mode or outer.strip_sep_token:
+            return outer(captions, context_length)
+        # Asked for tensors, transformers first flattens its lists in Python: more work than the tokens themselves.
+        rows = outer.tokenizer(
+            [outer.clean_fn(caption) for caption in captions],
+            max_length=context_length,
+            padding="max_length",
+            truncation=True,
+        ).input_ids
+        return torch.from_numpy(np.array(rows, np.int64))
 
     def full_lengths(self, captions: Sequence[str]) -> Tensor:
         """Return the number of tokens (B,) that each caption needs, begin and end counted; ``MOST_TOKENS`` at most."""

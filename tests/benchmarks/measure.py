@@ -32,6 +32,7 @@ from leam_mm.errors import UserError
 FOLDER = Path("runs/bench")
 TESTS = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "open_clip_torch", "diffusers", "transformers", "webdataset", "img2dataset", "lightning", "pillow")
+PACKAGES += ("litdata", "mosaicml-streaming")
 if str(TESTS) not in sys.path:
     sys.path.append(str(TESTS))  # so that a benchmark run as a program can import what tests build, from toys
 Settings = argparse.Namespace

@@ -61,8 +61,13 @@ class Attempts:
 
     @property
     def kept(self) -> dict[tuple[int, ...], dict[str, Any]]:
-        """The batches that the final weights have seen: the last one computed for each position."""
-        return {tuple(line["position"]): line for lines in self.records for line in lines}
+        """The batches that the final weights have seen: an attempt begins where the kept ones end."""
+        kept: dict[tuple[int, ...], dict[str, Any]] = {}
+        for lines in self.records:
+            if lines:
+                kept = {place: line for place, line in kept.items() if place < tuple(lines[0]["position"])}
+            kept.update({tuple(line["position"]): line for line in lines})
+        return kept
 
 
 def killed(
