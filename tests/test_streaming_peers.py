@@ -48,7 +48,7 @@ def test_peer_reads_all_samples_and_resumes(name: str, encoded: bool, tmp_path: 
 
 def test_a_peer_that_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(streaming_peers.MODULES, "mosaic", ("no_module_of_this_name",))
-    assert "pip install --no-deps -c constraints.txt mosaicml-streaming" in streaming_peers.missing("mosaic")
+    assert "pip install --no-deps -r tests/benchmarks/streaming_peers.txt" in streaming_peers.missing("mosaic")
 
 
 def test_batches_after_the_start_of_the_next_attempt_are_not_kept() -> None:

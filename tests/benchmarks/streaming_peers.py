@@ -1,8 +1,4 @@
-"""What the comparisons with litData and MosaicML Streaming set up alike.
-
-mosaicml-streaming 0.13.0 requires transformers < 5 and numpy < 2.2, which cannot be installed beside this project. It
-works with transformers 5.23 and numpy 2.4 if it is installed with ``pip install --no-deps``.
-"""
+"""What the comparisons with litData and MosaicML Streaming share; streaming_peers.txt says how to install both."""
 
 import importlib
 import io
@@ -22,10 +18,11 @@ from leam_mm.errors import UserError
 Row = tuple[int, bytes, str]  # number, JPEG, caption
 Item = dict[str, Any]  # number, image, caption
 PACKAGES = {"litdata": "litdata", "mosaic": "mosaicml-streaming"}  # by the name of --peers
-MODULES = {
-    "litdata": ("litdata",),
+MODULES = {  # that they import
+    "litdata": ("litdata", "obstore", "boto3"),
     "mosaic": ("streaming", "catalogue", "snappy", "xxhash", "zstd"),
-}  # that they import
+}
+INSTALL = "pip install --no-deps -r tests/benchmarks/streaming_peers.txt"
 
 
 class StreamingPeer(Protocol):
@@ -65,10 +62,7 @@ def missing(name: str) -> str:
     absent = [module for module in MODULES[name] if find_spec(module) is None]
     if not absent:
         return ""
-    install = "pip install -c constraints.txt -e '.[peers]'"
-    if name == "mosaic":
-        install += " && pip install --no-deps -c constraints.txt mosaicml-streaming"
-    return f"{PACKAGES[name]} is not installed here ({', '.join(absent)} not found); run: {install}"
+    return f"{PACKAGES[name]} is not installed here ({', '.join(absent)} not found); run: {INSTALL}"
 
 
 def load(name: str) -> StreamingPeer:
