@@ -31,5 +31,5 @@ def open_loader(
     folder: Path, batch: int, workers: int, decode: Callable[[Item], Item], collate: Callable[[list[Item]], Any]
 ) -> Any:
     """See StreamingPeer."""
-    dataset = litdata.StreamingDataset(str(folder), shuffle=True, transform=decode)
+    dataset = litdata.StreamingDataset(str(folder), shuffle=True, drop_last=True, transform=decode)
     return litdata.StreamingDataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=collate)
