@@ -116,7 +116,8 @@ class BeforeAfter(Evaluator):
             for row, (language, text) in enumerate(captions)
             for label, images in zip(("image", "codec", "before", "after"), (real, decoded, *made), strict=True)
         ]
-        write_contact_sheet(output, "before_after", "Before and after the fine-tuning", shown, tuned, columns=4)
+        title = "Before and after the fine-tuning" if self.seen else "Captions held out of the fine-tuning"
+        write_contact_sheet(output, "before_after", title, shown, tuned, columns=4)
         if self.old_prompts is not None:
             texts = spread(read_prompts(self.old_prompts), self.count)
             made = [generate(module, texts, self.sampling, self.seed) for module in (base, tuned)]

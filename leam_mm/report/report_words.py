@@ -23,6 +23,7 @@ GERMAN = {
     "Audits": "Prüfungen",
     "Self-test": "Selbsttest",
     "Before and after the fine-tuning": "Vor und nach dem Finetuning",
+    "Captions held out of the fine-tuning": "Bildtexte, die beim Finetuning zurückgehalten wurden",
     "Languages side by side": "Sprachen im Vergleich",
     "Naming what is in an image": "Benennen, was im Bild ist",
     "Finding images and captions": "Bilder und Bildtexte finden",
