@@ -14,3 +14,5 @@ def test_entries_are_counted_before_anything_is_read() -> None:
     assert exif_is_small(directory([(3, 1)] * 4))
     many = directory([(1, 1 << 30)] * 400)
     assert len(many) * 400 > MOST and not exif_is_small(many)
+    for kind in (13, 16):  # types of TIFF and BigTIFF that Pillow reads in EXIF, too
+        assert not exif_is_small(directory([(kind, 1 << 27)] * 400))

@@ -111,15 +111,35 @@ def test_limits_name_their_rule(content: object, rule: str) -> None:
     assert caught.value.rule == rule and caught.value.value.isdigit()
 
 
-@pytest.mark.parametrize("start", [b"II*\0", b"MM\0*", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"])
+STARTS = [b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"MM\0+", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"]
+
+
+@pytest.mark.parametrize("start", STARTS)
 def test_a_tiff_of_thousands_of_tags_is_refused_before_any_is_read(start: bytes) -> None:
     order: Literal["little", "big"] = "little" if start[:1] == b"I" else "big"
-    width, count = (8, 8) if b"+" in start else (4, 2)
+    width, count = (8, 8) if len(start) == 8 else (4, 2)
     places = [len(start) + width, 60_000]
     content = start + places[0].to_bytes(width, order) + places[1].to_bytes(count, order) + bytes(720_000)
     with pytest.raises(ImageLimit, match="TIFF of 60000 tags") as caught:
         open_image(content, WEB_FORMATS)
     assert caught.value.rule == "tags"
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_tiff_whose_tags_claim_more_than_the_file_is_refused(order: Literal["little", "big"]) -> None:
+    start = b"II*\0" if order == "little" else b"MM\0*"
+    entry = [(270).to_bytes(2, order), (7).to_bytes(2, order), (60_000).to_bytes(4, order), bytes(4)]
+    content = start + (8).to_bytes(4, order) + (3).to_bytes(2, order) + 3 * b"".join(entry) + bytes(100_000)
+    with pytest.raises(ImageLimit, match="has tags of 180000") as caught:
+        open_image(content, WEB_FORMATS)
+    assert caught.value.rule == "tags"
+
+
+@pytest.mark.parametrize("big_tiff", [False, True])
+def test_a_tiff_with_a_profile_and_a_description_is_opened(big_tiff: bool) -> None:
+    more = {"icc_profile": bytes(5000), "description": "x" * 3000, "big_tiff": big_tiff, "dpi": (72, 72)}
+    content = encoded_image(GREEN, "TIFF", **more)
+    assert open_image(content, WEB_FORMATS).size == GREEN.size
 
 
 def test_the_largest_allowed_image_is_opened() -> None:

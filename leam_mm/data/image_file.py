@@ -8,13 +8,14 @@ memory for decoding is estimated from the header first.
 import io
 import re
 import warnings
-from typing import Literal
 
 from PIL import Image
 
+from leam_mm.data.exif_size import first_directory
 from leam_mm.data.image_limits import BYTES_PER_PIXEL, LEAST_MEMORY, MAX_PIXELS, MAX_SCANS, MAX_TAGS, SHARD_FORMATS
 from leam_mm.errors import UserError
 
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # two of them wrong, and read by Pillow
 START_OF_SCAN = b"\xff\xda"  # marker of JPEG (ITU-T T.81, B.1.1.3); data of a scan cannot contain it
 ONE_BY_ONE = (0xC0, 0xC1)  # frames of JPEG of which a decoder reads one scan if it holds all components
 NO_FRAMES = (0xC4, 0xC8, 0xCC)  # tables among the markers of frames
@@ -83,18 +84,18 @@ def check_canvas(content: bytes, max_pixels: int) -> None:
 
 
 def check_tags(content: bytes) -> None:
-    """Refuse a TIFF of thousands of tags: Pillow copies the value of each, and all may claim the whole file.
+    """Refuse a TIFF of thousands of tags, or of tags whose values overlap: Pillow copies each value.
 
-    Source: TIFF 6.0, section 2; BigTIFF counts tags with eight bytes.
+    Source: TIFF 6.0, section 2; BigTIFF counts tags with eight bytes. Pillow 12 takes a big-endian BigTIFF for a TIFF.
     """
-    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if content[:4] not in TIFF_STARTS:
         return
-    order: Literal["little", "big"] = "little" if content[:1] == b"I" else "big"
-    start, width = (slice(8, 16), 8) if b"+" in content[2:4] else (slice(4, 8), 2)
-    directory = int.from_bytes(content[start], order)
-    tags = int.from_bytes(content[directory : directory + width], order)
-    if tags > MAX_TAGS:
-        raise ImageLimit("tags", tags, f"TIFF of {tags} tags exceeds the limit of {MAX_TAGS}")
+    for big in {b"II+\0": (True,), b"MM\0+": (False, True)}.get(content[:4], (False,)):
+        tags, claims = first_directory(content, big)
+        if tags > MAX_TAGS:
+            raise ImageLimit("tags", tags, f"TIFF of {tags} tags exceeds the limit of {MAX_TAGS}")
+        if (claimed := sum(claims)) > len(content):
+            raise ImageLimit("tags", claimed, f"TIFF of {len(content)} bytes has tags of {claimed}")
 
 
 def check_memory(needed: int, max_pixels: int = MAX_PIXELS) -> None:
