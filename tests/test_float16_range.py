@@ -64,6 +64,15 @@ def test_a_block_that_fits_and_an_autoencoder_without_one_stay() -> None:
     assert LARGEST == 65504 and HEADROOM > 1
 
 
+def test_a_codec_that_diverged_is_left_to_the_checks_that_name_it(codec: DCCodec) -> None:
+    block = codec.autoencoder.decoder.up_blocks[1][0]
+    with torch.no_grad():
+        block.conv1.bias.fill_(torch.inf)
+    weight = block.conv1.weight.clone()
+    fit_float16(codec.autoencoder, 0.5)
+    assert torch.equal(block.conv1.weight, weight)
+
+
 def test_the_released_file_in_float16_draws_finite_images(codec: DCCodec, tmp_path: Path) -> None:
     codec.save(tmp_path / "vae")
     whole = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")

@@ -9,6 +9,7 @@ results are too large:
   by at most 0.28 k, where they are larger than float16's range divided by ``HEADROOM``.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 LARGEST = torch.finfo(torch.float16).max
 HEADROOM = 8  # other latents give larger results than the probes
-PROBES, SIDE = 32, 8  # latents, and their height and width
+PROBES, SIDE, BATCH = 32, 8, 4  # latents, their height and width, and how many are decoded at once
 
 
 @torch.no_grad()
@@ -43,8 +44,9 @@ def fit_float16(autoencoder: Any, scale: float) -> dict[str, tuple[int, int]]:
     try:
         generator = torch.Generator().manual_seed(0)
         shape = (PROBES, int(autoencoder.config.latent_channels), SIDE, SIDE)
-        image = autoencoder.decode(torch.randn(shape, generator=generator) / scale, return_dict=False)[0]
-        autoencoder.encode(image.clamp(-1, 1), return_dict=False)
+        for latent in torch.randn(shape, generator=generator).split(BATCH):
+            image = autoencoder.decode(latent / scale, return_dict=False)[0]
+            autoencoder.encode(image.clamp(-1, 1), return_dict=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -69,8 +71,8 @@ def _blocks(autoencoder: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _factor(size: float) -> int:
-    """Return the smallest power of two that brings a size below float16's range divided by the headroom."""
+    """Return the smallest power of two that brings a finite size below float16's range divided by the headroom."""
     factor = 1
-    while size / factor > LARGEST / HEADROOM:
+    while math.isfinite(size) and size / factor > LARGEST / HEADROOM:
         factor *= 2
     return factor
