@@ -15,16 +15,22 @@ from leam_mm.audits.audited_samples import generated_images
 from leam_mm.audits.generated_text import GeneratedText
 from leam_mm.audits.generator_bias import GeneratorBias
 from leam_mm.controls.coded_models import CodedGenerator
+from leam_mm.controls.judge_controls import CONCEPTS, LANGUAGES, SceneGenerator, write_scenes
 from leam_mm.controls.smooth_images import smooth_images, write_image_shards
 from leam_mm.diffusion.sampler_settings import SamplerSettings
-from leam_mm.evaluators.compositional import Compositional
+from leam_mm.evaluators.compositional import ASKED, Compositional
 from leam_mm.evaluators.evaluator import EvaluationContext
 from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.generation import Generation
 from leam_mm.evaluators.image_features import ImageFeatures
+from leam_mm.evaluators.image_judge import ImageJudge
 from leam_mm.evaluators.results import settings
+from leam_mm.evaluators.text_to_image import IMAGES as FOLDER
+from leam_mm.evaluators.text_to_image import TextToImage
 from leam_mm.intervals.compared_results import other_settings
-from leam_mm.marking.generated_image import WATERMARK, save_generated
+from leam_mm.marking.generated_image import WATERMARK, marked_pixels, save_generated
+from leam_mm.prompts.atoms import Atom
+from leam_mm.prompts.known_images import drawn_scenes
 from leam_mm.prompts.scene_reader import SceneReader
 
 IMAGES = smooth_images(16, 5)
@@ -105,6 +111,46 @@ def test_compositional_reads_published_images(tmp_path: Path, monkeypatch: pytes
     # The sheet shows the same pixels, which are not marked twice.
     with Image.open(tmp_path / "out" / "compositional" / "000.png") as shown:
         numpy.testing.assert_array_equal(numpy.asarray(shown), seen[0])
+
+
+class NotedJudge(ImageJudge):
+    """Is never sure; keeps the images."""
+
+    name, protocol = "noted", "keeps images"
+
+    def __init__(self) -> None:
+        self.seen: list[numpy.ndarray] = []
+
+    def answer(self, images: torch.Tensor, atom: Atom) -> torch.Tensor:
+        self.seen += [pixels(image) for image in images]
+        return torch.full((len(images),), 0.5, dtype=torch.float64)
+
+
+def test_judges_are_tested_on_images_as_published_if_such_are_scored(tmp_path: Path) -> None:
+    _, scenes = write_scenes(tmp_path)
+    known = [image for image, _ in drawn_scenes(20, 48)]
+    drawn = SceneGenerator({f"{code} {number}": scenes[number] for code in LANGUAGES for number in range(CONCEPTS)})
+
+    def seen(images: Path | None, output: Path) -> list[numpy.ndarray]:
+        judge = NotedJudge()
+        settings: dict[str, Any] = {"known_limit": 20, "known_size": 48, "sampling": SamplerSettings(1)}
+        evaluator = TextToImage([judge], tmp_path / "prompts.json", images=images, **settings)
+        evaluator.run(EvaluationContext(None, None if images else drawn, output))
+        return judge.seen[:20]
+
+    numpy.testing.assert_array_equal(seen(None, tmp_path / "a"), [marked_pixels(image) for image in known])
+    numpy.testing.assert_array_equal(seen(tmp_path / "a" / FOLDER, tmp_path / "b"), known)  # of another program
+
+
+def test_the_scene_reader_is_measured_on_published_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_descriptions(tmp_path, size=32, seed=0)
+    image, seen = pixels(IMAGES[0]), []
+    scene, verdict = {"kind": "single"}, dict.fromkeys(ASKED["single"], True)
+    monkeypatch.setattr("leam_mm.evaluators.compositional.shard_scenes", lambda folder, most: [(image, scene)])
+    monkeypatch.setattr("leam_mm.evaluators.compositional.score", lambda found, scene: verdict)
+    monkeypatch.setattr(SceneReader, "read", lambda self, image: seen.append(image))
+    Compositional(tmp_path, real_shards=tmp_path).run(EvaluationContext(None, None, tmp_path / "out"))
+    numpy.testing.assert_array_equal(seen, [marked_pixels(image)])
 
 
 class NotedReader(AttributeReader):

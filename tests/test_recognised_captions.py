@@ -88,9 +88,14 @@ def test_destroyed_images_keep_colours_but_no_shape() -> None:
 
 
 def test_settings_without_a_majority_are_refused(tmp_path: Path) -> None:
-    for settings in ({"draws": 2, "features": [PixelFeatures()]}, {"features": []}):
-        with pytest.raises(UserError, match="odd draws"):
-            RecognisedCaptions(tmp_path, tmp_path, **settings)  # type: ignore[arg-type]
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"draws": 2}, "draws is 2; give an odd number"),
+        ({"features": []}, "features is empty"),
+        ({"most": 0}, "most is 0"),
+    ]
+    for settings, message in refused:
+        with pytest.raises(UserError, match=message):
+            RecognisedCaptions(tmp_path, tmp_path, **{"features": [PixelFeatures()], **settings})
 
 
 def test_report_says_what_is_not_learnt(tmp_path: Path) -> None:

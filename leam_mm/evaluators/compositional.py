@@ -23,6 +23,7 @@ from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.intervals.intervals import wilson_interval
 from leam_mm.intervals.outcomes import write_outcomes
+from leam_mm.marking.generated_image import marked_pixels
 from leam_mm.prompts.known_images import shard_scenes
 from leam_mm.prompts.scene_reader import SceneReader, score
 
@@ -93,10 +94,11 @@ class Compositional(Evaluator):
     def _real(self, reader: SceneReader) -> list[Metric]:
         tally = _Tally()
         for number, (image, prompt) in enumerate(shard_scenes(Path(self.real_shards or ""), self.real_limit)):
-            verdict = score(reader.read(image), prompt)
+            verdict = score(reader.read(marked_pixels(image)), prompt)
             for key in ASKED[prompt["kind"]]:
                 tally.add(f"{self.name}/real/{key}", f"{number} {prompt}", verdict[key], {"kind": prompt["kind"]})
-        return tally.metrics("reader against the drawn truth; an upper bound for what follows from pixels")
+        note = "reader against the drawn truth; an upper bound for what follows from pixels"
+        return tally.metrics(f"{note}; {PUBLISHED}")
 
     def _generated(self, reader: SceneReader, context: EvaluationContext) -> list[Metric]:
         prompts = self._choose(reader.prompts)

@@ -74,8 +74,12 @@ class RecognisedCaptions(Evaluator):
         seed: int = 0,
     ) -> None:
         """See the class for the arguments."""
-        if not features or draws < 1 or draws % 2 == 0:
-            raise UserError(f"RecognisedCaptions: draws is {draws}, features {len(features)}: give odd draws, and one")
+        if not features:
+            raise UserError("RecognisedCaptions: features is empty; give at least one network")
+        if draws < 1 or draws % 2 == 0:
+            raise UserError(f"RecognisedCaptions: draws is {draws}; give an odd number of at least 1")
+        if most < 1:
+            raise UserError(f"RecognisedCaptions: most is {most}; give at least 1")
         self.base, self.pictures, self.features = Path(base), Path(pictures), features
         self.language, self.draws, self.most = language, draws, most
         self.sampling, self.seed = sampling, seed
@@ -109,11 +113,11 @@ class RecognisedCaptions(Evaluator):
     ) -> TestedJudge:
         decoded = recoded(tuned, pictures.images)
         judges = [SubjectJudge(each.to(context.device), pictures, [decoded]) for each in self.features]
-        chosen = choose_judge(judges, pictures, lambda images: recoded(base, images)) if judges[1:] else 0
+        chosen = choose_judge(judges, pictures, lambda images: published(recoded(base, images))) if judges[1:] else 0
         # The base's image of a caption, asked about the subject of the next one.
         subjects = len(pictures.captions)
         others = {"base": (published(before[:: self.draws]), (numpy.arange(subjects) + 1) % subjects)}
-        return check_subject_judge(judges[chosen], pictures, lambda images: recoded(tuned, images), others)
+        return check_subject_judge(judges[chosen], pictures, lambda images: published(recoded(tuned, images)), others)
 
     def _shares(self, pictures: SubjectPictures, tested: TestedJudge, named: dict[str, numpy.ndarray]) -> list[Metric]:
         count, shares = len(pictures.captions), {}

@@ -90,7 +90,7 @@ def choose_judge(judges: Sequence[SubjectJudge], pictures: SubjectPictures, reco
     Args:
         judges: The candidates; the first of equals is taken.
         pictures: The subjects.
-        recode: Encodes and decodes images; another codec than that of the controls.
+        recode: Encodes, decodes and marks images; another codec than that of the controls.
     """
     known, wrong = recode(moved(pictures.images, 1)), recode(scrambled(pictures.images, 1))
     right = [
@@ -110,7 +110,7 @@ def check_subject_judge(
     Args:
         judge: The judge.
         pictures: The subjects.
-        recode: Encodes and decodes images as the generator's images are decoded.
+        recode: Encodes, decodes and marks images, as the generator's images are decoded and published.
         others: Further images by kind, each with a subject (B,) that it does not show.
     """
     images, subject, count = pictures.images, pictures.subject, len(pictures.images)

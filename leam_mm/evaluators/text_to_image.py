@@ -11,7 +11,7 @@
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from leam_mm.evaluators.ranks import over_ranks, rank
 from leam_mm.evaluators.soft_tifa import arithmetic_mean, geometric_mean, right_probability
 from leam_mm.files import write_text
 from leam_mm.intervals.intervals import share_interval
+from leam_mm.marking.generated_image import marked_pixels
 from leam_mm.prompts.known_images import drawn_scenes, names_classes, shard_classes, shard_scenes
 from leam_mm.prompts.prompt_set import ENGLISH, PROMPTS_24, PromptSet, read_prompt_set
 
@@ -57,7 +58,8 @@ class TextToImage(Evaluator):
     """Soft-TIFA scores by language and kind, parity and consistency of languages; every judge with its test.
 
     The images, one PNG each, are written into the folder `text_to_image` of the output; a second run with the same
-    generator and settings draws only what is missing. `text_to_image_scores.jsonl` holds every answer.
+    generator and settings draws only what is missing. `text_to_image_scores.jsonl` holds every answer. Judges see
+    images as published, with the watermark, and so are the known images of their test; given images are as they are.
 
     Args:
         judges: At least one, with different names.
@@ -132,6 +134,12 @@ class TextToImage(Evaluator):
         return metrics
 
     def _known(self, prompts: PromptSet) -> list[KnownAnswer]:
+        answers = self._plain_known(prompts)
+        if self.images is not None:
+            return answers
+        return [replace(answer, image=marked_pixels(answer.image)) for answer in answers]
+
+    def _plain_known(self, prompts: PromptSet) -> list[KnownAnswer]:
         if self.known is None:
             return known_answers(drawn_scenes(self.known_limit, self.known_size))
         shards = Path(self.known)
