@@ -42,9 +42,9 @@ emoji: environment ## The real corpus: emoji drawings with Unicode names in 24 l
 pictures: environment ## Real photographs and drawings with descriptions in 22 languages (needs npm and apt-get)
 	$(RUN) -m leam_mm.pipeline configs/pipeline_pictures.yaml
 
-finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart] [FIT=border]
+finetune: environment ## A trained generator learns your pictures: make finetune FOLDER=pictures [BASE=runs/quickstart] [FIT=border] [METHOD=configs/overlay_generator_lora.yaml]
 	@test -n "$(FOLDER)" || { echo "error: give FOLDER=PLACE, pictures each with its caption in a .txt beside it"; exit 2; }
-	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)" --set fit="$(or $(FIT),no)"
+	$(RUN) -m leam_mm.pipeline configs/pipeline_finetune.yaml --set folder="$(FOLDER)" --set base="$(or $(BASE),runs/quickstart)" --set run="$(or $(OUTPUT),runs/finetune)" --set fit="$(or $(FIT),no)" --set method="$(or $(METHOD),configs/finetune_generator.yaml)"
 
 PORT ?= 7860
 serve: environment ## A page to try the quickstart's release: make serve [RELEASE=DIR] [PORT=7860] (needs EXTRAS=dev,serve)

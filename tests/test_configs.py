@@ -56,6 +56,13 @@ def test_first_line_says_what_it_is(path: Path) -> None:
 
 
 @named("recipe")
+def test_a_run_shorter_than_the_steps_between_validations_is_no_error(path: Path) -> None:
+    trainer = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]
+    if "val_check_interval" in trainer:  # Lightning refuses more steps than an epoch has, unless epochs do not count
+        assert trainer.get("check_val_every_n_epoch", 1) is None
+
+
+@named("recipe")
 def test_recipe_parses_and_says_what_it_needs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = printed_config(capsys, path)
     assert config["max_samples"] % config["data"]["init_args"]["batch_size"] == 0
