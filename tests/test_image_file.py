@@ -3,8 +3,10 @@
 import ast
 import os
 import re
+import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -69,6 +71,7 @@ def test_postscript_starts_no_program(tmp_path: Path, monkeypatch: pytest.Monkey
 
 MEASURE = """
 import sys
+import tracemalloc
 from data_tools.samples.image_repair import ImageFault, ImageRule, repair_image
 content = sys.stdin.buffer.read()
 open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again
@@ -111,6 +114,8 @@ def test_limits_name_their_rule(content: object, rule: str) -> None:
     assert caught.value.rule == rule and caught.value.value.isdigit()
 
 
+START_OF_JPEG = encoded_image(GREEN, "JPEG")
+JPEG_WITHOUT_DENSITY = START_OF_JPEG[:2] + START_OF_JPEG[4 + int.from_bytes(START_OF_JPEG[4:6]) :]  # without JFIF
 STARTS = [b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"MM\0+", b"II+\0\x08\0\0\0", b"MM\0+\0\x08\0\0"]
 
 
@@ -133,6 +138,23 @@ def test_a_tiff_whose_tags_claim_more_than_the_file_is_refused(order: Literal["l
     with pytest.raises(ImageLimit, match="has tags of 180000") as caught:
         open_image(content, WEB_FORMATS)
     assert caught.value.rule == "tags"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "AVIF", "PNG", "WEBP"])
+@pytest.mark.parametrize("prefix", [b"Exif\0\0", 2 * b"Exif\0\0"])
+def test_exif_whose_entries_claim_all_is_ignored(kind: str, prefix: bytes) -> None:
+    rows = b"".join(struct.pack(">HHII", 0x9000 + number, 7, 50_000, 0) for number in range(1000))
+    block = prefix + b"MM\0*" + struct.pack(">IH", 8, 1000) + rows + bytes(46_000)
+    plain = {"JPEG": JPEG_WITHOUT_DENSITY}.get(kind) or encoded_image(GREEN, kind, exif=block)
+    length = (len(block) + 2).to_bytes(2)
+    content = plain[:2] + b"\xff\xe1" + length + block + plain[2:] if kind == "JPEG" else plain
+    tracemalloc.start()
+    try:
+        image = open_image(content, WEB_FORMATS)
+        assert dict(image.getexif()) == {}
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000  # not 1,000 values of 50 kB
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("big_tiff", [False, True])

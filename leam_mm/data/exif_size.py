@@ -30,8 +30,21 @@ def exif_block(image: Image.Image) -> bytes:
 
 def exif_is_small(block: bytes) -> bool:
     """Return whether the values of the first directory fit into the limit; a block that is no EXIF is small."""
-    block = block.removeprefix(b"Exif\0\0")
+    while block.startswith(b"Exif\0\0"):  # as Pillow does
+        block = block[6:]
     return block[:2] not in (b"II", b"MM") or sum(first_directory(block)[1]) <= MOST
+
+
+def read_small_exif_only() -> None:
+    """Let Pillow ignore EXIF beyond the limit everywhere: it reads that of a JPEG or AVIF when it opens the file."""
+    load = Image.Exif.load
+    if load.__module__ == __name__:
+        return
+
+    def load_small(exif: Image.Exif, data: bytes) -> None:
+        load(exif, data if exif_is_small(data or b"") else b"")
+
+    Image.Exif.load = load_small  # type: ignore[method-assign]
 
 
 def first_directory(block: bytes, big: bool = False) -> tuple[int, Iterator[int]]:

@@ -11,7 +11,7 @@ import warnings
 
 from PIL import Image
 
-from leam_mm.data.exif_size import first_directory
+from leam_mm.data.exif_size import first_directory, read_small_exif_only
 from leam_mm.data.image_limits import BYTES_PER_PIXEL, LEAST_MEMORY, MAX_PIXELS, MAX_SCANS, MAX_TAGS, SHARD_FORMATS
 from leam_mm.errors import UserError
 
@@ -32,6 +32,7 @@ WEBP_BYTES = 16  # of a pixel: two canvases of libwebp's animation decoder, Pill
 
 # Beyond the limit Pillow first warns; here it is refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+read_small_exif_only()
 
 
 class ImageLimit(UserError):
