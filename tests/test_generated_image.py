@@ -127,6 +127,7 @@ WRITERS = {
     "leam_mm/controls/control_shards.py": "images drawn by arithmetic, for controls",
     "leam_mm/controls/judge_controls.py": "scenes drawn by arithmetic, in a folder that is removed",
     "leam_mm/controls/personal_data_controls.py": "images drawn by arithmetic, for controls",
+    "leam_mm/controls/recognition_controls.py": "images drawn by arithmetic, for controls",
     "leam_mm/controls/smooth_images.py": "images drawn by arithmetic, for controls",
 }
 FUNCTIONS = {"imwrite", "imsave", "write_png", "write_jpeg", "save_image", "add_image", "encode_png", "encode_jpeg"}
