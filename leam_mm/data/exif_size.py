@@ -44,7 +44,7 @@ def read_small_exif_only() -> None:
     def load_small(exif: Image.Exif, data: bytes) -> None:
         load(exif, data if exif_is_small(data or b"") else b"")
 
-    Image.Exif.load = load_small  # type: ignore[method-assign]
+    Image.Exif.load = load_small  # type: ignore[assignment]
 
 
 def first_directory(block: bytes, big: bool = False) -> tuple[int, Iterator[int]]:
