@@ -62,10 +62,6 @@ class Packing(TokenLayout):
         """See TokenLayout."""
         return attend(mixed, self, heads)
 
-    def pool(self, states: Tensor) -> Tensor:
-        """See TokenLayout; the tokens are in the order of the batch."""
-        return states[:, self.last]
-
 
 def group_lengths(lengths: Sequence[int], filling: int = FILLING) -> list[Group]:
     """Split sorted lengths into groups with the lowest cost of padding and of attention calls.

@@ -6,6 +6,7 @@ the whole block to rounding. Everything runs inside open_clip's own blocks, so w
 QuickGELU), checkpointing, compilation and sharding work unchanged.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -14,24 +15,16 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 
-class TokenLayout:
-    """Base class: which tokens of the states (B, N, E) attend to each other, and which of them the tower pools."""
+class TokenLayout(ABC):
+    """Base class: which tokens of the states (B, N, E) attend to each other."""
 
     def to(self, dtype: torch.dtype) -> "TokenLayout":
         """Return self; open_clip casts masks to ``dtype``, but a layout holds no floating-point numbers."""
         return self
 
+    @abstractmethod
     def attend(self, mixed: Tensor, heads: int) -> Tensor:
         """Return the attention's output for all tokens: queries, keys and values (B, N, 3 E) -> (B, N, E)."""
-        raise NotImplementedError(f"{type(self).__name__} must implement attend")
-
-    def attend_pooled(self, mixed: Tensor, heads: int) -> Tensor:
-        """Return the attention's output for the pooled tokens: (B, N, 3 E) -> (B, P, E)."""
-        return self.pool(self.attend(mixed, heads))
-
-    def pool(self, states: Tensor) -> Tensor:
-        """Return the pooled tokens: (B, N, E) -> (B, P, E)."""
-        raise NotImplementedError(f"{type(self).__name__} must implement pool")
 
 
 class ImageTokens(TokenLayout):
@@ -42,11 +35,11 @@ class ImageTokens(TokenLayout):
         return self._attend(mixed, heads, mixed.shape[1])
 
     def attend_pooled(self, mixed: Tensor, heads: int) -> Tensor:
-        """See TokenLayout; only the class token has a query."""
+        """Return the attention's output for the class token, which alone has a query: (B, N, 3 E) -> (B, 1, E)."""
         return self._attend(mixed, heads, 1)
 
     def pool(self, states: Tensor) -> Tensor:
-        """See TokenLayout."""
+        """Return the class token: (B, N, E) -> (B, 1, E)."""
         return states[:, :1]
 
     @staticmethod
@@ -78,13 +71,13 @@ class LayoutAttention(nn.MultiheadAttention):
 
 
 class PooledBlock(ResidualAttentionBlock):
-    """Last block of a tower: with a TokenLayout as ``attn_mask`` it returns the pooled tokens only, (B, P, E)."""
+    """Last block of an image tower: with ImageTokens as ``attn_mask`` it returns the class token only, (B, 1, E)."""
 
     def forward(
         self, q_x: Tensor, k_x: Tensor | None = None, v_x: Tensor | None = None, attn_mask: Any = None
     ) -> Tensor:
         """See the class; with any other mask, call open_clip's forward."""
-        if not isinstance(attn_mask, TokenLayout):
+        if not isinstance(attn_mask, ImageTokens):
             return super().forward(q_x, k_x, v_x, attn_mask)
         attention: Any = self.attn
         attended = attn_mask.attend_pooled(attention.project(self.ln_1(q_x)), attention.num_heads)
@@ -97,7 +90,7 @@ def enable_layouts(transformer: Any, pooled: bool) -> str:
 
     Args:
         transformer: The transformer of a tower.
-        pooled: With a layout, the last block returns the pooled tokens only.
+        pooled: With ImageTokens, the last block returns the class token only.
 
     Returns:
         "" on success, otherwise the types of the block and attention that are not supported.
