@@ -28,12 +28,16 @@ SIZE, DISTINCT, PROCESSES, THREADS = 256, 100, 2, 32
 
 
 def reply_picture(request: bytes, pictures: Sequence[bytes]) -> bytes:
-    """Answer GET /NUMBER.jpg; a comment holds the number, so that no two files are the same."""
+    """Answer GET /NUMBER.jpg; a comment holds the number, so that no two files are the same.
+
+    The comment follows the JFIF segment: img2dataset takes a file without JFIF at byte 6 for no JPEG and encodes it again.
+    """
     name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
     if not name.isdigit():
         return answer_with(b"", "404 Not Found")
     picture, comment = pictures[int(name) % len(pictures)], b"\xff\xfe\x00\x0a" + int(name).to_bytes(8, "big")
-    return answer_with(picture[:2] + comment + picture[2:], kind="image/jpeg")
+    end = 4 + int.from_bytes(picture[4:6], "big")  # of the first segment, behind the marker of the image and its own
+    return answer_with(picture[:end] + comment + picture[end:], kind="image/jpeg")
 
 
 def our_stages(links: Path, output: Path, scratch: Path, settings: Any) -> list[list[str]]:
