@@ -8,6 +8,8 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +17,7 @@ from toys.recipes import ROOT, clip_recipe
 from toys.runs import assert_same_run, last_checkpoint
 
 from leam_mm.callbacks.emergency_exit import EXIT_CODE
-from leam_mm.callbacks.watchdog import is_planned_end
+from leam_mm.callbacks.watchdog import Watchdog, is_planned_end
 
 LIMIT = 10.0
 FAULTY = """
@@ -179,3 +181,12 @@ def test_a_rank_that_exits_is_named_and_ends_the_others(
 def test_only_ends_after_a_save_and_interrupts_are_planned(exception: BaseException, planned: bool) -> None:
     assert is_planned_end(exception) == planned
     assert not is_planned_end(SystemExit(0))  # one rank alone would leave the others waiting
+
+
+def test_a_run_ends_after_the_ranks_that_it_started() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    launcher = SimpleNamespace(procs=[child])
+    trainer: Any = SimpleNamespace(world_size=2, global_rank=0, strategy=SimpleNamespace(launcher=launcher))
+    with Watchdog(limit=LIMIT).meeting(trainer):
+        assert child.poll() is None
+    assert child.returncode == 0  # only the CPU time of children that were waited for counts as a stage's

@@ -106,6 +106,7 @@ class Watchdog(Callback):
         self._alarm = MeetingAlarm(place, end_children)
         try:
             yield
+            self._wait_for_children(trainer)
         except Exception as error:
             if not self._met:
                 end_children()  # they would wait for this rank
@@ -157,6 +158,12 @@ class Watchdog(Callback):
         for group in list(getattr(dist.distributed_c10d._world, "pg_map", {})):
             with suppress(RuntimeError, ValueError, AttributeError):
                 set_timeout(longest, group)
+
+    def _wait_for_children(self, trainer: Trainer) -> None:
+        """Wait until the ranks that Lightning started have ended, so that their CPU time counts as this process's."""
+        for child in list(getattr(trainer.strategy.launcher, "procs", [])):
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
 
     def _children(self, trainer: Trainer) -> list[subprocess.Popen]:
         """Return the ranks that Lightning started, without its observer, which would kill this process at once."""
