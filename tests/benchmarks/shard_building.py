@@ -30,7 +30,7 @@ SIZE, DISTINCT, PROCESSES, THREADS = 256, 100, 2, 32
 def reply_picture(request: bytes, pictures: Sequence[bytes]) -> bytes:
     """Answer GET /NUMBER.jpg; a comment holds the number, so that no two files are the same.
 
-    The comment follows the JFIF segment: img2dataset takes a file without JFIF at byte 6 for no JPEG and encodes it again.
+    The comment follows the JFIF segment: img2dataset takes a file without JFIF at byte 6 for no JPEG, and encodes it.
     """
     name = request.split(b" ", 2)[1].strip(b"/").partition(b".")[0]
     if not name.isdigit():
