@@ -13,7 +13,15 @@ from typing import Literal
 
 import pytest
 from PIL import Image
-from toys.image_bombs import gif_bomb, palette_bomb, scan_bomb, webp_bomb
+from toys.image_bombs import (
+    claiming,
+    gif_bomb,
+    images_bomb,
+    images_segment,
+    palette_bomb,
+    scan_bomb,
+    webp_bomb,
+)
 from toys.images import encoded_image
 from toys.recipes import ROOT
 
@@ -140,14 +148,26 @@ def test_a_tiff_whose_tags_claim_more_than_the_file_is_refused(order: Literal["l
     assert caught.value.rule == "tags"
 
 
+def avif_with_exif(prefix: bytes, block: bytes) -> bytes:
+    """An AVIF whose EXIF is a given block; Pillow reads what it is to write, so that it is put in afterwards."""
+    stand_in = b"MM\0*" + struct.pack(">IHHHIII", 8, 1, 0x9000, 7, len(block) - 26, 26, 0)
+    content = encoded_image(GREEN, "AVIF", exif=prefix + stand_in.ljust(len(block), b"x"))
+    assert content.count(stand_in) == 1
+    start = content.index(stand_in)
+    return content[:start] + block + content[start + len(block) :]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "AVIF", "PNG", "WEBP"])
 @pytest.mark.parametrize("prefix", [b"Exif\0\0", 2 * b"Exif\0\0"])
 def test_exif_whose_entries_claim_all_is_ignored(kind: str, prefix: bytes) -> None:
-    rows = b"".join(struct.pack(">HHII", 0x9000 + number, 7, 50_000, 0) for number in range(1000))
-    block = prefix + b"MM\0*" + struct.pack(">IH", 8, 1000) + rows + bytes(46_000)
-    plain = {"JPEG": JPEG_WITHOUT_DENSITY}.get(kind) or encoded_image(GREEN, kind, exif=block)
-    length = (len(block) + 2).to_bytes(2)
-    content = plain[:2] + b"\xff\xe1" + length + block + plain[2:] if kind == "JPEG" else plain
+    block = b"MM\0*" + struct.pack(">I", 8) + claiming(1000, 7, 50_000) + bytes(46_000)
+    if kind == "AVIF":
+        content = avif_with_exif(prefix, block)
+    elif kind == "JPEG":
+        length = (len(prefix + block) + 2).to_bytes(2)
+        content = JPEG_WITHOUT_DENSITY[:2] + b"\xff\xe1" + length + prefix + block + JPEG_WITHOUT_DENSITY[2:]
+    else:
+        content = encoded_image(GREEN, kind, exif=prefix + block)
     tracemalloc.start()
     try:
         image = open_image(content, WEB_FORMATS)
@@ -155,6 +175,29 @@ def test_exif_whose_entries_claim_all_is_ignored(kind: str, prefix: bytes) -> No
         assert tracemalloc.get_traced_memory()[1] < 5_000_000  # not 1,000 values of 50 kB
     finally:
         tracemalloc.stop()
+
+
+def test_a_list_of_images_whose_entries_claim_all_is_ignored() -> None:
+    assert open_image(START_OF_JPEG[:2] + images_segment(3, 7, 1000) + START_OF_JPEG[2:]).format == "MPO"
+    tracemalloc.start()
+    try:
+        with pytest.warns(UserWarning, match="malformed MPO"):
+            assert open_image(images_bomb()).format == "JPEG"
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000  # not 5,000 values of 65 kB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_jpeg_of_thousands_of_exif_segments_is_refused() -> None:
+    segment = b"\xff\xe1" + struct.pack(">H", 4008) + b"Exif\0\0" + bytes(4000)
+    for count, small in ((20, True), (1001, False)):
+        content = START_OF_JPEG[:2] + segment * count + START_OF_JPEG[2:]
+        if small:
+            assert len(open_image(content).info["exif"]) == 6 + 4000 * count
+            continue
+        with pytest.raises(ImageLimit, match="1001 EXIF segments") as caught:
+            open_image(content)
+        assert caught.value.rule == "tags"
 
 
 @pytest.mark.parametrize("big_tiff", [False, True])

@@ -1,9 +1,11 @@
 """One decoder for images of strangers: what a person sees; tests/test_image_repair.py has the cases of the repair."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
-from PIL import Image
-from toys.image_bombs import gif_bomb, scan_bomb, webp_bomb
+from PIL import Image, ImageOps
+from toys.image_bombs import exif_bomb, gif_bomb, scan_bomb, tiff_bomb, webp_bomb
 from toys.images import deep_png, encoded_image, rotated_jpeg, two_coloured_image
 
 from data_tools.samples.image_repair import ImageRule, repair_image
@@ -33,3 +35,26 @@ def test_the_pixels_are_those_of_the_repair_before_shards(content: bytes) -> Non
 def test_broken_and_hostile_files_are_one_line(content: bytes) -> None:
     with pytest.raises(UserError):
         read_upright(content)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_that_points_to_overlapping_values_costs_no_memory(kind: str) -> None:
+    content = tiff_bomb() if kind == "TIFF" else exif_bomb(kind)
+    tracemalloc.start()
+    try:
+        assert read_upright(content).size == (20, 12)
+        assert tracemalloc.get_traced_memory()[1] < 6_000_000  # not thousands of values of 45 kB or more
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_images_are_turned_once_as_pillow_does(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded_image(two_coloured_image(), kind, exif=exif)
+    turned = read_upright(content)
+    wanted = ImageOps.exif_transpose(open_image(content).convert("RGB"))
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(wanted))
+    np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(turned)), np.asarray(wanted))

@@ -2,7 +2,7 @@
 
 from PIL import ExifTags, Image
 
-from leam_mm.data.exif_size import exif_block, exif_is_small
+from leam_mm.data.exif_size import exif_block
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import WEB_FORMATS
 from leam_mm.data.xmp_positions import without_positions
@@ -23,7 +23,7 @@ def has_position(content: bytes) -> bool | None:
         packet = packet.encode() if isinstance(packet, str) else bytes(packet)
         if packet and without_positions(packet) != packet:
             return True
-        if not block or not exif_is_small(block):
+        if not block:
             return False
         exif = Image.Exif()
         exif.load(block)

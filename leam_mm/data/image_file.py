@@ -11,13 +11,22 @@ import warnings
 
 from PIL import Image
 
-from leam_mm.data.exif_size import first_directory, read_small_exif_only
-from leam_mm.data.image_limits import BYTES_PER_PIXEL, LEAST_MEMORY, MAX_PIXELS, MAX_SCANS, MAX_TAGS, SHARD_FORMATS
+from leam_mm.data.exif_size import bound_directories, first_directory
+from leam_mm.data.image_limits import (
+    BYTES_PER_PIXEL,
+    LEAST_MEMORY,
+    MAX_PIXELS,
+    MAX_SCANS,
+    MAX_SEGMENTS,
+    MAX_TAGS,
+    SHARD_FORMATS,
+)
 from leam_mm.errors import UserError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # two of them wrong, and read by Pillow
 START_OF_SCAN = b"\xff\xda"  # marker of JPEG (ITU-T T.81, B.1.1.3); data of a scan cannot contain it
 ONE_BY_ONE = (0xC0, 0xC1)  # frames of JPEG of which a decoder reads one scan if it holds all components
+FEW_SEGMENTS = 4_000_000  # bytes of a JPEG that cannot hold enough of them to take seconds
 NO_FRAMES = (0xC4, 0xC8, 0xCC)  # tables among the markers of frames
 BYTES = {
     "1": 1,
@@ -32,7 +41,7 @@ WEBP_BYTES = 16  # of a pixel: two canvases of libwebp's animation decoder, Pill
 
 # Beyond the limit Pillow first warns; here it is refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-read_small_exif_only()
+bound_directories()
 
 
 class ImageLimit(UserError):
@@ -58,6 +67,7 @@ def open_image(content: bytes, formats: tuple[str, ...] = SHARD_FORMATS, max_pix
     """
     check_canvas(content, max_pixels)
     check_tags(content)
+    check_segments(content)
     Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow refuses twice as many, before its plugins allocate them
     try:
         image = Image.open(io.BytesIO(content), formats=formats)
@@ -95,8 +105,16 @@ def check_tags(content: bytes) -> None:
         tags, claims = first_directory(content, big)
         if tags > MAX_TAGS:
             raise ImageLimit("tags", tags, f"TIFF of {tags} tags exceeds the limit of {MAX_TAGS}")
-        if (claimed := sum(claims)) > len(content):
+        if (claimed := sum(size for _, size in claims)) > len(content):
             raise ImageLimit("tags", claimed, f"TIFF of {len(content)} bytes has tags of {claimed}")
+
+
+def check_segments(content: bytes) -> None:
+    """Refuse a large JPEG of thousands of EXIF segments, which Pillow joins one by one, in quadratic time."""
+    if len(content) <= FEW_SEGMENTS or not content.startswith(b"\xff\xd8"):
+        return
+    if (segments := content.count(b"Exif\0\0")) > MAX_SEGMENTS:
+        raise ImageLimit("tags", segments, f"JPEG of {segments} EXIF segments exceeds the limit of {MAX_SEGMENTS}")
 
 
 def check_memory(needed: int, max_pixels: int = MAX_PIXELS) -> None:

@@ -5,6 +5,7 @@ BYTES_PER_PIXEL = 6  # memory for decoding, for each allowed pixel: RGB takes 4,
 LEAST_MEMORY = 64_000_000  # bytes for decoding, however few pixels are allowed
 MAX_SCANS = 100  # of a JPEG, each of which visits every pixel; encoders write about 10
 MAX_TAGS = 1_000  # of a TIFF; files of cameras and scanners have fewer than 200
+MAX_SEGMENTS = 1_000  # of EXIF in a JPEG; cameras write one, and a block beyond 64 kB is split
 SHARD_FORMATS = ("JPEG", "PNG", "WEBP")  # Pillow's names of the formats in shards
 WEB_FORMATS = (*SHARD_FORMATS, "GIF", "BMP", "TIFF", "AVIF")  # of the formats that are read and encoded again
 IMAGE_SUFFIXES = (

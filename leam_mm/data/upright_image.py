@@ -9,14 +9,22 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms
 
-from leam_mm.data.exif_size import exif_block, exif_is_small
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MAX_PIXELS, WEB_FORMATS
 from leam_mm.errors import UserError
 
 ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by orientation (EXIF 3.0, 4.6.5.1.6)
 BITS_PER_SAMPLE = 258  # tag of TIFF 6.0
 PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # colour space of a profile -> mode of Pillow
 MAX_PROFILE = 8_000_000  # bytes
@@ -60,7 +68,7 @@ def upright_rgb(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.
     turned = _tiff_orientation(image) if image.format == "TIFF" else 1  # load() applies it
     deep = image.format == "TIFF" and max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) == 16  # type: ignore[attr-defined]
     image.load()
-    orientation = image.getexif().get(ORIENTATION, 1) if exif_is_small(exif_block(image)) else 1
+    orientation = image.getexif().get(ORIENTATION, 1)
     deep = deep or (image.format == "PNG" and len(raw) > 24 and raw[24] == 16)  # bit depth in the IHDR chunk
     if image.mode.startswith("I"):
         image = _by_strips(image, _eight_bits)
@@ -79,9 +87,9 @@ def upright_rgb(image: Image.Image, raw: bytes, max_pixels: int) -> tuple[Image.
         image = _to_srgb(image, profile, transforms)
     if turned in range(2, 9):
         transforms.append(f"orientation:{turned}")
-    elif orientation in range(2, 9):
-        image.getexif()[ORIENTATION] = orientation
-        image = ImageOps.exif_transpose(image)
+    elif orientation in TURNS:  # ImageOps.exif_transpose would write the whole EXIF anew, in quadratic time
+        image = image.transpose(TURNS[orientation])
+        image.info = {}  # EXIF or XMP would turn it again
         transforms.append(f"orientation:{orientation}")
     return image, transforms
 

@@ -58,6 +58,21 @@ def _directory(entries: int) -> bytes:
     return b"II*\0" + (8).to_bytes(4, "little") + entries.to_bytes(2, "little") + b"".join(listed)
 
 
+def _pointing(pointer: int, entries: int, length: int) -> bytes:
+    """EXIF that turns the image and points to a directory of values that overlap."""
+    first = struct.pack("<HHHIIHHIII", 2, 0x0112, 3, 1, 3, pointer, 4, 1, 38, 0)
+    listed = (struct.pack("<HHII", 0x9000 + number, 7, length - 100, 8) for number in range(entries))
+    block = b"II*\0" + struct.pack("<I", 8) + first + entries.to_bytes(2, "little") + b"".join(listed)
+    return block.ljust(length, b"\0")
+
+
+def _images(entries: int) -> bytes:
+    """The list of two images of a JPEG (CIPA DC-007) with further values that overlap."""
+    head = struct.pack("<HHHIIHHII", entries + 2, 0xB001, 4, 1, 2, 0xB002, 7, 32, 8)
+    listed = (struct.pack("<HHII", 0x9000 + number, 7, 65_000, 8) for number in range(entries))
+    return (b"MPF\0II*\0" + struct.pack("<I", 8) + head + b"".join(listed)).ljust(65_400, b"\0")
+
+
 def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, bytes]]:
     """Name, rules that fit, and file of each case; ``jpeg`` and ``png`` are good images of the same number."""
     chance = random.Random(number)
@@ -87,6 +102,11 @@ def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, by
         ("150 compressed packets after the end", "reservation", png + 150 * png_chunk(
             b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + _compressed(chance.choice((100_000, 300_000, 470_000))))),
         ("EXIF whose entries overlap", "kept", chunk(b"eXIf", _directory(chance.randrange(20_000, 60_000)))),
+        ("EXIF that points to overlapping values", "kept", chunk(
+            b"eXIf", _pointing(0x8769, chance.randrange(5_000, 10_000), 200_000))),
+        ("position of overlapping values", "kept", segment(
+            b"\xe1", b"Exif\0\0" + _pointing(0x8825, chance.randrange(3_000, 5_000), 65_000))),
+        ("list of images of overlapping values", "kept", segment(b"\xe2", _images(chance.randrange(1_000, 5_000)))),
         ("EXIF that is none", "kept", segment(b"\xe1", b"Exif\0\0" + chance.randbytes(200))),
         ("colour profile bomb", "decode", chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(30_000_000), 9))),
         ("colour profile of garbage", "kept", chunk(b"iCCP", b"x\0\0" + zlib.compress(chance.randbytes(300)))),

@@ -1,5 +1,6 @@
 """Small image files that ask a decoder for much memory or work."""
 
+import io
 import struct
 import zlib
 
@@ -39,3 +40,51 @@ def scan_bomb() -> bytes:
     content = encoded_image(Image.new("RGB", (20, 12), "green"), "JPEG", progressive=True)
     last = content.rindex(b"\xff\xda")
     return content[:last] + content[last:-2] * (200) + content[-2:]
+
+
+def listed(entries: list[tuple[int, int, int, int]], order: str = ">") -> bytes:
+    """A directory of TIFF: tag, type, count and value or place of each entry."""
+    rows = b"".join(struct.pack(order + "HHII", *entry) for entry in entries)
+    return struct.pack(order + "H", len(entries)) + rows + bytes(4)
+
+
+def claiming(entries: int, kind: int, count: int, order: str = ">") -> bytes:
+    """A directory whose entries all claim the bytes from the eighth on."""
+    return listed([(0x9000 + number, kind, count, 8) for number in range(entries)], order)
+
+
+def pointed_exif(pointer: int, entries: int, kind: int, count: int) -> bytes:
+    """EXIF that turns the image by 180 degrees and points to a directory whose entries overlap."""
+    first = listed([(0x0112, 3, 1, 3 << 16), (pointer, 4, 1, 38)])
+    return b"MM\0*" + struct.pack(">I", 8) + first + claiming(entries, kind, count)
+
+
+def images_segment(entries: int, kind: int, count: int) -> bytes:
+    """The list of two images of a JPEG, whose further entries overlap."""
+    head = struct.pack(">H", entries + 2) + struct.pack(">HHIIHHII", 0xB001, 4, 1, 2, 0xB002, 7, 32, 8)
+    rows = claiming(entries, kind, count)[2:]
+    block = (b"MPF\0MM\0*" + struct.pack(">I", 8) + head + rows).ljust(65_400, b"\0")
+    return b"\xff\xe2" + struct.pack(">H", len(block) + 2) + block
+
+
+def images_bomb() -> bytes:
+    """A JPEG of 66 kB whose list of images claims 320 MB."""
+    content = encoded_image(Image.new("RGB", (20, 12), "green"), "JPEG")
+    return content[:2] + images_segment(5000, 7, 65_000) + content[2:]
+
+
+def exif_bomb(kind: str, pointer: int = 0x8769) -> bytes:
+    """An image with EXIF that points to a directory; its entries claim hundreds of times the file."""
+    entries, count = (3000, 45_000) if kind == "JPEG" else (10_000, 200_000)
+    block = pointed_exif(pointer, entries, 7, count).ljust(count + 8, b"\0")
+    return encoded_image(Image.new("RGB", (20, 12), "green"), kind, exif=b"Exif\0\0" + block)
+
+
+def tiff_bomb() -> bytes:
+    """A TIFF of 200 kB whose EXIF directory claims 2 GB."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 12), "green").save(buffer, "TIFF", tiffinfo={0x8769: {0x9000: b"0230"}})
+    content = bytearray(buffer.getvalue())
+    pointer = content.index(struct.pack("<HHI", 0x8769, 4, 1))
+    content[pointer + 8 : pointer + 12] = struct.pack("<I", len(content))
+    return (bytes(content) + claiming(10_000, 7, 190_000, "<")).ljust(200_000, b"\0")
