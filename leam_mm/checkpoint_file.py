@@ -20,6 +20,7 @@ COMMENT = len(MARK) + 64  # bytes
 NO_COMMENT = b"\0\0"  # the last bytes of a ZIP archive without a comment: its length
 TAIL = len(NO_COMMENT) + COMMENT
 CHUNK = 1 << 20  # bytes
+END, LOCATOR, END64 = 22, 20, 56  # bytes of the records at the end of an archive
 log = logging.getLogger(__name__)
 
 
@@ -62,15 +63,41 @@ def check_archive(file: BinaryIO) -> None:
     """Check that the parts of a checkpoint take no more bytes than its file: torch allocates what each claims.
 
     Raises:
-        ValueError: They take more, or are compressed.
+        ValueError: They take more, are compressed, or torch would find another list of them than this check.
         zipfile.BadZipFile: The file is no archive.
     """
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
+        end = file.seek(0, 2) - END - len(archive.comment)
+        if archive.start_dir != _stated_list(file, end):
+            raise ValueError("its list of parts is not where the archive says")
     if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
         raise ValueError("a part of it is compressed")
     if sum(part.file_size for part in parts) > file.seek(0, 2):
         raise ValueError("its parts claim more bytes than the file has")
+
+
+def _stated_list(file: BinaryIO, end: int) -> int:
+    """Return where an archive says that the list of its parts begins, or -1 if that is no place.
+
+    zipfile ignores what an archive says and takes the list before its end, with any bytes before the archive; torch
+    looks at the place. A file with two lists would be checked by one and read by the other.
+
+    Args:
+        file: The archive.
+        end: Position of its end record (APPNOTE.TXT 6.3.10, sections 4.3.14 to 4.3.16).
+    """
+    start = max(0, end - LOCATOR - END64)
+    file.seek(start)
+    tail = file.read(end - start + END)
+    record, locator = tail[-END - LOCATOR - END64 :], tail[-END - LOCATOR :]
+    if not tail[-END:].startswith(b"PK\x05\x06"):
+        return -1
+    if not locator.startswith(b"PK\x06\x07"):
+        return int.from_bytes(tail[-END:][16:20], "little")
+    if not record.startswith(b"PK\x06\x06") or int.from_bytes(locator[8:16], "little") != start:
+        return -1
+    return int.from_bytes(record[48:56], "little")
 
 
 def compare_digest(file: BinaryIO, name: Path) -> str:

@@ -1,6 +1,8 @@
 """Damage to a checkpoint: every flipped byte is noticed or harmless, and a run resumes from the one before."""
 
+import io
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,23 @@ def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path, caplog: pytes
         file.write_bytes(whole)
     assert refused >= 200
     assert equal(read_checkpoint(file), content())
+
+
+def test_archives_in_which_torch_would_find_other_parts_are_refused(tmp_path: Path) -> None:
+    file = save(tmp_path / "last.ckpt")
+    whole, place = file.read_bytes(), io.BytesIO()
+    with open(file, "rb") as stream:
+        checkpoint_file.check_archive(stream)
+    with zipfile.ZipFile(place, "w") as archive:  # without the wider end record that torch writes
+        archive.writestr("a/data.pkl", b"x")
+        archive.comment = b"x" * 70
+    checkpoint_file.check_archive(place)
+    locator = whole.rindex(b"PK\6\7")
+    moved = whole[: locator + 8] + bytes(8) + whole[locator + 16 :]
+    without = whole[: locator - 56] + b"PK\0\0" + whole[locator - 52 :]
+    for content in (whole + whole, bytes(100) + whole, moved, without, bytes(9) + place.getvalue()):
+        with pytest.raises((ValueError, zipfile.BadZipFile)):  # some versions of zipfile refuse some of them
+            checkpoint_file.check_archive(io.BytesIO(content))
 
 
 def test_files_without_digest_load_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
