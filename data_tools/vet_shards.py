@@ -45,7 +45,7 @@ from leam_mm.data.ledger import LEDGER
 from leam_mm.data.parquet_file import open_parquet
 from leam_mm.data.shard_index import ShardFolder
 from leam_mm.errors import UserError, run
-from leam_mm.files import replace_folder
+from leam_mm.files import remove_leftovers, replace_folder
 from leam_mm.recorded_classes import trust_modules
 
 REPORT, TIMING = "vetting.json", "timing.json"
@@ -101,6 +101,7 @@ def vet_shards(settings: VetSettings, console: Console) -> None:
         if not settings.materialise:
             shutil.rmtree(partial, ignore_errors=True)  # left by an interrupted run
         partial.mkdir(exist_ok=True)
+        remove_leftovers(partial)
         for name in (KEEP, PLACE):
             (partial / name).unlink(missing_ok=True)
         counts = write_ledger(decision, partial)

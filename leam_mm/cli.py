@@ -43,12 +43,14 @@ from leam_mm.code_commit import code_commit
 from leam_mm.config_error import explain
 from leam_mm.data.batch import SamplePosition, samples_seen
 from leam_mm.errors import UserError
-from leam_mm.files import write_text
+from leam_mm.files import remove_leftovers, write_text
 from leam_mm.optim.rate_plan import RatePlan
 from leam_mm.recipe_changes import refusal, table
 from leam_mm.recorded_classes import class_names, trust_modules
 from leam_mm.resume_check import Options, ResumeCheck
 from leam_mm.run_lock import LOCK, run_lock
+
+CONFIG = "config.yaml"
 
 
 class ConfigInCheckpoint(SaveConfigCallback):
@@ -58,7 +60,8 @@ class ConfigInCheckpoint(SaveConfigCallback):
         """Write the resolved config into the run folder."""
         if stage == "fit":
             text = self.parser.dump(self.config, skip_none=False, skip_link_targets=False)
-            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+            remove_leftovers(Path(trainer.default_root_dir), CONFIG)
+            write_text(Path(trainer.default_root_dir) / CONFIG, text)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the module, and its training data."""

@@ -54,6 +54,8 @@ def test_printed_config_is_a_recipe_that_prints_itself(
 
 def test_run_leaves_config_metrics_and_one_checkpoint(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml.tmp-1-0123abcd").touch()  # of a killed run
     fit_here(clip_recipe(run, toy_shards, toy_tokenizer, max_samples=24), tmp_path)
     assert steps(run) == [0, 1, 2]
     names = [f"generation-{number:06d}-samples-{samples:012d}.ckpt" for number, samples in ((1, 16), (2, 24))]

@@ -104,6 +104,7 @@ def test_resumed_writing_gives_the_same_bytes(tmp_path: Path) -> None:
         for number in range(5):
             writer.write(f"{number:05d}", content(number))
         raise RuntimeError
+    (tmp_path / "a.partial/ledger.parquet.tmp-1-0123abcd").touch()  # of a killed writer
     with pytest.raises(UserError, match="not 2: continue with the old number"):
         ShardWriter(tmp_path / "a", 2, resume=True)
     with ShardWriter(tmp_path / "a", 3, resume=True) as writer:

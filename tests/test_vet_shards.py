@@ -77,7 +77,10 @@ def test_keep_list_and_ledger(shards: Path, tmp_path: Path) -> None:
 
 def test_materialised_shards_hold_the_changes(shards: Path, tmp_path: Path) -> None:
     listed = write_rules(tmp_path / "r.yaml", Even, Redden, SameMean)
+    (tmp_path / "vetted.partial").mkdir()
+    (tmp_path / "vetted.partial/ledger.parquet.tmp-1-0123abcd").touch()  # of a killed writer
     vetted = vet(shards, listed, tmp_path / "vetted", "--materialise")
+    assert not list(vetted.glob("*.tmp-*"))
     assert not check_folder(vetted)[1].faults and not (vetted / KEEP).exists()
     before = dict(read_samples(shards))
     after = dict(read_samples(vetted))

@@ -2,10 +2,12 @@
 
 import json
 import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -95,6 +97,20 @@ def test_an_error_ends_the_workers_at_once(tmp_path):
     while set(multiprocessing.active_children()) - before and time.monotonic() < end:
         time.sleep(0.05)
     assert set(multiprocessing.active_children()) == before
+
+
+def test_the_end_of_the_executors_thread_is_reported(monkeypatch):
+    def no_thread(queue):
+        raise RuntimeError("can't start new thread")
+
+    ended = []
+    monkeypatch.setattr(threading, "excepthook", ended.append)
+    monkeypatch.setattr("data_tools.work.workers.PATROL_SECONDS", 0.1)
+    with WorkerPool(2, cure="buy memory") as pool:
+        monkeypatch.setattr(multiprocessing.queues.Queue, "_start_thread", no_thread)
+        with pytest.raises(UserError, match=r"thread that serves the worker processes ended .*: buy memory"):
+            list(pool.run(add_one, [1, 2]))
+    assert len(ended) == 1
 
 
 def test_a_worker_that_dies_is_reported():

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Result = TypeVar("Result")
 State = TypeVar("State")
 FATAL_SAMPLES = 20  # of one job; above, the cause is elsewhere
 LAST_SECONDS = 5.0  # for workers to end by themselves after the last job
+PATROL_SECONDS = 1.0  # between two looks at the executor's thread
 KILLED_SECONDS = 10.0  # for killed workers to be gone
 NONE = -1  # in place of the number of a job or sample
 log = logging.getLogger(__name__)
@@ -127,12 +129,27 @@ class WorkerPool(Generic[State]):
                 result = self._do_alone(task, handed, died)
             else:
                 try:
-                    result = handed.future.result()
+                    result = self._result(self._pool, handed.future)
                 except BrokenProcessPool:
                     self._restart(task, waiting)
                     continue
             waiting.popleft()
             yield handed.job, result
+
+    def _result(self, pool: ProcessPoolExecutor | None, future: "Future[Result]") -> Result:
+        """Wait for a result; the executor's own thread may end without one, if there is no memory for another thread.
+
+        Raises:
+            UserError: It ended so.
+        """
+        while not futures.wait([future], PATROL_SECONDS).done:
+            thread = getattr(pool, "_executor_manager_thread", None)
+            if thread is not None and not thread.is_alive() and not future.done():
+                raise UserError(
+                    f"the thread that serves the worker processes ended (out of memory or threads?): {self.cure}; the "
+                    "same command continues where this one ended"
+                )
+        return future.result()
 
     def _submit(self, task: Callable[[State, Job], Result], number: int, job: Job) -> "Future[Result]":
         if self._pool is None:
@@ -172,7 +189,8 @@ class WorkerPool(Generic[State]):
         while len(fatal) <= FATAL_SAMPLES:
             pool, slots = self._start(1)
             try:
-                result = pool.submit(_do, task, handed.number, handed.job, frozenset(fatal), True).result()
+                future = pool.submit(_do, task, handed.number, handed.job, frozenset(fatal), True)
+                result = self._result(pool, future)
                 pool.shutdown()
                 return result
             except BrokenProcessPool:

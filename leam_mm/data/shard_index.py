@@ -56,6 +56,7 @@ class ShardWriter:
         elif self.partial.exists():
             shutil.rmtree(self.partial)
         self.partial.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.partial)
         if self.entries and self.entries[-1].samples < samples_per_shard:
             self.entries.pop()  # the short last shard of a run killed just before its end is written again
         odd = next((entry for entry in self.entries if entry.samples != samples_per_shard), None)

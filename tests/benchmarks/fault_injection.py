@@ -62,8 +62,10 @@ class Attempt:
         return now
 
     def end(self) -> int:
-        """Return the exit code, negative for a signal."""
-        if self.wait(("ended",), PATIENCE) != "ended":
+        """Return the exit code, negative for a signal; a process that stops at its event only now goes on."""
+        while (state := self.wait(("ended", "stopped"), PATIENCE)) == "stopped":
+            os.kill(self.pid, signal.SIGCONT)
+        if state != "ended":
             os.kill(self.pid, signal.SIGUSR2)  # prints where it hangs
             time.sleep(0.5)
             self.kill()

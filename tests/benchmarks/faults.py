@@ -211,8 +211,9 @@ class Breaker:
         self.codes[kind][attempt.code] += 1
         faults += self.judge(attempt, kind, name)
         if kind == "damaged checkpoint":
-            if attempt.code:
-                (output / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+            for path in (output / "checkpoints").iterdir() if attempt.code else ():
+                if f"{path} cannot be read" in attempt.output():  # the message says to remove it
+                    path.unlink()
         elif name == "train":
             try:
                 program.digest(output)
