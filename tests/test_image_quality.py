@@ -1,5 +1,9 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
+from toys.images import encoded_image
 from toys.vetting import pixel_sample
 
 from data_tools.vetting.image_quality import ImageQuality, grey_entropy, without_margins
@@ -76,6 +80,24 @@ def test_two_plain_halves_are_no_margins() -> None:
     for pixels in (flag, flag.transpose(1, 0, 2)):  # the rule failed on such a flag, or called it blank
         assert without_margins(pixels).shape == pixels.shape
         assert judge(pixels).kept and judge(pixels).value.endswith("1.00 bits")
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_three_plain_stripes_are_no_margins(encoded: bool) -> None:
+    flag = np.zeros((90, 120, 3), np.uint8)
+    flag[:30], flag[30:60], flag[60:] = (0, 0, 0), (221, 0, 0), (255, 206, 0)
+    for pixels in (flag, np.ascontiguousarray(flag.transpose(1, 0, 2))):
+        if encoded:  # rows beside a stripe's end differ a little
+            content = encoded_image(Image.fromarray(pixels), "JPEG", quality=60)
+            pixels = np.asarray(Image.open(io.BytesIO(content)))
+        found = judge(pixels)
+        assert found.kept and (encoded or "in" not in found.value)
+    bars = np.zeros((90, 120, 3), np.uint8)
+    bars[30:60] = 255
+    assert judge(bars).kept
+    bars[:, :] = 255
+    bars[40:50, 50:70] = 0  # a plain box of 2 % of the page
+    assert "blank" in judge(bars).reason
 
 
 def test_edges_of_one_colour_are_found_whatever_the_others_are() -> None:

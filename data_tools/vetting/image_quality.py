@@ -14,7 +14,7 @@ class ImageQuality(VettingRule):
     """Drops images by their sides and by the entropy of their grey levels, without margins of one colour.
 
     A small drawing on a large page is therefore judged by itself; a speck, smaller than an eighth of the page's shorter
-    side, is not.
+    side, is not. If what the margins leave is nearly blank, the whole image counts: outer stripes of a flag look alike.
 
     Args:
         min_side: Shortest side, in pixels.
@@ -41,6 +41,8 @@ class ImageQuality(VettingRule):
         if max(inner.shape[:2]) * SMALLEST < min(height, width):
             inner = pixels
         aspect, bits = max(height, width) / min(height, width), grey_entropy(inner)
+        if bits < self.min_entropy and inner.shape != pixels.shape:  # what seemed margins may be stripes, as of a flag
+            inner, bits = pixels, grey_entropy(pixels)
         reason = ""
         if min(height, width) < self.min_side:
             reason = f"a side shorter than {self.min_side} pixels"
