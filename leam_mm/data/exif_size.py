@@ -52,7 +52,7 @@ def bound_directories() -> None:
         fp.seek(start)
         load(directory, fp if small else io.BytesIO(bytes(16)))
 
-    ImageFileDirectory_v2.load = load_small  # type: ignore[method-assign]
+    ImageFileDirectory_v2.load = load_small  # type: ignore[assignment]
 
 
 def first_directory(block: bytes, big: bool = False) -> tuple[int, Iterator[tuple[int, int]]]:
