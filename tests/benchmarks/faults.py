@@ -258,10 +258,8 @@ class Breaker:
             return attempt
         prepare, patience = self.trigger(name, rng, injection.stop)
         if kind == "damaged checkpoint":
-            prepare, patience = (
-                injection.at_event("step", rng.randint(4, STEPS - 1), injection.stop),
-                injection.PATIENCE,
-            )
+            prepare = injection.at_event("step", rng.randint(4, STEPS - 1), injection.stop)
+            patience = injection.PATIENCE
         attempt = self.start(name, output, prepare)
         if attempt.wait(("stopped", "ended"), patience) == "ended":
             return attempt
