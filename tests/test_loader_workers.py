@@ -1,5 +1,6 @@
 """leam_mm.data.loader_workers: a killed worker changes nothing, and no worker outlives its trainer."""
 
+import csv
 import multiprocessing
 import os
 import signal
@@ -63,6 +64,31 @@ def test_batches_go_on_after_a_death(tmp_path: Path) -> None:
     torch.manual_seed(1)
     assert [int(batch) for batch in made] == list(range(3, 20))  # from the same position
     assert torch.equal(after, torch.rand(1))  # a restart draws nothing from the generator of the run
+
+
+def test_a_pass_that_is_left_open_does_not_move_the_next_one(tmp_path: Path) -> None:
+    made = loader(Numbers(5, tmp_path / "marker"))
+    left = iter(made)  # as Lightning leaves that of a validation, until the next one has begun
+    assert [int(next(left)) for _ in range(4)] == [3, 4, 5, 6]  # with a restart at 5
+    assert [int(batch) for batch in made] == list(range(3, 20))
+    assert int(next(left)) == 7
+
+
+def test_each_validation_sees_all_samples(tmp_path: Path, toy_shards: Path, toy_tokenizer: Path) -> None:
+    found = []
+    for workers in (0, 1):
+        run = tmp_path / str(workers)
+        recipe = clip_recipe(run, toy_shards, toy_tokenizer)
+        recipe["trainer"] |= {"val_check_interval": 2, "check_val_every_n_epoch": None, "num_sanity_val_steps": 1}
+        recipe["trainer"]["limit_val_batches"] = 1.0
+        recipe["data"]["init_args"] |= {"validation": str(toy_shards), "loading": {"workers": workers}}
+        path = tmp_path / f"{workers}.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        cli.main(["fit", "--config", str(path)])
+        with open(run / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        found.append({row["step"]: row["val/loss"] for row in rows if row["val/loss"]})
+    assert found[0] == found[1] and len(found[0]) >= 3
 
 
 def test_deaths_at_the_same_batch_end_the_run(tmp_path: Path) -> None:

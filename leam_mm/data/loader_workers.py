@@ -50,38 +50,47 @@ class RestartingLoader(DataLoader[Any]):
 
     def _with_restarts(self, iterator: Any) -> Iterator[Any]:
         global _expecting
-        assert isinstance(self.sampler, FromPosition)
-        first, deaths = self.sampler.first, 0
-        try:
-            while True:
-                _hold_back_deaths()
+        done = deaths = 0
+        while True:
+            _hold_back_deaths()
+            try:
                 try:
-                    try:
-                        _expecting = True
-                        if any(worker.exitcode for worker in iterator._workers):
-                            raise RuntimeError(DIED)
-                        batch = next(iterator)
-                    finally:
-                        _expecting = False
-                except StopIteration:
-                    return
-                except (RuntimeError, OSError, EOFError) as error:
-                    if not _died(error, iterator):
-                        raise
-                    deaths += 1
-                    if deaths == DEATHS:
-                        raise UserError(
-                            f"loader workers were killed {deaths} times at the same batch (out of memory?): lower "
-                            "data.init_args.loading.workers; the same command continues from the last checkpoint"
-                        ) from None
-                    log.warning("a loader worker was killed (out of memory?): the batches continue with new workers")
-                    iterator._shutdown_workers()
-                    with torch.random.fork_rng(devices=[]):  # a new iterator draws from the generator of the run
-                        iterator = super().__iter__()
-                    continue
-                deaths = 0
-                self.sampler.first += 1
-                yield batch
+                    _expecting = True
+                    if any(worker.exitcode for worker in iterator._workers):
+                        raise RuntimeError(DIED)
+                    batch = next(iterator)
+                finally:
+                    _expecting = False
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _died(error, iterator):
+                    raise
+                deaths += 1
+                if deaths == DEATHS:
+                    raise UserError(
+                        f"loader workers were killed {deaths} times at the same batch (out of memory?): lower "
+                        "data.init_args.loading.workers; the same command continues from the last checkpoint"
+                    ) from None
+                log.warning("a loader worker was killed (out of memory?): the batches continue with new workers")
+                iterator._shutdown_workers()
+                iterator = self._continued(done)
+                continue
+            deaths = 0
+            done += 1
+            yield batch
+
+    def _continued(self, done: int) -> Any:
+        """Return an iterator with new workers that leaves out the first batches.
+
+        The position is that of this pass alone: the next pass may begin before this one is closed.
+        """
+        assert isinstance(self.sampler, FromPosition)
+        first = self.sampler.first
+        self.sampler.first += done
+        try:
+            with torch.random.fork_rng(devices=[]):  # a new iterator draws from the generator of the run
+                return super().__iter__()
         finally:
             self.sampler.first = first
 
