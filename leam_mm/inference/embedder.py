@@ -53,7 +53,7 @@ class Embedder:
     @property
     def scale(self) -> float:
         """Inverse temperature with which cosines become logits."""
-        return float(self.module.ema_encoder().scale)
+        return float(self.module.ema_encoder().scale.detach())
 
     @torch.no_grad()
     def embed_pixels(self, images: Sequence[np.ndarray]) -> np.ndarray:
