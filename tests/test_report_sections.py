@@ -141,7 +141,7 @@ def test_scores_by_language_are_found_whatever_their_name() -> None:
     assert any("Deutsch 25,0 %" in str(sentence) for sentence in group["summary"])
     charts = side_by_side(results, "en")
     assert [title for title, _ in charts] == [
-        "Text to image · judge · soft tifa", "Zero-shot classification, top-1",
+        "Text to image · judge · Soft-TIFA", "Zero-shot classification, top-1",
         "Retrieval, published protocol · image to text · recall at 1",
         "Retrieval, published protocol · text to image · recall at 1",
     ]  # fmt: skip
