@@ -62,7 +62,7 @@ class Attempt:
         return now
 
     def end(self) -> int:
-        """Return the exit code, negative for a signal; a process that stops at its event only now goes on."""
+        """Return the exit code, negative for a signal; one that stops at its event only now is continued."""
         while (state := self.wait(("ended", "stopped"), PATIENCE)) == "stopped":
             os.kill(self.pid, signal.SIGCONT)
         if state != "ended":
