@@ -24,7 +24,7 @@ from leam_mm.data.latents_module import LatentsModule
 from leam_mm.data.pairs_module import PairsModule
 from leam_mm.encoders.vision_transformer import check_size
 from leam_mm.evaluate_commands.audit_command import audit
-from leam_mm.pipeline import read_pipeline
+from leam_mm.pipeline_file import read_pipeline
 
 
 def kind(path: Path) -> str:

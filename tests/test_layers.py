@@ -50,6 +50,8 @@ LEAM_MM = [
     ["controls"],
     ["evaluate_commands"],
     ["resume_check"],
+    ["pipeline_file", "pipeline_cost"],
+    ["pipeline_stages"],
     ["cli", "pipeline"],
     ["finetune_plan"],
     ["draw", "embed", "search", "classify"],

@@ -1,3 +1,4 @@
+import itertools
 import json
 import socket
 import subprocess
@@ -12,7 +13,10 @@ import yaml
 from leam_mm.callbacks import energy_meter
 from leam_mm.callbacks.energy_meter import EnergyReading
 from leam_mm.errors import UserError
-from leam_mm.pipeline import main, read_pipeline, run_stages, total_cost
+from leam_mm.pipeline import main
+from leam_mm.pipeline_cost import Cost
+from leam_mm.pipeline_file import read_pipeline
+from leam_mm.pipeline_stages import StageRunner
 
 
 def stage(run: Path, name: str, code: str = "", **more: Any) -> dict[str, Any]:
@@ -34,7 +38,7 @@ def pipeline_file(folder: Path, *stages: dict[str, Any], **more: Any) -> Path:
 
 
 def run_file(file: Path) -> list[dict[str, Any]]:
-    return run_stages(read_pipeline(file))
+    return StageRunner(read_pipeline(file)).run()
 
 
 def runs(folder: Path, name: str) -> str:
@@ -142,7 +146,7 @@ def test_killed_pipeline_has_recorded_the_cost_of_its_stage(tmp_path: Path) -> N
     run, flag = tmp_path / "run", tmp_path / "fixed"
     wait = f"import os, time; [time.sleep(0.1) for _ in range(600) if not os.path.exists(r'{flag}')]"
     file = pipeline_file(tmp_path, stage(run, "slow", wait))
-    code = "import leam_mm.pipeline as c, sys; c.HEARTBEAT = 0.2; c.main([sys.argv[1]])"
+    code = "import leam_mm.pipeline as c, leam_mm.pipeline_stages as s, sys; s.HEARTBEAT = 0.2; c.main([sys.argv[1]])"
     program = subprocess.Popen([sys.executable, "-c", code, str(file)])
     note = run / "stages" / "slow.begun"
     try:
@@ -165,7 +169,8 @@ def test_sum_with_an_unmeasured_part_is_not_measured(
 ) -> None:
     both: dict[str, Any] = {}
     for part in parts:
-        both = total_cost(EnergyReading(part, "a counter", "node", 1.0, 0.5), part, both)
+        cost = Cost(1.0, 1.0, 0.5, stolen_cpu_seconds=part, joules=part, source="a counter")
+        both = cost.total(both)
     assert both["energy"] == {"joules": total, "source": "a counter" if total else "not measured"}
     assert both["stolen_cpu_seconds"] == total
     assert (both["seconds"], both["cpu_seconds"], both["attempts"]) == (2.0, 1.0, 2)
@@ -249,7 +254,10 @@ def test_main_writes_summary_and_report(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_emissions_follow_the_factors_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter.EnergyMeter, "read", lambda self: EnergyReading(3.6e6, "x", "node", 1.0, 0.5))
+    joules = itertools.count(0.0, 3.6e6)
+    monkeypatch.setattr(
+        energy_meter.EnergyMeter, "read", lambda self: EnergyReading(next(joules), "x", "node", 1.0, 0.5)
+    )
     file = pipeline_file(tmp_path, stage(tmp_path / "run", "first"))
     (plain,) = run_file(file)
     assert plain["carbon"]["location_grams"] is None
@@ -266,9 +274,7 @@ def test_emissions_follow_the_factors_of_the_file(tmp_path: Path, monkeypatch: p
 def test_python_is_the_interpreter_in_use(tmp_path: Path) -> None:
     made = tmp_path / "run" / "who.txt"
     code = f"import sys; open(r'{made}', 'w').write(sys.executable)"
-    run_stages(
-        read_pipeline(pipeline_file(tmp_path, {"name": "who", "command": f'python -c "{code}"', "makes": [str(made)]}))
-    )
+    run_file(pipeline_file(tmp_path, {"name": "who", "command": f'python -c "{code}"', "makes": [str(made)]}))
     assert made.read_text() == sys.executable
 
 
@@ -285,7 +291,7 @@ def test_variables_stay_one_word_and_are_checked(tmp_path: Path) -> None:
         read_pipeline(file, {"ward": "x"})
     with pytest.raises(UserError, match="--set word: give NAME=VALUE"):
         main([str(file), "--set", "word"])
-    run_stages(read_pipeline(file, {"word": "two words; and 'more'"}))
+    StageRunner(read_pipeline(file, {"word": "two words; and 'more'"})).run()
     assert (run / "note.txt").read_text() == "two words; and 'more'"
     assert read_pipeline(file, {"word": "x", "run": str(tmp_path / "other run")}).run == tmp_path / "other run"
 

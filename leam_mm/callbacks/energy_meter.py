@@ -207,13 +207,31 @@ def node_addresses(rows: Sequence[Sequence[int]], node: int) -> list[str]:
 def cpu_seconds() -> float:
     """Return user plus system seconds of this process and its finished and running children, without other ranks."""
     own = os.times()
-    total = time.process_time() + own.children_user + own.children_system
-    queue = psutil.Process().children()
+    # Lightning starts the other ranks of a node as children of rank 0; each rank counts its own CPU time.
+    rank = os.environ.get("LOCAL_RANK", "0")
+    children = _tree_seconds(psutil.Process().children(), rank)
+    return time.process_time() + own.children_user + own.children_system + children
+
+
+def process_seconds(number: int) -> float:
+    """Return user plus system seconds of a process and all its children; 0 if it has ended.
+
+    Args:
+        number: Number of the process.
+    """
+    try:
+        return _tree_seconds([psutil.Process(number)])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _tree_seconds(queue: list[psutil.Process], rank: str | None = None) -> float:
+    """Return the CPU seconds of processes with their children, of one local rank or of all."""
+    total = 0.0
     while queue:
         child = queue.pop()
         try:
-            # Lightning starts the other ranks of a node as children of rank 0; each rank counts its own CPU time.
-            if child.environ().get("LOCAL_RANK", "0") != os.environ.get("LOCAL_RANK", "0"):
+            if rank is not None and child.environ().get("LOCAL_RANK", "0") != rank:
                 continue
             times = child.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system

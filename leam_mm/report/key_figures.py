@@ -105,7 +105,8 @@ def _title(name: str, language: str) -> str:
 
 
 def _cost(stages: Sequence[Row], language: str) -> list[Figure]:
-    seconds = [stage["seconds"] for stage in stages if is_number(stage.get("seconds"))]
+    times = [stage.get("wall_seconds", stage.get("seconds")) for stage in stages]  # stages may run at the same time
+    seconds = [value for value in times if is_number(value)]
     readings = [stage.get("energy") or {} for stage in stages]
     measured = [reading["joules"] for reading in readings if is_number(reading.get("joules"))]
     estimated = any("estimated" in str(reading.get("source")) for reading in readings)
