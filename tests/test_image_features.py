@@ -13,6 +13,7 @@ from leam_mm.evaluators.image_features import (
     EfficientNetLite0,
     ImageFeatures,
     Inception,
+    SmallEfficientNetLite0,
     exact_arithmetic,
     resize_clean,
     resize_pytorch_fid,
@@ -68,6 +69,23 @@ def test_efficientnet_sees_a_difference_between_kinds_of_images() -> None:
     assert "EfficientNet-Lite0" in features.protocol
     assert frechet_distance_of_features(a, b) > 2 * frechet_distance_of_features(a, c)
     torch.testing.assert_close(features.extract(noise[2:3]), a[2:3], rtol=1e-3, atol=1e-3)
+
+
+def test_passes_of_a_few_images_give_the_features_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = SmallEfficientNetLite0()
+    sizes: list[int] = []
+    compute = features.compute
+
+    def counted(prepared: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(prepared))
+        return compute(prepared)
+
+    monkeypatch.setattr(features, "compute", counted)
+    few = features.extract(images(10))
+    monkeypatch.setattr(features, "images_on_cpu", 0)
+    whole = features.extract(images(10))
+    assert sizes == [4, 4, 2, 10]
+    assert (few - whole).abs().max() < 1e-5 * whole.abs().max()
 
 
 def test_float_images_are_refused() -> None:

@@ -67,7 +67,14 @@ class ImageFeatures:
 
 
 class NetworkFeatures(ImageFeatures):
-    """Base class of networks with one input size: every image is resized alone, then all of a batch are computed."""
+    """Base class of networks with one input size: every image is resized alone, then all of a batch are computed.
+
+    Attributes:
+        images_on_cpu: Images in one pass on a CPU, 0 for the whole batch. Convolutions of a few images stay below
+            32 MB, above which the C library returns memory to the system and asks for it again in each layer.
+    """
+
+    images_on_cpu = 0
 
     def __init__(self) -> None:
         """Set up without loading the network."""
@@ -96,7 +103,10 @@ class NetworkFeatures(ImageFeatures):
             one_size = isinstance(images, Tensor) or len({image.shape for image in images}) == 1
             batches = [torch.stack(list(images))] if one_size else [image[None] for image in images]
             prepared = torch.cat([self.prepare(_checked(batch).to(self.device)) for batch in batches])
-            return {name: output.double().cpu() for name, output in self.compute(prepared).items()}
+            several = self.images_on_cpu if prepared.device.type == "cpu" else 0
+            parts = prepared.split(several or max(1, len(prepared)))
+            outputs = [{name: one.double().cpu() for name, one in self.compute(part).items()} for part in parts]
+            return {name: torch.cat([one[name] for one in outputs]) for name in outputs[0]}
 
 
 class EfficientNetLite0(NetworkFeatures):
@@ -107,6 +117,7 @@ class EfficientNetLite0(NetworkFeatures):
     """
 
     side = 224
+    images_on_cpu = 4
 
     def __init__(self) -> None:
         """Set up without loading the network."""
@@ -155,6 +166,8 @@ class Inception(NetworkFeatures):
             `pytorch_fid` (bilinear with half-pixel centre, no antialias, 2x - 1) or `clean` (clean-fid: PIL bicubic on
             float channels).
     """
+
+    images_on_cpu = 4
 
     def __init__(self, weights: Path, resize: Literal["tf1", "clean", "pytorch_fid"] = "tf1") -> None:
         """See the class for the arguments."""
