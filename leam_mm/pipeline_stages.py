@@ -216,14 +216,12 @@ class StageRunner:
         if not isinstance(error, UserError | KeyboardInterrupt):  # Ctrl-C reaches them, too
             for job in self.running.values():
                 job.process.terminate()  # training saves a checkpoint first
-        failures = []
         while self.running:
             try:
                 self._wait()
             except UserError as failure:
-                failures.append(failure)
-        for failure in failures if isinstance(error, UserError) else []:
-            console.print(f"error: {failure}", soft_wrap=True)
+                if isinstance(error, UserError):
+                    console.print(f"error: {failure}", soft_wrap=True)
 
     def _note(self, job: _Job, cost: dict[str, Any]) -> None:
         """Keep the cost of a stage until it is finished."""
