@@ -1,6 +1,7 @@
 """Two results files compared: pairs, tests, correction, and what is said of the rest."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -51,6 +52,15 @@ def test_pairs_are_tested_as_pairs_and_others_are_named(tmp_path: Path, capsys: 
     assert "1 paired, on the same samples; 1 independent" in printed and "1 differ (*)" in printed
     assert "1 not compared: only A was measured" in printed
     assert set(compare(tmp_path, "--only", "top1/de")) == {"top1/de"}
+
+
+def test_a_number_that_is_indicative_only_is_marked_in_a_comparison(tmp_path: Path) -> None:
+    for name, value in (("a", 0.5), ("b", 0.75)):
+        score = Metric("t/encoder/soft_tifa/mean", value, 0.4, 0.8, "fraction", 9, note="a mean; indicative only: why")
+        write(tmp_path / name, [score, replace(score, name="t/reader/soft_tifa/mean", note="a mean")])
+    rows = compare(tmp_path)
+    assert rows["t/encoder/soft_tifa/mean"]["note"] == "indicative only"
+    assert rows["t/reader/soft_tifa/mean"]["note"] == ""
 
 
 def test_other_settings_are_compared_and_named_but_not_other_numbers_of_samples(tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_the_hub_reads_results_data_sets_and_grams(tmp_path: Path) -> None:
     assert "Hardware: 4 x a device." in card and "hardware_used: 4 x a device" in card
 
 
+def test_a_number_that_is_indicative_only_says_so_in_the_card_and_for_the_hub() -> None:
+    note = {"note": "a mean; indicative only: judge right in 93.0%"}
+    metrics = [metric_row(f"t/encoder/soft_tifa/{part}", **note) for part in ("mean", "de", "fr")]
+    metrics += [metric_row("t/encoder/parity", **note), metric_row("scenes/top1/de"), metric_row("scenes/top1/mean")]
+    for language, mark in (("en", "indicative only"), ("de", "nur ein Anhaltswert")):
+        lines = model_card(facts(metrics=metrics), None, language).split("---\n")[-1].splitlines()
+        found = [line for line in lines if line.startswith("| ") and (mark in line or "Top-1" in line.title())]
+        assert [mark in line for line in found] == [True, False, True], found
+    front = yaml.safe_load(model_card(facts(metrics=metrics)).split("---\n")[1])
+    named = {result["metrics"][0]["name"] for entry in front["model-index"] for result in entry["results"]}
+    assert {name for name in named if "(indicative only)" in name} == {name for name in named if "encoder" in name}
+
+
 def test_results_come_first_as_one_line_a_test_and_whole_at_the_end() -> None:
     metrics = [metric_row(f"scenes/top1/{code}", share) for code, share in (("de", 0.9), ("fr", 0.3), ("en", 0.5))]
     metrics += [metric_row("scenes/top1/mean", 0.56), metric_row("scenes/top1/mt", None)]

@@ -85,6 +85,20 @@ def test_of_several_scores_of_one_evaluator_the_lowest_has_the_figures() -> None
     assert [figure.value for figure in key_figures(results, [], {}, "en")] == ["50.0 %", "40.0 %", "90.0 %", "85.0 %"]
 
 
+def test_a_number_that_is_indicative_only_says_so_on_its_tile_and_chart() -> None:
+    doubt = "arithmetic mean; indicative only: judge right in 93.0%; a protocol"
+    sound, doubted = (by_language(f"t/{judge}/soft_tifa", {"de": 0.6, "mt": 0.4}) for judge in ("reader", "encoder"))
+    results = rows(*sound, *(row | {"note": f"{row['note']}; {doubt}", "value": row["value"] / 2} for row in doubted),
+                   metric_row("g/frechet_distance/generated", 9.0, unit="distance", note=doubt),
+                   metric_row("g/precision/generated", 0.2),
+                   metric_row("compositional/generated/a", 0.3, note=doubt))  # fmt: skip
+    for language, mark in (("en", "indicative only"), ("de", "nur ein Anhaltswert")):
+        notes = [str(figure.note) for figure in key_figures(results, [], {}, language)]
+        assert [mark in note for note in notes] == [True, True, True, True, False], notes
+        assert [mark in title for title, _ in side_by_side(results, language)] == [False, True]
+    assert [figure.note for figure in key_figures(rows(*sound), [], {}, "en")] == ["mean of 2 languages", "Maltese"]
+
+
 def test_audits_name_the_verdict_by_word_and_symbol_failed_ones_first() -> None:
     found = audits(AUDITS, "en")
     assert found is not None

@@ -205,14 +205,17 @@ def test_every_image_has_a_visible_label_and_its_prompt_as_alternative_text(serv
 
 
 def test_numbers_of_two_releases(tmp_path: Path) -> None:
-    for name, row in (("a", '{"name": "top1", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction"}'),
-                      ("b", '{"name": "fid", "value": null}')):  # fmt: skip
+    for name, row in (("a", '{"name": "top1", "value": 0.5, "low": 0.4, "high": 0.6, "unit": "fraction", '
+                            '"note": "indicative only: why"}'), ("b", '{"name": "fid", "value": null}')):  # fmt: skip
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.jsonl").write_text(row + "\n")
     rows = side_by_side(tmp_path / "a", tmp_path / "b")
-    assert rows == [("top1", Number(0.5, 0.4, 0.6, "fraction"), None), ("fid", None, Number(None, None, None, ""))]
+    assert rows == [
+        ("top1", Number(0.5, 0.4, 0.6, "fraction", True), None),
+        ("fid", None, Number(None, None, None, "")),
+    ]
     page = page_parts.numbers(["A", "B"], rows, GERMAN)
-    assert "0,500 (0,400 – 0,600)" in page and page.count("nicht gemessen") == 3
+    assert "0,500 (0,400 – 0,600); nur ein Anhaltswert" in page and page.count("nicht gemessen") == 3
     assert side_by_side(tmp_path, tmp_path) == [] and GERMAN.no_numbers in page_parts.numbers(["A", "B"], [], GERMAN)
 
 

@@ -178,7 +178,8 @@ def test_the_command_scores_images_of_another_program(
     results = read_results(output)
     assert results["text_to_image/scene_reader/soft_tifa/mean"]["value"] == 1
     assert results["text_to_image/image_likeness"]["value"] == pytest.approx(1)
-    assert (output / "report.html").is_file() and "soft_tifa/mean" in capsys.readouterr().out
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "soft_tifa/mean" in line]
+    assert (output / "report.html").is_file() and line.endswith("indicative only")  # 30 known images are too few
 
 
 @pytest.mark.parametrize(

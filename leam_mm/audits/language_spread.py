@@ -9,6 +9,7 @@ from scipy.stats import linregress, t
 
 from leam_mm.audits.audit import AuditResult, Threshold
 from leam_mm.evaluators.language_summary import language_metrics
+from leam_mm.intervals.indicative import is_indicative
 from leam_mm.languages import LANGUAGE_NAMES
 
 LEAST_SPREAD = 0.1  # of log10 of the training pairs, below which a slope over them means nothing
@@ -122,7 +123,7 @@ def results_of_evaluations(
         counts = [count for count in classes if type(count) is int and count > 1]
         note = str(ratio.get("note") or "")
         undecided = "no number of classes is recorded" if top1 and not counts else ""
-        if "indicative only" in note:
+        if is_indicative(ratio):
             undecided = "the judge is not right often enough on images whose answer is known"
         chance = 1 / min(counts) if top1 and counts else 0.0
         reason = f"{family} of earlier results; {note.partition('; ')[2]}".rstrip("; ")

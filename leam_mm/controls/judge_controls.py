@@ -16,6 +16,7 @@ from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_judge import ImageJudge
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.evaluators.text_to_image import IMAGES, TextToImage
+from leam_mm.intervals.indicative import INDICATIVE
 from leam_mm.prompts.atoms import Atom
 from leam_mm.prompts.known_images import COLOURS, SHAPES, Scene, draw, make_scene, shape_masks
 from leam_mm.prompts.prompt_set import PromptSet, read_prompt_set
@@ -110,7 +111,7 @@ def _measure(folder: Path, shift: dict[str, int], judge: ImageJudge | None = Non
 
 def _good_judge(folder: Path) -> Outcome:
     accuracy = _measure(folder, dict.fromkeys(LANGUAGES, 0))["scene_reader/judge/accuracy"]
-    doubted = "indicative" in accuracy.note
+    doubted = INDICATIVE in accuracy.note
     return Outcome(f"accuracy {accuracy.value:.3f}, from {accuracy.low:.3f}", (accuracy.low or 0) > 0.9 and not doubted)
 
 
@@ -118,7 +119,7 @@ def _agreeing_judge(folder: Path) -> Outcome:
     found = _measure(folder, dict.fromkeys(LANGUAGES, 0), AgreeingJudge())
     accuracy, score = found["agreeing/judge/accuracy"], found["agreeing/soft_tifa/mean"]
     low, high = accuracy.low or 0.0, accuracy.high or 0.0
-    marked = all("indicative only" in metric.note for name, metric in found.items() if "/soft_tifa/" in name)
+    marked = all(INDICATIVE in metric.note for name, metric in found.items() if "/soft_tifa/" in name)
     words = f"accuracy {accuracy.value:.2f}, score {score.value:.2f}, {'marked' if marked else 'not marked'}"
     return Outcome(words, low < 0.5 < high and marked)
 

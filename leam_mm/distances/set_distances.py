@@ -18,6 +18,7 @@ from leam_mm.intervals.distance_interval import (
     share_interval_of_halves,
     values_of_halves,
 )
+from leam_mm.intervals.indicative import indicative
 
 FEWEST = 8  # images in each set, for the kernel distance, whose estimate is unbiased
 FEWEST_OF_DISTRIBUTIONS = 100  # for the others, whose bias depends on the number of images
@@ -149,7 +150,7 @@ def compare_features(
             low, high = interval_of_halves(values, value)
         remarks = []
         if count < distance.wanted_per_feature * size:
-            remarks.append(f"indicative only: {count} images are fewer than twice the {size} features")
+            remarks.append(indicative(f"{count} images are fewer than twice the {size} features"))
         if not distance.signed:  # the others are not biased
             low = max(low, 0.0)
             remarks.append(FINITE)

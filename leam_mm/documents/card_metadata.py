@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import ReleaseFacts
-from leam_mm.documents.result_summary import headline_metrics, language_tests, test_title
+from leam_mm.documents.result_summary import Row, headline_metrics, language_tests, test_title
+from leam_mm.report.report_number import marked_indicative
 
 # The Hub knows licences by these names; any other licence is given as license_name.
 HUB_LICENCES = {"apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "bsd-3-clause", "eupl-1.2", "openrail"}
@@ -83,10 +84,10 @@ def eval_results(facts: ReleaseFacts) -> list[EvalResult]:
     found = []
     for test in language_tests(facts.metrics):
         if test.mean is not None and test.mean.get("value") is not None:
-            found.append(_result(test.name, "mean over languages", test.mean["value"], "all"))
-        found.append(_result(test.name, "worst language", test.languages[test.worst]["value"], test.worst))
+            found.append(_result(test.name, "mean over languages", test.mean, "all"))
+        found.append(_result(test.name, "worst language", test.languages[test.worst], test.worst))
     for metric in [row for row in headline_metrics(facts.metrics) if row.get("value") is not None][:OTHER_METRICS]:
-        found.append(_result(str(metric["name"]), "", metric["value"], None))
+        found.append(_result(str(metric["name"]), "", metric, None))
     return found
 
 
@@ -95,7 +96,7 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _result(name: str, what: str, value: float, config: str | None) -> EvalResult:
+def _result(name: str, what: str, row: Row, config: str | None) -> EvalResult:
     parts = [_line(part) for part in name.split("/")]
     kind = next((HUB_METRICS[part] for part in reversed(parts) if part in HUB_METRICS), None)
     kind = kind or next((part for part in reversed(parts) if part not in ("generated", "real")), parts[-1])
@@ -109,6 +110,6 @@ def _result(name: str, what: str, value: float, config: str | None) -> EvalResul
         dataset_name=parts[0].replace("_", " "),
         dataset_config=config,
         metric_type=kind,
-        metric_name=", ".join(filter(None, [test_title(_line(name), "en"), what])),
-        metric_value=value,
+        metric_name=marked_indicative(", ".join(filter(None, [test_title(_line(name), "en"), what])), row),
+        metric_value=row["value"],
     )

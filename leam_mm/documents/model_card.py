@@ -15,12 +15,7 @@ from leam_mm.documents.document_text import plain_text
 from leam_mm.documents.publisher import PublisherFields
 from leam_mm.documents.release_facts import DataFacts, ReleaseFacts, StageFacts
 from leam_mm.documents.released_weights import variant_rows, weight_rows
-from leam_mm.documents.result_summary import (
-    headline_metrics,
-    other_rows,
-    summary_rows,
-    unmeasured_languages,
-)
+from leam_mm.documents.result_summary import headline_rows, summary_rows, unmeasured_languages
 from leam_mm.documents.words import (
     count,
     duration,
@@ -67,7 +62,7 @@ def model_card(
         parts=[_part(stage, language) for stage in facts.stages],
         compute=compute_statement(facts, publisher, language),
         summary=summary_rows(facts.metrics, language),
-        others=[row[:3] for row in other_rows(headline_metrics(facts.metrics), language)][:SUMMARISED],
+        others=headline_rows(facts.metrics, language)[:SUMMARISED],
         audits=audit_rows(facts, publisher, language),
         acceptable_use=publisher.acceptable_use_policy or f"[{POLICY}]({up}documents/{language}/{POLICY})",
         recognition=recognition(facts, language),

@@ -6,6 +6,7 @@ from typing import Any
 
 from leam_mm.documents.words import count, interval, language_name, value, word
 from leam_mm.languages import LANGUAGE_NAMES
+from leam_mm.report.report_number import marked_indicative
 from leam_mm.report.report_words import METRIC_TITLES
 
 Row = Mapping[str, Any]
@@ -88,7 +89,8 @@ def summary_rows(metrics: Sequence[Row], language: str) -> list[list[str]]:
             for code in (test.best, test.worst)
         ]
         number = f"{len(test.languages)} / {len(test.languages) + len(test.unmeasured)}"
-        rows.append([test_title(test.name, language), value(mean, language), interval(mean, language), *ends, number])
+        title = marked_indicative(test_title(test.name, language), mean, language)
+        rows.append([title, value(mean, language), interval(mean, language), *ends, number])
     return rows
 
 
@@ -97,6 +99,15 @@ def headline_metrics(metrics: Sequence[Row]) -> list[Row]:
     return [
         row for row in other_metrics(metrics)
         if row.get("unit") != "count" and "real" not in str(row["name"]).split("/")
+    ]  # fmt: skip
+
+
+def headline_rows(metrics: Sequence[Row], language: str) -> list[list[str]]:
+    """Return name, value and interval of each headline metric."""
+    return [
+        [marked_indicative(test_title(str(row["name"]), language), row, language), value(row, language),
+         interval(row, language)]
+        for row in headline_metrics(metrics)
     ]  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from leam_mm.evaluators.compared_images import ComparedImages, read_background
 from leam_mm.evaluators.evaluator import EvaluationContext, Metric
 from leam_mm.evaluators.image_features import ClipFeatures, EfficientNetLite0, ImageFeatures, Inception
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
+from leam_mm.intervals.indicative import INDICATIVE
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
 
@@ -227,6 +228,6 @@ def main(args: list[str]) -> None:
     for metric in compare_images(options):
         value = "not measured" if metric.value is None else f"{metric.value:.6g}"
         interval = "" if metric.low is None else f"({metric.low:.4g} to {metric.high:.4g})"
-        remark = metric.note.partition(";")[0] if metric.note.startswith(("indicative", "not measured")) else ""
+        remark = metric.note.partition(";")[0] if metric.note.startswith((INDICATIVE, "not measured")) else ""
         print(f"{metric.name:36} {value:>12}  {interval:24} {remark}".rstrip())
     print(f"wrote {options.output / RESULTS} and {options.output / 'report.html'}")

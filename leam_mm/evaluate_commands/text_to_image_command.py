@@ -26,6 +26,7 @@ from leam_mm.evaluators.image_text_judge import ImageTextJudge
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.evaluators.scene_judge import SceneJudge
 from leam_mm.evaluators.text_to_image import TextToImage
+from leam_mm.intervals.indicative import INDICATIVE
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
 from leam_mm.run_lock import LOCK, run_lock
@@ -147,7 +148,8 @@ def text_to_image(options: TextToImageOptions) -> None:
     for metric in metrics:
         if metric.name.rpartition("/")[2] in ("mean", "min_over_mean", "accuracy", "parity", "image_likeness"):
             value = "not measured" if metric.value is None else f"{metric.value:.4f}"
-            print(f"{metric.name:52} {value:>12}  {_interval(metric.low, metric.high)}")
+            doubt = INDICATIVE if INDICATIVE in metric.note else ""
+            print(f"{metric.name:52} {value:>12}  {_interval(metric.low, metric.high)}  {doubt}".rstrip())
     print(f"wrote {options.output / RESULTS} and {options.output / 'report.html'}")
 
 

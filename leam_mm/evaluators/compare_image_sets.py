@@ -27,6 +27,7 @@ from leam_mm.evaluators.compared_images import ComparedImages
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.intervals.distance_interval import interval_of_halves, values_of_halves
+from leam_mm.intervals.indicative import indicative
 
 NO_INTERVAL = "no interval: features of single images were not kept"
 MOMENT_OUTPUTS = ("features", "spatial")  # whose Fréchet distances need no features of single images
@@ -191,9 +192,9 @@ def _of_moments(name: str, value: float, real: MeasuredSet, generated: MeasuredS
     if few and min(few) < FEWEST_OF_DISTRIBUTIONS:
         remark = f"not measured: {min(few)} images in a set, at least {FEWEST_OF_DISTRIBUTIONS} are needed"
         return Compared(name, None, None, None, "distance", remark)
-    remarks = [f"indicative only: {min(few)} images are fewer than twice the {size} features"] if few else []
+    remarks = [indicative(f"{min(few)} images are fewer than twice the {size} features")] if few else []
     if None in counts:
-        remarks.append("indicative only: a file of statistics does not state the number of its images")
+        remarks.append(indicative("a file of statistics does not state the number of its images"))
     return Compared(name, value, None, None, "distance", "; ".join([*remarks, NO_INTERVAL]))
 
 
@@ -211,7 +212,7 @@ def _wavelets(real: Tensor, generated: Tensor, wavelets: WaveletPackets, seed: i
     (found,) = compare_features(real, generated, {"wavelet_distance": SetDistance(wavelet_distance)}, seed=seed)
     count = min(len(real), len(generated))
     if found.value is not None and count < 2 * wavelets.features:
-        few = f"indicative only: {count} images are fewer than twice the {wavelets.features} features of a packet"
+        few = indicative(f"{count} images are fewer than twice the {wavelets.features} features of a packet")
         remark = f"{few}; {found.remark}"
         found = Compared(found.name, found.value, found.low, found.high, found.unit, remark)
     return [found]

@@ -14,6 +14,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import Metric
 from leam_mm.evaluators.image_judge import ImageJudge, ask
 from leam_mm.evaluators.ranks import over_ranks
+from leam_mm.intervals.indicative import indicative
 from leam_mm.intervals.intervals import mean_interval, wilson_interval
 from leam_mm.intervals.outcomes import write_outcomes
 from leam_mm.prompts.atoms import Atom
@@ -147,7 +148,7 @@ def check_judge(
         _mean(f"{prefix}/overconfidence", over, "", f"mean confidence minus accuracy: 0 is calibrated; {note}"),
     ]
     summary = f"judge right in {accuracy:.1%} ({low:.1%} to {high:.1%}) of {len(known)} known images"
-    doubt = "" if low >= least else f"indicative only: {summary}, and {least:.0%} are asked of it"
+    doubt = "" if low >= least else indicative(f"{summary}, and {least:.0%} are asked of it")
     return JudgeCheck(metrics, doubt, doubt or summary)
 
 

@@ -25,6 +25,7 @@ from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
 from leam_mm.evaluators.image_features import ImageFeatures, exact_arithmetic
 from leam_mm.evaluators.ranks import agree, over_ranks, rank
 from leam_mm.intervals.distance_interval import FINITE, interval_of_halves
+from leam_mm.intervals.indicative import indicative
 from leam_mm.intervals.intervals import mean_interval
 
 WINDOW = 11  # pixels of the structural similarity's Gaussian window
@@ -110,7 +111,7 @@ class Reconstruction(Evaluator):
         low, high = interval_of_halves(frechet_of_halves(original, made, self.seed, paired=True), value)
         text = f"{note}; {self.features.protocol}; {FINITE}"
         if count < 2 * size:
-            text += f"; indicative only: {count} images are fewer than twice the {size} features"
+            text += "; " + indicative(f"{count} images are fewer than twice the {size} features")
         name = f"{self.name}/frechet_distance"
         metrics = [Metric(name, value, max(low, 0.0), high, "distance", count, note=text)]
         exact = int((scores[:, 0] == EXACT).sum())

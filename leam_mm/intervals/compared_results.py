@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from leam_mm.intervals.difference_interval import Difference, difference
+from leam_mm.intervals.indicative import INDICATIVE, is_indicative
 
 Row = Mapping[str, Any]  # one line of results.jsonl
 SAME = ("evaluator", "unit", "samples")  # of two lines that can be compared
@@ -20,7 +21,7 @@ class ComparedMetric:
         one: Line of A; empty if A was not measured.
         other: Line of B; empty if B was not measured.
         difference: B - A.
-        note: Why both cannot be compared, or what differs besides the model; empty if nothing does.
+        note: Why both cannot be compared, what differs besides the model, whether a number is indicative; or empty.
         adjusted: p value with Holm's correction over all compared metrics, or None.
     """
 
@@ -50,6 +51,8 @@ def compare_rows(one: Sequence[Row], other: Sequence[Row], any_settings: bool = 
         comparable = not note and (any_settings or not changed)
         if not note and changed:
             note = f"measured with other settings: {', '.join(changed)}"
+        if comparable and (is_indicative(a) or is_indicative(b)):
+            note = "; ".join(filter(None, (INDICATIVE, note)))
         found.append(ComparedMetric(name, a, b, difference(a, b) if comparable else Difference(None), note))
     values = [metric.difference.p_value for metric in found]
     return [replace(metric, adjusted=p) for metric, p in zip(found, holm(values), strict=True)]

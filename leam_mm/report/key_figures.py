@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from leam_mm.intervals.indicative import INDICATIVE, is_indicative
 from leam_mm.report.audit_section import audit_counts
 from leam_mm.report.chart import short
 from leam_mm.report.language_section import by_language, groups, score_groups, worst_language
@@ -50,9 +51,7 @@ def key_figures(results: Mapping[str, Row], stages: Sequence[Row], selftest: Row
         row, floor = (results.get(f"{group}/frechet_distance/{kind}", {}) for kind in ("generated", "real"))
         text = word("real against real: {}", language)
         note = text.format(short(floor["value"], language)) if is_number(floor.get("value")) else ""
-        figures.append(
-            Figure(word("Fréchet distance", language), number(row, language), note, interval(row, language), "distance")
-        )
+        figures.append(_figure(word("Fréchet distance", language), row, note, "distance", language))
         compared = {
             PAIR.sub("", name).removeprefix(f"{group}/"): row for name, row in results.items()
             if name.startswith(f"{group}/") and name.endswith("/generated")
@@ -75,11 +74,11 @@ def _over_languages(
 ) -> list[Figure]:
     mean, worst = (results.get(f"{name}/{kind}", {}) for kind in ("mean", "min"))
     text = word(note, language).format(len(by_language(results, name)))
-    found = [Figure(label, number(mean, language), text, interval(mean, language), section)] if mean else []
+    found = [_figure(label, mean, text, section, language)] if mean else []
     if worst:
         where = worst_language(worst, language)
         weakest = word("{}, weakest language", language).format(label)
-        found.append(Figure(weakest, number(worst, language), where, interval(worst, language), section))
+        found.append(_figure(weakest, worst, where, section, language))
     return found
 
 
@@ -94,8 +93,14 @@ def _middle_and_weakest(rows: Mapping[str, Row], heading: str, section: str, lan
     found = []
     for label, (name, row) in picked.items():
         text = word(label, language).format(word(heading, language), len(shares))
-        found.append(Figure(text, number(row, language), _title(name, language), interval(row, language), section))
+        found.append(_figure(text, row, _title(name, language), section, language))
     return found
+
+
+def _figure(label: str, row: Row, note: str, section: str, language: str) -> Figure:
+    doubt = word(INDICATIVE, language) if is_indicative(row) else ""
+    note = "; ".join(filter(None, (note, doubt)))
+    return Figure(label, number(row, language), note, interval(row, language), section)
 
 
 def _title(name: str, language: str) -> str:

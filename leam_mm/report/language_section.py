@@ -8,7 +8,17 @@ from markupsafe import Markup
 
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.chart import Point, interval_bar, interval_chart
-from leam_mm.report.report_number import Row, count, interval, is_number, language_cell, measured, number, remark
+from leam_mm.report.report_number import (
+    Row,
+    count,
+    interval,
+    is_number,
+    language_cell,
+    marked_indicative,
+    measured,
+    number,
+    remark,
+)
 from leam_mm.report.report_words import language_name, metric_title, word
 from leam_mm.report.templates import Table
 
@@ -69,10 +79,11 @@ def side_by_side(results: Results, language: str) -> list[tuple[str, Markup]]:
         ]  # fmt: skip
         rows.sort(key=lambda item: -item[1]["value"])
         points = [Point(code, row["value"], _end(row, "low"), _end(row, "high")) for code, row in rows]
-        title = metric_title(group, language)
+        mean = results.get(f"{group}/mean", {})
+        title = marked_indicative(metric_title(group, language), mean, language)
         label = word("{} and 95 % interval of each language", language).format(title)
         if len(points) > 1:
-            charts.append((title, interval_chart(points, label, language, _chance(results.get(f"{group}/mean", {})))))
+            charts.append((title, interval_chart(points, label, language, _chance(mean))))
     return charts
 
 

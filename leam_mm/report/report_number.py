@@ -1,9 +1,11 @@
 """Numbers and names as the report writes them: units, intervals, languages, and "not measured"."""
 
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from markupsafe import Markup
 
+from leam_mm.intervals.indicative import INDICATIVE, is_indicative
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.report.report_words import language_name, word
 
@@ -59,6 +61,11 @@ def measured(row: Row, language: str = "en") -> Markup:
 def remark(text: object, language: str = "en") -> object:
     """Return a remark of a measuring program, which is in English, marked as such on a page of another language."""
     return text if language == "en" or not text else Markup('<span lang="en">{}</span>').format(text)
+
+
+def marked_indicative(text: str, row: Mapping[str, Any], language: str = "en") -> str:
+    """Return a text beside a number, with "indicative only" if the note of its line says so."""
+    return f"{text} ({word(INDICATIVE, language)})" if is_indicative(row) else text
 
 
 def count(value: object, language: str = "en") -> str:

@@ -7,6 +7,7 @@ GERMAN = {
     # numbers
     "not measured": "nicht gemessen",
     "not given": "nicht angegeben",
+    "indicative only": "nur ein Anhaltswert",
     "to": "bis",
     "for {} of the energy": "für {} der Energie",
     "location-based {} g/kWh": "standortbasiert {} g/kWh",

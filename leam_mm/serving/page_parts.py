@@ -6,6 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from leam_mm.intervals.indicative import INDICATIVE
+from leam_mm.report.report_words import word
 from leam_mm.report.templates import environment
 from leam_mm.serving.drawing_service import DrawnImage
 from leam_mm.serving.encoder_service import Match
@@ -83,7 +85,8 @@ def _measured(entry: Number | None, texts: Texts) -> str:
     text = number(entry.value, texts, 3)
     if entry.low is not None and entry.high is not None:
         text += f" ({number(entry.low, texts, 3)} – {number(entry.high, texts, 3)})"
-    return text if entry.unit in ("", "fraction") else f"{text} {entry.unit}"
+    text = text if entry.unit in ("", "fraction") else f"{text} {entry.unit}"
+    return f"{text}; {word(INDICATIVE, texts.language)}" if entry.indicative else text
 
 
 def _shown(image: DrawnImage) -> dict[str, object]:

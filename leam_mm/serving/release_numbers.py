@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leam_mm.evaluators.results import RESULTS, read_results
+from leam_mm.intervals.indicative import is_indicative
 
 MAX_RESULTS = 20_000_000  # bytes
 MAX_ROWS = 1000
@@ -18,12 +19,14 @@ class Number:
         low: Lower end of the interval.
         high: Upper end of the interval.
         unit: Its unit, or empty.
+        indicative: Whether it is indicative only.
     """
 
     value: float | None
     low: float | None
     high: float | None
     unit: str
+    indicative: bool = False
 
 
 def read_numbers(folder: Path) -> dict[str, Number]:
@@ -36,7 +39,10 @@ def read_numbers(folder: Path) -> dict[str, Number]:
     if not file.is_file() or file.stat().st_size > MAX_RESULTS:
         return {}
     rows = list(read_results(folder).items())[:MAX_ROWS]
-    return {name: Number(row["value"], row["low"], row["high"], str(row.get("unit") or "")) for name, row in rows}
+    return {
+        name: Number(row["value"], row["low"], row["high"], str(row.get("unit") or ""), is_indicative(row))
+        for name, row in rows
+    }
 
 
 def side_by_side(one: Path, other: Path) -> list[tuple[str, Number | None, Number | None]]:
