@@ -10,7 +10,7 @@ is dwtDct of the package invisible-watermark, with 32 bits, where it is installe
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from mark_changes import CHANGES, Change
 from picture_copies import PHOTOGRAPHS, scenes
 from PIL import Image
 from rich.table import Table
-from scipy.stats import beta, binom
+from scipy.stats import binom, norm, t
 
 from leam_mm.codecs.latent_codec import LatentCodec
 from leam_mm.codecs.pretrained_codec import load_codec
 from leam_mm.data.image_range import signed
 from leam_mm.errors import UserError, run
+from leam_mm.intervals.intervals import clustered_interval
 from leam_mm.marking.decoder_mark import DecoderMark
 from leam_mm.marking.generated_image import SOURCE_TYPE, save_generated
 from leam_mm.marking.spread_spectrum import SpreadSpectrum
@@ -37,12 +38,23 @@ RATE = 1e-3
 BATCH = 16
 
 
-def interval(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact interval of a share (Clopper and Pearson 1934)."""
-    tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
-    high = 1.0 if hits == count else float(beta.ppf(1 - tail, hits + 1, count - hits))
-    return low, high
+def interval(found: Sequence[bool], only_scenes: bool) -> tuple[float, float]:
+    """Interval of a share of images, in which crops of one photograph count as a cluster.
+
+    It is exact (Clopper and Pearson 1934) where images are independent, as scenes are, or all are alike.
+    """
+    hits, share = np.array(found, float), float(np.mean(found))
+    groups = np.arange(len(hits))
+    if not only_scenes:
+        groups[1::2] = -1 - np.arange(len(groups[1::2])) % len(PHOTOGRAPHS)
+    _, group = np.unique(groups, return_inverse=True)
+    count, effect = group.max() + 1, 1.0
+    if 0 < share < 1 and count < len(hits):
+        sums = np.bincount(group, hits - share)
+        effect = float(count / (count - 1) * np.sum(sums**2) / (len(hits) * share * (1 - share)))
+    return clustered_interval(
+        share, len(hits), effect, float(norm.ppf(0.975) if effect <= 1 else t.ppf(0.975, count - 1))
+    )
 
 
 def photographs(count: int, side: int) -> Iterator[np.ndarray]:
@@ -131,12 +143,16 @@ class FileMark:
 
 @dataclass(frozen=True)
 class Subject:
-    """A mark with images of one size that carry it, and the same images without it."""
+    """A mark with images of one size that carry it, and the same images without it.
+
+    With photographs, scenes and photographs stand in turns, as ``pictures`` gives them.
+    """
 
     mark: Watermark
     size: int
     marked: list[np.ndarray]
     unmarked: list[np.ndarray]
+    only_scenes: bool
 
 
 def noise_ratio(subject: Subject) -> list[float]:
@@ -148,18 +164,24 @@ def noise_ratio(subject: Subject) -> list[float]:
 
 def row(subject: Subject, name: str, change: Callable[[list[np.ndarray]], list[np.ndarray]]) -> dict[str, Any]:
     """Detections among marked and unmarked images after a change."""
-    hits: dict[str, int] = {}
+    detected: dict[str, list[bool]] = {}
     scores: dict[str, list[float]] = {}
+    by_kind: dict[str, dict[str, int]] = {}
     for kind, images in (("marked", subject.marked), ("unmarked", subject.unmarked)):
         scores[kind] = [subject.mark.score(pixels) for pixels in change(images)]
-        hits[kind] = sum(subject.mark.false_positive_rate(score) <= RATE for score in scores[kind])
+        detected[kind] = [subject.mark.false_positive_rate(score) <= RATE for score in scores[kind]]
+    if not subject.only_scenes:
+        parts = {"scenes": detected["marked"][::2], "photographs": detected["marked"][1::2]}
+        by_kind = {name: {"count": sum(part), "images": len(part)} for name, part in parts.items()}
     found: dict[str, Any] = {"mark": subject.mark.name, "size": subject.size, "change": name}
     for kind, key in (("marked", "detected"), ("unmarked", "false_positives")):
-        count = len(scores[kind])
-        low, high = interval(hits[kind], count)
-        found[key] = {"count": hits[kind], "images": count, "share": hits[kind] / count, "low": low, "high": high}
+        count, hits = len(scores[kind]), sum(detected[kind])
+        low, high = interval(detected[kind], subject.only_scenes)
+        found[key] = {"count": hits, "images": count, "share": hits / count, "low": low, "high": high}
         found[f"{kind}_score"] = {"mean": float(np.mean(scores[kind])), "deviation": float(np.std(scores[kind]))}
-    counts = [f"{hits[kind]} of {len(scores[kind])} {kind} images" for kind in scores]
+    found["by_kind"] = by_kind
+    counts = [f"{sum(detected[kind])} of {len(scores[kind])} {kind} images" for kind in scores]
+    counts += ["{count} of {images}".format(**part) + f" {kind}" for kind, part in by_kind.items()]
     print(f"{subject.mark.name}, {subject.size} px, {name}: {', '.join(counts)}", flush=True)
     return found
 
@@ -180,12 +202,12 @@ def subjects(settings: measure.Settings, codec: LatentCodec | None, missing: lis
         some = settings.unmarked or settings.images
         if "spread" in settings.marks:
             spread = SpreadSpectrum()
-            yield Subject(spread, size, [spread.embed(one) for one in images], images[:some])
+            yield Subject(spread, size, [spread.embed(one) for one in images], images[:some], settings.only_scenes)
         if "decoder" not in settings.marks:
             missing.append(f"decoder mark, {size} px: not asked for")
         elif codec is not None and settings.detector.is_dir() and settings.marked.is_dir():
             plain, marked = decoded(images, codec, codec), decoded(images, codec, load_codec(settings.marked))
-            yield Subject(DecoderMark.read(settings.detector), size, marked, plain[:some])
+            yield Subject(DecoderMark.read(settings.detector), size, marked, plain[:some], settings.only_scenes)
         else:
             missing.append(f"decoder mark, {size} px: {settings.detector} or {settings.codec} is not there")
         if "peer" not in settings.marks:
@@ -199,13 +221,13 @@ def subjects(settings: measure.Settings, codec: LatentCodec | None, missing: lis
         if size * size < peer.least_pixels:
             missing.append(f"invisible-watermark, {size} px: it refuses images below 256 x 256")
             continue
-        yield Subject(peer, size, [peer.embed(one) for one in images], images[:some])
+        yield Subject(peer, size, [peer.embed(one) for one in images], images[:some], settings.only_scenes)
 
 
 def false_positives(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """All unmarked images of a mark and size together; changed forms of one image are not independent."""
     count, hits = (sum(one["false_positives"][key] for one in rows) for key in ("images", "count"))
-    low, high = interval(hits, count)
+    low, high = interval([True] * hits + [False] * (count - hits), only_scenes=True)
     return {"count": hits, "images": count, "share": hits / count, "low": low, "high": high}
 
 
