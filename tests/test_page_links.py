@@ -223,3 +223,39 @@ def test_too_many_tags_are_refused_before_parsing() -> None:
         read("<i><form>" * 60_000)
     with pytest.raises(PageRefused, match="empty"):
         read(b"")
+
+
+ZERO, NC = "https://creativecommons.org/publicdomain/zero/1.0/", "https://creativecommons.org/licenses/by-nc/4.0/"
+A, B = "https://a.example/a.jpg", "https://a.example/b.jpg"
+ITEM = '<div itemscope itemtype="https://schema.org/ImageObject"><meta itemprop="url contentUrl" content="{}">{}</div>'
+
+
+def _json_ld(licence: str) -> str:
+    return f'<script type="application/ld+json">{{"@type": "ImageObject", "contentUrl": "{A}", {licence}}}</script>'
+
+
+def _link(licence: str, more: str = "") -> str:
+    return f'<a rel="license" itemprop="license" href="{licence}" {more}>licence</a>'
+
+
+@pytest.mark.parametrize(
+    ("html", "names"),
+    [
+        (_json_ld(f'"license": ["{ZERO}", "{NC}"]'), {ZERO, NC}),
+        (_json_ld(f'"license": ["{ZERO}", "All rights reserved"]'), {ZERO, "All rights reserved"}),
+        (_json_ld(f'"license": "{NC}", "license": "{ZERO}"'), {ZERO, NC}),
+        (_json_ld(f'"license": {{"name": "{ZERO}", "url": "{NC}"}}'), {ZERO, NC}),
+        (_json_ld(f'"license": {{"name": "CC0", "url": "{ZERO}"}}'), {ZERO}),
+        (_json_ld('"license": {"name": "CC 0"}'), {"CC 0"}),
+        (ITEM.format(A, _link(ZERO) + _link(NC)), {ZERO, NC}),
+        (f'<figure><img src="{A}" alt="a">{_link(ZERO)}{_link("mailto:me")}</figure>', {ZERO, "mailto:me"}),
+        (f'<figure><img src="{A}" alt="a"><figure>{_link(ZERO)}</figure></figure>', set()),
+        (f'<figure><img src="{A}" alt="a">{_link(ZERO, f"about={B}")}</figure>', set()),
+        (f'<figure><img src="{A}" alt="a">{_link(ZERO)}{_link(NC, f"about={A}")}</figure>', {ZERO, NC}),
+    ],
+)  # fmt: skip
+def test_all_licences_of_an_image_and_none_of_another(html: str, names: set[str]) -> None:
+    """The strictest of them counts later; see crawl_rows."""
+    links = {link.url: link for link in read(f'<img src="{A}" alt="a"><img src="{B}" alt="b">{html}').links}
+    assert {one.fields["license"] for one in links[A].statements if "license" in one.fields} == names
+    assert (ZERO in {one.fields.get("license") for one in links[B].statements}) is (f"about={B}" in html)

@@ -198,6 +198,18 @@ def test_registries_of_all_formats(tmp_path: Path) -> None:
     )
     assert found.find("http://press.example/images/7.png") == "address press.example/images/"
     assert found.find("https://xn--bcher-kva.example/") == "domain xn--bcher-kva.example"
+    # However a link is spelled, it is that of the entry.
+    for other in (
+        "http://press.example//images/7.png",
+        "https://press.example/%2Fimages/7.png",
+        "https://press.example/images;x/7.png",
+    ):
+        assert found.find(other) == "address press.example/images/"
+    for other in (
+        "http://www.artist.example//works/1.jpg?big&utm_source=x",
+        "https://WWW.artist.example:443/works/1.jpg?big#top",
+    ):
+        assert found.find(other) == f"sha256 {digests[0]}"
     for free in (
         "https://press.example/image",
         "https://notother.example/",

@@ -15,7 +15,8 @@ from toys.servers import Server
 
 from data_tools import gather_folder, vet_shards
 from data_tools.download_shards import main as download
-from data_tools.links.withdrawn_lists import LEAST_QUALITY, address_key, lists_beside, read_lists
+from data_tools.links.withdrawn_lists import LEAST_QUALITY, lists_beside, read_lists
+from data_tools.network.link_address import address_key
 from data_tools.withdrawal.sample_selector import blocked_digests
 from leam_mm.data.perceptual_hash import pdq
 from leam_mm.data.shard_index import ShardWriter, read_samples
@@ -182,6 +183,14 @@ def test_gathering_and_vetting_bring_nothing_back(server: Server, published: Pat
     [
         ("https://a.example/x.png", "http://A.example.:80/./x.png?utm_medium=m#f", True),
         ("https://a.example/x.png?b=2&a=1", "https://a.example/x.png?a=1&b=2", True),
+        ("https://a.example/b/x.png", "https://a.example/b%2Fx.png", True),
+        ("https://a.example/b/x.png", "https://a.example/b%5Cx.png", True),
+        (
+            "https://a.example/x.png",
+            "https://a.example/x.png;jsessionid=4F?gbraid=1&srsltid=2&_hsenc=4",
+            True,
+        ),
+        ("https://a.example/x.png", "https://a.example/x.png;size=2", False),
         ("https://a.example/x.png", "https://a.example/x.png?size=2", False),
         ("https://a.example/x.png", "https://a.example:8443/x.png", False),
         ("https://a.example/x.png", "https://a.example/X.png", False),

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
-from data_tools.links.blocklists import same_site
 from data_tools.network.http_body import BACK_OFF, REDIRECTS, TEMPORARY, retry_after, unpack
 from data_tools.network.image_fetch import FetchSetting, Guard, PrivateAddressError, TooManyBytesError, build_opener
 from data_tools.network.link_address import LinkRefused, check_link, host_of
@@ -26,6 +25,7 @@ from data_tools.rights.reservations import ACCESS, Signal, decide, header_signal
 from data_tools.rights.rsl_terms import header_links
 from data_tools.work.foreign_error import first_line
 from leam_mm.data.legal_basis import LegalBasis
+from leam_mm.data.registered_domain import same_owner
 
 RIGHTS = ("x-robots-tag", "tdm-reservation", "tdm-policy", "content-usage", "content-signal", "link")
 VISIT = ("etag", "last-modified", "date", "retry-after", "content-length")
@@ -171,7 +171,7 @@ class ImageRequest:
     def _basis_at(self, address: str, url: str, basis: LegalBasis) -> LegalBasis:
         """Return the legal basis at a hop: what an owner allows says nothing about another owner's site."""
         host = host_of(address)
-        if not basis.comes_from_the_owner or same_site(host, host_of(url)) or host in self.setting.agreed_hosts:
+        if not basis.comes_from_the_owner or same_owner(host, host_of(url)) or host in self.setting.agreed_hosts:
             return basis
         return LegalBasis.art4_general
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.network.link_address import normal_host, normal_url
+from data_tools.network.link_address import address_forms, normal_host
 from data_tools.work.text_tables import text_entries
 from leam_mm.data.registered_domain import is_address, registrable_domain
 from leam_mm.errors import UserError
@@ -90,8 +90,8 @@ class DigestList:
         self.digests = {name: _sorted(values) for name, values in sorted(found.items())}
 
     def find(self, addresses: set[str]) -> Blocked | None:
-        """Look up all forms of one address, and their normal form."""
-        addresses = addresses | {normal_url(address) for address in addresses}
+        """Look up addresses of one image, in all their ``address_forms``."""
+        addresses = set().union(*map(address_forms, addresses))
         for name, digests in self.digests.items():
             for address in sorted(addresses):
                 raw = hashlib.new(name, address.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
@@ -137,12 +137,6 @@ def text_words(text: str) -> list[str]:
         text = "".join(mark for mark in unicodedata.normalize("NFKC", text) if unicodedata.category(mark) != "Cf")
         text = unicodedata.normalize("NFKC", text.casefold())
     return _WORD.findall(text.casefold())
-
-
-def same_site(host: str, other: str) -> bool:
-    """Whether two hosts belong to one registered domain; an IP address or public suffix belongs to itself alone."""
-    domain = registrable_domain(host)
-    return host == other or (domain is not None and domain == registrable_domain(other))
 
 
 def ascii_domain(text: str) -> str | None:

@@ -22,7 +22,6 @@ from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseL
 from data_tools.links.link_columns import OPTIONAL, REQUIRED
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.personal_data_rule import PersonalDataRule
-from data_tools.links.withdrawn_lists import address_key
 from data_tools.network.link_address import LinkRefused, check_link, normal_url
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
@@ -199,8 +198,7 @@ class LinkRules:
 
     def _blocked_url(self, row: _Row) -> None:
         for digests in self.digests:
-            forms = {str(row.fetch), str(row.cells["url"])}
-            _refuse(digests.find(forms | set(map(address_key, forms))))
+            _refuse(digests.find({str(row.fetch), str(row.cells["url"])}))
 
     def _legal_basis(self, row: _Row) -> None:
         cells = row.cells

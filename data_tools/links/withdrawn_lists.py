@@ -6,16 +6,14 @@ compared by what it names (``address_key``). An image is compared by the digest 
 reflection, by its perceptual hash, because it may come from another address, encoded again or resized.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 
 from data_tools.links.blocklists import Blocked, DigestList, DomainList
-from data_tools.network.link_address import host_of, normal_url
+from data_tools.network.link_address import host_of
 from leam_mm.data.hash_files import read_hashes
 from leam_mm.data.perceptual_hash import hamming, pdq_transformed
 from leam_mm.files import bytes_sha256, file_sha256
@@ -25,21 +23,6 @@ URLS, DOMAINS, DIGESTS, PDQ = "url_sha256.txt", "domains.txt", "withdrawn.sha256
 RULE = "withdrawn"
 RADIUS = 31  # bits of 256 in which the PDQ hash of a copy may differ; its authors recommend it
 LEAST_QUALITY = 50  # of PDQ: the hash of a flatter image is that of its noise
-_TRACKING = re.compile(r"(utm(_\w+)?|[a-z]{1,3}clid|msclkid|mc_[ce]id|igshid|_ga|_gl)", re.IGNORECASE)
-
-
-def address_key(url: str) -> str:
-    """Return what all usual addresses of one image have in common: the normal form without scheme and tracking.
-
-    Repeated slashes and empty or tracking parameters are left out, and parameters are sorted. Different images may have
-    the same key, so it serves only to refuse.
-    """
-    parts = urlsplit(normal_url(url))
-    if parts.scheme not in ("http", "https"):
-        return normal_url(url)
-    fields = [part for part in parts.query.split("&") if part and not _TRACKING.fullmatch(part.partition("=")[0])]
-    path = urlsplit(normal_url(f"{parts.scheme}://{parts.netloc}{re.sub('/{2,}', '/', parts.path)}")).path
-    return f"//{parts.netloc}{path}" + ("?" + "&".join(sorted(fields)) if fields else "")
 
 
 class WithdrawnLists:
@@ -72,10 +55,9 @@ class WithdrawnLists:
     def find_address(self, addresses: Iterable[str], page: str | None = None) -> Blocked | None:
         """Look up forms of one address, and the host of the page that shows it."""
         known = {address for address in addresses if address}
-        forms = known | set(map(address_key, known))
         hosts = {host_of(address) for address in (*known, page or "")} - {""}
         for digests in self._urls:
-            if hit := digests.find(forms):
+            if hit := digests.find(known):
                 return hit
         return next((hit for domains in self._domains for host in sorted(hosts) if (hit := domains.find(host))), None)
 

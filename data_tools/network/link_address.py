@@ -24,6 +24,13 @@ from leam_mm.errors import UserError
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 PATH_SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
 PORTS = {"http": 80, "https": 443}
+_TRACKING = re.compile(
+    r"(utm(_\w+)?|[a-z]{1,4}clid|msclkid|[gw]braid|mc_[ce]id|igshid|igsh|_ga|_gl|srsltid|mkt_tok|_hs(enc|mi)|hsa_\w+|__hs\w+"
+    r"|vero_(id|conv)|oly_(anon|enc)_id|rb_clickid|s_cid|ml_subscriber\w*|wickedid|yclid|_openstat|li_fat_id|epik|rdt_cid"
+    r"|(jsession|phpsess|aspsession|s)id)",
+    re.IGNORECASE,
+)  # parameters by which visitors are counted, not images chosen
+_SESSION = re.compile(r";(jsessionid|phpsessid|sid)=[^/;]*", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _DELIMITER = re.compile(r"[\x00-\x20\x7f/\\?#@:\[\]]")  # would end the host in the parser, or vanish from it
 
@@ -65,7 +72,8 @@ def normal_host(host: str) -> str:
 def host_of(url: str | None) -> str:
     """Return the host of an address in its normal form, or an empty string."""
     try:
-        return normal_host(urlsplit((url or "").strip()).hostname or "")
+        parts = urlsplit((url or "").strip())
+        return "" if "\\" in parts.netloc else normal_host(parts.hostname or "")  # browsers end a host there
     except ValueError:
         return ""
 
@@ -87,10 +95,49 @@ def normal_url(url: str) -> str:
         return text
     path = _percent(parts.path, PATH_SAFE)
     if parts.scheme in PORTS:
-        path = _without_dots(path)
+        path = without_dots(path)
     return urlunsplit(
         (parts.scheme, _netloc(parts.scheme, host, port), path, _percent(parts.query, PATH_SAFE + "?"), "")
     )
+
+
+def plain_path(path: str) -> str:
+    """Return a path with single slashes and no dot segments; ``%2F`` and backslashes count as slashes."""
+    return without_dots(re.sub("/{2,}", "/", re.sub(r"%2f|%5c|\\", "/", path, flags=re.IGNORECASE)))
+
+
+def spellings(url: str) -> list[str]:
+    """Return an address, and the plain spelling of its path, without ``;parameters``, if that is another one.
+
+    Most servers give the same file for both. Rules must hold for both, because strangers write the addresses.
+    """
+    parts = urlsplit(url)
+    path = plain_path(re.sub(";[^/]*", "", parts.path))
+    return [url] if path == (parts.path or "/") else [url, urlunsplit(parts._replace(path=path))]
+
+
+def address_key(url: str) -> str:
+    """Return what all usual addresses of one image have in common: the normal form without scheme and tracking.
+
+    Slashes are as in ``plain_path``, sessions and empty or tracking parameters are left out, and parameters are sorted.
+    Different images may have the same key, so it serves only to refuse.
+    """
+    normal = normal_url(url)
+    try:
+        parts = urlsplit(normal)
+    except ValueError:
+        return normal
+    if parts.scheme not in PORTS or not parts.netloc:
+        return normal
+    fields = [part for part in parts.query.split("&") if part and not _TRACKING.fullmatch(part.partition("=")[0])]
+    path = _percent(plain_path(_SESSION.sub("", parts.path)), PATH_SAFE)
+    return f"//{parts.netloc}{path}" + ("?" + "&".join(sorted(fields)) if fields else "")
+
+
+def address_forms(url: str) -> set[str]:
+    """Return spellings of an address under which a list of addresses or of their digests may hold it."""
+    key = address_key(url)
+    return {url, normal_url(url), key} | ({f"{scheme}:{key}" for scheme in PORTS} if key.startswith("//") else set())
 
 
 def trusted_hosts(option: str, hosts: Iterable[str]) -> list[str]:
@@ -120,7 +167,7 @@ def _decoded(found: re.Match[str]) -> str:
     return character if re.fullmatch(r"[A-Za-z0-9._~-]", character) else found[0].upper()
 
 
-def _without_dots(path: str) -> str:
+def without_dots(path: str) -> str:
     """Remove the segments ``.`` and ``..`` (RFC 3986, 5.2.4), percent-encoded ones too, as browsers do."""
     kept, plain = [""], "."
     for segment in path.split("/")[1:]:
@@ -184,6 +231,6 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
         raise LinkRefused("host", host[:200], "not a valid host name") from None
     if host not in allow_private and (fault := host_fault(host)):
         raise LinkRefused("private_address", host, f"{fault}; see --allow-private")
-    netloc, file = _netloc(parts.scheme, host, port), _without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
+    netloc, file = _netloc(parts.scheme, host, port), without_dots(quote(parts.path, URL_SAFE)) if parts.path else ""
     fetch = urlunsplit((parts.scheme, netloc, file, quote(parts.query, URL_SAFE), ""))
     return fetch, (url or "").strip(), host

@@ -12,10 +12,12 @@ from typing import Any
 
 from resiliparse.parse.html import ElementNode, HTMLTree
 
+from data_tools.rights.reservation_grammar import all_values
+
 FIELDS = ("license", "acquireLicensePage", "creditText", "creator", "copyrightNotice", "copyrightHolder", "caption")
 IMAGE_TYPES = frozenset({"ImageObject", "Photograph", "ImageObjectSnapshot"})
 MAX_SCRIPTS, MAX_JSON, MAX_NODES = 20, 1 << 18, 20_000
-MAX_PROPERTIES, MAX_STATEMENTS, MAX_TEXT = 2000, 1000, 500
+MAX_PROPERTIES, MAX_STATEMENTS, MAX_TEXT, MAX_LICENCES = 2000, 1000, 500, 20
 ANCESTORS = 40  # outer elements that are searched; deeper nesting is ignored
 Resolve = Callable[[str | None], str | None]
 
@@ -55,7 +57,8 @@ def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
         if len(text) > MAX_JSON:
             continue
         try:
-            waiting: list[Any] = [json.loads(text.strip().removeprefix("<!--").removesuffix("-->"), strict=False)]
+            plain = text.strip().removeprefix("<!--").removesuffix("-->")
+            waiting: list[Any] = [json.loads(plain, strict=False, object_pairs_hook=all_values)]
         except (ValueError, RecursionError):
             continue  # broken JSON-LD is ignored, as search engines do
         seen = 0
@@ -71,16 +74,27 @@ def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
 def _json_statement(node: dict[str, Any], resolve: Resolve) -> Iterator[Statement]:
     types = node.get("@type")
     names = {str(name).rpartition("/")[2] for name in (types if isinstance(types, list) else [types])}
-    fields = {name: text for name in FIELDS if (text := _json_text(node.get(name)))}
+    fields = {name: text for name in FIELDS if name != "license" and (text := _json_text(node.get(name)))}
+    licences = [text if " " in text else resolve(text) or text for text in _json_licences(node.get("license"))]
     image = bool(names & IMAGE_TYPES)
-    if "license" in fields and " " not in fields["license"]:
-        fields["license"] = resolve(fields["license"]) or fields["license"]
     if image and "caption" not in fields and (text := _json_text(node.get("description") or node.get("name"))):
         fields["caption"] = text
     addresses = [resolve(_json_text(node.get(name))) for name in ("contentUrl", "url", "@id")] if image else []
     distinct = list(dict.fromkeys(address for address in addresses if address))
-    if fields and (distinct or "license" in fields):
-        yield Statement(distinct, "json-ld", fields)
+    if (fields and distinct) or licences:
+        first, *more = [{"license": text} for text in licences] or [{}]
+        yield Statement(distinct, "json-ld", fields | first)
+        yield from (Statement(distinct, "json-ld", licence) for licence in more)
+
+
+def _json_licences(value: Any) -> list[str]:
+    """Return all licences of a property, each once; of an object, its addresses, or its name if it has none."""
+    found: list[str] = []
+    for one in (value if isinstance(value, list) else [value])[:MAX_LICENCES]:
+        texts = [_json_text(one.get(key)) for key in ("url", "@id", "@value", "name")] if isinstance(one, dict) else []
+        addresses = [text for text in texts if "://" in text]
+        found += addresses or [next(filter(None, texts), "") if isinstance(one, dict) else _json_text(one)]
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _json_text(value: Any) -> str:
@@ -95,9 +109,11 @@ def _json_text(value: Any) -> str:
 
 def _microdata(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
     items: dict[ElementNode, Statement] = {}
+    further: list[Statement] = []  # licences after the first of an item
     for prop in select(tree.document, "[itemprop]")[:MAX_PROPERTIES]:
-        name = (prop.get_attribute("itemprop") or "").strip()
-        if name not in (*FIELDS, "contentUrl", "url", "name"):
+        words = (prop.get_attribute("itemprop") or "").split()
+        name = next((word for word in words if word in (*FIELDS, "contentUrl", "url", "name")), "")
+        if not name:
             continue
         item, nested = _item_of(prop)
         if item is None or (name == "name" and nested != "creator"):
@@ -110,8 +126,10 @@ def _microdata(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
         elif value:
             key = "creator" if name == "name" else name
             value = (resolve(value) or value) if key == "license" else value
+            if key == "license" and statement.fields.get(key, value) != value:
+                further.append(Statement(statement.addresses, "microdata", {key: value}))
             statement.fields.setdefault(key, value)
-    yield from (statement for statement in items.values() if statement.fields and statement.addresses)
+    yield from (one for one in [*items.values(), *further] if one.fields and one.addresses)
 
 
 def _item_of(prop: ElementNode) -> tuple[ElementNode | None, str]:
@@ -138,19 +156,32 @@ def _property(prop: ElementNode) -> str:
 
 
 def _relations(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
-    """Yield rel=license outside of figures; ``about`` or ``resource`` (RDFa) may name an image."""
+    """Yield rel=license outside of figures; ``about`` or ``resource`` (RDFa) may name an image, inside of them, too."""
     for link in license_links(tree.document):
-        if any((node.tag or "") == "figure" for node in ancestors(link)):
-            continue
-        if address := resolve(link.get_attribute("href")):
-            about = resolve(link.get_attribute("about") or link.get_attribute("resource"))
-            yield Statement([about] if about else [], "rel=license", {"license": address})
+        about = _about(link, resolve)
+        if (text := _reference(link, resolve)) and (about or _figure_of(link) is None):
+            yield Statement([about] if about else [], "rel=license", {"license": text})
 
 
 def figure_licences(figure: ElementNode, resolve: Resolve) -> list[Statement]:
-    """Return the rel=license statements inside a figure, which hold for its images."""
-    addresses = [resolve(link.get_attribute("href")) for link in license_links(figure)]
-    return [Statement([], "rel=license", {"license": address}) for address in dict.fromkeys(addresses) if address]
+    """Return the rel=license statements of a figure, not of one inside it, which hold for its images."""
+    own = [link for link in license_links(figure) if _figure_of(link) == figure and not _about(link, resolve)]
+    texts = dict.fromkeys(_reference(link, resolve) for link in own)
+    return [Statement([], "rel=license", {"license": text}) for text in texts if text]
+
+
+def _figure_of(link: ElementNode) -> ElementNode | None:
+    return next((node for node in ancestors(link) if node.tag == "figure"), None)
+
+
+def _about(link: ElementNode, resolve: Resolve) -> str | None:
+    return resolve(link.get_attribute("about") or link.get_attribute("resource"))
+
+
+def _reference(link: ElementNode, resolve: Resolve) -> str:
+    """Return the address of a licence, or what stands in its place, such as a mail address, which allows nothing."""
+    reference = (link.get_attribute("href") or "").strip()
+    return resolve(reference) or reference[:MAX_TEXT]
 
 
 def license_links(node: Any) -> list[ElementNode]:

@@ -19,7 +19,6 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import bytes_to_str, detect_encoding, map_encoding_to_html5
 from resiliparse.parse.html import DocumentNode, ElementNode, HTMLTree
 
-from data_tools.links.blocklists import same_site
 from data_tools.links.language_vote import UNDETERMINED, primary_language, vote
 from data_tools.network.link_address import host_of
 from data_tools.pages.page_licences import (
@@ -33,6 +32,7 @@ from data_tools.pages.page_licences import (
 from data_tools.pages.warc_pages import Page, PageRefused
 from data_tools.rights.reservations import Signal, header_signals, meta_signals
 from data_tools.rights.rsl_terms import MEDIA_TYPE, MOST_DOCUMENTS, document_link, header_links, rsl_signals
+from leam_mm.data.registered_domain import same_owner
 
 # Attributes in which scripts for lazy loading keep the address, the largest image first.
 LAZY = ("data-original", "data-src", "data-lazy-src", "data-lazy", "data-original-src", "data-hi-res-src", "data-url")
@@ -345,7 +345,7 @@ def _pixels(value: str | None) -> int:
 
 def speaks_for(page: Page, link: PageLink) -> bool:
     """Whether a page belongs to the site of an image, so that the licence it states for the image counts."""
-    return same_site(host_of(page.url), host_of(link.url))
+    return same_owner(host_of(page.url), host_of(link.url))
 
 
 def link_evidence(page: Page, reading: PageReading, link: PageLink) -> dict[str, Any]:

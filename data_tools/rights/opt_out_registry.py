@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from data_tools.network.link_address import host_of, normal_host, normal_url
+from data_tools.network.link_address import address_forms, host_of, normal_host, normal_url, spellings
 from data_tools.work.text_tables import TOO_LONG, text_batches, text_entries
 from leam_mm.errors import UserError
 from leam_mm.files import file_sha256
@@ -62,17 +62,17 @@ class OptOutRegistry:
 
     def find(self, url: str) -> str | None:
         """Return the entry that covers an address, or None."""
-        host, rest = _split(url)
+        host, _ = _split(url)
         labels = [host] if ":" in host else host.split(".")
         for number in range(len(labels)):
             if (domain := ".".join(labels[number:])) in self.domains:
                 return f"domain {domain}"
         for prefix in self.prefixes.get(host, ()):
-            if rest.startswith(prefix):
+            if any(_split(each)[1].startswith(prefix) for each in spellings(url)):
                 return f"address {host}{prefix}"
         if len(self.hashes):
             for kind in ("sha256", "md5"):
-                for form in sorted({url, normal_url(url)}):
+                for form in sorted(address_forms(url)):
                     digest = hashlib.new(kind, form.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
                     wanted = np.array([digest[:KEPT]], dtype=self.hashes.dtype)
                     index = int(np.searchsorted(self.hashes, wanted)[0])

@@ -8,6 +8,7 @@ texts are untrusted.
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -28,7 +29,13 @@ _KEY = r"[a-z*][a-z0-9_\-.*]*"
 _BARE = r"""(?:[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*|"(?:[^"\\]|\\.)*"|-?\d[\d.]*|\?[01]|:[A-Za-z0-9+/=]*:|@-?\d+)"""
 _MEMBER = re.compile(rf"[ \t]*({_KEY})(?:=({_BARE}|\([^()]*\)))?(?:;[ ]*{_KEY}(?:={_BARE})?)*[ \t]*(,|$)")
 _LOOSE = re.compile(r"(?<![\w*.\-])([\w*.\-]{1,32})\s{0,8}[=:]\s{0,8}(\w{1,8})(?!\w)")
-_TDM_TEXT = re.compile(r'"tdm-reservation"\s{0,8}:[\s\["]{0,8}(1|1\.0{1,8}|true)(?![\w.])', re.IGNORECASE)
+_TDM_TEXT = re.compile(
+    r"""tdm[-_]?reservation["']?\s{0,8}[:=][\s\["']{0,8}(1|1\.0{1,8}|true)(?![\w.])""", re.IGNORECASE
+)
+_PARAMETER = re.compile(rf";[ \t]*({_KEY})=({_BARE})")
+_BREAK = re.compile(r"<br\s{0,8}/?>|\\r\\n|\\n", re.IGNORECASE)  # as text
+_FIELD = re.compile(r"\s{0,80}([a-z][a-z _-]{0,30}?)\s{0,80}[:=\uff1a]([^#]*)", re.IGNORECASE)
+_AGENT_FIELDS = ("user-agent", "useragent", "user agent")
 
 
 def origin_of(url: str) -> str:
@@ -87,6 +94,8 @@ def tdm_value(value: object) -> bool | None:
     Quotes, parameters (``1;q=0.5``), the boolean and number forms of RFC 9651, and lists are understood; of a list, one
     value that reserves is enough.
     """
+    if isinstance(value, str) and "," in value:
+        value = value.split(",")
     if isinstance(value, list):
         found = [tdm_value(item) for item in value[:MOST_VALUES] if not isinstance(item, list)]
         return True if True in found else False if False in found else None
@@ -110,12 +119,15 @@ def robots_words(text: str, names: set[str] | None, fetched_at: datetime) -> Ite
     """
     robots = WORDS["robots"]
     concerned, agent = True, ""
-    elements = text.split(",")[::-1]
+    elements = _without_format(text).split(",")[::-1]
     while elements:
         parts = elements.pop().split(":")
         for number, part in enumerate(parts):
-            words = [word.strip(QUOTES) for word in part.replace(";", " ").split()]
+            words = [word.strip(QUOTES) for word in re.split(r"[\s;|=]+", part)]
+            words = list(filter(None, words))
             name = words.pop().casefold() if words and number + 1 < len(parts) else ""
+            if name in robots["reserving"]:  # with a value in place of the name of an agent
+                words, name = [*words, name], ""
             if concerned:
                 yield from (agent + word for word in words if word.casefold() in robots["reserving"])
             if name in robots["valued"]:
@@ -156,7 +168,8 @@ def usage_refusals(text: str) -> list[str]:
             return _refusing(_LOOSE.findall(text), usage)
         members[member[1]] = member[2] or "?1"  # the last of one name wins (RFC 9651, 4.2.2)
         position = member.end()
-    return _refusing(list(members.items()), usage)
+    # Between semicolons, members would be parameters of the first one.
+    return _refusing([*members.items(), *_PARAMETER.findall(text)], usage)
 
 
 def _refusing(members: list[tuple[str, str]], usage: dict[str, list[str]]) -> list[str]:
@@ -167,6 +180,30 @@ def _refusing(members: list[tuple[str, str]], usage: dict[str, list[str]]) -> li
     ]
 
 
+def plain_rules(text: str) -> str:
+    """Return robots.txt in the form that its grammar asks for, where it breaks it but plainly refuses.
+
+    Line ends may be written as text; ``=`` and quotes are understood, as are several agents in one line, and refused
+    paths that are whole addresses or do not begin with a slash.
+    """
+    lines = []
+    for line in _BREAK.sub("\n", _without_format(text)).splitlines():
+        found = _FIELD.match(line)
+        field, value = (found[1], found[2].strip(QUOTES + "\t")) if found else ("", "")
+        if field.casefold() in _AGENT_FIELDS:
+            lines += [f"{field}: {name}" for name in dict.fromkeys([value, *re.split(r"[,\s]+", value)]) if name]
+        elif field.casefold().startswith("dis") and value:
+            lines.append(f"{field}: {_location(value, False)}")
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _without_format(text: str) -> str:
+    """Return a text without invisible characters, which would hide a word."""
+    return text if text.isascii() else "".join(each for each in text if unicodedata.category(each) != "Cf")
+
+
 def rule_groups(text: str) -> Iterator[tuple[set[str], list[tuple[str, str]]]]:
     """Yield the groups of robots.txt: names of agents and their rules; rules before the first name have no names."""
     names: set[str] = set()
@@ -174,7 +211,7 @@ def rule_groups(text: str) -> Iterator[tuple[set[str], list[tuple[str, str]]]]:
     for line in text.splitlines():
         field, colon, value = (part.strip() for part in line.partition("#")[0].replace("\t", " ").partition(":"))
         field = field.casefold()
-        if field in ("user-agent", "useragent", "user agent"):
+        if field in _AGENT_FIELDS:
             if lines:
                 yield names, lines
                 names, lines = set(), []
@@ -191,7 +228,7 @@ def tdm_rules(text: str) -> list[tuple[str, bool, str]]:
     is not JSON reserves the whole site if it contains a reservation.
     """
     try:
-        waiting: list[Any] = [json.loads(text.replace("\ufeff", ""))]
+        waiting: list[Any] = [json.loads(text.replace("\ufeff", ""), object_pairs_hook=all_values)]
     except (ValueError, RecursionError):
         return [("/", True, "1 (the file is no JSON)")] if _TDM_TEXT.search(text) else []
     found = []
@@ -200,18 +237,24 @@ def tdm_rules(text: str) -> list[tuple[str, bool, str]]:
         if isinstance(rule, list):
             waiting += rule[::-1]
         elif isinstance(rule, dict):
-            rule = {str(name).strip().casefold(): value for name, value in rule.items()}
+            rule = {re.sub("[^a-z]", "", str(name).casefold()): value for name, value in rule.items()}
             waiting += [value for value in rule.values() if isinstance(value, dict | list)][::-1]
-            reserved, stated = tdm_value(rule.get("tdm-reservation")), rule.get("location") or "/"
+            reserved, stated = tdm_value(rule.get("tdmreservation")), rule.get("location") or "/"
             for location in stated[:MOST_VALUES] if isinstance(stated, list) else [stated]:
                 if reserved is not None:
-                    said = f"{int(reserved)} {rule.get('tdm-policy') or ''}".strip()[:500]
+                    said = f"{int(reserved)} {rule.get('tdmpolicy') or ''}".strip()[:500]
                     found.append((_location(str(location), reserved), reserved, said))
     return found
 
 
 def _location(text: str, reserved: bool) -> str:
-    """Return the path of a rule; a reservation of something that is no address holds for the whole site."""
+    """Return the path of a rule; a reservation of something that is no address holds for the whole site.
+
+    A path may be relative to the site, and that of a reservation a regular expression of the kind ``^/images/.*$``.
+    """
+    text = re.sub(r"^\.(/|$)", "/", text.strip().replace("\\", "/"))
+    if reserved:
+        text = re.sub(r"(^|/)\.\*", r"\1*", text.removeprefix("^"))
     try:
         location = path_of(text) if "://" in text else text
     except ValueError:
@@ -232,4 +275,19 @@ def trust_refusals(text: str) -> list[str]:
 
 def rules_text(body: bytes) -> str:
     """Decode a file of rules: UTF-8, UTF-16 or UTF-32, with or without a byte order mark (RFC 4627, section 3)."""
-    return body.decode(json.detect_encoding(body), "replace")
+    encoding = json.detect_encoding(body)
+    if encoding.endswith(("le", "be")) and 4 * body.count(0) < len(body):  # single zeros in UTF-8
+        encoding = "utf-8"
+    return body.decode(encoding, "replace").replace("\0", "")
+
+
+def all_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of some JSON; a name that occurs again has a list of all its values, not only the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        found[name] = [*_listed(found[name]), *_listed(value)] if name in found else value
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -12,12 +12,14 @@ from typing import Protocol
 
 from protego import Protego
 
+from data_tools.network.link_address import spellings
 from data_tools.rights.reservation_grammar import (
     WORDS,
     agent_names,
     origin_of,
     path_matches,
     path_of,
+    plain_rules,
     product_token,
     robots_words,
     rule_groups,
@@ -30,6 +32,7 @@ from leam_mm.data.legal_basis import LegalBasis
 
 ACCESS = "robots.txt"  # the only kind of signal that controls fetching and not the use of what was fetched
 PARSED = 128  # parsed files of origins in the cache, of each kind
+TOO_MANY = 429  # a status that asks to come later, and so is no answer yet
 SHOWN = 500  # characters of foreign text in a signal
 
 
@@ -94,7 +97,7 @@ def header_signals(headers: Iterable[tuple[str, str]], agent: str, url: str, fet
     """
     found, policy = [], ""
     for name, value in headers:
-        field = name.strip().casefold()
+        field = name.strip().casefold().replace("_", "-")
         if field == "x-robots-tag":
             found.append(_robots_signal("header:x-robots-tag", value, agent_names(agent), url, fetched_at))
         elif field == "tdm-reservation":
@@ -153,7 +156,7 @@ class _Rules:
     """A file in the grammar of robots.txt, for one agent: Protego parses access, and newer rules are parsed here."""
 
     def __init__(self, text: str, agent: str) -> None:
-        text = text.replace("\ufeff", "").replace("\0", "")
+        text = plain_rules(text)
         groups = list(rule_groups(text))
         self.file = Protego.parse(text)
         agents = {name for names, _ in groups for name in names if name}
@@ -175,17 +178,24 @@ class _Rules:
         ]
 
     def refusal(self, url: str) -> str | None:
-        """Return the access rule that forbids an address, or None."""
-        refusing = next((name for name in self.names if not self.file.can_fetch(url, name)), None)
-        if refusing is None:
+        """Return the access rule that forbids an address in one of its spellings, or None."""
+        pairs = ((name, each) for each in spellings(url) for name in self.names)
+        refusing, url = next(((name, each) for name, each in pairs if not self.file.can_fetch(each, name)), ("", url))
+        if not refusing:
             return None
         target = path_of(url)
         rules = [value for value in self.disallowed if path_matches(value, target)]
         return f"{refusing}: Disallow: {max(rules, key=len, default='')}".rstrip()[:SHOWN]
 
     def usage(self, url: str, source: str, kind: str) -> Iterator[Signal]:
-        """Yield Content-Usage, Content-Signal and DisallowAITraining, each from the longest path that matches."""
-        target = path_of(url)
+        """Yield Content-Usage, Content-Signal and DisallowAITraining, each from the longest path that matches.
+
+        Of another spelling of the address, only what reserves is yielded.
+        """
+        for number, each in enumerate(spellings(url)):
+            yield from (one for one in self._usage(path_of(each), source, kind) if number == 0 or one.reserved)
+
+    def _usage(self, target: str, source: str, kind: str) -> Iterator[Signal]:
         for field, rules in self.used.items():
             fits = [
                 (len(path), bool(refused), f"{path} {refused or said}".strip())
@@ -217,7 +227,7 @@ def robots_signals(text: str | None, status: int | None, url: str, agent: str) -
         agent: Our product name; its groups apply, or those of ``*`` if it has none.
     """
     source = origin_of(url) + "/robots.txt"
-    if status is None or status >= 500:
+    if status is None or status >= 500 or status == TOO_MANY:
         return [Signal(ACCESS, "no answer" if status is None else f"status {status}", source, True)]
     if text is None:
         return [Signal(ACCESS, f"status {status}", source, False)]
@@ -253,8 +263,13 @@ def tdmrep_signals(text: str | None, url: str) -> list[Signal]:
     By the report the most specific match counts, and this is the first one. If the first and the longest match differ,
     the reservation counts.
     """
+    found = [signal for each in spellings(url) for signal in _tdmrep_signals(text or "[]", each)]
+    return sorted(found, key=lambda one: not one.reserved)[:1]
+
+
+def _tdmrep_signals(text: str, url: str) -> list[Signal]:
     target = path_of(url)
-    matches = [rule for rule in _tdm_rules(text or "[]") if path_matches(rule[0], target)]
+    matches = [rule for rule in _tdm_rules(text) if path_matches(rule[0], target)]
     if not matches:
         return []
     first, longest = matches[0], max(matches, key=lambda rule: len(rule[0]))

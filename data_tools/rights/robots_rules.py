@@ -27,6 +27,7 @@ from data_tools.network.link_address import LinkRefused, check_link, host_of
 from data_tools.rights.reservation_grammar import origin_of, rules_text
 from data_tools.rights.reservations import (
     PARSED,
+    TOO_MANY,
     Registry,
     Signal,
     ai_txt_signals,
@@ -165,7 +166,7 @@ class RobotsRules:
     def _is_fresh(self, visit: dict[str, Any]) -> bool:
         status = next(iter(visit["files"].values()))["status"]  # of robots.txt, or of a document
         age = self._now() - datetime.fromisoformat(visit["asked"]).timestamp()
-        return 0 <= age < (HOUR if status is None or status >= 500 else DAY)
+        return 0 <= age < (HOUR if status is None or status >= 500 or status == TOO_MANY else DAY)
 
     def _ask(self, origin: str) -> dict[str, Any]:
         files = {ROBOTS: self._fetch(origin + ROBOTS)}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 from xml.etree import ElementTree
 
+from data_tools.network.link_address import spellings
 from data_tools.rights.licence_address import read_licence
 from data_tools.rights.reservation_grammar import WORDS, origin_of, path_matches, path_of, product_token
 from data_tools.rights.reservations import PARSED, SHOWN, Signal
@@ -24,7 +25,10 @@ _LINK = re.compile(r"<([^<>]{1,2048})>([^<]{0,1000})")
 _PARAMETER = re.compile(
     r"""(rel|type)\s{0,8}=\s{0,8}(?:"([^"]{0,200})"|'([^']{0,200})'|([^\s;,"']{1,200}))""", re.IGNORECASE
 )
-_DOCUMENT = re.compile(r"<(?:\w{1,20}:)?rsl[\s>/]", re.IGNORECASE)
+_DOCUMENT = re.compile(  # also a feed or a list of addresses that holds terms
+    r"""<(?:\w{1,20}:)?rsl[\s>/]|xmlns(?::\w{1,20})?\s{0,8}=\s{0,8}["']https?://(?:www\.)?rslstandard\.org/rsl""",
+    re.IGNORECASE,
+)
 _DECLARATION = re.compile(r"^\s{0,1000}<\?xml[^>]{0,200}\?>")
 _MISSING = (404, 410)
 
@@ -52,7 +56,8 @@ def rsl_signals(text: str, kind: str, source: str, targets: Iterable[str]) -> li
     if contents is None:
         return [Signal(kind, "its terms cannot be read", source, True)]
     targets = list(targets)
-    found = [one for target in targets for one in _most_specific(contents, target, origin_of(targets[0]))]
+    places = [each for target in targets for each in spellings(target)]
+    found = [one for place in places for one in _most_specific(contents, place, origin_of(targets[0]))]
     if not found:
         return []
     deciding = next((one for one in found if one.reserved), found[0])
@@ -78,6 +83,7 @@ def _most_specific(contents: tuple[_Content, ...], target: str, base: str) -> li
 def _matching_path(location: str, target: str, base: str) -> str | None:
     """Return the path of a content element that covers an address, or None."""
     try:
+        location = f"https:{location}" if location.startswith("//") else location
         absolute = "://" in location
         path = path_of(location) if absolute else location
         same = origin_of(target).partition("://")[2] == origin_of(location if absolute else base).partition("://")[2]
@@ -187,9 +193,9 @@ def robots_links(text: str, agent: str, base: str) -> list[str]:
             inside = False
         elif field in ("user-agent", "useragent", "user agent"):
             names, inside, rules = (set() if rules else names) | {product_token(value)}, True, False
-        elif field == "license" and (not inside or names & own):
+        elif field in ("license", "licence") and (not inside or names & own):
             found.append(_absolute(value, base))
-        rules = rules or field in ("allow", "disallow", "license", "crawl-delay")
+        rules = rules or field in ("allow", "disallow", "license", "licence", "crawl-delay")
     known = [address for address in dict.fromkeys(found) if address and not _is_open_licence(address)]
     return known[:MOST_DOCUMENTS]
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from data_tools.links.blocklists import ascii_domain
-from data_tools.links.withdrawn_lists import LEAST_QUALITY, RADIUS, address_key
-from data_tools.network.link_address import LinkRefused, check_link, host_of, normal_url
+from data_tools.links.withdrawn_lists import LEAST_QUALITY, RADIUS
+from data_tools.network.link_address import LinkRefused, address_key, check_link, host_of, normal_url
 from leam_mm.data.image_file import open_image
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS, WEB_FORMATS
 from leam_mm.data.perceptual_hash import hamming, hash_text, pdq, read_hash
