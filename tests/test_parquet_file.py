@@ -122,6 +122,26 @@ def test_rows_that_no_file_of_its_size_holds(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("way", ["read", "batches", "coded_batches", "nested_batches"])
+def test_other_rows_than_the_footer_claims_are_an_error(way: str) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"number": [1, 2]}), buffer)
+    content = buffer.getvalue().to_pybytes()
+    # In compact thrift: two rows as a 64-bit number, and the list of row groups.
+    claims = [b"\x16\x04\x19", b"\x16\x06\x19"]
+    assert content.count(claims[0]) == 1
+
+    def rows(data: bytes) -> int:
+        with open_parquet(data) as file:
+            if way == "read":
+                return len(file.read())
+            return sum(len(batch) for batch in getattr(file, way)(1, ["number"]))
+
+    assert rows(content) == 2
+    with pytest.raises(ValueError, match="it claims 3 rows and has 2"):
+        rows(content.replace(*claims))
+
+
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"row_group_size": 70, "data_page_size": 256}])
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])

@@ -92,7 +92,7 @@ class ForeignParquet:
             columns: Names of columns that are not nested.
 
         Raises:
-            ValueError: A column is nested, or a page breaks a limit.
+            ValueError: A column is nested, a page breaks a limit, or there are other rows than the file claims.
         """
         single = several = 1  # bytes of a value, if equal ones are held once, and if not
         delta = False
@@ -108,8 +108,7 @@ class ForeignParquet:
         with pq.ParquetFile(
             given, metadata=self._file.metadata, pre_buffer=False, buffer_size=1 << 20, read_dictionary=as_dictionary
         ) as file:
-            for batch in file.iter_batches(at_once, columns=list(columns), use_threads=False):
-                yield batch.select(columns)
+            yield from self._all_rows(file.iter_batches(at_once, columns=list(columns), use_threads=False), columns)
 
     def batches(self, rows: int, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Read columns, by default all, in batches of at most ``rows`` rows; see ``coded_batches`` for errors.
@@ -130,8 +129,8 @@ class ForeignParquet:
             columns: Names of columns.
 
         Raises:
-            ValueError: A page breaks a limit, a column claims too many values, or a batch takes more than
-                ``MAX_MEMORY``.
+            ValueError: A page breaks a limit, a column claims too many values, a batch takes more than
+                ``MAX_MEMORY``, or there are other rows than the file claims.
         """
         longest, values = 1, Counter[str]()
         for page in self._pages(columns, nested=True):
@@ -140,13 +139,13 @@ class ForeignParquet:
             values[page.column] += page.values
         if values and max(values.values()) > MAX_DENSITY * self._size:
             raise ValueError(f"a column claims {max(values.values())} values in {self._size} bytes")
-        for batch in self._file.iter_batches(
-            max(1, min(rows, READ // longest)), columns=list(columns), use_threads=False
-        ):
+        at_once = max(1, min(rows, READ // longest))
+        batches = self._file.iter_batches(at_once, columns=list(columns), use_threads=False)
+        for batch in self._all_rows(batches, columns):
             if batch.nbytes > MAX_MEMORY:
                 raise ValueError("it takes too much memory for a file of its size")
             batch.validate(full=True)
-            yield batch.select(columns)
+            yield batch
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read columns, by default all, as a whole; see ``coded_batches`` for errors.
@@ -159,12 +158,26 @@ class ForeignParquet:
         if self._most_memory(names) <= free:
             # No thread pool: one that existed before a fork has no threads in the worker.
             table = self._file.read(names, use_threads=False).select(names).cast(schema)
+            self._check_rows(len(table))
             return table.replace_schema_metadata(self.schema.metadata)
         for batch in self.coded_batches(1 << 20, names):
             parts.append(plain_batch(batch, free))
             free -= parts[-1].nbytes
         table = pa.Table.from_batches(parts).cast(schema) if parts else schema.empty_table()
         return table.replace_schema_metadata(self.schema.metadata)
+
+    def _all_rows(self, batches: Iterator[pa.RecordBatch], columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Return batches with their columns in order; fail at the end if they do not hold all rows."""
+        found = 0
+        for batch in batches:
+            found += len(batch)
+            yield batch.select(columns)
+        self._check_rows(found)
+
+    def _check_rows(self, found: int) -> None:
+        """Fail if another number of rows was read than the footer claims, which pyarrow does not compare."""
+        if found != self.rows:
+            raise ValueError(f"it claims {self.rows} rows and has {found}")
 
     def _pages(self, columns: Sequence[str], nested: bool = False) -> list[PageHeader]:
         for name in columns:
