@@ -22,7 +22,7 @@ class Cost:
         joules: Energy; None if it was not measured.
         source: Name of the energy counter.
         unmeasured_seconds: Wall time that the counter did not measure.
-        beside: Names of the stages that ran at the same time.
+        beside: Names of the stages that ran at the same time; energy is divided among them by CPU time.
     """
 
     seconds: float = 0.0
@@ -48,13 +48,12 @@ class Cost:
                 for one, other in zip((joules, stolen), before, strict=True)
             )
         beside = sorted(self.beside.union(earlier.get("beside", [])))
-        source = self.source + (f", divided by CPU time with {', '.join(beside)}" if beside else "")
         return {
             "seconds": self.seconds + earlier.get("seconds", 0.0),
             "wall_seconds": self.wall_seconds + earlier.get("wall_seconds", earlier.get("seconds", 0.0)),
             "cpu_seconds": self.cpu_seconds + earlier.get("cpu_seconds", 0.0),
             "stolen_cpu_seconds": stolen,
-            "energy": {"joules": joules, "source": source if joules is not None else NOT_MEASURED},
+            "energy": {"joules": joules, "source": self.source if joules is not None else NOT_MEASURED},
             "unmeasured_seconds": self.unmeasured_seconds + earlier.get("unmeasured_seconds", 0.0),
             "attempts": 1 + earlier.get("attempts", 0),
             **({"beside": beside} if beside else {}),

@@ -20,6 +20,7 @@ from leam_mm.pipeline import wall_seconds
 from leam_mm.pipeline_cost import CostMeter
 from leam_mm.pipeline_file import needed_stages, read_pipeline
 from leam_mm.pipeline_stages import StageRunner
+from leam_mm.report.report_run import costs
 
 ROOT = Path(__file__).parent.parent
 # Notes when it begins, waits for a file if one is named, and notes when it ends.
@@ -214,7 +215,9 @@ def test_energy_is_divided_by_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert left["energy"]["joules"] + right["energy"]["joules"] == pytest.approx(machine.joules)
     assert (left["seconds"], right["seconds"]) == (16, 12)
     assert wall_seconds([left, right]) == pytest.approx(machine.seconds)
-    assert left["energy"]["source"] == "a counter, divided by CPU time with right"
+    assert left["energy"]["source"] == "a counter" and left["beside"] == ["right"]
+    english, german = (str(costs([left, right], language)) for language in ("en", "de"))
+    assert "at the same time as right; energy divided by CPU time" in english and "gleichzeitig mit right" in german
 
 
 def test_a_counter_that_cannot_be_read_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:

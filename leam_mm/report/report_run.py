@@ -77,6 +77,10 @@ def costs(stages: list[Row], language: str) -> Table | None:
         if is_number(gap) and is_number(seconds) and seconds > 0 and gap > 0.001 * seconds:
             part = word("measured in {} of the time", language).format(f"{max(0.0, 1 - gap / seconds):.0%}")
             source += f"; {part}"
+        beside = stage.get("beside")
+        if isinstance(beside, list) and beside:
+            names = ", ".join(map(str, beside))
+            source += "; " + word("at the same time as {}; energy divided by CPU time", language).format(names)
         joules = energy(reading.get("joules"), language)
         rows.append([plain(str(stage.get("name", ""))), *times, joules, *grams, remark(source, language)])
     names = (

@@ -163,6 +163,7 @@ GERMAN = {
     "Market-based": "Marktbasiert",
     "How it was measured": "Wie gemessen",
     "measured in {} of the time": "in {} der Zeit gemessen",
+    "at the same time as {}; energy divided by CPU time": "gleichzeitig mit {}; Energie nach CPU-Zeit aufgeteilt",
     # how to repeat
     "The same in single commands, in this order:": "Dasselbe in einzelnen Befehlen, in dieser Reihenfolge:",
     "{} samples seen": "{} gesehene Beispiele",
