@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from leam_mm.errors import UserError
-from leam_mm.marking.content_credentials import read
+from leam_mm.marking.content_credentials import EDITED, GENERATED, read
 from leam_mm.marking.generated_image import SOURCE_TYPE, WATERMARK, generator_name, save_generated
 from leam_mm.marking.signing_key import VARIABLE, default_key, make_key, read_key
 
@@ -48,6 +48,10 @@ def test_credentials_of_an_edited_image_are_kept(tmp_path: Path) -> None:
     assert credentials is not None and credentials.model == "second" and credentials.generated
     assert credentials.ingredients == ("image that was edited",) and credentials.state == "Valid"
     assert b"c2pa.opened" in content and b"compositeWithTrainedAlgorithmicMedia" in content
+    for name, source_type in (("first.png", GENERATED), ("second.png", EDITED)):  # as the signed credentials say
+        with Image.open(tmp_path / name) as found:
+            assert found.info["DigitalSourceType"] == source_type
+            assert f'DigitalSourceType="{source_type}"' in found.info["XML:com.adobe.xmp"]
     damaged = source.replace(b"c2pa.created", b"c2pa.creatad")
     save_generated(smooth(), tmp_path / "third.png", "third", source=damaged)
     third = read((tmp_path / "third.png").read_bytes(), "PNG")

@@ -10,6 +10,8 @@ from PIL import Image
 from toys.served_pages import Served, served
 from toys.served_releases import add_files, write_toy_release
 
+from leam_mm.serving.page_texts import TEXTS
+
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -146,6 +148,13 @@ def test_images_are_uploaded_edited_and_labelled(browser: Any, page: Served, tmp
     panel.get_by_role("textbox").first.fill("a star")
     panel.get_by_role("button", name="Edit", exact=True).click()
     panel.get_by_text("AI-edited").first.wait_for(timeout=60_000)
+    image = panel.get_by_role("img", name="a star").first
+    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    with tab.expect_download() as saving:
+        panel.get_by_role("link", name="Save image").first.click()
+    saving.value.save_as(tmp_path / "edited.png")
+    with Image.open(tmp_path / "edited.png") as saved:
+        assert saved.info["DigitalSourceType"].endswith("compositeWithTrainedAlgorithmicMedia")
     tab.get_by_role("tab", name="Label").click()
     panel = tab.get_by_role("tabpanel").filter(has_text="Find labels")
     tab.locator("#label-image input[type=file]").set_input_files(tmp_path / "bad.png")
@@ -153,6 +162,25 @@ def test_images_are_uploaded_edited_and_labelled(browser: Any, page: Served, tmp
     panel.get_by_role("textbox").first.fill("rot, blau")
     panel.get_by_role("button", name="Find labels").click()
     panel.get_by_text("not an image that can be read").wait_for(timeout=60_000)
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_the_edit_button_says_why_an_upload_is_not_edited(
+    browser: Any, page: Served, language: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    tab = open_page(browser, page, language)
+    tab.get_by_role("tab", name=TABS[language][1]).click()
+    panel = tab.get_by_role("tabpanel").filter(has_text=TEXTS[language].upload_edit)
+    panel.get_by_role("textbox").first.fill("ein Stern")
+    press = panel.get_by_role("button", name=TEXTS[language].edit, exact=True)
+    press.click()
+    panel.get_by_text(TEXTS[language].refusals["no_image"]).wait_for(timeout=60_000)
+    tab.locator("#edit-image input[type=file]").set_input_files(tmp_path / "bad.png")
+    tab.wait_for_timeout(500)
+    press.click()
+    panel.get_by_text(TEXTS[language].refusals["not_an_image"]).wait_for(timeout=60_000)
+    assert panel.get_by_role("img", name="ein Stern").count() == 0
 
 
 def test_the_browser_asks_this_machine_only(browser: Any, page: Served) -> None:

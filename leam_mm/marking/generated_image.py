@@ -1,8 +1,9 @@
 """The only place that writes an image file of a generator, so that every one is marked as generated.
 
 Three marks, each of which a reader may find when the others are gone: an imperceptible watermark in the pixels; texts
-of the PNG (``DigitalSourceType`` with IPTC's code for media made by a trained model, ``Model``, a ``Comment`` for
-people); and signed content credentials (C2PA), which are written last, because they cover every byte before them.
+of the PNG (``DigitalSourceType`` with IPTC's code for media that a trained model made or edited, ``Model``, a
+``Comment`` for people); and signed content credentials (C2PA), which are written last, because they cover every byte
+before them.
 Article 50(2) of the AI Act (Regulation (EU) 2024/1689) asks for a mark that machines can read.
 """
 
@@ -19,7 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leam_mm.files import write_bytes
-from leam_mm.marking.content_credentials import GENERATED, Origin, UnreadableCredentials, sign
+from leam_mm.marking.content_credentials import EDITED, GENERATED, Origin, UnreadableCredentials, sign
 from leam_mm.marking.deletion_list import DeletionList
 from leam_mm.marking.signing_key import SigningKey, default_key, default_path
 from leam_mm.marking.spread_spectrum import SpreadSpectrum
@@ -35,7 +36,7 @@ XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
-    f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    'Iptc4xmpExt:DigitalSourceType="{}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
 WATERMARK: Watermark = SpreadSpectrum()
 log = logging.getLogger(__name__)
@@ -106,18 +107,19 @@ def generated_file(
     """
     pixels = np.asarray(image.convert("RGB"))
     written = Image.fromarray(pixels if marked else marked_pixels(pixels))
-    texts = PngInfo()
+    source_type = SOURCE_TYPE if source is None else EDITED
+    xmp, texts = XMP.format(source_type), PngInfo()
     for keyword, text in {
-        "Comment": COMMENT, "DigitalSourceType": SOURCE_TYPE, "Model": model[:MAX_MODEL], "Software": "leam_mm",
+        "Comment": COMMENT, "DigitalSourceType": source_type, "Model": model[:MAX_MODEL], "Software": "leam_mm",
         **(further or {}),
     }.items():  # fmt: skip
         texts.add_itxt(keyword, text)
     buffer = io.BytesIO()
     if kind == "PNG":
-        texts.add_itxt("XML:com.adobe.xmp", XMP)
+        texts.add_itxt("XML:com.adobe.xmp", xmp)
         written.save(buffer, format="PNG", pnginfo=texts)
     else:
-        written.save(buffer, format=kind, quality=QUALITY, xmp=XMP.encode(), **COMMENTS.get(kind, {}))
+        written.save(buffer, format=kind, quality=QUALITY, xmp=xmp.encode(), **COMMENTS.get(kind, {}))
     origin = Origin(model[:MAX_MODEL], sha256, (WATERMARK.name,), None, source, _format(source))
     return signed(buffer.getvalue(), kind, origin, title), written
 
