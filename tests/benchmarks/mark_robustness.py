@@ -186,11 +186,11 @@ def row(subject: Subject, name: str, change: Callable[[list[np.ndarray]], list[n
     return found
 
 
-def measured(subject: Subject, codec: LatentCodec | None) -> list[dict[str, Any]]:
-    """One entry for each change."""
+def measured(subject: Subject, codec: LatentCodec | None, names: Sequence[str]) -> list[dict[str, Any]]:
+    """One entry for each of the named changes."""
     rows = [row(subject, name, lambda images, change=change: [change(one) for one in images])  # type: ignore[misc]
-            for name, change in CHANGES.items()]  # fmt: skip
-    if codec is not None:
+            for name, change in CHANGES.items() if name in names]  # fmt: skip
+    if codec is not None and "regenerated" in names:
         rows.append(row(subject, "regenerated", lambda images: decoded(images, codec, codec)))
     return rows
 
@@ -236,6 +236,7 @@ def false_positives(rows: list[dict[str, Any]]) -> dict[str, Any]:
     images=(200, "images of each size"),
     sizes=([64, 256], "sides in pixels"),
     marks=(["spread", "decoder", "peer"], "marks that are measured"),
+    changes=([*CHANGES, "regenerated"], "changes that are measured"),
     only_scenes=(False, "leave the photographs out, which the quickstart's codec was not trained on"),
     unmarked=(0, "unmarked images of each size that are scored; 0 for all"),
     codec=(Path("runs/quickstart/codec"), "codec before it was marked"),
@@ -247,8 +248,14 @@ def main(settings: measure.Settings) -> list[Path]:
     """Measure every mark."""
     if settings.images < 2:
         raise UserError(f"--images {settings.images}: give at least 2")
+    if unknown := set(settings.changes) - {*CHANGES, "regenerated"}:
+        raise UserError(f"--changes {' '.join(sorted(unknown))}: give names among {', '.join(CHANGES)}, regenerated")
     codec = load_codec(settings.codec) if settings.codec.is_dir() else None
     missing: list[str] = []
+    if codec is None and "regenerated" in settings.changes:
+        missing.append(f"regenerated: {settings.codec} is not there")
+    if missing and len(settings.changes) == 1:
+        raise UserError(f"--changes regenerated needs a codec, and --codec {settings.codec} is not there")
     columns = ("mark", "px", "change", "detected", "95 %", "false positives")
     table = Table(*columns, title=f"{settings.images} images each")
     content: dict[str, Any] = {
@@ -259,7 +266,7 @@ def main(settings: measure.Settings) -> list[Path]:
         "not_measured": missing,
     }
     for subject in subjects(settings, codec, missing):
-        rows = measured(subject, codec)
+        rows = measured(subject, codec, settings.changes)
         ratios = noise_ratio(subject)
         entry = {"mark": subject.mark.name, "size": subject.size, "false_positives": false_positives(rows)}
         entry["psnr"] = {"mean": float(np.mean(ratios)), "least": min(ratios), "median": float(np.median(ratios))}
