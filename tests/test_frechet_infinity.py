@@ -5,7 +5,8 @@ import torch
 
 from leam_mm.distances.feature_statistics import FeatureMoments
 from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
-from leam_mm.distances.frechet_infinity import frechet_infinity
+from leam_mm.distances.frechet_infinity import REAL_FINITE, frechet_infinity
+from leam_mm.distances.set_distances import compare_features, set_distances
 
 
 def features(count: int, seed: int, scale: float = 1.0) -> torch.Tensor:
@@ -19,6 +20,16 @@ def test_the_value_lies_nearer_to_the_truth_than_any_finite_one() -> None:
         found = sum(frechet_infinity(real, made, least=100, seed=seed) for seed, made in enumerate(sets)) / 30
         biased = sum(frechet_distance(real, FeatureMoments.of(made)) for made in sets) / 30
         assert abs(found - truth) < 0.2 * (biased - truth)
+
+
+def test_the_bias_of_a_finite_number_of_real_images_is_left_and_said() -> None:
+    """A set of one distribution: with as many real images as generated ones, half of the bias is theirs."""
+    pairs = [(features(400, seed), features(400, 1000 + seed)) for seed in range(30)]
+    biased = sum(frechet_distance_of_features(*pair) for pair in pairs) / 30
+    found = sum(frechet_infinity(*pair, least=100) for pair in pairs) / 30
+    assert 0.3 * biased < found < 0.6 * biased
+    (compared,) = compare_features(*pairs[0], set_distances(), ["frechet_distance_infinity"])
+    assert compared.remark == REAL_FINITE
 
 
 def test_features_and_moments_agree_and_small_sets_are_refused() -> None:

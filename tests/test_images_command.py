@@ -95,7 +95,11 @@ def test_statistics_are_written_and_read(folders: Path, tmp_path: Path) -> None:
     expected = direct["images/frechet_distance"]["value"]
     for name, path in (("own", own), ("theirs", tmp_path / "theirs.npz")):
         found = run(tmp_path / name, path, folders / "b")
-        assert set(found) == {"images/frechet_distance", "images/inception_score"}  # the score is of one set
+        names = ("frechet_distance", "frechet_distance_infinity", "inception_score")  # the score is of one set
+        assert set(found) == {f"images/{each}" for each in names}
+        infinity = found["images/frechet_distance_infinity"]
+        assert infinity["value"] == pytest.approx(direct["images/frechet_distance_infinity"]["value"], rel=1e-6)
+        assert infinity["low"] is None and "a finite number of real ones is not" in infinity["note"]
         line = found["images/frechet_distance"]
         assert line["value"] == pytest.approx(expected, rel=1e-9) and line["low"] is None
         assert ("does not state the number" in line["note"]) == (name == "theirs")

@@ -12,6 +12,9 @@ from leam_mm.distances.feature_statistics import FeatureMoments
 from leam_mm.distances.frechet import frechet_distance, frechet_distance_of_features
 
 POINTS = 15
+REAL_FINITE = (
+    "the bias of generated images is extrapolated away, as published, that of a finite number of real ones is not"
+)
 
 
 def frechet_infinity(

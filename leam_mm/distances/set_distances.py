@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.distances.frechet_halves import frechet_of_halves
-from leam_mm.distances.frechet_infinity import frechet_infinity
+from leam_mm.distances.frechet_infinity import REAL_FINITE, frechet_infinity
 from leam_mm.distances.kernel_distance import gaussian_distance, kernel_distance
 from leam_mm.distances.mind import mind
 from leam_mm.distances.precision_recall import NeighbourShares, precision_recall
@@ -36,8 +36,9 @@ class SetDistance:
         unit: ``distance``, ``fraction`` or ``ratio``.
         of_halves: Values on halves, for the interval, by a quicker way; None takes the statistic of each half.
         fewest: Images that each set needs.
-        signed: Whether it is unbiased, and may therefore be below zero.
+        signed: Whether it may be below zero, as numbers without a bias, or with less of it, may.
         wanted_per_feature: Images for each feature, below which the number is marked as indicative.
+        remark: What a reader must know of its bias.
     """
 
     statistic: Statistic
@@ -46,6 +47,7 @@ class SetDistance:
     fewest: int = FEWEST_OF_DISTRIBUTIONS
     signed: bool = False
     wanted_per_feature: int = 0
+    remark: str = FINITE
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
     }
     if unit_length:
         found["cmmd"] = SetDistance(gaussian_distance)
-    found["kernel_distance"] = SetDistance(_kernel, fewest=FEWEST, signed=True)
+    found["kernel_distance"] = SetDistance(_kernel, fewest=FEWEST, signed=True, remark="")
     found["mind"] = SetDistance(mind, of_halves=_halves_of(lambda real, other: mind(real, other, directions=200)))
     for name, unit in (
         ("precision", "fraction"),
@@ -119,6 +121,7 @@ def set_distances(unit_length: bool = False) -> dict[str, SetDistance]:
         of_halves=_halves_of(lambda real, other: frechet_infinity(real, other, points=5)),
         signed=True,
         wanted_per_feature=2,
+        remark=REAL_FINITE,
     )
     return found
 
@@ -151,7 +154,6 @@ def compare_features(
         remarks = []
         if count < distance.wanted_per_feature * size:
             remarks.append(indicative(f"{count} images are fewer than twice the {size} features"))
-        if not distance.signed:  # the others are not biased
-            low = max(low, 0.0)
-            remarks.append(FINITE)
+        low = low if distance.signed else max(low, 0.0)
+        remarks += [distance.remark] if distance.remark else []
         yield Compared(name, value, low, high, distance.unit, "; ".join(remarks))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leam_mm.distances.feature_statistics import FeatureMoments, MomentStream
 from leam_mm.distances.frechet import frechet_distance
+from leam_mm.distances.frechet_infinity import REAL_FINITE, frechet_infinity
 from leam_mm.distances.inception_score import inception_score
 from leam_mm.distances.set_distances import (
     FEWEST,
@@ -165,6 +166,11 @@ def compare_sets(
         found += compare_features(real.outputs["features"], generated.outputs["features"], distances, seed=seed)
     elif pair[0] and pair[1]:
         found.append(_frechet("frechet_distance", real, generated, "features"))
+        if "features" in generated.outputs:  # statistics of the real images, as published numbers have
+            value = frechet_infinity(pair[0], generated.outputs["features"].double())
+            found.append(
+                _of_moments("frechet_distance_infinity", value, real, generated, len(pair[0].mean), REAL_FINITE)
+            )
     if "spatial" in real.outputs and "spatial" in generated.outputs:
         spatial = {"spatial_frechet_distance": set_distances()["frechet_distance"]}
         found += compare_features(real.outputs["spatial"], generated.outputs["spatial"], spatial, seed=seed)
@@ -186,16 +192,18 @@ def _frechet(name: str, real: MeasuredSet, generated: MeasuredSet, output: str) 
     return _of_moments(name, frechet_distance(first, second), real, generated, len(first.mean))
 
 
-def _of_moments(name: str, value: float, real: MeasuredSet, generated: MeasuredSet, size: int) -> Compared:
+def _of_moments(
+    name: str, value: float, real: MeasuredSet, generated: MeasuredSet, size: int, remark: str = ""
+) -> Compared:
     counts = [each.count for each in (real, generated)]
     few = [count for count in counts if count is not None and count < 2 * size]
     if few and min(few) < FEWEST_OF_DISTRIBUTIONS:
-        remark = f"not measured: {min(few)} images in a set, at least {FEWEST_OF_DISTRIBUTIONS} are needed"
-        return Compared(name, None, None, None, "distance", remark)
+        missing = f"not measured: {min(few)} images in a set, at least {FEWEST_OF_DISTRIBUTIONS} are needed"
+        return Compared(name, None, None, None, "distance", missing)
     remarks = [indicative(f"{min(few)} images are fewer than twice the {size} features")] if few else []
     if None in counts:
         remarks.append(indicative("a file of statistics does not state the number of its images"))
-    return Compared(name, value, None, None, "distance", "; ".join([*remarks, NO_INTERVAL]))
+    return Compared(name, value, None, None, "distance", "; ".join(filter(None, [*remarks, remark, NO_INTERVAL])))
 
 
 def _score(logits: Tensor, seed: int) -> Compared:

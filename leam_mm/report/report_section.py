@@ -15,8 +15,8 @@ DISTANCES = {  # of a measure: English and German
     "frechet_distance": ("Fréchet distance, less is better", "Fréchet-Distanz, weniger ist besser"),
     "kernel_distance": ("Kernel distance, less is better", "Kernel-Distanz, weniger ist besser"),
     "frechet_distance_infinity": (
-        "Fréchet distance extrapolated to unlimited images, less is better",
-        "Fréchet-Distanz, hochgerechnet auf unbegrenzt viele Bilder, weniger ist besser",
+        "Fréchet distance extrapolated to unlimited generated images, less is better",
+        "Fréchet-Distanz, hochgerechnet auf unbegrenzt viele generierte Bilder, weniger ist besser",
     ),
     "spatial_frechet_distance": (
         "Spatial Fréchet distance, less is better",

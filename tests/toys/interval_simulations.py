@@ -12,8 +12,10 @@ from torch import Tensor
 
 from leam_mm.distances.frechet import frechet_distance_of_features
 from leam_mm.distances.frechet_halves import frechet_of_halves
+from leam_mm.distances.frechet_infinity import frechet_infinity
 from leam_mm.distances.kernel_distance import gaussian_distance, polynomial_mmd
 from leam_mm.distances.precision_recall import precision_recall
+from leam_mm.distances.set_distances import set_distances
 from leam_mm.intervals.difference_interval import difference, paired_difference
 from leam_mm.intervals.distance_interval import interval_of_halves, share_interval_of_halves, values_of_halves
 from leam_mm.intervals.intervals import bootstrap_interval, mean_interval, share_interval, wilson_interval
@@ -198,6 +200,11 @@ def distances(small: bool = False) -> list[Simulation]:
     def of_share(first: Tensor, second: Tensor, statistic: Callable, value: float, seed: int) -> Interval:
         return share_interval_of_halves(values_of_halves(first, second, statistic, seed), value, len(first))
 
+    def of_infinity(first: Tensor, second: Tensor, statistic: Callable, value: float, seed: int) -> Interval:
+        halves = set_distances()["frechet_distance_infinity"].of_halves
+        assert halves is not None
+        return interval_of_halves(halves(first, second, seed), value)
+
     frechet = frechet_distance_of_features
     plans: list[tuple[str, Callable, Callable, tuple, int]] = [
         ("Fréchet distance, 16 features, shifted", frechet, of_frechet, (16, 0.5, 1.0, False, False), 256),
@@ -206,6 +213,9 @@ def distances(small: bool = False) -> list[Simulation]:
         ("Fréchet distance, 64 features, equal sets", frechet, of_frechet, (64, 0.0, 1.0, True, False), 256),
         ("Fréchet distance, 256 features, shifted", frechet, of_frechet, (256, 0.3, 1.2, True, False), 128),
         ("Fréchet distance, 256 features, equal sets", frechet, of_frechet, (256, 0.0, 1.0, True, False), 128),
+        ("FID-infinity, 16 features, shifted", frechet_infinity, of_infinity, (16, 0.5, 1.0, False, False), 256),
+        ("FID-infinity, 16 features, equal sets", frechet_infinity, of_infinity, (16, 0.0, 1.0, False, False), 256),
+        ("FID-infinity, 64 features, shifted", frechet_infinity, of_infinity, (64, 0.3, 1.2, True, False), 256),
         ("kernel distance, shifted", polynomial_mmd, of_distance, (64, 0.3, 1.2, True, False), 256),
         ("kernel distance, equal sets", polynomial_mmd, of_distance, (64, 0.0, 1.0, True, False), 256),
         ("CMMD, shifted", gaussian_distance, of_distance, (64, 0.3, 1.2, True, True), 256),
