@@ -7,6 +7,7 @@ server frees those of a crashed host when its lease ends, usually after 90 secon
 
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from leam_mm.errors import UserError
-from leam_mm.files import named_faults, restore_folder
+from leam_mm.files import named_faults, remove_leftovers, restore_folder
 
 LOCK = "lock"
 PATIENCE = 4.5  # seconds in which the processes of a killed run end and release its lock
@@ -50,7 +51,7 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
     Args:
         path: The lock file. Its folder is created if missing; the file is removed at the end, unless it is shared.
         folder: What is locked; by default the folder of the lock file. If a killed run moved it aside, it is brought
-            back.
+            back; what killed runs left unfinished beside it is removed.
         shared: Share it with other runs that share it, such as the jobs of an array.
 
     Raises:
@@ -66,6 +67,7 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
         with named_faults(folder or path.parent):
             if folder is not None and not shared:
                 restore_folder(folder)
+                remove_leftovers(folder.parent, glob.escape(folder.name))
             yield
     finally:
         if not shared:  # before the lock is released: afterwards the file may be that of another run

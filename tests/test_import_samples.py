@@ -101,6 +101,7 @@ def test_pickles_are_never_decoded(tmp_path: Path, capsys: pytest.CaptureFixture
         lambda shard: shard["raw_data"].update(basename="/etc/passwd"),
         lambda shard: shard.update(samples=1 << 40),
         lambda shard: shard.update(samples=-1),
+        lambda shard: shard.update(samples=900_000_000, raw_data=shard["raw_data"] | {"bytes": 4_000_000_000}),
         lambda shard: shard.update(samples=True),
         lambda shard: shard.update(column_sizes=[None, -5, 8]),
         lambda shard: shard.update(column_names=["caption", "caption", "n"]),
@@ -212,6 +213,14 @@ def test_killed_run_continues_and_gives_the_same_bytes(tmp_path: Path, monkeypat
     assert run(tmp_path / "mds", tmp_path / "again") == whole
     assert parts == [0, 1, 2, 2]
     assert not (tmp_path / "again.work").exists()
+
+
+def test_parquet_of_more_rows_than_bytes_is_refused(tmp_path: Path) -> None:
+    """Each row would be one of the ledger."""
+    images = pa.array([None] * 900_000, pa.binary())
+    pq.write_table(pa.table({"image": images, "text": pa.nulls(900_000, pa.string())}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="claims 900000 rows in"):
+        run(tmp_path / "x.parquet", tmp_path / "shards")
 
 
 def test_nested_columns_of_parquet_have_limits(tmp_path: Path) -> None:

@@ -327,3 +327,12 @@ def test_the_number_of_workers_changes_no_byte(tmp_path: Path) -> None:
     for workers in (1, 2):
         index(tars, "--output", tmp_path / str(workers), "--workers", workers)
     assert file_digests(tmp_path / "1") == file_digests(tmp_path / "2")
+
+
+def test_files_that_a_killed_run_left_unfinished_are_removed(tmp_path: Path) -> None:
+    """Only those of this program: others in the folder belong to the user."""
+    tars = shard_writer(tmp_path / "tars")
+    for name in ("train-000000.records.jsonl", "ledger.parquet", "README.md", "notes.txt"):
+        (tars / f"{name}.tmp-1-00000000").touch()
+    index(tars)
+    assert [path.name for path in tars.glob("*.tmp-*")] == ["notes.txt.tmp-1-00000000"]

@@ -19,6 +19,7 @@ from toys.recipes import CODEC_SECTION, ROOT, clip_recipe, save_checkpoint
 
 from leam_mm import cli, run_lock
 from leam_mm.errors import UserError
+from leam_mm.files import TEMPORARY
 
 HOLDER = """
     import sys, time
@@ -55,6 +56,15 @@ def test_second_run_names_the_first_and_a_killed_one_blocks_nobody(tmp_path: Pat
     with run_lock.run_lock(lock):
         pass
     assert list(lock.parent.iterdir()) == []
+
+
+def test_what_a_killed_run_left_unfinished_beside_its_folder_is_removed(tmp_path: Path) -> None:
+    output = tmp_path / "out[1]"
+    for name in (f"out[1]{TEMPORARY}9-ab", f"out1{TEMPORARY}9-ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    with run_lock.run_lock(run_lock.beside(output), output):
+        assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"out1{TEMPORARY}9-ab"]
 
 
 def test_the_message_names_another_host(tmp_path: Path) -> None:

@@ -266,3 +266,13 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bytes(
         steps += stride
     assert steps > 15
     assert pq.ParquetFile(tmp_path / "whole/shards" / LEDGER).metadata.num_rows == 14
+
+
+def test_a_list_that_a_killed_withdrawal_left_unfinished_is_removed(tmp_path: Path) -> None:
+    write_published(tmp_path / "shards")
+    lists = tmp_path / "shards.blocklists"
+    lists.mkdir()
+    (lists / "withdrawn.pdq.tmp-1-00000000").touch()
+    record = next(read_samples(tmp_path / "shards"))[1]["json"]
+    withdraw("--shards", tmp_path / "shards", "--url", json.loads(record)["url"], "--apply", "--unsigned")
+    assert {path.suffix for path in lists.iterdir()} <= {".txt", ".sha256", ".pdq"}

@@ -29,6 +29,7 @@ CODECS = {"zstd": "zstd", "gz": "gzip"}
 MAX_INDEX = 1 << 28  # bytes of index.json
 MAX_COLUMNS = 1000
 MAX_FURTHER = 1 << 24  # bytes of a sample beside its image
+FEW_SAMPLES, DENSITY = 1000, 250  # samples that a missing shard may claim, and for each byte of a packed one
 MAX_SHARD = 1 << 32  # bytes; offsets are uint32
 
 
@@ -109,6 +110,9 @@ class _Shard:
         self.path = folder / self.stored
         if not self.path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{self.stored} is a link that leads out of the folder")
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if self.samples > FEW_SAMPLES + size * (DENSITY if packed else 1):  # each of them would be a row of the ledger
+            raise ValueError(f"{self.stored} has {size} bytes, and claims {self.samples} samples")
 
     def rows(self, columns: Collection[str], first: int, scratch: Path, max_bytes: int) -> Iterator[SourceRow]:
         """Yield the rows of the shard from a number on; a damaged shard gives rows with a fault."""

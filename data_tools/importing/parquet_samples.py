@@ -43,6 +43,8 @@ class ParquetSamples:
                 raise UserError(f"{file} is a link that leads out of {self.folder}: copy the file instead")
             try:
                 with open_parquet(file) as opened:
+                    if opened.rows > file.stat().st_size:  # a row with an image takes more than a byte
+                        raise ValueError(f"it claims {opened.rows} rows in {file.stat().st_size} bytes")
                     found = {name: _kind(opened.schema.field(name).type) for name in opened.schema.names}
                     self._counts.append(opened.rows)
             except ERRORS as error:

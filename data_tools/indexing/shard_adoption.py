@@ -21,7 +21,7 @@ from data_tools.indexing.tar_patterns import Tar
 from data_tools.links.withdrawn_lists import read_lists
 from data_tools.work.work_folder import open_work_folder
 from data_tools.work.workers import WorkerPool
-from leam_mm.data.folder_card import write_card
+from leam_mm.data.folder_card import CARD, write_card
 from leam_mm.data.index_file import read_records, records_line, records_name
 from leam_mm.data.ledger import LEDGER, LedgerWriter
 from leam_mm.data.parquet_file import own_parquet
@@ -30,7 +30,7 @@ from leam_mm.data.shard_index import ShardFolder, ShardWriter, write_manifest
 from leam_mm.data.shard_manifest import ShardEntry
 from leam_mm.data.shard_places import TARS, ShardPlaces
 from leam_mm.errors import UserError
-from leam_mm.files import bytes_sha256, write_bytes, write_json
+from leam_mm.files import bytes_sha256, remove_leftovers, write_bytes, write_json
 
 STAGE = "index_shards"
 WORK = "index_shards.work"
@@ -140,6 +140,8 @@ def adopt(
     }
     settings["withdrawn"] = read_lists(rule.withdrawn).sha256
     with open_work_folder(output / WORK, settings):
+        for name in (records_name("*"), LEDGER, TARS, CARD):
+            remove_leftovers(output, name)
         jobs = list(plan_jobs(list(zip(tars, names, strict=True)), output, output / WORK, tables))
         open_jobs = [job for job in jobs if not job.file("json").is_file()]
         begin, size = time.monotonic(), sum(tar.size for job in open_jobs for tar, _ in job.tars)

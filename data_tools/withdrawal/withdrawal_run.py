@@ -30,7 +30,7 @@ from data_tools.work.signature import sign_file
 from leam_mm.data.sample_json import read_sample_json
 from leam_mm.data.tombstones import STATEMENTS
 from leam_mm.errors import UserError
-from leam_mm.files import write_text
+from leam_mm.files import remove_leftovers, write_text
 from leam_mm.run_lock import beside, run_lock
 
 SHOWN = 20  # samples of each folder in a dry run
@@ -193,6 +193,7 @@ def _write_blocklists(folder: Path, gone: list[Withdrawn], selection: Selection)
     """Add address hashes, domains and image hashes to the lists that programs read (links/withdrawn_lists.py)."""
     lists = folder.with_name(folder.name + SUFFIX)
     lists.mkdir(exist_ok=True)
+    remove_leftovers(lists)
     # A relative file name would block every image of that name.
     urls = {url for sample in gone if (url := str(sample.record.get("url") or "")) and not url.startswith("file:")}
     lines = {

@@ -21,6 +21,7 @@ from leam_mm.data.image_limits import (
     MAX_TAGS,
     SHARD_FORMATS,
 )
+from leam_mm.data.image_parts import parts_fault
 from leam_mm.errors import UserError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")  # two of them wrong, and read by Pillow
@@ -110,7 +111,12 @@ def check_tags(content: bytes) -> None:
 
 
 def check_segments(content: bytes) -> None:
-    """Refuse a large JPEG of thousands of EXIF segments, which Pillow joins one by one, in quadratic time."""
+    """Refuse a PNG or GIF of too many parts, and a large JPEG of thousands of EXIF segments.
+
+    Pillow joins these one by one, in quadratic time.
+    """
+    if found := parts_fault(content):
+        raise ImageLimit("parts", found[0], f"{found[0]} {found[1]} exceed the limit")
     if len(content) <= FEW_SEGMENTS or not content.startswith(b"\xff\xd8"):
         return
     if (segments := content.count(b"Exif\0\0")) > MAX_SEGMENTS:

@@ -73,6 +73,13 @@ def _images(entries: int) -> bytes:
     return (b"MPF\0II*\0" + struct.pack("<I", 8) + head + b"".join(listed)).ljust(65_400, b"\0")
 
 
+def _comments(comment: bytes, count: int) -> bytes:
+    """A GIF with comments before its image."""
+    gif = blank("GIF", "P", 4, 4)
+    start = 13 + (3 << ((gif[10] & 7) + 1)) * (gif[10] >> 7)
+    return gif[:start] + comment * count + gif[start:]
+
+
 def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, bytes]]:
     """Name, rules that fit, and file of each case; ``jpeg`` and ``png`` are good images of the same number."""
     chance = random.Random(number)
@@ -124,6 +131,10 @@ def image_cases(number: int, jpeg: bytes, png: bytes) -> list[tuple[str, str, by
         ("reserved beside entities", "reservation", segment(b"\xe1", doctype.encode())),
         ("GPS and data behind the end", "kept", jpeg + chance.randbytes(500)),
         ("1,000 comments", "kept", jpeg[:2] + (b"\xff\xfe\0\4ab") * 1000 + jpeg[2:]),
+        ("PNG of 200,000 chunks", "parts", front + png_chunk(b"raNd", b"") * 200_000 + png[33:]),
+        ("GIF of 200,000 comments", "parts", _comments(b"!\xfe\1a\0", 200_000)),
+        ("GIF of one comment of a megabyte", "parts bytes", _comments(
+            b"!\xfe" + (b"\xff" + bytes(255)) * chance.randrange(4_000, 7_000) + b"\0", 1)),
         ("polyglot of PNG and HTML", "kept", png + b"<script>alert(1)</script>"),
     ]  # fmt: skip
     for kind in ("ICO", "PPM", "TGA", "PCX", "DDS", "IM", "SGI", "JPEG2000"):
