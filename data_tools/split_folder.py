@@ -22,7 +22,7 @@ from data_tools.vetting.held_out_images import ENOUGH, FEWEST, choose_held_out, 
 from data_tools.vetting.near_duplicates import NearDuplicates
 from leam_mm.command_line import parse_settings
 from leam_mm.errors import UserError, run
-from leam_mm.files import write_json, write_text
+from leam_mm.files import remove_leftovers, write_json, write_text
 from leam_mm.run_lock import beside, run_lock
 
 SPLIT = "split.json"
@@ -120,6 +120,8 @@ def write_tables(settings: Settings) -> None:
     rows = table_rows(settings)
     paths = [Path(unquote(urlsplit(row["url"]).path)) for row in rows]
     held_out, found = split_images(paths, settings.held_out)
+    for name in ("*.jsonl", SPLIT):
+        remove_leftovers(settings.output, name)
     (settings.output / "held_out.jsonl").unlink(missing_ok=True)
     for name, wanted in (("train", False), ("held_out", True)):
         lines = [json.dumps(row, ensure_ascii=False) for row, out in zip(rows, held_out, strict=True) if out == wanted]

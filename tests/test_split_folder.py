@@ -129,3 +129,10 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leads out of"):
         run(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "split").mkdir()
+    (tmp_path / "split" / "held_out.jsonl.tmp-1-00000000").touch()
+    main(["--folder", str(folder(tmp_path / "images")), "--output", str(tmp_path / "split")])
+    assert not list((tmp_path / "split").glob("*.tmp-*"))
