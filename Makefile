@@ -58,6 +58,7 @@ test: environment ## All CPU tests
 EXTRA_TESTS = $(addprefix tests/test_,clip_benchmark.py configs.py distributors.py documents_croissant.py documents_ml_bom.py face_detection.py folder_card.py import_samples.py model_signature.py nudity.py onnx_folder.py onnx_network.py page.py page_browser.py release_verify.py sentence_transformers_folder.py serving.py streaming_peers.py torch_fidelity.py)
 test-extras: environment ## The tests that need extras: make test-extras EXTRAS=dev,nudity,spark,ray,datasets,serve,sign,peers,onnx
 	$(PYTEST) $(EXTRA_TESTS)
+	$(PYTEST) -m slow tests/test_page_browser.py
 
 # The last version 4 of transformers, beside the environment: its files are read first.
 TRANSFORMERS4 = runs/transformers4
