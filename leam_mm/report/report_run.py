@@ -79,8 +79,8 @@ def costs(stages: list[Row], language: str) -> Table | None:
             source += f"; {part}"
         beside = stage.get("beside")
         if isinstance(beside, list) and beside:
-            names = ", ".join(map(str, beside))
-            source += "; " + word("at the same time as {}; energy divided by CPU time", language).format(names)
+            others = ", ".join(map(str, beside))
+            source += "; " + word("at the same time as {}; energy divided by CPU time", language).format(others)
         joules = energy(reading.get("joules"), language)
         rows.append([plain(str(stage.get("name", ""))), *times, joules, *grams, remark(source, language)])
     names = (
