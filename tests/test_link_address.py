@@ -211,3 +211,15 @@ def test_trusted_hosts_are_compared_in_their_normal_form(tmp_path: Path) -> None
     assert check_link("http://127.1:8000/a", tmp_path, False, trusted)[0] == "http://127.0.0.1:8000/a"
     with pytest.raises(UserError, match=r"--allow-private: .*'http://x'"):
         DownloadSettings(tmp_path, table=tmp_path, allow_private=["http://x"])
+
+
+@pytest.mark.parametrize("scheme", ["http://example.org/", "https://example.org/?q=", "file:"])
+def test_addresses_of_more_than_8000_characters_are_refused(scheme: str, tmp_path: Path) -> None:
+    check_link(scheme + "a" * 200, tmp_path, True, [])
+    with pytest.raises(LinkRefused, match="longer than 8000 characters") as refused:
+        check_link(scheme + "[" * 8000, tmp_path, True, [])
+    assert refused.value.rule == "url" and len(refused.value.value) < 20
+
+
+def test_unreserved_characters_are_decoded_and_others_stay() -> None:
+    assert normal_url("http://example.org/%7e%41%2D%2f%5b%c3%a4") == "http://example.org/~A-%2F%5B%C3%A4"

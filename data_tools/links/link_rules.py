@@ -22,7 +22,7 @@ from data_tools.links.blocklists import Blocked, DigestList, DomainList, PhraseL
 from data_tools.links.link_columns import OPTIONAL, REQUIRED
 from data_tools.links.link_sources import LinkSources
 from data_tools.links.personal_data_rule import PersonalDataRule
-from data_tools.network.link_address import LinkRefused, check_link, normal_url
+from data_tools.network.link_address import MAX_ADDRESS, LinkRefused, check_link, normal_url
 from data_tools.rights.reservations import Signal, decide
 from data_tools.rights.rsl_terms import MOST_DOCUMENTS
 from data_tools.samples.sample_record import json_fault
@@ -39,7 +39,6 @@ FILTERED = pa.schema(
     + [("link_hash", pa.binary(16))]
     + [(name, pa.string()) for name in ("rule", "value", "reason", "evidence")]
 )
-MAX_ADDRESS = 8000  # characters (RFC 9110, 4.1 asks servers to support that many)
 _UID = re.compile(r"[0-9a-f]{32}")
 
 

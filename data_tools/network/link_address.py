@@ -10,6 +10,7 @@ spelling.
 import ipaddress
 import os
 import re
+import string
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +25,14 @@ from leam_mm.errors import UserError
 URL_SAFE = "%/:=&?~#+!$,;'@()*[]"
 PATH_SAFE = "/-._~!$&'()*+,;=:@"  # characters that a path holds unencoded (RFC 3986, 3.3)
 PORTS = {"http": 80, "https": 443}
+MAX_ADDRESS = 8000  # characters (RFC 9110, 4.1 asks servers to support that many)
 _TRACKING = re.compile(
     r"(utm(_\w+)?|[a-z]{1,4}clid|msclkid|[gw]braid|mc_[ce]id|igshid|igsh|_ga|_gl|srsltid|mkt_tok|_hs(enc|mi)|hsa_\w+|__hs\w+"
     r"|vero_(id|conv)|oly_(anon|enc)_id|rb_clickid|s_cid|ml_subscriber\w*|wickedid|yclid|_openstat|li_fat_id|epik|rdt_cid"
     r"|(jsession|phpsess|aspsession|s)id)",
     re.IGNORECASE,
 )  # parameters by which visitors are counted, not images chosen
+_UNRESERVED = {f"%{ord(letter):02X}": letter for letter in string.ascii_letters + string.digits + "._~-"}
 _SESSION = re.compile(r";(jsessionid|phpsessid|sid)=[^/;]*", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _DELIMITER = re.compile(r"[\x00-\x20\x7f/\\?#@:\[\]]")  # would end the host in the parser, or vanish from it
@@ -163,8 +166,8 @@ def _percent(text: str, safe: str) -> str:
 
 
 def _decoded(found: re.Match[str]) -> str:
-    character = chr(int(found[0][1:], 16))
-    return character if re.fullmatch(r"[A-Za-z0-9._~-]", character) else found[0].upper()
+    code = found[0].upper()
+    return _UNRESERVED.get(code, code)
 
 
 def without_dots(path: str) -> str:
@@ -205,6 +208,8 @@ def check_link(url: str | None, base: Path, allow_file: bool, allow_private: lis
     except ValueError as error:
         shown = str(url).encode("utf-8", "replace").decode()
         raise LinkRefused("url", shown, f"not a valid address: {first_line(error)}") from None
+    if len(url or "") > MAX_ADDRESS and parts.scheme in (*PORTS, "file"):
+        raise LinkRefused("url", f"{len(url or '')} characters", f"longer than {MAX_ADDRESS} characters")
     if parts.scheme == "file":
         if not allow_file:
             raise LinkRefused("scheme", "file", "files are read only with --allow-file")
