@@ -66,6 +66,12 @@ def draw(tab: Any, language: str, prompt: str) -> None:
     tab.get_by_role("status").filter(has_text=DONE[language]).wait_for(timeout=60_000)
 
 
+def width_of(image: Any) -> int:
+    """The width of an image in pixels, once the browser has loaded it: the status is told before the image arrives."""
+    image.wait_for()
+    return int(image.evaluate("image => image.decode().then(() => image.naturalWidth)"))
+
+
 def upload(tab: Any, name: str, place: str, folder: Path) -> None:
     Image.new("RGB", (40, 40), "red").save(folder / "photo.png")
     tab.get_by_role("tab", name=name).click()
@@ -126,8 +132,8 @@ def test_the_keyboard_alone_draws_and_the_result_is_told(browser: Any, page: Ser
     region.wait_for(timeout=60_000)
     assert region.get_attribute("aria-live") == "polite"
     image = tab.get_by_role("img", name='a "circle" <b>').first
-    assert image.is_visible() and image.evaluate("image => image.complete && image.naturalWidth > 0")
-    assert tab.get_by_text("AI-generated").first.is_visible()
+    assert width_of(image) > 0
+    tab.get_by_text("AI-generated").first.wait_for()
 
 
 def test_a_saved_image_is_still_marked(browser: Any, page: Served, tmp_path: Path) -> None:
@@ -149,7 +155,7 @@ def test_images_are_uploaded_edited_and_labelled(browser: Any, page: Served, tmp
     panel.get_by_role("button", name="Edit", exact=True).click()
     panel.get_by_text("AI-edited").first.wait_for(timeout=60_000)
     image = panel.get_by_role("img", name="a star").first
-    assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert width_of(image) > 0
     with tab.expect_download() as saving:
         panel.get_by_role("link", name="Save image").first.click()
     saving.value.save_as(tmp_path / "edited.png")
