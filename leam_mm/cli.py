@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from leam_mm.arithmetic import arithmetic_record, caution, changes
 from leam_mm.callbacks.divergence import Divergence
-from leam_mm.callbacks.energy_meter import EnergyRecord
+from leam_mm.callbacks.energy_record import EnergyRecord
 from leam_mm.callbacks.learning_rates import LearningRates
 from leam_mm.callbacks.metrics_log import EventsLog, MetricsLog, RowBeforeCheckpoint
 from leam_mm.callbacks.preemption import Preemption

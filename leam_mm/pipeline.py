@@ -20,6 +20,7 @@ from leam_mm.errors import UserError, run
 from leam_mm.files import write_json
 from leam_mm.folder_server import server_command
 from leam_mm.pipeline_file import ENVIRONMENT, Pipeline, read_pipeline
+from leam_mm.pipeline_stages import StageRunner
 from leam_mm.run_lock import LOCK, run_lock
 
 console = Console(highlight=False)
@@ -45,7 +46,7 @@ def commands(pipeline: Pipeline, records: list[dict[str, Any]], command: list[st
 
 def summarise(pipeline: Pipeline, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of the report as one JSON object; null means not measured."""
-    from leam_mm.evaluators.results import read_results
+    from leam_mm.evaluators.results import read_results  # imported here since it loads torch
 
     results = read_results(pipeline.run / "evaluation")
 
@@ -96,15 +97,13 @@ def main(args: list[str] | None = None) -> None:
             raise UserError(f"--set {name}: give NAME=VALUE")
     pipeline = read_pipeline(options.pipeline, {name: value for name, _, value in pairs})
     began = time.monotonic()
-    from leam_mm.pipeline_stages import StageRunner  # imported here since it loads torch
-
     with run_lock(pipeline.run / LOCK):
         records = StageRunner(pipeline).run()
         changes = [word for pair in options.set for word in ("--set", pair)]
         command = ["python", "-m", "leam_mm.pipeline", str(options.pipeline), *changes]
         summary = summarise(pipeline, records) | {"pipeline": commands(pipeline, records, command)}
         write_json(pipeline.run / "summary.json", summary)
-        from leam_mm.report.report_page import write_report
+        from leam_mm.report.report_page import write_report  # imported here since it loads torch
 
         write_report(pipeline.run, pipeline.run / "report.html", title=pipeline.title)
     spent, now = wall_seconds(records), time.monotonic() - began

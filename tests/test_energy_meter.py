@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from toys.machines import FakeNvml
 
-from leam_mm.callbacks import energy_meter
+from leam_mm.callbacks import energy_record
 from leam_mm.callbacks.carbon import CarbonFactors, add
 from leam_mm.callbacks.energy_counter import (
     CounterUnavailable,
@@ -19,7 +19,8 @@ from leam_mm.callbacks.energy_counter import (
     GraceHopperCounter,
     RaplCounter,
 )
-from leam_mm.callbacks.energy_meter import EnergyMeter, EnergyRecord, node_addresses
+from leam_mm.callbacks.energy_meter import EnergyMeter
+from leam_mm.callbacks.energy_record import EnergyRecord, node_addresses
 from leam_mm.callbacks.gpu_energy import AmdGpuCounter, NvmlCounter
 from leam_mm.errors import UserError
 
@@ -146,7 +147,7 @@ def train(folder: Path, steps: int, checkpoint: Path | None = None, **settings: 
 
 
 def test_record_adds_up_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    monkeypatch.setattr(energy_record, "COUNTERS", (FixedCounter,))
     first, checkpoint = train(tmp_path, 2)
     saved = torch.load(checkpoint, weights_only=True)["callbacks"]["EnergyRecord"]
     assert saved == first.record
@@ -154,19 +155,19 @@ def test_record_adds_up_over_a_restart(tmp_path: Path, monkeypatch: pytest.Monke
     assert saved["measured_node_seconds"] == saved["node_seconds"]
     assert datetime.fromisoformat(saved["began_at"]) <= datetime.fromisoformat(saved["ended_at"]) <= datetime.now(UTC)
     assert saved["hardware"].endswith(f"{psutil.cpu_count()} cores")
-    monkeypatch.setattr(energy_meter, "_now", lambda: "2031-01-01T00:00:00+00:00")
+    monkeypatch.setattr(energy_record, "_now", lambda: "2031-01-01T00:00:00+00:00")
     second, _ = train(tmp_path, 4, checkpoint)
     assert second.record["samples"] == 12
     assert (second.record["began_at"], second.record["ended_at"]) == (saved["began_at"], "2031-01-01T00:00:00+00:00")
     assert second.record["joules"] > saved["joules"]
-    monkeypatch.setattr(energy_meter, "COUNTERS", ())
+    monkeypatch.setattr(energy_record, "COUNTERS", ())
     third, _ = train(tmp_path, 5, tmp_path / "4.ckpt")
     assert third.record["joules"] == second.record["joules"]
     assert third.record["measured_node_seconds"] < third.record["node_seconds"]
 
 
 def test_record_of_an_unmeasured_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", ())
+    monkeypatch.setattr(energy_record, "COUNTERS", ())
     record, _ = train(tmp_path, 2, watts_per_core=4.0)
     assert record.record["joules"] is None and record.record["source"] == "not measured"
     assert record.record["estimated_joules"] == pytest.approx(4.0 * record.record["cpu_seconds"])
@@ -181,7 +182,7 @@ def test_gpus_of_a_node_are_those_of_its_ranks() -> None:
 
 
 def test_energy_and_emissions_are_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    monkeypatch.setattr(energy_record, "COUNTERS", (FixedCounter,))
     trainer = pl.Trainer(
         max_steps=3, accelerator="cpu", callbacks=[EnergyRecord(grams_per_kwh=500.0)], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=1,
@@ -216,7 +217,7 @@ def test_impossible_factors_are_refused(wrong: dict) -> None:
 
 
 def test_record_holds_emissions_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    monkeypatch.setattr(energy_record, "COUNTERS", (FixedCounter,))
     _, checkpoint = train(tmp_path, 2, grams_per_kwh=100.0, market_grams_per_kwh=10.0, pue=1.5, source="a table")
     saved = torch.load(checkpoint, weights_only=True)["callbacks"]["EnergyRecord"]
     assert saved["location_grams"] == pytest.approx(saved["joules"] / 3.6e6 * 1.5 * 100)
@@ -228,7 +229,7 @@ def test_record_holds_emissions_over_a_restart(tmp_path: Path, monkeypatch: pyte
 
 
 def test_record_of_an_earlier_version_is_read_and_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    monkeypatch.setattr(energy_record, "COUNTERS", (FixedCounter,))
     _, checkpoint = train(tmp_path, 2)
     content = torch.load(checkpoint, weights_only=True)
     record = content["callbacks"]["EnergyRecord"]
@@ -242,7 +243,7 @@ def test_record_of_an_earlier_version_is_read_and_added_to(tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_two_ranks_of_a_node_read_one_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy_meter, "COUNTERS", (FixedCounter,))
+    monkeypatch.setattr(energy_record, "COUNTERS", (FixedCounter,))
     trainer = pl.Trainer(
         max_steps=2, accelerator="cpu", devices=2, strategy="ddp_fork", callbacks=[EnergyRecord()], logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=True, log_every_n_steps=100,

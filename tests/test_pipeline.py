@@ -308,3 +308,9 @@ def test_stage_runs_again_when_its_input_changes(tmp_path: Path) -> None:
     run_file(file)
     assert runs(tmp_path, "first") == runs(tmp_path, "second") == "x"  # the second's output was removed and made again
     assert json.loads((run / "stages" / "second.json").read_text())["fingerprint"] != before
+
+
+def test_stages_run_without_torch() -> None:
+    code = "import leam_mm.pipeline, sys; print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert found.stdout == "[]\n", found.stderr

@@ -10,7 +10,8 @@ import torch
 from scipy.stats import t
 
 from leam_mm.callbacks.energy_counter import EnergyCounter
-from leam_mm.callbacks.energy_meter import COUNTERS, EnergyMeter, EnergyReading, gpu_address
+from leam_mm.callbacks.energy_meter import COUNTERS, EnergyMeter, EnergyReading
+from leam_mm.callbacks.energy_record import gpu_address
 from leam_mm.errors import UserError
 from leam_mm.planning.counted_flops import count
 

@@ -22,7 +22,7 @@ class StageFacts:
         samples_seen: Samples it was trained on, repetitions counted; None where the checkpoint does not say.
         checkpoint_sha256: Digest of the checkpoint that the weights were taken from.
         data: Merkle root to name of each shard folder it was trained on.
-        energy: The record of callbacks/energy_meter.EnergyRecord, or None.
+        energy: The record of callbacks/energy_record.EnergyRecord, or None.
         versions: Versions of the libraries it was trained with.
         base: The weights that it started from: ``weights`` as they were named, ``sha256``, and ``name`` and ``licence``
             where they state them; empty after random initialisation. A part that was taken over has only this.
