@@ -5,6 +5,7 @@ import http.client
 import http.server
 import secrets
 import shlex
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -19,20 +20,28 @@ NONCE = "/.leam_mm-server"  # path of the number by which a server proves that i
 console = Console(highlight=False)
 
 
-class _FolderServer(http.server.ThreadingHTTPServer):
+class FolderServer(http.server.ThreadingHTTPServer):
     """Serves a folder on loopback; the port is bound when the object is made, or the system refuses it."""
 
     allow_reuse_port = False
+    # A downloader opens as many connections at once as it has threads. Of those beyond the queue (5 in Python's server)
+    # the system drops the first packet, which is sent again after 1, 3 and 7 s.
+    request_queue_size = 256
 
     def __init__(self, folder: str, port: int) -> None:
         self.folder, self.nonce = folder, secrets.token_hex(16)
         super().__init__(("127.0.0.1", port), _FolderHandler)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that has gone away is no fault of the server."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
 
 class _FolderHandler(http.server.SimpleHTTPRequestHandler):
-    server: _FolderServer
+    server: FolderServer
 
-    def __init__(self, request: Any, address: Any, server: _FolderServer) -> None:
+    def __init__(self, request: Any, address: Any, server: FolderServer) -> None:
         super().__init__(request, address, server, directory=server.folder)
 
     def do_GET(self) -> None:
@@ -61,7 +70,7 @@ def serving(folder: str, port: int) -> Iterator[None]:
     """
     console.print(f"[dim]$ {shlex.join(server_command(folder, port))} &[/dim]", soft_wrap=True)
     try:
-        server = _FolderServer(folder, port)
+        server = FolderServer(folder, port)
     except OSError as error:
         fault = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
         raise UserError(

@@ -1,16 +1,18 @@
 """The HTTP server of a stage: a stage never reads what another server offers on the port."""
 
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from leam_mm.errors import UserError
-from leam_mm.folder_server import prove_server, serving
+from leam_mm.folder_server import FolderServer, prove_server, serving
 
 
 def content(port: int) -> bytes:
@@ -74,3 +76,11 @@ def test_the_folder_is_served_without_a_proxy_and_the_port_is_free_again(
             assert content(port) == b"own"
     with pytest.raises(OSError):
         content(port)
+
+
+def test_as_many_connections_as_a_downloader_opens_wait_in_the_queue(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        server = FolderServer(str(tmp_path), 0)  # accepts nothing yet
+        stack.callback(server.server_close)
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.server_port), timeout=0.9))
