@@ -67,7 +67,7 @@ def draw(tab: Any, language: str, prompt: str) -> None:
 
 
 def width_of(image: Any) -> int:
-    """The width of an image in pixels, once the browser has loaded it: the status is told before the image arrives."""
+    """The width of an image in pixels, once the browser has loaded it: the status changes before the image arrives."""
     image.wait_for()
     return int(image.evaluate("image => image.decode().then(() => image.naturalWidth)"))
 
