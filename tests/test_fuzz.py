@@ -87,6 +87,16 @@ def test_readers_survive(reader: Reader, tmp_path: Path) -> None:
     assert not shown, "\n".join(f"{kind}: {text}" for kind, text in shown.items())
 
 
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_a_valid_input_is_read_to_its_end(reader: Reader, tmp_path: Path) -> None:
+    if reader.name == "lists":
+        pytest.skip("no text is valid for all kinds of list; each is read, whatever the others refuse")
+    seeds = reader.seeds(tmp_path / "seeds")
+    (tmp_path / "hunt").mkdir()
+    found = hunt(reader, seeds, tmp_path / "hunt")
+    assert found.refused < len(seeds), "its mutations would only test the check that refuses all of them"
+
+
 def test_every_folder_of_the_corpus_has_a_reader() -> None:
     assert {path.name for path in CORPUS.iterdir()} <= {reader.name for reader in READERS}
     assert len({reader.name for reader in READERS}) == len(READERS)

@@ -270,7 +270,7 @@ def _by_tables(listing: _Listing, tables: list[str], choice: FolderColumns) -> I
                     row["url"] = file_link(name)
                     listed.add(name)
                     if name not in present and not name.startswith("..") and not row.get(TOO_LONG):
-                        if not (folder / name).is_file():
+                        if not os.path.isfile(folder / name):  # False for a name that is too long, too
                             fault = Fault("missing", name[:200], f"listed in {table}, but there is no such file")
                             row[REFUSED] = json.dumps(fault)
                     elif name in listing.unread:

@@ -4,6 +4,8 @@ A reader keeps its contract if it returns or raises an allowed exception, whose 
 bounded CPU time and memory. The child counts the inputs in shared memory, so that the parent knows which one killed it.
 """
 
+import ctypes
+import gc
 import json
 import mmap
 import os
@@ -15,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -92,7 +95,10 @@ def mutated(reader: Reader, seeds: Sequence[bytes], seed: int, number: int) -> b
 
 
 def resident() -> float:
-    """Return the resident memory of this process in MB."""
+    """Return the resident memory of this process in MB, without what the allocator keeps for later."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 

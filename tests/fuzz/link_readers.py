@@ -127,7 +127,6 @@ def table(ending: str) -> Callable[[Path], Read]:
 
     def prepare(folder: Path) -> Read:
         path = folder / f"links{ending}"
-        (folder / "images").mkdir()
 
         def read(data: bytes) -> None:
             path.write_bytes(data)
@@ -139,12 +138,40 @@ def table(ending: str) -> Callable[[Path], Read]:
                     )
                     record = sample_record(row.source, row.decision, cast(Any, image), "fuzz", None)
                     json.dumps(record, ensure_ascii=False).encode()
-            (folder / "images" / f"captions{ending}").write_bytes(data)
-            folder_links(folder / "images")
 
         return read
 
     return prepare
+
+
+def folder_table_seeds(folder: Path) -> list[bytes]:
+    """Return tables of captions of a folder: two kinds of csv, JSON lines and parquet."""
+    rows = [{"file_name": "a.png", "text": "ein See"}, {"file_name": "sub/b.png", "text": "a lake"}]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    csv = b"file_name,text\na.png,ein See\nsub/b.png,a lake\n"
+    return [csv, b"url,caption\nfile:a.png,x\n", lines.encode(), buffer.getvalue()]
+
+
+def folder_table(folder: Path) -> Read:
+    """Read the table of captions in a folder of images."""
+    images = folder / "images"
+    (images / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/b.png"):
+        (images / name).write_bytes(b"")
+
+    def read(data: bytes) -> None:
+        kind = "parquet" if data.startswith(b"PAR1") else "jsonl" if data.lstrip().startswith(b"{") else "csv"
+        name = "captions" if data.startswith(b"url") else "metadata"
+        path = images / f"{name}.{kind}"
+        path.write_bytes(data)
+        try:
+            folder_links(images)
+        finally:
+            path.unlink()
+
+    return read
 
 
 def caption_file(folder: Path) -> Read:
@@ -270,7 +297,7 @@ def nested_seeds(folder: Path) -> list[bytes]:
     columns: list[Any] = [
         pa.array([entries, None]),
         pa.array([["a lake", "ein See"], []]),
-        pa.array([{"de": ["ein See"], "en": None}, None]),
+        pa.array([{"de": ["ein See"], "en": ["a lake"]}, None]),
         pa.array([[("de", "ein See")], None], pa.map_(pa.string(), pa.string())),
     ]
     contents = []
@@ -325,6 +352,13 @@ READERS = [
     Reader("table_parquet", parquet_seeds, table(".parquet"), (damage_table, damage_table, damage_bytes)),
     Reader("table_csv", csv_seeds, table(".csv"), words=(b'"', b'""', b"url", b"caption", b"\r", b"\n,", *WORDS)),
     Reader("table_jsonl", jsonl_seeds, table(".jsonl"), (damage_json, damage_bytes), words=WORDS),
+    Reader(
+        "folder_table",
+        folder_table_seeds,
+        folder_table,
+        (damage_table, damage_json, damage_bytes),
+        words=(b"file_name", b"../", b"%2e%2e/", b"file:", b"text", b"captions", b"url"),
+    ),
     Reader("caption_file", text_seeds, caption_file),
     Reader("cell", cell_seeds, cell, (damage_json, damage_bytes)),
     Reader("address", address_seeds, address, allowed=(LinkRefused,), words=WORDS),

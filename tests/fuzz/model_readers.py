@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -10,12 +11,14 @@ from toys.images import encoded_image, soft_image
 from toys.pages import metric_row
 from toys.recipes import CODEC_SECTION, save_checkpoint
 
+from data_tools.withdrawal.shard_withdrawal import Change
 from data_tools.withdrawal.withdrawal_statement import verify_statement
 from data_tools.work.signature import sign_file, verify_file
 from fuzz.hunt import Reader
 from fuzz.mutation import damage_bytes, damage_json, damage_png, wrapped
 from leam_mm.callbacks.ema_snapshots import FOLDER, Snapshot, read_snapshots, write_snapshot
 from leam_mm.checkpoint import checkpoint_config, load_module, read_checkpoint
+from leam_mm.data.shard_manifest import ShardEntry
 from leam_mm.distances.feature_statistics import FeatureMoments
 from leam_mm.distances.statistics_file import read_statistics, write_statistics
 from leam_mm.evaluators.compared_images import read_rgb
@@ -182,7 +185,8 @@ def run_seeds(name: str) -> Callable[[Path], list[bytes]]:
 
 def statement_seeds(folder: Path) -> list[bytes]:
     """Return a statement of a withdrawal."""
-    change = {"name": "a", "merkle_root_before": "0", "merkle_root_after": "1", "samples_before": 3, "samples_after": 2}
+    before = [ShardEntry(f"{number:05d}.tar", f"{number:064x}", 9000, 3) for number in range(2)]
+    change = Change("a", before, [replace(before[0], samples=2), before[1]]).public()
     stone = {"key": "000000", "shard": "a/00000.tar", "uid": None}
     content = {
         "format": "leam_mm withdrawal 1",

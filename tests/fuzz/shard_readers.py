@@ -40,11 +40,11 @@ def exhaust(found: Any) -> int:
 
 
 def shard_seeds(name: str) -> Callable[[Path], list[bytes]]:
-    """Return the function that writes shards and returns one of their files."""
+    """Return the function that returns a file of the shards that the readers read, and of others."""
 
     def seeds(folder: Path) -> list[bytes]:
-        samples = [small_sample(1), small_sample(2), complete_sample()]
-        parts = [write_samples(folder / "a", samples, 2), write_samples(folder / "b", [latent_members(1)])]
+        samples = [complete_sample(), small_sample(2)]
+        parts = [write_samples(folder / "a", samples), write_samples(folder / "b", [latent_members(1)])]
         return [path.read_bytes() for part in parts for path in sorted(part.glob(name))]
 
     return seeds
@@ -54,7 +54,7 @@ def shard_file(name: str) -> Callable[[Path], Read]:
     """Return the preparation of a reader that replaces one file of a shard folder and reads all of it."""
 
     def prepare(folder: Path) -> Read:
-        write_samples(folder / "shards", [small_sample(1), small_sample(2)])
+        write_samples(folder / "shards", [complete_sample(), small_sample(2)])
 
         def read(data: bytes) -> None:
             (folder / "shards" / name).write_bytes(data)
