@@ -19,9 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
 from toys.built_releases import write_keys
 
 from leam_mm.errors import UserError
+from leam_mm.files import TEMPORARY
 from leam_mm.release.__main__ import main
 from leam_mm.release.verify_release import verify_release
 from leam_mm.release_record import SIGNATURE
+from leam_mm.run_lock import beside, run_lock
 
 pytest.importorskip("model_signing")
 
@@ -75,6 +77,15 @@ def test_another_key_and_a_changed_file_are_refused(release: Path, keys: tuple[P
     assert "not made by the owner of public.pem" in lines(release, other)
     (release / "extra.md").write_text("x")
     assert "extra.md: is not signed since the release was signed" in lines(release, None)
+
+
+def test_a_killed_signer_is_started_again(release: Path, keys: tuple[Path, Path]) -> None:
+    left = release / f"{SIGNATURE}{TEMPORARY}9-ab"
+    left.write_text("{")
+    with run_lock(beside(release), release), pytest.raises(UserError, match="in use by another run"):
+        sign(release, keys[0])  # another one signs or builds it
+    sign(release, keys[0])
+    assert not left.exists() and lines(release, keys[1]) == ""
 
 
 def test_a_release_with_a_fault_is_not_signed(release: Path, keys: tuple[Path, Path]) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from leam_mm.files import remove_leftovers
 from leam_mm.release.model_signature import check_private_key, sign_release, write_public_key
 from leam_mm.release.verify_command import show
 from leam_mm.release.verify_release import verify_release
 from leam_mm.release_record import SIGNATURE
+from leam_mm.run_lock import beside, run_lock
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ def sign(options: SignOptions) -> int:
     """Check and sign a release, and return the exit code."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
     check_private_key(options.private_key, options.folder)
-    found = verify_release(options.folder, signed=False)  # an older signature is replaced
-    if found.faults:
-        show(found, options.folder, console)
-        console.print("not signed: build the release again")
-        return 1
-    sign_release(options.folder, found.release, found.digests, options.private_key)
+    with run_lock(beside(options.folder), options.folder):
+        remove_leftovers(options.folder, SIGNATURE)  # a file more would be a fault of the release
+        found = verify_release(options.folder, signed=False)  # an older signature is replaced
+        if found.faults:
+            show(found, options.folder, console)
+            console.print("not signed: build the release again")
+            return 1
+        sign_release(options.folder, found.release, found.digests, options.private_key)
     console.print(f"signed {len(found.digests)} files of {options.folder}: {SIGNATURE}")
     if options.public_key is not None:
         write_public_key(options.private_key, options.public_key)
