@@ -44,7 +44,7 @@ from leam_mm.evaluators.results import RESULTS, append_results, evidence, read_l
 from leam_mm.model_address import address_kind
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 COMMANDS = {
     "audit": audit_command,
@@ -89,7 +89,7 @@ def evaluate(
             find_checkpoint(path)  # fail on a wrong path before hours of measuring
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     context = EvaluationContext(clip, generator, output, torch.device(name), codec)
-    with run_lock(output / LOCK):
+    with output_lock(output):
         console = Console(stderr=True, highlight=False)
         models = model_digests(context)
         for number, evaluator in enumerate(evaluators, start=1):

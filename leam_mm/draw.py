@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from leam_mm.command_line import NonNegativeInt, PositiveInt, Range, Share, parse_settings
 from leam_mm.errors import UserError, run
 from leam_mm.recorded_classes import trust_modules
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 MAX_SIDE = 4096  # pixels
 
@@ -117,7 +117,7 @@ def draw(settings: DrawSettings, console: Console) -> None:
             f"{settings.output / other[0].file} and {len(other) - 1} more hold other images than this command draws: "
             "give another --output, or --overwrite"
         )
-    with run_lock(settings.output / LOCK):
+    with output_lock(settings.output):
         for kind, found in (("keeps", done), ("replaces", other)):
             if found:
                 console.print(f"{kind} {len(found)} images that are in {settings.output} already")

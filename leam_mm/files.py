@@ -205,6 +205,12 @@ def remove_leftovers(folder: Path, pattern: str = "*") -> None:
             left.unlink(missing_ok=True)
 
 
+def begin_folder(folder: Path) -> None:
+    """Make a folder if it is missing, and remove what killed runs left in it; only this process may write there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+
+
 def file_sha256(path: Path | str) -> str:
     """Return the SHA-256 of a file's content as hex digits.
 

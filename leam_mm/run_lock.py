@@ -77,6 +77,18 @@ def run_lock(path: Path, folder: Path | None = None, shared: bool = False) -> It
         os.close(descriptor)
 
 
+@contextmanager
+def output_lock(output: Path) -> Iterator[None]:
+    """Hold the lock of a folder whose files one run at a time writes, and remove what killed runs left there.
+
+    Args:
+        output: The folder; created if missing.
+    """
+    with run_lock(output / LOCK):
+        remove_leftovers(output)
+        yield
+
+
 def _acquire(path: Path, folder: Path, shared: bool) -> int:
     end = time.monotonic() + PATIENCE
     while True:

@@ -14,6 +14,7 @@ from leam_mm.audits.audit import Audit
 from leam_mm.errors import UserError
 from leam_mm.evaluate_commands.audit_command import audit
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
+from leam_mm.files import TEMPORARY
 
 
 class Counting(Evaluator):
@@ -46,6 +47,7 @@ def one_line(arguments: list[str]) -> str:
 
 def test_results_and_report_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     evaluate.main(configure(tmp_path))
+    (tmp_path / "out" / f"report.html{TEMPORARY}9-ab").touch()  # as a killed run leaves it
     evaluate.main(configure(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert [line["value"] for line in lines] == [3.0, 3.0]

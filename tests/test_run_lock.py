@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -65,6 +66,32 @@ def test_what_a_killed_run_left_unfinished_beside_its_folder_is_removed(tmp_path
         (tmp_path / name / "file").touch()
     with run_lock.run_lock(run_lock.beside(output), output):
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [f"out1{TEMPORARY}9-ab"]
+
+
+def test_what_killed_runs_left_in_an_output_is_removed_by_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluation, audits and report, whose output is a folder that holds earlier results, too."""
+    sys.path.insert(0, str(ROOT))
+    import evaluate
+    from leam_mm.evaluators.results import RESULTS
+    from leam_mm.report import report_page
+
+    output = tmp_path / "out"
+    output.mkdir()
+    names = (RESULTS, "report.html", "report.de.html")
+    audits = [{"class_path": "leam_mm.audits.openness.Openness"}]
+    (tmp_path / "audit.yaml").write_text(yaml.safe_dump({"audits": audits, "output": str(output), "device": "cpu"}))
+
+    def left_after(program: Callable[[], object], written: Sequence[str]) -> list[str]:
+        for name in written:
+            (output / f"{name}{TEMPORARY}9-ab").touch()
+        program()
+        return [path.name for path in output.rglob("*") if path.name not in names]
+
+    assert not left_after(lambda: evaluate.main(["audit", "--config", str(tmp_path / "audit.yaml")]), names)
+    monkeypatch.setattr(sys, "argv", ["report", "--run", str(output)])
+    assert not left_after(report_page.main, names[1:])
 
 
 def test_the_message_names_another_host(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from leam_mm.errors import UserError
 from leam_mm.evaluators.embedding import embed_texts, read_image_samples
 from leam_mm.evaluators.generated_images import published
 from leam_mm.evaluators.image_features import ClipFeatures
+from leam_mm.files import begin_folder
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 from leam_mm.prompts.scene_reader import SceneReader
 
@@ -204,7 +205,7 @@ class LabelsOfPeople(AttributeReader):
         self.table = read_labels(self.labels, "value") if self.labels.exists() else None
         self.folder, self.generator = context.output / "generator_bias", context.require_generator()
         if self.table is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            begin_folder(self.folder)
 
     def read(self, images: Tensor, first: int) -> numpy.ndarray:
         """Return the values of the csv; without one, write the images."""

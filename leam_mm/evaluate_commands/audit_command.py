@@ -16,7 +16,7 @@ from leam_mm.errors import UserError, printable
 from leam_mm.evaluators.results import RESULTS
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 
 def audit(
@@ -55,7 +55,7 @@ def audit(
     name = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     context = AuditContext(clip, generator, output, torch.device(name), codec, shards, held_out, release, results)
     console = Console(stderr=True, highlight=False)
-    with run_lock(output / LOCK):
+    with output_lock(output):
         found = run_audits(audits, context, console.print)
         write_report(output, output / "report.html", title=f"Audits {output.name}")
     width = max(len(result.audit) for result in found)

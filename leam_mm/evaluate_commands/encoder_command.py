@@ -36,7 +36,7 @@ from leam_mm.intervals.outcomes import read_outcomes
 from leam_mm.languages import LANGUAGE_NAMES
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 Kind = Literal["zero_shot", "retrieval", "linear_probe", "few_shot"]
 KINDS: tuple[Kind, ...] = ("zero_shot", "retrieval", "linear_probe", "few_shot")
@@ -200,7 +200,7 @@ def evaluate_encoder(options: EncoderOptions) -> None:
     images = _named(images, names)
     context = EvaluationContext(options.model, None, options.output, device)
     module = context.require_clip()
-    with run_lock(options.output / LOCK):
+    with output_lock(options.output):
         start, found = time.monotonic(), list[Metric]()
         test = embed(module, images, options.batch_size, device)
         measures = EncoderMeasures(options, module, test, names, device)

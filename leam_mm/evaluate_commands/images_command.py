@@ -30,7 +30,7 @@ from leam_mm.evaluators.image_features import ClipFeatures, EfficientNetLite0, I
 from leam_mm.evaluators.results import RESULTS, append_results, evidence
 from leam_mm.intervals.indicative import INDICATIVE
 from leam_mm.report.report_page import write_report
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 GROUP = "images"
 LIBRARIES = ("torch", "numpy", "pillow", "scipy", "timm")  # that a number may depend on
@@ -94,7 +94,7 @@ def compare_images(options: ImagesOptions) -> list[Metric]:
     context, start = EvaluationContext(None, None, options.output, device), time.monotonic()
     if network is not None:
         network.to(device)
-    with run_lock(options.output / LOCK):
+    with output_lock(options.output):
         sets = {"real": options.real, "generated": options.generated}
         measured, records = {}, {}
         for name, path in sets.items():

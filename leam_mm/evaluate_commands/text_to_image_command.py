@@ -29,7 +29,7 @@ from leam_mm.evaluators.text_to_image import TextToImage
 from leam_mm.intervals.indicative import INDICATIVE
 from leam_mm.recorded_classes import trust_modules
 from leam_mm.report.report_page import write_report
-from leam_mm.run_lock import LOCK, run_lock
+from leam_mm.run_lock import output_lock
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def text_to_image(options: TextToImageOptions) -> None:
     context = EvaluationContext(options.clip, options.generator, options.output, device, options.codec)
     from time import monotonic
 
-    with run_lock(options.output / LOCK):
+    with output_lock(options.output):
         start = monotonic()
         metrics = evaluator.run(context)
         append_results(options.output, metrics, evidence(context, evaluator, monotonic() - start))

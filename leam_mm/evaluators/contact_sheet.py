@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from leam_mm.evaluators.image_grid import save_image
-from leam_mm.files import write_text
+from leam_mm.files import begin_folder, write_text
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
 FORMAT = "leam_mm contact sheet 1"
@@ -57,7 +57,7 @@ def write_contact_sheet(
         columns: Images that belong together in a row; 0 if all stand alone.
     """
     folder = output / name
-    folder.mkdir(parents=True, exist_ok=True)
+    begin_folder(folder)
     entries = []
     for number, entry in enumerate(shown):
         image, file = Image.fromarray(entry.pixels), f"{number:03d}.png"

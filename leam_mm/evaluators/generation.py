@@ -33,7 +33,7 @@ from leam_mm.evaluators.generated_images import PUBLISHED, generate, published
 from leam_mm.evaluators.image_features import ImageFeatures
 from leam_mm.evaluators.image_grid import save_grid
 from leam_mm.evaluators.ranks import over_ranks, rank
-from leam_mm.files import write_text
+from leam_mm.files import begin_folder, write_text
 from leam_mm.marking.generated_image import generator_name, generator_sha256, save_generated
 
 
@@ -217,7 +217,7 @@ class PromptGrid(Evaluator):
         if rank() != 0:  # all ranks generate, since weights may be sharded; one writes the images
             return [metric]
         folder = context.output / "prompts"
-        folder.mkdir(parents=True, exist_ok=True)
+        begin_folder(folder)
         entries = []
         for number, (row, code, text) in enumerate(chosen):
             image = Image.fromarray(images[number].permute(1, 2, 0).numpy())

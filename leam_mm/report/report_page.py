@@ -14,7 +14,7 @@ from typing import Any
 from leam_mm import errors
 from leam_mm.errors import UserError
 from leam_mm.evaluators.results import read_results
-from leam_mm.files import write_text
+from leam_mm.files import remove_leftovers, write_text
 from leam_mm.json_text import parse_json
 from leam_mm.report import (
     audit_section,
@@ -28,6 +28,7 @@ from leam_mm.report.key_figures import key_figures
 from leam_mm.report.report_number import Row
 from leam_mm.report.report_words import PAGE_LANGUAGES, word
 from leam_mm.report.templates import Section, render_page
+from leam_mm.run_lock import beside, run_lock
 
 INTRODUCTION = (
     "What this run made, how good it is, and what it cost. Numbers come with a 95\u202f% interval where one can be "
@@ -157,7 +158,9 @@ def main() -> None:
     if not arguments.run.is_dir():
         raise UserError(f"--run {arguments.run}: no such folder; give the folder that the recipe wrote")
     output = arguments.output or arguments.run / "report.html"
-    write_report(arguments.run, output, arguments.title or f"Run {arguments.run.resolve().name}")
+    with run_lock(beside(output), output):
+        remove_leftovers(output.parent, output.with_suffix(".*.html").name)
+        write_report(arguments.run, output, arguments.title or f"Run {arguments.run.resolve().name}")
     print(f"wrote {output} and, in German, {output.with_suffix('.de.html')}")
 
 
