@@ -102,6 +102,7 @@ def evaluate(
                 continue
             console.print(f"{label} on {name}")
             start = time.monotonic()
+            context.used.clear()
             metrics = evaluator.run(context)
             record = evidence(context, evaluator, time.monotonic() - start, inputs | models)
             append_results(output, metrics, record)

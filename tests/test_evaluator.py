@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+from toys.generators import write_generator_run
 
 from leam_mm.errors import UserError
 from leam_mm.evaluators.evaluator import EvaluationContext, Evaluator, Metric
@@ -34,6 +35,15 @@ def test_context_says_what_is_missing(tmp_path: Path) -> None:
 
 def summary(hits: numpy.ndarray, languages: list[str]) -> dict[str, Metric]:
     return {metric.name: metric for metric in language_metrics("x", hits, languages)}
+
+
+def test_a_generator_finds_moved_parts_whichever_network_is_used_first(
+    tmp_path: Path, toy_checkpoints: dict[str, Path]
+) -> None:
+    given = {name: toy_checkpoints[name] for name in ("clip", "codec")}
+    context = EvaluationContext(given["clip"], write_generator_run(tmp_path, **given), tmp_path, codec=given["codec"])
+    context.require_clip(), context.require_codec()
+    assert context.require_generator().frozen.elsewhere == {name: str(path) for name, path in given.items()}
 
 
 def test_summary_values_and_order() -> None:
@@ -100,7 +110,10 @@ def test_evidence_is_plain_and_names_used_checkpoints_only(tmp_path: Path) -> No
     class Loaded:
         checkpoint_evidence = {"path": "x.ckpt", "sha256": "ab"}  # noqa: RUF012
 
-    found = evidence(EvaluationContext(Loaded(), Path("unused.ckpt"), tmp_path), Measured(tmp_path), 1.26)
+    context = EvaluationContext(Loaded(), Path("unused.ckpt"), tmp_path)
+    assert evidence(context, Measured(tmp_path), 0.0)["checkpoints"] == {"clip": None, "generator": None}
+    context.require_clip()
+    found = evidence(context, Measured(tmp_path), 1.26)
     assert json.loads(json.dumps(found)) == found
     assert found["checkpoints"] == {"clip": {"path": "x.ckpt", "sha256": "ab"}, "generator": None}
     assert found["settings"] == {

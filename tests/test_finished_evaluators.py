@@ -97,6 +97,7 @@ def test_models_count_where_they_were_used(tmp_path: Path) -> None:
 
     measured = Noted("x", str(tmp_path / "runs.txt"))
     context = EvaluationContext(Loaded(), Path("unused.ckpt"), tmp_path)
+    context.require_clip()
     models = {"clip": "1", "generator": "2"}
     append_results(tmp_path, measured.run(context), evidence(context, measured, 0.0, models))
     lines = read_lines(tmp_path / "results.jsonl")
@@ -108,6 +109,31 @@ def test_models_count_where_they_were_used(tmp_path: Path) -> None:
     assert not is_finished(lines, Noted("y", measured.runs), {}, models)
     other = [line | {"versions": line["versions"] | {"torch": "0"}} for line in lines]
     assert not is_finished(other, measured, {}, models)
+
+
+class Encoding(Noted):
+    """Uses the encoder."""
+
+    def run(self, context: EvaluationContext) -> list[Metric]:
+        context.require_clip()
+        return super().run(context)
+
+
+def test_lines_do_not_depend_on_the_evaluators_before(tmp_path: Path, toy_checkpoints: dict[str, Path]) -> None:
+    """A line names a model only if its own evaluator used it, so that a resumed evaluation has the same lines."""
+    arguments = configure(tmp_path, {"name": "x"}, {"name": "y"})
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {"clip": str(toy_checkpoints["clip"])}
+    config["evaluators"][0]["class_path"] = "tests.test_finished_evaluators.Encoding"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    evaluate.main(arguments)
+    whole = read_lines(tmp_path / "out" / "results.jsonl")
+    assert [bool(line["checkpoints"]["clip"]) for line in whole] == [True, True, False, False]
+    kept = (tmp_path / "out" / "results.jsonl").read_text().splitlines(keepends=True)[:2]
+    (tmp_path / "out" / "results.jsonl").write_text("".join(kept))  # as a kill after the first evaluator leaves it
+    evaluate.main(arguments)
+    resumed = read_lines(tmp_path / "out" / "results.jsonl")
+    assert [line["checkpoints"] for line in resumed] == [line["checkpoints"] for line in whole]
+    assert runs_of(tmp_path) == ["x", "y", "y"]
 
 
 def test_settings_of_nested_objects_and_their_files_count(tmp_path: Path) -> None:

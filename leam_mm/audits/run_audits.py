@@ -26,6 +26,7 @@ def run_audits(
     for number, audit in enumerate(audits, start=1):
         progress(f"{number}/{len(audits)} {audit.name}")
         start = time.monotonic()
+        context.used.clear()
         try:
             results = audit.run(context)
         except NotRun as error:

@@ -64,6 +64,12 @@ class EvaluationContext:
     output: Path
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     codec: Any = None
+    used: set[str] = field(default_factory=set, init=False)  # clip, generator, codec: what this evaluator asked for
+
+    def __post_init__(self) -> None:
+        """Keep the paths, which the networks replace at their first use."""
+        paths = {name: getattr(self, name) for name in ("clip", "codec")}
+        self._given = {name: str(path) for name, path in paths.items() if isinstance(path, str | Path)}
 
     def require_clip(self) -> Any:
         """Return the contrastive module on the device, in eval mode.
@@ -71,6 +77,7 @@ class EvaluationContext:
         Raises:
             UserError: No encoder was given, or the file holds something else.
         """
+        self.used.add("clip")
         if self.clip is None:
             raise UserError("an evaluator needs an encoder: give its checkpoint or run folder with --clip")
         if isinstance(self.clip, str | Path):
@@ -85,15 +92,15 @@ class EvaluationContext:
         Raises:
             UserError: No generator was given, or the file holds something else.
         """
+        self.used.add("generator")
         if self.generator is None:
             raise UserError("an evaluator needs a generator: give its checkpoint or run folder with --generator")
         if isinstance(self.generator, str | Path):
             from leam_mm.model_address import load_generator
 
             self.generator = load_generator(self.generator).to(self.device)
-            for name in ("clip", "codec"):  # they may be those of the generator, or others to be evaluated
-                if isinstance(path := getattr(self, name), str | Path):
-                    self.generator.frozen.elsewhere[name] = str(path)
+            # They may be those of the generator, or others to be evaluated.
+            self.generator.frozen.elsewhere.update(self._given)
         return self.generator
 
     def require_codec(self) -> Any:
@@ -102,6 +109,7 @@ class EvaluationContext:
         Raises:
             UserError: No codec was given, or the folder holds something else.
         """
+        self.used.add("codec")
         if self.codec is None:
             raise UserError("an evaluator needs a codec: give its run folder, or one of diffusers, with --codec")
         if isinstance(self.codec, str | Path):

@@ -53,8 +53,11 @@ def evidence(
     return {
         "evaluator": class_name(evaluator),
         "settings": settings(evaluator),
-        # A checkpoint that is still a path was not loaded: no metric depends on it.
-        "checkpoints": {key: getattr(module, "checkpoint_evidence", None) for key, module in modules.items()},
+        # No metric depends on a checkpoint that only an earlier evaluator used.
+        "checkpoints": {
+            key: getattr(module, "checkpoint_evidence", None) if key in context.used else None
+            for key, module in modules.items()
+        },
         "inputs": inputs or {},
         "versions": versions(),
         "device": str(context.device),
