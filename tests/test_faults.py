@@ -1,4 +1,4 @@
-"""The short form of tests/benchmarks/faults.py: five breaks of training and data programs, without a fault."""
+"""The short form of tests/benchmarks/faults.py: five breaks of programs, without a fault."""
 
 import json
 import os

@@ -182,14 +182,14 @@ def forbid_starts() -> None:
 def limit_memory(pid: int, rng: random.Random) -> None:
     """Allow a process and its present children little more address space than they have."""
     for process in _family(pid):
-        limit = process.memory_info().vms + rng.randrange(16 * MIB)
+        limit = process.memory_info().vms + rng.choice((0, 4096, MIB, 16 * MIB))
         resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
 
 
 def limit_files(pid: int, rng: random.Random) -> None:
     """Allow a process and its present children hardly any more open files."""
     for process in _family(pid):
-        limit = max(int(name) for name in os.listdir(f"/proc/{process.pid}/fd")) + rng.randint(1, 4)
+        limit = max(int(name) for name in os.listdir(f"/proc/{process.pid}/fd")) + rng.choice((1, 1, 2, 4))
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (limit, limit))
 
 

@@ -1,11 +1,12 @@
-"""Training and data programs, broken in random ways and started again: what is said, what is left, and what differs.
+"""Programs, broken in random ways and started again: what is said, what is left, and what differs.
 
-The programs are the real ones on toy inputs: train.py, download_shards (a folder), vet_shards and encode_latents. Each
-break has a program, a kind and a moment drawn from the seed. Afterwards there must be no traceback but one line, the
-old result must be whole, and the same command must end with the bytes of an undisturbed run. Counts, not times.
+The programs are the real ones on toy inputs: train.py, download_shards (a folder), vet_shards, encode_latents,
+evaluate.py and its audits, the report, and release build, sign and publish. Kinds and programs take turns; the moment
+of a break is drawn from the seed and its number, so that a part of the breaks can be repeated (``--first``). Afterwards
+there must be no traceback but one line, the old result must be whole, and the same command must end with the bytes of
+an undisturbed run, but for times (see ``fault_releases``). Counts, not times.
 """
 
-import hashlib
 import os
 import random
 import shutil
@@ -14,9 +15,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 if str(Path(__file__).parent) not in sys.path:
     sys.path.append(str(Path(__file__).parent))
@@ -24,12 +23,15 @@ if str(Path(__file__).parent) not in sys.path:
 import fault_injection as injection
 import measure
 from fault_injection import Attempt, SmallDisk
+from fault_programs import STEPS, Program, data_programs
+from fault_releases import later_programs
 from rich.table import Table
 
 from leam_mm.errors import UserError, run
-from leam_mm.files import TEMPORARY, file_sha256
+from leam_mm.files import OLD, TEMPORARY
+from leam_mm.release.publish_folder import UNFINISHED
 
-PROGRAMS = ("train", "download", "vet", "encode")
+PROGRAMS = ("train", "download", "vet", "encode", "evaluate", "audit", "report", "release", "sign", "publish")
 KINDS = {
     "kill": PROGRAMS,
     "signal": PROGRAMS,
@@ -47,119 +49,7 @@ KINDS = {
 }
 ON_SMALL_DISK = ("full disk", "full disk, freed in time", "read-only folder")
 EXISTS = "exists already"  # what download_shards says of a finished output
-STEPS = 16  # of the training run
 TRIES = 3  # restarts until the end is reached
-KEPT = ("*.tar", "*.index.parquet", "manifest.jsonl", "keep.json", "codec_statistics.json")
-
-
-@dataclass(frozen=True)
-class Program:
-    """A command, its output below a folder, and how to digest it.
-
-    Args:
-        main: Main function of the program.
-        words: Command line for an output folder.
-        digest: Digest of what the output holds; empty if there is none.
-        steps: Whether it has optimizer steps.
-    """
-
-    main: Callable[[list[str]], object]
-    words: Callable[[Path], list[str]]
-    digest: Callable[[Path], str]
-    steps: bool = False
-
-
-def digest_files(output: Path) -> str:
-    """Digest of shards, indexes, manifests and statistics."""
-    found = sorted(path for kind in KEPT for path in output.rglob(kind))
-    return hashlib.sha256("".join(f"{path.name} {file_sha256(path)}\n" for path in found).encode()).hexdigest() * bool(
-        found
-    )
-
-
-def digest_run(output: Path) -> str:
-    """Digest of weights, optimizer state, position and losses of a training run."""
-    import torch
-    from toys.runs import step_losses
-
-    from leam_mm.checkpoint import read_checkpoint
-
-    file = output / "checkpoints" / "last.ckpt"
-    if not file.exists():
-        return ""
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, list | tuple):
-            for each in value:
-                add(each)
-        else:
-            digest.update(repr(value).encode())
-
-    checkpoint = read_checkpoint(file)
-    add([checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")])
-    last = checkpoint["global_step"]
-    add([row for row in step_losses(output) if int(row[0]) < last])  # later rows will be written again
-    return digest.hexdigest()
-
-
-def prepare(folder: Path) -> dict[str, Program]:
-    """Write the toy inputs and return the programs."""
-    import torch
-    import yaml
-    from toys.images import soft_jpeg
-    from toys.recipes import CODEC_SECTION, clip_recipe, save_checkpoint
-    from toys.shards import small_sample, write_samples, write_toy_shards, write_toy_tokenizer
-
-    from data_tools import download_shards, encode_latents, vet_shards
-    from leam_mm import cli
-
-    torch.set_num_threads(1)
-    shards = write_toy_shards(folder / "shards", samples=48, samples_per_shard=16)
-    tokenizer = write_toy_tokenizer(folder / "tokenizer")
-    images = folder / "images"
-    images.mkdir()
-    for number in range(12):
-        (images / f"{number}.jpg").write_bytes(soft_jpeg(number))
-        (images / f"{number}.txt").write_text(f"image {number}")
-    samples = [small_sample(number, image=soft_jpeg(number % 16)) for number in range(20)]
-    to_vet = write_samples(folder / "to_vet", samples, per_shard=5)
-    rules = folder / "rules.yaml"
-    names = ("caption_quality.CaptionQuality", "exact_duplicates.ExactDuplicates")
-    rules.write_text(yaml.safe_dump({"rules": [{"class_path": f"data_tools.vetting.{name}"} for name in names]}))
-    codec = save_checkpoint(folder / "codec.ckpt", CODEC_SECTION)
-    clip = save_checkpoint(folder / "clip.ckpt", clip_recipe(folder, shards, tokenizer)["model"])
-
-    def train(output: Path) -> list[str]:
-        recipe = clip_recipe(output, shards, tokenizer, max_samples=8 * STEPS, workers=2)
-        recipe["checkpoint"]["every_n_train_steps"] = 3
-        del recipe["trainer"]["logger"]
-        path = folder / f"{output.name}.yaml"
-        path.write_text(yaml.safe_dump(recipe))
-        return ["fit", "--config", str(path)]
-
-    def vet(output: Path, processes: int) -> list[str]:
-        given = ["--shards", str(to_vet), "--rules", str(rules), "--output", str(output), "--materialise"]
-        return [*given, "--overwrite", "--processes", str(processes)]
-
-    def encode(output: Path) -> list[str]:
-        given = ["--shards", shards, "--codec", codec, "--clip", clip, "--output", output, "--batch-size", 7]
-        return list(map(str, given))
-
-    fetch = ["--folder", str(images), "--samples-per-shard", "5", "--processes", "1", "--threads", "2", "--output"]
-    return {
-        "train": Program(cli.main, train, digest_run, steps=True),
-        "download": Program(download_shards.main, lambda output: [*fetch, str(output)], digest_files),
-        "vet": Program(vet_shards.main, lambda output: vet(output, 1), digest_files),
-        "vet_workers": Program(vet_shards.main, lambda output: vet(output, 2), digest_files),
-        "encode": Program(encode_latents.main, encode, digest_files),
-    }
 
 
 class Breaker:
@@ -175,12 +65,12 @@ class Breaker:
         """See the class."""
         self.programs, self.disk, self.logs = programs, disk, logs
         self.seconds: dict[str, float] = {}
-        self.expected: dict[str, str] = {}
+        self.expected: dict[str, list[str]] = {}
         self.codes: dict[str, Counter[int]] = defaultdict(Counter)
 
     def measure(self, name: str) -> None:
         """Run a program undisturbed, for its result and time."""
-        output = self.disk.folder / f"whole_{name}"
+        output = self.begin(name, older=True)
         attempt, begin = self.start(name, output), time.monotonic()
         code = attempt.end()
         self.seconds[name] = time.monotonic() - begin
@@ -188,7 +78,23 @@ class Breaker:
         if code:
             raise UserError(f"{name} fails undisturbed with {code}: {attempt.output()[-800:]}")
         self.expected[name] = self.programs[name].digest(output)
-        shutil.rmtree(output)
+
+    def begin(self, name: str, older: bool) -> Path:
+        """Empty the disk, but for an older output of the program, and return the place of the output."""
+        output, program = self.disk.folder / "out", self.programs[name]
+        for left in self.disk.folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if program.older is not None and (older or program.added):
+            shutil.copytree(program.older, output)
+        return output
+
+    def digest(self, name: str, output: Path, faults: list[str]) -> list[str]:
+        """Digest what a program left; what cannot be read is a fault."""
+        try:
+            return self.programs[name].digest(output)
+        except Exception as error:
+            faults.append(f"the result is damaged: {error!r}"[:300])
+            return []
 
     def start(self, name: str, output: Path, prepare: Callable[[], None] = lambda: None) -> Attempt:
         """Start a program."""
@@ -198,14 +104,9 @@ class Breaker:
 
     def break_once(self, kind: str, name: str, rng: random.Random) -> list[str]:
         """Break a program, check, start it again, compare; return what was wrong."""
-        output = self.disk.folder / "out"
-        for left in self.disk.folder.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if name.startswith("vet") and rng.random() < 0.5:  # --overwrite of an older result
-            shutil.copytree(self.logs.parent / "to_vet", output)
-        program = self.programs[name]
-        before = program.digest(output)
+        output = self.begin(name, older=rng.random() < 0.5)
         faults: list[str] = []
+        before, expected = self.digest(name, output, faults), self.expected[name]
         attempt = self.broken(kind, name, output, rng, faults)
         assert attempt.code is not None
         self.codes[kind][attempt.code] += 1
@@ -214,25 +115,24 @@ class Breaker:
             for path in (output / "checkpoints").iterdir() if attempt.code else ():
                 if f"{path} cannot be read" in attempt.output():  # the message says to remove it
                     path.unlink()
-        elif name == "train":
-            try:
-                program.digest(output)
-            except Exception as error:
-                faults.append(f"the checkpoint is damaged: {error!r}"[:300])
-        elif (found := program.digest(output)) not in (before, self.expected[name]):
-            faults.append(f"neither the old result nor the new one is left ({found[:8]})")
+        else:
+            found = self.digest(name, output, faults)
+            # Its parts are written one after the other: first new ones, then those that are still old.
+            states = [expected[:new] + before[new:] for new in range(len(expected) + 1)]
+            if name != "train" and found not in [before, *states]:  # each checkpoint is another one
+                faults.append(f"neither the old result nor the new one is left: {found} of {before}, {expected}"[:900])
         for _ in range(TRIES):
             again = self.start(name, output)
-            complete = again.end() != 0 and EXISTS in again.output() and program.digest(output) == self.expected[name]
+            complete = again.end() != 0 and EXISTS in again.output() and self.digest(name, output, []) == expected
             if again.code == 0 or complete:
                 break
         if again.code and not complete:
             faults.append(f"does not continue: {again.output()[-300:]}")
-        elif program.digest(output) != self.expected[name]:
-            faults.append("the result differs from the undisturbed one")
-        left = [
-            path.name for path in self.disk.folder.rglob("*") if TEMPORARY in path.name or path.name.endswith("lock")
-        ]
+        elif (found := self.digest(name, output, faults)) != expected:
+            faults.append(f"the result differs from the undisturbed one: {found} of {expected}"[:900])
+        marks = (TEMPORARY, OLD, ".lock", UNFINISHED)
+        paths = list(self.disk.folder.rglob("*"))
+        left = [path.name for path in paths if path.name == "lock" or any(mark in path.name for mark in marks)]
         left += [path.name for path in self.disk.folder.iterdir() if path.name != "out"]
         if left and not again.code:
             faults.append(f"left behind: {sorted(set(left))[:5]}")
@@ -244,7 +144,7 @@ class Breaker:
         if self.programs[name].steps and draw < 0.6:
             return injection.at_event("step", rng.randint(1, STEPS), act), injection.PATIENCE
         if draw < 0.8:
-            return injection.at_event("replace", rng.randint(1, 12), act), injection.PATIENCE
+            return injection.at_event("replace", rng.randint(1, self.programs[name].replaces), act), injection.PATIENCE
         return (lambda: None), rng.uniform(0.0, self.seconds[name])
 
     def broken(self, kind: str, name: str, output: Path, rng: random.Random, faults: list[str]) -> Attempt:
@@ -348,27 +248,40 @@ def damage(path: Path, rng: random.Random) -> None:
     path.write_bytes(content if kind == 0 else content[: rng.randrange(len(content)) * (kind - 1)])
 
 
+def plan_breaks(kinds: list[str], programs: list[str], first: int, count: int) -> list[tuple[int, str, str]]:
+    """Return number, kind and program of each break: kinds take turns, and the programs of each kind do."""
+    plan = []
+    for number in range(first, first + count):
+        turn, place = divmod(number, len(kinds))
+        kind = kinds[place]
+        names = [name for name in KINDS[kind] if name in programs] if KINDS[kind] == PROGRAMS else KINDS[kind]
+        plan.append((number, kind, names[(turn + place) % len(names)]))
+    return plan
+
+
 @measure.benchmark(
     repeats=1,
     breaks=(200, "number of breaks"),
-    seed=(0, "seed of kinds, programs and moments"),
+    first=(0, "number of the first break"),
+    seed=(0, "seed of the moments"),
     kinds=(list(KINDS), "kinds of breaks", {"choices": list(KINDS)}),
+    programs=(list(PROGRAMS), "programs, where a kind breaks any", {"choices": list(PROGRAMS)}),
 )
 def main(settings: measure.Settings) -> list[Path]:
     """Break, check, write."""
-    rng = random.Random(settings.seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         logs, disk = folder / "logs", SmallDisk(folder / "disk")
         logs.mkdir()
         try:
-            breaker = Breaker(prepare(folder), disk, logs)
+            breaker = Breaker(data_programs(folder / "data") | later_programs(folder / "later"), disk, logs)
+            programs = [name for name in settings.programs if name in breaker.programs]
             kinds = [kind for kind in settings.kinds if disk.mounted or kind not in ON_SMALL_DISK]
-            plan = [(kind := kinds[number % len(kinds)], rng.choice(KINDS[kind])) for number in range(settings.breaks)]
-            for name in dict.fromkeys(name for _, name in plan):
+            plan = plan_breaks(kinds, programs, settings.first, settings.breaks)
+            for name in dict.fromkeys(name for _, _, name in plan):
                 breaker.measure(name)
             done, wrong = Counter[str](), []
-            for number, (kind, name) in enumerate(plan):
+            for number, kind, name in plan:
                 faults = breaker.break_once(kind, name, random.Random(f"{settings.seed} {number}"))
                 done[f"{kind}: {name}"] += 1
                 wrong += [{"number": number, "kind": kind, "program": name, "fault": fault} for fault in faults]
@@ -383,7 +296,7 @@ def main(settings: measure.Settings) -> list[Path]:
         "breaks": counts,
         "breaks_by_program": dict(done),
         "exit_codes": breaker.codes,
-        "not_measured": [kind for kind in settings.kinds if kind not in kinds],
+        "not_measured": sorted({*settings.kinds, *settings.programs} - {*kinds, *programs}),
         "seconds_undisturbed": breaker.seconds,
         "faults": wrong,
     }

@@ -68,6 +68,8 @@ def test_every_benchmark_is_run() -> None:
         "accuracy_clock",
         "accuracy_corpus",
         "fault_injection",
+        "fault_programs",
+        "fault_releases",
         "gpu_session",
         "hostile_images",
         "hostile_server",
