@@ -112,6 +112,11 @@ def test_usage_dictionaries() -> None:
     ):
         assert usage_refusals(neutral) == []
     assert usage_refusals('train-ai;has;parameters="?";') == []
+    for refusal in ('="n"', "='n'", '="N"', " = 'No'", "=\u201cn\u201d", '=" n "', '="n";q=1', "=`n`", '": "n"'):
+        for name in ("train-ai", "TRAIN-AI", "search=y, train-ai", "ai-train"):
+            assert len(usage_refusals(name + refusal)) == 1, name + refusal
+    for neutral in ('train-ai="y"', 'search="n"', "train-ai='nobody'", 'train-ai="n", train-ai=y', 'note="train-ai"'):
+        assert usage_refusals(neutral) == []
     assert usage_refusals("a=(1 2);q=1.0, b=:AA==:, tdm=n ,search=y") == ["tdm=n"]
     assert usage_refusals("search=yes,ai-train=no,use=reference") == ["ai-train=no"]
 

@@ -24,13 +24,16 @@ from data_tools.network.link_address import normal_url
 WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("reservation_words.yaml").read_text("utf-8"))
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 QUOTES = "\"' "
+ALL_QUOTES = QUOTES + "`\u2018\u2019\u201c\u201d\u201e\u00ab\u00bb"  # those of word processors, too
 MOST_VALUES = 1000  # of a list in tdmrep.json
 _KEY = r"[a-z*][a-z0-9_\-.*]*"
 _BARE = r"""(?:[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*|"(?:[^"\\]|\\.)*"|-?\d[\d.]*|\?[01]|:[A-Za-z0-9+/=]*:|@-?\d+)"""
 _MEMBER = re.compile(rf"[ \t]*({_KEY})(?:=({_BARE}|\([^()]*\)))?(?:;[ ]*{_KEY}(?:={_BARE})?)*[ \t]*(,|$)")
-_LOOSE = re.compile(r"(?<![\w*.\-])([\w*.\-]{1,32})\s{0,8}[=:]\s{0,8}(\w{1,8})(?!\w)")
+_LOOSE = re.compile(
+    rf"(?<![\w*.\-])([\w*.\-]{{1,32}})[{ALL_QUOTES}]{{0,8}}\s{{0,8}}[=:]\s{{0,8}}[{ALL_QUOTES}]{{0,8}}(\w{{1,8}})(?!\w)"
+)
 _TDM_TEXT = re.compile(
-    r"""tdm[-_]?reservation["']?\s{0,8}[:=][\s\["']{0,8}(1|1\.0{1,8}|true)(?![\w.])""", re.IGNORECASE
+    r"""tdm[-_:]?reservation["']?\s{0,8}[:=][\s\["']{0,8}(1|1\.0{1,8}|true)(?![\w.])""", re.IGNORECASE
 )
 _PARAMETER = re.compile(rf";[ \t]*({_KEY})=({_BARE})")
 _BREAK = re.compile(r"<br\s{0,8}/?>|\\r\\n|\\n", re.IGNORECASE)  # as text
@@ -157,7 +160,8 @@ def _date(text: str) -> datetime | None:
 def usage_refusals(text: str) -> list[str]:
     """Return the members of a Content-Usage or Content-Signal text that refuse training, such as ``train-ai=n``.
 
-    By the draft, text that is not a dictionary has no meaning; here a plain refusal (``Train-AI = N``) counts.
+    By the draft, text that is not a dictionary has no meaning, and neither has a value in quotes; here a plain refusal
+    (``Train-AI = N``, ``train-ai="n"``) counts.
     """
     members: dict[str, str] = {}
     position, usage = 0, WORDS["usage"]
@@ -176,7 +180,7 @@ def _refusing(members: list[tuple[str, str]], usage: dict[str, list[str]]) -> li
     return [
         f"{key}={value}"
         for key, value in members
-        if key.casefold() in usage["labels"] and value.casefold() in usage["refusing"]
+        if key.casefold() in usage["labels"] and value.strip(ALL_QUOTES).casefold() in usage["refusing"]
     ]
 
 
