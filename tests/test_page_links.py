@@ -4,8 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from data_tools.pages.crawl_rows import image_licence
 from data_tools.pages.page_links import PageLimits, PageReading, decode_page, link_evidence, read_page, srcset
 from data_tools.pages.warc_pages import Page, PageRefused
+from data_tools.rights.licence_address import read_licence
 
 URL = "https://site.example/dir/page.html"
 
@@ -190,6 +192,39 @@ def test_licences_hold_for_the_images_they_name() -> None:
     assert {one.fields["license"] for one in reading.statements} == {"https://site.example/terms"}
     evidence = link_evidence(Page(0, URL, archive="a.warc.gz"), reading, first)
     assert [one["scope"] for one in evidence["licences"]] == ["image", "page", "page"]
+
+
+BY = "https://creativecommons.org/licenses/by/4.0/"
+SCRIPT, SAID = '<script type="application/ld+json">{}</script>', '{{"contentUrl": "a.jpg", "license": "{}"'
+UNREADABLE = {
+    "cut": SAID,
+    "without quotes": "{{license: {}}}",
+    "nested": "[" * 100_000 + SAID,
+    "long": SAID + "}}" + " " * 300_000,
+    "wide": "[" + "{{}}," * 25_000 + SAID + "}}]",
+    "twenty-first": "{{}}" + "</script><script type=application/ld+json>{{}}" * 20 + "</script>" + SCRIPT.format(SAID),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNREADABLE))
+@pytest.mark.parametrize("licence", [BY, "https://site.example/all-rights-reserved"])
+def test_a_licence_in_json_ld_that_cannot_be_read_permits_nothing(name: str, licence: str) -> None:
+    """It may restrict an image that the rest of the page permits, and is no permission itself."""
+    html = SCRIPT.format(UNREADABLE[name].format(licence))
+    figure = f'<figure><img src="a.jpg" alt="a"><a rel="license" href="{BY}">by</a></figure>'
+    for page in (html + figure, html + '<img src="a.jpg" alt="a">'):
+        (link,) = read(page).links
+        stated = image_licence(link)
+        assert stated is not None and stated.basis is None and "cannot be read" in stated.name
+    (link,) = read(figure + SCRIPT.format("{ broken")).links  # names no licence
+    assert image_licence(link) == read_licence(BY)
+
+
+@pytest.mark.parametrize("text", ['{"tdm-reservation": 1}', '{"a": [{"tdm:reservation": "1"}]', "{tdmReservation: 1"])
+def test_a_reservation_in_json_ld_is_seen_and_none_is_lifted(text: str) -> None:
+    (signal,) = read(SCRIPT.format(text) + '<img src="a.jpg" alt="a">').signals
+    assert signal.reserved and signal.kind == "json-ld:tdm-reservation"
+    assert read(SCRIPT.format(text.replace("1", "0"))).signals == []
 
 
 HOSTILE = {

@@ -2,10 +2,12 @@
 
 Follows schema.org/ImageObject and Google's image metadata (license, acquireLicensePage, creditText, creator,
 copyrightNotice). A statement holds for an image if it names the image's address or is inside its figure; all others
-hold for the page and not for its images. The input is untrusted: sizes and depths are limited.
+hold for the page and not for its images. A licence in JSON-LD that cannot be read permits nothing, for any image. The
+input is untrusted: sizes and depths are limited.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ FIELDS = ("license", "acquireLicensePage", "creditText", "creator", "copyrightNo
 IMAGE_TYPES = frozenset({"ImageObject", "Photograph", "ImageObjectSnapshot"})
 MAX_SCRIPTS, MAX_JSON, MAX_NODES = 20, 1 << 18, 20_000
 MAX_PROPERTIES, MAX_STATEMENTS, MAX_TEXT, MAX_LICENCES = 2000, 1000, 500, 20
+UNREAD = "broken json-ld"  # source of a statement that holds for all images of its page
 ANCESTORS = 40  # outer elements that are searched; deeper nesting is ignored
 Resolve = Callable[[str | None], str | None]
 
@@ -28,13 +31,16 @@ class Statement:
 
     Args:
         addresses: Addresses of the image; empty for a statement about the page.
-        source: Where it was found: ``json-ld``, ``microdata``, ``rel=license``.
+        source: Where it was found: ``json-ld``, ``microdata``, ``rel=license``; or ``UNREAD``.
         fields: The given fields of ``FIELDS``, as text.
     """
 
     addresses: list[str]
     source: str
     fields: dict[str, str] = field(default_factory=dict)
+
+
+_UNREAD_LICENCE = Statement([], UNREAD, {"license": "not known: statements of the page that cannot be read"})
 
 
 def page_statements(tree: HTMLTree, resolve: Resolve) -> list[Statement]:
@@ -47,20 +53,22 @@ def page_statements(tree: HTMLTree, resolve: Resolve) -> list[Statement]:
     if tree.document is None:
         return []
     found = [*_json_ld(tree, resolve), *_microdata(tree, resolve), *_relations(tree, resolve)]
-    return found[:MAX_STATEMENTS]
+    found += [_UNREAD_LICENCE] * (len(found) > MAX_STATEMENTS)
+    return sorted(found, key=lambda one: one.source != UNREAD)[:MAX_STATEMENTS]
 
 
 def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
-    scripts = select(tree.document, 'script[type="application/ld+json" i]')
-    for script in scripts[:MAX_SCRIPTS]:
-        text = script.text or ""
-        if len(text) > MAX_JSON:
+    unread = False
+    for number, text in enumerate(json_ld_texts(tree.document)):
+        if len(text) > MAX_JSON or number >= MAX_SCRIPTS:
+            unread = unread or _names_licence(text)
             continue
         try:
             plain = text.strip().removeprefix("<!--").removesuffix("-->")
             waiting: list[Any] = [json.loads(plain, strict=False, object_pairs_hook=all_values)]
         except (ValueError, RecursionError):
-            continue  # broken JSON-LD is ignored, as search engines do
+            unread = unread or _names_licence(text)
+            continue
         seen = 0
         while waiting and seen < MAX_NODES:
             node, seen = waiting.pop(), seen + 1
@@ -69,6 +77,18 @@ def _json_ld(tree: HTMLTree, resolve: Resolve) -> Iterator[Statement]:
             elif isinstance(node, dict):
                 yield from _json_statement(node, resolve)
                 waiting += [value for value in node.values() if isinstance(value, dict | list)][::-1]
+        unread = unread or (bool(waiting) and _names_licence(text))
+    if unread:  # search engines ignore it, but it may restrict what the rest of the page permits
+        yield _UNREAD_LICENCE
+
+
+def json_ld_texts(document: Any) -> list[str]:
+    """Return the texts of all scripts in JSON-LD."""
+    return [script.text or "" for script in select(document, 'script[type="application/ld+json" i]')]
+
+
+def _names_licence(text: str) -> bool:
+    return re.search("licen[cs]e", text, re.IGNORECASE) is not None
 
 
 def _json_statement(node: dict[str, Any], resolve: Resolve) -> Iterator[Statement]:

@@ -22,15 +22,17 @@ from resiliparse.parse.html import DocumentNode, ElementNode, HTMLTree
 from data_tools.links.language_vote import UNDETERMINED, primary_language, vote
 from data_tools.network.link_address import host_of
 from data_tools.pages.page_licences import (
+    UNREAD,
     Statement,
     ancestors,
     figure_licences,
+    json_ld_texts,
     license_links,
     page_statements,
     select,
 )
 from data_tools.pages.warc_pages import Page, PageRefused
-from data_tools.rights.reservations import Signal, header_signals, meta_signals
+from data_tools.rights.reservations import Signal, header_signals, json_ld_signals, meta_signals
 from data_tools.rights.rsl_terms import MEDIA_TYPE, MOST_DOCUMENTS, document_link, header_links, rsl_signals
 from leam_mm.data.registered_domain import same_owner
 
@@ -216,6 +218,7 @@ class _Reader:
         headers = [*self.page.headers, *(pair for pair in metas if pair[0] == "x-robots-tag")]
         found = header_signals(headers, self.agent, self.page.url, fetched_at)
         found += meta_signals(metas, self.agent, self.page.url, fetched_at)
+        found += json_ld_signals(json_ld_texts(self.document), self.page.url)
         return sorted(dict.fromkeys(found), key=lambda one: not one.reserved)[:MOST_SIGNALS]
 
     def _language(self, metas: list[tuple[str, str]]) -> tuple[str, str]:
@@ -296,6 +299,8 @@ class _Reader:
         page_wide = []
         for statement in page_statements(self.tree, self.resolve):
             named = [self.links[address] for address in statement.addresses if address in self.links]
+            if statement.source == UNREAD:
+                named = list(self.links.values())
             for link in named:
                 link.statements.append(statement)
                 if text := self.text(statement.fields.get("caption", "")):

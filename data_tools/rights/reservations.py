@@ -125,6 +125,19 @@ def meta_signals(pairs: Iterable[tuple[str, str]], agent: str, url: str, fetched
     return _with_policy(found, policy)
 
 
+def json_ld_signals(texts: Iterable[str], url: str) -> list[Signal]:
+    """Read the JSON-LD of a page: a ``tdm-reservation`` counts wherever it stands, in broken JSON, too.
+
+    No specification defines it there, so that it can refuse but not permit.
+    """
+    found = (tdm_rules(text.strip()) for text in texts if "tdm" in text.casefold())
+    return [
+        Signal("json-ld:tdm-reservation", said[:SHOWN], url, True)
+        for _, reserved, said in (rule for rules in found for rule in rules)
+        if reserved
+    ]
+
+
 def _robots_signal(kind: str, text: str, names: set[str] | None, url: str, fetched_at: datetime) -> Signal:
     found = list(robots_words(text, names, fetched_at))
     return Signal(kind, (", ".join(found) or text.strip())[:SHOWN], url, bool(found))
