@@ -29,6 +29,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
     request_queue_size = 256
 
     def __init__(self, folder: str, port: int) -> None:
+        """Bind the port; see the class."""
         self.folder, self.nonce = folder, secrets.token_hex(16)
         super().__init__(("127.0.0.1", port), _FolderHandler)
 
