@@ -105,7 +105,17 @@ def parse_settings(
             _check_range(f"--{field.name.replace('_', '-')}", getattr(found, field.name), hints[field.name])
         return kind(**{field.name: _paths(getattr(found, field.name), hints[field.name]) for field in fields})
     except argparse.ArgumentError as error:
-        raise user_error(error) or UserError(explain(str(error), words)) from None
+        names = [field.name.replace("_", "-") for field in fields]
+        message = _missing(str(error), positional) or explain(str(error), words, names)
+        raise user_error(error) or UserError(message) from None
+
+
+def _missing(message: str, positional: Sequence[str]) -> str:
+    """Return which required options were not given, as they are written; empty if the message says something else."""
+    match = re.search(r"following arguments are required: ([\w, ]+)", message)
+    names = match[1].split(", ") if match else []
+    options = [name if name in positional else f"--{name.replace('_', '-')}" for name in names]
+    return f"the command line: {', '.join(options)} must be given, see --help" if names else ""
 
 
 def parse_commands(

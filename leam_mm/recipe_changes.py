@@ -25,7 +25,7 @@ RULES: tuple[tuple[str, Rule, str], ...] = (
     (f"{TRAIN} {TRAIN}.*", "data", ""),
     ("data.init_args.loading* threads", "free", "speed"),
     ("data.init_args.validation data.init_args.validation_samples", "free", "what is measured"),
-    ("model", "locked", "another kind of model: start a new run folder"),
+    ("model", "locked", "another kind of model: start a new run folder with --trainer.default_root_dir"),
     ("model.init_args.frozen*", "free", "their digests are compared when the run starts"),
     ("model.init_args.weights", "free", "its digest is compared when the run starts"),
     ("*.init_scale", "free", "an initial value, which the checkpoint replaces"),
@@ -212,8 +212,8 @@ def refusal(changes: Sequence[Change], file: str) -> str | None:
         return None
     options = " ".join(f"--allow-change {change.key}" for change in refused)
     return (
-        f"{file} was trained with another recipe: {_words(refused)}; set it back, start a new run folder, or resume "
-        f"with {options}"
+        f"{file} was trained with another recipe: {_words(refused)}; set it back, start a new run folder with "
+        f"--trainer.default_root_dir FOLDER, or resume with {options}"
     )
 
 

@@ -38,6 +38,25 @@ def read(*words: str) -> Settings:
     return parse_settings(Settings, __doc__, words, positional=("folder",))
 
 
+def test_missing_and_misspelt_options_are_named_as_they_are_written() -> None:
+    @dataclass
+    class Required:
+        """Settings.
+
+        Args:
+            folder: Input.
+            legal_basis: Why.
+        """
+
+        folder: Path
+        legal_basis: str
+
+    with pytest.raises(UserError, match=r"the command line: folder, --legal-basis must be given, see --help"):
+        parse_settings(Required, __doc__, [], positional=("folder",))
+    with pytest.raises(UserError, match=r"did you mean 'legal-basis'\?"):
+        parse_settings(Required, __doc__, ["here", "--legal-basis", "a", "--legal-bassis", "b"], positional=("folder",))
+
+
 def test_defaults_are_those_of_the_dataclass() -> None:
     assert read("here") == Settings(Path("here"))
     assert read("here").shards is not read("here").shards

@@ -61,6 +61,39 @@ def test_unknown_key_names_file_and_fix(message: str, args: list[str], tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--model.init_args.warmup_step", "4"], "model.init_args.warmup_steps"),
+        (["--modle", "x.yaml"], "model"),
+        (["--legal-bassis", "unknown"], "legal-basis"),
+        (["--model.init_args.colour", "4"], None),  # nothing like it
+        (["--data.init_args.warmup_step", "4"], None),  # known elsewhere only
+    ],
+)
+def test_misspelt_key_is_given_the_one_it_resembles(typed: list[str], meant: str | None, args: list[str]) -> None:
+    line = explain(f"unrecognized arguments: {' '.join(typed)}", [*args, *typed], ["--legal-basis", "output"])
+    assert (f"did you mean {meant!r}? " in line) if meant else ("did you mean" not in line)
+    assert line.endswith("--print_config shows the valid ones")
+
+
+def test_message_about_a_class_has_no_inner_objects_of_the_parser() -> None:
+    kind = "typing.Callable[[collections.abc.Iterable], torch.optim.Optimizer]"
+    around = f"Type {kind} expects a function or a callable class: "
+    fault = "model.optimizer.init_args.lr: Expected a <class 'float'>. Got value: 1x"
+    got = ". Got value: Namespace(class_path='torch.optim.SGD', init_args=Namespace(lr='1x'))"
+    assert innermost(f'Parser key "optimizer":\n  {around}{fault}{got}') == (
+        "model.optimizer.init_args.lr: Expected a float. Got value: 1x"
+    )
+    wrong = "Problem with given class_path 'a.B': module 'a' has no attribute 'B'"
+    message = f"Parser key \"loss\":\n  {wrong}\n  Given value: NestedArg(key='loss', val='a.B')"
+    assert innermost(message) == f"loss: {wrong}"
+    other = "Subclasses are disabled for Text, thus 'a.Tower' is not accepted"
+    assert innermost(f"Parser key \"layers\":\n  Expected a <class 'int'>. Got value: x\n  - {other}") == (
+        "layers: Expected a int. Got value: x"
+    )
+
+
+@pytest.mark.parametrize(
     ("content", "fault"),
     [("", "holds no keys"), ("words", "holds no keys"), ("a: [1", "is no YAML"), (None, "cannot be read")],
 )
