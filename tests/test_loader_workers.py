@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from torch.utils.data._utils import signal_handling
 from toys.recipes import ROOT, clip_recipe
 from toys.runs import assert_same_run
 
@@ -64,6 +65,18 @@ def test_batches_go_on_after_a_death(tmp_path: Path) -> None:
     torch.manual_seed(1)
     assert [int(batch) for batch in made] == list(range(3, 20))  # from the same position
     assert torch.equal(after, torch.rand(1))  # a restart draws nothing from the generator of the run
+
+
+def test_a_worker_may_die_before_the_first_batch_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # as in a process without workers until now
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        batches = iter(loader(Numbers()))
+        multiprocessing.active_children()[0].kill()
+        time.sleep(0.3)  # the signal arrives outside of next()
+        assert [int(batch) for batch in batches] == list(range(3, 20))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_pass_that_is_left_open_does_not_move_the_next_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
 from leam_mm.errors import UserError
 
@@ -45,8 +46,10 @@ class RestartingLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """Iterate over the batches."""
-        iterator = super().__iter__()
-        return self._with_restarts(iterator) if self.num_workers else iterator
+        if not self.num_workers:
+            return super().__iter__()
+        _hold_back_deaths()  # before there are workers: one may die before the first batch is asked for
+        return self._with_restarts(super().__iter__())
 
     def _with_restarts(self, iterator: Any) -> Iterator[Any]:
         global _expecting
@@ -106,6 +109,7 @@ def _died(error: Exception, iterator: Any) -> bool:
 def _hold_back_deaths() -> None:
     """Let torch's handler of SIGCHLD raise only where a batch is expected, not in the middle of a training step."""
     global _torch_handler
+    signal_handling._set_SIGCHLD_handler()  # torch does so once in a process, with its first workers
     current = signal.getsignal(signal.SIGCHLD)
     if current is _handle_death or not callable(current) or threading.current_thread() is not threading.main_thread():
         return
