@@ -20,6 +20,7 @@ from leam_mm.checkpoint_generations import (
     DAMAGED,
     LAST,
     PREVIOUS,
+    all_names,
     candidates,
     new_generation,
     next_generation,
@@ -254,7 +255,8 @@ def sound_checkpoint(last: Path, replace: bool) -> tuple[Path, dict[str, Any]] |
         return last if replace else file, evidence
     if not files:
         return None
-    raise UserError(f"{'; '.join(faults)}: remove them to start the run anew")
+    names = ", ".join(file.name for file in all_names(last.parent))
+    raise UserError(f"{'; '.join(faults)}: remove {names} from {last.parent} to start the run anew")
 
 
 def checkpoint_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -40,10 +40,13 @@ def _named(folder: Path) -> list[tuple[re.Match[str], Path]]:
 
 def candidates(folder: Path) -> list[Path]:
     """Return the files that a run may resume from, in order: last.ckpt, then the others from new to old, each once."""
-    last, others = folder / LAST, generations(folder)
-    if last.is_file():
-        others = [file for file in others if not _same(file, last)]
-    return [file for file in (last, *others, folder / PREVIOUS) if file.is_file()]
+    last = folder / LAST
+    return [file for file in all_names(folder) if file == last or not (last.is_file() and _same(file, last))]
+
+
+def all_names(folder: Path) -> list[Path]:
+    """Return all names of the files that a run may resume from; last.ckpt and the newest one are one file."""
+    return [file for file in (folder / LAST, *generations(folder), folder / PREVIOUS) if file.is_file()]
 
 
 def next_generation(folder: Path, samples: int | None, again: bool = True) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -119,9 +120,14 @@ def test_all_damaged_is_one_line(tmp_path: Path) -> None:
     for file in generations(tmp_path):
         flip(file)
     before = names(tmp_path)
-    with pytest.raises(UserError, match=r"last\.ckpt cannot.*generation-000001.*cannot.*: remove them") as caught:
+    with pytest.raises(UserError, match=r"last\.ckpt cannot.*generation-000001.*cannot.*: remove ") as caught:
         sound_checkpoint(last, replace=True)
     assert "\n" not in str(caught.value) and names(tmp_path) == before
+    named = re.search(rf": remove (.*) from {re.escape(str(tmp_path))} to start", str(caught.value))
+    assert named is not None
+    for each in named[1].split(", "):  # last.ckpt and the newest generation are one file
+        (tmp_path / each).unlink()
+    assert sound_checkpoint(last, replace=True) is None
 
 
 def make_folder(path: Path) -> None:
