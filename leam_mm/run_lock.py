@@ -40,8 +40,15 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def beside(output: Path) -> Path:
-    """Return the lock file of an output folder that is replaced as a whole when it is finished."""
-    return output.with_name(f"{output.name}.{LOCK}")
+    """Return the lock file of an output folder that is replaced as a whole when it is finished.
+
+    Raises:
+        UserError: The output is the root, beside which there is nothing.
+    """
+    place = output if output.name not in ("", "..") else output.resolve()  # such as the current folder
+    if not place.name:
+        raise UserError(f"{place} is a folder without a name of its own: give another path")
+    return place.with_name(f"{place.name}.{LOCK}")
 
 
 @contextmanager

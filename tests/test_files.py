@@ -101,3 +101,12 @@ def test_pipes_and_folders_are_not_replaced(tmp_path: Path) -> None:
     for path in (Path("."), Path("/")):
         with pytest.raises(UserError, match="without a name"):
             write_text(path, "x")
+
+
+def test_the_lock_beside_the_current_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out" / "in").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "out")
+    lock = tmp_path / "out.lock"
+    assert beside(Path()) == beside(Path("in/..")) == beside(tmp_path / "out") == lock
+    with pytest.raises(UserError, match=r"^/ is a folder without a name of its own: give another path$"):
+        beside(Path("/"))
