@@ -112,8 +112,9 @@ class Breaker:
         self.codes[kind][attempt.code] += 1
         faults += self.judge(attempt, kind, name)
         if kind == "damaged checkpoint":
+            wanted = attempt.output().rpartition(": remove ")[2].partition(" from ")[0].split(", ")
             for path in (output / "checkpoints").iterdir() if attempt.code else ():
-                if f"{path} cannot be read" in attempt.output():  # the message says to remove it
+                if path.name in wanted:  # the message says to remove it
                     path.unlink()
         else:
             found = self.digest(name, output, faults)
