@@ -17,7 +17,7 @@ import torch
 import yaml
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -30,6 +30,7 @@ from leam_mm.callbacks.preemption import Preemption
 from leam_mm.callbacks.recipe_change import RecipeChange
 from leam_mm.callbacks.run_checkpoint import RunCheckpoint
 from leam_mm.callbacks.save_failures import LastSave
+from leam_mm.callbacks.terminal_display import replace_displays
 from leam_mm.callbacks.throughput import Throughput
 from leam_mm.callbacks.watchdog import AfterCallbacks, Watchdog
 from leam_mm.checkpoint import (
@@ -293,8 +294,7 @@ class LeamCLI(LightningCLI):
         callbacks.append(AfterCallbacks(self._watchdog))
         if self.subcommand == "fit":
             self._watchdog.configure(trainer)
-        for bar in (one for one in callbacks if isinstance(one, RichProgressBar)):
-            bar.theme.metrics_format = ".4g"  # by default it shows a small learning rate as 0.000
+        replace_displays(callbacks)
         return trainer
 
     @staticmethod
@@ -323,8 +323,9 @@ def _follow_slurm(trainer: Any, environment: Mapping[str, str]) -> None:
     trainer.devices = int(environment.get("SLURM_NTASKS_PER_NODE") or tasks // trainer.num_nodes)
 
 
-# Warnings that do not apply here: the sampler resumes, the averaged copy stays in eval mode.
+# Warnings that do not apply here: the sampler resumes, the averaged copy stays in eval mode, a module moves its batch.
 QUIET = (
+    r".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",
     r".*there is no last checkpoint available.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*ended before the epoch ended and your dataloader is not resumable.*",

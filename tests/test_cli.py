@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,14 @@ def test_logger_can_be_switched_off(toy_shards: Path, toy_tokenizer: Path, tmp_p
     assert not (tmp_path / "run" / "metrics.csv").exists()
 
 
-def test_the_progress_bar_shows_small_learning_rates(toy_shards: Path, toy_tokenizer: Path, tmp_path: Path) -> None:
+def test_the_terminal_shows_small_learning_rates_and_nothing_unknown(
+    toy_shards: Path, toy_tokenizer: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     recipe = clip_recipe(tmp_path / "run", toy_shards, toy_tokenizer, max_samples=8)
-    recipe["trainer"]["enable_progress_bar"] = True
-    bar = fit_here(recipe, tmp_path).trainer.progress_bar_callback
+    recipe["trainer"] |= {"enable_progress_bar": True, "enable_model_summary": True}
+    trainer = fit_here(recipe, tmp_path).trainer
+    bar = trainer.progress_bar_callback
     assert isinstance(bar, RichProgressBar) and f"{0.0003:{bar.theme.metrics_format}}" == "0.0003"
+    shown = "".join(capfd.readouterr())
+    assert "DualEncoder" in shown and re.search(r"[0-9,]+ parameters, [0-9,]+ of them trained", shown)
+    assert not re.search("FLOPs|v_num|-2 |transfer_batch_to_device", shown)
