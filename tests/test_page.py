@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,55 @@ def test_other_hosts_and_addresses_that_fetch_are_refused(page: Served) -> None:
     assert page.get("en/", Host="attacker.example")[0] == 421
     for path in ("en/gradio_api/proxy=http://example.org/", "en/gradio_api/file=http://example.org/x", "en/monitoring",
                  "files/README.md/../../x", "files/leam_mm_release.json", "images/x/y.png",
-                 "en/gradio_api/file=/etc/passwd"):  # fmt: skip
+                 "en/gradio_api/file=/etc/passwd", "en/gradio_api/file/http://192.0.2.1/x",
+                 "en/gradio_api/file//etc/passwd", "en/gradio_api/deep_link?session_hash=x"):  # fmt: skip
         assert page.get(path)[0] in (403, 404), path
     assert page.get("files/documents/table.csv")[2] == b"a,b\n"
+
+
+def post(page: Served, path: str, body: bytes | Iterator[bytes] = b"{}", **headers: str) -> int:
+    """Status of an answer; the connection may be closed while the body is sent."""
+    parts = urllib.parse.urlsplit(page.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+    headers = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    with suppress(BrokenPipeError, ConnectionResetError):
+        connection.request("POST", path, body, headers)
+    return connection.getresponse().status
+
+
+def test_what_the_pages_of_other_sites_send_is_refused(page: Served) -> None:
+    own = page.url.rstrip("/")
+    form = {"Content_Type": "multipart/form-data; boundary=x"}
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
+    for other in ({"Origin": "http://attacker.example"}, {"Origin": "null"}, {"Origin": "http://localhost:1"},
+                  {"Sec_Fetch_Site": "cross-site"}, {"Sec_Fetch_Site": "same-site"}):  # fmt: skip
+        assert post(page, "/en/gradio_api/upload", body, **form, **other) == 403, other
+    for same in ({"Origin": own}, {"Sec_Fetch_Site": "same-origin", "Origin": "https://lab.example"}, {}):
+        assert post(page, "/en/gradio_api/upload", body, **form, **same) == 200, same
+
+
+def test_long_bodies_and_other_posts_are_refused_before_they_are_read() -> None:
+    from fastapi import FastAPI, Request
+    from fastapi.testclient import TestClient
+
+    from leam_mm.serving.page_server import KeepLocal
+
+    app, read = FastAPI(), []
+
+    @app.post("/{path:path}")
+    async def read_all(path: str, request: Request) -> int:
+        async for part in request.stream():
+            read.append(len(part))
+        return sum(read)
+
+    client = TestClient(KeepLocal(app, None))
+    join = "/en/gradio_api/queue/join"
+    assert client.post(join, content=b"{}").json() == 2
+    assert client.post(join, content=b"{}", headers={"content-length": str(10**10)}).status_code == 413
+    assert client.post(join, content=(bytes(1 << 20) for _ in range(100))).status_code == 413  # of unknown length
+    assert sum(read) <= 1_000_002
+    for name in ("process_recording", "component_server", "vibe-edit", "call/x", "api/x", "login"):
+        assert client.post(f"/en/gradio_api/{name}", content=b"{}").status_code == 404, name
 
 
 def test_an_image_is_served_as_the_marked_file(page: Served) -> None:

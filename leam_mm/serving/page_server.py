@@ -1,18 +1,20 @@
 """Web server of the page: its addresses, headers that keep a browser on this machine, and a clean end."""
 
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, PlainTextResponse, RedirectResponse, Response
 
 from leam_mm.errors import UserError
 from leam_mm.serving.drawing_service import ImageStore
 from leam_mm.serving.page_texts import LANGUAGES, Language, preferred_language
 from leam_mm.serving.release_documents import ReleaseDocuments
+from leam_mm.serving.uploaded_image import MAX_UPLOAD
 
 Scope = MutableMapping[str, Any]
 # gradio's program needs inline scripts and eval. Nothing is loaded from, or sent to, another machine.
@@ -28,15 +30,21 @@ HEADERS = {
 FETCHING = (
     "/gradio_api/proxy=",
     "/gradio_api/file=http",
+    "/gradio_api/file/",
+    "/gradio_api/deep_link",
     "/monitoring",
-)  # addresses of gradio that fetch, or tell, more
+)  # addresses of gradio that fetch, store, or tell, more
+# What the page posts to. gradio has more, which read videos of strangers, or change its program.
+POSTED = re.compile(rf"/({'|'.join(LANGUAGES)})/gradio_api/(queue/join|cancel|reset|upload|run/[^/]+)/?")
+MAX_BODY = 1_000_000  # bytes of a request
+MAX_PARTS = 100_000  # bytes around the file of an upload
 MAX_HTML = 4_000_000  # bytes of gradio's page
 CHARSET = '<meta charset="utf-8" />'
 GRACE = 2  # seconds for open connections at the end
 
 
 class KeepLocal:
-    """Adds the headers, refuses foreign host names, and gives gradio's page its language.
+    """Adds the headers, refuses foreign host names, pages and large bodies, and gives gradio's page its language.
 
     Args:
         app: The application.
@@ -57,6 +65,16 @@ class KeepLocal:
             return await PlainTextResponse("this host name is not served here", 421)(scope, receive, send)
         if any(part in scope["path"] for part in FETCHING):
             return await PlainTextResponse("not found", 404)(scope, receive, send)
+        if scope["method"] not in ("GET", "HEAD"):
+            if not POSTED.fullmatch(scope["path"]):
+                return await PlainTextResponse("not found", 404)(scope, receive, send)
+            if _is_cross_site(given):
+                return await PlainTextResponse("sent by the page of another site", 403)(scope, receive, send)
+        most = MAX_UPLOAD + MAX_PARTS if scope["path"].endswith("/upload") else MAX_BODY
+        stated = given.get(b"content-length", b"0")
+        if not stated.isdigit() or len(stated) > 12 or int(stated) > most:
+            return await PlainTextResponse(f"larger than {most} bytes", 413)(scope, receive, send)
+        receive = _limited(receive, most)
         language = next((code for code in LANGUAGES if scope["path"] in (f"/{code}/", f"/{code}")), None)
         collected: list[bytes] = []
         start: MutableMapping[str, Any] = {}
@@ -81,6 +99,29 @@ class KeepLocal:
         if language is not None:  # so that the answer is not compressed
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]}
         await self.app(scope, receive, answer)
+
+
+def _is_cross_site(headers: dict[bytes, bytes]) -> bool:
+    """Return whether another site sent a request through the browser of a user; programs send neither header."""
+    if (site := headers.get(b"sec-fetch-site")) is not None:  # set by the browser, not by a page
+        return site not in (b"same-origin", b"none")
+    origin = headers.get(b"origin")
+    return origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower()
+
+
+def _limited(receive: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """Return ``receive`` for a body of at most ``most`` bytes; gradio would read any length into memory."""
+    size = 0
+
+    async def limited() -> MutableMapping[str, Any]:
+        nonlocal size
+        message: MutableMapping[str, Any] = await receive()
+        size += len(message.get("body", b""))
+        if size > most:
+            raise HTTPException(413, f"larger than {most} bytes")
+        return message
+
+    return limited
 
 
 def in_language(page: bytes, language: Language) -> bytes:
