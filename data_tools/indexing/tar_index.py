@@ -32,6 +32,7 @@ IMAGES = ("jpg", "jpeg", "png", "webp")  # in the order in which one of several 
 OTHER_IMAGES = ("jpe", "jfif", "gif", "bmp", "tif", "tiff", "avif", "heic", "jxl")
 MAX_IMAGE = 256_000_000  # bytes, as data_tools/vetting/read_samples.py
 MAX_JSON = 2_000_000  # bytes
+MAX_ENDINGS = 8  # of a name that are looked at; a name of 64,000 dots would take a second
 MAX_TEXTS = 1 << 30  # bytes of all texts of a tar, which are held in memory
 JSON = "json"
 ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True)
@@ -309,7 +310,7 @@ def _decision(record: Mapping[str, Any], image: _Image) -> dict[str, Any]:
 def _is_further(key: str, whole: set[str]) -> bool:
     """Return whether an image without captions is a further member of a sample, such as ``0001.seg.png``."""
     base = key.rpartition("/")[2]
-    ends = [at for at, letter in enumerate(base) if letter == "." and at]
+    ends = [at for at, letter in enumerate(base) if letter == "." and at][-MAX_ENDINGS:]
     return any(key[: len(key) - len(base) + at] in whole for at in ends)
 
 
