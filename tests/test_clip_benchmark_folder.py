@@ -7,6 +7,7 @@ import pytest
 from toys.class_folders import write_class_folder, write_tars
 from toys.images import COLOURS, blank_png, coloured_square, encoded_image, rotated_jpeg, soft_image
 
+from leam_mm.data.shard_manifest import BLOCK
 from leam_mm.errors import UserError
 from leam_mm.evaluators.class_folder import read_class_folder
 from leam_mm.evaluators.clip_benchmark_folder import read_samples, read_templates
@@ -47,6 +48,14 @@ def test_captions_have_the_given_language(tmp_path: Path) -> None:
     assert classes == [] and samples[0].captions("de") == ["ein Haus", "zwei Häuser"] and not samples[0].captions("en")
 
 
+def _header(name: str, size: int) -> bytes:
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT))
+    if size < 0:  # base 256, as GNU tar writes what is beyond 8 GB
+        header[124:136] = b"\xff" + (256**11 + size).to_bytes(11)
+        header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+    return bytes(header)
+
+
 def test_damaged_folders_are_refused(tmp_path: Path) -> None:
     folder = labelled(tmp_path)
     content = (folder / "test/1.tar").read_bytes()
@@ -54,6 +63,12 @@ def test_damaged_folders_are_refused(tmp_path: Path) -> None:
         (folder / "test/1.tar").unlink(missing_ok=True)
         if damage is not None:
             (folder / "test/1.tar").write_bytes(damage)
+        with pytest.raises(UserError, match=reason):
+            read_samples(folder, "test", PLAIN, "en")
+    for place, size, reason in ((0, -BLOCK, "-512 bytes"), (0, -2 * BLOCK, "-1024 bytes"), (1, 0, "damaged header")):
+        headers = [_header(f"x{number}.cls", size) for number in range(2)]
+        headers[place] = headers[place][:-1] + (b"x" if size == 0 else headers[place][-1:])  # a wrong checksum
+        (folder / "test/1.tar").write_bytes(b"".join(headers) + bytes(2 * BLOCK))
         with pytest.raises(UserError, match=reason):
             read_samples(folder, "test", PLAIN, "en")
     write_tars(tmp_path / "b", "test", [[{"cls": b"0"}]])

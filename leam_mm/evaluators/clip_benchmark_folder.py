@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from leam_mm.data.image_limits import MEMBER_EXTENSIONS
+from leam_mm.data.shard_manifest import BLOCK
 from leam_mm.errors import UserError
 from leam_mm.evaluators.image_preparation import ImagePreparation
 from leam_mm.evaluators.stored_image import StoredImage
@@ -101,6 +102,8 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                if member.size < 0:  # of which tarfile reads the same header again and again
+                    raise ValueError(f"a member of {member.size} bytes")
                 place, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
                 if not member.isreg() or member.issparse() or not stem or not extension:
@@ -112,6 +115,10 @@ def _samples(file: Path) -> Iterator[tuple[str, dict[str, tuple[int, int]]]]:
                     key, members = own, {}
                 members[extension.lower()] = (member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            with file.open("rb") as opened:  # tarfile takes a damaged header for the end
+                opened.seek(tar.offset)
+                if opened.read(BLOCK).strip(b"\0"):
+                    raise ValueError(f"a damaged header at byte {tar.offset}")
     except FileNotFoundError:
         raise UserError(f"{file} is missing: copy it, or correct {SHARDS}") from None
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
