@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toys.images import blank_png
 from toys.shards import Members, complete_sample, write_samples
+from toys.vetting import hostile_samples, write_hostile
 
 from data_tools.check_shards import main
 from data_tools.samples.shard_check import check_folder
@@ -99,6 +100,14 @@ def test_samples_that_break_the_contract(members: Members, word: str, tmp_path: 
     faults = check_folder(write_samples(tmp_path / "a", [members, complete_sample()]))[1].faults
     assert len(faults) == 1 and "sample 00000" in faults[0]
     assert any(part in faults[0] for part in word.split("|"))
+
+
+@pytest.mark.parametrize("name", [name for name, (_, value) in hostile_samples().items() if value in ("member", "tar")])
+def test_members_that_readers_take_differently_are_found_though_all_digests_are_right(
+    name: str, tmp_path: Path
+) -> None:
+    faults = check_folder(write_hostile(tmp_path / "a", [hostile_samples()[name][0]]))[1].faults
+    assert len(faults) == 1 and "sample K: " in faults[0] and "sha256" not in faults[0]
 
 
 def test_fast_decodes_no_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

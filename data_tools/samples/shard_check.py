@@ -18,7 +18,7 @@ from leam_mm.data.latent_members import has_texts_only
 from leam_mm.data.sample_json import read_sample_json, sample_captions
 from leam_mm.data.shard_index import MANIFEST, ShardFolder
 from leam_mm.data.shard_manifest import BLOCK, ShardEntry
-from leam_mm.data.tar_members import parse_sample
+from leam_mm.data.tar_members import checked_members, parse_sample
 from leam_mm.errors import UserError
 
 FIELDS = ("url", "domain", "licence", "legal_basis", "sha256", "width", "height", "metadata")
@@ -93,8 +93,10 @@ def check_shard(folder: ShardFolder, number: int, decode: bool, finding: Finding
                 if not shard.is_intact(row, raw):
                     fault = "its sha256 is not the one in the index"
                 else:
-                    fault = sample_fault(parse_sample(raw), decode, finding, foreign)
-            except UserError as error:
+                    # The tars of others were read by their names; raw gives their samples names of ours.
+                    members = parse_sample(raw) if foreign else checked_members(key, raw)
+                    fault = sample_fault(members, decode, finding, foreign)
+            except (UserError, ValueError) as error:
                 fault = str(error)
             if fault:
                 finding.faults.append(f"{where}: sample {key}: {fault}")

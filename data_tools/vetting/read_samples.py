@@ -12,7 +12,7 @@ from data_tools.work.foreign_error import first_line
 from data_tools.work.time_limit import TimeLimit, TookTooLong
 from leam_mm.data.image_file import open_image
 from leam_mm.data.ledger import link_uid
-from leam_mm.data.shard_index import walk_sample
+from leam_mm.data.tar_members import checked_members
 from leam_mm.errors import UserError
 
 IMAGES = ("jpg", "png", "webp")
@@ -61,21 +61,12 @@ def open_sample(key: Any, raw: bytes) -> Sample:
 
 
 def _read_members(key: str, raw: bytes) -> dict[str, bytes]:
-    members = {}
     try:
-        for name, start, size, plain in walk_sample(raw):
-            stem, _, extension = name.partition(".")
-            shown = ascii(name[:80])
-            if not plain:
-                raise SampleFault("member", f"member {shown} is a link, a folder or a device")
-            if stem != key or not extension or "/" in extension:
-                raise SampleFault("member", f"member {shown} has another name than its sample")
-            if extension in members:
-                raise SampleFault("member", f"member {shown} occurs twice")
-            members[extension] = raw[start : start + size]
+        return checked_members(key, raw)
+    except ValueError as error:
+        raise SampleFault("member", str(error)) from None
     except UserError as error:
         raise SampleFault("tar", first_line(error)) from None
-    return members
 
 
 def _refuse_constant(name: str) -> Any:

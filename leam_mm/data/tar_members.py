@@ -37,7 +37,7 @@ def member_header(block: bytes) -> tuple[str, int, bool]:
                 if sum(block) - sum(block[148:156]) + 8 * 32 == int(digest, 8):
                     return name.decode("ascii"), int(size, 8), True
     header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    return header.name, header.size, header.isreg()
+    return header.name, header.size, header.type in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def walk_sample(raw: bytes) -> Iterator[tuple[str, int, int, bool]]:
@@ -66,3 +66,24 @@ def parse_sample(raw: bytes) -> dict[str, bytes]:
     """Split the byte range of one sample into its members, by extension (``{"png": ..., "json": ...}``)."""
     found = walk_sample(raw)
     return {name.rpartition("/")[2].partition(".")[2]: raw[at : at + size] for name, at, size, plain in found if plain}
+
+
+def checked_members(key: str, raw: bytes) -> dict[str, bytes]:
+    """Split the byte range of one sample as `parse_sample`, if every reader of tars finds the same members in it.
+
+    Raises:
+        UserError: As `walk_sample`.
+        ValueError: A member is no plain file, has not the name of its sample, or occurs twice.
+    """
+    members: dict[str, bytes] = {}
+    for name, start, size, plain in walk_sample(raw):
+        stem, _, extension = name.partition(".")
+        shown = ascii(name[:80])
+        if not plain:
+            raise ValueError(f"member {shown} is a link, a folder or a device, or is sparse")
+        if stem != key or not extension or "/" in extension:
+            raise ValueError(f"member {shown} has another name than its sample")
+        if extension in members:
+            raise ValueError(f"member {shown} occurs twice")
+        members[extension] = raw[start : start + size]
+    return members

@@ -7,7 +7,9 @@ every image that was kept must decode. Then tar files whose members have paths o
 read as the loader reads them, and checked as check_shards does. Counts, not speed.
 """
 
+import hashlib
 import io
+import json
 import tarfile
 import tempfile
 import time
@@ -93,10 +95,12 @@ def hostile_shards(scratch: Path) -> list[Path]:
         tar.write_bytes(bytes(raw) + b"abc".ljust(512, b"\0") + body[:-1024] + bytes(1024))
         grown = tar.stat().st_size
         index = pq.read_table(folder / "00000.index.parquet").to_pydict()
-        index |= {"offset": [0], "size": [grown - 1024]}
+        content = tar.read_bytes()  # with the right digests, so that only what is in the members can be wrong
+        index |= {"offset": [0], "size": [grown - 1024], "sha256": [hashlib.sha256(content[:-1024]).hexdigest()]}
         pq.write_table(pa.table(index), folder / "00000.index.parquet")
-        line = (folder / MANIFEST).read_text().replace(f'"bytes": {len(body)}', f'"bytes": {grown}')
-        (folder / MANIFEST).write_text(line)
+        entry = json.loads((folder / MANIFEST).read_text())
+        entry |= {"bytes": grown, "sha256": hashlib.sha256(content).hexdigest()}
+        (folder / MANIFEST).write_text(json.dumps(entry) + "\n")
         folders.append(folder)
     return folders
 
