@@ -1,5 +1,8 @@
 import json
+import random
 import shutil
+import string
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,21 @@ def test_case_and_composition_do_not_matter(toy_tokenizer: Path) -> None:
     tokenizer = Tokenizer(toy_tokenizer, 12)
     text, _ = tokenizer.encode(["A RED square", "a red square", "gr\u00fcn", "gru\u0308n"])
     assert torch.equal(text[0], text[1]) and torch.equal(text[2], text[3])
+
+
+def test_endless_captions_take_little_time(toy_tokenizer: Path) -> None:
+    """open_clip joins the letters of a word in quadratic time: one of 16,000 took 11 seconds."""
+    letters = "".join(random.Random(0).choices(string.ascii_lowercase, k=1_000_000))
+    for tokenizer in (Tokenizer("open_clip", 77), Tokenizer(toy_tokenizer, 12)):
+        begin = time.process_time()
+        text, _ = tokenizer.encode(
+            ["a red square", letters, " " * 5_000_000 + "a red square", "a red square " + letters]
+        )
+        assert time.process_time() - begin < 5
+        assert torch.equal(text[2], text[0]) and torch.equal(text[1], tokenizer.encode([letters[:1000]])[0][0])
+        assert torch.equal(text[3, :4], text[0, :4])
+        plain = " ".join(letters[at : at + 9] for at in range(0, 4000, 9))  # longer than is kept, and not changed
+        assert torch.equal(tokenizer.encode([plain])[0], tokenizer._tokens([plain], tokenizer.context_length))
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Captions to token ids, with the tokenizer class that open_clip uses on a release."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ CONFIG = "open_clip_config.json"
 OPTIONS = {"clean", "strip_sep_token", "language", "additional_special_tokens"}  # a config may set; others name files
 MOST_TOKENS = 4096  # that are counted for a caption
 COUNTED_AT_ONCE = 256
+LETTERS_PER_TOKEN = 64  # that are read of a caption, for each token that is kept
+MOST_LETTERS = 1000  # of a word
+_LONG_WORD = re.compile(rf"(\S{{{MOST_LETTERS}}})\S+")
 ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
 
 
@@ -82,12 +86,14 @@ class Tokenizer:
 
         Args:
             captions: B texts.
-            context_length: L, at which they are cut; None takes that of the encoder.
+            context_length: L, at which they are cut; None takes that of the encoder. Of words of more than
+                ``MOST_LETTERS`` only the start is read.
 
         Returns:
             text (B, L) int64 padded after the end token, and text_length (B,) int64 with begin and end token counted.
         """
-        text = self._tokens(list(captions), context_length or self.context_length)
+        length = context_length or self.context_length
+        text = self._tokens([_bounded(caption, LETTERS_PER_TOKEN * length) for caption in captions], length)
         if self.pad == self.end:  # then the first one is the end
             return text, self._first(text == self.end) + 1
         # Up to the last token that is no padding: open_clip's English vocabulary pads with the id of "!".
@@ -123,6 +129,17 @@ class Tokenizer:
     def _first(found: Tensor) -> Tensor:
         """Return the column of the first true entry of each row, or the last column if there is none."""
         return torch.where(found.any(dim=1), found.int().argmax(dim=1), found.shape[1] - 1)
+
+
+def _bounded(caption: str, most: int) -> str:
+    """Return the start of a caption whose words take little time: pairs of letters are joined in quadratic time."""
+    if len(caption) <= MOST_LETTERS:
+        return caption
+    return (
+        " ".join(_LONG_WORD.sub(r"\1", caption).split())[:most]
+        if len(caption) > most
+        else _LONG_WORD.sub(r"\1", caption)
+    )
 
 
 def _refuse_options(file: Path) -> dict[str, Any]:
