@@ -40,6 +40,16 @@ def test_front_matter_holds_what_was_measured() -> None:
     assert other["license"] == "other" and other["license_name"] == "LicenseRef-House: rules"
 
 
+def test_scores_of_a_generator_are_not_retrieval_on_the_hub() -> None:
+    """The evaluator TextToImage has the name of a direction of retrieval."""
+    metrics = [metric_row(f"{name}/{part}") for part in ("mean", "de", "fr")
+               for name in ("text_to_image/scene_reader/soft_tifa", "retrieval/text_to_image/r1")]  # fmt: skip
+    metrics.append(metric_row("text_to_image/scene_reader/judge/accuracy"))
+    front = yaml.safe_load(model_card(facts(metrics=metrics)).split("---\n")[1])
+    found = {(result["task"]["type"], result["dataset"]["type"]) for result in front["model-index"][0]["results"]}
+    assert found == {("text-to-image", "text_to_image"), ("image-text-retrieval", "retrieval")}
+
+
 def test_the_hub_reads_results_data_sets_and_grams(tmp_path: Path) -> None:
     """What huggingface_hub checks without a network: the card is parsed, and its model index becomes results."""
     metrics = [metric_row("scenes/top1/de", 0.5), metric_row("scenes/top1/fr", 0.25), metric_row("scenes/top1/mean")]

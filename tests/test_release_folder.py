@@ -261,7 +261,7 @@ def test_a_release_without_audits_is_refused_until_the_card_says_why(runs: Path,
     with pytest.raises(UserError, match=r"contradicts itself: release\.yaml: languages: names fr, without a meas"):
         main(["build", "--publisher", str(fields), *words])
     main([*BUILD, *words])
-    assert "| provenance | missing | a toy |" in (tmp_path / "release/README.md").read_text()
+    assert "| provenance | not run | a toy |" in (tmp_path / "release/README.md").read_text()
     assert contradictions(tmp_path / "release") == []
 
 

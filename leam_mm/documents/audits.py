@@ -22,7 +22,7 @@ VERDICTS = {  # English and German
     "passed": ("passed", "bestanden"),
     "failed": ("failed", "nicht bestanden"),
     "inconclusive": ("inconclusive", "nicht entschieden"),
-    "missing": ("missing", "fehlt"),
+    "missing": ("not run", "nicht durchgeführt"),
 }
 PUBLISHABLE = ("passed",)
 

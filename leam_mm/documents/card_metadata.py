@@ -21,6 +21,7 @@ HUB_METRICS |= {"recall": "recall", "precision": "precision", "fid": "fid"}
 OTHER_METRICS = 20  # metrics without a language in the metadata
 GENERATION_TASK = ("text-to-image", "Text-to-image generation")
 ENCODER_TASK = ("zero-shot-image-classification", "Zero-shot image classification")
+RECALL = re.compile(r"r\d+")  # TextToImage has the name of a direction of retrieval, but no recall at k
 RETRIEVAL_TASK = ("image-text-retrieval", "Image-text retrieval")
 
 
@@ -100,7 +101,7 @@ def _result(name: str, what: str, row: Row, config: str | None) -> EvalResult:
     parts = [_line(part) for part in name.split("/")]
     kind = next((HUB_METRICS[part] for part in reversed(parts) if part in HUB_METRICS), None)
     kind = kind or next((part for part in reversed(parts) if part not in ("generated", "real")), parts[-1])
-    retrieval = any(part in parts for part in ("image_to_text", "text_to_image"))
+    retrieval = any(RECALL.fullmatch(part) for part in parts)
     classified = any(part.startswith("top") for part in parts)
     task, title = RETRIEVAL_TASK if retrieval else ENCODER_TASK if classified else GENERATION_TASK
     return EvalResult(
