@@ -7,7 +7,8 @@ What differs between undisturbed runs, and is left out of the digests:
   generated images, which are signed with a time; the pixels of the images themselves are compared.
 - model.sig: an ECDSA signature is a random one. Who signed is compared.
 
-A release has the time of its build, which SOURCE_DATE_EPOCH fixes; then all its bytes are compared.
+A release has the time of its build, which SOURCE_DATE_EPOCH fixes; then all its bytes are compared. It also records the
+commit of the code: nothing may be committed while the benchmark runs.
 """
 
 import hashlib
