@@ -95,6 +95,12 @@ def test_a_release_with_a_fault_is_not_signed(release: Path, keys: tuple[Path, P
     assert end.value.code == 1 and not (release / SIGNATURE).exists()
 
 
+def test_a_folder_that_is_missing_is_named_and_not_made(keys: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="x is no folder: give that of a release"):
+        sign(tmp_path / "missing" / "x", keys[0])
+    assert not (tmp_path / "missing").exists()
+
+
 def test_a_release_that_was_built_anew_is_signed_anew(release: Path, keys: tuple[Path, Path]) -> None:
     sign(release, keys[0])
     signature = json.loads((release / SIGNATURE).read_text())

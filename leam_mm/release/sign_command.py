@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from leam_mm.errors import UserError
 from leam_mm.files import remove_leftovers
 from leam_mm.release.model_signature import check_private_key, sign_release, write_public_key
 from leam_mm.release.verify_command import show
@@ -32,6 +33,8 @@ def sign(options: SignOptions) -> int:
     """Check and sign a release, and return the exit code."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
     check_private_key(options.private_key, options.folder)
+    if not options.folder.is_dir():
+        raise UserError(f"{options.folder} is no folder: give that of a release")  # before its lock would make one
     with run_lock(beside(options.folder), options.folder):
         remove_leftovers(options.folder, SIGNATURE)  # a file more would be a fault of the release
         found = verify_release(options.folder, signed=False)  # an older signature is replaced
