@@ -61,7 +61,7 @@ def test_links_to_files_that_cannot_exist(name: str, tmp_path: Path) -> None:
     settings.min_success, settings.processes = 0.5, 1
     download_images(settings)
     found = [row for batch in read_ledger(tmp_path / "shards" / "ledger.parquet") for row in batch.to_pylist()]
-    assert [row["kept"] for row in found] == [False, True] and found[0]["rule"] in ("path", "download")
+    assert [row["kept"] for row in found] == [False, True] and found[0]["rule"] in ("path", "download", "url")
     assert "\n" not in found[0]["reason"]
 
 

@@ -64,7 +64,7 @@ def _read_members(key: str, raw: bytes) -> dict[str, bytes]:
     try:
         return checked_members(key, raw)
     except ValueError as error:
-        raise SampleFault("member", str(error)) from None
+        raise SampleFault("member", first_line(error)) from None
     except UserError as error:
         raise SampleFault("tar", first_line(error)) from None
 
