@@ -33,10 +33,11 @@ def test_case_and_composition_do_not_matter(toy_tokenizer: Path) -> None:
 def test_endless_captions_take_little_time(toy_tokenizer: Path) -> None:
     """open_clip joins the letters of a word in quadratic time: one of 16,000 took 11 seconds."""
     letters = "".join(random.Random(0).choices(string.ascii_lowercase, k=1_000_000))
+    words = " ".join(letters[at : at + 999] for at in range(0, 1_000_000, 999)) * 10  # each below the limit of a word
     for tokenizer in (Tokenizer("open_clip", 77), Tokenizer(toy_tokenizer, 12)):
         begin = time.process_time()
         text, _ = tokenizer.encode(
-            ["a red square", letters, " " * 5_000_000 + "a red square", "a red square " + letters]
+            ["a red square", letters, " " * 5_000_000 + "a red square", "a red square " + letters, words]
         )
         assert time.process_time() - begin < 5
         assert torch.equal(text[2], text[0]) and torch.equal(text[1], tokenizer.encode([letters[:1000]])[0][0])

@@ -51,7 +51,7 @@ class RunSummary(RichModelSummary):
             table.add_row(*row)
         get_console().print(table)
         get_console().print(
-            f"{total_parameters:,} parameters, {trainable_parameters:,} of them trained; {model_size:.1f} MB"
+            f"{total_parameters:,} parameters, {trainable_parameters:,} of them trained; about {model_size:.1f} MB"
         )
 
 

@@ -18,7 +18,7 @@ MOST_TOKENS = 4096  # that are counted for a caption
 COUNTED_AT_ONCE = 256
 LETTERS_PER_TOKEN = 64  # that are read of a caption, for each token that is kept
 MOST_LETTERS = 1000  # of a word
-_LONG_WORD = re.compile(rf"(\S{{{MOST_LETTERS}}})\S+")
+_LONG_WORD = re.compile(rf"(?<!\S)(\S{{{MOST_LETTERS}}})\S+")  # tried at the start of each word only
 ENGLISH = "open_clip"  # given instead of a folder: the English vocabulary of 49,408 tokens inside open_clip
 
 
@@ -135,11 +135,8 @@ def _bounded(caption: str, most: int) -> str:
     """Return the start of a caption whose words take little time: pairs of letters are joined in quadratic time."""
     if len(caption) <= MOST_LETTERS:
         return caption
-    return (
-        " ".join(_LONG_WORD.sub(r"\1", caption).split())[:most]
-        if len(caption) > most
-        else _LONG_WORD.sub(r"\1", caption)
-    )
+    text = _LONG_WORD.sub(r"\1", caption)
+    return " ".join(text.split())[:most] if len(caption) > most else text
 
 
 def _refuse_options(file: Path) -> dict[str, Any]:
